@@ -1,0 +1,69 @@
+"""Train, test and talk to small dialog models.
+
+Importing this module imports no torch: each public name is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dialogkit.config.load import load_run_config as load_run_config
+    from dialogkit.config.run import RunConfig as RunConfig
+    from dialogkit.dialog import Dialog as Dialog
+    from dialogkit.dialog import Message as Message
+    from dialogkit.errors import DialogKitError as DialogKitError
+    from dialogkit.services.evaluate import EvaluateResult as EvaluateResult
+    from dialogkit.services.evaluate import evaluate as evaluate
+    from dialogkit.services.generate import GenerateResult as GenerateResult
+    from dialogkit.services.generate import generate as generate
+    from dialogkit.services.models import list_models as list_models
+    from dialogkit.services.train import TrainResult as TrainResult
+    from dialogkit.services.train import train as train
+    from dialogkit.services.train import train_single_model as train_single_model
+
+_EXPORTS = {
+    "load_run_config": "config.load",
+    "RunConfig": "config.run",
+    "Dialog": "dialog",
+    "Message": "dialog",
+    "DialogKitError": "errors",
+    "EvaluateResult": "services.evaluate",
+    "evaluate": "services.evaluate",
+    "GenerateResult": "services.generate",
+    "generate": "services.generate",
+    "list_models": "services.models",
+    "TrainResult": "services.train",
+    "train": "services.train",
+    "train_single_model": "services.train",
+}
+
+__all__ = [
+    "Dialog",
+    "DialogKitError",
+    "EvaluateResult",
+    "GenerateResult",
+    "Message",
+    "RunConfig",
+    "TrainResult",
+    "__version__",
+    "evaluate",
+    "generate",
+    "list_models",
+    "load_run_config",
+    "train",
+    "train_single_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,5 @@
+"""`python -m dialogkit`."""
+
+from dialogkit.cli.app import main
+
+main()

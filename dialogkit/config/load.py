@@ -1,0 +1,344 @@
+"""Reads settings and merges them; the only reader of the `configs/` folder.
+
+Merge order, lowest first: section defaults, model file, preset, `--config FILE`, then flags and `--set`.
+Each layer is a JSON object with the sections of `RunConfig`; `$schema` and `description` are for people.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from dialogkit.config.model import NAME_PATTERN
+from dialogkit.config.paths import configs_dir
+from dialogkit.config.run import RunConfig
+from dialogkit.errors import ConfigError, ModelError, did_you_mean
+
+MAX_FILE_BYTES = 1_000_000
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+
+Layer = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A validated configuration, and for each setting (dotted name) the layer that decided it."""
+
+    config: RunConfig
+    origins: dict[str, str]
+
+
+def model_names() -> list[str]:
+    """Return the catalogue's names: pretrained first, then from scratch by size."""
+    shipped = _names("models")
+    order = {"small": 1, "medium": 2, "large": 3, "nano": -1, "tiny": 0}
+    return sorted(
+        shipped,
+        key=lambda n: (n.startswith("custom"), n.split("-")[0] != "gpt2", order.get(n.split("-")[-1], 9), n),
+    )
+
+
+def preset_names() -> list[str]:
+    """Return the presets' names, by effort."""
+    order = {"test": 0, "development": 1, "production": 2}
+    return sorted(_names("presets"), key=lambda n: (order.get(n, 9), n))
+
+
+@cache
+def _names(kind: str) -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in (configs_dir() / kind).glob("*.json")))
+
+
+def describe(kind: str, name: str) -> str:
+    """Return the description of a shipped model (`models`) or preset (`presets`)."""
+    return str(_read_json(configs_dir() / kind / f"{name}.json").get("description", ""))
+
+
+def load_run_config(
+    model: str = "custom-tiny",
+    *,
+    preset: str = "test",
+    config_file: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """Return the validated configuration of a run.
+
+    Args:
+        model: a catalogue name, a model file (`.json`), a model folder, a GGUF file or a hub id.
+        preset: test, development or production.
+        config_file: a JSON file with any settings; it overrides the model file and the preset.
+        overrides: dotted names to values, such as `{"train.max_steps": 5}`; they override everything.
+
+    Raises: ConfigError naming every problem; ModelError for an unknown model.
+    """
+    return load_with_origins(model, preset=preset, config_file=config_file, overrides=overrides).config
+
+
+def load_with_origins(
+    model: str | None = "custom-tiny",
+    *,
+    preset: str | None = "test",
+    config_file: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> LoadedConfig:
+    """Return the configuration with the origin of every setting; see `load_run_config`.
+
+    With `model=None` or `preset=None` that layer is the configuration file's own.
+    """
+    file_layer = read_layer(Path(config_file)) if config_file is not None else {}
+    layers: list[tuple[str, Layer]] = []
+    if model is not None or "model" not in file_layer:
+        layers.append(model_layer(model or "custom-tiny"))
+    if preset is not None or not file_layer:
+        layers.append(preset_layer(preset or "test"))
+    if file_layer:
+        layers.append((str(config_file), _without_model(file_layer) if model is not None else file_layer))
+    if overrides:
+        layers.append(("command line", _nested(overrides)))
+    merged: Layer = {}
+    origins = {name: "default" for name, _ in flatten(_defaults())}
+    for origin, layer in layers:
+        _merge(merged, layer)
+        origins.update({name: origin for name, _ in flatten(layer)})
+    try:
+        config = RunConfig.model_validate(merged)
+    except ValidationError as error:
+        problems = list_problems(error)
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ConfigError(
+            f"{problems[0]}{more}", hint="dialogkit config show", details=problems[1:]
+        ) from None
+    known = {name for name, _ in flatten(config.model_dump())}
+    return LoadedConfig(config, {name: origins.get(name, "default") for name in sorted(known)})
+
+
+def _without_model(layer: Layer) -> Layer:
+    """Return a file's layer without the identity of its model: MODEL on the command line decides that."""
+    model = {k: v for k, v in layer.get("model", {}).items() if k not in ("name", "source")}
+    return {**{k: v for k, v in layer.items() if k != "model"}, **({"model": model} if model else {})}
+
+
+def _defaults() -> Layer:
+    return {
+        name: field.default.model_dump() if isinstance(field.default, BaseModel) else field.default
+        for name, field in RunConfig.model_fields.items()
+        if not field.is_required()
+    }
+
+
+def model_layer(model: str) -> tuple[str, Layer]:
+    """Return the origin and settings of MODEL as `train` understands it.
+
+    Raises: ModelError if it is no catalogue name, file, folder or hub id.
+    """
+    if model in _names("models"):
+        layer = _read_json(configs_dir() / "models" / f"{model}.json")
+        return f"model {model}", _with_model_name(layer, model)
+    path = Path(model).expanduser()
+    if path.suffix == ".json" and not path.is_dir():
+        if not path.is_file():
+            raise ModelError(f"the model file {model!r} does not exist", hint="dialogkit models list")
+        return model, _with_model_name(read_layer(path), path.stem)
+    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
+        stem = path.parent.name if path.name == "model" else path.stem if path.is_file() else path.name
+        return f"model {model}", {"model": {"name": folder_name(stem), "source": str(path)}}
+    if HUB_ID.match(model) and not path.exists() and not model.endswith(".gguf"):
+        return f"model {model}", {"model": {"name": folder_name(model.split("/")[-1]), "source": model}}
+    raise ModelError(
+        f"unknown model {model!r}{did_you_mean(model, _names('models'))}", hint="dialogkit models list"
+    )
+
+
+def preset_layer(preset: str) -> tuple[str, Layer]:
+    """Return the origin and settings of a preset. Raises: ConfigError if there is none of that name."""
+    names = preset_names()
+    if preset not in names:
+        raise ConfigError(
+            f"unknown preset {preset!r}{did_you_mean(preset, names)}", hint=f"--preset {'|'.join(names)}"
+        )
+    layer = _read_json(configs_dir() / "presets" / f"{preset}.json")
+    return f"preset {preset}", {**layer, "preset": preset}
+
+
+def folder_name(text: str) -> str:
+    """Return text as a name that is safe as a folder's."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-_")[:64]
+    return name if re.match(NAME_PATTERN, name) else "model"
+
+
+def _with_model_name(layer: Layer, name: str) -> Layer:
+    section = layer.get("model", {})
+    if not isinstance(section, dict):
+        return layer
+    return {**layer, "model": {"name": folder_name(name), **section}}
+
+
+def read_layer(path: Path) -> Layer:
+    """Return a user's settings file; a run's own `run.json` gives its configuration.
+
+    Raises: ConfigError naming the file for anything that is not one JSON object of at most 1 MB.
+    """
+    layer = _read_json(path)
+    return layer["config"] if isinstance(layer.get("config"), dict) else layer
+
+
+def _read_json(path: Path) -> Layer:
+    hint = "dialogkit config show"
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigError(f"{path} is larger than 1 MB, so it is no settings file", hint=hint)
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"the settings file {str(path)!r} does not exist", hint=hint) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {_reason(error)}", hint=hint) from None
+    try:
+        layer = json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{path}:{error.lineno}: not valid JSON: {error.msg[0].lower()}{error.msg[1:]}", hint=hint
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: {error}", hint=hint) from None
+    if not isinstance(layer, dict):
+        raise ConfigError(f"{path} holds no JSON object", hint=hint)
+    return {key: value for key, value in layer.items() if key not in ("$schema", "description")}  # noqa: RET504
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).lower()
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> Layer:
+    """Refuse a key that stands twice: JSON readers silently keep the last."""
+    layer: Layer = {}
+    for key, value in pairs:
+        if key in layer:
+            raise ValueError(f"the key {key!r} stands twice")
+        layer[key] = value
+    return layer
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number that JSON knows")
+
+
+def parse_sets(words: Sequence[str]) -> dict[str, Any]:
+    """Return `a.b=value` words as dotted overrides; a value is JSON where it can be, else text.
+
+    Raises: ConfigError for a word without `=`.
+    """
+    overrides: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set {word!r} has no value", hint="--set train.learning_rate=1e-3")
+        try:
+            value = json.loads(text, parse_constant=_refuse_constant)
+        except ValueError:
+            value = text
+        overrides[name] = value
+    return overrides
+
+
+def _nested(overrides: Mapping[str, Any]) -> Layer:
+    nested: Layer = {}
+    for name, value in overrides.items():
+        *sections, key = name.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{name}: {section} is set to a value already", hint="dialogkit config show")
+        place[key] = value
+    return nested
+
+
+def _merge(base: Layer, layer: Layer) -> None:
+    for key, value in layer.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = dict(value) if isinstance(value, dict) else value
+
+
+def flatten(layer: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) for every setting of a layer."""
+    for key, value in layer.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def known_settings() -> list[str]:
+    """Return the dotted names of all settings."""
+    return [
+        f"{section}.{field}" if fields else section
+        for section, fields in _sections().items()
+        for field in (fields or {"": None})
+    ]
+
+
+def _sections() -> dict[str, Mapping[str, Any]]:
+    sections: dict[str, Mapping[str, Any]] = {}
+    for name, field in RunConfig.model_fields.items():
+        kind = field.annotation
+        is_section = isinstance(kind, type) and issubclass(kind, BaseModel)
+        sections[name] = kind.model_fields if is_section else {}  # type: ignore[union-attr]
+    return sections
+
+
+def list_problems(error: ValidationError) -> list[str]:
+    """Return one sentence for each problem, as `train.learning_rate: must be greater than 0 (got -1)`."""
+    return [_problem(tuple(item["loc"]), item["type"], item["msg"], item["input"]) for item in error.errors()]
+
+
+def _problem(location: tuple[Any, ...], kind: str, message: str, given: Any) -> str:
+    name = ".".join(str(part) for part in location)
+    if kind == "extra_forbidden":
+        known = known_settings() + [section for section, fields in _sections().items() if fields]
+        leaf = [k.split(".")[-1] for k in known if k.startswith(f"{location[0]}.")] if len(location) > 1 else []
+        suggestion = did_you_mean(str(location[-1]), leaf) if leaf else did_you_mean(name, known)
+        return f"unknown setting {name!r}{suggestion}"
+    if kind == "missing":
+        return f"{name}: is required"
+    if kind == "value_error":
+        return f"{name}: {message.removeprefix('Value error, ')}"
+    text = message.removeprefix("Input ").replace("should be", "must be").replace("should have", "must have")
+    shown = json.dumps(given, default=str, ensure_ascii=False)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return f"{name}: {text[0].lower()}{text[1:]} (got {shown})"
+
+
+def validate_file(path: Path) -> list[str]:
+    """Return every problem of a settings file, as a user would have to mend them; empty when it is valid.
+
+    A file may leave settings out: what it gives is checked on top of custom-tiny's, or of its own model section.
+    Raises: ConfigError if it is not readable JSON.
+    """
+    layer = read_layer(path)
+    merged: Layer = {}
+    if not (isinstance(layer.get("model"), dict) and ("source" in layer["model"] or "layers" in layer["model"])):
+        _merge(merged, model_layer("custom-tiny")[1])
+    _merge(merged, layer)
+    try:
+        RunConfig.model_validate(merged)
+    except ValidationError as error:
+        return list_problems(error)
+    return []
+
+
+def schema_text() -> str:
+    """Return the JSON Schema of a settings file, for editors. Every setting is optional in a file."""
+    schema = RunConfig.model_json_schema()
+    schema.pop("required", None)
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["properties"]["$schema"] = {"type": "string"}
+    schema["properties"]["description"] = {"type": "string"}
+    return json.dumps(schema, indent=2) + "\n"

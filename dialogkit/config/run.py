@@ -1,0 +1,26 @@
+"""The whole configuration of a run."""
+
+from pydantic import Field
+
+from dialogkit.config.base import Section
+from dialogkit.config.data import DataConfig
+from dialogkit.config.generate import GenerateConfig
+from dialogkit.config.model import NAME_PATTERN, ModelConfig
+from dialogkit.config.runtime import RuntimeConfig
+from dialogkit.config.tracking import TrackingConfig
+from dialogkit.config.train import TrainConfig
+
+
+class RunConfig(Section):
+    """Everything that decides a run. Machine-written copies are complete and repeat the run."""
+
+    name: str | None = Field(None, pattern=NAME_PATTERN)
+    """Name of the run. None: {model}-{preset}-{timestamp}."""
+    preset: str = Field("custom", pattern=NAME_PATTERN)
+    """The preset that the settings started from."""
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    generate: GenerateConfig = GenerateConfig()

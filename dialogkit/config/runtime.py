@@ -1,0 +1,24 @@
+"""Where to run, and in which precision."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from dialogkit.config.base import Section
+
+
+class RuntimeConfig(Section):
+    """Device, precision and place. `auto` is resolved at the start and recorded with its reason."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device to use. auto: CUDA, else Apple's MPS, else the CPU."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the matrix products; weights stay in float32. auto: bf16 where the hardware has it."""
+    compile: bool = False
+    """Compile the model with torch.compile: slower start, faster steps on a GPU."""
+    threads: int | None = Field(None, ge=1, le=1024)
+    """CPU threads. None: torch's choice."""
+    workers: int = Field(0, ge=0, le=256)
+    """Processes that assemble batches. 0: none besides the main one."""
+    output_dir: str = Field("models", min_length=1, max_length=4096)
+    """Folder for models and runs."""

@@ -1,0 +1,26 @@
+"""What is recorded where."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dialogkit.config.base import Section
+
+Tag = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class TrackingConfig(Section):
+    """The local record is always written; W&B beside it."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """W&B mode. auto: online when a key is found and the server answers, offline otherwise."""
+    project: str = Field("dialog-model-training", min_length=1, max_length=128)
+    """W&B project."""
+    entity: str | None = Field(None, min_length=1, max_length=128)
+    """W&B user or team. None: the key's default."""
+    group: str | None = Field(None, min_length=1, max_length=128)
+    """W&B group of runs."""
+    notes: str | None = Field(None, max_length=4096)
+    """Free text shown beside the W&B run."""
+    tags: tuple[Tag, ...] = Field((), max_length=50, strict=False)
+    """Further W&B tags, beside the model, the preset, single-model and pipeline."""

@@ -1,0 +1,62 @@
+"""How to train: effort, batch, optimizer, evaluation and checkpoints."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from dialogkit.config.base import Section
+
+
+class TrainConfig(Section):
+    """One optimizer step sees `batch_size` dialogs, whatever the number of parts or devices."""
+
+    epochs: float = Field(1.0, gt=0, le=10_000)
+    """Passes over the training dialogs."""
+    max_steps: int | None = Field(None, ge=1, le=100_000_000)
+    """Optimizer steps. None: as many as the epochs have."""
+    batch_size: int = Field(8, ge=1, le=65_536)
+    """Dialogs in one optimizer step."""
+    accumulation_steps: int = Field(1, ge=1, le=65_536)
+    """Parts into which a step's batch is split to save memory. Must divide the batch size."""
+    learning_rate: float = Field(1e-4, gt=0, le=10)
+    """Peak learning rate, reached after warm-up."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after warm-up: to zero by a line or a cosine, or not at all."""
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps during which the learning rate rises from zero."""
+    weight_decay: float = Field(0.0, ge=0, le=10)
+    """Decoupled weight decay of AdamW; not applied to norms and biases."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of AdamW's mean of the gradients."""
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    """Decay of AdamW's mean of the squared gradients."""
+    adam_epsilon: float = Field(1e-8, gt=0, le=1)
+    """AdamW's term against division by zero."""
+    max_grad_norm: float = Field(1.0, ge=0, le=1e6)
+    """Gradients are scaled down to this global norm. 0: not clipped."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout of residuals and embeddings, where the architecture has it. Attention has none."""
+    seed: int = Field(42, ge=0, le=2**32 - 1)
+    """Seed of the initial weights, the order of the dialogs and dropout."""
+    log_every_steps: int | None = Field(None, ge=1, le=1_000_000)
+    """Steps between logged points. None: about a hundred points a run, at most 10 steps apart."""
+    eval_every_steps: int | None = Field(None, ge=1, le=100_000_000)
+    """Steps between evaluations and checkpoints. None: four a run, the end included."""
+    eval_batch_size: int = Field(8, ge=1, le=65_536)
+    """Dialogs in one evaluation batch; the figures do not depend on it."""
+    keep_checkpoints: int = Field(2, ge=1, le=1_000)
+    """Newest checkpoints to keep (the best one is kept besides)."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights become the model: those of the lowest evaluation loss, or the last."""
+    early_stopping_patience: int | None = Field(None, ge=1, le=1_000)
+    """Stop after so many evaluations without a better loss. None: never."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> Self:
+        if self.batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"accumulation_steps {self.accumulation_steps} does not divide batch_size {self.batch_size}"
+            )
+        return self

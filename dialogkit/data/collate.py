@@ -1,0 +1,37 @@
+"""Padding-free batches: the dialogs of a batch in one row, with their lengths beside.
+
+Shapes: B dialogs, T tokens of all of them, S supervised targets. Attention must stay inside each dialog
+(`engine/attention.py`), which is why the lengths travel with the batch.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def collate_dialogs(dialogs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return one batch.
+
+    input_ids [1, T] and position_ids [1, T] (restarting in each dialog); labels [S], the supervised target ids,
+    and label_positions [S], the positions in T whose hidden state predicts them; dialog_lengths, B numbers that
+    sum to T.
+    """
+    lengths = [len(d["input_ids"]) for d in dialogs]
+    ids = np.concatenate([d["input_ids"] for d in dialogs]).astype(np.int64)
+    supervised = np.concatenate([d["supervised"] for d in dialogs])
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    # The first token of a dialog has nothing before it that could predict it.
+    supervised[starts] = False
+    targets = np.flatnonzero(supervised)
+    labels = torch.from_numpy(ids[targets])
+    return {
+        "input_ids": torch.from_numpy(ids)[None],
+        "position_ids": torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None],
+        "labels": labels,
+        # Tells the Trainer that labels are aligned already, so that it counts all of them.
+        "shift_labels": labels,
+        "label_positions": torch.from_numpy(targets - 1),
+        "dialog_lengths": tuple(lengths),
+    }

@@ -1,0 +1,114 @@
+"""Recognises the shape of dataset rows by their columns, and turns a row into a dialog."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from dialogkit.dialog import Dialog, Message, Role, check_dialog
+from dialogkit.errors import DataError
+
+Row = Mapping[str, Any]
+
+SHAPES = (
+    "alpaca: instruction, output (and input)",
+    "messages: messages with role and content",
+    "sharegpt: conversations with from and value",
+    "prompt-response: prompt with response or completion",
+)
+
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+
+
+class RowError(ValueError):
+    """A row is not the dialog that its format promises; the message says why."""
+
+
+def recognise_format(columns: Collection[str], *, source: str) -> str:
+    """Return the format's name for a set of columns.
+
+    Raises: DataError listing the columns found and the shapes understood.
+    """
+    found = set(columns)
+    if "messages" in found:
+        return "messages"
+    if "conversations" in found:
+        return "sharegpt"
+    if {"instruction", "output"} <= found:
+        return "alpaca"
+    if "prompt" in found and found & {"response", "completion"}:
+        return "prompt-response"
+    shown = ", ".join(sorted(found)[:12]) or "none"
+    raise DataError(
+        f"{source} has the columns {shown}, and none of the shapes understood ({'; '.join(SHAPES)})",
+        hint="rename the columns, or: dialogkit train --dataset starter",
+    )
+
+
+def parse_row(row: Row, kind: str) -> Dialog:
+    """Return the dialog of a row. Raises: RowError if the row does not hold one."""
+    dialog = tuple(_PARSERS[kind](row))
+    if problem := check_dialog(dialog):
+        raise RowError(problem)
+    return dialog
+
+
+def _text(row: Row, name: str, *, optional: bool = False) -> str:
+    value = row.get(name)
+    if value is None and optional:
+        return ""
+    if not isinstance(value, str):
+        raise RowError(f"{name} is {_kind(value)}, not text")
+    return value.strip()
+
+
+def _kind(value: Any) -> str:
+    return "missing" if value is None else f"of type {type(value).__name__}"
+
+
+def _alpaca(row: Row) -> list[Message]:
+    instruction, given = _text(row, "instruction"), _text(row, "input", optional=True)
+    prompt = f"{instruction}\n\n{given}" if given else instruction
+    system = _text(row, "system", optional=True)
+    turns = [Message("user", prompt), Message("assistant", _text(row, "output"))]
+    return [Message("system", system), *turns] if system else turns
+
+
+def _prompt_response(row: Row) -> list[Message]:
+    answer = "response" if "response" in row else "completion"
+    # Conversational prompt/completion rows hold lists of messages.
+    if isinstance(row.get("prompt"), list):
+        return [*_turns(row, "prompt", "role", "content"), *_turns(row, answer, "role", "content")]
+    return [Message("user", _text(row, "prompt")), Message("assistant", _text(row, answer))]
+
+
+def _turns(row: Row, column: str, role_key: str, content_key: str) -> list[Message]:
+    turns = row.get(column)
+    if not isinstance(turns, Sequence) or isinstance(turns, str):
+        raise RowError(f"{column} is {_kind(turns)}, not a list")
+    messages: list[Message] = []
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, Mapping):
+            raise RowError(f"{column}[{number}] is {_kind(turn)}, not an object")
+        role = turn.get(role_key)
+        if not isinstance(role, str) or role not in _ROLES:
+            raise RowError(f"{column}[{number}] has the {role_key} {role!r}")
+        messages.append(Message(_ROLES[role], _text(turn, content_key)))
+    # What follows the last answer has nothing to learn from.
+    while messages and messages[-1].role != "assistant":
+        messages.pop()
+    return messages
+
+
+_PARSERS: dict[str, Callable[[Row], list[Message]]] = {
+    "alpaca": _alpaca,
+    "messages": lambda row: _turns(row, "messages", "role", "content"),
+    "sharegpt": lambda row: _turns(row, "conversations", "from", "value"),
+    "prompt-response": _prompt_response,
+}

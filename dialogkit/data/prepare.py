@@ -1,0 +1,276 @@
+"""From dialogs to token arrays: cut, split by content, count, cache."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dialogkit.config.data import DataConfig
+from dialogkit.data.sources import file_digest, find_source, read_dialogs
+from dialogkit.dialog import ChatTokenizer, Dialog, Encoded
+from dialogkit.errors import DataError
+
+# Raised whenever the meaning of a cached file changes.
+CACHE_VERSION = 1
+_CHUNK_DIALOGS = 4096
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What became of the rows, told before the first step and kept with the run."""
+
+    dataset: str
+    format: str
+    license: str | None
+    revision: str
+    """SHA-256 of the file, or the hub dataset's fingerprint."""
+    rows: int
+    unusable: int
+    """Rows that hold no dialog of the format (empty answer, wrong order of roles ...)."""
+    cut: int
+    """Dialogs longer than the context, cut at a turn or inside the last answer."""
+    dropped: int
+    """Dialogs without a supervised token inside the context."""
+    first_bad_row: str | None
+
+    @property
+    def kept(self) -> int:
+        """Dialogs that can be used."""
+        return self.rows - self.unusable - self.dropped
+
+
+class DialogTokens:
+    """Token ids of many dialogs in three flat arrays; `dialogs[i]` is a dict of views.
+
+    ids [T_total], supervised [T_total], offsets [N + 1], answer_bytes [N] (UTF-8 bytes of the answers).
+    """
+
+    def __init__(
+        self,
+        ids: NDArray[np.int32],
+        supervised: NDArray[np.bool_],
+        offsets: NDArray[np.int64],
+        answer_bytes: NDArray[np.int64],
+    ) -> None:
+        self.ids = ids
+        self.supervised = supervised
+        self.offsets = offsets
+        self.answer_bytes = answer_bytes
+
+    def __len__(self) -> int:
+        return len(self.answer_bytes)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        start, end = self.offsets[index], self.offsets[index + 1]
+        return {
+            "input_ids": self.ids[start:end],
+            "supervised": self.supervised[start:end],
+            "answer_bytes": int(self.answer_bytes[index]),
+        }
+
+    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> "DialogTokens":
+        """Return a copy with only these dialogs, in this order."""
+        chosen = [slice(self.offsets[i], self.offsets[i + 1]) for i in indices]
+        lengths = np.array([s.stop - s.start for s in chosen], dtype=np.int64)
+        return DialogTokens(
+            np.concatenate([self.ids[s] for s in chosen] or [self.ids[:0]]),
+            np.concatenate([self.supervised[s] for s in chosen] or [self.supervised[:0]]),
+            np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)]),
+            self.answer_bytes[list(indices)],
+        )
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each dialog."""
+        return np.diff(self.offsets)
+
+    @property
+    def supervised_tokens(self) -> int:
+        """Number of tokens that are learned."""
+        return int(self.supervised.sum())
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Training and evaluation dialogs as tokens, and the ledger of how they came about."""
+
+    train: DialogTokens
+    evaluation: DialogTokens
+    ledger: Ledger
+    from_cache: bool
+
+
+def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, cache: Path) -> PreparedData:
+    """Return the prepared dialogs of a dataset.
+
+    A dialog is in the evaluation set because of the hash of its text: the `eval_fraction` lowest hashes, at
+    least `eval_min_dialogs` but at most half of the distinct dialogs. `samples` takes the training dialogs of the
+    lowest hashes, so that 100 samples are among the 1000.
+
+    Args:
+        config: the dataset and its limits.
+        tokenizer: gives the ids; its fingerprint is part of the cache's key.
+        context: longest dialog that the model takes, in tokens.
+        cache: folder for the token arrays.
+
+    Raises: DataError if nothing is left to train on or to evaluate.
+    """
+    longest = min(config.max_tokens or context, context)
+    tokens, hashes, ledger, from_cache = _tokens(config, tokenizer, longest, cache)
+    if ledger.kept < 2 or len(np.unique(hashes)) < 2:
+        raise DataError(
+            f"{ledger.dataset} leaves {ledger.kept} usable dialogs, too few to train and to evaluate"
+            + (f" (first unusable row: {ledger.first_bad_row})" if ledger.first_bad_row else ""),
+            hint="--dataset starter",
+        )
+    train, evaluation = split_by_hash(hashes, config.eval_fraction, config.eval_min_dialogs)
+    if config.samples is not None and config.samples < len(train):
+        lowest = np.argsort(hashes[train], kind="stable")[: config.samples]
+        train = train[np.sort(lowest)]
+    return PreparedData(tokens.select(train), tokens.select(evaluation), ledger, from_cache)
+
+
+def split_by_hash(
+    hashes: NDArray[np.uint64], fraction: float, at_least: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return indices of training and evaluation dialogs; equal dialogs are always on the same side."""
+    distinct = np.unique(hashes)
+    by_share = int(np.searchsorted(distinct, np.uint64(int(fraction * (2**64 - 1)))))
+    count = max(1, min(max(by_share, at_least), len(distinct) // 2))
+    held_out = hashes < distinct[count] if count < len(distinct) else np.ones(len(hashes), dtype=bool)
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def hash_dialog(dialog: Dialog) -> int:
+    """Return a 64-bit hash of what a dialog says."""
+    text = json.dumps(dialog, ensure_ascii=False, separators=(",", ":"))
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def _tokens(
+    config: DataConfig, tokenizer: ChatTokenizer, longest: int, cache: Path
+) -> tuple[DialogTokens, NDArray[np.uint64], Ledger, bool]:
+    source = find_source(config)
+    # Hub datasets have a cache of their own, which is asked for the fingerprint; files are known by their bytes.
+    path = None
+    if source.path is not None:
+        key = {
+            "version": CACHE_VERSION,
+            "bytes": file_digest(source.path),
+            "name": source.name,
+            "tokenizer": tokenizer.fingerprint,
+            "format": config.format,
+            "longest": longest,
+        }
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        path = cache / "prepared" / f"{digest[:32]}.npz"
+        if (cached := _load(path)) is not None:
+            return *cached, True
+    raw = read_dialogs(source, config)
+    encoded, dropped, cut = _encode(raw.dialogs, tokenizer, longest)
+    ledger = Ledger(
+        dataset=raw.name,
+        format=raw.format,
+        license=raw.license,
+        revision=raw.revision,
+        rows=raw.rows,
+        unusable=len(raw.bad_rows),
+        cut=cut,
+        dropped=dropped,
+        first_bad_row=raw.bad_rows[0] if raw.bad_rows else None,
+    )
+    if path is not None:
+        _save(path, *encoded, ledger)
+    return *encoded, ledger, False
+
+
+def _encode(
+    dialogs: Sequence[Dialog], tokenizer: ChatTokenizer, longest: int
+) -> tuple[tuple[DialogTokens, NDArray[np.uint64]], int, int]:
+    ids: list[NDArray[np.int32]] = []
+    supervised: list[NDArray[np.bool_]] = []
+    answer_bytes: list[int] = []
+    hashes: list[int] = []
+    cut = dropped = 0
+    for start in range(0, len(dialogs), _CHUNK_DIALOGS):
+        chunk = dialogs[start : start + _CHUNK_DIALOGS]
+        for dialog, encoded in zip(chunk, tokenizer.encode_dialogs(chunk), strict=True):
+            said = sum(len(m.content.encode("utf-8", "replace")) for m in dialog if m.role == "assistant")
+            if len(encoded.input_ids) > longest:
+                encoded = cut_dialog(encoded, longest)
+                cut += 1
+                said = _answer_bytes(encoded, tokenizer)
+            # The first token is never predicted.
+            if not any(encoded.supervised[1:]):
+                dropped += 1
+                continue
+            ids.append(np.array(encoded.input_ids, dtype=np.int32))
+            supervised.append(np.array(encoded.supervised, dtype=np.bool_))
+            answer_bytes.append(said)
+            hashes.append(hash_dialog(dialog))
+    offsets = np.concatenate([[0], np.cumsum([len(i) for i in ids])]).astype(np.int64)
+    tokens = DialogTokens(
+        np.concatenate(ids or [np.zeros(0, np.int32)]),
+        np.concatenate(supervised or [np.zeros(0, np.bool_)]),
+        offsets,
+        np.array(answer_bytes, dtype=np.int64),
+    )
+    return (tokens, np.array(hashes, dtype=np.uint64)), dropped, cut
+
+
+def cut_dialog(encoded: Encoded, longest: int) -> Encoded:
+    """Shorten a dialog to `longest` tokens.
+
+    The rule: whole turns go from the end until what is left fits and ends with an answer; where not even the
+    first answer fits, that answer is cut at the limit and its end of turn is not learned.
+    """
+    ends = [
+        index + 1
+        for index, learned in enumerate(encoded.supervised)
+        if learned and (index + 1 == len(encoded.supervised) or not encoded.supervised[index + 1])
+    ]
+    fitting = [end for end in ends if end <= longest]
+    end = fitting[-1] if fitting else longest
+    return Encoded(encoded.input_ids[:end], encoded.supervised[:end])
+
+
+def _answer_bytes(encoded: Encoded, tokenizer: ChatTokenizer) -> int:
+    learned = [i for i, s in zip(encoded.input_ids, encoded.supervised, strict=True) if s]
+    return len(tokenizer.decode(learned).encode("utf-8", "replace"))
+
+
+def _load(path: Path) -> tuple[DialogTokens, NDArray[np.uint64], Ledger] | None:
+    """Return a cached preparation; a damaged file counts as none and is made again."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            tokens = DialogTokens(file["ids"], file["supervised"], file["offsets"], file["answer_bytes"])
+            return tokens, file["hashes"], Ledger(**json.loads(str(file["ledger"])))
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+
+
+def _save(path: Path, tokens: DialogTokens, hashes: NDArray[np.uint64], ledger: Ledger) -> None:
+    """Write the cache beside and rename it; a cache that cannot be written is no reason to stop."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, beside = tempfile.mkstemp(dir=path.parent, suffix=".npz")
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez(
+                file,
+                ids=tokens.ids,
+                supervised=tokens.supervised,
+                offsets=tokens.offsets,
+                answer_bytes=tokens.answer_bytes,
+                hashes=hashes,
+                ledger=json.dumps(asdict(ledger)),
+            )
+        os.replace(beside, path)
+    except OSError:
+        return

@@ -1,0 +1,224 @@
+"""Reads dataset rows: from the package, from files (JSON, JSONL, CSV, Parquet, also gzipped), from the hub."""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from dialogkit.config.data import DataConfig
+from dialogkit.config.load import HUB_ID
+from dialogkit.data.formats import RowError, parse_row, recognise_format
+from dialogkit.dialog import Dialog
+from dialogkit.errors import DataError, UnavailableError, did_you_mean
+from dialogkit.network import hub_reachable
+
+STARTER = Path(__file__).parent / "samples" / "starter.jsonl"
+
+# Files are read here and not by pyarrow's JSON reader, which crashes the process on deep nesting.
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class NamedDataset:
+    """A dataset that has a short name."""
+
+    path: Path | None
+    hub_id: str | None
+    license: str
+    description: str
+
+
+NAMED = {
+    "starter": NamedDataset(STARTER, None, "CC0-1.0", "dialogs that ship with the package"),
+    "alpaca-gpt4": NamedDataset(
+        None, "vicgalle/alpaca-gpt4", "CC BY-NC 4.0 (research only)", "52,000 instructions answered by GPT-4"
+    ),
+}
+
+
+@dataclass
+class RawData:
+    """The dialogs of a source, and what is known about it."""
+
+    name: str
+    format: str
+    license: str | None
+    revision: str
+    """SHA-256 of the file's bytes, or the fingerprint of the hub dataset."""
+    rows: int = 0
+    dialogs: list[Dialog] = field(default_factory=list)
+    bad_rows: list[str] = field(default_factory=list)
+    """`place: reason` for each row that holds no dialog."""
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A dataset that was found but not read yet."""
+
+    name: str
+    path: Path | None
+    hub_id: str | None
+    license: str | None
+
+
+def find_source(config: DataConfig) -> DataSource:
+    """Return where a dataset lies. Raises: DataError if it is no known name, file or hub id."""
+    name = config.dataset
+    if (named := NAMED.get(name)) is not None:
+        return DataSource(name, named.path, named.hub_id, named.license)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise DataError(f"{name!r} is a folder, not a file", hint=f"--dataset {name}/FILE.jsonl")
+    if path.is_file():
+        if _suffix(path) not in SUFFIXES:
+            raise DataError(f"{name!r} has none of the endings {', '.join(SUFFIXES)} (or .gz after them)")
+        return DataSource(path.name, path, None, None)
+    if HUB_ID.match(name) and _suffix(path) not in SUFFIXES:
+        return DataSource(name, None, name, None)
+    if "/" in name or path.suffix:
+        raise DataError(f"the dataset file {name!r} does not exist", hint="--dataset starter")
+    raise DataError(f"unknown dataset {name!r}{did_you_mean(name, NAMED)}", hint="dialogkit data list")
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
+    """Return all dialogs of a source.
+
+    Raises: DataError naming the file, the line and the reason for unreadable input; UnavailableError if the
+    hub cannot be reached and the dataset is not in its cache.
+    """
+    if source.path is not None:
+        rows = _file_rows(source.path)
+        revision = file_digest(source.path)
+    else:
+        rows, revision = _hub_rows(source.hub_id or "", config.revision)
+    raw = RawData(source.name, "", source.license, revision)
+    for place, row in rows:
+        raw.rows += 1
+        if not isinstance(row, dict):
+            raise DataError(f"{place}: a row must be an object, not {type(row).__name__}")
+        if not raw.format:
+            chosen = config.format
+            raw.format = recognise_format(row, source=source.name) if chosen == "auto" else chosen
+        try:
+            raw.dialogs.append(parse_row(row, raw.format))
+        except RowError as error:
+            raw.bad_rows.append(f"{place}: {error}")
+    if not raw.rows:
+        raise DataError(f"{source.name} holds no rows", hint="dialogkit train --dataset starter")
+    if not raw.dialogs:
+        raise DataError(
+            f"none of the {raw.rows} rows of {source.name} is a dialog in the format {raw.format}: "
+            f"{raw.bad_rows[0]}",
+            details=raw.bad_rows[:10],
+        )
+    return raw
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+
+
+def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        match _suffix(path):
+            case ".csv":
+                yield from _csv_rows(path)
+            case ".parquet":
+                yield from _parquet_rows(path)
+            case _:
+                yield from _json_rows(path)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name} is not UTF-8 text (byte {error.start})", hint="save it as UTF-8") from None
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path.name} cannot be read: {error}") from None
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    with _open(path) as file:
+        head = file.read(4096).decode("utf-8-sig", errors="replace").lstrip()
+        file.seek(0)
+        text = io.TextIOWrapper(file, encoding="utf-8-sig")
+        if head.startswith("["):
+            rows = _parse(text.read(), path.name)
+            yield from ((f"{path.name}[{number}]", row) for number, row in enumerate(rows, 1))
+            return
+        for number, line in enumerate(text, 1):
+            if line.strip():
+                yield f"{path.name}:{number}", _parse(line, f"{path.name}:{number}")
+
+
+def _parse(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = place if error.lineno == 1 else f"{place}:{error.lineno}"
+        raise DataError(f"{where}: not valid JSON: {error.msg[0].lower()}{error.msg[1:]}") from None
+    except (RecursionError, ValueError):
+        raise DataError(f"{place}: nested too deeply, or a number too long") from None
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    with _open(path) as file:
+        reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+        try:
+            for row in reader:
+                if None in row:
+                    raise DataError(f"{path.name}:{reader.line_num}: more fields than the header has")
+                yield f"{path.name}:{reader.line_num}", row
+        except csv.Error as error:
+            raise DataError(f"{path.name}:{reader.line_num}: {error}") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path.name}[{number}]", row
+    except pa.ArrowException as error:
+        raise DataError(f"{path.name} is not a readable Parquet file: {error}") from None
+
+
+def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[tuple[str, Any]], str]:
+    import datasets
+    import huggingface_hub.errors
+
+    online = hub_reachable()
+    was_offline = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = was_offline or not online
+    datasets.disable_progress_bars()
+    hint = "--dataset FILE, or --dataset starter (ships with the package)"
+    try:
+        dataset = datasets.load_dataset(hub_id, revision=revision, split="train")
+    except (ConnectionError, huggingface_hub.errors.OfflineModeIsEnabled) as error:
+        if online:
+            raise UnavailableError(f"the dataset {hub_id!r} cannot be fetched: {error}", hint=hint) from None
+        raise UnavailableError(
+            f"the hub cannot be reached and the dataset {hub_id!r} is not in its cache", hint=hint
+        ) from None
+    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
+        raise DataError(f"the dataset {hub_id!r} cannot be loaded: {error}", hint=hint) from None
+    finally:
+        datasets.config.HF_HUB_OFFLINE = was_offline
+    rows = ((f"{hub_id}[{number}]", row) for number, row in enumerate(dataset, 1))
+    return rows, str(dataset._fingerprint)

@@ -1,0 +1,83 @@
+"""The one place that names HF's `TrainingArguments`."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dialogkit.config.train import TrainConfig
+from dialogkit.engine.runtime import Runtime
+
+POINTS_PER_RUN = 100
+EVALUATIONS_PER_RUN = 4
+
+# Fields of TrainConfig that something else than TrainingArguments implements.
+NOT_MAPPED = frozenset({"dropout", "eval_batch_size", "early_stopping_patience"})
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Numbers of steps that follow from the settings and the size of the training set."""
+
+    total_steps: int
+    log_every_steps: int
+    eval_every_steps: int
+
+
+def resolve_schedule(config: TrainConfig, num_dialogs: int) -> Schedule:
+    """Return the number of optimizer steps and the distance between logs and evaluations."""
+    steps_per_epoch = math.ceil(num_dialogs / config.batch_size)
+    total = config.max_steps or max(1, math.ceil(steps_per_epoch * config.epochs))
+    log = config.log_every_steps or max(1, min(10, total // POINTS_PER_RUN))
+    evaluate = config.eval_every_steps or max(1, math.ceil(total / EVALUATIONS_PER_RUN))
+    return Schedule(total, min(log, total), min(evaluate, total))
+
+
+def training_arguments(
+    config: TrainConfig, runtime: Runtime, schedule: Schedule, *, folder: Path, compile: bool, workers: int
+) -> Any:
+    """Return HF's arguments for a run in `folder`."""
+    from transformers import TrainingArguments
+
+    names = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+    return TrainingArguments(
+        output_dir=str(folder),
+        # Steps, so that the length never depends on how the Trainer rounds epochs.
+        max_steps=schedule.total_steps,
+        per_device_train_batch_size=config.batch_size // config.accumulation_steps,
+        gradient_accumulation_steps=config.accumulation_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=names[config.schedule],
+        warmup_steps=round(config.warmup_fraction * schedule.total_steps),
+        weight_decay=config.weight_decay,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        adam_epsilon=config.adam_epsilon,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        logging_strategy="steps",
+        logging_steps=schedule.log_every_steps,
+        logging_first_step=True,
+        # HF's default writes 0.0 for a loss that is not a number.
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=schedule.eval_every_steps,
+        save_strategy="steps",
+        save_steps=schedule.eval_every_steps,
+        save_total_limit=config.keep_checkpoints,
+        load_best_model_at_end=config.keep == "best",
+        metric_for_best_model="eval_nats_per_token",
+        greater_is_better=False,
+        activation_checkpointing=config.activation_checkpointing,
+        bf16=runtime.precision == "bf16",
+        use_cpu=runtime.device == "cpu",
+        torch_compile=compile,
+        dataloader_num_workers=workers,
+        dataloader_pin_memory=runtime.device == "cuda",
+        # The batches are ours: nothing may be taken out of them.
+        remove_unused_columns=False,
+        # Tracking and progress are ours as well.
+        report_to="none",
+        disable_tqdm=True,
+        restore_callback_states_from_checkpoint=True,
+    )

@@ -1,0 +1,110 @@
+"""Small callbacks around HF Trainer, each with one concern."""
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback
+
+from dialogkit.engine.loss import TokenCounter
+from dialogkit.errors import DivergedError, InterruptedRunError
+
+MetricSink = Callable[[int, dict[str, float]], None]
+"""Takes the optimizer step and metrics by name (`train/loss`, `perf/tokens_per_s` ...)."""
+
+_NAMES = {
+    "loss": "train/loss",
+    "grad_norm": "train/grad_norm",
+    "learning_rate": "train/learning_rate",
+    "epoch": "train/epoch",
+}
+
+
+class MetricCallback(TrainerCallback):
+    """Gives HF's logs to a sink under the field's names, with tokens and tokens per second."""
+
+    def __init__(self, sink: MetricSink, counter: TokenCounter) -> None:
+        self._sink = sink
+        self._counter = counter
+        self._paused_s = 0.0
+        self._mark = (0.0, 0)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._mark = (time.perf_counter(), self._counter.all)
+
+    def pause(self, seconds: float) -> None:
+        """Leave out time that was not spent on training steps, such as an evaluation."""
+        self._paused_s += seconds
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Rename and forward one log entry of training; evaluations come by their own way."""
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        now, before = time.perf_counter(), self._mark
+        elapsed_s = max(now - before[0] - self._paused_s, 1e-9)
+        metrics = {_NAMES[key]: float(value) for key, value in logs.items() if key in _NAMES}
+        metrics["train/tokens"] = self._counter.all
+        metrics["train/supervised_tokens"] = self._counter.supervised
+        metrics["perf/tokens_per_s"] = (self._counter.all - before[1]) / elapsed_s
+        self._mark, self._paused_s = (now, self._counter.all), 0.0
+        self._sink(state.global_step, metrics)
+
+
+class StopAtNonFinite(TrainerCallback):
+    """Ends a run whose loss or gradient is no number, before such weights are saved."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Check one log entry. Raises: DivergedError."""
+        for key in ("loss", "grad_norm"):
+            value = (logs or {}).get(key)
+            if value is not None and not math.isfinite(value):
+                rate = logs.get("learning_rate", args.learning_rate)
+                raise DivergedError(
+                    f"training diverged: {key} is {value} at step {state.global_step} "
+                    f"(learning rate {rate:.3g})",
+                    hint=f"--set train.learning_rate={args.learning_rate / 3:.1g}",
+                )
+
+
+class StopAtSignal(TrainerCallback):
+    """On Ctrl-C or SIGTERM finishes the step, then leaves; a second signal ends at once."""
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take over both signals, where Python allows it (the main thread)."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._handle)
+            except ValueError:
+                return
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self._received is not None:
+            self.release()
+            signal.raise_signal(number)
+        self._received = number
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop after the step in which the signal came."""
+        if self._received is not None:
+            control.should_save = control.should_training_stop = True
+
+    def release(self) -> None:
+        """Give the signals back to whom they belonged."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def raise_if_stopped(self, step: int) -> None:
+        """Raise InterruptedRunError if a signal ended the training."""
+        if self._received is not None:
+            name = "Ctrl-C" if self._received == signal.SIGINT else "SIGTERM"
+            raise InterruptedRunError(
+                f"stopped by {name} after step {step}; its checkpoint is kept", exit_code=128 + self._received
+            )

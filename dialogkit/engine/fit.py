@@ -1,0 +1,147 @@
+"""Fits a model to dialogs with HF Trainer."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
+from transformers.utils import logging as hf_logging
+
+from dialogkit.config.train import TrainConfig
+from dialogkit.engine.arguments import Schedule, training_arguments
+from dialogkit.engine.attention import use_packed_attention, use_plain_attention
+from dialogkit.engine.callbacks import MetricCallback, MetricSink, StopAtNonFinite, StopAtSignal
+from dialogkit.engine.loss import TokenCounter, install_dialog_loss, remove_dialog_loss
+from dialogkit.engine.runtime import Runtime
+from dialogkit.errors import OutOfMemoryError
+
+Scorer = Callable[[], dict[str, float]]
+"""Scores the model as it stands on the evaluation set: `nats_per_token` and more."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training did, and HF's trainer."""
+
+    trainer: Any
+    steps: int
+    supervised_tokens: int
+    tokens: int
+    train_s: float
+    """Seconds in training steps, without evaluations."""
+    best_step: int | None
+
+
+class DialogTrainer(Trainer):
+    """HF's Trainer with an evaluation that weights tokens, not rows: its own depends on the batch size."""
+
+    def __init__(self, *args: Any, scorer: Scorer, on_evaluate: Callable[[int, dict[str, float], float], None], **kw: Any):
+        super().__init__(*args, **kw)
+        self._scorer = scorer
+        self._report_evaluation = on_evaluate
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return the scorer's figures as HF's `eval_...` metrics."""
+        started = time.perf_counter()
+        figures = self._scorer()
+        metrics = {f"eval_{name}": value for name, value in figures.items()}
+        self.log(dict(metrics))
+        self._report_evaluation(self.state.global_step, figures, time.perf_counter() - started)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def fit(
+    model: Any,
+    train_set: Any,
+    config: TrainConfig,
+    runtime: Runtime,
+    schedule: Schedule,
+    *,
+    collate: Callable[[Any], dict[str, Any]],
+    score: Scorer,
+    folder: Path,
+    sink: MetricSink,
+    tokenizer: Any = None,
+    compile: bool = False,
+    workers: int = 0,
+) -> FitResult:
+    """Train a model in place; afterwards it holds the best or the last weights, as `config.keep` says.
+
+    Args:
+        model: a causal transformers model in float32.
+        train_set: indexable dialogs, as `collate` takes them.
+        config: batch, optimizer, evaluation.
+        runtime: device and precision.
+        schedule: numbers of steps.
+        collate: makes a padding-free batch of dialogs.
+        score: evaluates the model in its present state.
+        folder: place for checkpoints.
+        sink: takes every logged point.
+        tokenizer: saved beside each checkpoint.
+        compile: use torch.compile.
+        workers: processes that assemble batches.
+
+    Raises: DivergedError, InterruptedRunError, OutOfMemoryError.
+    """
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
+    counter = TokenCounter()
+    metrics = MetricCallback(sink, counter)
+    stop = StopAtSignal()
+    seconds_evaluating = 0.0
+
+    def on_evaluate(step: int, figures: dict[str, float], elapsed_s: float) -> None:
+        nonlocal seconds_evaluating
+        seconds_evaluating += elapsed_s
+        metrics.pause(elapsed_s)
+        sink(step, {f"eval/{name}": value for name, value in figures.items()})
+
+    callbacks = [metrics, StopAtNonFinite(), stop]
+    if config.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
+    use_packed_attention(model)
+    dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
+    install_dialog_loss(model, dtype=dtype, counter=counter)
+    try:
+        trainer = DialogTrainer(
+            model=model,
+            args=training_arguments(
+                config, runtime, schedule, folder=folder, compile=compile, workers=workers
+            ),
+            data_collator=collate,
+            train_dataset=train_set,
+            eval_dataset=train_set,  # the scorer has the evaluation set; HF only asks that there is one
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            scorer=score,
+            on_evaluate=on_evaluate,
+        )
+        trainer.remove_callback(PrinterCallback)  # what is printed is the reporter's business
+        # Several visible GPUs make HF wrap the model in DataParallel, which is slower and splits batches.
+        trainer.args._n_gpu = min(trainer.args.n_gpu, 1)
+        started = time.perf_counter()
+        trainer.train()
+        train_s = time.perf_counter() - started - seconds_evaluating
+    except torch.OutOfMemoryError:
+        micro = config.batch_size // config.accumulation_steps
+        raise OutOfMemoryError(
+            f"the GPU has not enough memory for {micro} dialogs at once",
+            hint=f"--set train.accumulation_steps={config.accumulation_steps * 2}",
+        ) from None
+    finally:
+        stop.release()
+        remove_dialog_loss(model)
+        use_plain_attention(model)
+    stop.raise_if_stopped(trainer.state.global_step)
+    return FitResult(
+        trainer=trainer,
+        steps=trainer.state.global_step,
+        supervised_tokens=counter.supervised,
+        tokens=counter.all,
+        train_s=train_s,
+        best_step=trainer.state.best_global_step or None,
+    )

@@ -1,0 +1,92 @@
+"""The errors that a user can cause or must act on, each with an exit code and the next thing to type.
+
+Everything else that is raised is a bug and keeps its traceback.
+"""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+class DialogKitError(Exception):
+    """One sentence with the offending value, and a hint that is the next command to type.
+
+    Attributes:
+        message: what is wrong, in one sentence.
+        hint: what to do about it; None when nothing sensible can be proposed.
+        code: a stable word for programs (`error.code` in JSON output).
+        exit_code: 1 run-time or I/O, 2 the input was wrong, 3 diverged, 130/143 stopped by a signal.
+    """
+
+    code = "failed"
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None, details: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.details = tuple(details)
+
+
+class ConfigError(DialogKitError):
+    """A setting, a flag or a configuration file is wrong."""
+
+    code = "bad_config"
+    exit_code = 2
+
+
+class DataError(DialogKitError):
+    """A dataset cannot be found, read or understood, or leaves nothing to train on."""
+
+    code = "bad_data"
+    exit_code = 2
+
+
+class ModelError(DialogKitError):
+    """A model, run or tokenizer cannot be found or used."""
+
+    code = "bad_model"
+    exit_code = 2
+
+
+class UnavailableError(DialogKitError):
+    """Something outside is missing: the network, a device, an optional package."""
+
+    code = "unavailable"
+    exit_code = 2
+
+
+class StorageError(DialogKitError):
+    """A file or folder cannot be written."""
+
+    code = "storage"
+    exit_code = 2
+
+
+class OutOfMemoryError(DialogKitError):
+    """The device has not enough memory for one step."""
+
+    code = "out_of_memory"
+    exit_code = 1
+
+
+class DivergedError(DialogKitError):
+    """The loss or a gradient is not a number any more."""
+
+    code = "diverged"
+    exit_code = 3
+
+
+class InterruptedRunError(DialogKitError):
+    """Training was stopped by a signal; the run says where it stands."""
+
+    code = "interrupted"
+
+    def __init__(self, message: str, *, exit_code: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the nearest known word, or an empty string."""
+    nearest = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""

@@ -1,0 +1,1 @@
+"""Replies and likelihoods of a trained model."""

@@ -1,0 +1,131 @@
+"""Replies of a model to prompts."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from dialogkit.config.generate import GenerateConfig
+from dialogkit.dialog import ChatTokenizer, Message
+
+StopReason = Literal["end of turn", "length", "context full"]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One reply and how it came about."""
+
+    text: str
+    tokens: int
+    """Generated tokens, the end of turn included."""
+    seconds: float
+    """Wall time of the batch in which the reply was generated."""
+    stop_reason: StopReason
+
+
+class _StepWatch:
+    """HF streamer that hands on the text of the single reply as it grows."""
+
+    def __init__(self, tokenizer: ChatTokenizer, on_text: Callable[[str], None]) -> None:
+        self._tokenizer, self._on_text = tokenizer, on_text
+        self._ids: list[int] = []
+        self._shown = ""
+        self._prompt_seen = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        self._ids += value.flatten().tolist()
+        text = self._tokenizer.decode(self._ids)
+        # A character of several bytes may not be complete yet.
+        if text.startswith(self._shown) and not text.endswith("\ufffd"):
+            self._on_text(text[len(self._shown) :])
+            self._shown = text
+
+    def end(self) -> None:
+        return
+
+
+@torch.no_grad()
+def generate_replies(
+    model: Any,
+    tokenizer: ChatTokenizer,
+    prompts: Sequence[Sequence[Message]],
+    config: GenerateConfig,
+    *,
+    context: int,
+    device: str,
+    batch_size: int = 32,
+    on_text: Callable[[str], None] | None = None,
+) -> list[Reply]:
+    """Return a reply to each prompt; a prompt longer than the context loses its beginning.
+
+    Args:
+        model: a causal model with its own attention and forward.
+        tokenizer: its tokenizer with its chat format.
+        prompts: dialogs that end with a user's message.
+        config: sampling. The same seed gives the same replies to the same prompts.
+        context: longest text of the model, in tokens.
+        device: where the model is.
+        batch_size: prompts answered at once.
+        on_text: takes the text as it grows; for a single prompt.
+    """
+    from transformers import GenerationConfig
+
+    was_training = model.training
+    model.eval()
+    encoded = [tokenizer.encode_prompt(messages) for messages in prompts]
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    replies: dict[int, Reply] = {}
+    devices = [torch.cuda.current_device()] if device == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(config.seed)
+            for start in range(0, len(order), batch_size):
+                chosen = order[start : start + batch_size]
+                room = max(1, min(config.max_new_tokens, context // 2))
+                ids = [encoded[i][-(context - room) :] for i in chosen]
+                longest = max(map(len, ids))
+                limit = max(1, min(config.max_new_tokens, context - longest))
+                inputs = torch.full((len(ids), longest), tokenizer.pad_id)
+                mask = torch.zeros_like(inputs)
+                for row, prompt in enumerate(ids):
+                    inputs[row, longest - len(prompt) :] = torch.tensor(prompt)
+                    mask[row, longest - len(prompt) :] = 1
+                sampling = config.temperature > 0
+                options = {
+                    "temperature": config.temperature,
+                    "top_k": config.top_k,
+                    "top_p": config.top_p,
+                } if sampling else {}
+                started = time.perf_counter()
+                output = model.generate(
+                    input_ids=inputs.to(device),
+                    attention_mask=mask.to(device),
+                    streamer=_StepWatch(tokenizer, on_text) if on_text and len(prompts) == 1 else None,
+                    generation_config=GenerationConfig(
+                        max_new_tokens=limit,
+                        do_sample=sampling,
+                        repetition_penalty=config.repetition_penalty,
+                        eos_token_id=sorted(tokenizer.stop_ids),
+                        pad_token_id=tokenizer.pad_id,
+                        **options,
+                    ),
+                )
+                seconds = time.perf_counter() - started
+                for row, index in enumerate(chosen):
+                    new = output[row, longest:].tolist()
+                    replies[index] = _reply(new, tokenizer, seconds, limit < config.max_new_tokens)
+    finally:
+        model.train(was_training)
+    return [replies[i] for i in range(len(prompts))]
+
+
+def _reply(ids: list[int], tokenizer: ChatTokenizer, seconds: float, context_full: bool) -> Reply:
+    end = next((i for i, token in enumerate(ids) if token in tokenizer.stop_ids), None)
+    if end is not None:
+        return Reply(tokenizer.decode(ids[:end]), end + 1, seconds, "end of turn")
+    return Reply(tokenizer.decode(ids), len(ids), seconds, "context full" if context_full else "length")

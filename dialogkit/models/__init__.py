@@ -1,0 +1,1 @@
+"""Tokenizers with their chat formats, and models: built from scratch or loaded."""

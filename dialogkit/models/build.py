@@ -1,0 +1,120 @@
+"""Models: from a shape with random weights, or with the weights of a source."""
+
+from typing import Any
+
+import torch
+
+from dialogkit.config.model import ModelConfig
+from dialogkit.errors import ModelError
+from dialogkit.models.sources import load_from_source
+from dialogkit.models.tokenizer import ChatTokenizer
+
+
+def build_model(config: ModelConfig, tokenizer: ChatTokenizer, *, seed: int = 42, dropout: float = 0.0) -> Any:
+    """Return a float32 causal language model for training, as plain transformers classes.
+
+    From scratch the weights depend on the shape, the vocabulary and the seed only. The generation config ends
+    a reply at the tokenizer's end of turn.
+
+    Raises: ModelError if the source cannot be loaded or does not fit its tokenizer.
+    """
+    if config.from_scratch:
+        if config.vocabulary is not None and config.vocabulary != tokenizer.vocabulary:
+            raise ModelError(
+                f"{config.name!r} has a vocabulary of {config.vocabulary}, but its tokenizer has "
+                f"{tokenizer.vocabulary} entries",
+                hint=f"--set model.vocabulary={tokenizer.vocabulary}",
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _new_model(config, tokenizer, dropout)
+    else:
+        from transformers import AutoModelForCausalLM
+
+        model = load_from_source(AutoModelForCausalLM.from_pretrained, config, dtype=torch.float32)
+        _remove_quantization_marks(model)
+        entries = model.get_input_embeddings().weight.shape[0]
+        if tokenizer.vocabulary > entries:
+            raise ModelError(
+                f"the tokenizer of {config.source!r} has {tokenizer.vocabulary} entries, but its model only "
+                f"{entries}"
+            )
+        for name in ("resid_pdrop", "embd_pdrop", "attention_dropout", "hidden_dropout"):
+            if hasattr(model.config, name):
+                setattr(model.config, name, dropout)
+        _set_dropout(model, dropout)
+    end_at_turn(model, tokenizer)
+    return model
+
+
+def end_at_turn(model: Any, tokenizer: ChatTokenizer) -> None:
+    """Make the end of turn the end of a generated text, whatever tool generates it."""
+    model.generation_config.eos_token_id = sorted(tokenizer.stop_ids)
+    model.generation_config.pad_token_id = tokenizer.pad_id
+    model.config.eos_token_id = tokenizer.end_of_turn_id
+    model.config.pad_token_id = tokenizer.pad_id
+
+
+def context_length(model: Any) -> int:
+    """Return the longest text, in tokens, that the model's attention and positions allow."""
+    config = model.config
+    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 1024)
+    window = getattr(config, "sliding_window", None)
+    # Attention here is full inside a dialog; up to the window that is the same.
+    return int(min(longest, window) if window else longest)
+
+
+def _new_model(config: ModelConfig, tokenizer: ChatTokenizer, dropout: float) -> Any:
+    shared = {
+        "vocab_size": tokenizer.vocabulary,
+        "initializer_range": config.initializer_range,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.end_of_turn_id,
+        "pad_token_id": tokenizer.pad_id,
+        "use_cache": True,
+    }
+    if config.architecture == "gpt2":
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        shape = GPT2Config(
+            n_embd=config.width,
+            n_layer=config.layers,
+            n_head=config.heads,
+            n_positions=config.context,
+            n_inner=config.feed_forward_width,
+            resid_pdrop=dropout,
+            embd_pdrop=dropout,
+            attn_pdrop=0.0,
+            **shared,
+        )
+        return GPT2LMHeadModel(shape)
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = LlamaConfig(
+        hidden_size=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        intermediate_size=config.feed_forward_width,
+        max_position_embeddings=config.context,
+        **shared,
+    )
+    return LlamaForCausalLM(shape)
+
+
+def _set_dropout(model: Any, dropout: float) -> None:
+    """Set every dropout module: the configuration alone changes nothing once the modules exist."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout):
+            # Attention inside packed dialogs has no dropout.
+            module.p = 0.0 if "attn_dropout" in name or "attention_dropout" in name else dropout
+
+
+def _remove_quantization_marks(model: Any) -> None:
+    """Make a de-quantized GGUF model an ordinary one, so that it trains and saves as such."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    for mark in ("hf_quantizer", "is_quantized", "quantization_method", "_is_quantized"):
+        if mark in model.__dict__:
+            delattr(model, mark)

@@ -1,0 +1,331 @@
+"""Tokenizers: loading, training, and the ids of dialogs under a chat format."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from dialogkit.config.model import ModelConfig
+from dialogkit.dialog import (
+    END_OF_TURN,
+    PAD_TOKEN,
+    SPECIAL_TOKENS,
+    Dialog,
+    Encoded,
+    Message,
+    Piece,
+    Span,
+    TurnFormat,
+    native_format,
+    plain_format,
+    turns_format,
+)
+from dialogkit.errors import ConfigError, DataError, ModelError
+from dialogkit.models.sources import load_from_source
+
+SHIPPED_TOKENIZER = Path(__file__).parent / "shipped_tokenizer"
+
+# Private-use characters stand for text that only looks like a special token while a foreign template is rendered.
+_MARK_OPEN, _MARK_CLOSE = "\ue0f0", "\ue0f1"
+
+
+class ChatTokenizer:
+    """A transformers tokenizer together with one chat format.
+
+    Attributes:
+        hf: the transformers tokenizer; its `chat_template` is the format, so that it is saved with a model.
+        stop_ids: ids that end a turn.
+    """
+
+    def __init__(self, hf: Any, turn_format: TurnFormat | None) -> None:
+        """Wrap a tokenizer; with `turn_format` None it is rendered by the template that it brings."""
+        self.hf = hf
+        self._backend: Tokenizer = hf.backend_tokenizer
+        self._ids: dict[str, int] = hf.get_vocab()
+        special = sorted(map(str, hf.all_special_tokens + _added_special(hf)), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+        self._format: TurnFormat | TemplateFormat
+        if turn_format is not None:
+            self._format = turn_format
+            hf.chat_template = turn_format.template()
+            ends = {turn_format.end_of_turn}
+        else:
+            self._format = TemplateFormat(hf, self._special)
+            ends = {self._format.end_of_turn} | ({hf.eos_token} if hf.eos_token else set())
+        unknown = [token for token in ends if token not in self._ids]
+        if unknown:
+            raise ModelError(
+                f"the tokenizer has no token {unknown[0]!r}, with which turns should end",
+                hint="--set model.chat_format=plain",
+            )
+        self.stop_ids = frozenset(self._ids[token] for token in ends)
+        self._joins_pieces = not self._tokenizes_by_piece()
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids."""
+        return len(self.hf)
+
+    @property
+    def end_of_turn_id(self) -> int:
+        """The id that ends an answer."""
+        return self._ids[self._format.end_of_turn]
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills a batch; never attended to."""
+        return self.hf.pad_token_id if self.hf.pad_token_id is not None else self.end_of_turn_id
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the vocabulary, its rules and the chat format."""
+        digest = hashlib.sha256(self._backend.to_str().encode())
+        digest.update(str(self.hf.chat_template).encode())
+        return digest.hexdigest()
+
+    def encode_dialogs(self, dialogs: Sequence[Dialog]) -> list[Encoded]:
+        """Return ids and supervision of each dialog: its answers, each with its end of turn.
+
+        Raises: DataError if the model's own template refuses a dialog.
+        """
+        return self._encode([self._format.spans(dialog) for dialog in dialogs])
+
+    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Return the ids after which the reply to `messages` starts, a prefix of what training would see."""
+        return self._encode([self._format.spans(messages, reply=True)])[0].input_ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens left out, without surrounding white space."""
+        return str(self.hf.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer with its chat template."""
+        self.hf.save_pretrained(str(folder))
+
+    def _tokenizes_by_piece(self) -> bool:
+        """Whether text around a special token gets the same ids alone and together.
+
+        True for byte-level BPE. SentencePiece-like tokenizers may add a space where a text begins.
+        """
+        token, probe = self._format.end_of_turn, "Hi there."
+        joint = self._backend.encode(f"{probe}{token}{probe}", add_special_tokens=False).ids
+        alone = self._backend.encode(probe, add_special_tokens=False).ids
+        return bool(joint == [*alone, self._ids[token], *alone])
+
+    def _encode(self, dialogs: Sequence[Sequence[Span]]) -> list[Encoded]:
+        if self._joins_pieces:
+            return [self._encode_joined(spans) for spans in dialogs]
+        texts = [p.text for spans in dialogs for span in spans for p in span.pieces if not p.special]
+        self._backend.encode_special_tokens = True  # what a person typed is text, whatever it looks like
+        try:
+            encoded = iter(self._backend.encode_batch_fast(texts, add_special_tokens=False))
+        finally:
+            self._backend.encode_special_tokens = False
+        result = []
+        for spans in dialogs:
+            ids: list[int] = []
+            supervised: list[bool] = []
+            for span in spans:
+                for piece in span.pieces:
+                    if piece.special:
+                        ids.append(self._ids[piece.text])
+                    else:
+                        ids += next(encoded).ids
+                supervised += [span.supervised] * (len(ids) - len(supervised))
+            result.append(Encoded(ids, supervised))
+        return result
+
+    def _encode_joined(self, spans: Sequence[Span]) -> Encoded:
+        """Encode a dialog as one text, for tokenizers that treat the start of a text differently."""
+        text = ""
+        answers: list[range] = []
+        for span in spans:
+            start = len(text)
+            for piece in span.pieces:
+                # Without a way to keep such text apart, one space takes its power to be a special token.
+                text += piece.text if piece.special else self._special.sub(_broken, piece.text)
+            if span.supervised:
+                answers.append(range(start, len(text)))
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        supervised = [any(start in answer for answer in answers) for start, _ in encoding.offsets]
+        return Encoded(list(encoding.ids), supervised)
+
+
+def _broken(match: re.Match[str]) -> str:
+    return f"{match[0][0]} {match[0][1:]}"
+
+
+def _added_special(hf: Any) -> list[str]:
+    return [token.content for token in hf.added_tokens_decoder.values() if token.special]
+
+
+class TemplateFormat:
+    """The chat format of a model that brings a Jinja template."""
+
+    def __init__(self, hf: Any, special: re.Pattern[str]) -> None:
+        self._hf = hf
+        self._special = special
+        probe = (Message("user", "ping"), Message("assistant", "pong"))
+        tail = self._render(probe).rpartition("pong")[2]
+        end = special.search(tail)
+        if end is None:
+            raise ModelError(
+                "the model's chat template ends an answer with no special token, so a model trained with it "
+                "would never stop",
+                hint="--set model.chat_format=plain",
+            )
+        self.end_of_turn = end[0]
+
+    def spans(self, messages: Sequence[Message], *, reply: bool = False) -> list[Span]:
+        """Return the spans of a dialog; with `reply`, ending where the next answer starts.
+
+        An answer that the template renders differently once more turns follow (some drop the reasoning of
+        earlier answers) is not supervised.
+        """
+        masked, texts = self._mask(messages)
+        full = self._render(masked, reply=reply)
+        spans: list[Span] = []
+        done = 0
+        for index, message in enumerate(masked):
+            if message.role != "assistant":
+                continue
+            prompt = self._render(masked[:index], reply=True)
+            whole = self._render(masked[: index + 1])
+            if not (full.startswith(whole) and whole.startswith(prompt) and len(prompt) >= done):
+                continue
+            end = whole.rfind(self.end_of_turn, len(prompt))
+            if end < 0:
+                continue
+            end += len(self.end_of_turn)
+            spans.append(Span(self._pieces(full[done : len(prompt)], texts)))
+            spans.append(Span(self._pieces(full[len(prompt) : end], texts), supervised=True))
+            done = end
+        spans.append(Span(self._pieces(full[done:], texts)))
+        return [span for span in spans if span.pieces]
+
+    def _mask(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
+        """Replace text that looks like a special token by marks, and return it beside."""
+        texts: list[str] = []
+
+        def mark(match: re.Match[str]) -> str:
+            texts.append(match[0])
+            return f"{_MARK_OPEN}{len(texts) - 1}{_MARK_CLOSE}"
+
+        return [Message(m.role, self._special.sub(mark, m.content)) for m in messages], texts
+
+    def _pieces(self, text: str, texts: list[str]) -> tuple[Piece, ...]:
+        pieces: list[Piece] = []
+        position = 0
+        for match in self._special.finditer(text):
+            pieces += [Piece(text[position : match.start()]), Piece(match[0], True)]
+            position = match.end()
+        pieces.append(Piece(text[position:]))
+        unmark = re.compile(f"{_MARK_OPEN}(\\d+){_MARK_CLOSE}")
+        return tuple(
+            piece if piece.special else Piece(unmark.sub(lambda m: texts[int(m[1])], piece.text))
+            for piece in pieces
+            if piece.text
+        )
+
+    def _render(self, messages: Sequence[Message], *, reply: bool = False) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return str(
+                self._hf.apply_chat_template(
+                    [message._asdict() for message in messages], tokenize=False, add_generation_prompt=reply
+                )
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise DataError(
+                f"the model's chat template refuses a dialog: {error}", hint="--set model.chat_format=plain"
+            ) from None
+
+
+def load_tokenizer(config: ModelConfig) -> ChatTokenizer:
+    """Return the tokenizer of a model with its chat format.
+
+    Raises: ModelError if it cannot be found or read; UnavailableError if it lies on an unreachable hub.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if config.tokenizer is not None or config.from_scratch:
+        folder = Path(config.tokenizer).expanduser() if config.tokenizer else SHIPPED_TOKENIZER
+        if not (folder / "tokenizer.json").is_file():
+            raise ModelError(
+                f"no tokenizer.json in {str(folder)!r}", hint="dialogkit tokenizer train FILE --output DIR"
+            )
+        return with_format(PreTrainedTokenizerFast.from_pretrained(str(folder)), config)
+    return with_format(load_from_source(AutoTokenizer.from_pretrained, config), config)
+
+
+def with_format(hf: Any, config: ModelConfig) -> ChatTokenizer:
+    """Return the tokenizer with the chat format that the model's settings name."""
+    if not getattr(hf, "is_fast", False):
+        raise ModelError(f"the tokenizer of {config.name!r} has no fast (tokenizer.json) form")
+    match config.chat_format:
+        case "dialogkit":
+            return ChatTokenizer(hf, native_format())
+        case "plain" | "turns":
+            if hf.eos_token is None:
+                raise ModelError(
+                    f"the tokenizer of {config.name!r} has no end-of-text token for the format "
+                    f"{config.chat_format!r}"
+                )
+            make = plain_format if config.chat_format == "plain" else turns_format
+            return ChatTokenizer(hf, make(hf.eos_token))
+        case "auto":
+            return ChatTokenizer(hf, _recognised_format(hf))
+
+
+def _recognised_format(hf: Any) -> TurnFormat | None:
+    """Return the format of ours that the tokenizer's template is, None if it is a foreign one."""
+    formats = [native_format()]
+    if hf.eos_token is not None:
+        formats += [plain_format(hf.eos_token), turns_format(hf.eos_token)]
+    if hf.chat_template is not None:
+        return next((f for f in formats if f.template() == hf.chat_template), None)
+    if END_OF_TURN in hf.get_vocab():
+        return formats[0]
+    if hf.eos_token is None:
+        raise ModelError("the tokenizer has neither a chat template nor an end-of-text token")
+    return formats[1]
+
+
+def train_tokenizer(texts: Iterable[str], *, vocabulary: int, output: Path) -> int:
+    """Train a byte-level BPE tokenizer, write it with its chat template, and return its number of entries.
+
+    Args:
+        texts: what to learn the merges from. The same texts in the same order give the same file.
+        vocabulary: entries, the 6 special tokens and the 256 bytes included.
+        output: folder to write.
+
+    Raises: ConfigError if the vocabulary cannot hold the bytes and the special tokens.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    smallest = 256 + len(SPECIAL_TOKENS)
+    if vocabulary < smallest:
+        raise ConfigError(f"a vocabulary of {vocabulary} is too small", hint=f"--vocab-size {smallest} or more")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    hf = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TURN,
+        pad_token=PAD_TOKEN,
+        clean_up_tokenization_spaces=False,
+    )
+    hf.chat_template = native_format().template()
+    hf.save_pretrained(str(output))
+    return int(tokenizer.get_vocab_size())

@@ -1,0 +1,135 @@
+"""How well models predict held-out answers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dialogkit.config.data import DataConfig
+from dialogkit.services.models import DEFAULT_OUTPUT, Loadable, resolve_model
+from dialogkit.services.result import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dialogkit.data.prepare import DialogTokens
+
+
+class EvaluateRow(Result):
+    """The figures of one model; each is a quotient of sums over all supervised tokens."""
+
+    model: str
+    dataset: str
+    dialogs: int
+    tokens: int
+    """Supervised tokens, ends of turn included."""
+    nats_per_token: float
+    perplexity: float
+    bits_per_byte: float
+    """Bits per UTF-8 byte of the answers, ends of turn left out; comparable between tokenizers."""
+    accuracy: float
+    """Share of supervised tokens that the model finds most probable."""
+
+
+class EvaluateResult(Result):
+    """One row for each model."""
+
+    rows: list[EvaluateRow]
+
+
+def evaluate(
+    model: str | Path | Sequence[str] | None = None,
+    *,
+    dataset: str | None = None,
+    samples: int | None = None,
+    whole: bool = False,
+    batch_size: int = 8,
+    output: str | Path = DEFAULT_OUTPUT,
+    device: str = "auto",
+) -> EvaluateResult:
+    """Return the likelihood figures of one model or several, in float32.
+
+    Args:
+        model: catalogue name, run, folder or hub id, or several; None is the newest finished run.
+        dataset: a dataset as `train` takes it; None is the one of the run, or `starter`.
+        samples: use so many held-out dialogs, those of the lowest content hash. None: all.
+        whole: score every dialog of the dataset and not the held-out ones alone.
+        batch_size: dialogs at once; the figures do not depend on it.
+        output: folder of models and runs.
+        device: auto, cpu, cuda or mps.
+
+    Raises: ModelError, DataError, UnavailableError.
+    """
+    names: list[str | None] = [None]
+    if model is not None:
+        names = [str(model)] if isinstance(model, str | Path) else [str(name) for name in model]
+    chosen = [resolve_model(name, output=output) for name in names]
+
+    from dialogkit.config.paths import cache_dir
+    from dialogkit.data.prepare import prepare_data
+    from dialogkit.engine.attention import use_packed_attention
+    from dialogkit.services.loading import load_for_inference
+
+    rows = []
+    for loadable in chosen:
+        loaded = load_for_inference(loadable, device=device)
+        config = _dataset_of(loadable, dataset)
+        data = prepare_data(config, loaded.tokenizer, context=loaded.context, cache=cache_dir())
+        dialogs = data.evaluation
+        if whole:
+            dialogs = concatenate([data.train, data.evaluation])
+        if samples is not None:
+            dialogs = dialogs.select(range(min(samples, len(dialogs))))
+        use_packed_attention(loaded.model)
+        from dialogkit.inference.scoring import score_batches
+
+        figures = score_batches(
+            loaded.model,
+            batches_of(dialogs, batch_size),
+            loaded.tokenizer.stop_ids,
+            device=loaded.device,
+        )
+        rows.append(
+            EvaluateRow(
+                model=loaded.name,
+                dataset=data.ledger.dataset,
+                dialogs=len(dialogs),
+                tokens=figures.tokens,
+                **figures.figures(),
+            )
+        )
+    return EvaluateResult(rows=rows)
+
+
+def batches_of(dialogs: "DialogTokens", batch_size: int) -> "Iterator[tuple[dict[str, Any], int]]":
+    """Yield padding-free batches with the bytes of their answers."""
+    from dialogkit.data.collate import collate_dialogs
+
+    for start in range(0, len(dialogs), batch_size):
+        chunk = [dialogs[i] for i in range(start, min(start + batch_size, len(dialogs)))]
+        yield collate_dialogs(chunk), sum(d["answer_bytes"] for d in chunk)
+
+
+def concatenate(parts: "Sequence[DialogTokens]") -> "DialogTokens":
+    """Return the dialogs of several sets as one."""
+    import numpy as np
+
+    from dialogkit.data.prepare import DialogTokens
+
+    lengths = np.concatenate([part.lengths for part in parts])
+    return DialogTokens(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.supervised for part in parts]),
+        np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+        np.concatenate([part.answer_bytes for part in parts]),
+    )
+
+
+def _dataset_of(loadable: Loadable, dataset: str | None) -> DataConfig:
+    """Return the data settings: those of the run that made the model, with another dataset if one is named."""
+    settings: dict[str, Any] = {}
+    if loadable.run is not None:
+        settings = dict(loadable.run.read().config.get("data", {}))
+        settings.pop("samples", None)
+    if dataset is not None and dataset != settings.get("dataset"):
+        settings = {"dataset": dataset}
+    return DataConfig.model_validate(settings)

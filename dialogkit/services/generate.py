@@ -1,0 +1,108 @@
+"""Replies to prompts, by one model or several side by side."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dialogkit.config.generate import GenerateConfig
+from dialogkit.dialog import Message
+from dialogkit.errors import ConfigError
+from dialogkit.services.models import DEFAULT_OUTPUT, resolve_model
+from dialogkit.services.result import Result
+
+StreamSink = Callable[[str], None]
+
+
+class ReplyResult(Result):
+    """One reply and how it came about."""
+
+    model: str
+    prompt: str
+    reply: str
+    tokens: int
+    """Generated tokens, the end of turn included."""
+    seconds: float
+    """Wall time of the batch in which the reply was generated."""
+    stop_reason: str
+    """end of turn, length, or context full."""
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether there is any text."""
+        return bool(self.reply)
+
+
+class GenerateResult(Result):
+    """Replies, prompt by prompt in each model."""
+
+    replies: list[ReplyResult]
+
+    @property
+    def text(self) -> str:
+        """The first reply's text."""
+        return self.replies[0].reply
+
+
+def generate(
+    model: str | Path | Sequence[str] | None = None,
+    prompts: str | Sequence[str] | None = None,
+    *,
+    system: str | None = None,
+    config: GenerateConfig | None = None,
+    output: str | Path = DEFAULT_OUTPUT,
+    device: str = "auto",
+    on_text: StreamSink | None = None,
+) -> GenerateResult:
+    """Return replies to prompts.
+
+    Args:
+        model: catalogue name, run, folder or hub id, or several of them; None is the newest finished run.
+        prompts: one prompt or several; None takes the built-in test prompts.
+        system: system text before every prompt.
+        config: sampling settings.
+        output: folder of models and runs.
+        device: auto, cpu, cuda or mps.
+        on_text: takes the text of a single reply as it grows.
+
+    Raises: ModelError, UnavailableError, ConfigError.
+    """
+    config = config or GenerateConfig()
+    names: list[str | None] = [None]
+    if model is not None:
+        names = [str(model)] if isinstance(model, str | Path) else [str(name) for name in model]
+    if prompts is None:
+        prompts = config.test_prompts
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    texts = [text.strip() for text in texts]
+    if not texts or not all(texts):
+        raise ConfigError("a prompt is empty", hint='dialogkit generate --prompt "Hello!"')
+    # All names are looked up first: a typing error in the last must not cost the loading of the others.
+    chosen = [resolve_model(name, output=output) for name in names]
+
+    from dialogkit.inference.session import generate_replies
+    from dialogkit.services.loading import load_for_inference
+
+    start = [Message("system", system)] if system else []
+    replies = []
+    for loadable in chosen:
+        loaded = load_for_inference(loadable, device=device)
+        made = generate_replies(
+            loaded.model,
+            loaded.tokenizer,
+            [[*start, Message("user", text)] for text in texts],
+            config,
+            context=loaded.context,
+            device=loaded.device,
+            on_text=on_text,
+        )
+        replies += [
+            ReplyResult(
+                model=loaded.name,
+                prompt=text,
+                reply=reply.text,
+                tokens=reply.tokens,
+                seconds=reply.seconds,
+                stop_reason=reply.stop_reason,
+            )
+            for text, reply in zip(texts, made, strict=True)
+        ]
+    return GenerateResult(replies=replies)

@@ -1,0 +1,160 @@
+"""The catalogue, and which folder or source a MODEL argument means."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dialogkit.config.load import HUB_ID, describe, folder_name, load_run_config, model_names
+from dialogkit.config.model import ModelConfig
+from dialogkit.errors import ModelError, did_you_mean
+from dialogkit.services.result import Result
+from dialogkit.tracking.rundir import RunDir, find_run, list_runs, published_dir
+
+DEFAULT_OUTPUT = "models"
+
+
+class ModelRow(Result):
+    """One model of the catalogue."""
+
+    name: str
+    description: str
+    kind: Literal["pretrained", "from scratch"]
+    size_class: str | None
+    """The size by which people know the model."""
+    parameters: int | None
+    """Exact number, tied embeddings counted once."""
+    parameters_without_embeddings: int | None
+    architecture: str
+    layers: int | None
+    width: int | None
+    heads: int | None
+    context: int | None
+    vocabulary: int | None
+    source: str | None
+    license: str | None
+    chat_format: str
+    trained: bool
+    """Whether a finished model of this name lies in the output folder."""
+    folder: str | None
+
+
+def list_models(*, output: str | Path = DEFAULT_OUTPUT) -> list[ModelRow]:
+    """Return the catalogue, with what was trained in the output folder."""
+    return [show_model(name, output=output) for name in model_names()]
+
+
+def show_model(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> ModelRow:
+    """Return one model of the catalogue or of a model file. Raises: ModelError if there is none."""
+    model = load_run_config(name).model
+    counts = model.parameter_counts()
+    folder = published_dir(Path(output), model.name)
+    trained = (folder / "config.json").is_file()
+    return ModelRow(
+        name=model.name,
+        description=describe("models", name) if name in model_names() else "",
+        kind="from scratch" if model.from_scratch else "pretrained",
+        size_class=model.size_class,
+        parameters=counts.total if counts else None,
+        parameters_without_embeddings=counts.without_embeddings if counts else None,
+        architecture=model.architecture,
+        layers=model.layers,
+        width=model.width,
+        heads=model.heads,
+        context=model.context,
+        vocabulary=model.vocabulary,
+        source=model.source,
+        license=model.license,
+        chat_format=model.chat_format,
+        trained=trained,
+        folder=str(folder) if trained else None,
+    )
+
+
+@dataclass(frozen=True)
+class Loadable:
+    """A model that can be loaded to reply or to be evaluated."""
+
+    name: str
+    model: ModelConfig
+    run: RunDir | None = None
+    """The run that made it, where it lies in a run folder."""
+
+
+def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> Loadable:
+    """Return what MODEL means to `generate` and `evaluate`.
+
+    A catalogue name (what was trained here under it, else the pretrained weights), a run, a folder or GGUF file,
+    or a hub id. None is the newest finished run.
+
+    Raises: ModelError with the next command to type.
+    """
+    output = Path(output)
+    if name is None:
+        for run, record in list_runs(output):
+            if record.status == "completed" and run.model_dir.is_dir():
+                return _from_run(run)
+        raise ModelError(
+            f"there is no finished run in {str(output)!r} yet", hint="dialogkit train custom-tiny --preset test"
+        )
+    if name in model_names():
+        folder = published_dir(output, name)
+        if (folder / "config.json").is_file():
+            # What lies there came from the newest finished run of that model.
+            run = next(
+                (r for r, record in list_runs(output) if record.status == "completed" and record.model.get("name") == name),
+                None,
+            )
+            return Loadable(name, _from_folder(name, folder), run)
+        model = load_run_config(name).model
+        if model.from_scratch:
+            raise ModelError(
+                f"{name!r} has not been trained in {str(output)!r} yet",
+                hint=f"dialogkit train {name} --preset test",
+            )
+        return Loadable(name, model)
+    path = Path(name).expanduser()
+    if path.exists():
+        if path.is_dir() and (path / "run.json").is_file():
+            return _from_run(RunDir(path))
+        if path.is_dir() and not (path / "config.json").is_file() and not list(path.glob("*.gguf")):
+            raise ModelError(f"the folder {name!r} holds no model", hint="dialogkit models list")
+        return Loadable(path.name, _from_folder(path.stem, path))
+    if (output / "runs" / name).is_dir() and not HUB_ID.match(name):
+        return _from_run(find_run(output, name))
+    if HUB_ID.match(name):
+        return Loadable(name, ModelConfig(name=folder_name(name.split("/")[-1]), source=name))
+    known = [*model_names(), *(run.name for run, _ in list_runs(output))]
+    raise ModelError(f"no model or run {name!r}{did_you_mean(name, known)}", hint="dialogkit models list")
+
+
+def _from_run(run: RunDir) -> Loadable:
+    if not (run.model_dir / "config.json").is_file():
+        raise ModelError(
+            f"the run {run.name!r} has no finished model (it is {run.read().status})",
+            hint="dialogkit train custom-tiny --preset test",
+        )
+    return Loadable(run.name, _from_folder(run.name, run.model_dir), run)
+
+
+def _from_folder(name: str, folder: Path) -> ModelConfig:
+    # A model that brings its template is rendered by it; `auto` recognises the formats of ours.
+    return ModelConfig(name=folder_name(name), source=str(folder))
+
+
+def describe_architecture(config: object) -> dict[str, object]:
+    """Return what a transformers configuration says about the shape, under our names."""
+    names = {
+        "architecture": ("model_type",),
+        "layers": ("num_hidden_layers", "n_layer"),
+        "width": ("hidden_size", "n_embd"),
+        "heads": ("num_attention_heads", "n_head"),
+        "context": ("max_position_embeddings", "n_positions"),
+        "vocabulary": ("vocab_size",),
+    }
+    shape = {}
+    for ours, theirs in names.items():
+        value = next((getattr(config, name) for name in theirs if getattr(config, name, None) is not None), None)
+        if value is not None:
+            shape[ours] = json.loads(json.dumps(value, default=str))
+    return shape

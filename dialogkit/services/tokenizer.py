@@ -1,0 +1,57 @@
+"""Trains a tokenizer on the texts of dataset files."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dialogkit.config.data import DataConfig
+from dialogkit.errors import DataError, StorageError
+from dialogkit.services.result import Result
+
+
+class TokenizerResult(Result):
+    """A trained tokenizer."""
+
+    folder: str
+    entries: int
+    files: list[str]
+
+
+def train_tokenizer(files: Sequence[str | Path], *, vocabulary: int, output: str | Path) -> TokenizerResult:
+    """Train a byte-level BPE tokenizer with the chat format and write it as a folder.
+
+    Args:
+        files: dialogs in any format that `train --dataset` reads, or plain text (`.txt`).
+        vocabulary: number of entries.
+        output: folder to write; must be new or empty.
+
+    Raises: DataError, ConfigError, StorageError.
+    """
+    target = Path(output)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise StorageError(f"{str(target)!r} is there already", hint="--output ANOTHER_FOLDER")
+    for file in files:
+        if not Path(file).is_file():
+            raise DataError(f"the file {str(file)!r} does not exist")
+    from dialogkit.models.tokenizer import train_tokenizer as train
+
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{str(target)!r} cannot be made: {(error.strerror or '').lower()}") from None
+    entries = train(_texts(files), vocabulary=vocabulary, output=target)
+    return TokenizerResult(folder=str(target), entries=entries, files=[str(file) for file in files])
+
+
+def _texts(files: Sequence[str | Path]) -> Iterator[str]:
+    from dialogkit.data.sources import find_source, read_dialogs
+
+    for file in files:
+        if Path(file).suffix == ".txt":
+            try:
+                yield from Path(file).read_text(encoding="utf-8").splitlines()
+            except UnicodeDecodeError:
+                raise DataError(f"{str(file)!r} is not UTF-8 text") from None
+            continue
+        config = DataConfig(dataset=str(file))
+        for dialog in read_dialogs(find_source(config), config).dialogs:
+            yield from (message.content for message in dialog)

@@ -1,0 +1,226 @@
+"""The W&B record of a run. W&B never decides whether a training survives.
+
+The mode is decided before W&B is asked anything, so that no prompt can appear, and every later call is guarded:
+the first failure is one warning, after which the run goes on without W&B.
+"""
+
+import logging
+import netrc
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from dialogkit.config.tracking import TrackingConfig
+from dialogkit.errors import StorageError, UnavailableError
+from dialogkit.network import reachable
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_SERVER = "https://api.wandb.ai"
+_DOTENV_KEYS = frozenset({"WANDB_API_KEY", "WANDB_ENTITY", "WANDB_BASE_URL"})
+
+Mode = Literal["online", "offline", "disabled"]
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What the environment, `.env` and netrc say; the key itself is never logged or stored."""
+
+    key: str | None
+    server: str
+
+    def __repr__(self) -> str:
+        return f"Credentials(key={'set' if self.key else None}, server={self.server!r})"
+
+
+def read_dotenv(path: Path) -> dict[str, str]:
+    """Return the W&B settings of a `.env` file: `NAME=value` lines of known names; others are not touched."""
+    values: dict[str, str] = {}
+    with suppress(OSError, UnicodeDecodeError):
+        for line in path.read_text(encoding="utf-8-sig").splitlines():
+            name, equals, value = line.strip().removeprefix("export ").partition("=")
+            if equals and name.strip() in _DOTENV_KEYS:
+                values[name.strip()] = value.strip().strip("\"'")
+    return values
+
+
+def find_credentials(folder: Path) -> Credentials:
+    """Return key and server: from the environment, then `.env` in `folder`, then netrc."""
+    settings = {**read_dotenv(folder / ".env"), **{k: v for k, v in os.environ.items() if k in _DOTENV_KEYS}}
+    server = settings.get("WANDB_BASE_URL") or DEFAULT_SERVER
+    key = settings.get("WANDB_API_KEY") or _netrc_key(urlsplit(server).hostname or "")
+    return Credentials(key or None, server)
+
+
+def _netrc_key(host: str) -> str | None:
+    with suppress(OSError, netrc.NetrcParseError):
+        entry = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host)
+        return entry[2] if entry else None
+    return None
+
+
+def resolve_mode(request: str, credentials: Credentials) -> tuple[Mode, str]:
+    """Return the W&B mode and the reason for it.
+
+    Raises: UnavailableError if `online` is asked for without a key.
+    """
+    match request:
+        case "disabled":
+            return "disabled", "requested"
+        case "offline":
+            return "offline", "requested"
+        case "online":
+            if credentials.key is None:
+                raise UnavailableError(
+                    "W&B online needs a key, and WANDB_API_KEY is neither set nor in .env",
+                    hint="--wandb offline",
+                )
+            return "online", "requested"
+    if os.environ.get("WANDB_MODE", "") in ("offline", "disabled"):
+        return ("disabled" if os.environ["WANDB_MODE"] == "disabled" else "offline"), "WANDB_MODE"
+    if credentials.key is None:
+        return "offline", "no key found"
+    if not reachable(credentials.server):
+        return "offline", "the server does not answer"
+    return "online", "a key was found"
+
+
+class WandbRun:
+    """A W&B run whose failures are warnings. A disabled one does nothing."""
+
+    def __init__(self, run: Any, mode: Mode, reason: str) -> None:
+        self._run = run
+        self.mode = mode
+        self.reason = reason
+
+    @property
+    def id(self) -> str | None:
+        """W&B's id of the run."""
+        return str(self._run.id) if self._run is not None else None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where W&B keeps the run's files."""
+        return Path(self._run.dir).parent if self._run is not None else None
+
+    @property
+    def url(self) -> str | None:
+        """Address of the run; None offline."""
+        return str(self._run.url) if self._run is not None and self.mode == "online" else None
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log metrics at an optimizer step."""
+        self._guard(lambda run: run.log({**metrics, "train/step": step}, step=step))
+
+    def update_config(self, config: Mapping[str, Any]) -> None:
+        """Add to the run's configuration."""
+        self._guard(lambda run: run.config.update(dict(config), allow_val_change=True))
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a table."""
+        import wandb
+
+        self._guard(lambda run: run.log({name: wandb.Table(columns=list(columns), data=[list(r) for r in rows])}))
+
+    def summarize(self, values: Mapping[str, Any]) -> None:
+        """Set summary values."""
+        self._guard(lambda run: run.summary.update(dict(values)))
+
+    def finish(self, exit_code: int) -> None:
+        """End the run."""
+        self._guard(lambda run: run.finish(exit_code=exit_code))
+        self._run = None
+
+    def _guard(self, call: Callable[[Any], object]) -> None:
+        if self._run is None:
+            return
+        try:
+            call(self._run)
+        except Exception as error:  # whatever W&B raises, training goes on
+            self._run = None
+            logger.warning("W&B failed (%s); the run goes on without it", type(error).__name__)
+
+
+def open_wandb(
+    config: TrackingConfig, *, name: str, tags: Sequence[str], folder: Path, settings: Mapping[str, Any]
+) -> WandbRun:
+    """Start the W&B record of a run.
+
+    Args:
+        config: mode, project, group and notes.
+        name: name of the run.
+        tags: tags of the run.
+        folder: W&B makes its `wandb` folder in here.
+        settings: the resolved configuration.
+    """
+    credentials = find_credentials(Path.cwd())
+    mode, reason = resolve_mode(config.wandb, credentials)
+    if mode == "disabled":
+        return WandbRun(None, mode, reason)
+    try:
+        # W&B would silently go to the temporary folder.
+        (folder / "wandb").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{str(folder / 'wandb')!r} cannot be made: {error.strerror}") from None
+    run = _init(config, mode, credentials, name=name, tags=tags, folder=folder, settings=settings)
+    if run is None and mode == "online":
+        mode, reason = "offline", "the server refused"
+        run = _init(config, mode, credentials, name=name, tags=tags, folder=folder, settings=settings)
+    if run is None:
+        return WandbRun(None, "disabled", "W&B could not start")
+    return WandbRun(run, mode, reason)
+
+
+def _init(
+    config: TrackingConfig,
+    mode: Mode,
+    credentials: Credentials,
+    *,
+    name: str,
+    tags: Sequence[str],
+    folder: Path,
+    settings: Mapping[str, Any],
+) -> Any:
+    before = {key: os.environ.get(key) for key in ("WANDB_SILENT", "WANDB_API_KEY", "WANDB_ERROR_REPORTING")}
+    os.environ.update({"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"})
+    if mode == "online" and credentials.key:
+        os.environ["WANDB_API_KEY"] = credentials.key
+    try:
+        import wandb
+
+        run = wandb.init(
+            project=config.project,
+            entity=config.entity,
+            name=name,
+            group=config.group,
+            notes=config.notes,
+            tags=list(tags),
+            dir=str(folder),
+            config=dict(settings),
+            mode=mode,
+            settings=wandb.Settings(
+                silent=True,
+                init_timeout=10,
+                finish_timeout=30,
+                console="off",
+                disable_git=True,
+                save_code=False,
+                base_url=credentials.server,
+            ),
+        )
+        run.define_metric("train/step")
+        run.define_metric("*", step_metric="train/step")
+        return run
+    except Exception as error:  # whatever W&B raises, training goes on
+        logger.warning("W&B could not start %s (%s)", mode, type(error).__name__)
+        return None
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
