@@ -1,0 +1,96 @@
+"""The whole surface of the command line, and the one error boundary."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from dialogkit import __version__
+from dialogkit.cli import config, data, evaluate, generate, models, tokenizer, train
+from dialogkit.cli.output import Output
+from dialogkit.errors import DialogKitError
+
+app = typer.Typer(
+    name="dialogkit",
+    help="Train, test and talk to small dialog models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(help="The catalogue of models.", no_args_is_help=True)
+config_app = typer.Typer(help="Settings: show, validate, schema.", no_args_is_help=True)
+data_app = typer.Typer(help="Datasets.", no_args_is_help=True)
+tokenizer_app = typer.Typer(help="Tokenizers.", no_args_is_help=True)
+
+app.command("train")(train.train_command)
+app.command("generate")(generate.generate_command)
+app.command("evaluate")(evaluate.evaluate_command)
+app.add_typer(models_app, name="models")
+models_app.command("list")(models.list_command)
+models_app.command("show")(models.show_command)
+app.add_typer(data_app, name="data")
+data_app.command("list")(data.list_command)
+app.add_typer(config_app, name="config")
+config_app.command("show")(config.show_command)
+config_app.command("validate")(config.validate_command)
+config_app.command("schema")(config.schema_command)
+app.add_typer(tokenizer_app, name="tokenizer")
+tokenizer_app.command("train")(tokenizer.train_command)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        Output().text(f"dialogkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train, test and talk to small dialog models."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 run-time or I/O, 2 wrong input, 3 diverged, 130/143 signals."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    output = Output(json_mode="--json" in words)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    # Telemetry and progress bars of libraries have no place in our output.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        code = app(words, prog_name="dialogkit", standalone_mode=False)
+    except DialogKitError as error:
+        if os.environ.get("DIALOGKIT_DEBUG"):
+            raise
+        output.error(error)
+        raise SystemExit(error.exit_code) from None
+    except TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed already
+            raise SystemExit(0) from None
+        output.error(_usage_error(error, words))
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        output.err.print("stopped")
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # The reader of our output has left; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _usage_error(error: TyperException, words: list[str]) -> DialogKitError:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "dialogkit"
+    message = getattr(error, "format_message", error.__str__)()
+    made = DialogKitError(message.strip().rstrip(".") or "the command is not complete", hint=f"{command} --help")
+    made.exit_code = 2
+    return made

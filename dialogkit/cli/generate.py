@@ -1,0 +1,116 @@
+"""`dialogkit generate`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dialogkit.cli.options import JsonOption, NoCudaOption, OutputOption
+from dialogkit.cli.output import Output, table, untrusted
+from dialogkit.config.generate import GenerateConfig
+from dialogkit.config.load import list_problems
+from dialogkit.errors import ConfigError
+from dialogkit.services.generate import GenerateResult, ReplyResult, generate
+
+
+def generate_command(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Catalogue name, run, folder or hub id. Default: the newest finished run."),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="A prompt; may be repeated.")
+    ] = None,
+    prompts_file: Annotated[
+        str | None, typer.Option("--prompts-file", metavar="FILE", help="One prompt a line; - is standard input.")
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System text before each.")] = None,
+    compare: Annotated[
+        list[str] | None, typer.Option("--compare", metavar="MODEL", help="A further model, side by side.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest reply, in tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(metavar="T", help="0: always the most probable.")] = None,
+    top_k: Annotated[int | None, typer.Option(metavar="K", help="Among the K most probable tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(metavar="P", help="Among tokens of this probability.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(metavar="R", help="1: off.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="S", help="The same seed gives the same reply.")] = None,
+    no_cuda: NoCudaOption = False,
+    output_dir: OutputOption = "models",
+    json_output: JsonOption = False,
+) -> None:
+    """Let MODEL answer prompts; without any, the built-in test prompts."""
+    config = _sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    prompts = _prompts(prompt, prompts_file)
+    output = Output(json_mode=json_output)
+    streams = not json_output and not compare and prompts is not None and len(prompts) == 1 and output.out.is_terminal
+    result = generate(
+        [model, *compare] if model and compare else _with_newest(model, compare),
+        prompts,
+        system=system,
+        config=config,
+        output=output_dir,
+        device="cpu" if no_cuda else "auto",
+        on_text=output.stream if streams else None,
+    )
+    output.result(result, lambda out: _render(out, result, streamed=streams))
+
+
+def _with_newest(model: str | None, compare: list[str] | None) -> Any:
+    if compare:
+        raise ConfigError("--compare needs a MODEL to compare with", hint=f"dialogkit generate MODEL --compare {compare[0]}")
+    return model
+
+
+def _sampling(**given: Any) -> GenerateConfig:
+    from pydantic import ValidationError
+
+    try:
+        return GenerateConfig(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        problem = list_problems(error)[0]
+        raise ConfigError(f"--{problem.replace('_', '-', 1)}", hint="dialogkit generate --help") from None
+
+
+def _prompts(prompts: list[str] | None, file: str | None) -> list[str] | None:
+    texts = list(prompts or [])
+    if file is not None:
+        try:
+            source = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
+        except FileNotFoundError:
+            raise ConfigError(f"the prompts file {file!r} does not exist") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the prompts file {file!r} cannot be read: {error}") from None
+        lines = [line for line in source.splitlines() if line.strip()]
+        if not lines:
+            raise ConfigError(f"the prompts file {file!r} holds no prompt")
+        texts += lines
+    return texts or None
+
+
+def _render(output: Output, result: GenerateResult, *, streamed: bool) -> None:
+    models = list(dict.fromkeys(reply.model for reply in result.replies))
+    if len(models) > 1:
+        drawn = table("prompt", *models)
+        by_prompt: dict[str, list[ReplyResult]] = {}
+        for reply in result.replies:
+            by_prompt.setdefault(reply.prompt, []).append(reply)
+        for prompt, replies in by_prompt.items():
+            drawn.add_row(untrusted(prompt), *(untrusted(reply.reply or "(empty)") for reply in replies))
+        output.print(drawn)
+        return
+    for reply in result.replies:
+        if not streamed:
+            if len(result.replies) > 1:
+                output.print(untrusted(f"> {reply.prompt}", "bold"))
+            output.print(untrusted(reply.reply or "(empty)"))
+        else:
+            output.text("")
+        output.err.print(f"[dim]{reply.tokens} tokens, {reply.seconds:.2f} s, stopped by {reply.stop_reason}[/dim]")

@@ -1,0 +1,175 @@
+"""The one place that prints. Results go to stdout, everything else to stderr."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from dialogkit.errors import DialogKitError
+
+ResultModel = TypeVar("ResultModel", bound=BaseModel)
+
+# Control characters of every kind, and the marks that reorder text; a dataset's text must not steer a terminal.
+_UNSAFE = {
+    **{code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"},
+    **{code: f"\\u{code:04x}" for code in (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A))},
+    0xFEFF: "\\ufeff",
+}
+
+
+def sanitize(text: str) -> str:
+    """Return text from outside with control characters and reordering marks made visible."""
+    return text.translate(_UNSAFE)
+
+
+def untrusted(text: str, style: str = "") -> Text:
+    """Return text from outside as something rich prints as it is."""
+    return Text(sanitize(text), style=style)
+
+
+class Output:
+    """Prints results as tables for people or as one JSON envelope for programs."""
+
+    def __init__(self, *, json_mode: bool = False) -> None:
+        self.json_mode = json_mode
+        self.out = Console(highlight=False, soft_wrap=False)
+        self.err = Console(stderr=True, highlight=False)
+
+    def result(
+        self,
+        result: BaseModel | Sequence[BaseModel],
+        render: Callable[["Output"], None],
+        *,
+        hint: str | None = None,
+    ) -> None:
+        """Print a result: `{"data": ..., "hint": ...}`, or what `render` draws."""
+        if not self.json_mode:
+            render(self)
+            if hint:
+                self.hint(hint)
+            return
+        data = result.model_dump(mode="json") if isinstance(result, BaseModel) else [
+            item.model_dump(mode="json") for item in result
+        ]
+        sys.stdout.write(json.dumps({"data": data, "hint": hint}, ensure_ascii=False, indent=2) + "\n")
+
+    def error(self, error: DialogKitError) -> None:
+        """Print an error: one sentence, its details if there are any, and the next command to type."""
+        if self.json_mode:
+            body = {"code": error.code, "message": error.message, "hint": error.hint, "details": error.details}
+            sys.stdout.write(json.dumps({"error": body}, ensure_ascii=False, indent=2) + "\n")
+            return
+        self.err.print(Text.assemble(("error: ", "bold red"), sanitize(error.message)), soft_wrap=True)
+        for detail in error.details[:10]:
+            self.err.print(Text(f"       {sanitize(detail)}"), soft_wrap=True)
+        if error.hint:
+            self.err.print(Text.assemble(("try: ", "bold"), sanitize(error.hint)), soft_wrap=True)
+
+    def hint(self, command: str) -> None:
+        """Print the next command to type."""
+        self.err.print(Text.assemble(("next: ", "bold"), sanitize(command)), soft_wrap=True)
+
+    def print(self, item: RenderableType) -> None:
+        """Print to stdout."""
+        self.out.print(item)
+
+    def text(self, text: str) -> None:
+        """Print text as it is to stdout, whatever the width of the terminal."""
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+    def stream(self, text: str) -> None:
+        """Print a piece of a growing text to stdout."""
+        sys.stdout.write(sanitize(text))
+        sys.stdout.flush()
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """Return an empty table in the house's look."""
+    made = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        made.add_column(escape(column), justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: 8 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class TrainOutput:
+    """Draws a training: a header, a progress bar in a terminal or plain lines elsewhere."""
+
+    def __init__(self, output: Output) -> None:
+        self._console = output.err
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+
+    def header(self, facts: Mapping[str, str]) -> None:
+        """Print the facts, one a line."""
+        grid = Table.grid(padding=(0, 2))
+        for name, value in facts.items():
+            grid.add_row(Text(name, style="bold"), untrusted(value))
+        self._console.print(grid)
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(untrusted(text))
+
+    def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Move the bar, or print a line; an evaluation is always a line of its own."""
+        if "eval/nats_per_token" in metrics:
+            self._console.print(
+                f"step {step}/{total}  held-out loss {metrics['eval/nats_per_token']:.3f} nats/token, "
+                f"{metrics['eval/bits_per_byte']:.3f} bits/byte, accuracy {metrics['eval/accuracy']:.1%}"
+            )
+            return
+        loss, speed = metrics["train/loss"], metrics["perf/tokens_per_s"]
+        if not self._console.is_terminal:
+            every = max(1, total // 20)
+            if step == 1 or step % every == 0 or step == total:
+                self._console.print(f"step {step}/{total}  loss {loss:.3f}  {speed:,.0f} tokens/s")
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.completed}/{task.total}"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._progress.add_task("", total=total)
+            self._progress.start()
+        self._progress.update(
+            self._task, completed=step, description=f"loss {loss:.3f}  {speed:,.0f} tokens/s"
+        )
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def parameters(count: int | None) -> str:
+    """Return an exact number of parameters with separators."""
+    return "?" if count is None else f"{count:,}"
+
+
+def options_table(rows: Sequence[tuple[str, Any, str]]) -> Table:
+    """Return settings with their values and origins."""
+    made = table("setting", "value", "from")
+    for name, value, origin in rows:
+        made.add_row(name, untrusted(json.dumps(value, ensure_ascii=False)), untrusted(origin, "dim"))
+    return made

@@ -1,0 +1,24 @@
+"""`dialogkit tokenizer`."""
+
+from typing import Annotated
+
+import typer
+
+from dialogkit.cli.options import JsonOption
+from dialogkit.cli.output import Output, untrusted
+from dialogkit.services.tokenizer import train_tokenizer
+
+
+def train_command(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Dialog files, or plain text (.txt).")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")],
+    vocab_size: Annotated[int, typer.Option(metavar="N", min=1, max=2_000_000, help="Entries.")] = 32_768,
+    json_output: JsonOption = False,
+) -> None:
+    """Train a tokenizer for other languages or domains; a model file names it as model.tokenizer."""
+    result = train_tokenizer(files, vocabulary=vocab_size, output=output)
+    Output(json_mode=json_output).result(
+        result,
+        lambda out: out.print(untrusted(f"{result.entries:,} entries in {result.folder}")),
+        hint=f"dialogkit train custom-tiny --set model.tokenizer={output}",
+    )

@@ -1,0 +1,116 @@
+"""`dialogkit train`."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from dialogkit.cli.options import ConfigOption, JsonOption, NoCudaOption, SetOption
+from dialogkit.cli.output import Output, TrainOutput, duration, table, untrusted
+from dialogkit.config.load import load_with_origins, parse_sets
+from dialogkit.services.train import DryRunResult, TrainResult, dry_run, train
+
+
+def train_command(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Catalogue name, model file (.json), folder, GGUF file or hub id. [custom-tiny]"),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", "-c", metavar="PRESET", help="test, development or production. [test]"),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", "-s", metavar="N", help="Training dialogs to use.")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", "-d", metavar="DATA", help="starter, alpaca-gpt4, a file or a hub id."),
+    ] = None,
+    project: Annotated[
+        str | None, typer.Option("--project", "-p", metavar="NAME", help="W&B project.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="RUN", help="Name of the run.")] = None,
+    no_cuda: NoCudaOption = False,
+    wandb: Annotated[
+        str | None, typer.Option("--wandb", metavar="MODE", help="auto, online, offline or disabled.")
+    ] = None,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Measure two steps on the longest batch; keep nothing.")
+    ] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Train MODEL, evaluate it, let it answer test prompts, and keep it."""
+    words: dict[str, Any] = {
+        "data.samples": samples,
+        "data.dataset": dataset,
+        "tracking.project": project,
+        "tracking.wandb": wandb,
+        "runtime.device": "cpu" if no_cuda else None,
+        "name": name,
+    }
+    overrides = {key: value for key, value in words.items() if value is not None} | parse_sets(sets or [])
+    loaded = load_with_origins(model, preset=preset, config_file=config, overrides=overrides)
+    output = Output(json_mode=json_output)
+    drawing = TrainOutput(output)
+    try:
+        if dry:
+            measured = dry_run(loaded.config, reporter=drawing)
+            drawing.close()
+            output.result(measured, lambda out: _render_dry_run(out, measured))
+            return
+        result = train(loaded.config, origins=loaded.origins, command=["dialogkit", *sys.argv[1:]], reporter=drawing)
+    finally:
+        drawing.close()
+    output.result(
+        result, lambda out: _render(out, result), hint=f'dialogkit generate {loaded.config.model.name} --prompt "Hello!"'
+    )
+
+
+def _render(output: Output, result: TrainResult) -> None:
+    figures = table("held out", "before", "after", right=("before", "after"))
+    for name, label in (
+        ("nats_per_token", "loss (nats/token)"),
+        ("perplexity", "perplexity"),
+        ("bits_per_byte", "bits per byte"),
+        ("accuracy", "token accuracy"),
+    ):
+        figures.add_row(label, *(f"{result.metrics[f'{when}/{name}']:,.3f}" for when in ("before", "final")))
+    output.print(figures)
+    output.print("")
+    replies = table("prompt", "reply", "tokens", "stopped by", right=("tokens",))
+    for reply in result.replies:
+        replies.add_row(untrusted(reply.prompt), untrusted(reply.reply), str(reply.tokens), reply.stop_reason)
+    output.print(replies)
+    output.print("")
+    output.print(
+        f"{result.success_rate:.0%} of the test prompts got a reply, {result.stop_rate:.0%} ended by themselves; "
+        f"{result.steps:,} steps, {result.metrics['perf/tokens_per_s']:,.0f} tokens/s, "
+        f"{duration(result.duration_s)} in all"
+    )
+    output.print(untrusted(f"model: {result.published_dir}"))
+    output.print(untrusted(f"run:   {result.run_dir}"))
+    if result.wandb_url:
+        output.print(untrusted(f"W&B:   {result.wandb_url}"))
+    elif result.wandb_dir:
+        output.print(untrusted(f"W&B:   wandb sync {result.wandb_dir}"))
+
+
+def _render_dry_run(output: Output, result: DryRunResult) -> None:
+    rows = {
+        "model": f"{result.model}, {result.parameters:,} parameters",
+        "device": f"{result.device}, {result.precision}",
+        "steps": f"{result.total_steps:,} over {result.train_dialogs:,} dialogs",
+        "longest batch": f"{result.longest_batch_tokens:,} tokens",
+        "speed": f"{result.tokens_per_s:,.0f} tokens/s",
+        "peak memory": f"{result.peak_memory_bytes / 2**20:,.0f} MiB",
+        "held-out loss": f"{result.eval_nats_per_token:.3f} nats/token before training",
+        "one reply": result.reply or "(empty)",
+        "expected time": f"{duration(result.expected_s)} of training",
+    }
+    drawn = table("dry run", "")
+    for name, value in rows.items():
+        drawn.add_row(name, untrusted(value))
+    output.print(drawn)
