@@ -54,6 +54,10 @@ class ChatTokenizer(Protocol):
     """Ids that end a turn."""
 
     @property
+    def pad_id(self) -> int:
+        """The id that fills a batch."""
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over the vocabulary and the chat format."""
 

@@ -23,7 +23,8 @@ class Setting(BaseModel):
 def show_command(
     model: Annotated[str | None, typer.Argument(help="The model. [custom-tiny]")] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", "-c", metavar="PRESET", help="test, development or production. [test]")
+        str | None,
+        typer.Option("--preset", "-c", metavar="PRESET", help="test, development or production. [test]"),
     ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,

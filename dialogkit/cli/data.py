@@ -21,7 +21,10 @@ def list_command(json_output: JsonOption = False) -> None:
 
     rows = [
         DatasetRow(
-            name=name, description=d.description, license=d.license, source=d.hub_id or "ships with the package"
+            name=name,
+            description=d.description,
+            license=d.license,
+            source=d.hub_id or "ships with the package",
         )
         for name, d in NAMED.items()
     ]

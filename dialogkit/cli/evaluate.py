@@ -13,7 +13,9 @@ def evaluate_command(
     models: ModelsArgument = None,
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", "-d", metavar="DATA", help="Default: the held-out dialogs of the run's dataset."),
+        typer.Option(
+            "--dataset", "-d", metavar="DATA", help="Default: the held-out dialogs of the run's dataset."
+        ),
     ] = None,
     samples: Annotated[
         int | None, typer.Option("--samples", "-s", min=1, metavar="N", help="Dialogs to use.")

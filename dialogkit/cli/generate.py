@@ -23,9 +23,12 @@ def generate_command(
         list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="A prompt; may be repeated.")
     ] = None,
     prompts_file: Annotated[
-        str | None, typer.Option("--prompts-file", metavar="FILE", help="One prompt a line; - is standard input.")
+        str | None,
+        typer.Option("--prompts-file", metavar="FILE", help="One prompt a line; - is standard input."),
     ] = None,
-    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System text before each.")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="System text before each.")
+    ] = None,
     compare: Annotated[
         list[str] | None, typer.Option("--compare", metavar="MODEL", help="A further model, side by side.")
     ] = None,
@@ -50,7 +53,9 @@ def generate_command(
     )
     prompts = _prompts(prompt, prompts_file)
     output = Output(json_mode=json_output)
-    streams = not json_output and not compare and prompts is not None and len(prompts) == 1 and output.out.is_terminal
+    streams = (
+        not json_output and not compare and prompts is not None and len(prompts) == 1 and output.out.is_terminal
+    )
     result = generate(
         [model, *compare] if model and compare else _with_newest(model, compare),
         prompts,
@@ -65,7 +70,9 @@ def generate_command(
 
 def _with_newest(model: str | None, compare: list[str] | None) -> Any:
     if compare:
-        raise ConfigError("--compare needs a MODEL to compare with", hint=f"dialogkit generate MODEL --compare {compare[0]}")
+        raise ConfigError(
+            "--compare needs a MODEL to compare with", hint=f"dialogkit generate MODEL --compare {compare[0]}"
+        )
     return model
 
 
@@ -113,4 +120,6 @@ def _render(output: Output, result: GenerateResult, *, streamed: bool) -> None:
             output.print(untrusted(reply.reply or "(empty)"))
         else:
             output.text("")
-        output.err.print(f"[dim]{reply.tokens} tokens, {reply.seconds:.2f} s, stopped by {reply.stop_reason}[/dim]")
+        output.err.print(
+            f"[dim]{reply.tokens} tokens, {reply.seconds:.2f} s, stopped by {reply.stop_reason}[/dim]"
+        )

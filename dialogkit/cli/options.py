@@ -8,9 +8,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 PresetOption = Annotated[
     str, typer.Option("--preset", "-c", metavar="PRESET", help="test, development or production.")
 ]
-ConfigOption = Annotated[
-    str | None, typer.Option("--config", metavar="FILE", help="JSON file with any settings.")
-]
+ConfigOption = Annotated[str | None, typer.Option("--config", metavar="FILE", help="JSON file with any settings.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="One setting, such as train.learning_rate=1e-3."),

@@ -19,7 +19,9 @@ ResultModel = TypeVar("ResultModel", bound=BaseModel)
 # Control characters of every kind, and the marks that reorder text; a dataset's text must not steer a terminal.
 _UNSAFE = {
     **{code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"},
-    **{code: f"\\u{code:04x}" for code in (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A))},
+    **{
+        code: f"\\u{code:04x}" for code in (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    },
     0xFEFF: "\\ufeff",
 }
 
@@ -55,15 +57,22 @@ class Output:
             if hint:
                 self.hint(hint)
             return
-        data = result.model_dump(mode="json") if isinstance(result, BaseModel) else [
-            item.model_dump(mode="json") for item in result
-        ]
+        data = (
+            result.model_dump(mode="json")
+            if isinstance(result, BaseModel)
+            else [item.model_dump(mode="json") for item in result]
+        )
         sys.stdout.write(json.dumps({"data": data, "hint": hint}, ensure_ascii=False, indent=2) + "\n")
 
     def error(self, error: DialogKitError) -> None:
         """Print an error: one sentence, its details if there are any, and the next command to type."""
         if self.json_mode:
-            body = {"code": error.code, "message": error.message, "hint": error.hint, "details": error.details}
+            body = {
+                "code": error.code,
+                "message": error.message,
+                "hint": error.hint,
+                "details": error.details,
+            }
             sys.stdout.write(json.dumps({"error": body}, ensure_ascii=False, indent=2) + "\n")
             return
         self.err.print(Text.assemble(("error: ", "bold red"), sanitize(error.message)), soft_wrap=True)
@@ -151,9 +160,7 @@ class TrainOutput:
             )
             self._task = self._progress.add_task("", total=total)
             self._progress.start()
-        self._progress.update(
-            self._task, completed=step, description=f"loss {loss:.3f}  {speed:,.0f} tokens/s"
-        )
+        self._progress.update(self._task, completed=step, description=f"loss {loss:.3f}  {speed:,.0f} tokens/s")
 
     def close(self) -> None:
         """Leave the terminal as it was."""

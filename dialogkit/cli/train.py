@@ -27,9 +27,7 @@ def train_command(
         str | None,
         typer.Option("--dataset", "-d", metavar="DATA", help="starter, alpaca-gpt4, a file or a hub id."),
     ] = None,
-    project: Annotated[
-        str | None, typer.Option("--project", "-p", metavar="NAME", help="W&B project.")
-    ] = None,
+    project: Annotated[str | None, typer.Option("--project", "-p", metavar="NAME", help="W&B project.")] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="RUN", help="Name of the run.")] = None,
     no_cuda: NoCudaOption = False,
     wandb: Annotated[
@@ -61,11 +59,15 @@ def train_command(
             drawing.close()
             output.result(measured, lambda out: _render_dry_run(out, measured))
             return
-        result = train(loaded.config, origins=loaded.origins, command=["dialogkit", *sys.argv[1:]], reporter=drawing)
+        result = train(
+            loaded.config, origins=loaded.origins, command=["dialogkit", *sys.argv[1:]], reporter=drawing
+        )
     finally:
         drawing.close()
     output.result(
-        result, lambda out: _render(out, result), hint=f'dialogkit generate {loaded.config.model.name} --prompt "Hello!"'
+        result,
+        lambda out: _render(out, result),
+        hint=f'dialogkit generate {loaded.config.model.name} --prompt "Hello!"',
     )
 
 

@@ -110,9 +110,7 @@ def load_with_origins(
     except ValidationError as error:
         problems = list_problems(error)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(
-            f"{problems[0]}{more}", hint="dialogkit config show", details=problems[1:]
-        ) from None
+        raise ConfigError(f"{problems[0]}{more}", hint="dialogkit config show", details=problems[1:]) from None
     known = {name for name, _ in flatten(config.model_dump())}
     return LoadedConfig(config, {name: origins.get(name, "default") for name in sorted(known)})
 
@@ -207,7 +205,7 @@ def _read_json(path: Path) -> Layer:
         raise ConfigError(f"{path}: {error}", hint=hint) from None
     if not isinstance(layer, dict):
         raise ConfigError(f"{path} holds no JSON object", hint=hint)
-    return {key: value for key, value in layer.items() if key not in ("$schema", "description")}  # noqa: RET504
+    return {key: value for key, value in layer.items() if key not in ("$schema", "description")}
 
 
 def _reason(error: Exception) -> str:

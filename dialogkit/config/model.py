@@ -69,9 +69,7 @@ class ModelConfig(Section):
         if self.width and self.heads and self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.width and self.heads and self.architecture == "llama" and (self.width // self.heads) % 2:
-            raise ValueError(
-                f"width {self.width} over {self.heads} heads is odd, and rotary positions need pairs"
-            )
+            raise ValueError(f"width {self.width} over {self.heads} heads is odd, and rotary positions need pairs")
         return self
 
     @property

@@ -33,7 +33,10 @@ def packed_attention(
         raise ModelError("models that cap attention scores (Gemma 2) cannot be trained here yet")
     grouped = key.shape[1] != query.shape[1]
     parts = zip(
-        query.split(dialog_lengths, 2), key.split(dialog_lengths, 2), value.split(dialog_lengths, 2), strict=True
+        query.split(dialog_lengths, 2),
+        key.split(dialog_lengths, 2),
+        value.split(dialog_lengths, 2),
+        strict=True,
     )
     attended = [
         scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)

@@ -63,8 +63,7 @@ class StopAtNonFinite(TrainerCallback):
             if value is not None and not math.isfinite(value):
                 rate = logs.get("learning_rate", args.learning_rate)
                 raise DivergedError(
-                    f"training diverged: {key} is {value} at step {state.global_step} "
-                    f"(learning rate {rate:.3g})",
+                    f"training diverged: {key} is {value} at step {state.global_step} (learning rate {rate:.3g})",
                     hint=f"--set train.learning_rate={args.learning_rate / 3:.1g}",
                 )
 

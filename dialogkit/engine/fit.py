@@ -38,7 +38,13 @@ class FitResult:
 class DialogTrainer(Trainer):
     """HF's Trainer with an evaluation that weights tokens, not rows: its own depends on the batch size."""
 
-    def __init__(self, *args: Any, scorer: Scorer, on_evaluate: Callable[[int, dict[str, float], float], None], **kw: Any):
+    def __init__(
+        self,
+        *args: Any,
+        scorer: Scorer,
+        on_evaluate: Callable[[int, dict[str, float], float], None],
+        **kw: Any,
+    ):
         super().__init__(*args, **kw)
         self._scorer = scorer
         self._report_evaluation = on_evaluate
@@ -50,7 +56,7 @@ class DialogTrainer(Trainer):
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         self.log(dict(metrics))
         self._report_evaluation(self.state.global_step, figures, time.perf_counter() - started)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
@@ -109,9 +115,7 @@ def fit(
     try:
         trainer = DialogTrainer(
             model=model,
-            args=training_arguments(
-                config, runtime, schedule, folder=folder, compile=compile, workers=workers
-            ),
+            args=training_arguments(config, runtime, schedule, folder=folder, compile=compile, workers=workers),
             data_collator=collate,
             train_dataset=train_set,
             eval_dataset=train_set,  # the scorer has the evaluation set; HF only asks that there is one

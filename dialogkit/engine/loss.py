@@ -18,7 +18,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_SD: torch.Tensor, weight_VD: torch.Tensor, targets_S: torch.Tensor, dtype: torch.dtype
+        ctx: Any,
+        hidden_SD: torch.Tensor,
+        weight_VD: torch.Tensor,
+        targets_S: torch.Tensor,
+        dtype: torch.dtype,
     ) -> torch.Tensor:
         hidden, weight = hidden_SD.to(dtype), weight_VD.to(dtype)
         grad_hidden = torch.empty_like(hidden)
@@ -41,7 +45,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return (grad_hidden.float() * grad_total).to(ctx.hidden_dtype), grad_weight * grad_total, None, None
 
@@ -60,7 +64,7 @@ def chunked_cross_entropy(
     Source: the maximum-likelihood objective of Radford et al. 2018, eq. 1, at supervised positions only.
     """
     with torch.autocast(hidden_SD.device.type, enabled=False):
-        total: torch.Tensor = _ChunkedCrossEntropy.apply(hidden_SD, weight_VD, targets_S, dtype)  # type: ignore[no-untyped-call]
+        total: torch.Tensor = _ChunkedCrossEntropy.apply(hidden_SD, weight_VD, targets_S, dtype)
         return total
 
 

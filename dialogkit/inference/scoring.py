@@ -32,7 +32,7 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean nats per token."""
+        """Exp of the mean nats per token."""
         return math.exp(min(self.nats_per_token, 700.0))
 
     @property

@@ -96,11 +96,15 @@ def generate_replies(
                     inputs[row, longest - len(prompt) :] = torch.tensor(prompt)
                     mask[row, longest - len(prompt) :] = 1
                 sampling = config.temperature > 0
-                options = {
-                    "temperature": config.temperature,
-                    "top_k": config.top_k,
-                    "top_p": config.top_p,
-                } if sampling else {}
+                options = (
+                    {
+                        "temperature": config.temperature,
+                        "top_k": config.top_k,
+                        "top_p": config.top_p,
+                    }
+                    if sampling
+                    else {}
+                )
                 started = time.perf_counter()
                 output = model.generate(
                     input_ids=inputs.to(device),

@@ -58,10 +58,10 @@ def end_at_turn(model: Any, tokenizer: ChatTokenizer) -> None:
 def context_length(model: Any) -> int:
     """Return the longest text, in tokens, that the model's attention and positions allow."""
     config = model.config
-    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 1024)
-    window = getattr(config, "sliding_window", None)
+    longest: int = getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 1024)
+    window: int | None = getattr(config, "sliding_window", None)
     # Attention here is full inside a dialog; up to the window that is the same.
-    return int(min(longest, window) if window else longest)
+    return min(longest, window) if window else longest
 
 
 def _new_model(config: ModelConfig, tokenizer: ChatTokenizer, dropout: float) -> Any:

@@ -59,8 +59,8 @@ def model_card(record: RunRecord) -> str:
         lines.append(f"| {name.replace('_', ' ')} | {shown} | {record.metrics[f'final/{name}']:.4g} |")
     lines += [
         "",
-        "Figures are sums over all supervised tokens in float32. The prompts and replies of the run are in its "
-        "folder, in `samples.jsonl`.",
+        "Figures are sums over all supervised tokens in float32. The prompts and replies of the run are in "
+        "its folder, in `samples.jsonl`.",
         "",
         "## Use",
         "",

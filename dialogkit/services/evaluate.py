@@ -125,7 +125,7 @@ def concatenate(parts: "Sequence[DialogTokens]") -> "DialogTokens":
 
 
 def _dataset_of(loadable: Loadable, dataset: str | None) -> DataConfig:
-    """Return the data settings: those of the run that made the model, with another dataset if one is named."""
+    """Return the data settings of the run that made the model, or those of another dataset."""
     settings: dict[str, Any] = {}
     if loadable.run is not None:
         settings = dict(loadable.run.read().config.get("data", {}))

@@ -84,25 +84,30 @@ class Loadable:
 def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> Loadable:
     """Return what MODEL means to `generate` and `evaluate`.
 
-    A catalogue name (what was trained here under it, else the pretrained weights), a run, a folder or GGUF file,
-    or a hub id. None is the newest finished run.
+    A catalogue name (what was trained here under it, else the pretrained weights), a run, a folder or GGUF
+    file, or a hub id. None is the newest finished run.
 
     Raises: ModelError with the next command to type.
     """
     output = Path(output)
     if name is None:
-        for run, record in list_runs(output):
-            if record.status == "completed" and run.model_dir.is_dir():
-                return _from_run(run)
+        for newest, record in list_runs(output):
+            if record.status == "completed" and newest.model_dir.is_dir():
+                return _from_run(newest)
         raise ModelError(
-            f"there is no finished run in {str(output)!r} yet", hint="dialogkit train custom-tiny --preset test"
+            f"there is no finished run in {str(output)!r} yet",
+            hint="dialogkit train custom-tiny --preset test",
         )
     if name in model_names():
         folder = published_dir(output, name)
         if (folder / "config.json").is_file():
             # What lies there came from the newest finished run of that model.
             run = next(
-                (r for r, record in list_runs(output) if record.status == "completed" and record.model.get("name") == name),
+                (
+                    r
+                    for r, record in list_runs(output)
+                    if record.status == "completed" and record.model.get("name") == name
+                ),
                 None,
             )
             return Loadable(name, _from_folder(name, folder), run)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.load import flatten, load_run_config
 from dialogkit.config.run import RunConfig
-from dialogkit.errors import DialogKitError, DivergedError, InterruptedRunError
+from dialogkit.errors import DivergedError, InterruptedRunError
 from dialogkit.services.card import model_card
 from dialogkit.services.generate import ReplyResult
 from dialogkit.services.models import describe_architecture
@@ -190,7 +190,9 @@ def _work(
     record.model, record.data = parts.model_facts(), parts.data_facts()
     record.schedule = asdict(parts.schedule)
     run.write(record)
-    wandb_run.update_config({"model_facts": record.model, "data_facts": record.data, "runtime_facts": record.runtime})
+    wandb_run.update_config(
+        {"model_facts": record.model, "data_facts": record.data, "runtime_facts": record.runtime}
+    )
     reporter.header(parts.header(run, wandb_run))
     reporter.note(parts.ledger_line())
 
@@ -269,9 +271,7 @@ class _Parts:
         if context is None or not config.model.from_scratch:
             built = build_model(config.model, self.tokenizer, seed=config.train.seed, dropout=config.train.dropout)
             context = context_length(built)
-        self.data: PreparedData = prepare_data(
-            config.data, self.tokenizer, context=context, cache=cache_dir()
-        )
+        self.data: PreparedData = prepare_data(config.data, self.tokenizer, context=context, cache=cache_dir())
         self.schedule: Schedule = resolve_schedule(config.train, len(self.data.train))
         self.context = context
         if built is None:
@@ -389,7 +389,8 @@ class _Parts:
         train = self.config.train
         return {
             "model": f"{facts['name']}, {facts['parameters']:,} parameters "
-            f"({facts['parameters_without_embeddings']:,} without embeddings), {facts.get('architecture', '')}",
+            f"({facts['parameters_without_embeddings']:,} without embeddings), "
+            f"{facts.get('architecture', '')}",
             "device": f"{self.runtime.device} ({self.runtime.device_name})",
             "precision": f"{self.runtime.precision}, because {self.runtime.precision_reason}",
             "data": f"{len(self.data.train):,} dialogs to train, {len(self.data.evaluation):,} held out "

@@ -5,12 +5,26 @@ from importlib.metadata import PackageNotFoundError, version
 
 from dialogkit import __version__
 
-PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors", "numpy", "pydantic", "wandb")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pydantic",
+    "wandb",
+)
 
 
 def package_versions() -> dict[str, str]:
     """Return the versions of dialogkit, Python and the packages that matter."""
-    versions = {"dialogkit": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    versions = {
+        "dialogkit": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
     for package in PACKAGES:
         try:
             versions[package] = version(package)

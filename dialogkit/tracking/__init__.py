@@ -1,1 +1,1 @@
-"""What a run leaves: its folder, its metrics, its W&B record. Only `wandb_run` imports wandb, when it is used."""
+"""What a run leaves: its folder, its metrics, its W&B record. Only `wandb_run` imports wandb."""

@@ -213,5 +213,7 @@ def find_run(output: Path, name: str) -> RunDir:
     """Return a run by its name. Raises: ModelError if there is none."""
     names = [run.name for run, _ in list_runs(output)]
     if name not in names or not re.match(NAME_PATTERN, name):
-        raise ModelError(f"no run {name!r} in {str(output)!r}{did_you_mean(name, names)}", hint="dialogkit models list")
+        raise ModelError(
+            f"no run {name!r} in {str(output)!r}{did_you_mean(name, names)}", hint="dialogkit models list"
+        )
     return RunDir(output / "runs" / name)

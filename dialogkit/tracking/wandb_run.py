@@ -1,7 +1,7 @@
 """The W&B record of a run. W&B never decides whether a training survives.
 
-The mode is decided before W&B is asked anything, so that no prompt can appear, and every later call is guarded:
-the first failure is one warning, after which the run goes on without W&B.
+The mode is decided before W&B is asked anything, so that no prompt can appear, and every later call is
+guarded: the first failure is one warning, after which the run goes on without W&B.
 """
 
 import logging
