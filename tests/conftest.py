@@ -12,9 +12,16 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Before any library reads them: no network, no colours, a fixed width, no W&B server.
+# Before any library reads them: no network, no colours, a fixed width, no W&B server. One thread: two are no
+# faster for models of this size, and wait for each other on a machine that is busy with something else.
 os.environ.update(
-    HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", NO_COLOR="1", COLUMNS="100", WANDB_MODE="offline", TERM="dumb"
+    OMP_NUM_THREADS="1",
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    NO_COLOR="1",
+    COLUMNS="100",
+    WANDB_MODE="offline",
+    TERM="dumb",
 )
 for name in ("WANDB_API_KEY", "HF_TOKEN", "FORCE_COLOR"):
     os.environ.pop(name, None)
@@ -22,14 +29,31 @@ for name in ("WANDB_API_KEY", "HF_TOKEN", "FORCE_COLOR"):
 TINY: dict[str, Any] = {"model.layers": 2, "model.width": 32, "model.heads": 2, "model.context": 256}
 """Overrides that make custom-nano a model of 2 layers, small enough for many trainings."""
 
+SMALL: dict[str, Any] = {
+    **TINY,
+    "data.samples": 8,
+    "data.eval_fraction": 0.005,
+    "data.eval_min_dialogs": 2,
+    "train.max_steps": 4,
+    "train.eval_every_steps": 4,
+    "runtime.device": "cpu",
+    "tracking.wandb": "disabled",
+    "generate.test_prompts": ["Hello!"],
+    "generate.max_new_tokens": 8,
+}
+"""Overrides that make a whole training of custom-nano last about a second: 4 steps, one prompt, no W&B."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def isolated_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Home and caches in a temporary folder, for this process and those that tests start."""
     home = tmp_path_factory.mktemp("home")
     os.environ.update(
-        HOME=str(home), XDG_CACHE_HOME=str(home / ".cache"), DIALOGKIT_CACHE=str(home / ".cache/dialogkit"),
-        HF_HOME=str(home / ".cache/huggingface"), NETRC=str(home / ".netrc"),
+        HOME=str(home),
+        XDG_CACHE_HOME=str(home / ".cache"),
+        DIALOGKIT_CACHE=str(home / ".cache/dialogkit"),
+        HF_HOME=str(home / ".cache/huggingface"),
+        NETRC=str(home / ".netrc"),
     )
     return home
 
@@ -73,7 +97,11 @@ def run_process(*words: str, cwd: Path | None = None, stdin: str = "", **environ
     """Run `dialogkit WORDS` in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "dialogkit", *words],
-        cwd=cwd, input=stdin, capture_output=True, text=True, timeout=240,
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=240,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
     )
     return Finished(done.returncode, done.stdout, done.stderr)
@@ -96,8 +124,106 @@ def trained(tmp_path_factory: pytest.TempPathFactory, isolated_home: Path) -> Tr
     output = tmp_path_factory.mktemp("trained") / "models"
     config = load_run_config(
         "custom-nano",
-        overrides={**TINY, "data.samples": 40, "train.learning_rate": 1e-2, "runtime.output_dir": str(output),
-                   "runtime.device": "cpu", "name": "shared-run", "generate.max_new_tokens": 16},
+        overrides={
+            **TINY,
+            "data.samples": 40,
+            "train.learning_rate": 1e-2,
+            "runtime.output_dir": str(output),
+            "runtime.device": "cpu",
+            "name": "shared-run",
+            "generate.max_new_tokens": 16,
+        },
     )
     result, trainer = service._train(config, origins={}, command=["dialogkit"], reporter=service.LogReporter())
     return Trained(result, trainer, output)
+
+
+class Small:
+    """The parts of a small training, made by the package itself: 512 token ids, dialogs, models, fits, scores.
+
+    Attributes:
+        tokenizer: trained on the starter dialogs.
+        train, evaluation: the starter dialogs as its ids.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from dialogkit.config.data import DataConfig
+        from dialogkit.config.model import ModelConfig
+        from dialogkit.data.prepare import prepare_data
+        from dialogkit.data.sources import find_source, read_dialogs
+        from dialogkit.models.tokenizer import load_tokenizer, train_tokenizer
+
+        dialogs = read_dialogs(find_source(DataConfig()), DataConfig()).dialogs
+        texts = [message.content for dialog in dialogs for message in dialog]
+        self.vocabulary = train_tokenizer(texts, vocabulary=512, output=folder / "tokenizer")
+        self.shape = {"layers": 2, "width": 32, "heads": 2, "context": 256, "tokenizer": str(folder / "tokenizer")}
+        self.tokenizer = load_tokenizer(ModelConfig(**self.shape))
+        prepared = prepare_data(DataConfig(), self.tokenizer, context=256, cache=folder)
+        self.train, self.evaluation = prepared.train, prepared.evaluation
+
+    def model(self, architecture: str = "llama", *, seed: int = 0, dropout: float = 0.0, **shape: Any) -> Any:
+        """Return a new model of 2 layers."""
+        from dialogkit.config.model import ModelConfig
+        from dialogkit.models.build import build_model
+
+        config = ModelConfig(architecture=architecture, **(self.shape | shape))
+        return build_model(config, self.tokenizer, seed=seed, dropout=dropout)
+
+    def score(self, model: Any, dialogs: Any = None, *, batch_size: int = 8, device: str = "cpu") -> Any:
+        """Return the likelihood of the evaluation dialogs."""
+        from dialogkit.engine.attention import use_packed_attention
+        from dialogkit.inference.scoring import score_batches
+        from dialogkit.services.evaluate import batches_of
+
+        use_packed_attention(model)
+        chosen = self.evaluation if dialogs is None else dialogs
+        batches = batches_of(chosen, batch_size)
+        return score_batches(model, batches, self.tokenizer.stop_ids, device=device)
+
+    def fit(
+        self, model: Any, dialogs: Any, *, folder: Path | None = None, score: Any = None, sink: Any = None,
+        collate: Any = None, workers: int = 0, device: str = "cpu", precision: str = "fp32", **settings: Any,
+    ) -> Any:  # fmt: skip
+        """Train a model in place; `settings` are those of `TrainConfig`."""
+        from dialogkit.config.train import TrainConfig
+        from dialogkit.data.collate import collate_dialogs
+        from dialogkit.engine.arguments import resolve_schedule
+        from dialogkit.engine.fit import fit
+        from dialogkit.engine.runtime import Runtime
+
+        config = TrainConfig.model_validate(settings)
+        return fit(
+            model,
+            dialogs,
+            config,
+            Runtime(device, "", "", precision, ""),  # type: ignore[arg-type]
+            resolve_schedule(config, len(dialogs)),
+            collate=collate or collate_dialogs,
+            score=score or (lambda: {"nats_per_token": 1.0}),
+            folder=folder or Path("fit"),
+            sink=sink or (lambda step, metrics: None),
+            workers=workers,
+        )
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, isolated_home: Path) -> Small:
+    """The parts of a small training; shared by the tests of the engine and of replies."""
+    return Small(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def small_settings() -> dict[str, Any]:
+    """Dotted settings of a training of about a second."""
+    return dict(SMALL)
+
+
+@pytest.fixture(scope="session")
+def small_config() -> Callable[..., Any]:
+    """Make the configuration of a training of about a second, with further dotted settings."""
+    from dialogkit.config.load import load_run_config
+
+    def make(settings: dict[str, Any] | None = None, *, model: str = "custom-nano") -> Any:
+        return load_run_config(model, overrides={**SMALL, **(settings or {})})
+
+    return make

@@ -1,6 +1,7 @@
 """The one place that prints. Results go to stdout, everything else to stderr."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dialogkit.errors import DialogKitError
+from dialogkit.services.generate import ReplyResult
+from dialogkit.services.reporter import step_line
 
 ResultModel = TypeVar("ResultModel", bound=BaseModel)
 
@@ -42,6 +45,8 @@ class Output:
     def __init__(self, *, json_mode: bool = False) -> None:
         self.json_mode = json_mode
         self.out = Console(highlight=False, soft_wrap=False)
+        if not self.out.is_terminal and "COLUMNS" not in os.environ:
+            self.out.width = 200  # a file or a program has no edge at 80
         self.err = Console(stderr=True, highlight=False)
 
     def result(
@@ -93,6 +98,18 @@ class Output:
         """Print text as it is to stdout, whatever the width of the terminal."""
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
 
+    def reply(self, reply: ReplyResult, *, prompt: bool) -> None:
+        """Print a reply, under its prompt if `prompt`, and to stderr how it came about."""
+        if prompt:
+            self.print(untrusted(f"> {reply.prompt}", "bold"))
+        self.print(untrusted(reply.reply or "(empty)"))
+        self.how(reply)
+
+    def how(self, reply: ReplyResult) -> None:
+        """Print to stderr how a reply came about."""
+        words = f"{reply.tokens} tokens, {reply.seconds:.2f} s, stopped by {reply.stop_reason}"
+        self.err.print(Text(words, style="dim"))
+
     def stream(self, text: str) -> None:
         """Print a piece of a growing text to stdout."""
         sys.stdout.write(sanitize(text))
@@ -138,18 +155,11 @@ class TrainOutput:
 
     def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
         """Move the bar, or print a line; an evaluation is always a line of its own."""
-        if "eval/nats_per_token" in metrics:
-            self._console.print(
-                f"step {step}/{total}  held-out loss {metrics['eval/nats_per_token']:.3f} nats/token, "
-                f"{metrics['eval/bits_per_byte']:.3f} bits/byte, accuracy {metrics['eval/accuracy']:.1%}"
-            )
+        if "eval/nats_per_token" in metrics or not self._console.is_terminal:
+            if (line := step_line(step, total, metrics)) is not None:
+                self._console.print(line)
             return
         loss, speed = metrics["train/loss"], metrics["perf/tokens_per_s"]
-        if not self._console.is_terminal:
-            every = max(1, total // 20)
-            if step == 1 or step % every == 0 or step == total:
-                self._console.print(f"step {step}/{total}  loss {loss:.3f}  {speed:,.0f} tokens/s")
-            return
         if self._progress is None:
             self._progress = Progress(
                 TextColumn("{task.description}"),
@@ -157,6 +167,7 @@ class TrainOutput:
                 TextColumn("{task.completed}/{task.total}"),
                 TimeRemainingColumn(),
                 console=self._console,
+                refresh_per_second=4,  # drawing costs time that the training has better use for
             )
             self._task = self._progress.add_task("", total=total)
             self._progress.start()

@@ -33,6 +33,9 @@ def train_command(
     wandb: Annotated[
         str | None, typer.Option("--wandb", metavar="MODE", help="auto, online, offline or disabled.")
     ] = None,
+    output_dir: Annotated[
+        str | None, typer.Option("--output-dir", metavar="DIR", help="Folder of models and runs. [models]")
+    ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     dry: Annotated[
@@ -47,6 +50,7 @@ def train_command(
         "tracking.project": project,
         "tracking.wandb": wandb,
         "runtime.device": "cpu" if no_cuda else None,
+        "runtime.output_dir": output_dir,
         "name": name,
     }
     overrides = {key: value for key, value in words.items() if value is not None} | parse_sets(sets or [])
@@ -82,10 +86,8 @@ def _render(output: Output, result: TrainResult) -> None:
         figures.add_row(label, *(f"{result.metrics[f'{when}/{name}']:,.3f}" for when in ("before", "final")))
     output.print(figures)
     output.print("")
-    replies = table("prompt", "reply", "tokens", "stopped by", right=("tokens",))
     for reply in result.replies:
-        replies.add_row(untrusted(reply.prompt), untrusted(reply.reply), str(reply.tokens), reply.stop_reason)
-    output.print(replies)
+        output.reply(reply, prompt=True)
     output.print("")
     output.print(
         f"{result.success_rate:.0%} of the test prompts got a reply, {result.stop_rate:.0%} ended by themselves; "

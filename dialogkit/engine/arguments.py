@@ -39,6 +39,9 @@ def training_arguments(
     """Return HF's arguments for a run in `folder`."""
     from transformers import TrainingArguments
 
+    fields = TrainingArguments.__dataclass_fields__
+    # Its name in the oldest transformers that dialogkit works with is deprecated in the newest.
+    recompute = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
     names = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
     return TrainingArguments(
         output_dir=str(folder),
@@ -68,7 +71,7 @@ def training_arguments(
         load_best_model_at_end=config.keep == "best",
         metric_for_best_model="eval_nats_per_token",
         greater_is_better=False,
-        activation_checkpointing=config.activation_checkpointing,
+        **{recompute: config.activation_checkpointing},
         bf16=runtime.precision == "bf16",
         use_cpu=runtime.device == "cpu",
         torch_compile=compile,

@@ -23,33 +23,47 @@ _NAMES = {
 
 
 class MetricCallback(TrainerCallback):
-    """Gives HF's logs to a sink under the field's names, with tokens and tokens per second."""
+    """Gives HF's logs to a sink under the field's names, with tokens and tokens per second.
+
+    Attributes:
+        train_s: seconds spent on training steps so far, without evaluations and saving.
+    """
 
     def __init__(self, sink: MetricSink, counter: TokenCounter) -> None:
         self._sink = sink
         self._counter = counter
-        self._paused_s = 0.0
-        self._mark = (0.0, 0)
+        self.train_s = 0.0
+        self._since = 0.0
+        self._logged = (0.0, 0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
-        self._mark = (time.perf_counter(), self._counter.all)
+        self._since = time.perf_counter()
 
-    def pause(self, seconds: float) -> None:
-        """Leave out time that was not spent on training steps, such as an evaluation."""
-        self._paused_s += seconds
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add the step's time."""
+        now = time.perf_counter()
+        self.train_s += now - self._since
+        self._since = now
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave out the time of an evaluation."""
+        self._since = time.perf_counter()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave out the time of saving."""
+        self._since = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Rename and forward one log entry of training; evaluations come by their own way."""
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
-        now, before = time.perf_counter(), self._mark
-        elapsed_s = max(now - before[0] - self._paused_s, 1e-9)
+        seconds, tokens = self.train_s - self._logged[0], self._counter.all - self._logged[1]
         metrics = {_NAMES[key]: float(value) for key, value in logs.items() if key in _NAMES}
         metrics["train/tokens"] = self._counter.all
         metrics["train/supervised_tokens"] = self._counter.supervised
-        metrics["perf/tokens_per_s"] = (self._counter.all - before[1]) / elapsed_s
-        self._mark, self._paused_s = (now, self._counter.all), 0.0
+        metrics["perf/tokens_per_s"] = tokens / max(seconds, 1e-9)
+        self._logged = (self.train_s, self._counter.all)
         self._sink(state.global_step, metrics)
 
 

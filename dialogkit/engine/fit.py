@@ -1,6 +1,5 @@
 """Fits a model to dialogs with HF Trainer."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,31 +30,24 @@ class FitResult:
     supervised_tokens: int
     tokens: int
     train_s: float
-    """Seconds in training steps, without evaluations."""
+    """Seconds in training steps, without evaluations and saving."""
     best_step: int | None
 
 
 class DialogTrainer(Trainer):
     """HF's Trainer with an evaluation that weights tokens, not rows: its own depends on the batch size."""
 
-    def __init__(
-        self,
-        *args: Any,
-        scorer: Scorer,
-        on_evaluate: Callable[[int, dict[str, float], float], None],
-        **kw: Any,
-    ):
+    def __init__(self, *args: Any, scorer: Scorer, sink: MetricSink, **kw: Any):
         super().__init__(*args, **kw)
         self._scorer = scorer
-        self._report_evaluation = on_evaluate
+        self._sink = sink
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the scorer's figures as HF's `eval_...` metrics."""
-        started = time.perf_counter()
         figures = self._scorer()
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         self.log(dict(metrics))
-        self._report_evaluation(self.state.global_step, figures, time.perf_counter() - started)
+        self._sink(self.state.global_step, {f"eval/{name}": value for name, value in figures.items()})
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -98,14 +90,6 @@ def fit(
     counter = TokenCounter()
     metrics = MetricCallback(sink, counter)
     stop = StopAtSignal()
-    seconds_evaluating = 0.0
-
-    def on_evaluate(step: int, figures: dict[str, float], elapsed_s: float) -> None:
-        nonlocal seconds_evaluating
-        seconds_evaluating += elapsed_s
-        metrics.pause(elapsed_s)
-        sink(step, {f"eval/{name}": value for name, value in figures.items()})
-
     callbacks = [metrics, StopAtNonFinite(), stop]
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
@@ -122,14 +106,12 @@ def fit(
             processing_class=tokenizer,
             callbacks=callbacks,
             scorer=score,
-            on_evaluate=on_evaluate,
+            sink=sink,
         )
         trainer.remove_callback(PrinterCallback)  # what is printed is the reporter's business
         # Several visible GPUs make HF wrap the model in DataParallel, which is slower and splits batches.
         trainer.args._n_gpu = min(trainer.args.n_gpu, 1)
-        started = time.perf_counter()
         trainer.train()
-        train_s = time.perf_counter() - started - seconds_evaluating
     except torch.OutOfMemoryError:
         micro = config.batch_size // config.accumulation_steps
         raise OutOfMemoryError(
@@ -146,6 +128,6 @@ def fit(
         steps=trainer.state.global_step,
         supervised_tokens=counter.supervised,
         tokens=counter.all,
-        train_s=train_s,
+        train_s=metrics.train_s,
         best_step=trainer.state.best_global_step or None,
     )

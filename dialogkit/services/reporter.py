@@ -1,10 +1,13 @@
 """What a training tells while it runs. The command line draws it; a notebook logs it."""
 
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Protocol
 
 logger = logging.getLogger("dialogkit")
+
+LINES_PER_RUN = 20
 
 
 class TrainReporter(Protocol):
@@ -24,13 +27,37 @@ class LogReporter:
     """Writes to the logger `dialogkit` at level INFO."""
 
     def header(self, facts: Mapping[str, str]) -> None:
-        """Log the facts in one line."""
-        logger.info("; ".join(f"{name} {value}" for name, value in facts.items()))
+        """Log the facts, one a line."""
+        for name, value in facts.items():
+            logger.info("%-9s  %s", name, value)
 
     def note(self, text: str) -> None:
         """Log the line."""
         logger.info(text)
 
     def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
-        """Log the point."""
-        logger.info("step %d/%d %s", step, total, {k: round(v, 4) for k, v in metrics.items()})
+        """Log the point, if its line is due."""
+        if (line := step_line(step, total, metrics)) is not None:
+            logger.info(line)
+
+
+def step_line(step: int, total: int, metrics: Mapping[str, float]) -> str | None:
+    """Return the line of a logged point; None for those between: a run has about 20, and all evaluations."""
+    if "eval/nats_per_token" in metrics:
+        return (
+            f"step {step}/{total}  held-out loss {metrics['eval/nats_per_token']:.3f} nats/token, "
+            f"{metrics['eval/bits_per_byte']:.3f} bits/byte, accuracy {metrics['eval/accuracy']:.1%}"
+        )
+    every = max(1, total // LINES_PER_RUN)
+    if step != 1 and step != total and step % every:
+        return None
+    return f"step {step}/{total}  loss {metrics['train/loss']:.3f}  {metrics['perf/tokens_per_s']:,.0f} tokens/s"
+
+
+def show_log() -> None:
+    """Show the log where nobody has set up logging, as in a notebook."""
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)

@@ -16,7 +16,7 @@ from dialogkit.errors import DivergedError, InterruptedRunError
 from dialogkit.services.card import model_card
 from dialogkit.services.generate import ReplyResult
 from dialogkit.services.models import describe_architecture
-from dialogkit.services.reporter import LogReporter, TrainReporter
+from dialogkit.services.reporter import LogReporter, TrainReporter, show_log
 from dialogkit.services.result import Result
 from dialogkit.services.versions import package_versions
 from dialogkit.tracking.rundir import (
@@ -122,6 +122,7 @@ def train_single_model(
     words = {"data.samples": max_samples, "tracking.project": project_name}
     chosen = {name: value for name, value in words.items() if value is not None} | dict(overrides or {})
     config = load_run_config(model_name, preset=config_type, overrides=chosen)
+    show_log()
     result, trainer = _train(config, origins={}, command=[], reporter=LogReporter())
     return trainer, result.metrics
 
@@ -418,7 +419,12 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     longest = dialogs.lengths.argsort()[-config.train.batch_size :]
     figures = parts.score(autocast=True)
     reply = parts.reply_to_tests(config.model.name, config.generate.test_prompts[:1] or ("Hello!",))[0]
-    times: list[float] = []
+    speeds: list[float] = []
+
+    def sink(step: int, metrics: dict[str, float]) -> None:
+        if "perf/tokens_per_s" in metrics:  # an evaluation has none
+            speeds.append(metrics["perf/tokens_per_s"])
+
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dialogkit-dry-run-")))
         parts.data = type(parts.data)(dialogs.select(longest), parts.data.evaluation, parts.data.ledger, True)
@@ -426,7 +432,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
         parts.config = config.model_copy(
             update={"train": config.train.model_copy(update={"max_steps": 2, "keep": "last"})}
         )
-        parts.fit(folder=folder, sink=lambda step, metrics: times.append(metrics["perf/tokens_per_s"]))
+        parts.fit(folder=folder, sink=sink)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
     tokens_per_step = float(dialogs.lengths.mean()) * config.train.batch_size
@@ -439,9 +445,9 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
         total_steps=schedule.total_steps,
         tokens_per_step=tokens_per_step,
         longest_batch_tokens=int(dialogs.lengths[longest].sum()),
-        tokens_per_s=times[-1],
+        tokens_per_s=speeds[-1],
         peak_memory_bytes=_peak_memory(torch, runtime.device),
-        expected_s=schedule.total_steps * tokens_per_step / times[-1],
+        expected_s=schedule.total_steps * tokens_per_step / speeds[-1],
         eval_nats_per_token=figures["nats_per_token"],
         reply=reply.reply,
     )
