@@ -88,6 +88,11 @@ class TurnFormat:
     separator: str = ""
     """Plain text between the label and the content; with the content, so that a reply starts by it."""
 
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """Every special token that the format writes."""
+        return frozenset({self.system[0], self.user[0], self.assistant[0], self.end_of_turn} - {""})
+
     def _opening(self, role: Role) -> tuple[Piece, ...]:
         special, label = getattr(self, role)
         pieces = (Piece(special, True), Piece(label))
@@ -185,15 +190,14 @@ def check_dialog(messages: Sequence[Message]) -> str | None:
 
     A dialog is an optional system message, then user and assistant in turn, with at least one answer.
     """
-    turns = list(messages)
-    if turns and turns[0].role == "system":
-        turns = turns[1:]
-    if not any(turn.role == "assistant" for turn in turns):
+    first = 1 if messages and messages[0].role == "system" else 0
+    if not any(turn.role == "assistant" for turn in messages):
         return "no message of the assistant"
-    for index, turn in enumerate(turns):
+    for index, turn in enumerate(messages[first:]):
+        number = first + index + 1
         expected = "user" if index % 2 == 0 else "assistant"
         if turn.role != expected:
-            return f"message {index + 1} is from {turn.role!r} where {expected!r} is due"
+            return f"message {number} is from {turn.role!r} where {expected!r} is due"
         if not turn.content.strip():
-            return f"message {index + 1} ({turn.role}) is empty"
+            return f"message {number} ({turn.role}) is empty"
     return None

@@ -12,18 +12,19 @@ class DialogKitError(Exception):
 
     Attributes:
         message: what is wrong, in one sentence.
-        hint: what to do about it; None when nothing sensible can be proposed.
+        hint: what to do about it: that of the place where it was raised, else `default_hint`.
         code: a stable word for programs (`error.code` in JSON output).
         exit_code: 1 run-time or I/O, 2 the input was wrong, 3 diverged, 130/143 stopped by a signal.
     """
 
     code = "failed"
     exit_code = 1
+    default_hint: str | None = None
 
     def __init__(self, message: str, *, hint: str | None = None, details: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.default_hint
         self.details = tuple(details)
 
 
@@ -32,6 +33,7 @@ class ConfigError(DialogKitError):
 
     code = "bad_config"
     exit_code = 2
+    default_hint = "dialogkit config show"
 
 
 class DataError(DialogKitError):
@@ -39,6 +41,7 @@ class DataError(DialogKitError):
 
     code = "bad_data"
     exit_code = 2
+    default_hint = "dialogkit data list"
 
 
 class ModelError(DialogKitError):
@@ -46,6 +49,7 @@ class ModelError(DialogKitError):
 
     code = "bad_model"
     exit_code = 2
+    default_hint = "dialogkit models list"
 
 
 class UnavailableError(DialogKitError):
@@ -60,6 +64,7 @@ class StorageError(DialogKitError):
 
     code = "storage"
     exit_code = 2
+    default_hint = "--output-dir DIR"
 
 
 class OutOfMemoryError(DialogKitError):

@@ -2,17 +2,20 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from typer.exceptions import TyperException
 
 from dialogkit import __version__
 from dialogkit.cli import config, data, evaluate, generate, models, tokenizer, train
 from dialogkit.cli.output import Output
-from dialogkit.errors import DialogKitError
+from dialogkit.config.load import list_problems
+from dialogkit.errors import ConfigError, DialogKitError
 
 app = typer.Typer(
     name="dialogkit",
@@ -67,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         code = app(words, prog_name="dialogkit", standalone_mode=False)
+        sys.stdout.flush()
     except DialogKitError as error:
         if os.environ.get("DIALOGKIT_DEBUG"):
             raise
@@ -77,20 +81,34 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise SystemExit(0) from None
         output.error(_usage_error(error, words))
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        output.err.print("stopped")
-        raise SystemExit(130) from None
     except BrokenPipeError:
-        # The reader of our output has left; there is nobody to tell.
+        # The reader of our output left before the last of it; typer exits alike where it left earlier.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+        raise SystemExit(1) from None
+    if code == 130:  # typer's code for Ctrl-C
+        output.err.print("stopped")
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _usage_error(error: TyperException, words: list[str]) -> DialogKitError:
+def _usage_error(error: TyperException, words: list[str]) -> ConfigError:
+    """Return what typer says of the words as one sentence, with the value that it leaves out."""
     context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "dialogkit"
-    message = getattr(error, "format_message", error.__str__)()
-    made = DialogKitError(message.strip().rstrip(".") or "the command is not complete", hint=f"{command} --help")
-    made.exit_code = 2
-    return made
+    command = context.command_path if context is not None else _command_of(words)
+    message = error.format_message().strip().rstrip(".")
+    message = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", message)
+    if isinstance(error.__cause__, ValidationError):
+        option = error.param.get_error_hint()  # type: ignore[attr-defined]
+        message = f"{option}{list_problems(error.__cause__)[0]}"
+    return ConfigError(f"{message[0].lower()}{message[1:]}", hint=f"{command} --help")
+
+
+def _command_of(words: list[str]) -> str:
+    """Return the command that the words begin with."""
+    command: object = typer.main.get_command(app)
+    path = "dialogkit"
+    for word in words:
+        command = getattr(command, "commands", {}).get(word)
+        if command is None:
+            break
+        path += f" {word}"
+    return path

@@ -82,22 +82,28 @@ def _sampling(**given: Any) -> GenerateConfig:
     try:
         return GenerateConfig(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        problem = list_problems(error)[0]
-        raise ConfigError(f"--{problem.replace('_', '-', 1)}", hint="dialogkit generate --help") from None
+        name, colon, problem = list_problems(error)[0].partition(":")
+        raise ConfigError(
+            f"--{name.replace('_', '-')}{colon}{problem}", hint="dialogkit generate --help"
+        ) from None
 
 
 def _prompts(prompts: list[str] | None, file: str | None) -> list[str] | None:
     texts = list(prompts or [])
     if file is not None:
+        hint = 'dialogkit generate --prompt "Hello!"'
         try:
-            source = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            raise ConfigError(f"the prompts file {file!r} does not exist") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the prompts file {file!r} cannot be read: {error}") from None
-        lines = [line for line in source.splitlines() if line.strip()]
+            content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+            lines = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"the prompts file {file!r} is not UTF-8 text (byte {error.start})", hint=hint
+            ) from None
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise ConfigError(f"the prompts file {file!r} cannot be read: {reason}", hint=hint) from None
         if not lines:
-            raise ConfigError(f"the prompts file {file!r} holds no prompt")
+            raise ConfigError(f"the prompts file {file!r} holds no prompt", hint=hint)
         texts += lines
     return texts or None
 
@@ -114,12 +120,8 @@ def _render(output: Output, result: GenerateResult, *, streamed: bool) -> None:
         output.print(drawn)
         return
     for reply in result.replies:
-        if not streamed:
-            if len(result.replies) > 1:
-                output.print(untrusted(f"> {reply.prompt}", "bold"))
-            output.print(untrusted(reply.reply or "(empty)"))
-        else:
+        if streamed:
             output.text("")
-        output.err.print(
-            f"[dim]{reply.tokens} tokens, {reply.seconds:.2f} s, stopped by {reply.stop_reason}[/dim]"
-        )
+            output.how(reply)
+        else:
+            output.reply(reply, prompt=len(result.replies) > 1)

@@ -1,5 +1,6 @@
 """`dialogkit models`."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -26,24 +27,26 @@ def show_command(
 
 
 def _render_list(output: Output, rows: list[ModelRow]) -> None:
-    wide = output.out.width >= 110
-    numbers = ("parameters", "no embed.", "layers", "width")
-    more = ("context", "source", "licence") if wide else ()
-    drawn = table("name", "class", "kind", *numbers, "trained", *more, right=(*numbers, "context"))
+    width = output.out.width
+    columns: dict[str, Callable[[ModelRow], str]] = {
+        "name": lambda row: row.name,
+        "class": lambda row: row.size_class or "",
+        "kind": lambda row: "scratch" if row.source is None else "hub",
+        "parameters": lambda row: parameters(row.parameters),
+        "no emb.": lambda row: _millions(row.parameters_without_embeddings),
+        "layers": lambda row: str(row.layers or "?"),
+        "width": lambda row: str(row.width or "?"),
+        "context": lambda row: str(row.context or "?"),
+        "source": lambda row: row.source or "from scratch",
+        "licence": lambda row: row.license or "yours",
+        "trained": lambda row: "yes" if row.trained else "no",
+    }
+    # What a narrow terminal has no room for; `models show` has it all.
+    left_out = {"context", "source", "licence"} if width < 118 else {"class"} if width < 125 else set()
+    shown = {name: cell for name, cell in columns.items() if name not in left_out}
+    drawn = table(*shown, right=("parameters", "no emb.", "layers", "width", "context"))
     for row in rows:
-        cells = [
-            row.name,
-            row.size_class or "",
-            "scratch" if row.source is None else "hub",
-            parameters(row.parameters),
-            _millions(row.parameters_without_embeddings),
-            str(row.layers or "?"),
-            str(row.width or "?"),
-            "yes" if row.trained else "no",
-        ]
-        if wide:
-            cells += [str(row.context or "?"), row.source or "from scratch", row.license or "yours"]
-        drawn.add_row(*map(untrusted, cells))
+        drawn.add_row(*(untrusted(cell(row)) for cell in shown.values()))
     output.print(drawn)
 
 

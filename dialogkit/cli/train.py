@@ -8,7 +8,8 @@ import typer
 from dialogkit.cli.options import ConfigOption, JsonOption, NoCudaOption, SetOption
 from dialogkit.cli.output import Output, TrainOutput, duration, table, untrusted
 from dialogkit.config.load import load_with_origins, parse_sets
-from dialogkit.services.train import DryRunResult, TrainResult, dry_run, train
+from dialogkit.services.dry_run import DryRunResult, dry_run
+from dialogkit.services.train import TrainResult, train
 
 
 def train_command(

@@ -5,9 +5,11 @@ Each layer is a JSON object with the sections of `RunConfig`; `$schema` and `des
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,7 @@ def _names(kind: str) -> tuple[str, ...]:
 
 def describe(kind: str, name: str) -> str:
     """Return the description of a shipped model (`models`) or preset (`presets`)."""
-    return str(_read_json(configs_dir() / kind / f"{name}.json").get("description", ""))
+    return str(_read_object(configs_dir() / kind / f"{name}.json").get("description", ""))
 
 
 def load_run_config(
@@ -88,14 +90,14 @@ def load_with_origins(
 ) -> LoadedConfig:
     """Return the configuration with the origin of every setting; see `load_run_config`.
 
-    With `model=None` or `preset=None` that layer is the configuration file's own.
+    With `model=None` or `preset=None` that layer is the configuration file's own, if it has one.
     """
     file_layer = read_layer(Path(config_file)) if config_file is not None else {}
     layers: list[tuple[str, Layer]] = []
-    if model is not None or "model" not in file_layer:
-        layers.append(model_layer(model or "custom-tiny"))
+    if model is not None or not _describes_model(file_layer):
+        layers.append(model_layer("custom-tiny" if model is None else model))
     if preset is not None or not file_layer:
-        layers.append(preset_layer(preset or "test"))
+        layers.append(preset_layer("test" if preset is None else preset))
     if file_layer:
         layers.append((str(config_file), _without_model(file_layer) if model is not None else file_layer))
     if overrides:
@@ -110,15 +112,27 @@ def load_with_origins(
     except ValidationError as error:
         problems = list_problems(error)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(f"{problems[0]}{more}", hint="dialogkit config show", details=problems[1:]) from None
+        raise ConfigError(f"{problems[0]}{more}", details=problems[1:]) from None
     known = {name for name, _ in flatten(config.model_dump())}
     return LoadedConfig(config, {name: origins.get(name, "default") for name in sorted(known)})
 
 
+def _describes_model(layer: Layer) -> bool:
+    """Return whether a file's layer says which model it is, and does not only change settings of one."""
+    model = layer.get("model")
+    return isinstance(model, dict) and ("source" in model or "layers" in model)
+
+
 def _without_model(layer: Layer) -> Layer:
-    """Return a file's layer without the identity of its model: MODEL on the command line decides that."""
-    model = {k: v for k, v in layer.get("model", {}).items() if k not in ("name", "source")}
-    return {**{k: v for k, v in layer.items() if k != "model"}, **({"model": model} if model else {})}
+    """Return what a file's layer changes of the MODEL given on the command line.
+
+    A section that names its own source, as that of every `run.json`, is about another model and left out.
+    """
+    model = layer.get("model")
+    if not isinstance(model, dict):
+        return layer
+    changes = {} if "source" in model else {key: value for key, value in model.items() if key != "name"}
+    return {**layer, "model": changes}
 
 
 def _defaults() -> Layer:
@@ -137,19 +151,21 @@ def model_layer(model: str) -> tuple[str, Layer]:
     if model in _names("models"):
         layer = _read_json(configs_dir() / "models" / f"{model}.json")
         return f"model {model}", _with_model_name(layer, model)
-    path = Path(model).expanduser()
-    if path.suffix == ".json" and not path.is_dir():
-        if not path.is_file():
-            raise ModelError(f"the model file {model!r} does not exist", hint="dialogkit models list")
+    # Unlike pathlib's, these functions answer for any text, be it too long for a name.
+    path = Path(os.path.expanduser(model))
+    is_file, is_folder = os.path.isfile(path), os.path.isdir(path)
+    if path.suffix == ".json" and not is_folder:
+        if not is_file:
+            raise ModelError(f"the model file {model!r} does not exist")
         return model, _with_model_name(read_layer(path), path.stem)
-    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
-        stem = path.parent.name if path.name == "model" else path.stem if path.is_file() else path.name
+    if is_folder and not (path / "config.json").is_file() and not any(path.glob("*.gguf")):
+        raise ModelError(f"the folder {model!r} holds no model")
+    if is_folder or (is_file and path.suffix == ".gguf"):
+        stem = path.parent.name if path.name == "model" else path.stem if is_file else path.name
         return f"model {model}", {"model": {"name": folder_name(stem), "source": str(path)}}
-    if HUB_ID.match(model) and not path.exists() and not model.endswith(".gguf"):
+    if HUB_ID.match(model) and not is_file and path.suffix != ".gguf":
         return f"model {model}", {"model": {"name": folder_name(model.split("/")[-1]), "source": model}}
-    raise ModelError(
-        f"unknown model {model!r}{did_you_mean(model, _names('models'))}", hint="dialogkit models list"
-    )
+    raise ModelError(f"unknown model {model!r}{did_you_mean(model, _names('models'))}")
 
 
 def preset_layer(preset: str) -> tuple[str, Layer]:
@@ -186,30 +202,34 @@ def read_layer(path: Path) -> Layer:
 
 
 def _read_json(path: Path) -> Layer:
-    hint = "dialogkit config show"
+    return {key: value for key, value in _read_object(path).items() if key not in ("$schema", "description")}
+
+
+def _read_object(path: Path) -> Layer:
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"{path} is larger than 1 MB, so it is no settings file", hint=hint)
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise ConfigError(f"{path} is larger than 1 MB, so it is no settings file")
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"the settings file {str(path)!r} does not exist", hint=hint) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {_reason(error)}", hint=hint) from None
+        raise ConfigError(f"the settings file {str(path)!r} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
     try:
         layer = json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path}:{error.lineno}: not valid JSON: {error.msg[0].lower()}{error.msg[1:]}", hint=hint
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: {error}", hint=hint) from None
+        reason = f"{error.msg[0].lower()}{error.msg[1:]}"
+        raise ConfigError(f"{path}:{error.lineno}: not valid JSON: {reason}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(layer, dict):
-        raise ConfigError(f"{path} holds no JSON object", hint=hint)
-    return {key: value for key, value in layer.items() if key not in ("$schema", "description")}
-
-
-def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).lower()
+        raise ConfigError(f"{path} holds no JSON object")
+    return layer
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> Layer:
@@ -238,7 +258,7 @@ def parse_sets(words: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {word!r} has no value", hint="--set train.learning_rate=1e-3")
         try:
             value = json.loads(text, parse_constant=_refuse_constant)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = text
         overrides[name] = value
     return overrides
@@ -252,7 +272,7 @@ def _nested(overrides: Mapping[str, Any]) -> Layer:
         for section in sections:
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
-                raise ConfigError(f"{name}: {section} is set to a value already", hint="dialogkit config show")
+                raise ConfigError(f"{name}: {section} is set to a value already")
         place[key] = value
     return nested
 
@@ -300,18 +320,24 @@ def list_problems(error: ValidationError) -> list[str]:
 def _problem(location: tuple[Any, ...], kind: str, message: str, given: Any) -> str:
     name = ".".join(str(part) for part in location)
     if kind == "extra_forbidden":
-        known = known_settings() + [section for section, fields in _sections().items() if fields]
-        leaf = [k.split(".")[-1] for k in known if k.startswith(f"{location[0]}.")] if len(location) > 1 else []
-        suggestion = did_you_mean(str(location[-1]), leaf) if leaf else did_you_mean(name, known)
-        return f"unknown setting {name!r}{suggestion}"
+        return f"unknown setting {name!r}{_nearest_setting(name)}"
     if kind == "missing":
         return f"{name}: is required"
     if kind == "value_error":
         return f"{name}: {message.removeprefix('Value error, ')}"
-    text = message.removeprefix("Input ").replace("should be", "must be").replace("should have", "must have")
+    message = message.partition(", unable to parse")[0]
+    text = "must be a JSON object" if kind == "model_type" else re.sub(r"^\w+ should ", "must ", message)
     shown = json.dumps(given, default=str, ensure_ascii=False)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return f"{name}: {text[0].lower()}{text[1:]} (got {shown})"
+    return f"{name}: {text} (got {shown})"
+
+
+def _nearest_setting(name: str) -> str:
+    """Return a suggestion by the last part of a name; of several settings that of the same section."""
+    section, _, key = name.rpartition(".")
+    known = sorted([*_sections(), *known_settings()], key=lambda k: k.rpartition(".")[0] == section)
+    names = {setting.rpartition(".")[2]: setting for setting in known}
+    return "".join(f" (did you mean {names[nearest]!r}?)" for nearest in get_close_matches(key, names, n=1))
 
 
 def validate_file(path: Path) -> list[str]:
@@ -322,7 +348,7 @@ def validate_file(path: Path) -> list[str]:
     """
     layer = read_layer(path)
     merged: Layer = {}
-    if not (isinstance(layer.get("model"), dict) and ("source" in layer["model"] or "layers" in layer["model"])):
+    if not _describes_model(layer):
         _merge(merged, model_layer("custom-tiny")[1])
     _merge(merged, layer)
     try:

@@ -65,6 +65,10 @@ def _text(row: Row, name: str, *, optional: bool = False) -> str:
         return ""
     if not isinstance(value, str):
         raise RowError(f"{name} is {_kind(value)}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise RowError(f"{name} holds half of a surrogate pair, which is no character") from None
     return value.strip()
 
 
@@ -81,10 +85,12 @@ def _alpaca(row: Row) -> list[Message]:
 
 
 def _prompt_response(row: Row) -> list[Message]:
-    answer = "response" if "response" in row else "completion"
+    answer = next((name for name in ("response", "completion") if row.get(name) is not None), None)
+    if answer is None:
+        raise RowError("response or completion is missing, not text")
     # Conversational prompt/completion rows hold lists of messages.
     if isinstance(row.get("prompt"), list):
-        return [*_turns(row, "prompt", "role", "content"), *_turns(row, answer, "role", "content")]
+        return _answered([*_turns(row, "prompt", "role", "content"), *_turns(row, answer, "role", "content")])
     return [Message("user", _text(row, "prompt")), Message("assistant", _text(row, answer))]
 
 
@@ -100,7 +106,11 @@ def _turns(row: Row, column: str, role_key: str, content_key: str) -> list[Messa
         if not isinstance(role, str) or role not in _ROLES:
             raise RowError(f"{column}[{number}] has the {role_key} {role!r}")
         messages.append(Message(_ROLES[role], _text(turn, content_key)))
-    # What follows the last answer has nothing to learn from.
+    return messages
+
+
+def _answered(messages: list[Message]) -> list[Message]:
+    """Return the messages up to the last answer; what follows has nothing to learn from."""
     while messages and messages[-1].role != "assistant":
         messages.pop()
     return messages
@@ -108,7 +118,7 @@ def _turns(row: Row, column: str, role_key: str, content_key: str) -> list[Messa
 
 _PARSERS: dict[str, Callable[[Row], list[Message]]] = {
     "alpaca": _alpaca,
-    "messages": lambda row: _turns(row, "messages", "role", "content"),
-    "sharegpt": lambda row: _turns(row, "conversations", "from", "value"),
+    "messages": lambda row: _answered(_turns(row, "messages", "role", "content")),
+    "sharegpt": lambda row: _answered(_turns(row, "conversations", "from", "value")),
     "prompt-response": _prompt_response,
 }

@@ -4,8 +4,11 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,7 @@ class Ledger:
     unusable: int
     """Rows that hold no dialog of the format (empty answer, wrong order of roles ...)."""
     cut: int
-    """Dialogs longer than the context, cut at a turn or inside the last answer."""
+    """Kept dialogs that were longer than the context, cut at a turn or inside the first answer."""
     dropped: int
     """Dialogs without a supervised token inside the context."""
     first_bad_row: str | None
@@ -202,18 +205,17 @@ def _encode(
     for start in range(0, len(dialogs), _CHUNK_DIALOGS):
         chunk = dialogs[start : start + _CHUNK_DIALOGS]
         for dialog, encoded in zip(chunk, tokenizer.encode_dialogs(chunk), strict=True):
-            said = sum(len(m.content.encode("utf-8", "replace")) for m in dialog if m.role == "assistant")
-            if len(encoded.input_ids) > longest:
+            shortened = len(encoded.input_ids) > longest
+            if shortened:
                 encoded = cut_dialog(encoded, longest)
-                cut += 1
-                said = _answer_bytes(encoded, tokenizer)
             # The first token is never predicted.
             if not any(encoded.supervised[1:]):
                 dropped += 1
                 continue
+            cut += shortened
             ids.append(np.array(encoded.input_ids, dtype=np.int32))
             supervised.append(np.array(encoded.supervised, dtype=np.bool_))
-            answer_bytes.append(said)
+            answer_bytes.append(_answer_bytes(dialog, encoded, tokenizer, whole=not shortened))
             hashes.append(hash_dialog(dialog))
     offsets = np.concatenate([[0], np.cumsum([len(i) for i in ids])]).astype(np.int64)
     tokens = DialogTokens(
@@ -241,9 +243,21 @@ def cut_dialog(encoded: Encoded, longest: int) -> Encoded:
     return Encoded(encoded.input_ids[:end], encoded.supervised[:end])
 
 
-def _answer_bytes(encoded: Encoded, tokenizer: ChatTokenizer) -> int:
-    learned = [i for i, s in zip(encoded.input_ids, encoded.supervised, strict=True) if s]
-    return len(tokenizer.decode(learned).encode("utf-8", "replace"))
+def _answer_bytes(dialog: Dialog, encoded: Encoded, tokenizer: ChatTokenizer, *, whole: bool) -> int:
+    """Return the UTF-8 bytes of the answers that are learned; a template may leave some of them out."""
+    learned = list(_runs(encoded))
+    answers = [message.content for message in dialog if message.role == "assistant"]
+    if not whole or len(learned) < len(answers):
+        answers = [tokenizer.decode(ids) for ids in learned]
+    return sum(len(answer.encode("utf-8", "replace")) for answer in answers)
+
+
+def _runs(encoded: Encoded) -> Iterator[list[int]]:
+    """Yield the ids of each supervised stretch."""
+    pairs = zip(encoded.supervised, encoded.input_ids, strict=True)
+    for learned, group in groupby(pairs, key=itemgetter(0)):
+        if learned:
+            yield [token for _, token in group]
 
 
 def _load(path: Path) -> tuple[DialogTokens, NDArray[np.uint64], Ledger] | None:
@@ -252,12 +266,13 @@ def _load(path: Path) -> tuple[DialogTokens, NDArray[np.uint64], Ledger] | None:
         with np.load(path, allow_pickle=False) as file:
             tokens = DialogTokens(file["ids"], file["supervised"], file["offsets"], file["answer_bytes"])
             return tokens, file["hashes"], Ledger(**json.loads(str(file["ledger"])))
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _save(path: Path, tokens: DialogTokens, hashes: NDArray[np.uint64], ledger: Ledger) -> None:
     """Write the cache beside and rename it; a cache that cannot be written is no reason to stop."""
+    beside = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, beside = tempfile.mkstemp(dir=path.parent, suffix=".npz")
@@ -273,4 +288,5 @@ def _save(path: Path, tokens: DialogTokens, hashes: NDArray[np.uint64], ledger: 
             )
         os.replace(beside, path)
     except OSError:
-        return
+        if beside is not None:
+            Path(beside).unlink(missing_ok=True)

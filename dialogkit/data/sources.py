@@ -5,6 +5,8 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,10 +73,11 @@ def find_source(config: DataConfig) -> DataSource:
     name = config.dataset
     if (named := NAMED.get(name)) is not None:
         return DataSource(name, named.path, named.hub_id, named.license)
-    path = Path(name).expanduser()
-    if path.is_dir():
+    # Unlike pathlib's, these functions answer for any text, be it too long for a name.
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
         raise DataError(f"{name!r} is a folder, not a file", hint=f"--dataset {name}/FILE.jsonl")
-    if path.is_file():
+    if os.path.isfile(path):
         if _suffix(path) not in SUFFIXES:
             raise DataError(f"{name!r} has none of the endings {', '.join(SUFFIXES)} (or .gz after them)")
         return DataSource(path.name, path, None, None)
@@ -86,9 +89,12 @@ def find_source(config: DataConfig) -> DataSource:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a file's bytes. Raises: DataError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path.name} cannot be read: {(error.strerror or str(error)).lower()}") from None
 
 
 def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
@@ -120,7 +126,8 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
         raise DataError(
             f"none of the {raw.rows} rows of {source.name} is a dialog in the format {raw.format}: "
             f"{raw.bad_rows[0]}",
-            details=raw.bad_rows[:10],
+            hint="--set data.format=auto, or: --dataset starter",
+            details=raw.bad_rows[1:10],
         )
     return raw
 
@@ -142,10 +149,23 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 yield from _parquet_rows(path)
             case _:
                 yield from _json_rows(path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name} is not UTF-8 text (byte {error.start})", hint="save it as UTF-8") from None
-    except (OSError, EOFError) as error:
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{path.name}:{_first_bad_line(path)}: not UTF-8 text", hint="save it as UTF-8, or: --dataset starter"
+        ) from None
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path.name} cannot be read: {error}") from None
+
+
+def _first_bad_line(path: Path) -> int:
+    """Return the line that is not UTF-8; a decoder that reads by chunks does not know it."""
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -159,7 +179,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
             return
         for number, line in enumerate(text, 1):
             if line.strip():
-                yield f"{path.name}:{number}", _parse(line, f"{path.name}:{number}")
+                yield f"{path.name}:{number}", _parse(line.strip(), f"{path.name}:{number}")
 
 
 def _parse(text: str, place: str) -> Any:
@@ -173,6 +193,7 @@ def _parse(text: str, place: str) -> Any:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(2**31 - 1)  # 128 KB otherwise, less than a long answer
     with _open(path) as file:
         reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
         try:
@@ -189,14 +210,15 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with _open(path) as stored, pq.ParquetFile(stored) as file:
             number = 0
             for batch in file.iter_batches(1024):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path.name}[{number}]", row
     except pa.ArrowException as error:
-        raise DataError(f"{path.name} is not a readable Parquet file: {error}") from None
+        reason = str(error).partition(". ")[0].rstrip(".")
+        raise DataError(f"{path.name} is not a readable Parquet file: {reason}") from None
 
 
 def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[tuple[str, Any]], str]:
@@ -207,6 +229,8 @@ def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[tuple[str, An
     was_offline = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = was_offline or not online
     datasets.disable_progress_bars()
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity_error()  # it reports at length that it uses its cache
     hint = "--dataset FILE, or --dataset starter (ships with the package)"
     try:
         dataset = datasets.load_dataset(hub_id, revision=revision, split="train")
@@ -217,8 +241,10 @@ def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[tuple[str, An
             f"the hub cannot be reached and the dataset {hub_id!r} is not in its cache", hint=hint
         ) from None
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
-        raise DataError(f"the dataset {hub_id!r} cannot be loaded: {error}", hint=hint) from None
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"the dataset {hub_id!r} cannot be loaded: {first}", hint=hint) from None
     finally:
         datasets.config.HF_HUB_OFFLINE = was_offline
+        datasets.logging.set_verbosity(verbosity)
     rows = ((f"{hub_id}[{number}]", row) for number, row in enumerate(dataset, 1))
     return rows, str(dataset._fingerprint)

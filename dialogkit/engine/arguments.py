@@ -43,7 +43,7 @@ def training_arguments(
     # Its name in the oldest transformers that dialogkit works with is deprecated in the newest.
     recompute = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
     names = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         # Steps, so that the length never depends on how the Trainer rounds epochs.
         max_steps=schedule.total_steps,
@@ -84,3 +84,6 @@ def training_arguments(
         disable_tqdm=True,
         restore_callback_states_from_checkpoint=True,
     )
+    # Several visible GPUs make HF multiply the batch and wrap the model in DataParallel, which splits batches.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

@@ -29,8 +29,6 @@ def packed_attention(
 
     One call of torch's kernel a dialog: exact, without a mask, and no dialog can see another.
     """
-    if unused.get("softcap") is not None:
-        raise ModelError("models that cap attention scores (Gemma 2) cannot be trained here yet")
     grouped = key.shape[1] != query.shape[1]
     parts = zip(
         query.split(dialog_lengths, 2),
@@ -48,16 +46,42 @@ def packed_attention(
 def use_packed_attention(model: Any) -> None:
     """Make a model attend inside each dialog of a padding-free batch.
 
-    Raises: ModelError for architectures that cannot change their attention function.
+    Raises: ModelError for architectures of which that would make something else than each dialog alone.
     """
     from transformers import AttentionInterface
 
+    if model.config._attn_implementation == PACKED:
+        return
     AttentionInterface.register(PACKED, packed_attention)
-    if not getattr(model, "_supports_attention_backend", False):
+    if not getattr(model, "_supports_attention_backend", False) or not _is_same_when_packed(model):
         raise ModelError(
-            f"{type(model).__name__} cannot keep the dialogs of a batch apart", hint="dialogkit models list"
+            f"{type(model).__name__} is not supported: it computes something else when dialogs share a row",
+            hint="dialogkit models list",
         )
     model.set_attn_implementation(PACKED)
+
+
+@torch.no_grad()
+def _is_same_when_packed(model: Any) -> bool:
+    """Whether two short dialogs in a row get the logits that each gets alone.
+
+    Not so where positions also meet outside attention (convolutions, state spaces), where attention has more to it
+    than queries, keys and values (capped scores, sinks), or where the logits are not just the output layer.
+    """
+    lengths = (3, 2)
+    ids = torch.arange(sum(lengths), device=model.device)[None]
+    positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])[None]
+    was_training, plain = model.training, model.config._attn_implementation
+    model.eval()
+    try:
+        alone = torch.cat([model(input_ids=part, use_cache=False).logits for part in ids.split(lengths, 1)], 1)
+        model.set_attn_implementation(PACKED)
+        row = model.base_model(input_ids=ids, position_ids=positions, dialog_lengths=lengths, use_cache=False)
+        difference = (model.get_output_embeddings()(row[0]) - alone).abs().max()
+        return bool(difference <= 1e-3 * alone.abs().max())
+    finally:
+        model.set_attn_implementation(plain)
+        model.train(was_training)
 
 
 def use_plain_attention(model: Any) -> None:

@@ -68,11 +68,14 @@ class MetricCallback(TrainerCallback):
 
 
 class StopAtNonFinite(TrainerCallback):
-    """Ends a run whose loss or gradient is no number, before such weights are saved."""
+    """Ends a run whose loss or gradient is no number, before such weights are saved.
+
+    HF saves after it has logged and evaluated. Not every step is logged, but every checkpoint is evaluated.
+    """
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Check one log entry. Raises: DivergedError."""
-        for key in ("loss", "grad_norm"):
+        """Check one log entry, of training or of an evaluation. Raises: DivergedError."""
+        for key in ("loss", "grad_norm", "eval_nats_per_token"):
             value = (logs or {}).get(key)
             if value is not None and not math.isfinite(value):
                 rate = logs.get("learning_rate", args.learning_rate)
@@ -104,9 +107,9 @@ class StopAtSignal(TrainerCallback):
         self._received = number
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop after the step in which the signal came."""
+        """Log, save and stop after the step in which the signal came."""
         if self._received is not None:
-            control.should_save = control.should_training_stop = True
+            control.should_log = control.should_save = control.should_training_stop = True
 
     def release(self) -> None:
         """Give the signals back to whom they belonged."""

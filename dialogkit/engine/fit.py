@@ -1,13 +1,13 @@
 """Fits a model to dialogs with HF Trainer."""
 
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
-from transformers.utils import logging as hf_logging
 
 from dialogkit.config.train import TrainConfig
 from dialogkit.engine.arguments import Schedule, training_arguments
@@ -16,6 +16,11 @@ from dialogkit.engine.callbacks import MetricCallback, MetricSink, StopAtNonFini
 from dialogkit.engine.loss import TokenCounter, install_dialog_loss, remove_dialog_loss
 from dialogkit.engine.runtime import Runtime
 from dialogkit.errors import OutOfMemoryError
+
+# Where WANDB_MODE is offline, transformers prints a line to stdout, which belongs to results.
+with redirect_stdout(StringIO()):
+    from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
+    from transformers.utils import logging as hf_logging
 
 Scorer = Callable[[], dict[str, float]]
 """Scores the model as it stands on the evaluation set: `nats_per_token` and more."""
@@ -109,15 +114,9 @@ def fit(
             sink=sink,
         )
         trainer.remove_callback(PrinterCallback)  # what is printed is the reporter's business
-        # Several visible GPUs make HF wrap the model in DataParallel, which is slower and splits batches.
-        trainer.args._n_gpu = min(trainer.args.n_gpu, 1)
         trainer.train()
     except torch.OutOfMemoryError:
-        micro = config.batch_size // config.accumulation_steps
-        raise OutOfMemoryError(
-            f"the GPU has not enough memory for {micro} dialogs at once",
-            hint=f"--set train.accumulation_steps={config.accumulation_steps * 2}",
-        ) from None
+        raise _out_of_memory(config) from None
     finally:
         stop.release()
         remove_dialog_loss(model)
@@ -131,3 +130,16 @@ def fit(
         train_s=metrics.train_s,
         best_step=trainer.state.best_global_step or None,
     )
+
+
+def _out_of_memory(config: TrainConfig) -> OutOfMemoryError:
+    """Return the error, with what saves memory next as its hint."""
+    parts, size = config.accumulation_steps, config.batch_size
+    if parts < size:
+        finer = next(n for n in range(parts + 1, size + 1) if size % n == 0)
+        hint = f"--set train.accumulation_steps={finer}"
+    elif not config.activation_checkpointing:
+        hint = "--set train.activation_checkpointing=true"
+    else:
+        hint = "--set data.max_tokens=256"
+    return OutOfMemoryError(f"the GPU has not enough memory for {size // parts} dialog(s) at once", hint=hint)

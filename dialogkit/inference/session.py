@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -41,12 +42,16 @@ class _StepWatch:
         self._ids += value.flatten().tolist()
         text = self._tokenizer.decode(self._ids)
         # A character of several bytes may not be complete yet.
-        if text.startswith(self._shown) and not text.endswith("\ufffd"):
-            self._on_text(text[len(self._shown) :])
-            self._shown = text
+        if not text.endswith("\ufffd"):
+            self._show(text)
 
     def end(self) -> None:
-        return
+        self._show(self._tokenizer.decode(self._ids))
+
+    def _show(self, text: str) -> None:
+        if text.startswith(self._shown) and text != self._shown:
+            self._on_text(text[len(self._shown) :])
+            self._shown = text
 
 
 @torch.no_grad()
@@ -75,21 +80,25 @@ def generate_replies(
     """
     from transformers import GenerationConfig
 
-    was_training = model.training
-    model.eval()
-    encoded = [tokenizer.encode_prompt(messages) for messages in prompts]
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    room = max(1, min(config.max_new_tokens, context // 2))
+    encoded = [tokenizer.encode_prompt(messages)[-(context - room) :] for messages in prompts]
+    limits = [min(config.max_new_tokens, context - len(ids)) for ids in encoded]
+    order = sorted(range(len(encoded)), key=lambda i: (-limits[i], len(encoded[i])))
+    batches: list[list[int]] = []
+    # Prompts of different limits are not answered together: a reply must not depend on what is beside it.
+    for _, group in groupby(order, key=lambda i: limits[i]):
+        alike = list(group)
+        batches += [alike[start : start + batch_size] for start in range(0, len(alike), batch_size)]
     replies: dict[int, Reply] = {}
     devices = [torch.cuda.current_device()] if device == "cuda" else []
+    was_training = model.training
+    model.eval()
     try:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(config.seed)
-            for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
-                room = max(1, min(config.max_new_tokens, context // 2))
-                ids = [encoded[i][-(context - room) :] for i in chosen]
+            for chosen in batches:
+                ids, limit = [encoded[i] for i in chosen], limits[chosen[0]]
                 longest = max(map(len, ids))
-                limit = max(1, min(config.max_new_tokens, context - longest))
                 inputs = torch.full((len(ids), longest), tokenizer.pad_id)
                 mask = torch.zeros_like(inputs)
                 for row, prompt in enumerate(ids):

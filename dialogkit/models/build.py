@@ -31,7 +31,21 @@ def build_model(config: ModelConfig, tokenizer: ChatTokenizer, *, seed: int = 42
     else:
         from transformers import AutoModelForCausalLM
 
-        model = load_from_source(AutoModelForCausalLM.from_pretrained, config, dtype=torch.float32)
+        model, report = load_from_source(
+            AutoModelForCausalLM.from_pretrained,
+            config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+        # In the place of these, transformers would go on with random numbers.
+        absent = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+        if absent:
+            more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+            raise ModelError(
+                f"the weights of {config.source!r} do not fit its config: {absent[0]!r}{more} is missing or of "
+                "another shape"
+            )
         _remove_quantization_marks(model)
         entries = model.get_input_embeddings().weight.shape[0]
         if tokenizer.vocabulary > entries:
@@ -39,9 +53,6 @@ def build_model(config: ModelConfig, tokenizer: ChatTokenizer, *, seed: int = 42
                 f"the tokenizer of {config.source!r} has {tokenizer.vocabulary} entries, but its model only "
                 f"{entries}"
             )
-        for name in ("resid_pdrop", "embd_pdrop", "attention_dropout", "hidden_dropout"):
-            if hasattr(model.config, name):
-                setattr(model.config, name, dropout)
         _set_dropout(model, dropout)
     end_at_turn(model, tokenizer)
     return model
@@ -104,10 +115,16 @@ def _new_model(config: ModelConfig, tokenizer: ChatTokenizer, dropout: float) ->
 
 
 def _set_dropout(model: Any, dropout: float) -> None:
-    """Set every dropout module: the configuration alone changes nothing once the modules exist."""
+    """Set the configuration, and every dropout module: once these exist, the former alone changes nothing."""
+    # Attention inside packed dialogs has no dropout.
+    for name in ("attn_pdrop", "attention_dropout"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, 0.0)
+    for name in ("resid_pdrop", "embd_pdrop", "hidden_dropout"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, dropout)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Dropout):
-            # Attention inside packed dialogs has no dropout.
             module.p = 0.0 if "attn_dropout" in name or "attention_dropout" in name else dropout
 
 

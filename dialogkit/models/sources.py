@@ -1,5 +1,7 @@
 """Where pretrained weights and tokenizers come from: the hub, a folder, or a GGUF file."""
 
+import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,10 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, **options:
     not in the cache.
     """
     source = config.source or ""
-    local = Path(source).expanduser()
-    if local.exists():
+    local = _local(source)
+    if local is not None:
         folder = str(local)
-        gguf = local if local.is_file() else _only_gguf(local)
-        if gguf is not None:
+        if (gguf := find_gguf(config)) is not None:
             _need_gguf()
             folder, options["gguf_file"] = str(gguf.parent), gguf.name
         options["local_files_only"] = True
@@ -31,24 +32,47 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, **options:
         options["local_files_only"] = not hub_reachable()
     try:
         return loader(folder, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        if not local.exists() and options["local_files_only"]:
+    # Whatever a library raises at files that are damaged or of another kind: they are input.
+    except Exception as error:
+        if isinstance(error, OSError | ValueError) and local is None and options["local_files_only"]:
             raise UnavailableError(
                 f"the hub cannot be reached and {source!r} is not in its cache",
                 hint="connect once to fetch it, give a model folder, or: dialogkit train custom-tiny",
             ) from None
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{source!r} cannot be loaded: {first}", hint="dialogkit models list") from None
+        raise unusable(source, error) from None
 
 
-def _only_gguf(folder: Path) -> Path | None:
-    """Return the GGUF file of a folder that holds no ordinary weights."""
-    files = sorted(folder.glob("*.gguf"))
-    if not files or (folder / "config.json").is_file():
+def unusable(source: str, error: Exception) -> ModelError:
+    """Return what to tell about a source that a library failed to load."""
+    if isinstance(error, pickle.UnpicklingError):
+        return ModelError(
+            f"{source!r} is not loaded: its weights are damaged, or hold more than tensors, which could run code",
+            hint="give a model with weights in the safetensors format",
+        )
+    reason = (str(error).strip().splitlines() or [""])[0]
+    if not isinstance(error, OSError | ValueError):
+        reason = f"{type(error).__name__}: {reason}"
+    return ModelError(f"{source!r} cannot be loaded: {reason.rstrip(': ')}", hint="dialogkit models list")
+
+
+def _local(source: str) -> Path | None:
+    """Return the file or folder that a source is; None if it lies on the hub."""
+    # Unlike pathlib's, these functions answer for any text, be it too long for a name.
+    path = os.path.expanduser(source)
+    return Path(path) if os.path.exists(path) else None
+
+
+def find_gguf(config: ModelConfig) -> Path | None:
+    """Return the GGUF file that a source is, or that it holds in place of ordinary weights; None without one."""
+    local = _local(config.source or "")
+    if local is None or local.is_file():
+        return local
+    files = sorted(local.glob("*.gguf"))
+    if not files or (local / "config.json").is_file():
         return None
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
-        raise ModelError(f"{str(folder)!r} holds several GGUF files ({names})", hint=f"name one: {files[0]}")
+        raise ModelError(f"{str(local)!r} holds several GGUF files ({names})", hint=f"name one: {files[0]}")
     return files[0]
 
 

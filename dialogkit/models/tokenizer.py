@@ -1,6 +1,7 @@
 """Tokenizers: loading, training, and the ids of dialogs under a chat format."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from dialogkit.dialog import (
     turns_format,
 )
 from dialogkit.errors import ConfigError, DataError, ModelError
-from dialogkit.models.sources import load_from_source
+from dialogkit.models.sources import find_gguf, load_from_source, unusable
 
 SHIPPED_TOKENIZER = Path(__file__).parent / "shipped_tokenizer"
 
@@ -52,13 +53,14 @@ class ChatTokenizer:
             self._format = turn_format
             hf.chat_template = turn_format.template()
             ends = {turn_format.end_of_turn}
+            needed = turn_format.special_tokens
         else:
             self._format = TemplateFormat(hf, self._special)
             ends = {self._format.end_of_turn} | ({hf.eos_token} if hf.eos_token else set())
-        unknown = [token for token in ends if token not in self._ids]
-        if unknown:
+            needed = frozenset(ends)
+        if unknown := sorted(needed - self._ids.keys()):
             raise ModelError(
-                f"the tokenizer has no token {unknown[0]!r}, with which turns should end",
+                f"the tokenizer has no token {unknown[0]!r}, which its chat format needs",
                 hint="--set model.chat_format=plain",
             )
         self.stop_ids = frozenset(self._ids[token] for token in ends)
@@ -95,7 +97,9 @@ class ChatTokenizer:
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids after which the reply to `messages` starts, a prefix of what training would see."""
-        return self._encode([self._format.spans(messages, reply=True)])[0].input_ids
+        # A terminal may hand on bytes that are no text; data with such text was refused when it was read.
+        clean = [Message(m.role, m.content.encode("utf-8", "replace").decode()) for m in messages]
+        return self._encode([self._format.spans(clean, reply=True)])[0].input_ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens left out, without surrounding white space."""
@@ -106,14 +110,16 @@ class ChatTokenizer:
         self.hf.save_pretrained(str(folder))
 
     def _tokenizes_by_piece(self) -> bool:
-        """Whether text around a special token gets the same ids alone and together.
+        """Whether the pieces of a text get the same ids alone and together.
 
-        True for byte-level BPE. SentencePiece-like tokenizers may add a space where a text begins.
+        True for byte-level BPE. SentencePiece-like tokenizers may add a space where a text begins, and some
+        special tokens swallow the white space beside them.
         """
-        token, probe = self._format.end_of_turn, "Hi there."
-        joint = self._backend.encode(f"{probe}{token}{probe}", add_special_tokens=False).ids
-        alone = self._backend.encode(probe, add_special_tokens=False).ids
-        return bool(joint == [*alone, self._ids[token], *alone])
+        token = self._format.end_of_turn
+        pieces = ("Hi there. ", token, " Hi there.\n", "Hi there.")
+        alone = [self._backend.encode(piece, add_special_tokens=False).ids for piece in pieces]
+        joint = self._backend.encode("".join(pieces), add_special_tokens=False).ids
+        return alone[1] == [self._ids[token]] and joint == [i for ids in alone for i in ids]
 
     def _encode(self, dialogs: Sequence[Sequence[Span]]) -> list[Encoded]:
         if self._joins_pieces:
@@ -168,6 +174,7 @@ class TemplateFormat:
     def __init__(self, hf: Any, special: re.Pattern[str]) -> None:
         self._hf = hf
         self._special = special
+        self._masked = re.compile(f"{special.pattern}|[{_MARK_OPEN}{_MARK_CLOSE}]")
         probe = (Message("user", "ping"), Message("assistant", "pong"))
         tail = self._render(probe).rpartition("pong")[2]
         end = special.search(tail)
@@ -207,14 +214,14 @@ class TemplateFormat:
         return [span for span in spans if span.pieces]
 
     def _mask(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
-        """Replace text that looks like a special token by marks, and return it beside."""
+        """Replace text that looks like a special token, or like a mark, by marks, and return it beside."""
         texts: list[str] = []
 
         def mark(match: re.Match[str]) -> str:
             texts.append(match[0])
             return f"{_MARK_OPEN}{len(texts) - 1}{_MARK_CLOSE}"
 
-        return [Message(m.role, self._special.sub(mark, m.content)) for m in messages], texts
+        return [Message(m.role, self._masked.sub(mark, m.content)) for m in messages], texts
 
     def _pieces(self, text: str, texts: list[str]) -> tuple[Piece, ...]:
         pieces: list[Piece] = []
@@ -258,8 +265,32 @@ def load_tokenizer(config: ModelConfig) -> ChatTokenizer:
             raise ModelError(
                 f"no tokenizer.json in {str(folder)!r}", hint="dialogkit tokenizer train FILE --output DIR"
             )
-        return with_format(PreTrainedTokenizerFast.from_pretrained(str(folder)), config)
-    return with_format(load_from_source(AutoTokenizer.from_pretrained, config), config)
+        try:
+            hf = PreTrainedTokenizerFast.from_pretrained(str(folder))
+        except Exception as error:
+            raise unusable(str(folder), error) from None
+        return with_format(hf, config)
+    hf = load_from_source(AutoTokenizer.from_pretrained, config)
+    return with_format(hf if find_gguf(config) is None else _without_strays(hf), config)
+
+
+def _without_strays(hf: Any) -> Any:
+    """Return a tokenizer read from GGUF without what the file has no entry for.
+
+    Transformers adds GPT-2's `<|endoftext|>` to every byte-level vocabulary, past the end of the embeddings.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    rules = json.loads(hf.backend_tokenizer.to_str())
+    entries = hf.backend_tokenizer.get_vocab_size(with_added_tokens=False)
+    rules["added_tokens"] = [token for token in rules["added_tokens"] if token["id"] < entries]
+    known = {token["content"] for token in rules["added_tokens"]}
+    named = {name: token for name, token in hf.special_tokens_map.items() if str(token) in known}
+    clean = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(rules)), clean_up_tokenization_spaces=False, **named
+    )
+    clean.chat_template = hf.chat_template
+    return clean
 
 
 def with_format(hf: Any, config: ModelConfig) -> ChatTokenizer:
@@ -288,7 +319,7 @@ def _recognised_format(hf: Any) -> TurnFormat | None:
         formats += [plain_format(hf.eos_token), turns_format(hf.eos_token)]
     if hf.chat_template is not None:
         return next((f for f in formats if f.template() == hf.chat_template), None)
-    if END_OF_TURN in hf.get_vocab():
+    if formats[0].special_tokens <= hf.get_vocab().keys():
         return formats[0]
     if hf.eos_token is None:
         raise ModelError("the tokenizer has neither a chat template nor an end-of-text token")

@@ -1,20 +1,25 @@
 """The model card (README.md) of a trained model."""
 
-from dialogkit.tracking.rundir import RunRecord
+from pathlib import Path
+
+from dialogkit.config.load import HUB_ID
+from dialogkit.tracking.rundir import SAMPLES_FILE, RunRecord
 
 
 def model_card(record: RunRecord) -> str:
     """Return the card: data, licence, settings and results, all of them from the run's record."""
     config, data = record.config, record.data
     model, train = config["model"], config["train"]
-    base = f"`{model['source']}`" if model["source"] else "random weights (trained from scratch)"
+    source = model["source"]
+    base = f"`{source}`" if source else "random weights (trained from scratch)"
+    from_hub = source is not None and HUB_ID.match(source) and not Path(source).exists()
     license_id = "cc-by-nc-4.0" if "CC BY-NC 4.0" in (data.get("license") or "") else "other"
     lines = [
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
         f"license: {license_id}",
-        *([f"base_model: {model['source']}"] if model["source"] and "/" in model["source"][1:] else []),
+        *([f"base_model: {source}"] if from_hub else []),
         "tags: [dialogkit, conversational]",
         "---",
         "",
@@ -60,7 +65,7 @@ def model_card(record: RunRecord) -> str:
     lines += [
         "",
         "Figures are sums over all supervised tokens in float32. The prompts and replies of the run are in "
-        "its folder, in `samples.jsonl`.",
+        f"its folder, in `{SAMPLES_FILE}`.",
         "",
         "## Use",
         "",

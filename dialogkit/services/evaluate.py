@@ -52,7 +52,7 @@ def evaluate(
         model: catalogue name, run, folder or hub id, or several; None is the newest finished run.
         dataset: a dataset as `train` takes it; None is the one of the run, or `starter`.
         samples: use so many held-out dialogs, those of the lowest content hash. None: all.
-        whole: score every dialog of the dataset and not the held-out ones alone.
+        whole: score every dialog of the dataset and not the held-out ones alone, which come first.
         batch_size: dialogs at once; the figures do not depend on it.
         output: folder of models and runs.
         device: auto, cpu, cuda or mps.
@@ -76,7 +76,7 @@ def evaluate(
         data = prepare_data(config, loaded.tokenizer, context=loaded.context, cache=cache_dir())
         dialogs = data.evaluation
         if whole:
-            dialogs = concatenate([data.train, data.evaluation])
+            dialogs = concatenate([data.evaluation, data.train])
         if samples is not None:
             dialogs = dialogs.select(range(min(samples, len(dialogs))))
         use_packed_attention(loaded.model)

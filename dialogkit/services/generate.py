@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError
 from dialogkit.services.models import DEFAULT_OUTPUT, resolve_model
 from dialogkit.services.result import Result
+
+if TYPE_CHECKING:
+    from dialogkit.inference.session import Reply
 
 StreamSink = Callable[[str], None]
 
@@ -94,15 +98,20 @@ def generate(
             device=loaded.device,
             on_text=on_text,
         )
-        replies += [
-            ReplyResult(
-                model=loaded.name,
-                prompt=text,
-                reply=reply.text,
-                tokens=reply.tokens,
-                seconds=reply.seconds,
-                stop_reason=reply.stop_reason,
-            )
-            for text, reply in zip(texts, made, strict=True)
-        ]
+        replies += reply_results(loaded.name, texts, made)
     return GenerateResult(replies=replies)
+
+
+def reply_results(model: str, prompts: Sequence[str], replies: Sequence["Reply"]) -> list[ReplyResult]:
+    """Return the replies of a model, each with its prompt."""
+    return [
+        ReplyResult(
+            model=model,
+            prompt=prompt,
+            reply=reply.text,
+            tokens=reply.tokens,
+            seconds=reply.seconds,
+            stop_reason=reply.stop_reason,
+        )
+        for prompt, reply in zip(prompts, replies, strict=True)
+    ]

@@ -92,7 +92,7 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
     output = Path(output)
     if name is None:
         for newest, record in list_runs(output):
-            if record.status == "completed" and newest.model_dir.is_dir():
+            if record.status == "completed" and (newest.model_dir / "config.json").is_file():
                 return _from_run(newest)
         raise ModelError(
             f"there is no finished run in {str(output)!r} yet",
@@ -120,7 +120,7 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
         return Loadable(name, model)
     path = Path(name).expanduser()
     if path.exists():
-        if path.is_dir() and (path / "run.json").is_file():
+        if RunDir(path).exists:
             return _from_run(RunDir(path))
         if path.is_dir() and not (path / "config.json").is_file() and not list(path.glob("*.gguf")):
             raise ModelError(f"the folder {name!r} holds no model", hint="dialogkit models list")

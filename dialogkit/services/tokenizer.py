@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dialogkit.config.data import DataConfig
-from dialogkit.errors import DataError, StorageError
+from dialogkit.errors import ConfigError, DataError, StorageError
 from dialogkit.services.result import Result
 
 
@@ -31,14 +31,28 @@ def train_tokenizer(files: Sequence[str | Path], *, vocabulary: int, output: str
         raise StorageError(f"{str(target)!r} is there already", hint="--output ANOTHER_FOLDER")
     for file in files:
         if not Path(file).is_file():
-            raise DataError(f"the file {str(file)!r} does not exist")
+            raise DataError(f"the file {str(file)!r} does not exist", hint="dialogkit tokenizer train --help")
+    # All of it is read first: wrong input leaves no folder.
+    texts = [text for text in _texts(files) if text.strip()]
+    if not texts:
+        raise DataError(
+            f"there is no text in {', '.join(map(str, files))}", hint="dialogkit tokenizer train --help"
+        )
     from dialogkit.models.tokenizer import train_tokenizer as train
 
+    made = [folder for folder in (target, *target.parents) if not folder.exists()]
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{str(target)!r} cannot be made: {(error.strerror or '').lower()}") from None
-    entries = train(_texts(files), vocabulary=vocabulary, output=target)
+        raise StorageError(
+            f"{str(target)!r} cannot be made: {(error.strerror or '').lower()}", hint="--output ANOTHER_FOLDER"
+        ) from None
+    try:
+        entries = train(texts, vocabulary=vocabulary, output=target)
+    except ConfigError:
+        for folder in made:
+            folder.rmdir()
+        raise
     return TokenizerResult(folder=str(target), entries=entries, files=[str(file) for file in files])
 
 
@@ -48,9 +62,14 @@ def _texts(files: Sequence[str | Path]) -> Iterator[str]:
     for file in files:
         if Path(file).suffix == ".txt":
             try:
-                yield from Path(file).read_text(encoding="utf-8").splitlines()
+                yield from Path(file).read_text(encoding="utf-8-sig").splitlines()
             except UnicodeDecodeError:
-                raise DataError(f"{str(file)!r} is not UTF-8 text") from None
+                raise DataError(
+                    f"{str(file)!r} is not UTF-8 text",
+                    hint="save it as UTF-8, or: dialogkit tokenizer train --help",
+                ) from None
+            except OSError as error:
+                raise DataError(f"{str(file)!r} cannot be read: {(error.strerror or '').lower()}") from None
             continue
         config = DataConfig(dataset=str(file))
         for dialog in read_dialogs(find_source(config), config).dialogs:

@@ -1,21 +1,17 @@
 """Trains a model: from a validated configuration to a published model and its record."""
 
-import shutil
-import sys
-import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dialogkit.config.load import flatten, load_run_config
 from dialogkit.config.run import RunConfig
-from dialogkit.errors import DivergedError, InterruptedRunError
+from dialogkit.errors import DialogKitError, DivergedError, InterruptedRunError
 from dialogkit.services.card import model_card
 from dialogkit.services.generate import ReplyResult
-from dialogkit.services.models import describe_architecture
+from dialogkit.services.parts import Parts
 from dialogkit.services.reporter import LogReporter, TrainReporter, show_log
 from dialogkit.services.result import Result
 from dialogkit.services.versions import package_versions
@@ -26,16 +22,11 @@ from dialogkit.tracking.rundir import (
     ordinary_permissions,
     publish,
     published_dir,
+    require_publishable,
     run_name,
     write_text,
 )
-from dialogkit.tracking.wandb_run import WandbRun, open_wandb
-
-if TYPE_CHECKING:
-    from dialogkit.data.prepare import DialogTokens, PreparedData
-    from dialogkit.engine.arguments import Schedule
-    from dialogkit.engine.runtime import Runtime
-    from dialogkit.models.tokenizer import ChatTokenizer
+from dialogkit.tracking.wandb_run import WandbRun, find_credentials, open_wandb, resolve_mode
 
 
 class TrainResult(Result):
@@ -59,27 +50,6 @@ class TrainResult(Result):
     wandb_mode: str
     wandb_dir: str | None
     wandb_url: str | None
-
-
-class DryRunResult(Result):
-    """What a dry run measured. Nothing was kept."""
-
-    model: str
-    parameters: int
-    device: str
-    precision: str
-    train_dialogs: int
-    total_steps: int
-    tokens_per_step: float
-    """Mean, padding-free."""
-    longest_batch_tokens: int
-    tokens_per_s: float
-    """Of the second of two steps on the longest batch."""
-    peak_memory_bytes: int
-    expected_s: float
-    """Expected time of the training steps."""
-    eval_nats_per_token: float
-    reply: str
 
 
 def train(
@@ -136,6 +106,9 @@ def _train(
     runtime = resolve_runtime(config.runtime)
     output = Path(config.runtime.output_dir)
     name = config.name or run_name(config.model.name, config.preset, output)
+    # What can be known to be wrong is told before anything is made.
+    require_publishable(published_dir(output, config.model.name))
+    resolve_mode(config.tracking.wandb, find_credentials(Path.cwd()))
     run = RunDir.create(output, name)
     record = RunRecord(
         name=name,
@@ -149,6 +122,7 @@ def _train(
     run.write(record)
     wandb_run: WandbRun | None = None
     try:
+        parts = Parts(config, runtime)
         wandb_run = open_wandb(
             config.tracking,
             name=name,
@@ -157,8 +131,11 @@ def _train(
             settings={k.replace(".", "/"): v for k, v in flatten(record.config)},
         )
         record.wandb = {"mode": wandb_run.mode, "reason": wandb_run.reason, "id": wandb_run.id}
-        result, trainer = _work(config, run, record, runtime, wandb_run, reporter, started)
+        result, trainer = _work(parts, run, record, wandb_run, reporter, started)
     except BaseException as error:
+        if isinstance(error, DialogKitError) and not record.schedule:
+            run.remove()  # refused before it began: there is nothing to tell that the error does not say
+            raise
         record.status = _status(error)
         record.finished, record.error = now(), str(error) or type(error).__name__
         run.write(record)
@@ -179,15 +156,14 @@ def _status(error: BaseException) -> Any:
 
 
 def _work(
-    config: RunConfig,
+    parts: Parts,
     run: RunDir,
     record: RunRecord,
-    runtime: "Runtime",
     wandb_run: WandbRun,
     reporter: TrainReporter,
     started: float,
 ) -> tuple[TrainResult, Any]:
-    parts = _Parts(config, runtime)
+    config = parts.config
     record.model, record.data = parts.model_facts(), parts.data_facts()
     record.schedule = asdict(parts.schedule)
     run.write(record)
@@ -253,213 +229,3 @@ def _work(
         ),
         fitted.trainer,
     )
-
-
-class _Parts:
-    """Tokenizer, data and model of a run, made in this order: bad data fails before weights are made."""
-
-    def __init__(self, config: RunConfig, runtime: "Runtime") -> None:
-        from dialogkit.config.paths import cache_dir
-        from dialogkit.data.prepare import prepare_data
-        from dialogkit.engine.arguments import resolve_schedule
-        from dialogkit.models.build import build_model, context_length
-        from dialogkit.models.tokenizer import load_tokenizer
-
-        self.config, self.runtime = config, runtime
-        self.tokenizer: ChatTokenizer = load_tokenizer(config.model)
-        built = None
-        context = config.model.context
-        if context is None or not config.model.from_scratch:
-            built = build_model(config.model, self.tokenizer, seed=config.train.seed, dropout=config.train.dropout)
-            context = context_length(built)
-        self.data: PreparedData = prepare_data(config.data, self.tokenizer, context=context, cache=cache_dir())
-        self.schedule: Schedule = resolve_schedule(config.train, len(self.data.train))
-        self.context = context
-        if built is None:
-            built = build_model(config.model, self.tokenizer, seed=config.train.seed, dropout=config.train.dropout)
-        self.model: Any = built.to(runtime.device)
-
-    def score(self, *, autocast: bool) -> dict[str, float]:
-        """Return the figures on the evaluation set; published ones in float32, without autocast."""
-        from dialogkit.engine.attention import use_packed_attention
-        from dialogkit.inference.scoring import score_batches
-        from dialogkit.services.evaluate import batches_of
-
-        use_packed_attention(self.model)
-        return score_batches(
-            self.model,
-            batches_of(self.data.evaluation, self.config.train.eval_batch_size),
-            self.tokenizer.stop_ids,
-            device=self.runtime.device,
-            autocast=self.runtime.autocast() if autocast else None,
-        ).figures()
-
-    def fit(self, *, folder: Path, sink: Any) -> Any:
-        """Train in place."""
-        from dialogkit.data.collate import collate_dialogs
-        from dialogkit.engine.fit import fit
-
-        return fit(
-            self.model,
-            self.data.train,
-            self.config.train,
-            self.runtime,
-            self.schedule,
-            collate=collate_dialogs,
-            score=lambda: self.score(autocast=True),
-            folder=folder,
-            sink=sink,
-            tokenizer=self.tokenizer.hf,
-            compile=self.config.runtime.compile,
-            workers=self.config.runtime.workers,
-        )
-
-    def reply_to_tests(self, name: str, prompts: tuple[str, ...] | None = None) -> list[ReplyResult]:
-        """Answer the fixed test prompts."""
-        from dialogkit.dialog import Message
-        from dialogkit.engine.attention import use_plain_attention
-        from dialogkit.inference.session import generate_replies
-
-        use_plain_attention(self.model)
-        prompts = self.config.generate.test_prompts if prompts is None else prompts
-        made = generate_replies(
-            self.model,
-            self.tokenizer,
-            [[Message("user", prompt)] for prompt in prompts],
-            self.config.generate,
-            context=self.context,
-            device=self.runtime.device,
-        )
-        return [
-            ReplyResult(
-                model=name,
-                prompt=prompt,
-                reply=reply.text,
-                tokens=reply.tokens,
-                seconds=reply.seconds,
-                stop_reason=reply.stop_reason,
-            )
-            for prompt, reply in zip(prompts, made, strict=True)
-        ]
-
-    def model_facts(self) -> dict[str, Any]:
-        """Return name, shape and exact parameter counts."""
-        embedding = {p.data_ptr() for p in self.model.get_input_embeddings().parameters()}
-        if hasattr(self.model.base_model, "wpe"):
-            embedding.add(self.model.base_model.wpe.weight.data_ptr())
-        total = sum(p.numel() for p in self.model.parameters())
-        inside = sum(p.numel() for p in self.model.parameters() if p.data_ptr() in embedding)
-        return {
-            "name": self.config.model.name,
-            "source": self.config.model.source,
-            "parameters": total,
-            "parameters_without_embeddings": total - inside,
-            "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            **describe_architecture(self.model.config),
-            "vocabulary": self.tokenizer.vocabulary,
-        }
-
-    def data_facts(self) -> dict[str, Any]:
-        """Return the ledger and the sizes of the split."""
-        train, evaluation = self.data.train, self.data.evaluation
-        return {
-            **asdict(self.data.ledger),
-            "kept": self.data.ledger.kept,
-            "train_dialogs": len(train),
-            "train_tokens": int(train.lengths.sum()),
-            "train_supervised_tokens": train.supervised_tokens,
-            "eval_dialogs": len(evaluation),
-            "eval_supervised_tokens": evaluation.supervised_tokens,
-        }
-
-    def ledger_line(self) -> str:
-        """Return in one line what became of the rows."""
-        ledger, train = self.data.ledger, self.data.train
-        share = train.supervised_tokens / max(1, int(train.lengths.sum()))
-        return (
-            f"{ledger.dataset}: {ledger.rows:,} rows, {ledger.kept:,} kept, {ledger.cut:,} cut, "
-            f"{ledger.dropped + ledger.unusable:,} dropped; {train.supervised_tokens:,} supervised tokens "
-            f"({share:.0%} of the training tokens)"
-            + (" - from the cache" if self.data.from_cache else "")
-            + (f"; first dropped: {ledger.first_bad_row}" if ledger.first_bad_row else "")
-        )
-
-    def header(self, run: RunDir, wandb_run: WandbRun) -> dict[str, str]:
-        """Return the facts to show before the first step."""
-        facts = self.model_facts()
-        train = self.config.train
-        return {
-            "model": f"{facts['name']}, {facts['parameters']:,} parameters "
-            f"({facts['parameters_without_embeddings']:,} without embeddings), "
-            f"{facts.get('architecture', '')}",
-            "device": f"{self.runtime.device} ({self.runtime.device_name})",
-            "precision": f"{self.runtime.precision}, because {self.runtime.precision_reason}",
-            "data": f"{len(self.data.train):,} dialogs to train, {len(self.data.evaluation):,} held out "
-            f"({self.data.ledger.dataset})",
-            "steps": f"{self.schedule.total_steps:,} of {train.batch_size} dialogs, "
-            f"learning rate {train.learning_rate:g}",
-            "run": str(run.path),
-            "W&B": f"{wandb_run.mode} ({wandb_run.reason}), project {self.config.tracking.project}",
-        }
-
-
-def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryRunResult:
-    """Resolve everything, build the model, and measure two steps on the longest batch. Writes nothing.
-
-    Raises: what `train` would raise before and in its first steps.
-    """
-    import torch
-
-    from dialogkit.engine.runtime import resolve_runtime
-
-    (reporter or LogReporter()).note("dry run: nothing will be kept")
-    runtime = resolve_runtime(config.runtime)
-    parts = _Parts(config, runtime)
-    dialogs: DialogTokens = parts.data.train
-    longest = dialogs.lengths.argsort()[-config.train.batch_size :]
-    figures = parts.score(autocast=True)
-    reply = parts.reply_to_tests(config.model.name, config.generate.test_prompts[:1] or ("Hello!",))[0]
-    speeds: list[float] = []
-
-    def sink(step: int, metrics: dict[str, float]) -> None:
-        if "perf/tokens_per_s" in metrics:  # an evaluation has none
-            speeds.append(metrics["perf/tokens_per_s"])
-
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dialogkit-dry-run-")))
-        parts.data = type(parts.data)(dialogs.select(longest), parts.data.evaluation, parts.data.ledger, True)
-        schedule, parts.schedule = parts.schedule, type(parts.schedule)(2, 1, 3)
-        parts.config = config.model_copy(
-            update={"train": config.train.model_copy(update={"max_steps": 2, "keep": "last"})}
-        )
-        parts.fit(folder=folder, sink=sink)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-    tokens_per_step = float(dialogs.lengths.mean()) * config.train.batch_size
-    return DryRunResult(
-        model=config.model.name,
-        parameters=parts.model_facts()["parameters"],
-        device=runtime.device,
-        precision=runtime.precision,
-        train_dialogs=len(dialogs),
-        total_steps=schedule.total_steps,
-        tokens_per_step=tokens_per_step,
-        longest_batch_tokens=int(dialogs.lengths[longest].sum()),
-        tokens_per_s=speeds[-1],
-        peak_memory_bytes=_peak_memory(torch, runtime.device),
-        expected_s=schedule.total_steps * tokens_per_step / speeds[-1],
-        eval_nats_per_token=figures["nats_per_token"],
-        reply=reply.reply,
-    )
-
-
-def _peak_memory(torch: Any, device: str) -> int:
-    """Return the peak of the device's memory, or of the process on the CPU, in bytes."""
-    if device == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

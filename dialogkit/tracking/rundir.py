@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,13 +21,18 @@ from dialogkit.errors import ModelError, StorageError, did_you_mean
 
 Status = Literal["running", "completed", "failed", "interrupted", "diverged"]
 
+SAMPLES_FILE = "samples.jsonl"
 CHECKPOINT = re.compile(r"^checkpoint-\d+$")
+
+PUBLISHED_MARK = b"\ntags: [dialogkit,"
+"""A line of every model card that dialogkit writes."""
 
 
 class RunRecord(BaseModel):
     """The content of `run.json`. Parts that are not known yet are empty."""
 
-    model_config = ConfigDict(extra="ignore")
+    # A figure that is no number is written as text; JSON's null would not be read back.
+    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="strings")
 
     name: str
     status: Status = "running"
@@ -50,8 +55,9 @@ class RunRecord(BaseModel):
 class RunDir:
     """One run's folder under `<output>/runs/`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, made: Sequence[Path] = ()) -> None:
         self.path = path
+        self._made = made
 
     @property
     def name(self) -> str:
@@ -70,6 +76,7 @@ class RunDir:
         Raises: StorageError if there is such a run already, or the folder cannot be made.
         """
         path = output / "runs" / name
+        made = [folder for folder in path.parents if not folder.exists()]
         try:
             path.mkdir(parents=True)
         except FileExistsError:
@@ -79,9 +86,20 @@ class RunDir:
         except OSError as error:
             raise StorageError(
                 f"{str(path)!r} cannot be made: {(error.strerror or str(error)).lower()}",
-                hint="--set runtime.output_dir=DIR",
             ) from None
-        return cls(path)
+        return cls(path, made=made)
+
+    def remove(self) -> None:
+        """Remove a run that never began, with the folders that were made for it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        for folder in self._made:
+            with suppress(OSError):
+                folder.rmdir()
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder is that of a run."""
+        return (self.path / "run.json").is_file()
 
     def write(self, record: RunRecord) -> None:
         """Write `run.json`."""
@@ -100,12 +118,12 @@ class RunDir:
 
     def append_sample(self, sample: dict[str, Any]) -> None:
         """Append one reply to `samples.jsonl`."""
-        self._append("samples.jsonl", sample)
+        self._append(SAMPLES_FILE, sample)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the logged points; a last line that a crash cut off is left out."""
         points = []
-        with suppress(OSError), (self.path / "metrics.jsonl").open(encoding="utf-8") as file:
+        with suppress(OSError), (self.path / "metrics.jsonl").open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 with suppress(ValueError):
                     points.append(json.loads(line))
@@ -141,10 +159,13 @@ def write_text(path: Path, text: str) -> None:
     """Write a file beside its place and rename it, so that it is never half there."""
     try:
         descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(beside, 0o666 & ~_umask())
-        os.replace(beside, path)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(beside, 0o666 & ~_umask())
+            os.replace(beside, path)
+        finally:
+            Path(beside).unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{str(path)!r} cannot be written: {(error.strerror or str(error)).lower()}") from None
 
@@ -171,25 +192,43 @@ def publish(model_dir: Path, target: Path) -> None:
     """Replace `target` by the files of a finished run, by hard links where the file system has them.
 
     The old folder is moved aside first and removed last: at every moment one of the two is whole.
-    Raises: StorageError if `target` holds something else than a model.
+    Raises: StorageError if `target` holds something else, or cannot be written; then it is as it was.
     """
-    if target.exists() and not (target / "config.json").is_file():
-        raise StorageError(f"{str(target)!r} is there already and is no model, so it is left as it is")
-    beside = target.with_name(f".{target.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
+    require_publishable(target)
+    beside, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
     try:
+        for left_over in (beside, old):
+            shutil.rmtree(left_over, ignore_errors=True)
         shutil.copytree(model_dir, beside, copy_function=_link_or_copy)
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
         if target.exists():
             target.rename(old)
         beside.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
+        # Of several files that could not be copied the first tells enough.
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or str(error)
         raise StorageError(
-            f"{str(target)!r} cannot be written: {(error.strerror or str(error)).lower()}; the model is in "
-            f"{str(model_dir)!r}"
+            f"{str(target)!r} cannot be written: {reason.lower()}; the model is in {str(model_dir)!r}"
         ) from None
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        for left_over in (beside, old):
+            shutil.rmtree(left_over, ignore_errors=True)
+
+
+def require_publishable(target: Path) -> None:
+    """Raise StorageError if `target` is there and is not a model that dialogkit published.
+
+    Such a model is known by its card. Anything else may be the only copy of somebody's work.
+    """
+    if not (target.exists() or target.is_symlink()):
+        return
+    card = target / "README.md"
+    if target.is_symlink() or not card.is_file() or PUBLISHED_MARK not in card.read_bytes():
+        raise StorageError(
+            f"{str(target)!r} is there already and was not made by dialogkit, so it is left as it is",
+            hint="--set model.name=ANOTHER_NAME, or --set runtime.output_dir=DIR",
+        )
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -32,9 +32,10 @@ class Credentials:
 
     key: str | None
     server: str
+    entity: str | None = None
 
     def __repr__(self) -> str:
-        return f"Credentials(key={'set' if self.key else None}, server={self.server!r})"
+        return f"Credentials(key={'set' if self.key else None}, server={self.server!r}, entity={self.entity!r})"
 
 
 def read_dotenv(path: Path) -> dict[str, str]:
@@ -49,15 +50,15 @@ def read_dotenv(path: Path) -> dict[str, str]:
 
 
 def find_credentials(folder: Path) -> Credentials:
-    """Return key and server: from the environment, then `.env` in `folder`, then netrc."""
+    """Return key, server and entity: from the environment, then `.env` in `folder`, then netrc."""
     settings = {**read_dotenv(folder / ".env"), **{k: v for k, v in os.environ.items() if k in _DOTENV_KEYS}}
     server = settings.get("WANDB_BASE_URL") or DEFAULT_SERVER
     key = settings.get("WANDB_API_KEY") or _netrc_key(urlsplit(server).hostname or "")
-    return Credentials(key or None, server)
+    return Credentials(key or None, server, settings.get("WANDB_ENTITY") or None)
 
 
 def _netrc_key(host: str) -> str | None:
-    with suppress(OSError, netrc.NetrcParseError):
+    with suppress(OSError, UnicodeDecodeError, netrc.NetrcParseError):
         entry = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host)
         return entry[2] if entry else None
     return None
@@ -122,9 +123,13 @@ class WandbRun:
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log a table."""
-        import wandb
 
-        self._guard(lambda run: run.log({name: wandb.Table(columns=list(columns), data=[list(r) for r in rows])}))
+        def log(run: Any) -> None:
+            import wandb
+
+            run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+        self._guard(log)
 
     def summarize(self, values: Mapping[str, Any]) -> None:
         """Set summary values."""
@@ -142,6 +147,7 @@ class WandbRun:
             call(self._run)
         except Exception as error:  # whatever W&B raises, training goes on
             self._run = None
+            _leave_dead_service(error)
             logger.warning("W&B failed (%s); the run goes on without it", type(error).__name__)
 
 
@@ -194,7 +200,7 @@ def _init(
 
         run = wandb.init(
             project=config.project,
-            entity=config.entity,
+            entity=config.entity or credentials.entity,
             name=name,
             group=config.group,
             notes=config.notes,
@@ -216,6 +222,7 @@ def _init(
         run.define_metric("*", step_metric="train/step")
         return run
     except Exception as error:  # whatever W&B raises, training goes on
+        _leave_dead_service(error)
         logger.warning("W&B could not start %s (%s)", mode, type(error).__name__)
         return None
     finally:
@@ -224,3 +231,12 @@ def _init(
                 os.environ.pop(key, None)
             else:
                 os.environ[key] = value
+
+
+def _leave_dead_service(error: Exception) -> None:
+    """Let go of W&B's service process if it has died: every later run would fail, and so would the exit."""
+    if isinstance(error, ConnectionError):
+        with suppress(Exception):
+            import wandb
+
+            wandb.teardown()

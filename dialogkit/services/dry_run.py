@@ -1,0 +1,95 @@
+"""Measures what a training would take, without keeping anything."""
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dialogkit.config.run import RunConfig
+from dialogkit.services.parts import Parts
+from dialogkit.services.reporter import LogReporter, TrainReporter
+from dialogkit.services.result import Result
+
+if TYPE_CHECKING:
+    from dialogkit.data.prepare import DialogTokens
+
+
+class DryRunResult(Result):
+    """What a dry run measured. Nothing was kept."""
+
+    model: str
+    parameters: int
+    device: str
+    precision: str
+    train_dialogs: int
+    total_steps: int
+    tokens_per_step: float
+    """Mean, padding-free."""
+    longest_batch_tokens: int
+    tokens_per_s: float
+    """Of the second of two steps on the longest batch."""
+    peak_memory_bytes: int
+    expected_s: float
+    """Expected time of the training steps."""
+    eval_nats_per_token: float
+    reply: str
+
+
+def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryRunResult:
+    """Resolve everything, build the model, and measure two steps on the longest batch. Writes nothing.
+
+    Raises: what `train` would raise before and in its first steps.
+    """
+    import torch
+
+    from dialogkit.engine.runtime import resolve_runtime
+
+    (reporter or LogReporter()).note("dry run: nothing will be kept")
+    runtime = resolve_runtime(config.runtime)
+    parts = Parts(config, runtime)
+    dialogs: DialogTokens = parts.data.train
+    longest = dialogs.lengths.argsort()[-config.train.batch_size :]
+    figures = parts.score(autocast=True)
+    reply = parts.reply_to_tests(config.model.name, config.generate.test_prompts[:1] or ("Hello!",))[0]
+    speeds: list[float] = []
+
+    def sink(step: int, metrics: dict[str, float]) -> None:
+        if "perf/tokens_per_s" in metrics:  # an evaluation has none
+            speeds.append(metrics["perf/tokens_per_s"])
+
+    with tempfile.TemporaryDirectory(prefix="dialogkit-dry-run-") as folder:
+        schedule, parts.schedule = parts.schedule, replace(parts.schedule, total_steps=2, log_every_steps=1)
+        parts.data = replace(parts.data, train=dialogs.select(longest))
+        parts.config = config.model_copy(
+            update={"train": config.train.model_copy(update={"max_steps": 2, "keep": "last"})}
+        )
+        parts.fit(folder=Path(folder), sink=sink)
+    tokens_per_step = float(dialogs.lengths.mean()) * config.train.batch_size
+    return DryRunResult(
+        model=config.model.name,
+        parameters=parts.model_facts()["parameters"],
+        device=runtime.device,
+        precision=runtime.precision,
+        train_dialogs=len(dialogs),
+        total_steps=schedule.total_steps,
+        tokens_per_step=tokens_per_step,
+        longest_batch_tokens=int(dialogs.lengths[longest].sum()),
+        tokens_per_s=speeds[-1],
+        peak_memory_bytes=_peak_memory(torch, runtime.device),
+        expected_s=schedule.total_steps * tokens_per_step / speeds[-1],
+        eval_nats_per_token=figures["nats_per_token"],
+        reply=reply.reply,
+    )
+
+
+def _peak_memory(torch: Any, device: str) -> int:
+    """Return the peak of the device's memory, or of the process on the CPU, in bytes."""
+    if device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,155 @@
+"""What a training works with: tokenizer, data and model of one run, and what is done with them together."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dialogkit.config.run import RunConfig
+from dialogkit.services.generate import ReplyResult, reply_results
+from dialogkit.services.models import describe_architecture
+from dialogkit.tracking.rundir import RunDir
+from dialogkit.tracking.wandb_run import WandbRun
+
+if TYPE_CHECKING:
+    from dialogkit.data.prepare import PreparedData
+    from dialogkit.engine.arguments import Schedule
+    from dialogkit.engine.runtime import Runtime
+    from dialogkit.models.tokenizer import ChatTokenizer
+
+
+class Parts:
+    """Tokenizer, data and model of a run, made in this order: bad data fails before weights are made."""
+
+    def __init__(self, config: RunConfig, runtime: "Runtime") -> None:
+        from dialogkit.config.paths import cache_dir
+        from dialogkit.data.prepare import prepare_data
+        from dialogkit.engine.arguments import resolve_schedule
+        from dialogkit.models.build import build_model, context_length
+        from dialogkit.models.tokenizer import load_tokenizer
+
+        self.config, self.runtime = config, runtime
+        self.tokenizer: ChatTokenizer = load_tokenizer(config.model)
+        built = None
+        context = config.model.context
+        if context is None or not config.model.from_scratch:
+            built = build_model(config.model, self.tokenizer, seed=config.train.seed, dropout=config.train.dropout)
+            context = context_length(built)
+        self.data: PreparedData = prepare_data(config.data, self.tokenizer, context=context, cache=cache_dir())
+        self.schedule: Schedule = resolve_schedule(config.train, len(self.data.train))
+        self.context = context
+        if built is None:
+            built = build_model(config.model, self.tokenizer, seed=config.train.seed, dropout=config.train.dropout)
+        self.model: Any = built.to(runtime.device)
+
+    def score(self, *, autocast: bool) -> dict[str, float]:
+        """Return the figures on the evaluation set; published ones in float32, without autocast."""
+        from dialogkit.engine.attention import use_packed_attention
+        from dialogkit.inference.scoring import score_batches
+        from dialogkit.services.evaluate import batches_of
+
+        use_packed_attention(self.model)
+        return score_batches(
+            self.model,
+            batches_of(self.data.evaluation, self.config.train.eval_batch_size),
+            self.tokenizer.stop_ids,
+            device=self.runtime.device,
+            autocast=self.runtime.autocast() if autocast else None,
+        ).figures()
+
+    def fit(self, *, folder: Path, sink: Any) -> Any:
+        """Train in place."""
+        from dialogkit.data.collate import collate_dialogs
+        from dialogkit.engine.fit import fit
+
+        return fit(
+            self.model,
+            self.data.train,
+            self.config.train,
+            self.runtime,
+            self.schedule,
+            collate=collate_dialogs,
+            score=lambda: self.score(autocast=True),
+            folder=folder,
+            sink=sink,
+            tokenizer=self.tokenizer.hf,
+            compile=self.config.runtime.compile,
+            workers=self.config.runtime.workers,
+        )
+
+    def reply_to_tests(self, name: str, prompts: tuple[str, ...] | None = None) -> list[ReplyResult]:
+        """Answer the fixed test prompts."""
+        from dialogkit.dialog import Message
+        from dialogkit.engine.attention import use_plain_attention
+        from dialogkit.inference.session import generate_replies
+
+        use_plain_attention(self.model)
+        prompts = self.config.generate.test_prompts if prompts is None else prompts
+        made = generate_replies(
+            self.model,
+            self.tokenizer,
+            [[Message("user", prompt)] for prompt in prompts],
+            self.config.generate,
+            context=self.context,
+            device=self.runtime.device,
+        )
+        return reply_results(name, prompts, made)
+
+    def model_facts(self) -> dict[str, Any]:
+        """Return name, shape and exact parameter counts."""
+        embedding = {p.data_ptr() for p in self.model.get_input_embeddings().parameters()}
+        if hasattr(self.model.base_model, "wpe"):
+            embedding.add(self.model.base_model.wpe.weight.data_ptr())
+        total = sum(p.numel() for p in self.model.parameters())
+        inside = sum(p.numel() for p in self.model.parameters() if p.data_ptr() in embedding)
+        return {
+            "name": self.config.model.name,
+            "source": self.config.model.source,
+            "parameters": total,
+            "parameters_without_embeddings": total - inside,
+            "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            **describe_architecture(self.model.config),
+            "vocabulary": self.tokenizer.vocabulary,
+        }
+
+    def data_facts(self) -> dict[str, Any]:
+        """Return the ledger and the sizes of the split."""
+        train, evaluation = self.data.train, self.data.evaluation
+        return {
+            **asdict(self.data.ledger),
+            "kept": self.data.ledger.kept,
+            "train_dialogs": len(train),
+            "train_tokens": int(train.lengths.sum()),
+            "train_supervised_tokens": train.supervised_tokens,
+            "eval_dialogs": len(evaluation),
+            "eval_supervised_tokens": evaluation.supervised_tokens,
+        }
+
+    def ledger_line(self) -> str:
+        """Return in one line what became of the rows."""
+        ledger, train = self.data.ledger, self.data.train
+        share = train.supervised_tokens / max(1, int(train.lengths.sum()))
+        return (
+            f"{ledger.dataset}: {ledger.rows:,} rows, {ledger.kept:,} kept, {ledger.cut:,} cut, "
+            f"{ledger.dropped + ledger.unusable:,} dropped; {train.supervised_tokens:,} supervised tokens "
+            f"({share:.0%} of the training tokens)"
+            + (" - from the cache" if self.data.from_cache else "")
+            + (f"; first dropped: {ledger.first_bad_row}" if ledger.first_bad_row else "")
+        )
+
+    def header(self, run: RunDir, wandb_run: WandbRun) -> dict[str, str]:
+        """Return the facts to show before the first step."""
+        facts = self.model_facts()
+        train = self.config.train
+        return {
+            "model": f"{facts['name']}, {facts['parameters']:,} parameters "
+            f"({facts['parameters_without_embeddings']:,} without embeddings), "
+            f"{facts.get('architecture', '')}",
+            "device": f"{self.runtime.device} ({self.runtime.device_name})",
+            "precision": f"{self.runtime.precision}, because {self.runtime.precision_reason}",
+            "data": f"{len(self.data.train):,} dialogs to train, {len(self.data.evaluation):,} held out "
+            f"({self.data.ledger.dataset})",
+            "steps": f"{self.schedule.total_steps:,} of {train.batch_size} dialogs, "
+            f"learning rate {train.learning_rate:g}",
+            "run": str(run.path),
+            "W&B": f"{wandb_run.mode} ({wandb_run.reason}), project {self.config.tracking.project}",
+        }

@@ -1,0 +1,217 @@
+"""Divergence, signals and metrics in real trainings."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dialogkit.engine import loss as loss_module
+from dialogkit.engine.callbacks import StopAtSignal
+from dialogkit.errors import DivergedError
+
+Points = list[tuple[int, dict[str, float]]]
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Make the loss of one optimizer step no number."""
+
+    def poison(step: int, value: float = math.nan) -> None:
+        whole = loss_module.chunked_cross_entropy
+        calls = iter(range(1, 10_000))
+        monkeypatch.setattr(
+            loss_module,
+            "chunked_cross_entropy",
+            lambda *args, **kw: whole(*args, **kw) * (value if next(calls) == step else 1.0),
+        )
+
+    return poison
+
+
+def is_sound(checkpoint: Path) -> bool:
+    from safetensors.torch import load_file
+
+    return all(bool(t.isfinite().all()) for t in load_file(checkpoint / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_the_training_at_its_step(small: Any, poisoned: Any, value: float) -> None:
+    poisoned(3, value)
+    with pytest.raises(DivergedError) as error:
+        small.fit(
+            small.model(), small.train, max_steps=9, eval_every_steps=1, log_every_steps=1, learning_rate=3e-3
+        )
+    assert f"loss is {value} at step 3" in error.value.message
+    assert (error.value.hint, error.value.exit_code) == ("--set train.learning_rate=0.001", 3)
+    assert sorted(path.name for path in Path("fit").iterdir()) == ["checkpoint-1", "checkpoint-2"]
+
+
+@pytest.mark.parametrize("last", [3, 8])
+def test_weights_that_are_no_numbers_are_never_saved(small: Any, poisoned: Any, last: int) -> None:
+    model = small.model()
+    poisoned(3)
+    with pytest.raises(DivergedError):
+        small.fit(
+            model, small.train, max_steps=last, log_every_steps=8, eval_every_steps=2,
+            score=lambda: small.score(model, small.train.select(range(2))).figures(),
+        )  # fmt: skip
+    assert [path.name for path in Path("fit").iterdir()] == ["checkpoint-2"]
+    assert is_sound(Path("fit/checkpoint-2"))
+
+
+def test_a_signal_saves_no_weights_that_are_no_numbers(small: Any, poisoned: Any) -> None:
+    model = small.model()
+    poisoned(3)
+    calls = iter(range(1, 10))
+
+    def interrupt(*_: Any) -> None:
+        if model.training and next(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    model.model.norm.register_forward_hook(interrupt)
+    with pytest.raises(DivergedError, match="at step 3 "):
+        small.fit(model, small.train, max_steps=9, log_every_steps=9, eval_every_steps=9)
+    assert not list(Path("fit").glob("checkpoint-*"))
+
+
+def test_a_gradient_that_is_no_number_ends_the_training(small: Any) -> None:
+    model = small.model()
+    model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(DivergedError, match="grad_norm is nan at step 1 "):
+        small.fit(model, small.train, max_steps=2)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_the_tokens_logged_are_the_tokens_of_the_data(small: Any, accumulation: int) -> None:
+    dialogs, points = small.train.select(range(10)), list[Any]()
+    fitted = small.fit(
+        small.model(), dialogs, sink=lambda *point: points.append(point),
+        epochs=2.0, batch_size=4, accumulation_steps=accumulation,
+    )  # fmt: skip
+    steps = [metrics for _, metrics in points if "train/loss" in metrics]
+    assert [step for step, metrics in points if "train/loss" in metrics] == [1, 2, 3, 4, 5, 6]
+    for at, passes in ((2, 1), (5, 2)):  # the last step of each epoch is the smaller one
+        assert steps[at]["train/tokens"] == passes * int(dialogs.lengths.sum())
+        assert steps[at]["train/supervised_tokens"] == passes * dialogs.supervised_tokens
+        assert steps[at]["train/epoch"] == passes
+    assert (fitted.tokens, fitted.supervised_tokens) == (2 * dialogs.lengths.sum(), 2 * dialogs.supervised_tokens)
+
+
+def test_the_logged_loss_is_the_mean_since_the_last_log(small: Any) -> None:
+    dialogs = small.train.select(range(12))
+    settings = {"max_steps": 6, "batch_size": 2, "learning_rate": 1e-2}
+    points: dict[int, Points] = {1: [], 3: []}
+    for every, logged in points.items():
+        small.fit(
+            small.model(),
+            dialogs,
+            sink=lambda *point, to=logged: to.append(point),
+            log_every_steps=every,
+            **settings,
+        )
+    each = {step: metrics["train/loss"] for step, metrics in points[1] if "train/loss" in metrics}
+    third = {step: metrics["train/loss"] for step, metrics in points[3] if "train/loss" in metrics}
+    # The first step is always logged, alone.
+    expected = {1: each[1], 3: (each[2] + each[3]) / 2, 6: (each[4] + each[5] + each[6]) / 3}
+    assert third == pytest.approx(expected, rel=1e-6)
+
+
+def test_evaluations_are_told_beside_the_steps(small: Any) -> None:
+    points: Points = []
+    values = iter([3.0, 2.0, 1.0])
+    small.fit(
+        small.model(), small.train, max_steps=5, eval_every_steps=2,
+        score=lambda: {"nats_per_token": next(values), "accuracy": 0.5}, sink=lambda *point: points.append(point),
+    )  # fmt: skip
+    told = [(step, metrics) for step, metrics in points if "eval/nats_per_token" in metrics]
+    assert told == [
+        (step, {"eval/nats_per_token": value, "eval/accuracy": 0.5})
+        for step, value in ((2, 3.0), (4, 2.0), (5, 1.0))
+    ]
+    assert all(not key.startswith("eval") for _, metrics in points if "train/loss" in metrics for key in metrics)
+
+
+TRAINING = [
+    "train", "custom-nano", "--no-cuda", "--wandb", "disabled", "--name", "stopped",
+    *(f"--set={setting}" for setting in (
+        "model.layers=1", "model.width=16", "model.heads=1", "model.context=128", "runtime.threads=1",
+        "train.max_steps=100000", "train.log_every_steps=1", "train.eval_every_steps=50000",
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
+)
+def test_a_signal_ends_a_training_after_its_step_with_a_checkpoint(
+    number: int, code: int, name: str, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dialogkit", *TRAINING],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if line.startswith("step 1/"):
+            break
+    process.send_signal(number)
+    out, rest = process.communicate(timeout=120)
+    errors = [line for line in (seen + rest).splitlines() if not line.startswith("step ")]
+    run = tmp_path / "models/runs/stopped"
+    record = json.loads((run / "run.json").read_text())
+    (checkpoint,) = run.glob("checkpoint-*")
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    points = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert (process.returncode, record["status"], out) == (code, "interrupted", "")
+    assert f"error: stopped by {name} after step {step}; its checkpoint is kept" in errors
+    assert "Traceback" not in seen + rest
+    assert points[-1]["step"] == step
+    assert is_sound(checkpoint)
+    assert not (tmp_path / "models/custom_nano").exists()
+
+
+def test_the_handlers_of_signals_are_given_back(small: Any, poisoned: Any) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    small.fit(small.model(), small.train, max_steps=1)
+    assert [signal.getsignal(number) for number in numbers] == before
+    poisoned(1)
+    with pytest.raises(DivergedError):
+        small.fit(small.model(), small.train, max_steps=1)
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    stop = StopAtSignal()
+    stop.on_train_begin(None, None, None)
+    try:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        stop.release()
+
+
+def test_a_training_outside_the_main_thread_runs_without_signals(small: Any) -> None:
+    steps: list[int] = []
+    torch.set_num_threads(1)
+    thread = threading.Thread(
+        target=lambda: steps.append(small.fit(small.model(), small.train, max_steps=2).steps)
+    )
+    thread.start()
+    thread.join()
+    assert steps == [2]

@@ -1,0 +1,207 @@
+"""The chunked loss is cross-entropy, and a model with it is a model that HF would train."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dialogkit.data.collate import collate_dialogs
+from dialogkit.engine.attention import use_packed_attention, use_plain_attention
+from dialogkit.engine.loss import (
+    CHUNK_TOKENS,
+    TokenCounter,
+    chunked_cross_entropy,
+    install_dialog_loss,
+    remove_dialog_loss,
+)
+
+WIDTH, VOCABULARY = 24, 101
+SIZES = [1, CHUNK_TOKENS - 1, CHUNK_TOKENS, CHUNK_TOKENS + 1, 3 * CHUNK_TOKENS + 5]
+
+
+def problem(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(size)
+    hidden = torch.randn(size, WIDTH, generator=generator, dtype=torch.float64)
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator, dtype=torch.float64)
+    return hidden, weight, torch.randint(0, VOCABULARY, (size,), generator=generator)
+
+
+def exact(size: int) -> tuple[torch.Tensor, ...]:
+    """Return torch's loss and both gradients in float64; the loss is scaled as a part of a batch would be."""
+    hidden, weight, targets = problem(size)
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    loss = cross_entropy(hidden @ weight.t(), targets, reduction="sum") / 7
+    return (loss.detach(), *torch.autograd.grad(loss, (hidden, weight)))
+
+
+def chunked(size: int, dtype: torch.dtype, hidden_dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    hidden, weight, targets = problem(size)
+    hidden = hidden.to(hidden_dtype).requires_grad_()
+    weight = weight.float().requires_grad_()
+    loss = chunked_cross_entropy(hidden, weight, targets, dtype=dtype) / 7
+    gradients = torch.autograd.grad(loss, (hidden, weight))
+    assert [g.dtype for g in gradients] == [hidden.dtype, weight.dtype]
+    return (loss.detach(), *gradients)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_value_and_gradients_are_those_of_torch(size: int) -> None:
+    for ours, theirs in zip(chunked(size, torch.float32), exact(size), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("hidden_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", SIZES)
+def test_bf16_stays_within_its_precision(size: int, hidden_dtype: torch.dtype) -> None:
+    pairs = zip(chunked(size, torch.bfloat16, hidden_dtype), exact(size), strict=True)
+    loss, *gradients = [float((ours.double() - theirs).norm() / theirs.norm()) for ours, theirs in pairs]
+    assert loss < 1e-3  # the products alone are rounded, never the sums
+    assert max(gradients) < 1e-2
+
+
+def test_the_gradient_of_many_chunks_is_summed_in_the_precision_of_the_weights() -> None:
+    hidden, weight, targets = (
+        part.float() if part.is_floating_point() else part for part in problem(CHUNK_TOKENS)
+    )
+    gradients = []
+    for copies in (1, 300):
+        weight = weight.detach().requires_grad_()
+        loss = chunked_cross_entropy(
+            hidden.repeat(copies, 1), weight, targets.repeat(copies), dtype=torch.bfloat16
+        )
+        gradients.append(torch.autograd.grad(loss, weight)[0] / copies)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_an_autocast_around_it_changes_nothing() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = chunked(CHUNK_TOKENS + 1, torch.float32)
+    assert all(map(torch.equal, inside, chunked(CHUNK_TOKENS + 1, torch.float32)))
+
+
+def test_logits_far_from_zero_stay_finite() -> None:
+    hidden = torch.full((3, 1), 1e4)
+    weight = torch.tensor([[1.0], [-1.0]])
+    losses = [chunked_cross_entropy(hidden, weight, torch.full((3,), t), dtype=torch.float32) for t in (0, 1)]
+    assert [float(loss) for loss in losses] == [0.0, 6e4]
+
+
+class LargestLogits(TorchDispatchMode):
+    """Remembers the most rows of any tensor with a column for each entry of the vocabulary."""
+
+    def __init__(self, vocabulary: int, weights: set[torch.Size]) -> None:
+        super().__init__()
+        self.rows = 0
+        self._vocabulary, self._weights = vocabulary, weights
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, torch.Tensor) and self._vocabulary in tensor.shape:
+                shape = sorted(tensor.shape, key=lambda n: n != self._vocabulary)
+                if torch.Size(shape) not in self._weights:
+                    self.rows = max(self.rows, int(np.prod(shape[1:])))
+        return made
+
+
+def plain_parts(dialogs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Return the batch that HF would take: padded rows with a mask, and -100 wherever nothing is learned."""
+    longest = max(len(d["input_ids"]) for d in dialogs)
+    rows = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+    batch = {name: torch.full((len(dialogs), longest), fill) for name, fill in rows.items()}
+    for row, dialog in enumerate(dialogs):
+        ids = torch.from_numpy(dialog["input_ids"].astype(np.int64))
+        batch["input_ids"][row, : len(ids)] = ids
+        batch["attention_mask"][row, : len(ids)] = 1
+        batch["labels"][row, : len(ids)] = ids.where(torch.from_numpy(dialog["supervised"]), -100)
+    return batch
+
+
+def loss_and_gradients(model: Any, batches: Sequence[dict[str, Any]]) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    total = 0.0
+    for batch in batches:
+        loss = model(**batch)["loss"]
+        loss.backward()
+        total += float(loss.detach())
+    return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def with_bias(model: Any) -> Any:
+    """Give the output layer a bias, as Phi and GPT-J have one."""
+    model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, model.config.vocab_size))
+    return model
+
+
+@pytest.fixture(params=["gpt2", "llama", "llama with bias"])
+def model(request: pytest.FixtureRequest, small: Any) -> Any:
+    architecture, *bias = request.param.split(maxsplit=1)
+    made = small.model(architecture, initializer_range=0.2).eval()
+    return with_bias(made) if bias else made
+
+
+def test_loss_and_gradients_are_those_of_a_padded_batch_of_HF(model: Any, small: Any) -> None:
+    dialogs = [small.train[i] for i in range(9)]
+    expected_loss, expected = loss_and_gradients(model, [plain_parts(dialogs)])
+    use_packed_attention(model)
+    install_dialog_loss(model, dtype=torch.float32, counter=TokenCounter())
+    loss, gradients = loss_and_gradients(model, [collate_dialogs(dialogs)])
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        scale = float(expected[name].abs().max())
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5 * scale, msg=name)
+
+
+def test_parts_of_a_step_weigh_as_many_tokens_as_they_have(model: Any, small: Any) -> None:
+    dialogs = [small.train[i] for i in range(9)]
+    tokens = torch.tensor(sum(int(d["supervised"].sum()) for d in dialogs))
+    use_packed_attention(model)
+    install_dialog_loss(model, dtype=torch.float32, counter=TokenCounter())
+    whole_loss, whole = loss_and_gradients(model, [collate_dialogs(dialogs)])
+    parts = [collate_dialogs(dialogs[:2]), collate_dialogs(dialogs[2:])]
+    loss, gradients = loss_and_gradients(model, [{**part, "num_items_in_batch": tokens} for part in parts])
+    assert loss == pytest.approx(whole_loss, rel=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_removing_the_loss_gives_the_model_its_own_forward_back(model: Any, small: Any) -> None:
+    batch = plain_parts([small.train[i] for i in range(3)])
+    before = model(**batch)
+    use_packed_attention(model)
+    install_dialog_loss(model, dtype=torch.float32, counter=TokenCounter())
+    assert model(**collate_dialogs([small.train[0]])).keys() == {"loss"}
+    remove_dialog_loss(model)
+    use_plain_attention(model)
+    after = model(**batch)
+    assert "forward" not in vars(model)
+    assert torch.equal(before.loss, after.loss)
+    assert torch.equal(before.logits, after.logits)
+
+
+def test_the_counter_counts_all_tokens_and_the_supervised_ones(model: Any, small: Any) -> None:
+    dialogs = [small.train[i] for i in range(5)]
+    counter = TokenCounter()
+    use_packed_attention(model)
+    install_dialog_loss(model, dtype=torch.float32, counter=counter)
+    loss_and_gradients(model, [collate_dialogs(dialogs[:3]), collate_dialogs(dialogs[3:])])
+    assert counter.all == sum(len(d["input_ids"]) for d in dialogs)
+    assert counter.supervised == sum(int(d["supervised"].sum()) for d in dialogs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_training_step_never_holds_logits_of_more_tokens_than_a_chunk(dtype: torch.dtype, small: Any) -> None:
+    model = small.model()
+    batch = collate_dialogs([small.train[i] for i in range(16)])
+    assert len(batch["labels"]) > 2 * CHUNK_TOKENS
+    use_packed_attention(model)
+    install_dialog_loss(model, dtype=dtype, counter=TokenCounter())
+    with LargestLogits(small.vocabulary, {model.lm_head.weight.shape}) as largest:
+        loss_and_gradients(model, [batch])
+    assert largest.rows == CHUNK_TOKENS

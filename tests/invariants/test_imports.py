@@ -1,0 +1,184 @@
+"""What imports what: commands answer without the heavy libraries, arrows point down, each file has its own job."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from dialogkit.cli.app import app
+from tests.conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "dialogkit"
+HEAVY = {"torch", "transformers", "datasets", "wandb", "tokenizers", "accelerate"}
+
+LEVELS = {
+    "cli": 3,
+    "services": 2,
+    **dict.fromkeys(["data", "models", "engine", "inference", "tracking"], 1),
+    **dict.fromkeys(["config", "dialog", "errors", "network"], 0),
+}
+"""An import may only lead to a lower level; on the lowest, each part may use the others."""
+
+
+def commands() -> list[str]:
+    """The words of every command, such as `models list`."""
+
+    def walk(command: object, path: list[str]) -> Iterator[str]:
+        for name, child in getattr(command, "commands", {"": None}).items():
+            yield from walk(child, [*path, name]) if child is not None else [" ".join(path)]
+
+    return list(walk(typer.main.get_command(app), []))
+
+
+LIGHT = [
+    *(f"{command} --help" for command in commands()),
+    "--help",
+    "--version",
+    "models list",
+    "models list --json",
+    "models show gpt2-small",
+    "config show custom-tiny --preset production",
+    "config schema",
+    "config validate settings.json",
+    "data list",
+    "train custom-huge",
+    "train custom-tiny --set train.epochs=-1",
+    "generate no-such-run",
+    "evaluate no-such-run",
+]
+
+PROBE = f"""
+import contextlib, importlib, io, json, pkgutil, sys
+
+def heavy():
+    return sorted({HEAVY!r} & sys.modules.keys())
+
+found = {{}}
+import dialogkit
+found["import dialogkit"] = heavy()
+for part in ("cli", "config", "dialog", "errors", "network", "services", "tracking"):
+    module = importlib.import_module(f"dialogkit.{{part}}")
+    for inner in pkgutil.iter_modules(getattr(module, "__path__", []), f"{{module.__name__}}."):
+        importlib.import_module(inner.name)
+        found[f"import {{inner.name}}"] = heavy()
+for name in dialogkit.__all__:
+    getattr(dialogkit, name)
+    found[f"dialogkit.{{name}}"] = heavy()
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            dialogkit.cli.app.main(words.split())
+        except SystemExit:
+            pass
+    found[words] = heavy() if out.getvalue() or err.getvalue() else ["it said nothing"]
+import tokenizers
+found["import tokenizers"] = heavy()
+print(json.dumps(found))
+"""
+
+
+def test_what_needs_no_model_imports_no_heavy_library(in_temporary_folder: Path) -> None:
+    Path("settings.json").write_text("{}")
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps(LIGHT)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert found.pop("import tokenizers") == ["tokenizers"], "the probe sees nothing"
+    assert {"import dialogkit", "import dialogkit.services.train", "dialogkit.train", *LIGHT} <= set(found)
+    assert {what: heavy for what, heavy in found.items() if heavy} == {}
+
+
+@cache
+def sources() -> dict[str, ast.Module]:
+    """Every module of the package by its path below it."""
+    return {
+        path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """Yield the dotted name of everything that a module imports, wherever in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def named(tree: ast.Module) -> set[str]:
+    """Return every name that a module uses, defines or imports."""
+    names = {name.rpartition(".")[2] for name in imported(tree)}
+    for node in ast.walk(tree):
+        match node:
+            case (
+                ast.Name(id=name) | ast.Attribute(attr=name) | ast.ClassDef(name=name) | ast.FunctionDef(name=name)
+            ):
+                names.add(name)
+    return names
+
+
+def texts(tree: ast.Module) -> Iterator[str]:
+    """Yield every text of a module that is no documentation."""
+    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+            yield node.value
+
+
+def owners(name: str) -> set[str]:
+    return {path for path, tree in sources().items() if name in named(tree)}
+
+
+@pytest.mark.parametrize("path", [path for path in sources() if "/" in path])
+def test_an_arrow_only_points_down(path: str) -> None:
+    part = path.split("/")[0]
+    for name in imported(sources()[path]):
+        target = name.split(".")[1] if name.startswith("dialogkit.") else None
+        if target in LEVELS and target != part:
+            assert LEVELS[target] < LEVELS[part] or LEVELS[part] == 0, f"{path} imports {name}"
+
+
+def test_every_part_has_its_level() -> None:
+    parts = {path.split("/")[0].removesuffix(".py") for path in sources()}
+    assert parts - {"__init__", "__main__"} == set(LEVELS)
+
+
+def test_only_the_commands_know_the_command_lines_libraries() -> None:
+    users = {path for path, tree in sources().items() for name in imported(tree) if name.split(".")[0] == "typer"}
+    users |= {path for path, tree in sources().items() for name in imported(tree) if name.split(".")[0] == "rich"}
+    assert {path.split("/")[0] for path in users} == {"cli"}
+
+
+def test_only_the_loader_reads_the_shipped_settings() -> None:
+    assert owners("configs_dir") == {"config/load.py", "config/paths.py"}
+
+
+def test_only_one_module_names_hf_arguments() -> None:
+    assert owners("TrainingArguments") == {"engine/arguments.py"}
+
+
+def test_only_one_module_imports_wandb() -> None:
+    users = {path for path, tree in sources().items() for name in imported(tree) if name.split(".")[0] == "wandb"}
+    assert users == {"tracking/wandb_run.py"}
+
+
+@pytest.mark.parametrize("file", ["run.json", "metrics.jsonl", "samples.jsonl", "checkpoint-"])
+def test_only_the_run_folder_knows_the_names_of_its_files(file: str) -> None:
+    users = {path for path, tree in sources().items() if any(file in text for text in texts(tree))}
+    assert users == {"tracking/rundir.py"}
+
+
+def test_below_the_services_no_function_takes_the_whole_configuration() -> None:
+    assert {path.split("/")[0] for path in owners("RunConfig")} <= {"config", "services", "cli", "__init__.py"}

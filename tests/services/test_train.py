@@ -1,0 +1,346 @@
+"""A training leaves what it promises, repeats from its record, and destroys nothing."""
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dialogkit.config.load import load_run_config
+from dialogkit.config.run import RunConfig
+from dialogkit.data.sources import STARTER
+from dialogkit.dialog import END_OF_TURN
+from dialogkit.errors import DataError, DivergedError, InterruptedRunError, StorageError
+from dialogkit.services.dry_run import dry_run
+from dialogkit.services.train import TrainResult, train
+from dialogkit.tracking.rundir import RunDir, RunRecord
+from tests.conftest import SMALL, Finished, Trained, run_process
+
+MODEL_FILES = {
+    "README.md",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "training_args.bin",
+}
+
+SmallConfig = Callable[..., RunConfig]
+
+
+def sets(settings: Mapping[str, Any]) -> list[str]:
+    return [word for name, value in settings.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+
+
+def digest(folder: str | Path) -> str:
+    return hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
+
+
+def record_of(result: TrainResult) -> RunRecord:
+    return RunDir(Path(result.run_dir)).read()
+
+
+def names(folder: str | Path) -> set[str]:
+    return {path.name for path in Path(folder).iterdir()}
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def twins(small_config: SmallConfig, tmp_path_factory: pytest.TempPathFactory) -> list[TrainResult]:
+    """Two trainings one after the other in one folder; they differ in their seeds."""
+    output = str(tmp_path_factory.mktemp("twins") / "models")
+    return [train(small_config({"runtime.output_dir": output, "train.seed": seed})) for seed in (1, 2)]
+
+
+# What is left
+
+
+def test_a_training_leaves_exactly_the_promised_tree(trained: Trained) -> None:
+    assert names(trained.output) == {"custom_nano", "runs", "wandb"}
+    assert names(trained.output / "runs") == {"shared-run"}
+    run = Path(trained.result.run_dir)
+    checkpoints = {name for name in names(run) if re.fullmatch(r"checkpoint-\d+", name)}
+    assert names(run) - checkpoints == {"run.json", "metrics.jsonl", "samples.jsonl", "model"}
+    assert len(checkpoints) == 2
+    assert names(trained.result.model_dir) == names(trained.result.published_dir) == MODEL_FILES
+    assert Path(trained.result.published_dir) == trained.output / "custom_nano"
+
+
+def test_the_published_files_are_those_of_the_run_and_anybody_may_read_them(trained: Trained) -> None:
+    for name in MODEL_FILES:
+        published = Path(trained.result.published_dir) / name
+        assert published.samefile(Path(trained.result.model_dir) / name)
+        assert (
+            published.stat().st_mode & 0o777
+            == (trained.output / "runs/shared-run/run.json").stat().st_mode & 0o777
+        )
+
+
+def test_the_folder_loads_as_an_ordinary_model_with_the_trained_weights(trained: Trained) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(trained.result.published_dir)
+    expected = trained.trainer.model.state_dict()
+    assert model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
+    tokenizer = AutoTokenizer.from_pretrained(trained.result.published_dir)
+    assert model.generation_config.eos_token_id == [tokenizer.convert_tokens_to_ids(END_OF_TURN)]
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_the_record_tells_everything_about_the_run(trained: Trained) -> None:
+    record = record_of(trained.result)
+    assert (record.name, record.status, record.error) == ("shared-run", "completed", None)
+    assert record.command == ["dialogkit"]
+    assert record.created <= str(record.finished)
+    assert record.metrics == trained.result.metrics
+    assert record.replies == {
+        "success_rate": trained.result.success_rate,
+        "stop_rate": trained.result.stop_rate,
+    }
+    config = RunConfig.model_validate_json(json.dumps(record.config))
+    counts = config.model.parameter_counts()
+    assert counts is not None
+    assert record.model["parameters"] == record.model["trainable_parameters"] == counts.total
+    assert record.model["parameters_without_embeddings"] == counts.without_embeddings
+    assert record.data["revision"] == hashlib.sha256(STARTER.read_bytes()).hexdigest()
+    assert record.data["train_dialogs"] == 40
+    assert record.schedule["total_steps"] == trained.result.steps == 20
+    assert record.metrics["train/tokens"] == record.data["train_tokens"]
+    assert record.metrics["train/supervised_tokens"] == record.data["train_supervised_tokens"]
+    assert {"dialogkit", "python", "torch", "transformers"} <= record.versions.keys()
+    assert record.runtime["device"] == "cpu"
+
+
+def test_points_of_training_and_evaluation_are_logged_and_the_loss_falls(trained: Trained) -> None:
+    points = RunDir(Path(trained.result.run_dir)).metrics()
+    losses = {point["step"]: point["train/loss"] for point in points if "train/loss" in point}
+    held_out = {point["step"]: point["eval/nats_per_token"] for point in points if "eval/nats_per_token" in point}
+    assert list(losses) == list(range(1, 21))
+    assert list(held_out) == [0, 5, 10, 15, 20]
+    assert sum(losses[step] for step in range(16, 21)) < sum(losses[step] for step in range(1, 6)) - 1
+    metrics = trained.result.metrics
+    assert held_out[0] == metrics["before/nats_per_token"]
+    # The best weights are kept. In the course of a run they are scored in its precision, at the end in float32.
+    assert metrics["final/nats_per_token"] == pytest.approx(min(held_out.values()), rel=0.01)
+    assert metrics["final/nats_per_token"] < metrics["before/nats_per_token"] - 1
+
+
+def test_the_rates_are_those_of_the_kept_samples(trained: Trained) -> None:
+    lines = (Path(trained.result.run_dir) / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    samples = [json.loads(line) for line in lines]
+    assert [sample["prompt"] for sample in samples] == record_of(trained.result).config["generate"]["test_prompts"]
+    assert [sample["reply"] for sample in samples] == [reply.reply for reply in trained.result.replies]
+    assert {sample["step"] for sample in samples} == {20}
+    stopped = [sample for sample in samples if sample["stop_reason"] == "end of turn"]
+    assert trained.result.success_rate == sum(bool(sample["reply"]) for sample in samples) / 8
+    assert trained.result.stop_rate == len(stopped) / 8
+    assert trained.result.stop_rate > 0
+    assert all(sample["tokens"] == 16 for sample in samples if sample["stop_reason"] == "length")
+
+
+# Again, and again
+
+
+def test_a_run_repeats_bit_for_bit_from_its_own_record(
+    twins: list[TrainResult], dialogkit: Callable[..., Finished]
+) -> None:
+    first = twins[0]
+    done = dialogkit(
+        "train", "--config", f"{first.run_dir}/run.json", "--set", "runtime.output_dir=again", "--json"
+    )
+    again = TrainResult.model_validate(done.json["data"])
+    assert digest(again.model_dir) == digest(first.model_dir)
+    ours = {name: value for name, value in again.metrics.items() if "seconds" not in name and "per_s" not in name}
+    assert ours.items() <= first.metrics.items()
+    assert [reply.reply for reply in again.replies] == [reply.reply for reply in first.replies]
+    assert record_of(again).model == record_of(first).model
+    assert record_of(again).data == record_of(first).data
+
+
+def test_a_later_training_is_published_and_the_earlier_run_keeps_its_model(twins: list[TrainResult]) -> None:
+    first, second = twins
+    assert first.run != second.run
+    assert digest(first.model_dir) != digest(second.model_dir)
+    assert first.published_dir == second.published_dir
+    assert digest(second.published_dir) == digest(second.model_dir)
+
+
+def test_a_name_that_a_run_has_is_refused_and_that_run_stays_as_it_is(
+    small_config: SmallConfig, twins: list[TrainResult]
+) -> None:
+    output = Path(twins[0].run_dir).parent.parent
+    before = snapshot(output)
+    with pytest.raises(StorageError, match="there is a run"):
+        train(small_config({"runtime.output_dir": str(output), "name": twins[0].run}))
+    assert snapshot(output) == before
+
+
+def test_a_folder_of_somebody_else_is_not_replaced(small_config: SmallConfig, tmp_path: Path) -> None:
+    (tmp_path / "models/custom_nano").mkdir(parents=True)
+    (tmp_path / "models/custom_nano/thesis.tex").write_text("thesis")
+    with pytest.raises(StorageError, match="was not made by dialogkit"):
+        train(small_config())
+    assert names(tmp_path / "models/custom_nano") == {"thesis.tex"}
+
+
+# When it fails
+
+
+class Failing:
+    """A reporter that raises at the second step."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def header(self, facts: Mapping[str, str]) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        if step == 2:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (RuntimeError("the disk is gone"), "failed", "the disk is gone"),
+        (ZeroDivisionError(), "failed", "ZeroDivisionError"),
+        (DivergedError("loss is nan"), "diverged", "loss is nan"),
+        (InterruptedRunError("stopped by SIGTERM", exit_code=143), "interrupted", "stopped by SIGTERM"),
+        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt"),
+    ],
+)
+def test_a_training_that_ends_early_says_why_and_publishes_nothing(
+    small_config: SmallConfig, tmp_path: Path, error: BaseException, status: str, reason: str
+) -> None:
+    with pytest.raises(type(error)):
+        train(small_config({"name": "early"}), reporter=Failing(error))
+    assert names(tmp_path / "models") == {"runs"}
+    run = RunDir(tmp_path / "models/runs/early")
+    record = run.read()
+    assert (record.status, record.error) == (status, reason)
+    assert record.finished is not None
+    assert record.data["train_dialogs"] == 8
+    assert [point["step"] for point in run.metrics()] == [0, 1, 2]
+    assert not run.model_dir.exists()
+
+
+def test_bad_data_fails_the_run_before_a_model_is_made(small_config: SmallConfig, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"question": "Hi", "reply": "Hello"}\n')
+    with pytest.raises(DataError, match="question") as refused:
+        train(small_config({"data.dataset": "bad.jsonl", "name": "bad"}))
+    record = RunDir(tmp_path / "models/runs/bad").read()
+    assert (record.status, record.error) == ("failed", refused.value.message)
+    assert (record.model, record.metrics) == ({}, {})
+
+
+# Without a training
+
+
+def test_a_dry_run_measures_and_writes_nothing(
+    small_config: SmallConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Trained
+) -> None:
+    work, scratch = tmp_path / "work", tmp_path / "scratch"
+    work.mkdir()
+    scratch.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    measured = dry_run(small_config({"train.max_steps": 1000, "tracking.wandb": "offline"}))
+    assert names(work) == names(scratch) == set()
+    assert measured.parameters == record_of(trained.result).model["parameters"]
+    assert (measured.device, measured.train_dialogs, measured.total_steps) == ("cpu", 8, 1000)
+    assert 0 < measured.tokens_per_step <= measured.longest_batch_tokens
+    assert min(measured.tokens_per_s, measured.peak_memory_bytes, measured.expected_s) > 0
+    assert measured.expected_s == pytest.approx(1000 * measured.tokens_per_step / measured.tokens_per_s)
+
+
+def test_a_dry_run_predicts_what_the_training_does(small_config: SmallConfig) -> None:
+    config = small_config({"train.max_steps": None, "generate.temperature": 0.0})
+    measured, result = dry_run(config), train(config)
+    assert measured.total_steps == result.steps
+    assert measured.total_steps * measured.tokens_per_step == result.metrics["train/tokens"]
+    assert measured.eval_nats_per_token == pytest.approx(result.metrics["before/nats_per_token"], rel=0.01)
+
+
+# On the command line
+
+
+def test_with_json_stdout_is_one_envelope_and_stderr_plain_lines(tmp_path: Path) -> None:
+    settings = {name: value for name, value in SMALL.items() if name != "data.samples"}
+    words = ["train", "custom-nano", "--json", "--samples", "8", *sets(settings)]
+    done = run_process(*words, cwd=tmp_path)
+    assert (done.code, done.json.keys()) == (0, {"data", "hint"})
+    result = TrainResult.model_validate(done.json["data"])
+    assert record_of(result).command == ["dialogkit", *words]
+    lines = done.err.splitlines()
+    for name, told in (("model", "custom-nano"), ("data", "8 dialogs"), ("W&B", "disabled"), ("run", result.run)):
+        assert any(line.startswith(name) and told in line for line in lines), name
+    steps = [line for line in lines if line.startswith("step ")]
+    assert [line.split()[1] for line in steps if "loss" in line and "held-out" not in line] == [
+        "1/4", "2/4", "3/4", "4/4",
+    ]  # fmt: skip
+    assert [line.split()[1] for line in steps if "held-out" in line] == ["0/4", "4/4"]
+    assert not re.search(r"[^\n\x20-\x7e]", done.err)
+
+
+def test_a_failure_on_the_command_line_is_its_sentence(dialogkit: Callable[..., Finished], tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("a file")
+    done = dialogkit("train", "custom-nano", *sets(SMALL))
+    assert done.code == StorageError.exit_code
+    assert done.out == ""
+    assert done.err.startswith("error: 'models/runs/")
+    assert "Traceback" not in done.err
+
+
+# Models of the user
+
+
+def test_a_model_file_with_a_tokenizer_of_its_own_trains(
+    dialogkit: Callable[..., Finished], tmp_path: Path
+) -> None:
+    (tmp_path / "texts.txt").write_text("Hello! How are you? I am fine.\n" * 5)
+    assert dialogkit("tokenizer", "train", "texts.txt", "--output", "my-tokens", "--vocab-size", "300").code == 0
+    shape = {"layers": 1, "width": 16, "heads": 2, "context": 64, "tokenizer": "./my-tokens"}
+    (tmp_path / "my-model.json").write_text(json.dumps({"model": shape, "train": {"learning_rate": 0.02}}))
+    rest = {name: value for name, value in SMALL.items() if not name.startswith("model.")}
+    done = dialogkit("train", "./my-model.json", "--json", *sets(rest))
+    result = TrainResult.model_validate(done.json["data"])
+    assert result.published_dir == "models/my_model"
+    record = record_of(result)
+    entries = json.loads(Path("my-tokens/tokenizer.json").read_text())["model"]["vocab"]
+    assert (record.model["name"], record.model["vocabulary"], record.model["layers"]) == (
+        "my-model",
+        len(entries),
+        1,
+    )
+    assert record.config["train"]["learning_rate"] == 0.02
+    assert result.metrics["final/nats_per_token"] < result.metrics["before/nats_per_token"]
+    assert dialogkit("generate", "--prompt", "Hello!", "--max-new-tokens", "2").code == 0
+
+
+def test_a_model_of_the_gpt2_architecture_trains_from_scratch(small_config: SmallConfig, tmp_path: Path) -> None:
+    shape = {"architecture": "gpt2", "layers": 1, "width": 16, "heads": 2, "context": 64}
+    (tmp_path / "mine.json").write_text(json.dumps({"model": shape}))
+    rest = {name: value for name, value in SMALL.items() if not name.startswith("model.")}
+    config = load_run_config("mine.json", overrides={**rest, "train.learning_rate": 0.02})
+    result = train(config)
+    saved = json.loads((Path(result.model_dir) / "config.json").read_text())
+    assert (saved["model_type"], saved["n_layer"], saved["n_embd"]) == ("gpt2", 1, 16)
+    assert result.metrics["final/nats_per_token"] < result.metrics["before/nats_per_token"]
+    counts = config.model.parameter_counts()
+    assert counts is not None
+    assert record_of(result).model["parameters"] == counts.total

@@ -1,0 +1,352 @@
+"""A run folder is whole at every moment, and publishing loses nothing."""
+
+import errno
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dialogkit.config.model import NAME_PATTERN
+from dialogkit.errors import ModelError, StorageError
+from dialogkit.tracking import rundir
+from dialogkit.tracking.rundir import (
+    RunDir,
+    RunRecord,
+    find_run,
+    list_runs,
+    ordinary_permissions,
+    publish,
+    published_dir,
+    run_name,
+    write_text,
+)
+
+CARD = "---\nlicense: other\ntags: [dialogkit, conversational]\n---\n"
+
+
+def new_run(output: Path, name: str, *, created: str = "2026-01-01T00:00:00+00:00", **facts: Any) -> RunDir:
+    run = RunDir.create(output, name)
+    run.write(RunRecord(name=name, created=created, **facts))
+    return run
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+# The record
+
+
+def test_a_record_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, "a")
+    record = RunRecord(name="a", created="now", command=["dialogkit", "--name", "é\n"], metrics={"x": 1 / 3})
+    run.write(record)
+    assert run.read() == record
+    assert [path.name for path in run.path.iterdir()] == ["run.json"]
+
+
+def test_a_figure_that_is_no_number_does_not_make_the_record_unreadable(tmp_path: Path) -> None:
+    run = new_run(tmp_path, "a", metrics={"nan": math.nan, "inf": math.inf, "low": -math.inf})
+    read = run.read().metrics
+    assert math.isnan(read["nan"])
+    assert (read["inf"], read["low"]) == (math.inf, -math.inf)
+
+
+def test_a_record_of_a_newer_version_can_be_read(tmp_path: Path) -> None:
+    run = new_run(tmp_path, "a")
+    path = run.path / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "from_the_future": 1}))
+    assert run.read().name == "a"
+
+
+def test_who_reads_a_record_while_it_is_replaced_sees_the_whole_old_one(tmp_path: Path) -> None:
+    run = new_run(tmp_path, "a")
+    before = (run.path / "run.json").read_text()
+    with (run.path / "run.json").open() as reader:
+        run.write(RunRecord(name="a", created="later", status="completed"))
+        assert reader.read() == before
+    assert run.read().status == "completed"
+
+
+def test_a_failed_write_is_one_sentence_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(StorageError, match="cannot be written"):
+        write_text(tmp_path / "taken", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_permissions_that_the_umask_allows(tmp_path: Path, mask: int, expected: int) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.touch(mode=0o600)
+    with umask(mask):
+        ordinary_permissions(tmp_path)
+        write_text(tmp_path / "card", "text")
+    assert {mode(weights), mode(tmp_path / "card")} == {expected}
+
+
+# Points and samples
+
+
+def test_points_come_back_in_their_order_with_step_and_time(tmp_path: Path) -> None:
+    run = new_run(tmp_path, "a")
+    for step in (0, 1, 2):
+        run.append_metrics(step, {"train/loss": 1 / (step + 1)})
+    points = run.metrics()
+    assert [(point["step"], point["train/loss"]) for point in points] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert all(datetime.fromisoformat(point["time"]).tzinfo for point in points)
+
+
+@pytest.mark.parametrize("rest", [b'{"step": 2, "train/lo', b"\0\0\0\0", b"\xff\xfe"])
+def test_a_last_line_that_a_crash_cut_off_is_left_out(tmp_path: Path, rest: bytes) -> None:
+    run = new_run(tmp_path, "a")
+    run.append_metrics(1, {"train/loss": 2.0})
+    with (run.path / "metrics.jsonl").open("ab") as file:
+        file.write(rest)
+    assert [point["step"] for point in run.metrics()] == [1]
+
+
+def test_a_run_without_points_has_none(tmp_path: Path) -> None:
+    assert new_run(tmp_path, "a").metrics() == []
+
+
+def test_a_sample_is_one_line_of_readable_text(tmp_path: Path) -> None:
+    run = new_run(tmp_path, "a")
+    run.append_sample({"prompt": "où?", "reply": "là\nbas"})
+    assert (run.path / "samples.jsonl").read_text(encoding="utf-8") == '{"prompt": "où?", "reply": "là\\nbas"}\n'
+
+
+def test_only_checkpoints_are_removed_from_a_finished_run(tmp_path: Path) -> None:
+    run = new_run(tmp_path, "a")
+    elsewhere = tmp_path / "elsewhere"
+    for folder in (elsewhere, run.path / "checkpoint-5", run.path / "checkpoint-notes", run.model_dir):
+        folder.mkdir()
+        (folder / "file").touch()
+    (run.path / "checkpoint-7").symlink_to(elsewhere)
+    run.remove_checkpoints()
+    assert {p.name for p in run.path.iterdir()} == {"checkpoint-7", "checkpoint-notes", "model", "run.json"}
+    assert (elsewhere / "file").exists()
+
+
+# Names and lists
+
+
+def test_a_run_name_is_given_once(tmp_path: Path) -> None:
+    run = new_run(tmp_path, "a", status="completed")
+    with pytest.raises(StorageError, match="there is a run 'a'"):
+        RunDir.create(tmp_path, "a")
+    assert run.read().status == "completed"
+
+
+def test_a_run_that_cannot_have_a_folder_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("a file")
+    with pytest.raises(StorageError, match="cannot be made: not a directory"):
+        RunDir.create(tmp_path / "models", "a")
+
+
+def test_runs_of_one_second_have_different_names_that_are_all_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "Stopped":
+            return cls(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr(rundir, "datetime", Stopped)
+    names = []
+    for _ in range(11):
+        names.append(run_name("m" * 64, "p" * 64, tmp_path))
+        RunDir.create(tmp_path, names[-1])
+    assert len(set(names)) == 11
+    assert all(re.match(NAME_PATTERN, name) for name in names)
+    assert run_name("custom-tiny", "test", tmp_path) == "custom-tiny-test-20260102-030405"
+
+
+def test_runs_are_listed_from_the_newest(tmp_path: Path) -> None:
+    for name, day in (("b", 2), ("c", 1), ("a", 3)):
+        new_run(tmp_path, name, created=f"2026-01-0{day}T00:00:00+00:00")
+    assert [run.name for run, _ in list_runs(tmp_path)] == ["a", "b", "c"]
+
+
+def test_an_output_folder_that_is_not_there_has_no_runs(tmp_path: Path) -> None:
+    assert list(list_runs(tmp_path / "nowhere")) == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"name": "bad", "crea', b"[]", b"{}", b"\xff\xfe", b"null"])
+def test_an_unreadable_run_is_passed_over(tmp_path: Path, content: bytes | None) -> None:
+    new_run(tmp_path, "good")
+    bad = RunDir.create(tmp_path, "bad")
+    if content is not None:
+        (bad.path / "run.json").write_bytes(content)
+    (tmp_path / "runs" / "a-file").touch()
+    assert [run.name for run, _ in list_runs(tmp_path)] == ["good"]
+    with pytest.raises(ModelError, match=r"no readable run\.json"):
+        bad.read()
+
+
+def test_a_run_is_found_by_its_name(tmp_path: Path) -> None:
+    new_run(tmp_path, "first")
+    assert find_run(tmp_path, "first").path == tmp_path / "runs" / "first"
+
+
+@pytest.mark.parametrize("name", ["frist", "../runs/first", "first/", ""])
+def test_a_name_that_is_no_run_is_refused(tmp_path: Path, name: str) -> None:
+    new_run(tmp_path, "first")
+    with pytest.raises(ModelError, match=r"did you mean 'first'" if name == "frist" else "no run"):
+        find_run(tmp_path, name)
+
+
+# Publishing
+
+
+def new_model(folder: Path, weights: str, *more: str) -> Path:
+    for name in ("config.json", *more):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    (folder / "README.md").write_text(CARD)
+    (folder / "model.safetensors").write_text(weights)
+    return folder
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_model_is_published_under_its_name_with_underscores(tmp_path: Path) -> None:
+    assert published_dir(tmp_path, "custom-tiny") == tmp_path / "custom_tiny"
+
+
+def test_publishing_replaces_the_older_model_as_a_whole(tmp_path: Path) -> None:
+    old = new_model(tmp_path / "runs/1/model", "old", "only_old.json")
+    new = new_model(tmp_path / "runs/2/model", "new", "templates/only_new.jinja")
+    target = tmp_path / "m"
+    publish(old, target)
+    publish(new, target)
+    assert content(target) == content(new)
+    assert content(old)["model.safetensors"] == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {"m", "runs"}
+
+
+def test_a_published_model_takes_no_further_room(tmp_path: Path) -> None:
+    model = new_model(tmp_path / "runs/1/model", "weights")
+    publish(model, tmp_path / "m")
+    assert (tmp_path / "m/model.safetensors").samefile(model / "model.safetensors")
+
+
+def test_without_hard_links_the_files_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    model = new_model(tmp_path / "runs/1/model", "weights")
+    publish(model, tmp_path / "m")
+    assert content(tmp_path / "m") == content(model)
+    assert not (tmp_path / "m/model.safetensors").samefile(model / "model.safetensors")
+
+
+def a_file(target: Path) -> None:
+    target.write_text("thesis")
+
+
+def a_folder_of_mine(target: Path) -> None:
+    target.mkdir()
+    (target / "thesis.tex").write_text("thesis")
+
+
+def a_model_from_elsewhere(target: Path) -> None:
+    new_model(target, "downloaded")
+    (target / "README.md").write_text("---\nlicense: mit\n---\nI like dialogkit.")
+
+
+def a_model_without_a_card(target: Path) -> None:
+    new_model(target, "downloaded")
+    (target / "README.md").unlink()
+
+
+def a_link_to_another_model(target: Path) -> None:
+    target.symlink_to(new_model(target.with_name("another"), "other"))
+
+
+@pytest.mark.parametrize(
+    "make", [a_file, a_folder_of_mine, a_model_from_elsewhere, a_model_without_a_card, a_link_to_another_model]
+)
+def test_what_dialogkit_did_not_publish_is_never_replaced(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    model = new_model(tmp_path / "runs/1/model", "new")
+    make(tmp_path / "m")
+    before = content(tmp_path)
+    with pytest.raises(StorageError, match="left as it is"):
+        publish(model, tmp_path / "m")
+    assert content(tmp_path) == before
+
+
+def stop_at(turn: int, real: Callable[..., Any], failure: BaseException) -> Callable[..., Any]:
+    """Return `real`, which fails the `turn`-th time that it is called."""
+    turns = iter(range(1, 1000))
+
+    def called(*words: Any, **options: Any) -> Any:
+        if next(turns) == turn:
+            raise failure
+        return real(*words, **options)
+
+    return called
+
+
+@pytest.mark.parametrize("function", ["copy2", "rename"])
+@pytest.mark.parametrize("turn", [1, 2])
+@pytest.mark.parametrize(
+    ("failure", "becomes", "sentence"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), StorageError, "no space left on device"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+    ids=["disk full", "Ctrl-C"],
+)
+def test_wherever_publishing_stops_the_older_model_stays_whole(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    turn: int,
+    failure: BaseException,
+    becomes: type[BaseException],
+    sentence: str | None,
+) -> None:
+    old = new_model(tmp_path / "runs/1/model", "old", "only_old.json")
+    new = new_model(tmp_path / "runs/2/model", "new", "only_new.json")
+    target = tmp_path / "m"
+    publish(old, target)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", lambda *_: os.stat("/nowhere"))
+        module = {"copy2": shutil, "rename": os}[function]
+        patch.setattr(module, function, stop_at(turn, getattr(module, function), failure))
+        with pytest.raises(becomes, match=sentence):
+            publish(new, target)
+    assert content(target) == content(old)
+    assert {path.name for path in tmp_path.iterdir()} == {"m", "runs"}
+    publish(new, target)
+    assert content(target) == content(new)
+
+
+def test_publishing_goes_on_after_a_process_was_killed_between_the_two_renames(tmp_path: Path) -> None:
+    new = new_model(tmp_path / "runs/2/model", "new")
+    for left_over in (".m.old", ".m.new"):
+        new_model(tmp_path / left_over, "old")
+    publish(new, tmp_path / "m")
+    assert content(tmp_path / "m") == content(new)
+    assert {path.name for path in tmp_path.iterdir()} == {"m", "runs"}
