@@ -1,9 +1,12 @@
 """Shared fixtures: an isolated home, a run of the command line, and one small trained model for many tests."""
 
+import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +15,16 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Before any library reads them: no network, no colours, a fixed width, no W&B server. One thread: two are no
-# faster for models of this size, and wait for each other on a machine that is busy with something else.
+# Before any library reads them: a home of its own, no network, no colours, a fixed width, no W&B server. One thread:
+# two are no faster for models of this size, and wait for each other on a machine that is busy with something else.
+HOME = Path(tempfile.mkdtemp(prefix="dialogkit-tests-"))
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ.update(
+    HOME=str(HOME),
+    XDG_CACHE_HOME=str(HOME / ".cache"),
+    DIALOGKIT_CACHE=str(HOME / ".cache/dialogkit"),
+    HF_HOME=str(HOME / ".cache/huggingface"),
+    NETRC=str(HOME / ".netrc"),
     OMP_NUM_THREADS="1",
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
@@ -44,18 +54,10 @@ SMALL: dict[str, Any] = {
 """Overrides that make a whole training of custom-nano last about a second: 4 steps, one prompt, no W&B."""
 
 
-@pytest.fixture(scope="session", autouse=True)
-def isolated_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Home and caches in a temporary folder, for this process and those that tests start."""
-    home = tmp_path_factory.mktemp("home")
-    os.environ.update(
-        HOME=str(home),
-        XDG_CACHE_HOME=str(home / ".cache"),
-        DIALOGKIT_CACHE=str(home / ".cache/dialogkit"),
-        HF_HOME=str(home / ".cache/huggingface"),
-        NETRC=str(home / ".netrc"),
-    )
-    return home
+@pytest.fixture(scope="session")
+def isolated_home() -> Path:
+    """Home and caches of this process and of those that tests start: a temporary folder."""
+    return HOME
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,8 @@ from dialogkit.errors import ModelError
 PACKED = "dialogkit_packed"
 
 
+# Not part of a compiled model, which would be compiled again for the lengths of every batch.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,

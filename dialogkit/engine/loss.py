@@ -50,6 +50,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (grad_hidden.float() * grad_total).to(ctx.hidden_dtype), grad_weight * grad_total, None, None
 
 
+# Not part of a compiled model, which would be compiled again for the number of chunks of every batch.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def chunked_cross_entropy(
     hidden_SD: torch.Tensor, weight_VD: torch.Tensor, targets_S: torch.Tensor, *, dtype: torch.dtype
 ) -> torch.Tensor:
@@ -74,6 +76,13 @@ class TokenCounter:
     def __init__(self) -> None:
         self.supervised = 0
         self.all = 0
+
+    # Not part of a compiled model, which would be compiled again for every count.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def add(self, *, supervised: int, all: int) -> None:
+        """Count one batch."""
+        self.supervised += supervised
+        self.all += all
 
 
 def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter) -> None:
@@ -100,8 +109,7 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
             total = chunked_cross_entropy(hidden, head.weight, labels, dtype=dtype)
         else:
             total = cross_entropy(linear(hidden, head.weight, head.bias).float(), labels, reduction="sum")
-        counter.supervised += labels.numel()
-        counter.all += input_ids.numel()
+        counter.add(supervised=labels.numel(), all=input_ids.numel())
         return {"loss": total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)}
 
     model.forward = MethodType(forward, model)

@@ -17,6 +17,10 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, **options:
     Raises: ModelError if the source is not usable; UnavailableError if it lies on an unreachable hub and is
     not in the cache.
     """
+    from transformers.utils import logging as hf_logging
+
+    # It warns of padding without a mask wherever the padding token ends texts as well; our batches have none.
+    hf_logging.set_verbosity_error()
     source = config.source or ""
     local = _local(source)
     if local is not None:

@@ -205,3 +205,26 @@ def test_a_training_step_never_holds_logits_of_more_tokens_than_a_chunk(dtype: t
     with LargestLogits(small.vocabulary, {model.lm_head.weight.shape}) as largest:
         loss_and_gradients(model, [batch])
     assert largest.rows == CHUNK_TOKENS
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # raised inside torch's compiler
+def test_a_compiled_model_is_not_compiled_again_for_the_lengths_of_each_batch(small: Any) -> None:
+    model, graphs = small.model("gpt2", layers=1), list[Any]()
+    use_packed_attention(model)
+    install_dialog_loss(model, dtype=torch.float32, counter=TokenCounter())
+    batches = [collate_dialogs([small.train[i + j] for j in range(2 + i % 2)]) for i in range(6)]
+    plain = [float(model(**batch)["loss"].detach()) for batch in batches]
+
+    def as_it_is(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=as_it_is)
+    losses, compilations = [], []
+    for batch in batches:
+        losses.append(float(compiled(**batch)["loss"].detach()))
+        compilations.append(len(graphs))
+    assert losses == pytest.approx(plain, rel=1e-5)
+    # Once for the first lengths, once more for lengths of any size.
+    assert 0 < compilations[0]
+    assert compilations[2] == compilations[-1]

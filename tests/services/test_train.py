@@ -239,13 +239,11 @@ def test_a_training_that_ends_early_says_why_and_publishes_nothing(
     assert not run.model_dir.exists()
 
 
-def test_bad_data_fails_the_run_before_a_model_is_made(small_config: SmallConfig, tmp_path: Path) -> None:
+def test_refused_data_leaves_nothing_behind(small_config: SmallConfig, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"question": "Hi", "reply": "Hello"}\n')
-    with pytest.raises(DataError, match="question") as refused:
+    with pytest.raises(DataError, match="question"):
         train(small_config({"data.dataset": "bad.jsonl", "name": "bad"}))
-    record = RunDir(tmp_path / "models/runs/bad").read()
-    assert (record.status, record.error) == ("failed", refused.value.message)
-    assert (record.model, record.metrics) == ({}, {})
+    assert names(tmp_path) == {"bad.jsonl"}
 
 
 # Without a training
