@@ -15,8 +15,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Before any library reads them: a home of its own, no network, no colours, a fixed width, no W&B server. One thread:
-# two are no faster for models of this size, and wait for each other on a machine that is busy with something else.
+# Before any library reads them: a home of its own, no network, no colours, a fixed width, no W&B server. And one
+# thread: two are no faster for models of this size, and wait for each other on a machine that is busy.
 HOME = Path(tempfile.mkdtemp(prefix="dialogkit-tests-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ.update(

@@ -114,8 +114,8 @@ def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, 
     """Return the prepared dialogs of a dataset.
 
     A dialog is in the evaluation set because of the hash of its text: the `eval_fraction` lowest hashes, at
-    least `eval_min_dialogs` but at most half of the distinct dialogs. `samples` takes the training dialogs of the
-    lowest hashes, so that 100 samples are among the 1000.
+    least `eval_min_dialogs` but at most half of the distinct dialogs. Both sets are in the order of their hashes,
+    whatever the order of the rows; `samples` takes the first training dialogs, so that 100 are among the 1000.
 
     Args:
         config: the dataset and its limits.
@@ -134,21 +134,23 @@ def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, 
             hint="--dataset starter",
         )
     train, evaluation = split_by_hash(hashes, config.eval_fraction, config.eval_min_dialogs)
-    if config.samples is not None and config.samples < len(train):
-        lowest = np.argsort(hashes[train], kind="stable")[: config.samples]
-        train = train[np.sort(lowest)]
+    train = train[: config.samples]
     return PreparedData(tokens.select(train), tokens.select(evaluation), ledger, from_cache)
 
 
 def split_by_hash(
     hashes: NDArray[np.uint64], fraction: float, at_least: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return indices of training and evaluation dialogs; equal dialogs are always on the same side."""
+    """Return indices of training and evaluation dialogs, each in the order of their hashes.
+
+    Equal dialogs are always on the same side.
+    """
     distinct = np.unique(hashes)
     by_share = int(np.searchsorted(distinct, np.uint64(int(fraction * (2**64 - 1)))))
     count = max(1, min(max(by_share, at_least), len(distinct) // 2))
-    held_out = hashes < distinct[count] if count < len(distinct) else np.ones(len(hashes), dtype=bool)
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    order = np.argsort(hashes, kind="stable")
+    boundary = int(np.searchsorted(hashes[order], distinct[count])) if count < len(distinct) else len(order)
+    return order[boundary:], order[:boundary]
 
 
 def hash_dialog(dialog: Dialog) -> int:

@@ -77,13 +77,6 @@ class TokenCounter:
         self.supervised = 0
         self.all = 0
 
-    # Not part of a compiled model, which would be compiled again for every count.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def add(self, *, supervised: int, all: int) -> None:
-        """Count one batch."""
-        self.supervised += supervised
-        self.all += all
-
 
 def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter) -> None:
     """Give a causal model a forward that takes padding-free batches and returns the loss alone.
@@ -109,7 +102,8 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
             total = chunked_cross_entropy(hidden, head.weight, labels, dtype=dtype)
         else:
             total = cross_entropy(linear(hidden, head.weight, head.bias).float(), labels, reduction="sum")
-        counter.add(supervised=labels.numel(), all=input_ids.numel())
+        counter.supervised += labels.numel()
+        counter.all += input_ids.numel()
         return {"loss": total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)}
 
     model.forward = MethodType(forward, model)

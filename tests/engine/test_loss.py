@@ -211,9 +211,11 @@ def test_a_training_step_never_holds_logits_of_more_tokens_than_a_chunk(dtype: t
 def test_a_compiled_model_is_not_compiled_again_for_the_lengths_of_each_batch(small: Any) -> None:
     model, graphs = small.model("gpt2", layers=1), list[Any]()
     use_packed_attention(model)
-    install_dialog_loss(model, dtype=torch.float32, counter=TokenCounter())
+    counter = TokenCounter()
+    install_dialog_loss(model, dtype=torch.float32, counter=counter)
     batches = [collate_dialogs([small.train[i + j] for j in range(2 + i % 2)]) for i in range(6)]
     plain = [float(model(**batch)["loss"].detach()) for batch in batches]
+    counted = counter.all
 
     def as_it_is(graph: Any, inputs: Any) -> Any:
         graphs.append(graph)
@@ -226,5 +228,6 @@ def test_a_compiled_model_is_not_compiled_again_for_the_lengths_of_each_batch(sm
         compilations.append(len(graphs))
     assert losses == pytest.approx(plain, rel=1e-5)
     # Once for the first lengths, once more for lengths of any size.
-    assert 0 < compilations[0]
+    assert compilations[0] > 0
     assert compilations[2] == compilations[-1]
+    assert counter.all == 2 * counted
