@@ -3,6 +3,8 @@
 Shapes: query [1, H, T, D]; key and value [1, H_kv, T, D]; T tokens of all dialogs of the batch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -89,3 +91,14 @@ def _is_same_when_packed(model: Any) -> bool:
 def use_plain_attention(model: Any) -> None:
     """Give a model the attention that `generate` and every other tool expects."""
     model.set_attn_implementation("sdpa")
+
+
+@contextmanager
+def plain_attention(model: Any) -> Iterator[None]:
+    """Give a model the plain attention for a while, as generation needs it."""
+    before = model.config._attn_implementation
+    use_plain_attention(model)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

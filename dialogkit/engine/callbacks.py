@@ -4,8 +4,10 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from dialogkit.engine.loss import TokenCounter
@@ -34,7 +36,7 @@ class MetricCallback(TrainerCallback):
         self._counter = counter
         self.train_s = 0.0
         self._since = 0.0
-        self._logged = (0.0, 0)
+        self._logged = (0.0, 0, 0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -63,8 +65,25 @@ class MetricCallback(TrainerCallback):
         metrics["train/tokens"] = self._counter.all
         metrics["train/supervised_tokens"] = self._counter.supervised
         metrics["perf/tokens_per_s"] = tokens / max(seconds, 1e-9)
-        self._logged = (self.train_s, self._counter.all)
+        metrics["perf/step_s"] = seconds / max(state.global_step - self._logged[2], 1)
+        metrics["perf/time_left_s"] = self.train_s / state.global_step * (state.max_steps - state.global_step)
+        metrics |= device_memory()
+        self._logged = (self.train_s, self._counter.all, state.global_step)
         self._sink(state.global_step, metrics)
+
+
+def device_memory() -> dict[str, float]:
+    """Return bytes allocated, reserved and at their peak on the GPU, and its utilisation; empty without one."""
+    if not torch.cuda.is_initialized():
+        return {}
+    figures = {
+        "gpu/memory_allocated_bytes": float(torch.cuda.memory_allocated()),
+        "gpu/memory_reserved_bytes": float(torch.cuda.memory_reserved()),
+        "gpu/memory_peak_bytes": float(torch.cuda.max_memory_allocated()),
+    }
+    with suppress(Exception):  # needs a library that may be absent
+        figures["gpu/utilization"] = torch.cuda.utilization() / 100
+    return figures
 
 
 class StopAtNonFinite(TrainerCallback):

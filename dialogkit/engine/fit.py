@@ -13,6 +13,7 @@ from dialogkit.config.train import TrainConfig
 from dialogkit.engine.arguments import Schedule, training_arguments
 from dialogkit.engine.attention import use_packed_attention, use_plain_attention
 from dialogkit.engine.callbacks import MetricCallback, MetricSink, StopAtNonFinite, StopAtSignal
+from dialogkit.engine.histograms import HistogramCallback, HistogramSink
 from dialogkit.engine.loss import TokenCounter, install_dialog_loss, remove_dialog_loss
 from dialogkit.engine.runtime import Runtime
 from dialogkit.errors import OutOfMemoryError
@@ -71,6 +72,8 @@ def fit(
     tokenizer: Any = None,
     compile: bool = False,
     workers: int = 0,
+    histograms: HistogramSink | None = None,
+    histogram_every: int = 0,
 ) -> FitResult:
     """Train a model in place; afterwards it holds the best or the last weights, as `config.keep` says.
 
@@ -87,6 +90,8 @@ def fit(
         tokenizer: saved beside each checkpoint.
         compile: use torch.compile.
         workers: processes that assemble batches.
+        histograms: takes histograms of weights and gradients.
+        histogram_every: optimizer steps between them; 0 takes none.
 
     Raises: DivergedError, InterruptedRunError, OutOfMemoryError.
     """
@@ -96,6 +101,8 @@ def fit(
     metrics = MetricCallback(sink, counter)
     stop = StopAtSignal()
     callbacks = [metrics, StopAtNonFinite(), stop]
+    if histograms is not None and histogram_every:
+        callbacks.append(HistogramCallback(histograms, every=histogram_every))
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
     use_packed_attention(model)

@@ -3,6 +3,8 @@
 Shapes: S supervised tokens, D width, V vocabulary. The [S, V] matrix of logits is never held whole.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -107,6 +109,17 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
         return {"loss": total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)}
 
     model.forward = MethodType(forward, model)
+
+
+@contextmanager
+def own_forward(model: Any) -> Iterator[None]:
+    """Give a model in training its own forward for a while, as generation needs it."""
+    names = ("forward", "_original_forward")
+    installed = {name: model.__dict__.pop(name) for name in names if name in model.__dict__}
+    try:
+        yield
+    finally:
+        model.__dict__.update(installed)
 
 
 def remove_dialog_loss(model: Any) -> None:

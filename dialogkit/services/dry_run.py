@@ -51,7 +51,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     dialogs: DialogTokens = parts.data.train
     longest = dialogs.lengths.argsort()[-config.train.batch_size :]
     figures = parts.score(autocast=True)
-    reply = parts.reply_to_tests(config.model.name, config.generate.test_prompts[:1] or ("Hello!",))[0]
+    replies = parts.reply_to_tests(1)
     speeds: list[float] = []
 
     def sink(step: int, metrics: dict[str, float]) -> None:
@@ -79,7 +79,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
         peak_memory_bytes=_peak_memory(torch, runtime.device),
         expected_s=schedule.total_steps * tokens_per_step / speeds[-1],
         eval_nats_per_token=figures["nats_per_token"],
-        reply=reply.reply,
+        reply=replies[0].reply if replies else "",
     )
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import computed_field
+
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError
@@ -28,6 +30,20 @@ class ReplyResult(Result):
     """Wall time of the batch in which the reply was generated."""
     stop_reason: str
     """end of turn, length, or context full."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of this reply by the time of its batch."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def repetition(self) -> float:
+        """Share of the sequences of three words that were there before: 0 for none, towards 1 for a loop."""
+        words = self.reply.split()
+        triples = list(zip(words, words[1:], words[2:], strict=False))
+        return 1 - len(set(triples)) / len(triples) if triples else 0.0
 
     @property
     def succeeded(self) -> bool:

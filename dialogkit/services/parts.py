@@ -13,6 +13,8 @@ from dialogkit.tracking.wandb_run import WandbRun
 if TYPE_CHECKING:
     from dialogkit.data.prepare import PreparedData
     from dialogkit.engine.arguments import Schedule
+    from dialogkit.engine.callbacks import MetricSink
+    from dialogkit.engine.histograms import Histogram, HistogramSink
     from dialogkit.engine.runtime import Runtime
     from dialogkit.models.tokenizer import ChatTokenizer
 
@@ -56,7 +58,7 @@ class Parts:
             autocast=self.runtime.autocast() if autocast else None,
         ).figures()
 
-    def fit(self, *, folder: Path, sink: Any) -> Any:
+    def fit(self, *, folder: Path, sink: "MetricSink", histograms: "HistogramSink | None" = None) -> Any:
         """Train in place."""
         from dialogkit.data.collate import collate_dialogs
         from dialogkit.engine.fit import fit
@@ -74,25 +76,64 @@ class Parts:
             tokenizer=self.tokenizer.hf,
             compile=self.config.runtime.compile,
             workers=self.config.runtime.workers,
+            histograms=histograms,
+            histogram_every=self.histogram_every(),
         )
 
-    def reply_to_tests(self, name: str, prompts: tuple[str, ...] | None = None) -> list[ReplyResult]:
-        """Answer the fixed test prompts."""
+    def histogram_every(self) -> int:
+        """Return the steps between histograms; 0 where there are none."""
+        chosen = self.config.tracking.histogram_every_steps
+        return min(max(1, self.schedule.total_steps // 10), 500) if chosen is None else chosen
+
+    def reply_to_tests(self, first: int | None = None, *, longest: int | None = None) -> list[ReplyResult]:
+        """Answer the fixed test prompts, or the first of them; also in the midst of a training."""
         from dialogkit.dialog import Message
-        from dialogkit.engine.attention import use_plain_attention
+        from dialogkit.engine.attention import plain_attention
+        from dialogkit.engine.loss import own_forward
         from dialogkit.inference.session import generate_replies
 
-        use_plain_attention(self.model)
-        prompts = self.config.generate.test_prompts if prompts is None else prompts
-        made = generate_replies(
-            self.model,
-            self.tokenizer,
-            [[Message("user", prompt)] for prompt in prompts],
-            self.config.generate,
-            context=self.context,
-            device=self.runtime.device,
+        settings = self.config.generate
+        prompts = settings.test_prompts[:first]
+        if longest is not None:
+            settings = settings.model_copy(update={"max_new_tokens": min(longest, settings.max_new_tokens)})
+        with own_forward(self.model), plain_attention(self.model):
+            made = generate_replies(
+                self.model,
+                self.tokenizer,
+                [[Message("user", prompt)] for prompt in prompts],
+                settings,
+                context=self.context,
+                device=self.runtime.device,
+            )
+        return reply_results(self.config.model.name, prompts, made)
+
+    def flops_per_token(self) -> float:
+        """Return the operations to train on a token of this data."""
+        from dialogkit.engine.flops import flops_per_token
+
+        facts, lengths, train = self.model_facts(), self.data.train.lengths, self.data.train
+        return flops_per_token(
+            parameters=facts["parameters_without_embeddings"],
+            width=facts.get("width", 0),
+            layers=facts.get("layers", 0),
+            vocabulary=facts["vocabulary"],
+            supervised_share=train.supervised_tokens / max(1, int(lengths.sum())),
+            context=float((lengths**2).sum() / max(1, lengths.sum())),
         )
-        return reply_results(name, prompts, made)
+
+    def peak_flops(self) -> float | None:
+        """Return the most operations a second of the device, where that is known."""
+        from dialogkit.engine.flops import peak_flops
+
+        return peak_flops(self.runtime.device_name, self.runtime.precision)
+
+    def length_histogram(self) -> "Histogram":
+        """Return the histogram of the training dialogs' tokens."""
+        import numpy as np
+
+        from dialogkit.engine.histograms import Histogram
+
+        return Histogram(*np.histogram(self.data.train.lengths, bins=32))
 
     def model_facts(self) -> dict[str, Any]:
         """Return name, shape and exact parameter counts."""
@@ -106,6 +147,7 @@ class Parts:
             "source": self.config.model.source,
             "parameters": total,
             "parameters_without_embeddings": total - inside,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
             "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             **describe_architecture(self.model.config),
             "vocabulary": self.tokenizer.vocabulary,

@@ -12,9 +12,11 @@ from dialogkit.errors import DialogKitError, DivergedError, InterruptedRunError
 from dialogkit.services.card import model_card
 from dialogkit.services.generate import ReplyResult
 from dialogkit.services.parts import Parts
+from dialogkit.services.recorder import Recorder, reply_statistics
 from dialogkit.services.reporter import LogReporter, TrainReporter, show_log
 from dialogkit.services.result import Result
 from dialogkit.services.versions import package_versions
+from dialogkit.tracking.environment import environment_facts, without_secrets
 from dialogkit.tracking.rundir import (
     RunDir,
     RunRecord,
@@ -113,7 +115,8 @@ def _train(
     record = RunRecord(
         name=name,
         created=now(),
-        command=command,
+        command=without_secrets(command),
+        environment=environment_facts(Path.cwd()),
         config=config.model_dump(mode="json"),
         origins=dict(origins),
         runtime=asdict(runtime),
@@ -138,6 +141,7 @@ def _train(
             raise
         record.status = _status(error)
         record.finished, record.error = now(), str(error) or type(error).__name__
+        record.duration_s, record.exit_code = time.perf_counter() - started, getattr(error, "exit_code", 1)
         run.write(record)
         if wandb_run is not None:
             wandb_run.finish(exit_code=getattr(error, "exit_code", 1))
@@ -168,19 +172,39 @@ def _work(
     record.schedule = asdict(parts.schedule)
     run.write(record)
     wandb_run.update_config(
-        {"model_facts": record.model, "data_facts": record.data, "runtime_facts": record.runtime}
+        {
+            "model_facts": record.model,
+            "data_facts": record.data,
+            "runtime_facts": record.runtime,
+            "schedule": record.schedule,
+            "environment": record.environment,
+            "versions": record.versions,
+            "origins": record.origins,
+            "command": " ".join(record.command),
+        }
     )
-    reporter.header(parts.header(run, wandb_run))
-    reporter.note(parts.ledger_line())
-
-    def sink(step: int, metrics: dict[str, float]) -> None:
-        run.append_metrics(step, metrics)
-        wandb_run.log(step, metrics)
-        reporter.step(step, parts.schedule.total_steps, metrics)
+    recorder = Recorder(
+        run,
+        wandb_run,
+        reporter,
+        total_steps=parts.schedule.total_steps,
+        flops_per_token=parts.flops_per_token(),
+        peak_flops=parts.peak_flops(),
+    )
+    recorder.header(parts.header(run, wandb_run))
+    recorder.note(parts.ledger_line())
+    recorder.histograms(0, {"data/dialog_tokens": parts.length_histogram()})
 
     before = parts.score(autocast=False)
-    sink(0, {f"eval/{name}": value for name, value in before.items()})
-    fitted = parts.fit(folder=run.path, sink=sink)
+    recorder.point(0, {f"eval/{name}": value for name, value in before.items()})
+    asked = config.tracking.replies_at_evaluations
+
+    def sink(step: int, metrics: dict[str, float]) -> None:
+        recorder.point(step, metrics)
+        if asked and "eval/nats_per_token" in metrics:
+            recorder.replies(step, parts.reply_to_tests(asked, longest=32), table="replies/evaluation")
+
+    fitted = parts.fit(folder=run.path, sink=sink, histograms=recorder.histograms)
     final = parts.score(autocast=False)
     metrics = {
         **{f"before/{name}": value for name, value in before.items()},
@@ -191,25 +215,33 @@ def _work(
         "train/seconds": fitted.train_s,
         "perf/tokens_per_s": fitted.tokens / max(fitted.train_s, 1e-9),
     }
-    replies = parts.reply_to_tests(config.model.name)
-    success_rate = sum(reply.succeeded for reply in replies) / max(len(replies), 1)
-    stop_rate = sum(reply.stop_reason == "end of turn" for reply in replies) / max(len(replies), 1)
-    for reply in replies:
-        run.append_sample({"step": fitted.steps, **reply.model_dump()})
-    columns = ["prompt", "reply", "tokens", "seconds", "stop_reason"]
-    wandb_run.log_table("replies", columns, [[getattr(r, c) for c in columns] for r in replies])
+    replies = parts.reply_to_tests()
+    recorder.replies(fitted.steps, replies, table="replies/final")
+    statistics = reply_statistics(replies)
     fitted.trainer.save_model(str(run.model_dir))
     parts.tokenizer.save(run.model_dir)
     record.metrics = metrics
-    record.replies = {"success_rate": success_rate, "stop_rate": stop_rate}
+    record.replies = statistics
     write_text(run.model_dir / "README.md", model_card(record))
     ordinary_permissions(run.model_dir)
     target = published_dir(Path(config.runtime.output_dir), config.model.name)
     publish(run.model_dir, target)
-    wandb_run.summarize({**metrics, "replies/success_rate": success_rate, "replies/stop_rate": stop_rate})
+    record.status, record.exit_code = "completed", 0
+    record.finished, record.duration_s = now(), time.perf_counter() - started
+    wandb_run.summarize(
+        {
+            **metrics,
+            **{f"replies/{name}": value for name, value in statistics.items()},
+            "status": record.status,
+            "created": record.created,
+            "finished": record.finished,
+            "duration_s": record.duration_s,
+        }
+    )
+    if config.tracking.log_model:
+        wandb_run.log_model(config.model.name, run.model_dir)
     wandb_dir, wandb_url = wandb_run.folder, wandb_run.url
     wandb_run.finish(exit_code=0)
-    record.status, record.finished = "completed", now()
     run.write(record)
     return (
         TrainResult(
@@ -218,11 +250,11 @@ def _work(
             model_dir=str(run.model_dir),
             published_dir=str(target),
             steps=fitted.steps,
-            duration_s=time.perf_counter() - started,
+            duration_s=record.duration_s,
             metrics=metrics,
             replies=replies,
-            success_rate=success_rate,
-            stop_rate=stop_rate,
+            success_rate=statistics.get("success_rate", 0.0),
+            stop_rate=statistics.get("stop_rate", 0.0),
             wandb_mode=wandb_run.mode,
             wandb_dir=str(wandb_dir) if wandb_dir else None,
             wandb_url=wandb_url,

@@ -4,6 +4,7 @@ Only this module knows the names of the files in it. Every file is written besid
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -22,7 +23,6 @@ from dialogkit.errors import ModelError, StorageError, did_you_mean
 Status = Literal["running", "completed", "failed", "interrupted", "diverged"]
 
 SAMPLES_FILE = "samples.jsonl"
-CHECKPOINT = re.compile(r"^checkpoint-\d+$")
 
 PUBLISHED_MARK = b"\ntags: [dialogkit,"
 """A line of every model card that dialogkit writes."""
@@ -38,12 +38,15 @@ class RunRecord(BaseModel):
     status: Status = "running"
     created: str
     finished: str | None = None
+    duration_s: float | None = None
+    exit_code: int | None = None
     command: list[str] = []
     config: dict[str, Any] = {}
     origins: dict[str, str] = {}
     runtime: dict[str, Any] = {}
     model: dict[str, Any] = {}
     data: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
     versions: dict[str, str] = {}
     schedule: dict[str, int] = {}
     metrics: dict[str, float] = {}
@@ -129,15 +132,16 @@ class RunDir:
                     points.append(json.loads(line))
         return points
 
-    def _append(self, file: str, record: dict[str, Any]) -> None:
-        with (self.path / file).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+    def append_console(self, line: str) -> None:
+        """Append one line of what was told to `console.log`."""
+        with (self.path / "console.log").open("a", encoding="utf-8") as stream:
+            stream.write(f"{now()} {line}\n")
 
-    def remove_checkpoints(self) -> None:
-        """Remove the checkpoints of a finished run; nothing else in the folder is touched."""
-        for path in self.path.iterdir():
-            if CHECKPOINT.match(path.name) and path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+    def _append(self, file: str, record: dict[str, Any]) -> None:
+        # JSON knows no NaN; what is no number is written as text.
+        clean = {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in record.items()}
+        with (self.path / file).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(clean, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def now() -> str:

@@ -121,13 +121,38 @@ class WandbRun:
         """Add to the run's configuration."""
         self._guard(lambda run: run.config.update(dict(config), allow_val_change=True))
 
-    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Log a table."""
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, step: int) -> None:
+        """Log a table at an optimizer step."""
 
         def log(run: Any) -> None:
             import wandb
 
-            run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+            drawn = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+            run.log({name: drawn, "train/step": step}, step=step)
+
+        self._guard(log)
+
+    def log_histograms(self, step: int, histograms: Mapping[str, tuple[Any, Any]]) -> None:
+        """Log histograms, each as counts and edges, at an optimizer step."""
+
+        def log(run: Any) -> None:
+            import wandb
+
+            drawn = {name: wandb.Histogram(np_histogram=made) for name, made in histograms.items()}
+            # Shown with the metrics of the same step, which are logged after it.
+            run.log(drawn, step=step, commit=False)
+
+        self._guard(log)
+
+    def log_model(self, name: str, folder: Path) -> None:
+        """Upload a model folder as an artifact."""
+
+        def log(run: Any) -> None:
+            import wandb
+
+            artifact = wandb.Artifact(name, type="model")
+            artifact.add_dir(str(folder))
+            run.log_artifact(artifact)
 
         self._guard(log)
 
@@ -212,6 +237,8 @@ def _init(
                 silent=True,
                 init_timeout=10,
                 finish_timeout=30,
+                # Otherwise a process that is killed leaves nothing but the last quarter of a minute's silence.
+                x_transaction_log_flush_interval=2,
                 console="off",
                 disable_git=True,
                 save_code=False,

@@ -1,0 +1,40 @@
+"""Floating-point operations of training, and what a device can do at most."""
+
+PEAK_BF16 = {
+    "B200": 2.25e15,
+    "H200": 9.89e14,
+    "H100": 9.89e14,
+    "A100": 3.12e14,
+    "L40S": 3.62e14,
+    "L4": 1.21e14,
+    "A10G": 7.0e13,
+    "RTX 4090": 1.65e14,
+    "RTX 3090": 7.1e13,
+}
+"""Dense bf16 operations a second by a part of the device's name, from the vendor's data sheets (SXM versions)."""
+
+
+def flops_per_token(
+    *, parameters: int, width: int, layers: int, vocabulary: int, supervised_share: float, context: float
+) -> float:
+    """Return operations to train on one token.
+
+    6 for each parameter that takes part (forward 2, backward 4), the output layer at supervised tokens alone, and
+    6 L D for each token before it in attention (causal: half of 12 L D T in Chowdhery et al. 2022, appendix B).
+
+    Args:
+        parameters: without embeddings.
+        width: of the model.
+        layers: number of blocks.
+        vocabulary: entries of the output layer.
+        supervised_share: share of the tokens that have a loss.
+        context: mean length of the dialog that a token is in.
+    """
+    return 6 * (parameters + width * vocabulary * supervised_share) + 6 * layers * width * context
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """Return the most operations a second of a device; None where that is not known."""
+    if precision != "bf16":
+        return None
+    return next((peak for part, peak in PEAK_BF16.items() if part in device_name), None)
