@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from dialogkit.config.model import NAME_PATTERN
 from dialogkit.errors import ModelError, StorageError, did_you_mean
@@ -28,6 +28,14 @@ PUBLISHED_MARK = b"\ntags: [dialogkit,"
 """A line of every model card that dialogkit writes."""
 
 
+def _as_utf8(text: str) -> str:
+    """Return text that JSON can hold: words of a command line may name files whose names are no UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+Word = Annotated[str, AfterValidator(_as_utf8)]
+
+
 class RunRecord(BaseModel):
     """The content of `run.json`. Parts that are not known yet are empty."""
 
@@ -38,9 +46,9 @@ class RunRecord(BaseModel):
     status: Status = "running"
     created: str
     finished: str | None = None
-    command: list[str] = []
+    command: list[Word] = []
     config: dict[str, Any] = {}
-    origins: dict[str, str] = {}
+    origins: dict[str, Word] = {}
     runtime: dict[str, Any] = {}
     model: dict[str, Any] = {}
     data: dict[str, Any] = {}
