@@ -149,8 +149,8 @@ class RunDir:
 
 
 def now() -> str:
-    """Return the present time as ISO 8601 in UTC, with seconds."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    """Return the present time as ISO 8601 in UTC, with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def run_name(model: str, preset: str, output: Path) -> str:
