@@ -215,12 +215,6 @@ def small(tmp_path_factory: pytest.TempPathFactory, isolated_home: Path) -> Smal
 
 
 @pytest.fixture(scope="session")
-def small_settings() -> dict[str, Any]:
-    """Dotted settings of a training of about a second."""
-    return dict(SMALL)
-
-
-@pytest.fixture(scope="session")
 def small_config() -> Callable[..., Any]:
     """Make the configuration of a training of about a second, with further dotted settings."""
     from dialogkit.config.load import load_run_config

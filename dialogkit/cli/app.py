@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from typer.exceptions import TyperException
 
 from dialogkit import __version__
-from dialogkit.cli import config, data, evaluate, generate, models, tokenizer, train
+from dialogkit.cli import config, data, evaluate, generate, models, runs, tokenizer, train
 from dialogkit.cli.output import Output
 from dialogkit.config.load import list_problems
 from dialogkit.errors import ConfigError, DialogKitError
@@ -27,6 +27,7 @@ app = typer.Typer(
 models_app = typer.Typer(help="The catalogue of models.", no_args_is_help=True)
 config_app = typer.Typer(help="Settings: show, validate, schema.", no_args_is_help=True)
 data_app = typer.Typer(help="Datasets.", no_args_is_help=True)
+runs_app = typer.Typer(help="What was trained here: list, show, upload.", no_args_is_help=True)
 tokenizer_app = typer.Typer(help="Tokenizers.", no_args_is_help=True)
 
 app.command("train")(train.train_command)
@@ -35,6 +36,10 @@ app.command("evaluate")(evaluate.evaluate_command)
 app.add_typer(models_app, name="models")
 models_app.command("list")(models.list_command)
 models_app.command("show")(models.show_command)
+app.add_typer(runs_app, name="runs")
+runs_app.command("list")(runs.list_command)
+runs_app.command("show")(runs.show_command)
+runs_app.command("sync")(runs.sync_command)
 app.add_typer(data_app, name="data")
 data_app.command("list")(data.list_command)
 app.add_typer(config_app, name="config")

@@ -185,6 +185,15 @@ def parameters(count: int | None) -> str:
     return "?" if count is None else f"{count:,}"
 
 
+def settings_table(facts: Mapping[str, object]) -> Table:
+    """Return names and values; text as it is, all else as JSON."""
+    made = table("", "")
+    made.show_header = False
+    for name, value in facts.items():
+        made.add_row(name, untrusted(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    return made
+
+
 def options_table(rows: Sequence[tuple[str, Any, str]]) -> Table:
     """Return settings with their values and origins."""
     made = table("setting", "value", "from")

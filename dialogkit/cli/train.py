@@ -37,6 +37,12 @@ def train_command(
     output_dir: Annotated[
         str | None, typer.Option("--output-dir", metavar="DIR", help="Folder of models and runs. [models]")
     ] = None,
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="TAG", help="A further W&B tag; may be repeated.")
+    ] = None,
+    log_model: Annotated[
+        bool, typer.Option("--log-model", help="Upload the finished model to W&B as an artifact.")
+    ] = False,
     config: ConfigOption = None,
     sets: SetOption = None,
     dry: Annotated[
@@ -52,6 +58,8 @@ def train_command(
         "tracking.wandb": wandb,
         "runtime.device": "cpu" if no_cuda else None,
         "runtime.output_dir": output_dir,
+        "tracking.tags": tags or None,
+        "tracking.log_model": log_model or None,
         "name": name,
     }
     overrides = {key: value for key, value in words.items() if value is not None} | parse_sets(sets or [])

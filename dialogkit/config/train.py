@@ -45,7 +45,7 @@ class TrainConfig(Section):
     eval_batch_size: int = Field(8, ge=1, le=65_536)
     """Dialogs in one evaluation batch; the figures do not depend on it."""
     keep_checkpoints: int = Field(2, ge=1, le=1_000)
-    """Newest checkpoints to keep (the best one is kept besides)."""
+    """Checkpoints to keep: the newest, and the best one among them."""
     keep: Literal["best", "last"] = "best"
     """Which weights become the model: those of the lowest evaluation loss, or the last."""
     early_stopping_patience: int | None = Field(None, ge=1, le=1_000)

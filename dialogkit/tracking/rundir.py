@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from dialogkit.config.model import NAME_PATTERN
 from dialogkit.errors import ModelError, StorageError, did_you_mean
@@ -26,6 +26,14 @@ SAMPLES_FILE = "samples.jsonl"
 
 PUBLISHED_MARK = b"\ntags: [dialogkit,"
 """A line of every model card that dialogkit writes."""
+
+
+def _as_utf8(text: str) -> str:
+    """Return text that JSON can hold: words of a command line may name files whose names are no UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+Word = Annotated[str, AfterValidator(_as_utf8)]
 
 
 class RunRecord(BaseModel):
@@ -40,9 +48,9 @@ class RunRecord(BaseModel):
     finished: str | None = None
     duration_s: float | None = None
     exit_code: int | None = None
-    command: list[str] = []
+    command: list[Word] = []
     config: dict[str, Any] = {}
-    origins: dict[str, str] = {}
+    origins: dict[str, Word] = {}
     runtime: dict[str, Any] = {}
     model: dict[str, Any] = {}
     data: dict[str, Any] = {}
@@ -145,8 +153,8 @@ class RunDir:
 
 
 def now() -> str:
-    """Return the present time as ISO 8601 in UTC, with seconds."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    """Return the present time as ISO 8601 in UTC, with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def run_name(model: str, preset: str, output: Path) -> str:

@@ -7,6 +7,8 @@ guarded: the first failure is one warning, after which the run goes on without W
 import logging
 import netrc
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from dialogkit.network import reachable
 
 logger = logging.getLogger(__name__)
 
+_EMPTY_BYTES = 7  # a `.wandb` file's header without a record
 DEFAULT_SERVER = "https://api.wandb.ai"
 _DOTENV_KEYS = frozenset({"WANDB_API_KEY", "WANDB_ENTITY", "WANDB_BASE_URL"})
 
@@ -33,6 +36,14 @@ class Credentials:
     key: str | None
     server: str
     entity: str | None = None
+
+    def require_key(self) -> str:
+        """Return the key. Raises: UnavailableError if there is none."""
+        if self.key is None:
+            raise UnavailableError(
+                "W&B online needs a key, and WANDB_API_KEY is neither set nor in .env", hint="--wandb offline"
+            )
+        return self.key
 
     def __repr__(self) -> str:
         return f"Credentials(key={'set' if self.key else None}, server={self.server!r}, entity={self.entity!r})"
@@ -57,6 +68,42 @@ def find_credentials(folder: Path) -> Credentials:
     return Credentials(key or None, server, settings.get("WANDB_ENTITY") or None)
 
 
+def warn_of_open_dotenv(path: Path) -> None:
+    """Warn if others can read a `.env` that holds the key."""
+    with suppress(OSError):
+        if path.stat().st_mode & 0o077 and "WANDB_API_KEY" in read_dotenv(path):
+            logger.warning(
+                "%s holds a key and others can read it; close it by: chmod 600 %s", path.name, path.name
+            )
+
+
+def offline_folders(output: Path) -> list[Path]:
+    """Return the offline W&B runs of an output folder that were not uploaded yet, the oldest first."""
+    folders = sorted((output / "wandb").glob("offline-run-*"))
+    return [folder for folder in folders if folder.is_dir() and not list(folder.glob("*.wandb.synced"))]
+
+
+def sync_folder(folder: Path, credentials: Credentials) -> str | None:
+    """Upload one offline run. Returns why it could not be, or None; a warning's worth, never an exception.
+
+    In a process of its own: W&B gives up all runs of a call at the first that it cannot read.
+    """
+    files = list(folder.glob("*.wandb"))
+    if not files or files[0].stat().st_size <= _EMPTY_BYTES:
+        return f"{folder.name} holds no record: its run ended before W&B wrote any"
+    command = [sys.executable, "-m", "wandb", "sync", str(folder)]
+    environment = {**os.environ, "WANDB_API_KEY": credentials.require_key(), "WANDB_BASE_URL": credentials.server}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{folder.name}: {type(error).__name__}"
+    said = f"{done.stdout}\n{done.stderr}".strip()
+    if done.returncode == 0 and "rror" not in said:
+        return None
+    last = (said.splitlines() or ["no reason given"])[-1].replace(credentials.require_key(), "***")
+    return f"{folder.name}: {last}"
+
+
 def _netrc_key(host: str) -> str | None:
     with suppress(OSError, UnicodeDecodeError, netrc.NetrcParseError):
         entry = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host)
@@ -75,11 +122,7 @@ def resolve_mode(request: str, credentials: Credentials) -> tuple[Mode, str]:
         case "offline":
             return "offline", "requested"
         case "online":
-            if credentials.key is None:
-                raise UnavailableError(
-                    "W&B online needs a key, and WANDB_API_KEY is neither set nor in .env",
-                    hint="--wandb offline",
-                )
+            credentials.require_key()
             return "online", "requested"
     if os.environ.get("WANDB_MODE", "") in ("offline", "disabled"):
         return ("disabled" if os.environ["WANDB_MODE"] == "disabled" else "offline"), "WANDB_MODE"
@@ -189,6 +232,7 @@ def open_wandb(
         settings: the resolved configuration.
     """
     credentials = find_credentials(Path.cwd())
+    warn_of_open_dotenv(Path.cwd() / ".env")
     mode, reason = resolve_mode(config.wandb, credentials)
     if mode == "disabled":
         return WandbRun(None, mode, reason)

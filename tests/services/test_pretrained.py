@@ -92,8 +92,10 @@ def test_what_is_not_in_the_cache_is_one_sentence_at_once(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("tokenizer", [chatml(), sentencepiece_like(INST)], ids=["ChatML", "Llama 2"])
 def test_a_model_folder_keeps_the_chat_template_that_it_brings(tokenizer: Any) -> None:
+    import torch
     from transformers import GPT2Config, GPT2LMHeadModel, pipeline
 
+    torch.manual_seed(0)
     tokenizer.save_pretrained("chat-model")
     shape = GPT2Config(
         vocab_size=len(tokenizer), n_layer=1, n_embd=32, n_head=2, n_positions=256, initializer_range=0.3

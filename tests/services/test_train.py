@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from dialogkit.config.run import RunConfig
 from dialogkit.data.sources import STARTER
 from dialogkit.dialog import END_OF_TURN
 from dialogkit.errors import DataError, DivergedError, InterruptedRunError, StorageError
-from dialogkit.services.dry_run import dry_run
 from dialogkit.services.train import TrainResult, train
 from dialogkit.tracking.rundir import RunDir, RunRecord
 from tests.conftest import SMALL, Finished, Trained, run_process
@@ -244,34 +242,6 @@ def test_refused_data_leaves_nothing_behind(small_config: SmallConfig, tmp_path:
     with pytest.raises(DataError, match="question"):
         train(small_config({"data.dataset": "bad.jsonl", "name": "bad"}))
     assert names(tmp_path) == {"bad.jsonl"}
-
-
-# Without a training
-
-
-def test_a_dry_run_measures_and_writes_nothing(
-    small_config: SmallConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Trained
-) -> None:
-    work, scratch = tmp_path / "work", tmp_path / "scratch"
-    work.mkdir()
-    scratch.mkdir()
-    monkeypatch.chdir(work)
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    measured = dry_run(small_config({"train.max_steps": 1000, "tracking.wandb": "offline"}))
-    assert names(work) == names(scratch) == set()
-    assert measured.parameters == record_of(trained.result).model["parameters"]
-    assert (measured.device, measured.train_dialogs, measured.total_steps) == ("cpu", 8, 1000)
-    assert 0 < measured.tokens_per_step <= measured.longest_batch_tokens
-    assert min(measured.tokens_per_s, measured.peak_memory_bytes, measured.expected_s) > 0
-    assert measured.expected_s == pytest.approx(1000 * measured.tokens_per_step / measured.tokens_per_s)
-
-
-def test_a_dry_run_predicts_what_the_training_does(small_config: SmallConfig) -> None:
-    config = small_config({"train.max_steps": None, "generate.temperature": 0.0})
-    measured, result = dry_run(config), train(config)
-    assert measured.total_steps == result.steps
-    assert measured.total_steps * measured.tokens_per_step == result.metrics["train/tokens"]
-    assert measured.eval_nats_per_token == pytest.approx(result.metrics["before/nats_per_token"], rel=0.01)
 
 
 # On the command line

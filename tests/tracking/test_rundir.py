@@ -69,6 +69,12 @@ def test_a_figure_that_is_no_number_does_not_make_the_record_unreadable(tmp_path
     assert (read["inf"], read["low"]) == (math.inf, -math.inf)
 
 
+def test_a_file_name_that_is_no_utf8_can_be_recorded(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.json")
+    run = new_run(tmp_path, "a", command=["--config", name], origins={"train.seed": name})
+    assert (run.read().command, run.read().origins) == (["--config", "caf?.json"], {"train.seed": "caf?.json"})
+
+
 def test_a_record_of_a_newer_version_can_be_read(tmp_path: Path) -> None:
     run = new_run(tmp_path, "a")
     path = run.path / "run.json"

@@ -1,0 +1,70 @@
+"""`dialogkit runs`."""
+
+from typing import Annotated
+
+import typer
+
+from dialogkit.cli.options import JsonOption, OutputOption
+from dialogkit.cli.output import Output, duration, parameters, settings_table, table, untrusted
+from dialogkit.config.load import flatten
+from dialogkit.services.runs import RunRow, list_run_rows, show_run, sync_runs
+
+
+def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
+    """List the runs, the newest first."""
+    rows = list_run_rows(output=output_dir)
+    hint = None if rows else "dialogkit train custom-tiny --preset test"
+    Output(json_mode=json_output).result(rows, lambda out: _render_list(out, rows), hint=hint)
+
+
+def show_command(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")],
+    output_dir: OutputOption = "models",
+    json_output: JsonOption = False,
+) -> None:
+    """Show everything that is recorded of a run."""
+    record = show_run(name, output=output_dir)
+    facts = dict(flatten(record.model_dump(mode="json", exclude={"origins"})))
+    Output(json_mode=json_output).result(record, lambda out: out.print(settings_table(facts)))
+
+
+def sync_command(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN", help="Runs to upload. Default: all offline ones.")
+    ] = None,
+    output_dir: OutputOption = "models",
+    json_output: JsonOption = False,
+) -> None:
+    """Upload offline runs to W&B; unreadable ones are passed over with a warning."""
+    rows = sync_runs(names, output=output_dir)
+    output = Output(json_mode=json_output)
+
+    def render(out: Output) -> None:
+        for row in rows:
+            out.print(untrusted(f"{'uploaded' if row.uploaded else 'passed over'}  {row.folder}"))
+            if row.reason:
+                out.err.print(untrusted(f"warning: {row.reason}"))
+        if not rows:
+            out.print("there are no offline runs to upload")
+
+    output.result(rows, render)
+
+
+def _render_list(output: Output, rows: list[RunRow]) -> None:
+    wide = output.out.width >= 120
+    numbers = ("steps", "bits/byte", "loss", "time")
+    more = ("parameters", "dataset") if wide else ()
+    drawn = table("run", "status", *numbers, *more, right=(*numbers, "parameters"))
+    for row in rows:
+        cells = [
+            row.name,
+            row.status,
+            "" if row.steps is None else f"{row.steps:,}",
+            "" if row.bits_per_byte is None else f"{row.bits_per_byte:.3f}",
+            "" if row.nats_per_token is None else f"{row.nats_per_token:.3f}",
+            "" if row.duration_s is None else duration(row.duration_s),
+        ]
+        if wide:
+            cells += [parameters(row.parameters), row.dataset]
+        drawn.add_row(*map(untrusted, cells))
+    output.print(drawn)

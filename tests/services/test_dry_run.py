@@ -1,0 +1,53 @@
+"""A dry run measures what a training would do, and writes nothing."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dialogkit.config.run import RunConfig
+from dialogkit.services.dry_run import DryRunResult, dry_run
+from dialogkit.services.train import train
+from tests.conftest import SMALL, Finished
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for temporary files, and a working folder beside it."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    return tmp_path / "scratch"
+
+
+def test_a_dry_run_measures_and_writes_nothing(small_config: Callable[..., RunConfig], scratch: Path) -> None:
+    config = small_config({"train.max_steps": 1000, "tracking.wandb": "offline"})
+    measured = dry_run(config)
+    assert list(Path.cwd().iterdir()) == []
+    assert [path for path in scratch.rglob("*") if path.is_file()] == []
+    counts = config.model.parameter_counts()
+    assert counts is not None
+    assert measured.parameters == counts.total
+    assert (measured.device, measured.train_dialogs, measured.total_steps) == ("cpu", 8, 1000)
+    assert 0 < measured.tokens_per_step <= measured.longest_batch_tokens
+    assert min(measured.tokens_per_s, measured.peak_memory_bytes, measured.expected_s) > 0
+    assert measured.expected_s == pytest.approx(1000 * measured.tokens_per_step / measured.tokens_per_s)
+
+
+def test_a_dry_run_predicts_what_the_training_does(small_config: Callable[..., RunConfig]) -> None:
+    config = small_config({"train.max_steps": None})
+    measured, result = dry_run(config), train(config)
+    assert measured.total_steps == result.steps
+    assert measured.total_steps * measured.tokens_per_step == result.metrics["train/tokens"]
+    assert measured.eval_nats_per_token == pytest.approx(result.metrics["before/nats_per_token"], rel=0.01)
+
+
+def test_the_command_line_has_it_too(dialogkit: Callable[..., Finished], scratch: Path) -> None:
+    words = [word for name, value in SMALL.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    done = dialogkit("train", "custom-nano", "--dry-run", "--json", "--no-cuda", *words)
+    assert DryRunResult.model_validate(done.json["data"]).train_dialogs == 8
+    assert list(Path.cwd().iterdir()) == []
+    assert [path for path in scratch.rglob("*") if path.is_file()] == []
