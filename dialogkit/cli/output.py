@@ -107,7 +107,7 @@ class Output:
 
     def how(self, reply: ReplyResult) -> None:
         """Print to stderr how a reply came about."""
-        words = f"{reply.tokens} tokens, {reply.seconds:.2f} s, stopped by {reply.stop_reason}"
+        words = f"{reply.tokens} token{'s' * (reply.tokens != 1)}, {reply.seconds:.2f} s, stopped by {reply.stop_reason}"
         self.err.print(Text(words, style="dim"))
 
     def stream(self, text: str) -> None:
