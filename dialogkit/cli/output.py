@@ -107,7 +107,8 @@ class Output:
 
     def how(self, reply: ReplyResult) -> None:
         """Print to stderr how a reply came about."""
-        words = f"{reply.tokens} tokens, {reply.seconds:.2f} s, stopped by {reply.stop_reason}"
+        tokens = "1 token" if reply.tokens == 1 else f"{reply.tokens} tokens"
+        words = f"{tokens}, {reply.seconds:.2f} s, stopped by {reply.stop_reason}"
         self.err.print(Text(words, style="dim"))
 
     def stream(self, text: str) -> None:

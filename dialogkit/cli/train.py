@@ -86,13 +86,13 @@ def train_command(
 
 def _render(output: Output, result: TrainResult) -> None:
     figures = table("held out", "before", "after", right=("before", "after"))
-    for name, label in (
-        ("nats_per_token", "loss (nats/token)"),
-        ("perplexity", "perplexity"),
-        ("bits_per_byte", "bits per byte"),
-        ("accuracy", "token accuracy"),
+    for name, label, form in (
+        ("nats_per_token", "loss (nats/token)", ",.3f"),
+        ("perplexity", "perplexity", ",.1f"),
+        ("bits_per_byte", "bits per byte", ",.3f"),
+        ("accuracy", "token accuracy", ".1%"),
     ):
-        figures.add_row(label, *(f"{result.metrics[f'{when}/{name}']:,.3f}" for when in ("before", "final")))
+        figures.add_row(label, *(format(result.metrics[f"{when}/{name}"], form) for when in ("before", "final")))
     output.print(figures)
     output.print("")
     for reply in result.replies:
