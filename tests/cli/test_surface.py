@@ -22,12 +22,15 @@ Run = Callable[..., Finished]
 
 SURFACE = {
     "train": "[model] --preset -c --samples -s --dataset -d --project -p --name --no-cuda --wandb --output-dir "
-    "--config --set --dry-run --json",
+    "--tag --log-model --config --set --dry-run --json",
     "generate": "[model] --prompt -p --prompts-file --system --compare --max-new-tokens --temperature --top-k "
     "--top-p --repetition-penalty --seed --no-cuda --output-dir --json",
     "evaluate": "[models] --dataset -d --samples -s --whole --batch-size --no-cuda --output-dir --json",
     "models list": "--output-dir --json",
     "models show": "name --output-dir --json",
+    "runs list": "--output-dir --json",
+    "runs show": "name --output-dir --json",
+    "runs sync": "[names] --output-dir --json",
     "data list": "--json",
     "config show": "[model] --preset -c --config --set --json",
     "config validate": "file",

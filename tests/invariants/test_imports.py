@@ -174,7 +174,7 @@ def test_only_one_module_imports_wandb() -> None:
     assert users == {"tracking/wandb_run.py"}
 
 
-@pytest.mark.parametrize("file", ["run.json", "metrics.jsonl", "samples.jsonl", "checkpoint-"])
+@pytest.mark.parametrize("file", ["run.json", "metrics.jsonl", "samples.jsonl", "console.log"])
 def test_only_the_run_folder_knows_the_names_of_its_files(file: str) -> None:
     users = {path for path, tree in sources().items() if any(file in text for text in texts(tree))}
     assert users == {"tracking/rundir.py"}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_a_training_leaves_exactly_the_promised_tree(trained: Trained) -> None:
     assert names(trained.output / "runs") == {"shared-run"}
     run = Path(trained.result.run_dir)
     checkpoints = {name for name in names(run) if re.fullmatch(r"checkpoint-\d+", name)}
-    assert names(run) - checkpoints == {"run.json", "metrics.jsonl", "samples.jsonl", "model"}
+    assert names(run) - checkpoints == {"run.json", "metrics.jsonl", "samples.jsonl", "console.log", "model"}
     assert len(checkpoints) == 2
     assert names(trained.result.model_dir) == names(trained.result.published_dir) == MODEL_FILES
     assert Path(trained.result.published_dir) == trained.output / "custom_nano"
@@ -102,10 +103,12 @@ def test_the_record_tells_everything_about_the_run(trained: Trained) -> None:
     assert record.command == ["dialogkit"]
     assert record.created <= str(record.finished)
     assert record.metrics == trained.result.metrics
-    assert record.replies == {
-        "success_rate": trained.result.success_rate,
-        "stop_rate": trained.result.stop_rate,
-    }
+    assert record.replies["success_rate"] == trained.result.success_rate
+    assert record.replies["stop_rate"] == trained.result.stop_rate
+    assert record.replies["mean_tokens"] == sum(reply.tokens for reply in trained.result.replies) / 8
+    assert record.exit_code == 0
+    assert record.duration_s == pytest.approx(trained.result.duration_s)
+    assert record.environment["cpu_count"] == os.cpu_count()
     config = RunConfig.model_validate_json(json.dumps(record.config))
     counts = config.model.parameter_counts()
     assert counts is not None
@@ -136,7 +139,9 @@ def test_points_of_training_and_evaluation_are_logged_and_the_loss_falls(trained
 
 def test_the_rates_are_those_of_the_kept_samples(trained: Trained) -> None:
     lines = (Path(trained.result.run_dir) / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    samples = [json.loads(line) for line in lines]
+    told = [json.loads(line) for line in lines]
+    samples = [sample for sample in told if sample["table"] == "replies/final"]
+    assert {sample["step"] for sample in told if sample["table"] == "replies/evaluation"} == {5, 10, 15, 20}
     assert [sample["prompt"] for sample in samples] == record_of(trained.result).config["generate"]["test_prompts"]
     assert [sample["reply"] for sample in samples] == [reply.reply for reply in trained.result.replies]
     assert {sample["step"] for sample in samples} == {20}

@@ -139,18 +139,6 @@ def test_a_sample_is_one_line_of_readable_text(tmp_path: Path) -> None:
     assert (run.path / "samples.jsonl").read_text(encoding="utf-8") == '{"prompt": "où?", "reply": "là\\nbas"}\n'
 
 
-def test_only_checkpoints_are_removed_from_a_finished_run(tmp_path: Path) -> None:
-    run = new_run(tmp_path, "a")
-    elsewhere = tmp_path / "elsewhere"
-    for folder in (elsewhere, run.path / "checkpoint-5", run.path / "checkpoint-notes", run.model_dir):
-        folder.mkdir()
-        (folder / "file").touch()
-    (run.path / "checkpoint-7").symlink_to(elsewhere)
-    run.remove_checkpoints()
-    assert {p.name for p in run.path.iterdir()} == {"checkpoint-7", "checkpoint-notes", "model", "run.json"}
-    assert (elsewhere / "file").exists()
-
-
 # Names and lists
 
 

@@ -200,7 +200,9 @@ def test_the_mode_follows_from_request_key_and_server(
 def test_a_disabled_run_writes_nothing_and_takes_every_call(tmp_path: Path) -> None:
     run = opened(tmp_path, wandb="disabled")
     run.log(1, {"a": 1.0})
-    run.log_table("t", ["c"], [[1]])
+    run.log_table("t", ["c"], [[1]], step=1)
+    run.log_histograms(1, {"h": ([1], [0.0, 1.0])})
+    run.log_model("m", tmp_path)
     run.update_config({"a": 1})
     run.summarize({"a": 1})
     run.finish(exit_code=0)
@@ -217,7 +219,9 @@ def test_an_offline_run_holds_all_that_was_logged(tmp_path: Path) -> None:
     run.update_config({"model_facts": {"layers": 2}})
     run.log(1, {"train/loss": 2.5})
     run.log(2, {"train/loss": 1.5, "perf/tokens_per_s": 10.0})
-    run.log_table("replies", ["prompt", "reply"], [["Hi", "où?"]])
+    run.log_table("replies", ["prompt", "reply"], [["Hi", "où?"]], step=2)
+    run.log_histograms(3, {"weights/head": ([1, 2], [0.0, 0.5, 1.0])})
+    run.log(3, {"train/loss": 0.5})
     run.summarize({"final/nats_per_token": 1.25})
     run.finish(exit_code=3)
 
@@ -230,7 +234,13 @@ def test_an_offline_run_holds_all_that_was_logged(tmp_path: Path) -> None:
     later = [values(record.config.update) for record in found if record.WhichOneof("record_type") == "config"]
     assert {"model_facts": {"layers": 2}} in later
     losses = [(p["_step"], p["train/step"], p["train/loss"]) for p in history(found) if "train/loss" in p]
-    assert losses == [(1, 1, 2.5), (2, 2, 1.5)]
+    assert losses == [(1, 1, 2.5), (2, 2, 1.5), (3, 3, 0.5)]
+    last = history(found)[-1]
+    assert [last[f"weights/head/{part}"] for part in ("_type", "values", "bins")] == [
+        "histogram",
+        [1, 2],
+        [0, 0.5, 1],
+    ]
     summary: dict[str, Any] = {}
     for record in found:
         summary |= values(record.summary.update)
@@ -267,7 +277,7 @@ def test_a_training_is_recorded_like_its_own_record(trained: Any) -> None:
     for point in RunDir(Path(trained.result.run_dir)).metrics():
         figures = {name: value for name, value in point.items() if "/" in name}
         assert figures.items() <= logged[point["step"]].items()
-    (table,) = folder.glob("files/media/table/replies_*.table.json")
+    (table,) = folder.glob("files/media/table/replies/final_*.table.json")
     shown = json.loads(table.read_text())
     prompts = [dict(zip(shown["columns"], row, strict=True))["prompt"] for row in shown["data"]]
     assert prompts == [reply.prompt for reply in trained.result.replies]
@@ -290,6 +300,7 @@ def test_a_server_that_refuses_makes_the_run_an_offline_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / ".env").write_text(f"WANDB_API_KEY={KEY}\nWANDB_BASE_URL={server.url}\n")
+    (tmp_path / ".env").chmod(0o600)
     before = dict(os.environ)
     run = opened(tmp_path / "models", wandb="auto")
     assert (run.mode, run.reason, run.url) == ("offline", "the server refused", None)

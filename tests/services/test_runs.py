@@ -1,0 +1,71 @@
+"""Runs are listed and shown from their folders, and offline ones are uploaded one by one."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dialogkit.tracking.wandb_run import offline_folders
+from tests.conftest import Finished, Trained
+
+Run = Callable[..., Finished]
+
+
+@pytest.fixture
+def output(trained: Trained, tmp_path: Path) -> str:
+    """A copy of the folder of a finished run."""
+    shutil.copytree(trained.output, tmp_path / "models")
+    return str(tmp_path / "models")
+
+
+def test_the_list_has_the_figures_of_the_record(dialogkit: Run, output: str, trained: Trained) -> None:
+    (row,) = dialogkit("runs", "list", "--output-dir", output, "--json").json["data"]
+    assert (row["name"], row["status"], row["steps"]) == ("shared-run", "completed", 20)
+    assert row["bits_per_byte"] == trained.result.metrics["final/bits_per_byte"]
+    assert "shared-run" in dialogkit("runs", "list", "--output-dir", output).out
+
+
+def test_a_run_is_shown_whole(dialogkit: Run, output: str) -> None:
+    shown = dialogkit("runs", "show", "shared-run", "--output-dir", output)
+    assert shown.code == 0
+    for name in ("environment.platform", "config.train.learning_rate", "model.parameters", "exit_code"):
+        assert name in shown.out
+
+
+def test_an_unknown_run_is_one_sentence(dialogkit: Run, output: str) -> None:
+    done = dialogkit("runs", "show", "shared-rum", "--output-dir", output)
+    assert (done.code, done.out) == (2, "")
+    assert "shared-run" in done.err
+
+
+def test_an_upload_needs_a_key(dialogkit: Run, output: str) -> None:
+    done = dialogkit("runs", "sync", "--output-dir", output)
+    assert done.code == 2
+    assert "WANDB_API_KEY" in done.err
+
+
+def test_an_unreadable_run_does_not_keep_the_others(
+    dialogkit: Run, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,) = offline_folders(Path(output))
+    broken = whole.parent / "offline-run-20200101_000000-broken"
+    broken.mkdir()
+    (broken / "run-broken.wandb").write_bytes(b":W&B000")
+    uploads: list[list[str]] = []
+
+    def upload(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        uploads.append(command)
+        assert options["env"]["WANDB_API_KEY"] == "k" * 40
+        return subprocess.CompletedProcess(command, 0, stdout="done", stderr="")
+
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setattr("dialogkit.tracking.wandb_run.subprocess.run", upload)
+    done = dialogkit("runs", "sync", "--output-dir", output)
+    assert done.code == 0
+    assert [command[-1] for command in uploads] == [str(whole)]
+    assert not any("k" * 40 in word for word in uploads[0])
+    assert "passed over" in done.out
+    assert "holds no record" in done.err
