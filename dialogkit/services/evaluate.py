@@ -130,6 +130,9 @@ def _dataset_of(loadable: Loadable, dataset: str | None) -> DataConfig:
     if loadable.run is not None:
         settings = dict(loadable.run.read().config.get("data", {}))
         settings.pop("samples", None)
-    if dataset is not None and dataset != settings.get("dataset"):
-        settings = {"dataset": dataset}
+    if dataset is not None:
+        # Models that are compared on a dataset are given the same dialogs, whatever limit they were trained with.
+        settings.pop("max_tokens", None)
+        if dataset != settings.get("dataset"):
+            settings = {"dataset": dataset}
     return DataConfig.model_validate(settings)
