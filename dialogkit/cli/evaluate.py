@@ -58,3 +58,5 @@ def _render(output: Output, result: EvaluateResult) -> None:
             f"{row.tokens:,}",
         )
     output.print(drawn)
+    if len({row.dataset for row in result.rows}) > 1:
+        output.err.print("figures of different datasets cannot be compared; name one by --dataset DATA")

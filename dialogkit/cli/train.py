@@ -22,7 +22,7 @@ def train_command(
         typer.Option("--preset", "-c", metavar="PRESET", help="test, development or production. [test]"),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", "-s", metavar="N", help="Training dialogs to use.")
+        int | None, typer.Option("--samples", "-s", metavar="N", help="Training dialogs to use. [the preset's]")
     ] = None,
     dataset: Annotated[
         str | None,

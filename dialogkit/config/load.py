@@ -198,7 +198,9 @@ def read_layer(path: Path) -> Layer:
     Raises: ConfigError naming the file for anything that is not one JSON object of at most 1 MB.
     """
     layer = _read_json(path)
-    return layer["config"] if isinstance(layer.get("config"), dict) else layer
+    config = layer.get("config")
+    # A run that repeats another is a run of its own, with a name of its own.
+    return {key: value for key, value in config.items() if key != "name"} if isinstance(config, dict) else layer
 
 
 def _read_json(path: Path) -> Layer:

@@ -31,9 +31,16 @@ HistogramSink = Callable[[int, dict[str, Histogram]], None]
 def histogram(tensor: torch.Tensor) -> Histogram | None:
     """Return the histogram of a tensor's finite values, or of evenly spaced ones of many; None without any."""
     flat = tensor.detach().reshape(-1)
-    values = flat[:: max(1, -(-flat.numel() // SAMPLE))].float().cpu().numpy()
+    values = flat[:: max(1, -(-flat.numel() // SAMPLE))].double().cpu().numpy()
     values = values[np.isfinite(values)]
-    return Histogram(*np.histogram(values, bins=BINS)) if len(values) else None
+    if not len(values):
+        return None
+    low, high = float(values.min()), float(values.max())
+    # Values that hardly differ, such as those of a norm at the start, leave no room for bins between them.
+    least = 1e-3 * max(abs(low), abs(high), 1e-30)
+    if high - low < least:
+        low, high = low - least, high + least
+    return Histogram(*np.histogram(values, bins=BINS, range=(low, high)))
 
 
 class HistogramCallback(TrainerCallback):

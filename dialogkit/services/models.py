@@ -99,18 +99,8 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
             hint="dialogkit train custom-tiny --preset test",
         )
     if name in model_names():
-        folder = published_dir(output, name)
-        if (folder / "config.json").is_file():
-            # What lies there came from the newest finished run of that model.
-            run = next(
-                (
-                    r
-                    for r, record in list_runs(output)
-                    if record.status == "completed" and record.model.get("name") == name
-                ),
-                None,
-            )
-            return Loadable(name, _from_folder(name, folder), run)
+        if (published := _published(name, output)) is not None:
+            return published
         model = load_run_config(name).model
         if model.from_scratch:
             raise ModelError(
@@ -119,6 +109,11 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
             )
         return Loadable(name, model)
     path = Path(name).expanduser()
+    if path.suffix == ".json" and path.is_file():
+        stem = load_run_config(name).model.name
+        if (published := _published(stem, output)) is not None:
+            return published
+        raise ModelError(f"{name!r} has not been trained in {str(output)!r} yet", hint=f"dialogkit train {name}")
     if path.exists():
         if RunDir(path).exists:
             return _from_run(RunDir(path))
@@ -127,10 +122,25 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
         return Loadable(path.name, _from_folder(path.stem, path))
     if (output / "runs" / name).is_dir() and not HUB_ID.match(name):
         return _from_run(find_run(output, name))
+    if "/" not in name and (published := _published(name, output)) is not None:
+        return published
     if HUB_ID.match(name):
         return Loadable(name, ModelConfig(name=folder_name(name.split("/")[-1]), source=name))
     known = [*model_names(), *(run.name for run, _ in list_runs(output))]
     raise ModelError(f"no model or run {name!r}{did_you_mean(name, known)}", hint="dialogkit models list")
+
+
+def _published(name: str, output: Path) -> Loadable | None:
+    """Return the newest finished model of a name; its folder's spelling counts as the name as well."""
+    folder = published_dir(output, name)
+    if not (folder / "config.json").is_file():
+        return None
+    # What lies there came from the newest finished run of that model.
+    for run, record in list_runs(output):
+        made = str(record.model.get("name"))
+        if record.status == "completed" and published_dir(output, made) == folder:
+            return Loadable(made, _from_folder(made, folder), run)
+    return Loadable(name, _from_folder(name, folder))
 
 
 def _from_run(run: RunDir) -> Loadable:

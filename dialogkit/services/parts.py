@@ -178,6 +178,11 @@ class Parts:
             + (f"; first dropped: {ledger.first_bad_row}" if ledger.first_bad_row else "")
         )
 
+    def _share(self) -> str:
+        """Return how many dialogs there are to train on, where not all are used."""
+        available = self.data.ledger.kept - len(self.data.evaluation)
+        return f" of {available:,}" if available > len(self.data.train) else ""
+
     def header(self, run: RunDir, wandb_run: WandbRun) -> dict[str, str]:
         """Return the facts to show before the first step."""
         facts = self.model_facts()
@@ -188,8 +193,8 @@ class Parts:
             f"{facts.get('architecture', '')}",
             "device": f"{self.runtime.device} ({self.runtime.device_name})",
             "precision": f"{self.runtime.precision}, because {self.runtime.precision_reason}",
-            "data": f"{len(self.data.train):,} dialogs to train, {len(self.data.evaluation):,} held out "
-            f"({self.data.ledger.dataset})",
+            "data": f"{len(self.data.train):,}{self._share()} dialogs to train, "
+            f"{len(self.data.evaluation):,} held out ({self.data.ledger.dataset})",
             "steps": f"{self.schedule.total_steps:,} of {train.batch_size} dialogs, "
             f"learning rate {train.learning_rate:g}",
             "run": str(run.path),

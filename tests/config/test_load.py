@@ -157,9 +157,13 @@ def test_a_file_with_a_model_needs_no_other() -> None:
 def test_a_runs_own_record_repeats_its_configuration(trained: Trained) -> None:
     record = Path(trained.result.run_dir) / "run.json"
     loaded = load_with_origins(None, preset=None, config_file=record)
-    assert loaded.config.model_dump(mode="json") == json.loads(record.read_text())["config"]
-    assert (loaded.config.name, loaded.config.model.width, loaded.config.data.samples) == ("shared-run", 32, 40)
-    assert set(loaded.origins.values()) == {str(record)}
+    # All but the name: the repetition is a run of its own.
+    expected = {**json.loads(record.read_text())["config"], "name": None}
+    assert loaded.config.model_dump(mode="json") == expected
+    assert (loaded.config.model.width, loaded.config.data.samples) == (32, 40)
+    assert {name: origin for name, origin in loaded.origins.items() if origin != str(record)} == {
+        "name": "default"
+    }
 
 
 @pytest.mark.parametrize("model", ["custom-medium", "gpt2-small"])

@@ -196,6 +196,8 @@ def test_the_handlers_of_signals_are_given_back(small: Any, poisoned: Any) -> No
 
 
 def test_a_second_signal_ends_at_once() -> None:
+    # Python's own handler: a process started in the background may have been told to ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     stop = StopAtSignal()
     stop.on_train_begin(None, None, None)
     try:
@@ -204,6 +206,7 @@ def test_a_second_signal_ends_at_once() -> None:
             signal.raise_signal(signal.SIGINT)
     finally:
         stop.release()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_training_outside_the_main_thread_runs_without_signals(small: Any) -> None:

@@ -26,6 +26,14 @@ def test_a_large_tensor_is_read_in_even_steps() -> None:
     assert made.counts.max() == made.counts.min()
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0, -3e7, 1e-42])
+def test_values_that_hardly_differ_have_a_histogram(value: float) -> None:
+    made = histogram(torch.tensor([value, value * (1 + 1e-7), value]))
+    assert made is not None
+    assert made.counts.sum() == 3
+    assert made.edges[0] < value < made.edges[-1]
+
+
 def test_nothing_to_count_is_no_histogram() -> None:
     assert histogram(torch.tensor([float("nan")])) is None
 

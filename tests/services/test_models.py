@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from dialogkit.config.load import load_run_config, model_names
 from dialogkit.errors import ModelError
 from dialogkit.services.models import describe_architecture, list_models, resolve_model, show_model
+from dialogkit.services.train import train
 from dialogkit.tracking.rundir import RunDir
 from tests.conftest import Trained
 
@@ -141,3 +143,18 @@ def test_what_means_no_model_is_one_sentence(tmp_path: Path, name: str | None, s
     with pytest.raises(ModelError, match=sentence) as refused:
         resolve_model(name)
     assert str(refused.value.hint).startswith("dialogkit ")
+
+
+def test_a_model_of_ones_own_is_found_by_name_folder_and_file(
+    small_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "my-own.json").write_text(
+        json.dumps({"model": {"layers": 1, "width": 32, "heads": 2, "context": 64}})
+    )
+    with pytest.raises(ModelError, match="not been trained"):
+        resolve_model("./my-own.json", output="models")
+    train(small_config({"model.name": "my-own"}))
+    for name in ("my-own", "my_own", "./my-own.json"):
+        found = resolve_model(name, output="models")
+        assert (found.name, Path(str(found.model.source)).name) == ("my-own", "my_own")
+        assert found.run is not None

@@ -260,7 +260,7 @@ def test_with_json_stdout_is_one_envelope_and_stderr_plain_lines(tmp_path: Path)
     result = TrainResult.model_validate(done.json["data"])
     assert record_of(result).command == ["dialogkit", *words]
     lines = done.err.splitlines()
-    for name, told in (("model", "custom-nano"), ("data", "8 dialogs"), ("W&B", "disabled"), ("run", result.run)):
+    for name, told in (("model", "custom-nano"), ("data", "8 of "), ("W&B", "disabled"), ("run", result.run)):
         assert any(line.startswith(name) and told in line for line in lines), name
     steps = [line for line in lines if line.startswith("step ")]
     assert [line.split()[1] for line in steps if "loss" in line and "held-out" not in line] == [
