@@ -72,6 +72,10 @@ def chunked_cross_entropy(
         return total
 
 
+_INSTALLED = ("forward", "_original_forward")
+"""Attributes of a model in training: our forward, and what accelerate keeps of it where it wraps it."""
+
+
 class TokenCounter:
     """Counts what went through the model in training: supervised tokens and all tokens."""
 
@@ -114,8 +118,7 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
 @contextmanager
 def own_forward(model: Any) -> Iterator[None]:
     """Give a model in training its own forward for a while, as generation needs it."""
-    names = ("forward", "_original_forward")
-    installed = {name: model.__dict__.pop(name) for name in names if name in model.__dict__}
+    installed = {name: model.__dict__.pop(name) for name in _INSTALLED if name in model.__dict__}
     try:
         yield
     finally:
@@ -124,5 +127,5 @@ def own_forward(model: Any) -> Iterator[None]:
 
 def remove_dialog_loss(model: Any) -> None:
     """Give the model its own forward back, whatever wrapped it in between."""
-    for name in ("forward", "_original_forward"):
+    for name in _INSTALLED:
         model.__dict__.pop(name, None)
