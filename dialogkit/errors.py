@@ -3,6 +3,7 @@
 Everything else that is raised is a bug and keeps its traceback.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -92,6 +93,8 @@ class InterruptedRunError(DialogKitError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the nearest known word, or an empty string."""
-    nearest = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    """Return ` (did you mean 'x'?)` for the nearest known word or one that holds it, or an empty string."""
+    words = list(known)
+    holding = [name for name in words if len(word) > 2 and word.lower() in re.split("[-_.]", name.lower())]
+    nearest = get_close_matches(word, words, n=1, cutoff=0.6) or holding
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""

@@ -44,19 +44,21 @@ def evaluate_command(
 
 
 def _render(output: Output, result: EvaluateResult) -> None:
-    columns = ("loss", "perplexity", "bits/byte", "accuracy", "dialogs", "tokens")
-    drawn = table("model", "dataset", *columns, right=columns)
+    datasets = list(dict.fromkeys(f"{row.dataset}, {row.dialogs:,} dialogs" for row in result.rows))
+    columns = ("loss", "perplexity", "bits/byte", "accuracy", "tokens")
+    drawn = table("model", *columns, *(["on"] if len(datasets) > 1 else []), right=columns)
     for row in result.rows:
         drawn.add_row(
             untrusted(row.model),
-            untrusted(row.dataset),
             f"{row.nats_per_token:.4f}",
             f"{row.perplexity:,.2f}",
             f"{row.bits_per_byte:.4f}",
             f"{row.accuracy:.1%}",
-            f"{row.dialogs:,}",
             f"{row.tokens:,}",
+            *([untrusted(f"{row.dataset}, {row.dialogs:,} dialogs")] if len(datasets) > 1 else []),
         )
     output.print(drawn)
+    if len(datasets) == 1:
+        output.err.print(untrusted(f"on {datasets[0]}"))
     if len({row.dataset for row in result.rows}) > 1:
         output.err.print("figures of different datasets cannot be compared; name one by --dataset DATA")

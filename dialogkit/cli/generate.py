@@ -13,6 +13,9 @@ from dialogkit.config.load import list_problems
 from dialogkit.errors import ConfigError
 from dialogkit.services.generate import GenerateResult, ReplyResult, generate
 
+_COLUMN = 32
+"""Least width of a column of replies; in a narrower terminal they stand below each other."""
+
 
 def generate_command(
     model: Annotated[
@@ -111,10 +114,15 @@ def _prompts(prompts: list[str] | None, file: str | None) -> list[str] | None:
 def _render(output: Output, result: GenerateResult, *, streamed: bool) -> None:
     models = list(dict.fromkeys(reply.model for reply in result.replies))
     if len(models) > 1:
-        drawn = table("prompt", *models)
         by_prompt: dict[str, list[ReplyResult]] = {}
         for reply in result.replies:
             by_prompt.setdefault(reply.prompt, []).append(reply)
+        if output.out.width < _COLUMN * (len(models) + 1):
+            for replies in by_prompt.values():
+                for number, reply in enumerate(replies):
+                    output.reply(reply, prompt=number == 0, model=reply.model)
+            return
+        drawn = table("prompt", *models)
         for prompt, replies in by_prompt.items():
             drawn.add_row(untrusted(prompt), *(untrusted(reply.reply or "(empty)") for reply in replies))
         output.print(drawn)

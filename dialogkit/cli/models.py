@@ -11,19 +11,23 @@ from dialogkit.services.models import ModelRow, list_models, show_model
 
 
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
-    """List the models of the catalogue."""
+    """List the models of the catalogue, and your own that were trained here."""
     rows = list_models(output=output_dir)
     Output(json_mode=json_output).result(rows, lambda out: _render_list(out, rows))
 
 
 def show_command(
-    name: Annotated[str, typer.Argument(help="A name of the catalogue, or a model file (.json).")],
+    name: Annotated[str, typer.Argument(help="A name, a model file (.json), a run, a folder or a hub id.")],
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
     """Show everything about one model."""
     row = show_model(name, output=output_dir)
-    Output(json_mode=json_output).result(row, lambda out: _render_show(out, row), hint=f"dialogkit train {name}")
+    Output(json_mode=json_output).result(row, lambda out: _render_show(out, row), hint=_next(row, name))
+
+
+def _next(row: ModelRow, name: str) -> str:
+    return f'dialogkit generate {name} --prompt "Hello!"' if row.folder else f"dialogkit train {name}"
 
 
 def _render_list(output: Output, rows: list[ModelRow]) -> None:
@@ -62,5 +66,6 @@ def _render_show(output: Output, row: ModelRow) -> None:
             value = "yes" if value else "no"
         elif isinstance(value, int):
             value = f"{value:,}"
-        drawn.add_row(name.replace("_", " "), untrusted("-" if value is None else str(value)))
+        if value:
+            drawn.add_row(name.replace("_", " "), untrusted(value))
     output.print(drawn)

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import shorten
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -91,17 +92,24 @@ class Output:
         self.err.print(Text.assemble(("next: ", "bold"), sanitize(command)), soft_wrap=True)
 
     def print(self, item: RenderableType) -> None:
-        """Print to stdout."""
-        self.out.print(item)
+        """Print to stdout; a file or a program gets no blanks that fill a column."""
+        if self.out.is_terminal:
+            self.out.print(item)
+            return
+        with self.out.capture() as drawn:
+            self.out.print(item)
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
 
     def text(self, text: str) -> None:
         """Print text as it is to stdout, whatever the width of the terminal."""
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
 
-    def reply(self, reply: ReplyResult, *, prompt: bool) -> None:
-        """Print a reply, under its prompt if `prompt`, and to stderr how it came about."""
+    def reply(self, reply: ReplyResult, *, prompt: bool, model: str | None = None) -> None:
+        """Print a reply, under its prompt if `prompt`, named by its model, and to stderr how it came about."""
         if prompt:
             self.print(untrusted(f"> {reply.prompt}", "bold"))
+        if model is not None:
+            self.print(untrusted(f"[{model}]", "cyan"))
         self.print(untrusted(reply.reply or "(empty)"))
         self.how(reply)
 
@@ -196,8 +204,12 @@ def settings_table(facts: Mapping[str, object]) -> Table:
 
 
 def options_table(rows: Sequence[tuple[str, Any, str]]) -> Table:
-    """Return settings with their values and origins."""
+    """Return settings with their values and origins; of a long list its beginning (`--json` gives all)."""
     made = table("setting", "value", "from")
+    made.columns[0].no_wrap = True
     for name, value, origin in rows:
-        made.add_row(name, untrusted(json.dumps(value, ensure_ascii=False)), untrusted(origin, "dim"))
+        shown = json.dumps(value, ensure_ascii=False)
+        if isinstance(value, list) and len(shown) > 60:
+            shown = f"{shorten(shown, 60, placeholder=' ...')} ({len(value)} in all)"
+        made.add_row(name, untrusted(shown), untrusted(origin, "dim"))
     return made

@@ -17,8 +17,10 @@ def train_command(
 ) -> None:
     """Train a tokenizer for other languages or domains; a model file names it as model.tokenizer."""
     result = train_tokenizer(files, vocabulary=vocab_size, output=output)
+    why = f" (not {vocab_size:,}: the text has no more)" if result.entries < vocab_size else ""
+    data = next((f" --dataset {file}" for file in files if not file.endswith(".txt")), "")
     Output(json_mode=json_output).result(
         result,
-        lambda out: out.print(untrusted(f"{result.entries:,} entries in {result.folder}")),
-        hint=f"dialogkit train custom-tiny --set model.tokenizer={output}",
+        lambda out: out.print(untrusted(f"{result.entries:,} entries in {result.folder}{why}")),
+        hint=f"dialogkit train custom-tiny{data} --set model.tokenizer={output}",
     )

@@ -1,6 +1,7 @@
 """`dialogkit train`."""
 
 import sys
+from textwrap import shorten
 from typing import Annotated, Any
 
 import typer
@@ -120,8 +121,8 @@ def _render_dry_run(output: Output, result: DryRunResult) -> None:
         "speed": f"{result.tokens_per_s:,.0f} tokens/s",
         "peak memory": f"{result.peak_memory_bytes / 2**20:,.0f} MiB",
         "held-out loss": f"{result.eval_nats_per_token:.3f} nats/token before training",
-        "one reply": result.reply or "(empty)",
-        "expected time": f"{duration(result.expected_s)} of training",
+        "one reply": shorten(result.reply, 120) or "(empty)",
+        "expected time": f"{duration(result.expected_s)}, {duration(result.training_s)} of it in training steps",
     }
     drawn = table("dry run", "")
     for name, value in rows.items():

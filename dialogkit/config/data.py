@@ -16,11 +16,11 @@ class DataConfig(Section):
     """Branch, tag or commit of a hub dataset. None: the hub's default."""
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt-response"] = "auto"
     """Shape of the rows. auto: recognised by their columns."""
-    samples: int | None = Field(None, ge=1, le=1_000_000_000)
+    samples: int | None = Field(None, examples=[100], ge=1, le=1_000_000_000)
     """Training dialogs to use, chosen by content hash; the evaluation set stays as it is. None: all."""
     eval_fraction: float = Field(0.05, gt=0, le=0.5)
     """Share of the dialogs held out for evaluation, chosen by content hash."""
     eval_min_dialogs: int = Field(8, ge=1, le=100_000)
     """At least so many dialogs are held out, but never more than half."""
-    max_tokens: int | None = Field(None, ge=8, le=1_048_576)
+    max_tokens: int | None = Field(None, examples=[512], ge=8, le=1_048_576)
     """Longest dialog in tokens; longer ones are cut. None: the model's context."""

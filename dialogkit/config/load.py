@@ -111,8 +111,11 @@ def load_with_origins(
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
         problems = list_problems(error)
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(f"{problems[0]}{more}", details=problems[1:]) from None
+        more = {0: "", 1: " (and 1 more problem)"}.get(
+            len(problems) - 1, f" (and {len(problems) - 1} more problems)"
+        )
+        hint = _remedy(tuple(error.errors()[0]["loc"]), origins)
+        raise ConfigError(f"{problems[0]}{more}", hint=hint, details=problems[1:]) from None
     known = {name for name, _ in flatten(config.model_dump())}
     return LoadedConfig(config, {name: origins.get(name, "default") for name in sorted(known)})
 
@@ -157,7 +160,13 @@ def model_layer(model: str) -> tuple[str, Layer]:
     if path.suffix == ".json" and not is_folder:
         if not is_file:
             raise ModelError(f"the model file {model!r} does not exist")
-        return model, _with_model_name(read_layer(path), path.stem)
+        layer = read_layer(path)
+        if "model" not in layer:
+            raise ModelError(
+                f"{model!r} holds settings, but neither the shape nor the source of a model",
+                hint=f"dialogkit train --config {model}",
+            )
+        return model, _with_model_name(layer, path.stem)
     if is_folder and not (path / "config.json").is_file() and not any(path.glob("*.gguf")):
         raise ModelError(f"the folder {model!r} holds no model")
     if is_folder or (is_file and path.suffix == ".gguf"):
@@ -321,17 +330,37 @@ def list_problems(error: ValidationError) -> list[str]:
 
 def _problem(location: tuple[Any, ...], kind: str, message: str, given: Any) -> str:
     name = ".".join(str(part) for part in location)
+    if kind == "extra_forbidden" and isinstance(given, dict):
+        known = [section for section, fields in _sections().items() if fields]
+        return f"unknown section {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}"
     if kind == "extra_forbidden":
         return f"unknown setting {name!r}{_nearest_setting(name)}"
     if kind == "missing":
         return f"{name}: is required"
     if kind == "value_error":
         return f"{name}: {message.removeprefix('Value error, ')}"
+    if kind == "string_pattern_mismatch":  # names are the only settings with a pattern
+        message = "must be at most 64 letters, digits, dots, dashes or underscores, a letter or digit first"
     message = message.partition(", unable to parse")[0]
     text = "must be a JSON object" if kind == "model_type" else re.sub(r"^\w+ should ", "must ", message)
     shown = json.dumps(given, default=str, ensure_ascii=False)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return f"{name}: {text} (got {shown})"
+
+
+def _remedy(location: tuple[Any, ...], origins: Mapping[str, str]) -> str | None:
+    """Return what to type in the place of a wrong value: its file's check, or a value that is right."""
+    name = ".".join(str(part) for part in location)
+    if (origin := origins.get(name, "")).endswith(".json"):
+        return f"dialogkit config validate {origin}"
+    fields: Mapping[str, Any] = RunConfig.model_fields
+    for part in location[:-1]:
+        fields = _sections().get(str(part), {}) if fields is RunConfig.model_fields else {}
+    field = fields.get(str(location[-1])) if location else None
+    right = (field.examples or [field.default])[0] if field is not None else None
+    if right is None or isinstance(right, BaseModel | tuple) or "." not in name:
+        return "--name my-run" if name == "name" else None
+    return f"--set {name}={right if isinstance(right, str) else json.dumps(right)}"
 
 
 def _nearest_setting(name: str) -> str:

@@ -41,15 +41,15 @@ class ModelConfig(Section):
     """Licence of the source's weights."""
     architecture: Literal["gpt2", "llama"] = "llama"
     """Architecture of a model from scratch: GPT-2, or Llama (rotary positions, RMSNorm, SwiGLU)."""
-    layers: int | None = Field(None, ge=1, le=256)
+    layers: int | None = Field(None, examples=[4], ge=1, le=256)
     """Number of transformer blocks."""
-    width: int | None = Field(None, ge=8, le=32_768)
+    width: int | None = Field(None, examples=[256], ge=8, le=32_768)
     """Size of a hidden state."""
-    heads: int | None = Field(None, ge=1, le=512)
+    heads: int | None = Field(None, examples=[4], ge=1, le=512)
     """Attention heads. Must divide the width."""
     feed_forward: int | None = Field(None, ge=8, le=262_144)
     """Width of the feed-forward layer. None: 4 x width for gpt2, 8/3 x width rounded up to 8 for llama."""
-    context: int | None = Field(None, ge=16, le=1_048_576)
+    context: int | None = Field(None, examples=[1024], ge=16, le=1_048_576)
     """Longest dialog, in tokens."""
     vocabulary: int | None = Field(None, ge=256, le=2_000_000)
     """Entries of the tokenizer. None: read from the tokenizer."""
@@ -62,14 +62,16 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check_shape(self) -> Self:
-        if self.source is None:
-            missing = [n for n in ("layers", "width", "heads", "context") if getattr(self, n) is None]
-            if missing:
-                raise ValueError(f"a model without a source needs {', '.join(missing)}")
+        problems = []
+        missing = [n for n in ("layers", "width", "heads", "context") if getattr(self, n) is None]
+        if self.source is None and missing:
+            problems.append(f"a model without a source needs {', '.join(missing)}")
         if self.width and self.heads and self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if self.width and self.heads and self.architecture == "llama" and (self.width // self.heads) % 2:
-            raise ValueError(f"width {self.width} over {self.heads} heads is odd, and rotary positions need pairs")
+            problems.append(f"width {self.width} is not a multiple of heads {self.heads}")
+        elif self.width and self.heads and self.architecture == "llama" and (self.width // self.heads) % 2:
+            problems.append(f"width {self.width} over {self.heads} heads is odd, and rotary positions need pairs")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     @property

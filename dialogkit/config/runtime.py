@@ -16,7 +16,7 @@ class RuntimeConfig(Section):
     """Arithmetic of the matrix products; weights stay in float32. auto: bf16 where the hardware has it."""
     compile: bool = False
     """Compile the model with torch.compile: slower start, faster steps on a GPU."""
-    threads: int | None = Field(None, ge=1, le=1024)
+    threads: int | None = Field(None, examples=[2], ge=1, le=1024)
     """CPU threads. None: torch's choice."""
     workers: int = Field(0, ge=0, le=256)
     """Processes that assemble batches. 0: none besides the main one."""

@@ -12,7 +12,7 @@ class TrainConfig(Section):
 
     epochs: float = Field(1.0, gt=0, le=10_000)
     """Passes over the training dialogs."""
-    max_steps: int | None = Field(None, ge=1, le=100_000_000)
+    max_steps: int | None = Field(None, examples=[100], ge=1, le=100_000_000)
     """Optimizer steps. None: as many as the epochs have."""
     batch_size: int = Field(8, ge=1, le=65_536)
     """Dialogs in one optimizer step."""
@@ -38,9 +38,9 @@ class TrainConfig(Section):
     """Dropout of residuals and embeddings, where the architecture has it. Attention has none."""
     seed: int = Field(42, ge=0, le=2**32 - 1)
     """Seed of the initial weights, the order of the dialogs and dropout."""
-    log_every_steps: int | None = Field(None, ge=1, le=1_000_000)
+    log_every_steps: int | None = Field(None, examples=[10], ge=1, le=1_000_000)
     """Steps between logged points. None: about a hundred points a run, at most 10 steps apart."""
-    eval_every_steps: int | None = Field(None, ge=1, le=100_000_000)
+    eval_every_steps: int | None = Field(None, examples=[100], ge=1, le=100_000_000)
     """Steps between evaluations and checkpoints. None: four a run, the end included."""
     eval_batch_size: int = Field(8, ge=1, le=65_536)
     """Dialogs in one evaluation batch; the figures do not depend on it."""
@@ -48,7 +48,7 @@ class TrainConfig(Section):
     """Checkpoints to keep: the newest, and the best one among them."""
     keep: Literal["best", "last"] = "best"
     """Which weights become the model: those of the lowest evaluation loss, or the last."""
-    early_stopping_patience: int | None = Field(None, ge=1, le=1_000)
+    early_stopping_patience: int | None = Field(None, examples=[3], ge=1, le=1_000)
     """Stop after so many evaluations without a better loss. None: never."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""

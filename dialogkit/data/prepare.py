@@ -129,7 +129,7 @@ def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, 
     tokens, hashes, ledger, from_cache = _tokens(config, tokenizer, longest, cache)
     if ledger.kept < 2 or len(np.unique(hashes)) < 2:
         raise DataError(
-            f"{ledger.dataset} leaves {ledger.kept} usable dialogs, too few to train and to evaluate"
+            f"{ledger.dataset} leaves {ledger.kept} usable dialogs; to train and to evaluate takes 2 that differ"
             + (f" (first unusable row: {ledger.first_bad_row})" if ledger.first_bad_row else ""),
             hint="--dataset starter",
         )

@@ -21,6 +21,8 @@ from dialogkit.network import hub_reachable
 
 STARTER = Path(__file__).parent / "samples" / "starter.jsonl"
 
+_MEND = "mend that line, or: dialogkit train --dataset starter"
+
 # Files are read here and not by pyarrow's JSON reader, which crashes the process on deep nesting.
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
 
@@ -112,7 +114,7 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
     for place, row in rows:
         raw.rows += 1
         if not isinstance(row, dict):
-            raise DataError(f"{place}: a row must be an object, not {type(row).__name__}")
+            raise DataError(f"{place}: a row must be an object, not {type(row).__name__}", hint=_MEND)
         if not raw.format:
             chosen = config.format
             raw.format = recognise_format(row, source=source.name) if chosen == "auto" else chosen
@@ -187,9 +189,9 @@ def _parse(text: str, place: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         where = place if error.lineno == 1 else f"{place}:{error.lineno}"
-        raise DataError(f"{where}: not valid JSON: {error.msg[0].lower()}{error.msg[1:]}") from None
+        raise DataError(f"{where}: not valid JSON: {error.msg[0].lower()}{error.msg[1:]}", hint=_MEND) from None
     except (RecursionError, ValueError):
-        raise DataError(f"{place}: nested too deeply, or a number too long") from None
+        raise DataError(f"{place}: nested too deeply, or a number too long", hint=_MEND) from None
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -199,10 +201,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             for row in reader:
                 if None in row:
-                    raise DataError(f"{path.name}:{reader.line_num}: more fields than the header has")
+                    raise DataError(f"{path.name}:{reader.line_num}: more fields than the header has", hint=_MEND)
                 yield f"{path.name}:{reader.line_num}", row
         except csv.Error as error:
-            raise DataError(f"{path.name}:{reader.line_num}: {error}") from None
+            raise DataError(f"{path.name}:{reader.line_num}: {error}", hint=_MEND) from None
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:

@@ -22,7 +22,7 @@ class Reply:
     tokens: int
     """Generated tokens, the end of turn included."""
     seconds: float
-    """Wall time of the batch in which the reply was generated."""
+    """Wall time from the start of its batch to its last token."""
     stop_reason: StopReason
 
 
@@ -54,6 +54,22 @@ class _StepWatch:
             self._shown = text
 
 
+class _Clock:
+    """HF stopping criterion that stops nothing and notes when each token was there."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._at: list[float] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self._at.append(time.perf_counter() - self._started)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    def seconds(self, tokens: int) -> float:
+        """Return when the last of so many tokens was there."""
+        return self._at[tokens - 1]
+
+
 @torch.no_grad()
 def generate_replies(
     model: Any,
@@ -78,7 +94,7 @@ def generate_replies(
         batch_size: prompts answered at once.
         on_text: takes the text as it grows; for a single prompt.
     """
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, StoppingCriteriaList
 
     room = max(1, min(config.max_new_tokens, context // 2))
     encoded = [tokenizer.encode_prompt(messages)[-(context - room) :] for messages in prompts]
@@ -114,10 +130,11 @@ def generate_replies(
                     if sampling
                     else {}
                 )
-                started = time.perf_counter()
+                clock = _Clock()
                 output = model.generate(
                     input_ids=inputs.to(device),
                     attention_mask=mask.to(device),
+                    stopping_criteria=StoppingCriteriaList([clock]),
                     streamer=_StepWatch(tokenizer, on_text) if on_text and len(prompts) == 1 else None,
                     generation_config=GenerationConfig(
                         max_new_tokens=limit,
@@ -128,17 +145,17 @@ def generate_replies(
                         **options,
                     ),
                 )
-                seconds = time.perf_counter() - started
                 for row, index in enumerate(chosen):
                     new = output[row, longest:].tolist()
-                    replies[index] = _reply(new, tokenizer, seconds, limit < config.max_new_tokens)
+                    replies[index] = _reply(new, tokenizer, clock, limit < config.max_new_tokens)
     finally:
         model.train(was_training)
     return [replies[i] for i in range(len(prompts))]
 
 
-def _reply(ids: list[int], tokenizer: ChatTokenizer, seconds: float, context_full: bool) -> Reply:
+def _reply(ids: list[int], tokenizer: ChatTokenizer, clock: _Clock, context_full: bool) -> Reply:
     end = next((i for i, token in enumerate(ids) if token in tokenizer.stop_ids), None)
     if end is not None:
-        return Reply(tokenizer.decode(ids[:end]), end + 1, seconds, "end of turn")
-    return Reply(tokenizer.decode(ids), len(ids), seconds, "context full" if context_full else "length")
+        return Reply(tokenizer.decode(ids[:end]), end + 1, clock.seconds(end + 1), "end of turn")
+    reason: StopReason = "context full" if context_full else "length"
+    return Reply(tokenizer.decode(ids), len(ids), clock.seconds(len(ids)), reason)

@@ -3,6 +3,8 @@
 import os
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, **options:
 
     # It warns of padding without a mask wherever the padding token ends texts as well; our batches have none.
     hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
     source = config.source or ""
     local = _local(source)
     if local is not None:
@@ -34,8 +37,11 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, **options:
         options["revision"] = config.revision
         # Decided here: without a network the libraries retry for 20 to 50 seconds.
         options["local_files_only"] = not hub_reachable()
+    # Its reader of GGUF files draws a bar that no setting turns off.
+    quiet = redirect_stderr(StringIO()) if "gguf_file" in options else nullcontext()
     try:
-        return loader(folder, trust_remote_code=False, **options)
+        with quiet:
+            return loader(folder, trust_remote_code=False, **options)
     # Whatever a library raises at files that are damaged or of another kind: they are input.
     except Exception as error:
         if isinstance(error, OSError | ValueError) and local is None and options["local_files_only"]:

@@ -1,7 +1,9 @@
 """Measures what a training would take, without keeping anything."""
 
+import math
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +33,9 @@ class DryRunResult(Result):
     """Of the second of two steps on the longest batch."""
     peak_memory_bytes: int
     expected_s: float
-    """Expected time of the training steps."""
+    """Expected time of the whole run: start, steps, evaluations and replies."""
+    training_s: float
+    """The part of it in the training steps."""
     eval_nats_per_token: float
     reply: str
 
@@ -41,17 +45,25 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
 
     Raises: what `train` would raise before and in its first steps.
     """
+    started = time.perf_counter()
     import torch
 
     from dialogkit.engine.runtime import resolve_runtime
 
-    (reporter or LogReporter()).note("dry run: nothing will be kept")
+    reporter = reporter or LogReporter()
+    reporter.note("dry run: nothing will be kept")
     runtime = resolve_runtime(config.runtime)
     parts = Parts(config, runtime)
+    for line in (parts.ledger_line(), *parts.warnings()):
+        reporter.note(line)
+    start_s = time.perf_counter() - started
     dialogs: DialogTokens = parts.data.train
     longest = dialogs.lengths.argsort()[-config.train.batch_size :]
-    figures = parts.score(autocast=True)
-    replies = parts.reply_to_tests(1)
+    started = time.perf_counter()
+    figures = parts.score(autocast=False)
+    score_s = time.perf_counter() - started
+    replies = parts.reply_to_tests()
+    reply_s = time.perf_counter() - started - score_s
     speeds: list[float] = []
 
     def sink(step: int, metrics: dict[str, float]) -> None:
@@ -66,6 +78,8 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
         )
         parts.fit(folder=Path(folder), sink=sink)
     tokens_per_step = float(dialogs.lengths.mean()) * config.train.batch_size
+    training_s = schedule.total_steps * tokens_per_step / speeds[-1]
+    evaluations = math.ceil(schedule.total_steps / schedule.eval_every_steps)
     return DryRunResult(
         model=config.model.name,
         parameters=parts.model_facts()["parameters"],
@@ -77,7 +91,9 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
         longest_batch_tokens=int(dialogs.lengths[longest].sum()),
         tokens_per_s=speeds[-1],
         peak_memory_bytes=_peak_memory(torch, runtime.device),
-        expected_s=schedule.total_steps * tokens_per_step / speeds[-1],
+        # Besides the evaluations in training there is one before and one after it; replies come last.
+        expected_s=start_s + training_s + (evaluations + 2) * score_s + reply_s,
+        training_s=training_s,
         eval_nats_per_token=figures["nats_per_token"],
         reply=replies[0].reply if replies else "",
     )

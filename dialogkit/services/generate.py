@@ -27,14 +27,14 @@ class ReplyResult(Result):
     tokens: int
     """Generated tokens, the end of turn included."""
     seconds: float
-    """Wall time of the batch in which the reply was generated."""
+    """Wall time from the start of its batch to its last token."""
     stop_reason: str
     """end of turn, length, or context full."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def tokens_per_s(self) -> float:
-        """Tokens of this reply by the time of its batch."""
+        """Tokens of this reply by its seconds."""
         return self.tokens / max(self.seconds, 1e-9)
 
     @computed_field  # type: ignore[prop-decorator]

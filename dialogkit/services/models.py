@@ -1,21 +1,23 @@
 """The catalogue, and which folder or source a MODEL argument means."""
 
 import json
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dialogkit.config.load import HUB_ID, describe, folder_name, load_run_config, model_names
-from dialogkit.config.model import ModelConfig
+from dialogkit.config.model import SHIPPED_VOCABULARY, ModelConfig
 from dialogkit.errors import ModelError, did_you_mean
 from dialogkit.services.result import Result
-from dialogkit.tracking.rundir import RunDir, find_run, list_runs, published_dir
+from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs, published_dir
 
 DEFAULT_OUTPUT = "models"
 
 
 class ModelRow(Result):
-    """One model of the catalogue."""
+    """One model; None for what is not known of it."""
 
     name: str
     description: str
@@ -25,7 +27,7 @@ class ModelRow(Result):
     parameters: int | None
     """Exact number, tied embeddings counted once."""
     parameters_without_embeddings: int | None
-    architecture: str
+    architecture: str | None
     layers: int | None
     width: int | None
     heads: int | None
@@ -33,21 +35,35 @@ class ModelRow(Result):
     vocabulary: int | None
     source: str | None
     license: str | None
-    chat_format: str
+    chat_format: str | None
     trained: bool
     """Whether a finished model of this name lies in the output folder."""
     folder: str | None
 
 
 def list_models(*, output: str | Path = DEFAULT_OUTPUT) -> list[ModelRow]:
-    """Return the catalogue, with what was trained in the output folder."""
-    return [show_model(name, output=output) for name in model_names()]
+    """Return the catalogue, then the user's own models that were trained in the output folder."""
+    output, shipped = Path(output), model_names()
+    own: dict[str, ModelRow] = {}
+    for run, record in list_runs(output):
+        name = _model_name(record)
+        folder = published_dir(output, name)
+        if record.status == "completed" and name not in own and name not in shipped:
+            own[name] = _loadable_row(Loadable(name, _from_folder(name, folder), run), output)
+    catalogue = [show_model(name, output=output) for name in shipped]
+    return [*catalogue, *(row for _, row in sorted(own.items()) if row.trained)]
 
 
 def show_model(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> ModelRow:
-    """Return one model of the catalogue or of a model file. Raises: ModelError if there is none."""
+    """Return one model: of the catalogue, a model file, a run, a folder or a hub id.
+
+    Raises: ModelError if there is none.
+    """
+    if name not in model_names() and Path(name).suffix != ".json":
+        return _loadable_row(resolve_model(name, output=output), Path(output))
     model = load_run_config(name).model
     counts = model.parameter_counts()
+    shipped_vocabulary = SHIPPED_VOCABULARY if model.from_scratch and not model.tokenizer else None
     folder = published_dir(Path(output), model.name)
     trained = (folder / "config.json").is_file()
     return ModelRow(
@@ -62,13 +78,50 @@ def show_model(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> ModelRow:
         width=model.width,
         heads=model.heads,
         context=model.context,
-        vocabulary=model.vocabulary,
+        vocabulary=model.vocabulary or shipped_vocabulary,
         source=model.source,
         license=model.license,
         chat_format=model.chat_format,
         trained=trained,
         folder=str(folder) if trained else None,
     )
+
+
+def _loadable_row(loadable: "Loadable", output: Path) -> ModelRow:
+    """Return what is written about a trained model or a foreign one: in its run, its config and its weights."""
+    folder = Path(loadable.model.source or "")
+    facts: dict[str, Any] = {}
+    settings: dict[str, Any] = {"source": loadable.model.source}
+    trained = False
+    if loadable.run is not None:
+        record = loadable.run.read()
+        facts, settings = record.model, record.config.get("model", {})
+        trained = (published_dir(output, _model_name(record)) / "config.json").is_file()
+    elif folder.is_dir():
+        facts = read_shape(folder)
+    return ModelRow(
+        name=loadable.name,
+        description="",
+        kind="from scratch" if settings.get("source") is None else "pretrained",
+        size_class=settings.get("size_class"),
+        parameters=facts.get("parameters"),
+        parameters_without_embeddings=facts.get("parameters_without_embeddings"),
+        architecture=facts.get("architecture"),
+        layers=facts.get("layers"),
+        width=facts.get("width"),
+        heads=facts.get("heads"),
+        context=facts.get("context"),
+        vocabulary=facts.get("vocabulary"),
+        source=settings.get("source"),
+        license=settings.get("license"),
+        chat_format=settings.get("chat_format"),
+        trained=trained,
+        folder=str(folder) if folder.is_dir() else None,
+    )
+
+
+def _model_name(record: RunRecord) -> str:
+    return str(record.model.get("name") or record.config.get("model", {}).get("name", ""))
 
 
 @dataclass(frozen=True)
@@ -119,7 +172,10 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
             return _from_run(RunDir(path))
         if path.is_dir() and not (path / "config.json").is_file() and not list(path.glob("*.gguf")):
             raise ModelError(f"the folder {name!r} holds no model", hint="dialogkit models list")
-        return Loadable(path.name, _from_folder(path.stem, path))
+        if path.parent.resolve() == output.resolve() and (published := _published(path.name, output)) is not None:
+            return published
+        around = RunDir(path.parent)  # a checkpoint, or the model itself, is known by its run
+        return Loadable(path.name, _from_folder(path.stem, path), around if around.exists else None)
     if (output / "runs" / name).is_dir() and not HUB_ID.match(name):
         return _from_run(find_run(output, name))
     if "/" not in name and (published := _published(name, output)) is not None:
@@ -137,7 +193,7 @@ def _published(name: str, output: Path) -> Loadable | None:
         return None
     # What lies there came from the newest finished run of that model.
     for run, record in list_runs(output):
-        made = str(record.model.get("name"))
+        made = _model_name(record)
         if record.status == "completed" and published_dir(output, made) == folder:
             return Loadable(made, _from_folder(made, folder), run)
     return Loadable(name, _from_folder(name, folder))
@@ -147,7 +203,7 @@ def _from_run(run: RunDir) -> Loadable:
     if not (run.model_dir / "config.json").is_file():
         raise ModelError(
             f"the run {run.name!r} has no finished model (it is {run.read().status})",
-            hint="dialogkit train custom-tiny --preset test",
+            hint=f"dialogkit runs show {run.name}",
         )
     return Loadable(run.name, _from_folder(run.name, run.model_dir), run)
 
@@ -157,7 +213,32 @@ def _from_folder(name: str, folder: Path) -> ModelConfig:
     return ModelConfig(name=folder_name(name), source=str(folder))
 
 
-def describe_architecture(config: object) -> dict[str, object]:
+def read_shape(folder: Path) -> dict[str, Any]:
+    """Return shape and exact parameter counts of a model folder, read from its config and its weights' headers."""
+    try:
+        shape = describe_architecture(json.loads((folder / "config.json").read_bytes()))
+        tensors = [shapes for file in sorted(folder.glob("*.safetensors")) for shapes in _tensor_shapes(file)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    if tensors:
+        embedding = sum(math.prod(size) for name, size in tensors if name.endswith(_EMBEDDINGS))
+        shape["parameters"] = sum(math.prod(size) for _, size in tensors)
+        shape["parameters_without_embeddings"] = shape["parameters"] - embedding
+    return shape
+
+
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "wpe.weight")
+
+
+def _tensor_shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
+    """Yield names and shapes of a safetensors file: its first 8 bytes are the length of a JSON header."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(min(length, 100_000_000)))
+    yield from ((name, tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def describe_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a transformers configuration says about the shape, under our names."""
     names = {
         "architecture": ("model_type",),
@@ -169,7 +250,6 @@ def describe_architecture(config: object) -> dict[str, object]:
     }
     shape = {}
     for ours, theirs in names.items():
-        value = next((getattr(config, name) for name in theirs if getattr(config, name, None) is not None), None)
-        if value is not None:
-            shape[ours] = json.loads(json.dumps(value, default=str))
+        if (value := next((config[name] for name in theirs if config.get(name) is not None), None)) is not None:
+            shape[ours] = value
     return shape

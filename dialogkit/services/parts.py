@@ -149,7 +149,7 @@ class Parts:
             "parameters_without_embeddings": total - inside,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            **describe_architecture(self.model.config),
+            **describe_architecture(self.model.config.to_dict()),
             "vocabulary": self.tokenizer.vocabulary,
         }
 
@@ -172,11 +172,21 @@ class Parts:
         share = train.supervised_tokens / max(1, int(train.lengths.sum()))
         return (
             f"{ledger.dataset}: {ledger.rows:,} rows, {ledger.kept:,} kept, {ledger.cut:,} cut, "
-            f"{ledger.dropped + ledger.unusable:,} dropped; {train.supervised_tokens:,} supervised tokens "
-            f"({share:.0%} of the training tokens)"
+            f"{ledger.dropped + ledger.unusable:,} dropped; to train on: {len(train):,} dialogs with "
+            f"{train.supervised_tokens:,} supervised tokens ({share:.0%} of theirs)"
             + (" - from the cache" if self.data.from_cache else "")
             + (f"; first dropped: {ledger.first_bad_row}" if ledger.first_bad_row else "")
         )
+
+    def warnings(self) -> list[str]:
+        """Return what a user may not expect of the data."""
+        held_out, kept = len(self.data.evaluation), self.data.ledger.kept
+        if held_out < 0.25 * kept:
+            return []
+        return [
+            f"{held_out} of only {kept} dialogs are held out for evaluation; "
+            f"--set data.eval_min_dialogs={max(1, kept // 10)} leaves more to train on"
+        ]
 
     def _share(self) -> str:
         """Return how many dialogs there are to train on, where not all are used."""

@@ -192,7 +192,8 @@ def _work(
         peak_flops=parts.peak_flops(),
     )
     recorder.header(parts.header(run, wandb_run))
-    recorder.note(parts.ledger_line())
+    for line in (parts.ledger_line(), *parts.warnings()):
+        recorder.note(line)
     recorder.histograms(0, {"data/dialog_tokens": parts.length_histogram()})
 
     before = parts.score(autocast=False)

@@ -204,8 +204,28 @@ def test_several_problems_of_a_file_are_told_in_one_go(dialogkit: Run) -> None:
     assert [detail.split(":")[0] for detail in details] == [
         "train.epochs",
         "train.seed",
-        "unknown setting 'dta' (did you mean 'data'?)",
+        "unknown section 'dta' (did you mean 'data'?); there are model, data, train, runtime, tracking, generate",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    {
+        "train --samples -5": "--set data.samples=100",
+        "train --set train.learning_rate=fast": "--set train.learning_rate=0.0001",
+        "train --name ../x": "--name my-run",
+        "train --set tracking.wandb=on": "--set tracking.wandb=auto",
+        "train --set foo.bar=1": "dialogkit config show",
+        "train --config wrong-type.json": "dialogkit config validate wrong-type.json",
+        "train settings.json": "dialogkit train --config settings.json",
+        "train --dataset syntax.jsonl": "mend that line, or: dialogkit train --dataset starter",
+        "train nano": "dialogkit models list",
+    }.items(),
+)
+def test_what_to_try_fits_what_is_wrong(dialogkit: Run, words: str, hint: str) -> None:
+    Path("settings.json").write_text('{"train": {"epochs": 1}}')
+    done = dialogkit(*shlex.split(words))
+    assert done.err.splitlines()[-1] == f"try: {hint}"
 
 
 def test_a_run_is_never_overwritten(dialogkit: Run, trained: Trained) -> None:

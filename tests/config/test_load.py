@@ -302,7 +302,7 @@ def test_a_number_is_finite(value: float) -> None:
 
 def test_all_problems_are_told_at_once() -> None:
     first, *others = problems_of(train__learning_rate=-1, train__batch_size="8", data__sampels=3, model__heads=5)
-    assert first == "model: width 128 is not a multiple of heads 5 (and 3 more)"
+    assert first == "model: width 128 is not a multiple of heads 5 (and 3 more problems)"
     assert sorted(others) == [
         'train.batch_size: must be a valid integer (got "8")',
         "train.learning_rate: must be greater than 0 (got -1)",

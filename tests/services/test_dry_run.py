@@ -34,7 +34,8 @@ def test_a_dry_run_measures_and_writes_nothing(small_config: Callable[..., RunCo
     assert (measured.device, measured.train_dialogs, measured.total_steps) == ("cpu", 8, 1000)
     assert 0 < measured.tokens_per_step <= measured.longest_batch_tokens
     assert min(measured.tokens_per_s, measured.peak_memory_bytes, measured.expected_s) > 0
-    assert measured.expected_s == pytest.approx(1000 * measured.tokens_per_step / measured.tokens_per_s)
+    assert measured.training_s == pytest.approx(1000 * measured.tokens_per_step / measured.tokens_per_s)
+    assert measured.expected_s > measured.training_s
 
 
 def test_a_dry_run_predicts_what_the_training_does(small_config: Callable[..., RunConfig]) -> None:

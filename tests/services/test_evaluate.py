@@ -138,12 +138,10 @@ def test_a_run_is_evaluated_on_the_dialogs_that_it_held_out(small_config: Callab
     rows = [{"instruction": f"Say {number}.", "output": f"{number}!"} for number in range(60)]
     Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = train(small_config({"data.dataset": "mine.jsonl", "data.eval_min_dialogs": 5, "data.max_tokens": 32}))
-    for model in (None, result.run, "custom-nano"):
+    for model in (None, result.run, "custom-nano", result.model_dir, result.published_dir):
         (row,) = evaluate(model).rows
         assert (row.dataset, row.dialogs) == ("mine.jsonl", 5)
         assert row.nats_per_token == pytest.approx(result.metrics["final/nats_per_token"], rel=1e-6)
-    (row,) = evaluate(result.model_dir).rows
-    assert row.dataset == "starter"
 
 
 @pytest.mark.parametrize(

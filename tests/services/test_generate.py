@@ -115,6 +115,8 @@ def test_a_reply_says_how_long_it_is_and_why_it_ended(two: Path) -> None:
     long = GREEDY.model_copy(update={"max_new_tokens": 64})
     ended = [r for r in generate("shared-run", config=long, output=two).replies if r.stop_reason == "end of turn"]
     assert ended
+    assert len({reply.tokens for reply in ended}) == len({reply.seconds for reply in ended}) > 1
+    assert [r.tokens for r in sorted(ended, key=lambda r: r.seconds)] == sorted(r.tokens for r in ended)
     assert all(reply.tokens <= 64 and reply.succeeded == bool(reply.reply) for reply in ended)
 
 
@@ -132,7 +134,9 @@ def test_all_names_are_looked_up_before_the_first_model_is_loaded(
         generate(["shared-run", "shared-ran"], "Hello!", output=trained.output)
 
 
-def test_the_command_line_compares_models(dialogkit: Callable[..., Finished], two: Path) -> None:
+def test_the_command_line_compares_models(
+    dialogkit: Callable[..., Finished], two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["--prompt", "Hello!", "--prompt", "Why?", "--temperature", "0", "--repetition-penalty", "1"]
     words += ["--max-new-tokens", "12", "--output-dir", str(two)]
     done = dialogkit("generate", "newer", "--compare", "shared-run", *words, "--json")
@@ -144,3 +148,7 @@ def test_the_command_line_compares_models(dialogkit: Callable[..., Finished], tw
     table = dialogkit("generate", "newer", "--compare", "shared-run", *words)
     assert table.code == 0
     assert table.out.splitlines()[0].split() == ["prompt", "newer", "shared-run"]
+    monkeypatch.setenv("COLUMNS", "80")
+    below = dialogkit("generate", "newer", "--compare", "shared-run", *words).out.splitlines()
+    marks = [line for line in below if line.startswith(("> ", "["))]
+    assert marks == ["> Hello!", "[newer]", "[shared-run]", "> Why?", "[newer]", "[shared-run]"]

@@ -41,6 +41,35 @@ def test_only_what_was_trained_in_the_folder_is_called_trained(trained: Trained)
     assert {row.folder for name, row in rows.items() if name != "custom-nano"} == {None}
 
 
+def test_a_model_of_ones_own_is_listed_after_the_catalogue(finished: Path, tmp_path: Path) -> None:
+    facts = json.loads((finished / "run.json").read_text())["model"]
+    run = copy_run(finished, tmp_path, "mine-1", model={**facts, "name": "mine"})
+    copy_run(finished, tmp_path, "gone-1", model={**facts, "name": "gone"})
+    shutil.copytree(run / "model", tmp_path / "mine")
+    *shipped, own = list_models(output=tmp_path)
+    assert [row.name for row in shipped] == model_names()
+    assert (own.name, own.parameters, own.trained) == ("mine", facts["parameters"], True)
+
+
+def test_what_is_trained_is_shown_as_it_is(trained: Trained, finished: Path, tmp_path: Path) -> None:
+    names = ["shared-run", str(finished), str(finished / "model"), trained.result.published_dir]
+    shown = [show_model(name, output=trained.output) for name in names]
+    shutil.copytree(finished / "model", tmp_path / "copied")
+    foreign = show_model(str(tmp_path / "copied"), output=trained.output)
+    facts = json.loads((finished / "run.json").read_text())["model"]
+    shape = ("parameters", "parameters_without_embeddings", "architecture", "layers", "width", "heads", "context")
+    for row in (*shown, foreign):
+        assert [getattr(row, name) for name in shape] == [facts[name] for name in shape]
+    assert [row.kind for row in (*shown, foreign)] == ["from scratch"] * 4 + ["pretrained"]
+    assert {row.trained for row in shown} == {True}
+    assert foreign.trained is False
+
+
+def test_of_a_hub_id_nothing_is_made_up() -> None:
+    row = show_model("somebody/their-model")
+    assert (row.architecture, row.parameters, row.layers, row.chat_format) == (None,) * 4
+
+
 def test_nothing_is_trained_in_an_empty_folder(tmp_path: Path) -> None:
     assert not any(row.trained for row in list_models(output=tmp_path / "nowhere"))
 
@@ -61,8 +90,8 @@ def test_shapes_have_one_name_whatever_transformers_calls_them() -> None:
         num_hidden_layers=3, hidden_size=32, num_attention_heads=2, max_position_embeddings=64, vocab_size=99
     )
     shape = {"layers": 3, "width": 32, "heads": 2, "context": 64, "vocabulary": 99}
-    assert describe_architecture(gpt2) == {"architecture": "gpt2", **shape}
-    assert describe_architecture(llama) == {"architecture": "llama", **shape}
+    assert describe_architecture(gpt2.to_dict()) == {"architecture": "gpt2", **shape}
+    assert describe_architecture(llama.to_dict()) == {"architecture": "llama", **shape}
 
 
 # What MODEL means
