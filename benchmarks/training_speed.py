@@ -1,0 +1,278 @@
+"""How fast is a training, side by side with what one would use instead?
+
+python benchmarks/training_speed.py custom-tiny --batch-size 2
+python benchmarks/training_speed.py custom-small --batch-size 4 --rows 40 --rounds 3 --json results.json
+
+Every arm trains the same initial weights for one epoch on the same dialogs, with the same supervised tokens,
+optimizer and learning rate, in a process of its own; arms take turns, and each round starts with another one. A
+useful token is one of a dialog; padding does not count. Arms:
+
+dialogkit   padding-free, attention inside each dialog, chunked loss, bf16 where the CPU has it
+plain       HF Trainer as most tutorials write it: padded to 512, float32
+expert      HF Trainer with dynamic padding and bf16
+trl         TRL's SFTTrainer, bf16, padded and packed, in an environment of its own (made in --trl-env)
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+LONGEST = 512
+ARMS = ("dialogkit", "plain", "expert", "trl")
+
+
+def prepare(words: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Save the initial model and the tokenized dialogs that all arms train on; return their token counts."""
+    import torch
+
+    from dialogkit.config.load import load_run_config
+    from dialogkit.engine.runtime import resolve_runtime
+    from dialogkit.services.parts import Parts
+
+    config = load_run_config(words.model, overrides=overrides(words))
+    parts = Parts(config, resolve_runtime(config.runtime))
+    with (folder / "rows.jsonl").open("w") as file:
+        for index in range(len(parts.data.train)):
+            dialog = parts.data.train[index]
+            ids, learned = dialog["input_ids"].tolist(), dialog["supervised"].tolist()
+            learned[0] = False
+            labels = [token if learn else -100 for token, learn in zip(ids, learned, strict=True)]
+            file.write(json.dumps({"input_ids": ids, "labels": labels}) + "\n")
+    parts.model.save_pretrained(folder / "model")
+    parts.tokenizer.save(folder / "model")
+    facts = parts.model_facts()
+    return {
+        "dialogs": len(parts.data.train),
+        "tokens": int(parts.data.train.lengths.sum()),
+        "supervised_tokens": parts.data.train.supervised_tokens,
+        "parameters": facts["parameters"],
+        "flops_per_token": parts.flops_per_token(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def overrides(words: argparse.Namespace) -> dict[str, object]:
+    """Return what all arms have in common, as settings."""
+    return {
+        "data.dataset": words.dataset,
+        "data.samples": words.rows,
+        "data.max_tokens": LONGEST,
+        "train.batch_size": words.batch_size,
+        "train.epochs": 1.0,
+        "train.schedule": "constant",
+        "train.warmup_fraction": 0.0,
+        "train.learning_rate": words.learning_rate,
+        "train.weight_decay": 0.0,
+        "train.log_every_steps": 1,
+        "train.eval_every_steps": 100_000_000,
+        "train.keep": "last",
+        "tracking.histogram_every_steps": 0,
+    }
+
+
+def train_dialogkit(words: argparse.Namespace) -> dict[str, object]:
+    """Train with dialogkit's engine."""
+    from dialogkit.config.load import load_run_config
+    from dialogkit.engine.runtime import resolve_runtime
+    from dialogkit.services.parts import Parts
+
+    config = load_run_config(words.model, overrides=overrides(words))
+    parts = Parts(config, resolve_runtime(config.runtime))
+    losses: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        fitted = parts.fit(
+            folder=Path(folder),
+            sink=lambda step, metrics: losses.append(metrics["train/loss"]) if "train/loss" in metrics else None,
+        )
+    return {"seconds": fitted.train_s, "losses": losses}
+
+
+def train_hf(words: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """Train with HF's or TRL's trainer; imports nothing of dialogkit."""
+    import time
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    trained_s = [0.0]
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, *args: object, **kwargs: object) -> None:
+            self.started = time.perf_counter()
+
+        def on_step_end(self, *args: object, **kwargs: object) -> None:
+            trained_s[0] = time.perf_counter() - self.started
+
+    def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        width = LONGEST if words.arm == "plain" else max(len(row["input_ids"]) for row in batch)
+
+        def padded(name: str, fill: int) -> torch.Tensor:
+            return torch.tensor([row[name] + [fill] * (width - len(row[name])) for row in batch])
+
+        mask = [[1] * len(r["input_ids"]) + [0] * (width - len(r["input_ids"])) for r in batch]
+        return {
+            "input_ids": padded("input_ids", tokenizer.pad_token_id),
+            "labels": padded("labels", -100),
+            "attention_mask": torch.tensor(mask),
+        }
+
+    common = {
+        "output_dir": str(folder / "out"),
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": words.batch_size,
+        "learning_rate": words.learning_rate,
+        "lr_scheduler_type": "constant",
+        "adam_beta2": 0.95,
+        "bf16": words.arm != "plain",
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 42,
+    }
+    if words.arm in ("plain", "expert"):
+        from transformers import Trainer, TrainingArguments
+
+        trainer = Trainer(model, TrainingArguments(**common), collate, rows, callbacks=[Watch()])
+    else:
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+
+        packed = words.arm == "trl-packed"
+        config = SFTConfig(**common, packing=packed, max_length=LONGEST, gradient_checkpointing=False)
+        trainer = SFTTrainer(
+            model,
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            callbacks=[Watch()],
+        )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"seconds": trained_s[0], "losses": losses}
+
+
+def matmul_rate(dtype_name: str) -> float:
+    """Return the best rate of a large matrix product here, in operations a second."""
+    import time
+
+    import torch
+
+    dtype = getattr(torch, dtype_name)
+    a, b = torch.randn(1024, 1024).to(dtype), torch.randn(1024, 4096).to(dtype)
+    out = torch.empty(1024, 4096, dtype=dtype)
+    best = 0.0
+    for _ in range(12):
+        started = time.perf_counter()
+        for _ in range(4):
+            torch.mm(a, b, out=out)
+        best = max(best, 4 * 2 * 1024 * 1024 * 4096 / (time.perf_counter() - started))
+    return best
+
+
+def run_arm(words: argparse.Namespace, arm: str, folder: Path) -> dict[str, object]:
+    """Run one arm in a process of its own; return seconds, losses and its peak memory."""
+    python = words.trl_env / "bin/python" if arm.startswith("trl") else sys.executable
+    command = [str(python), __file__, words.model, "--arm", arm, "--folder", str(folder)]
+    for name in ("batch_size", "rows", "learning_rate", "dataset"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(words, name))]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "WANDB_MODE": "disabled"})
+    if done.returncode:
+        raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def make_trl_env(folder: Path) -> None:
+    """Make the environment in which TRL runs, if it is not there."""
+    if not (folder / "bin/python").exists():
+        constraints = Path(__file__).parent.parent / "constraints.txt"
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, "--constraint", str(constraints), "torch", "trl"], check=True)
+
+
+def compare(words: argparse.Namespace) -> None:
+    """Let the arms take turns; print the medians and their ratios to ours."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        work = prepare(words, folder)
+        arms = [arm for arm in words.arms for arm in (("trl-padded", "trl-packed") if arm == "trl" else (arm,))]
+        if "trl" in words.arms:
+            make_trl_env(words.trl_env)
+        rounds: list[dict[str, dict[str, object]]] = []
+        for number in range(words.rounds):
+            turn = arms[number % len(arms) :] + arms[: number % len(arms)]
+            rounds.append({arm: run_arm(words, arm, folder) for arm in turn})
+            shown = ", ".join(f"{arm} {work['tokens'] / rounds[-1][arm]['seconds']:,.0f}" for arm in arms)
+            print(f"round {number + 1}: {shown} tokens/s", file=sys.stderr, flush=True)
+        rates = {name: matmul_rate(name) for name in ("float32", "bfloat16")}
+    print(
+        f"{words.model}, {work['dialogs']} dialogs, {work['tokens']:,} tokens, batch {words.batch_size}, "
+        f"{work['threads']} threads; matrix products {rates['float32'] / 1e9:.0f} (float32) and "
+        f"{rates['bfloat16'] / 1e9:.0f} (bf16) GFLOP/s\n"
+    )
+    print("| arm | tokens/s | dialogkit is faster by | peak MiB | of the bf16 rate | first loss | last 5 losses |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    table = []
+    for arm in arms:
+        speed = median(work["tokens"] / r[arm]["seconds"] for r in rounds)
+        ratio = median(r[arm]["seconds"] / r["dialogkit"]["seconds"] for r in rounds)
+        peak = median(r[arm]["peak_bytes"] for r in rounds)
+        losses = rounds[0][arm]["losses"]
+        row = {
+            "arm": arm,
+            "tokens_per_s": speed,
+            "ratio": ratio,
+            "ratios": [r[arm]["seconds"] / r["dialogkit"]["seconds"] for r in rounds],
+            "peak_bytes": peak,
+            "utilisation": speed * work["flops_per_token"] / rates["bfloat16"],
+            "losses": losses,
+        }
+        table.append(row)
+        tail = losses[-5:]
+        print(
+            f"| {arm} | {speed:,.0f} | {ratio:.2f} | {peak / 2**20:,.0f} | {row['utilisation']:.0%} | "
+            f"{losses[0]:.4f} | {sum(tail) / len(tail):.4f} |"
+        )
+    if words.json:
+        words.json.write_text(
+            json.dumps({"model": words.model, "work": work, "rates": rates, "rows": table}, indent=1)
+        )
+
+
+def main() -> None:
+    """Compare the arms, or be one of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--dataset", default="starter", help="as `dialogkit train` takes it")
+    parser.add_argument("--rows", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--trl-env", type=Path, default=Path(tempfile.gettempdir()) / "dialogkit-bench-trl")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    words = parser.parse_args()
+    if words.arm is None:
+        compare(words)
+        return
+    figures = train_dialogkit(words) if words.arm == "dialogkit" else train_hf(words, words.folder)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print("\n" + json.dumps({**figures, "peak_bytes": peak}))
+
+
+if __name__ == "__main__":
+    main()
