@@ -41,11 +41,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         logits_buffer = hidden.new_empty(rows, weight.shape[0])
         for start in range(0, hidden.shape[0], CHUNK_TOKENS):
             chunk = slice(start, start + CHUNK_TOKENS)
-            x, targets = hidden[chunk], targets_S[chunk, None]
+            x, targets = hidden[chunk], targets_S[chunk]
+            at_targets = (torch.arange(len(x), device=x.device), targets)
             logits = torch.mm(x, weight.t(), out=logits_buffer[: len(x)])
             probabilities = logits.softmax(1)
-            total -= probabilities.gather(1, targets).float().clamp_min(_LEAST).log().sum()
-            grad_logits = probabilities.scatter_add_(1, targets, probabilities.new_full(targets.shape, -1.0))
+            total -= probabilities[at_targets].float().clamp_min(_LEAST).log().sum()
+            grad_logits = probabilities
+            grad_logits[at_targets] -= 1  # scatter_add_ copies the whole matrix twice
             torch.mm(grad_logits, weight, out=grad_hidden[chunk])
             part = grad_logits.t() @ x
             # Summed in the precision of the weights: many small bf16 additions would lose most of it.
