@@ -21,6 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 LONGEST = 512
 ARMS = ("dialogkit", "plain", "expert", "trl")
@@ -56,7 +57,7 @@ def prepare(words: argparse.Namespace, folder: Path) -> dict[str, float]:
     }
 
 
-def overrides(words: argparse.Namespace) -> dict[str, object]:
+def overrides(words: argparse.Namespace) -> dict[str, Any]:
     """Return what all arms have in common, as settings."""
     return {
         "data.dataset": words.dataset,
@@ -75,7 +76,7 @@ def overrides(words: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def train_dialogkit(words: argparse.Namespace) -> dict[str, object]:
+def train_dialogkit(words: argparse.Namespace) -> dict[str, Any]:
     """Train with dialogkit's engine."""
     from dialogkit.config.load import load_run_config
     from dialogkit.engine.runtime import resolve_runtime
@@ -92,7 +93,7 @@ def train_dialogkit(words: argparse.Namespace) -> dict[str, object]:
     return {"seconds": fitted.train_s, "losses": losses}
 
 
-def train_hf(words: argparse.Namespace, folder: Path) -> dict[str, object]:
+def train_hf(words: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Train with HF's or TRL's trainer; imports nothing of dialogkit."""
     import time
 
@@ -104,7 +105,7 @@ def train_hf(words: argparse.Namespace, folder: Path) -> dict[str, object]:
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     trained_s = [0.0]
 
-    class Watch(TrainerCallback):
+    class Watch(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, *args: object, **kwargs: object) -> None:
             self.started = time.perf_counter()
 
@@ -145,7 +146,7 @@ def train_hf(words: argparse.Namespace, folder: Path) -> dict[str, object]:
         trainer = Trainer(model, TrainingArguments(**common), collate, rows, callbacks=[Watch()])
     else:
         from datasets import Dataset
-        from trl import SFTConfig, SFTTrainer
+        from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found]
 
         packed = words.arm == "trl-packed"
         config = SFTConfig(**common, packing=packed, max_length=LONGEST, gradient_checkpointing=False)
@@ -179,7 +180,7 @@ def matmul_rate(dtype_name: str) -> float:
     return best
 
 
-def run_arm(words: argparse.Namespace, arm: str, folder: Path) -> dict[str, object]:
+def run_arm(words: argparse.Namespace, arm: str, folder: Path) -> dict[str, Any]:
     """Run one arm in a process of its own; return seconds, losses and its peak memory."""
     python = words.trl_env / "bin/python" if arm.startswith("trl") else sys.executable
     command = [str(python), __file__, words.model, "--arm", arm, "--folder", str(folder)]
@@ -188,7 +189,8 @@ def run_arm(words: argparse.Namespace, arm: str, folder: Path) -> dict[str, obje
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "WANDB_MODE": "disabled"})
     if done.returncode:
         raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def make_trl_env(folder: Path) -> None:
@@ -208,7 +210,7 @@ def compare(words: argparse.Namespace) -> None:
         arms = [arm for arm in words.arms for arm in (("trl-padded", "trl-packed") if arm == "trl" else (arm,))]
         if "trl" in words.arms:
             make_trl_env(words.trl_env)
-        rounds: list[dict[str, dict[str, object]]] = []
+        rounds: list[dict[str, dict[str, Any]]] = []
         for number in range(words.rounds):
             turn = arms[number % len(arms) :] + arms[: number % len(arms)]
             rounds.append({arm: run_arm(words, arm, folder) for arm in turn})

@@ -40,15 +40,26 @@ def untrusted(text: str, style: str = "") -> Text:
     return Text(sanitize(text), style=style)
 
 
+def _print(console: Console, item: RenderableType) -> None:
+    """Print; a file or a program gets no blanks that fill a column."""
+    if console.is_terminal:
+        console.print(item)
+        return
+    with console.capture() as drawn:
+        console.print(item)
+    console.file.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
+
+
 class Output:
     """Prints results as tables for people or as one JSON envelope for programs."""
 
     def __init__(self, *, json_mode: bool = False) -> None:
         self.json_mode = json_mode
         self.out = Console(highlight=False, soft_wrap=False)
-        if not self.out.is_terminal and "COLUMNS" not in os.environ:
-            self.out.width = 200  # a file or a program has no edge at 80
         self.err = Console(stderr=True, highlight=False)
+        for console in (self.out, self.err):
+            if not console.is_terminal and "COLUMNS" not in os.environ:
+                console.width = 200  # a file or a program has no edge at 80
 
     def result(
         self,
@@ -92,13 +103,8 @@ class Output:
         self.err.print(Text.assemble(("next: ", "bold"), sanitize(command)), soft_wrap=True)
 
     def print(self, item: RenderableType) -> None:
-        """Print to stdout; a file or a program gets no blanks that fill a column."""
-        if self.out.is_terminal:
-            self.out.print(item)
-            return
-        with self.out.capture() as drawn:
-            self.out.print(item)
-        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
+        """Print to stdout."""
+        _print(self.out, item)
 
     def text(self, text: str) -> None:
         """Print text as it is to stdout, whatever the width of the terminal."""
@@ -156,7 +162,7 @@ class TrainOutput:
         grid = Table.grid(padding=(0, 2))
         for name, value in facts.items():
             grid.add_row(Text(name, style="bold"), untrusted(value))
-        self._console.print(grid)
+        _print(self._console, grid)
 
     def note(self, text: str) -> None:
         """Print a line."""

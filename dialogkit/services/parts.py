@@ -208,5 +208,6 @@ class Parts:
             "steps": f"{self.schedule.total_steps:,} of {train.batch_size} dialogs, "
             f"learning rate {train.learning_rate:g}",
             "run": str(run.path),
-            "W&B": f"{wandb_run.mode} ({wandb_run.reason}), project {self.config.tracking.project}",
+            "W&B": f"{wandb_run.mode} ({wandb_run.reason})"
+            + (f", project {self.config.tracking.project}" if wandb_run.mode != "disabled" else ""),
         }
