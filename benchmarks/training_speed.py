@@ -46,7 +46,7 @@ def prepare(words: argparse.Namespace, folder: Path) -> dict[str, float]:
             file.write(json.dumps({"input_ids": ids, "labels": labels}) + "\n")
     parts.model.save_pretrained(folder / "model")
     parts.tokenizer.save(folder / "model")
-    facts = parts.model_facts()
+    facts = parts.model_facts
     return {
         "dialogs": len(parts.data.train),
         "tokens": int(parts.data.train.lengths.sum()),

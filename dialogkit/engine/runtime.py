@@ -1,13 +1,15 @@
 """Decides device and precision, each with its reason."""
 
-import platform
+import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from dialogkit.config.runtime import RuntimeConfig
 from dialogkit.errors import UnavailableError
+from dialogkit.machine import processor_flags, processor_name
 
 
 @dataclass(frozen=True)
@@ -67,31 +69,37 @@ def _precision(request: str, device: str) -> tuple[Literal["fp32", "bf16"], str]
             return "bf16", f"compute capability {major}.{minor}"
         return "fp32", f"compute capability {major}.{minor} has no bf16"
     if device == "cpu":
-        flags = _cpu_flags()
         for flag in ("amx_bf16", "avx512_bf16"):
-            if flag in flags:
+            if flag in processor_flags():
                 return "bf16", f"the CPU has {flag}"
         return "fp32", "the CPU has no bf16 arithmetic"
     return "fp32", "MPS"
 
 
-def _cpu_flags() -> set[str]:
-    """Return the CPU's feature flags; empty where the system does not tell."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            line = next((line for line in file if line.startswith("flags")), "")
-    except OSError:
-        return set()
-    return set(line.split())
-
-
 def _device_name(device: str) -> str:
     if device == "cuda":
         return str(torch.cuda.get_device_name())
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "")
-    except OSError:
-        model = ""
-    name = model or platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{processor_name()}, {torch.get_num_threads()} threads"
+
+
+def gpu_facts(device: str) -> dict[str, Any] | None:
+    """Return name, number, memory, compute capability and software of the GPU in use; None without one."""
+    if device != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties()
+    return {
+        "name": properties.name,
+        "count": torch.cuda.device_count(),
+        "memory_bytes": properties.total_memory,
+        "capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
+        "driver": _driver_version(),
+    }
+
+
+def _driver_version() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+        return done.stdout.strip() or None
+    return None

@@ -82,7 +82,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     evaluations = math.ceil(schedule.total_steps / schedule.eval_every_steps)
     return DryRunResult(
         model=config.model.name,
-        parameters=parts.model_facts()["parameters"],
+        parameters=parts.model_facts["parameters"],
         device=runtime.device,
         precision=runtime.precision,
         train_dialogs=len(dialogs),

@@ -1,6 +1,7 @@
 """What a training works with: tokenizer, data and model of one run, and what is done with them together."""
 
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,7 @@ class Parts:
         """Return the operations to train on a token of this data."""
         from dialogkit.engine.flops import flops_per_token
 
-        facts, lengths, train = self.model_facts(), self.data.train.lengths, self.data.train
+        facts, lengths, train = self.model_facts, self.data.train.lengths, self.data.train
         return flops_per_token(
             parameters=facts["parameters_without_embeddings"],
             width=facts.get("width", 0),
@@ -135,8 +136,9 @@ class Parts:
 
         return Histogram(*np.histogram(self.data.train.lengths, bins=32))
 
+    @cached_property
     def model_facts(self) -> dict[str, Any]:
-        """Return name, shape and exact parameter counts."""
+        """Name, shape and exact parameter counts."""
         embedding = {p.data_ptr() for p in self.model.get_input_embeddings().parameters()}
         if hasattr(self.model.base_model, "wpe"):
             embedding.add(self.model.base_model.wpe.weight.data_ptr())
@@ -195,7 +197,7 @@ class Parts:
 
     def header(self, run: RunDir, wandb_run: WandbRun) -> dict[str, str]:
         """Return the facts to show before the first step."""
-        facts = self.model_facts()
+        facts = self.model_facts
         train = self.config.train
         return {
             "model": f"{facts['name']}, {facts['parameters']:,} parameters "

@@ -28,7 +28,7 @@ from dialogkit.tracking.rundir import (
     run_name,
     write_text,
 )
-from dialogkit.tracking.wandb_run import WandbRun, find_credentials, open_wandb, resolve_mode
+from dialogkit.tracking.wandb_run import WandbRun, decide, open_wandb
 
 
 class TrainResult(Result):
@@ -102,7 +102,7 @@ def train_single_model(
 def _train(
     config: RunConfig, *, origins: Mapping[str, str], command: list[str], reporter: TrainReporter
 ) -> tuple[TrainResult, Any]:
-    from dialogkit.engine.runtime import resolve_runtime
+    from dialogkit.engine.runtime import gpu_facts, resolve_runtime
 
     started = time.perf_counter()
     runtime = resolve_runtime(config.runtime)
@@ -110,13 +110,13 @@ def _train(
     name = config.name or run_name(config.model.name, config.preset, output)
     # What can be known to be wrong is told before anything is made.
     require_publishable(published_dir(output, config.model.name))
-    resolve_mode(config.tracking.wandb, find_credentials(Path.cwd()))
+    wandb_decision = decide(config.tracking, Path.cwd())
     run = RunDir.create(output, name)
     record = RunRecord(
         name=name,
         created=now(),
         command=without_secrets(command),
-        environment=environment_facts(Path.cwd()),
+        environment={**environment_facts(Path.cwd()), "gpu": gpu_facts(runtime.device)},
         config=config.model_dump(mode="json"),
         origins=dict(origins),
         runtime=asdict(runtime),
@@ -128,6 +128,7 @@ def _train(
         parts = Parts(config, runtime)
         wandb_run = open_wandb(
             config.tracking,
+            wandb_decision,
             name=name,
             tags=[config.model.name, config.preset, "single-model", "pipeline", *config.tracking.tags],
             folder=output,
@@ -168,7 +169,7 @@ def _work(
     started: float,
 ) -> tuple[TrainResult, Any]:
     config = parts.config
-    record.model, record.data = parts.model_facts(), parts.data_facts()
+    record.model, record.data = parts.model_facts, parts.data_facts()
     record.schedule = asdict(parts.schedule)
     run.write(record)
     wandb_run.update_config(

@@ -15,16 +15,13 @@ PACKAGES = (
     "numpy",
     "pydantic",
     "wandb",
+    "huggingface_hub",
 )
 
 
 def package_versions() -> dict[str, str]:
     """Return the versions of dialogkit, Python and the packages that matter."""
-    versions = {
-        "dialogkit": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-    }
+    versions = {"dialogkit": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = version(package)

@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dialogkit.machine import processor_name
+
 _SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)  # not max_new_tokens
 
 
@@ -20,7 +22,6 @@ def environment_facts(folder: Path) -> dict[str, Any]:
         "cpu": processor_name(),
         "cpu_count": os.cpu_count(),
         "memory_bytes": _memory_bytes(),
-        "python": platform.python_version(),
         "executable": sys.executable,
         "folder": str(folder),
         "git": git_state(folder),
@@ -58,15 +59,6 @@ def without_secrets(words: list[str]) -> list[str]:
             shown.append(word)
             hide = word.startswith("--") and bool(_SECRET.search(word))
     return shown
-
-
-def processor_name() -> str:
-    """Return the processor's name as the system tells it."""
-    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def process_memory_bytes() -> int | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from dialogkit.config.tracking import TrackingConfig
@@ -109,6 +109,24 @@ def _netrc_key(host: str) -> str | None:
         entry = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host)
         return entry[2] if entry else None
     return None
+
+
+class Decision(NamedTuple):
+    """What is decided before W&B is asked anything."""
+
+    mode: Mode
+    reason: str
+    credentials: Credentials
+
+
+def decide(config: TrackingConfig, folder: Path) -> Decision:
+    """Return mode, reason and credentials for a run that is started in `folder`.
+
+    Raises: UnavailableError if `online` is asked for without a key.
+    """
+    credentials = find_credentials(folder)
+    warn_of_open_dotenv(folder / ".env")
+    return Decision(*resolve_mode(config.wandb, credentials), credentials)
 
 
 def resolve_mode(request: str, credentials: Credentials) -> tuple[Mode, str]:
@@ -220,20 +238,25 @@ class WandbRun:
 
 
 def open_wandb(
-    config: TrackingConfig, *, name: str, tags: Sequence[str], folder: Path, settings: Mapping[str, Any]
+    config: TrackingConfig,
+    decision: Decision,
+    *,
+    name: str,
+    tags: Sequence[str],
+    folder: Path,
+    settings: Mapping[str, Any],
 ) -> WandbRun:
     """Start the W&B record of a run.
 
     Args:
-        config: mode, project, group and notes.
+        config: project, group and notes.
+        decision: the mode, and the key where it is online.
         name: name of the run.
         tags: tags of the run.
         folder: W&B makes its `wandb` folder in here.
         settings: the resolved configuration.
     """
-    credentials = find_credentials(Path.cwd())
-    warn_of_open_dotenv(Path.cwd() / ".env")
-    mode, reason = resolve_mode(config.wandb, credentials)
+    mode, reason, credentials = decision
     if mode == "disabled":
         return WandbRun(None, mode, reason)
     try:

@@ -10,6 +10,7 @@ from dialogkit.config.runtime import RuntimeConfig
 from dialogkit.engine import runtime
 from dialogkit.engine.runtime import Runtime, resolve_runtime
 from dialogkit.errors import UnavailableError
+from dialogkit.machine import processor_flags
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: cuda)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-        monkeypatch.setattr(runtime, "_cpu_flags", lambda: set(cpu_flags.split()))
+        monkeypatch.setattr(runtime, "processor_flags", lambda: frozenset(cpu_flags.split()))
 
     return pretend
 
@@ -115,13 +116,13 @@ def test_the_flags_of_this_cpu_are_read(monkeypatch: pytest.MonkeyPatch, tmp_pat
     info = tmp_path / "cpuinfo"
     info.write_text("processor\t: 0\nmodel name\t: A CPU\nflags\t\t: fpu sse avx512_bf16\n\nprocessor\t: 1\n")
     monkeypatch.setattr("builtins.open", lambda path, **options: info.open(**options))
-    assert {"sse", "avx512_bf16"} <= runtime._cpu_flags()
+    assert {"sse", "avx512_bf16"} <= processor_flags()
     assert resolve_runtime(RuntimeConfig(device="cpu")).device_name.startswith("A CPU, ")
 
 
 def test_a_system_that_does_not_tell_has_no_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr("builtins.open", lambda path, **options: (tmp_path / "none").open(**options))
-    assert runtime._cpu_flags() == set()
+    assert processor_flags() == frozenset()
     made = resolve_runtime(RuntimeConfig(device="cpu"))
     assert made.precision == "fp32"
     assert not made.device_name.startswith(",")

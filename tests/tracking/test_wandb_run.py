@@ -22,7 +22,7 @@ from dialogkit.errors import StorageError, UnavailableError
 from dialogkit.network import reachable
 from dialogkit.tracking import wandb_run
 from dialogkit.tracking.rundir import RunDir
-from dialogkit.tracking.wandb_run import Credentials, WandbRun, find_credentials, open_wandb, resolve_mode
+from dialogkit.tracking.wandb_run import Credentials, WandbRun, decide, find_credentials, open_wandb, resolve_mode
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -72,7 +72,8 @@ def dead_server() -> str:
 
 def opened(folder: Path, *, wandb: str = "offline", **settings: Any) -> WandbRun:
     config = TrackingConfig(wandb=wandb, **settings)
-    return open_wandb(config, name="a-run", tags=["one", "two"], folder=folder, settings={"train/seed": 42})
+    run = {"name": "a-run", "tags": ["one", "two"], "settings": {"train/seed": 42}}
+    return open_wandb(config, decide(config, Path.cwd()), folder=folder, **run)
 
 
 def records(run_folder: Path) -> list[Any]:
@@ -322,8 +323,9 @@ def test_no_key_and_a_terminal_ask_nothing(tmp_path: Path) -> None:
     script = (
         "from pathlib import Path\n"
         "from dialogkit.config.tracking import TrackingConfig\n"
-        "from dialogkit.tracking.wandb_run import open_wandb\n"
-        "run = open_wandb(TrackingConfig(), name='n', tags=[], folder=Path('models'), settings={})\n"
+        "from dialogkit.tracking.wandb_run import decide, open_wandb\n"
+        "config, here = TrackingConfig(), Path.cwd()\n"
+        "run = open_wandb(config, decide(config, here), name='n', tags=[], folder=here / 'models', settings={})\n"
         "print('mode', run.mode)\n"
         "run.finish(0)\n"
     )
@@ -407,8 +409,9 @@ def test_the_death_of_the_service_of_wandb_costs_this_run_alone(tmp_path: Path) 
         "import os, signal\n"
         "from pathlib import Path\n"
         "from dialogkit.config.tracking import TrackingConfig\n"
-        "from dialogkit.tracking.wandb_run import open_wandb\n"
-        "run = open_wandb(TrackingConfig(wandb='offline'), name='n', tags=[], folder=Path('.'), settings={})\n"
+        "from dialogkit.tracking.wandb_run import decide, open_wandb\n"
+        "config, here = TrackingConfig(wandb='offline'), Path.cwd()\n"
+        "run = open_wandb(config, decide(config, here), name='n', tags=[], folder=here, settings={})\n"
         "run.log(1, {'a': 1.0})\n"
         "for stat in Path('/proc').glob('[0-9]*/stat'):\n"
         "    parent = stat.read_text().rpartition(')')[2].split()[1]\n"
@@ -419,7 +422,7 @@ def test_the_death_of_the_service_of_wandb_costs_this_run_alone(tmp_path: Path) 
         "for step in range(2, 50):\n"
         "    run.log(step, {'a': 1.0})\n"
         "run.finish(exit_code=0)\n"
-        "run = open_wandb(TrackingConfig(wandb='offline'), name='n', tags=[], folder=Path('.'), settings={})\n"
+        "run = open_wandb(config, decide(config, here), name='n', tags=[], folder=here, settings={})\n"
         "print('survived', run.mode)\n"
         "run.finish(exit_code=0)\n"
     )
