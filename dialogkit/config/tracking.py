@@ -26,6 +26,8 @@ class TrackingConfig(Section):
     """Steps between histograms of weights and gradients. None: ten a run, at most 500 steps apart. 0: none."""
     replies_at_evaluations: int = Field(3, ge=0, le=1_000)
     """Test prompts answered at each evaluation, at most 32 tokens each. 0: none; all are answered at the end."""
+    held_out_replies: int = Field(2, ge=0, le=1_000)
+    """Held-out dialogs whose first turn is answered as well, beside the answer in the dataset. 0: none."""
     log_model: bool = False
     """Upload the finished model to W&B as an artifact."""
     tags: tuple[Tag, ...] = Field((), max_length=50, strict=False)

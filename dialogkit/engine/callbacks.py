@@ -62,8 +62,7 @@ class MetricCallback(TrainerCallback):
             return
         seconds, tokens = self.train_s - self._logged[0], self._counter.all - self._logged[1]
         metrics = {_NAMES[key]: float(value) for key, value in logs.items() if key in _NAMES}
-        metrics["train/tokens"] = self._counter.all
-        metrics["train/supervised_tokens"] = self._counter.supervised
+        metrics |= self._counter.metrics()
         metrics["perf/tokens_per_s"] = tokens / max(seconds, 1e-9)
         metrics["perf/step_s"] = seconds / max(state.global_step - self._logged[2], 1)
         metrics["perf/time_left_s"] = self.train_s / state.global_step * (state.max_steps - state.global_step)

@@ -43,17 +43,19 @@ class FitResult:
 class DialogTrainer(Trainer):
     """HF's Trainer with an evaluation that weights tokens, not rows: its own depends on the batch size."""
 
-    def __init__(self, *args: Any, scorer: Scorer, sink: MetricSink, **kw: Any):
+    def __init__(self, *args: Any, scorer: Scorer, sink: MetricSink, counter: TokenCounter, **kw: Any):
         super().__init__(*args, **kw)
         self._scorer = scorer
         self._sink = sink
+        self._counter = counter
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the scorer's figures as HF's `eval_...` metrics."""
         figures = self._scorer()
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         self.log(dict(metrics))
-        self._sink(self.state.global_step, {f"eval/{name}": value for name, value in figures.items()})
+        told = {f"eval/{name}": value for name, value in figures.items()}
+        self._sink(self.state.global_step, told | self._counter.metrics())
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -119,6 +121,7 @@ def fit(
             callbacks=callbacks,
             scorer=score,
             sink=sink,
+            counter=counter,
         )
         trainer.remove_callback(PrinterCallback)  # what is printed is the reporter's business
         trainer.train()

@@ -93,6 +93,10 @@ class TokenCounter:
         self.supervised = 0
         self.all = 0
 
+    def metrics(self) -> dict[str, float]:
+        """Return the counts under the names by which they are logged."""
+        return {"train/tokens": self.all, "train/supervised_tokens": self.supervised}
+
 
 def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter) -> None:
     """Give a causal model a forward that takes padding-free batches and returns the loss alone.

@@ -70,7 +70,6 @@ class _Clock:
         return self._at[tokens - 1]
 
 
-@torch.no_grad()
 def generate_replies(
     model: Any,
     tokenizer: ChatTokenizer,
@@ -94,10 +93,36 @@ def generate_replies(
         batch_size: prompts answered at once.
         on_text: takes the text as it grows; for a single prompt.
     """
+    encoded = [tokenizer.encode_prompt(messages) for messages in prompts]
+    return continue_prompts(
+        model,
+        tokenizer,
+        encoded,
+        config,
+        context=context,
+        device=device,
+        batch_size=batch_size,
+        on_text=on_text,
+    )
+
+
+@torch.no_grad()
+def continue_prompts(
+    model: Any,
+    tokenizer: ChatTokenizer,
+    encoded: Sequence[Sequence[int]],
+    config: GenerateConfig,
+    *,
+    context: int,
+    device: str,
+    batch_size: int = 32,
+    on_text: Callable[[str], None] | None = None,
+) -> list[Reply]:
+    """Return a reply to each prompt, given as ids up to where the answer starts; see `generate_replies`."""
     from transformers import GenerationConfig, StoppingCriteriaList
 
     room = max(1, min(config.max_new_tokens, context // 2))
-    encoded = [tokenizer.encode_prompt(messages)[-(context - room) :] for messages in prompts]
+    encoded = [ids[-(context - room) :] for ids in encoded]
     limits = [min(config.max_new_tokens, context - len(ids)) for ids in encoded]
     order = sorted(range(len(encoded)), key=lambda i: (-limits[i], len(encoded[i])))
     batches: list[list[int]] = []
@@ -135,7 +160,7 @@ def generate_replies(
                     input_ids=inputs.to(device),
                     attention_mask=mask.to(device),
                     stopping_criteria=StoppingCriteriaList([clock]),
-                    streamer=_StepWatch(tokenizer, on_text) if on_text and len(prompts) == 1 else None,
+                    streamer=_StepWatch(tokenizer, on_text) if on_text and len(encoded) == 1 else None,
                     generation_config=GenerationConfig(
                         max_new_tokens=limit,
                         do_sample=sampling,
@@ -150,7 +175,7 @@ def generate_replies(
                     replies[index] = _reply(new, tokenizer, clock, limit < config.max_new_tokens)
     finally:
         model.train(was_training)
-    return [replies[i] for i in range(len(prompts))]
+    return [replies[i] for i in range(len(encoded))]
 
 
 def _reply(ids: list[int], tokenizer: ChatTokenizer, clock: _Clock, context_full: bool) -> Reply:

@@ -30,6 +30,8 @@ class ReplyResult(Result):
     """Wall time from the start of its batch to its last token."""
     stop_reason: str
     """end of turn, length, or context full."""
+    reference: str | None = None
+    """The answer in the dataset, where the prompt is a held-out dialog's."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -118,8 +120,10 @@ def generate(
     return GenerateResult(replies=replies)
 
 
-def reply_results(model: str, prompts: Sequence[str], replies: Sequence["Reply"]) -> list[ReplyResult]:
-    """Return the replies of a model, each with its prompt."""
+def reply_results(
+    model: str, prompts: Sequence[str], replies: Sequence["Reply"], references: Sequence[str | None] = ()
+) -> list[ReplyResult]:
+    """Return the replies of a model, each with its prompt, and with its reference where there are any."""
     return [
         ReplyResult(
             model=model,
@@ -128,6 +132,7 @@ def reply_results(model: str, prompts: Sequence[str], replies: Sequence["Reply"]
             tokens=reply.tokens,
             seconds=reply.seconds,
             stop_reason=reply.stop_reason,
+            reference=reference,
         )
-        for prompt, reply in zip(prompts, replies, strict=True)
+        for prompt, reply, reference in zip(prompts, replies, references or [None] * len(prompts), strict=True)
     ]

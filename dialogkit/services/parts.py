@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.run import RunConfig
 from dialogkit.services.generate import ReplyResult, reply_results
 from dialogkit.services.models import describe_architecture
@@ -93,20 +94,49 @@ class Parts:
         from dialogkit.engine.loss import own_forward
         from dialogkit.inference.session import generate_replies
 
-        settings = self.config.generate
-        prompts = settings.test_prompts[:first]
-        if longest is not None:
-            settings = settings.model_copy(update={"max_new_tokens": min(longest, settings.max_new_tokens)})
+        prompts = self.config.generate.test_prompts[:first]
         with own_forward(self.model), plain_attention(self.model):
             made = generate_replies(
                 self.model,
                 self.tokenizer,
                 [[Message("user", prompt)] for prompt in prompts],
-                settings,
+                self._reply_settings(longest),
                 context=self.context,
                 device=self.runtime.device,
             )
         return reply_results(self.config.model.name, prompts, made)
+
+    def reply_to_held_out(self, first: int, *, longest: int | None = None) -> list[ReplyResult]:
+        """Answer the first turns of the first held-out dialogs, whose own answers are the references."""
+        from dialogkit.engine.attention import plain_attention
+        from dialogkit.engine.loss import own_forward
+        from dialogkit.inference.session import continue_prompts
+
+        prompts, references = [], []
+        for index in range(min(first, len(self.data.evaluation))):
+            dialog = self.data.evaluation[index]
+            ids, learned = dialog["input_ids"].tolist(), dialog["supervised"].tolist()
+            start = learned.index(True)
+            end = learned.index(False, start) if False in learned[start:] else len(ids)
+            prompts.append(ids[:start])
+            references.append(self.tokenizer.decode(ids[start:end]))
+        with own_forward(self.model), plain_attention(self.model):
+            made = continue_prompts(
+                self.model,
+                self.tokenizer,
+                prompts,
+                self._reply_settings(longest),
+                context=self.context,
+                device=self.runtime.device,
+            )
+        texts = [self.tokenizer.decode(ids) for ids in prompts]
+        return reply_results(self.config.model.name, texts, made, references)
+
+    def _reply_settings(self, longest: int | None) -> GenerateConfig:
+        settings = self.config.generate
+        if longest is None:
+            return settings
+        return settings.model_copy(update={"max_new_tokens": min(longest, settings.max_new_tokens)})
 
     def flops_per_token(self) -> float:
         """Return the operations to train on a token of this data."""

@@ -13,7 +13,7 @@ from dialogkit.tracking.wandb_run import WandbRun
 if TYPE_CHECKING:
     from dialogkit.engine.histograms import Histogram
 
-REPLY_COLUMNS = ("prompt", "reply", "tokens", "seconds", "tokens_per_s", "stop_reason", "repetition")
+REPLY_COLUMNS = ("prompt", "reply", "reference", "tokens", "seconds", "tokens_per_s", "stop_reason", "repetition")
 
 
 class Recorder:
@@ -59,7 +59,8 @@ class Recorder:
         self._reporter.step(step, self._total_steps, metrics)
 
     def histograms(self, step: int, histograms: Mapping[str, "Histogram"]) -> None:
-        """Record histograms; in W&B alone."""
+        """Record histograms."""
+        self._run.append_histograms(step, histograms)
         self._wandb.log_histograms(step, histograms)
 
     def replies(self, step: int, replies: Sequence[ReplyResult], *, table: str) -> None:

@@ -198,13 +198,15 @@ def _work(
     recorder.histograms(0, {"data/dialog_tokens": parts.length_histogram()})
 
     before = parts.score(autocast=False)
-    recorder.point(0, {f"eval/{name}": value for name, value in before.items()})
-    asked = config.tracking.replies_at_evaluations
+    untrained = {"train/tokens": 0.0, "train/supervised_tokens": 0.0}
+    recorder.point(0, {f"eval/{name}": value for name, value in before.items()} | untrained)
+    asked, held_out = config.tracking.replies_at_evaluations, config.tracking.held_out_replies
 
     def sink(step: int, metrics: dict[str, float]) -> None:
         recorder.point(step, metrics)
-        if asked and "eval/nats_per_token" in metrics:
-            recorder.replies(step, parts.reply_to_tests(asked, longest=32), table="replies/evaluation")
+        if asked + held_out and "eval/nats_per_token" in metrics:
+            replies = parts.reply_to_tests(asked, longest=32) + parts.reply_to_held_out(held_out, longest=32)
+            recorder.replies(step, replies, table="replies/evaluation")
 
     fitted = parts.fit(folder=run.path, sink=sink, histograms=recorder.histograms)
     final = parts.score(autocast=False)
@@ -218,7 +220,7 @@ def _work(
         "perf/tokens_per_s": fitted.tokens / max(fitted.train_s, 1e-9),
     }
     replies = parts.reply_to_tests()
-    recorder.replies(fitted.steps, replies, table="replies/final")
+    recorder.replies(fitted.steps, replies + parts.reply_to_held_out(held_out), table="replies/final")
     statistics = reply_statistics(replies)
     fitted.trainer.save_model(str(run.model_dir))
     parts.tokenizer.save(run.model_dir)

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -126,6 +126,14 @@ class RunDir:
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Append one logged point to `metrics.jsonl`; it is on disk when this returns."""
         self._append("metrics.jsonl", {"step": step, "time": now(), **metrics})
+
+    def append_histograms(self, step: int, histograms: Mapping[str, tuple[Any, Any]]) -> None:
+        """Append histograms, each as counts and edges, to `histograms.jsonl`."""
+        drawn = {
+            name: {"low": float(edges[0]), "high": float(edges[-1]), "counts": [int(count) for count in counts]}
+            for name, (counts, edges) in histograms.items()
+        }
+        self._append("histograms.jsonl", {"step": step, "time": now(), **drawn})
 
     def append_sample(self, sample: dict[str, Any]) -> None:
         """Append one reply to `samples.jsonl`."""

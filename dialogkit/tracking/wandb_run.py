@@ -312,7 +312,9 @@ def _init(
                 base_url=credentials.server,
             ),
         )
+        # Every point also carries train/tokens, which a panel may take as its axis instead.
         run.define_metric("train/step")
+        run.define_metric("train/tokens", step_metric="train/step")
         run.define_metric("*", step_metric="train/step")
         return run
     except Exception as error:  # whatever W&B raises, training goes on

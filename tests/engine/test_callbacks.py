@@ -132,10 +132,12 @@ def test_evaluations_are_told_beside_the_steps(small: Any) -> None:
         score=lambda: {"nats_per_token": next(values), "accuracy": 0.5}, sink=lambda *point: points.append(point),
     )  # fmt: skip
     told = [(step, metrics) for step, metrics in points if "eval/nats_per_token" in metrics]
-    assert told == [
+    assert [(step, {k: v for k, v in metrics.items() if "eval" in k}) for step, metrics in told] == [
         (step, {"eval/nats_per_token": value, "eval/accuracy": 0.5})
         for step, value in ((2, 3.0), (4, 2.0), (5, 1.0))
     ]
+    tokens = {step: metrics["train/tokens"] for step, metrics in points if "train/loss" in metrics}
+    assert [metrics["train/tokens"] for _, metrics in told] == [tokens[step] for step in (2, 4, 5)]
     assert all(not key.startswith("eval") for _, metrics in points if "train/loss" in metrics for key in metrics)
 
 

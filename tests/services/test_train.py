@@ -68,7 +68,8 @@ def test_a_training_leaves_exactly_the_promised_tree(trained: Trained) -> None:
     assert names(trained.output / "runs") == {"shared-run"}
     run = Path(trained.result.run_dir)
     checkpoints = {name for name in names(run) if re.fullmatch(r"checkpoint-\d+", name)}
-    assert names(run) - checkpoints == {"run.json", "metrics.jsonl", "samples.jsonl", "console.log", "model"}
+    files = {"run.json", "metrics.jsonl", "samples.jsonl", "histograms.jsonl", "console.log"}
+    assert names(run) - checkpoints == {*files, "model"}
     assert len(checkpoints) == 2
     assert names(trained.result.model_dir) == names(trained.result.published_dir) == MODEL_FILES
     assert Path(trained.result.published_dir) == trained.output / "custom_nano"
@@ -140,7 +141,10 @@ def test_points_of_training_and_evaluation_are_logged_and_the_loss_falls(trained
 def test_the_rates_are_those_of_the_kept_samples(trained: Trained) -> None:
     lines = (Path(trained.result.run_dir) / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     told = [json.loads(line) for line in lines]
-    samples = [sample for sample in told if sample["table"] == "replies/final"]
+    final = [sample for sample in told if sample["table"] == "replies/final"]
+    samples = [sample for sample in final if sample["reference"] is None]
+    assert all(sample["reference"] for sample in final if sample not in samples)
+    assert len(final) == len(samples) + 2
     assert {sample["step"] for sample in told if sample["table"] == "replies/evaluation"} == {5, 10, 15, 20}
     assert [sample["prompt"] for sample in samples] == record_of(trained.result).config["generate"]["test_prompts"]
     assert [sample["reply"] for sample in samples] == [reply.reply for reply in trained.result.replies]
