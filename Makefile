@@ -1,11 +1,11 @@
-# Targets: setup, demo, test, check. Needs python3 (3.11 or newer) and a package index, nothing else.
+# Targets: setup, demo, test, faults, check. Needs python3 (3.11 or newer) and a package index, nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Made again only when what it was made from changes; a second run re-uses the environment as it is.
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test faults check clean
 
 setup: $(STAMP)
 
@@ -21,6 +21,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+faults: setup
+	$(BIN)/python -m pytest -m faults
 
 check: setup
 	$(BIN)/ruff check .

@@ -41,6 +41,10 @@ def train_command(
     tags: Annotated[
         list[str] | None, typer.Option("--tag", metavar="TAG", help="A further W&B tag; may be repeated.")
     ] = None,
+    trackers: Annotated[
+        list[str] | None,
+        typer.Option("--tracker", metavar="NAME", help="Beside W&B: tensorboard, trackio or mlflow."),
+    ] = None,
     log_model: Annotated[
         bool, typer.Option("--log-model", help="Upload the finished model to W&B as an artifact.")
     ] = False,
@@ -60,6 +64,7 @@ def train_command(
         "runtime.device": "cpu" if no_cuda else None,
         "runtime.output_dir": output_dir,
         "tracking.tags": tags or None,
+        "tracking.trackers": trackers or None,
         "tracking.log_model": log_model or None,
         "name": name,
     }

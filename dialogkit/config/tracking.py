@@ -6,6 +6,7 @@ from pydantic import Field
 
 from dialogkit.config.base import Section
 
+Tracker = Literal["tensorboard", "trackio", "mlflow"]
 Tag = Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -30,5 +31,7 @@ class TrackingConfig(Section):
     """Held-out dialogs whose first turn is answered as well, beside the answer in the dataset. 0: none."""
     log_model: bool = False
     """Upload the finished model to W&B as an artifact."""
+    trackers: tuple[Tracker, ...] = Field((), max_length=3, strict=False)
+    """Trackers beside W&B: tensorboard, trackio, mlflow. Each is an extra, such as dialogkit[tensorboard]."""
     tags: tuple[Tag, ...] = Field((), max_length=50, strict=False)
     """Further W&B tags, beside the model, the preset, single-model and pipeline."""

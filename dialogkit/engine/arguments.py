@@ -1,6 +1,7 @@
 """The one place that names HF's `TrainingArguments`."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,17 @@ def resolve_schedule(config: TrainConfig, num_dialogs: int) -> Schedule:
 
 
 def training_arguments(
-    config: TrainConfig, runtime: Runtime, schedule: Schedule, *, folder: Path, compile: bool, workers: int
+    config: TrainConfig,
+    runtime: Runtime,
+    schedule: Schedule,
+    *,
+    folder: Path,
+    compile: bool,
+    workers: int,
+    trackers: Sequence[str] = (),
+    project: str = "dialogkit",
 ) -> Any:
-    """Return HF's arguments for a run in `folder`."""
+    """Return HF's arguments for a run in `folder`; `trackers` are those of HF's own integrations."""
     from transformers import TrainingArguments
 
     fields = TrainingArguments.__dataclass_fields__
@@ -79,8 +88,10 @@ def training_arguments(
         dataloader_pin_memory=runtime.device == "cuda",
         # The batches are ours: nothing may be taken out of them.
         remove_unused_columns=False,
-        # Tracking and progress are ours as well.
-        report_to="none",
+        # W&B and progress are ours as well.
+        report_to=list(trackers) or "none",
+        run_name=folder.name,
+        project=project,
         disable_tqdm=True,
         restore_callback_states_from_checkpoint=True,
     )

@@ -1,9 +1,10 @@
 """Small callbacks around HF Trainer, each with one concern."""
 
+import logging
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +13,8 @@ from transformers import TrainerCallback
 
 from dialogkit.engine.loss import TokenCounter
 from dialogkit.errors import DivergedError, InterruptedRunError
+
+logger = logging.getLogger(__name__)
 
 MetricSink = Callable[[int, dict[str, float]], None]
 """Takes the optimizer step and metrics by name (`train/loss`, `perf/tokens_per_s` ...)."""
@@ -83,6 +86,38 @@ def device_memory() -> dict[str, float]:
     with suppress(Exception):  # needs a library that may be absent
         figures["gpu/utilization"] = torch.cuda.utilization() / 100
     return figures
+
+
+class _Guarded(TrainerCallback):
+    """A callback whose first exception is a warning, and its last word."""
+
+    def __init__(self, name: str, callback: TrainerCallback) -> None:
+        self._name = name
+        self._callback: TrainerCallback | None = callback
+
+    def __getattribute__(self, event: str) -> Any:
+        if not event.startswith("on_"):
+            return super().__getattribute__(event)
+
+        def call(*args: Any, **kwargs: Any) -> None:
+            if self._callback is None:
+                return
+            try:
+                getattr(self._callback, event)(*args, **kwargs)
+            except Exception as error:  # whatever a tracker raises, training goes on
+                self._callback = None
+                logger.warning("%s failed (%s); the run goes on without it", self._name, type(error).__name__)
+
+        return call
+
+
+def guard_trackers(trainer: Any, trackers: Sequence[str]) -> None:
+    """Keep HF's tracker integrations from ending a training."""
+    from transformers.integrations import INTEGRATION_TO_CALLBACK
+
+    for name in trackers:
+        callback = trainer.pop_callback(INTEGRATION_TO_CALLBACK[name])
+        trainer.add_callback(_Guarded(name, callback))
 
 
 class StopAtNonFinite(TrainerCallback):

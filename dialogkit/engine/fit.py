@@ -1,6 +1,6 @@
 """Fits a model to dialogs with HF Trainer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -12,7 +12,7 @@ import torch
 from dialogkit.config.train import TrainConfig
 from dialogkit.engine.arguments import Schedule, training_arguments
 from dialogkit.engine.attention import use_packed_attention, use_plain_attention
-from dialogkit.engine.callbacks import MetricCallback, MetricSink, StopAtNonFinite, StopAtSignal
+from dialogkit.engine.callbacks import MetricCallback, MetricSink, StopAtNonFinite, StopAtSignal, guard_trackers
 from dialogkit.engine.histograms import HistogramCallback, HistogramSink
 from dialogkit.engine.loss import TokenCounter, install_dialog_loss, remove_dialog_loss
 from dialogkit.engine.runtime import Runtime
@@ -76,6 +76,8 @@ def fit(
     workers: int = 0,
     histograms: HistogramSink | None = None,
     histogram_every: int = 0,
+    trackers: Sequence[str] = (),
+    project: str = "dialogkit",
 ) -> FitResult:
     """Train a model in place; afterwards it holds the best or the last weights, as `config.keep` says.
 
@@ -94,6 +96,8 @@ def fit(
         workers: processes that assemble batches.
         histograms: takes histograms of weights and gradients.
         histogram_every: optimizer steps between them; 0 takes none.
+        trackers: HF's integrations that log as well; one that fails is left out from then on.
+        project: name under which those file the run.
 
     Raises: DivergedError, InterruptedRunError, OutOfMemoryError.
     """
@@ -113,7 +117,16 @@ def fit(
     try:
         trainer = DialogTrainer(
             model=model,
-            args=training_arguments(config, runtime, schedule, folder=folder, compile=compile, workers=workers),
+            args=training_arguments(
+                config,
+                runtime,
+                schedule,
+                folder=folder,
+                compile=compile,
+                workers=workers,
+                trackers=trackers,
+                project=project,
+            ),
             data_collator=collate,
             train_dataset=train_set,
             eval_dataset=train_set,  # the scorer has the evaluation set; HF only asks that there is one
@@ -124,6 +137,7 @@ def fit(
             counter=counter,
         )
         trainer.remove_callback(PrinterCallback)  # what is printed is the reporter's business
+        guard_trackers(trainer, trackers)
         trainer.train()
     except torch.OutOfMemoryError:
         raise _out_of_memory(config) from None

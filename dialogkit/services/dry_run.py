@@ -74,7 +74,10 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
         schedule, parts.schedule = parts.schedule, replace(parts.schedule, total_steps=2, log_every_steps=1)
         parts.data = replace(parts.data, train=dialogs.select(longest))
         parts.config = config.model_copy(
-            update={"train": config.train.model_copy(update={"max_steps": 2, "keep": "last"})}
+            update={
+                "train": config.train.model_copy(update={"max_steps": 2, "keep": "last"}),
+                "tracking": config.tracking.model_copy(update={"trackers": ()}),
+            }
         )
         parts.fit(folder=Path(folder), sink=sink)
     tokens_per_step = float(dialogs.lengths.mean()) * config.train.batch_size

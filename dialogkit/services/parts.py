@@ -80,6 +80,8 @@ class Parts:
             workers=self.config.runtime.workers,
             histograms=histograms,
             histogram_every=self.histogram_every(),
+            trackers=self.config.tracking.trackers,
+            project=self.config.tracking.project,
         )
 
     def histogram_every(self) -> int:

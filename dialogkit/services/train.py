@@ -28,6 +28,7 @@ from dialogkit.tracking.rundir import (
     run_name,
     write_text,
 )
+from dialogkit.tracking.trackers import require_trackers, tracker_places
 from dialogkit.tracking.wandb_run import WandbRun, decide, open_wandb
 
 
@@ -110,6 +111,7 @@ def _train(
     name = config.name or run_name(config.model.name, config.preset, output)
     # What can be known to be wrong is told before anything is made.
     require_publishable(published_dir(output, config.model.name))
+    require_trackers(config.tracking.trackers)
     wandb_decision = decide(config.tracking, Path.cwd())
     run = RunDir.create(output, name)
     record = RunRecord(
@@ -208,7 +210,8 @@ def _work(
             replies = parts.reply_to_tests(asked, longest=32) + parts.reply_to_held_out(held_out, longest=32)
             recorder.replies(step, replies, table="replies/evaluation")
 
-    fitted = parts.fit(folder=run.path, sink=sink, histograms=recorder.histograms)
+    with tracker_places(run.path, Path(config.runtime.output_dir), config.tracking.project):
+        fitted = parts.fit(folder=run.path, sink=sink, histograms=recorder.histograms)
     final = parts.score(autocast=False)
     metrics = {
         **{f"before/{name}": value for name, value in before.items()},

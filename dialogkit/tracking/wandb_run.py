@@ -9,10 +9,12 @@ import netrc
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -21,6 +23,10 @@ from dialogkit.errors import StorageError, UnavailableError
 from dialogkit.network import reachable
 
 logger = logging.getLogger(__name__)
+
+INIT_TIMEOUT_S = 10.0
+FINISH_TIMEOUT_S = 30.0
+"""How long a server that does not answer may delay the start and the end of a run."""
 
 _EMPTY_BYTES = 7  # a `.wandb` file's header without a record
 DEFAULT_SERVER = "https://api.wandb.ai"
@@ -152,27 +158,26 @@ def resolve_mode(request: str, credentials: Credentials) -> tuple[Mode, str]:
 
 
 class WandbRun:
-    """A W&B run whose failures are warnings. A disabled one does nothing."""
+    """A W&B run whose failures are warnings. A disabled one does nothing.
 
-    def __init__(self, run: Any, mode: Mode, reason: str) -> None:
-        self._run = run
+    W&B is called by a thread of its own, in the order of the calls here: some of its functions ask the server and
+    wait for an answer, which must not hold up a training.
+    """
+
+    def __init__(self, run: Any, mode: Mode, reason: str, *, place: Path = Path()) -> None:
         self.mode = mode
         self.reason = reason
-
-    @property
-    def id(self) -> str | None:
+        self.id: str | None = str(run.id) if run is not None else None
         """W&B's id of the run."""
-        return str(self._run.id) if self._run is not None else None
-
-    @property
-    def folder(self) -> Path | None:
+        self.folder = place / "wandb" / Path(run.dir).parent.name if run is not None else None
         """Where W&B keeps the run's files."""
-        return Path(self._run.dir).parent if self._run is not None else None
-
-    @property
-    def url(self) -> str | None:
+        self.url: str | None = str(run.url) if run is not None and mode == "online" else None
         """Address of the run; None offline."""
-        return str(self._run.url) if self._run is not None and self.mode == "online" else None
+        self._run = run
+        self._calls: SimpleQueue[Callable[[Any], object] | None] = SimpleQueue()
+        self._worker = threading.Thread(target=self._work, name="wandb", daemon=True)
+        if run is not None:
+            self._worker.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log metrics at an optimizer step."""
@@ -222,19 +227,30 @@ class WandbRun:
         self._guard(lambda run: run.summary.update(dict(values)))
 
     def finish(self, exit_code: int) -> None:
-        """End the run."""
+        """End the run. A server that does not take the rest in time is left behind with a warning."""
         self._guard(lambda run: run.finish(exit_code=exit_code))
-        self._run = None
+        self._calls.put(None)
+        if self._worker.is_alive():
+            self._worker.join(FINISH_TIMEOUT_S + 3)
+            if self._worker.is_alive():
+                self._run = None
+                logger.warning("W&B did not end within %.0f s; wandb sync %s", FINISH_TIMEOUT_S, self.folder)
 
     def _guard(self, call: Callable[[Any], object]) -> None:
-        if self._run is None:
-            return
-        try:
-            call(self._run)
-        except Exception as error:  # whatever W&B raises, training goes on
-            self._run = None
-            _leave_dead_service(error)
-            logger.warning("W&B failed (%s); the run goes on without it", type(error).__name__)
+        if self._run is not None:
+            self._calls.put(call)
+
+    def _work(self) -> None:
+        """Make the calls, until the last one or the first that fails."""
+        while (call := self._calls.get()) is not None:
+            try:
+                call(self._run)
+            except Exception as error:  # whatever W&B raises, training goes on
+                self._run = None
+                _leave_dead_service(error)
+                logger.warning("W&B failed (%s); the run goes on without it", type(error).__name__)
+                return
+        self._run = None
 
 
 def open_wandb(
@@ -270,7 +286,7 @@ def open_wandb(
         run = _init(config, mode, credentials, name=name, tags=tags, folder=folder, settings=settings)
     if run is None:
         return WandbRun(None, "disabled", "W&B could not start")
-    return WandbRun(run, mode, reason)
+    return WandbRun(run, mode, reason, place=folder)
 
 
 def _init(
@@ -297,13 +313,15 @@ def _init(
             group=config.group,
             notes=config.notes,
             tags=list(tags),
-            dir=str(folder),
+            # W&B's service stays in the folder in which the process's first run was started.
+            dir=str(folder.absolute()),
             config=dict(settings),
             mode=mode,
+            reinit="create_new",  # a run of the user's own, as in a notebook, is left alone
             settings=wandb.Settings(
                 silent=True,
-                init_timeout=10,
-                finish_timeout=30,
+                init_timeout=INIT_TIMEOUT_S,
+                finish_timeout=FINISH_TIMEOUT_S,
                 # Otherwise a process that is killed leaves nothing but the last quarter of a minute's silence.
                 x_transaction_log_flush_interval=2,
                 console="off",

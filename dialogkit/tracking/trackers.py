@@ -1,0 +1,40 @@
+"""Trackers beside W&B: what each needs, and where it writes when the user has not said."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from dialogkit.errors import UnavailableError
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Raise UnavailableError for a tracker whose package is not installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise UnavailableError(
+                f"the tracker {name} needs a package that is not installed",
+                hint=f"pip install 'dialogkit[{name}]'",
+            )
+
+
+@contextmanager
+def tracker_places(run: Path, output: Path, project: str) -> Iterator[None]:
+    """Tell trackers to write into the run's folder or beside the runs; what the user has set is kept.
+
+    They read the environment, which is as it was afterwards.
+    """
+    places = {
+        "TENSORBOARD_LOGGING_DIR": str(run / "tensorboard"),
+        "TRACKIO_DIR": str(output.absolute() / "trackio"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{output.absolute() / 'mlflow.db'}",
+        "MLFLOW_EXPERIMENT_NAME": project,
+    }
+    made = {name: place for name, place in places.items() if name not in os.environ}
+    os.environ.update(made)
+    try:
+        yield
+    finally:
+        for name in made:
+            os.environ.pop(name, None)

@@ -1,0 +1,46 @@
+"""Processes of their own that start in a moment: they are forked from one that has the libraries loaded."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.preload"])
+
+
+def run_forked(
+    function: Callable[..., Any], *args: Any, folder: Path, timeout: float = 120, **environment: str
+) -> Any:
+    """Return what a module's function returns in a process of its own that works in `folder`."""
+    ours, theirs = _context.Pipe(duplex=False)
+    process = _context.Process(target=_call, args=(theirs, function, args, folder, environment))
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(timeout):
+            raise TimeoutError(f"{function.__name__} took more than {timeout} s")
+        done, result = ours.recv()
+    finally:
+        process.join(timeout if process.exitcode is None and ours.closed else 60)
+        if process.is_alive():
+            process.kill()
+    if not done:
+        raise AssertionError(result)
+    return result
+
+
+def _call(
+    pipe: Any, function: Callable[..., Any], args: tuple[Any, ...], folder: Path, environment: Mapping[str, str]
+) -> None:
+    import traceback
+
+    os.chdir(folder)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        del os.environ[name]
+    os.environ.update(environment)
+    try:
+        pipe.send((True, function(*args)))
+    except BaseException:
+        pipe.send((False, traceback.format_exc()))

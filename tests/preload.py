@@ -1,0 +1,13 @@
+"""Imports what every training imports."""
+
+import torch
+import transformers.integrations
+from transformers import Trainer
+
+import dialogkit.engine.fit
+import dialogkit.inference.scoring
+import dialogkit.inference.session
+import dialogkit.models.build
+import dialogkit.services.train
+
+__all__ = ["Trainer", "dialogkit", "torch", "transformers"]
