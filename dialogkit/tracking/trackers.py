@@ -1,5 +1,6 @@
 """Trackers beside W&B: what each needs, and where it writes when the user has not said."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ def tracker_places(run: Path, output: Path, project: str) -> Iterator[None]:
     }
     made = {name: place for name, place in places.items() if name not in os.environ}
     os.environ.update(made)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table that it makes
     try:
         yield
     finally:
