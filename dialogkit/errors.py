@@ -68,6 +68,13 @@ class StorageError(DialogKitError):
     default_hint = "--output-dir DIR"
 
 
+class CheckpointError(DialogKitError):
+    """A checkpoint cannot be written, for want of space for example; the one before it is as it was."""
+
+    code = "checkpoint"
+    exit_code = 1
+
+
 class OutOfMemoryError(DialogKitError):
     """The device has not enough memory for one step."""
 

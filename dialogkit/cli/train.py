@@ -1,6 +1,7 @@
 """`dialogkit train`."""
 
 import sys
+from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any
 
@@ -9,8 +10,12 @@ import typer
 from dialogkit.cli.options import ConfigOption, JsonOption, NoCudaOption, SetOption
 from dialogkit.cli.output import Output, TrainOutput, duration, table, untrusted
 from dialogkit.config.load import load_with_origins, parse_sets
+from dialogkit.errors import ConfigError
 from dialogkit.services.dry_run import DryRunResult, dry_run
-from dialogkit.services.train import TrainResult, train
+from dialogkit.services.models import DEFAULT_OUTPUT
+from dialogkit.services.resume import find_resumable
+from dialogkit.services.train import TrainResult, resume, train
+from dialogkit.tracking.rundir import RunDir, find_run
 
 
 def train_command(
@@ -48,6 +53,16 @@ def train_command(
     log_model: Annotated[
         bool, typer.Option("--log-model", help="Upload the finished model to W&B as an artifact.")
     ] = False,
+    resume_run: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with a run; last: the newest unfinished one."),
+    ] = None,
+    from_run: Annotated[
+        str | None, typer.Option("--from", metavar="RUN", help="A new run that starts from a run's weights.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Resume although a difference alters what is learned.")
+    ] = False,
     config: ConfigOption = None,
     sets: SetOption = None,
     dry: Annotated[
@@ -69,8 +84,20 @@ def train_command(
         "name": name,
     }
     overrides = {key: value for key, value in words.items() if value is not None} | parse_sets(sets or [])
-    loaded = load_with_origins(model, preset=preset, config_file=config, overrides=overrides)
     output = Output(json_mode=json_output)
+    if resume_run is not None:
+        if preset is not None or config is not None or from_run is not None or dry:
+            raise ConfigError(
+                "--resume keeps to the run's own settings: leave out --preset, --config, --from and --dry-run",
+                hint=f"dialogkit train --resume {resume_run}",
+            )
+        run = find_resumable(resume_run, model=model, output=Path(output_dir or DEFAULT_OUTPUT))
+        _resume(output, run, overrides, force=force)
+        return
+    if from_run is not None:
+        start = find_run(Path(output_dir or DEFAULT_OUTPUT), from_run)
+        model, overrides = str(start.model_dir), {"model.name": _model_of(start), **overrides}
+    loaded = load_with_origins(model, preset=preset, config_file=config, overrides=overrides)
     drawing = TrainOutput(output)
     try:
         if dry:
@@ -88,6 +115,27 @@ def train_command(
         lambda out: _render(out, result),
         hint=f'dialogkit generate {loaded.config.model.name} --prompt "Hello!"',
     )
+
+
+def _resume(output: Output, run: RunDir, overrides: dict[str, Any], *, force: bool) -> None:
+    drawing = TrainOutput(output)
+    try:
+        result = resume(
+            run, changes=overrides, force=force, command=["dialogkit", *sys.argv[1:]], reporter=drawing
+        )
+    finally:
+        drawing.close()
+    name = _model_of(run)
+    if result is None:
+        record = run.read()
+        told = lambda out: out.print(untrusted(f"the run {run.name} is finished: there is nothing to do"))  # noqa: E731
+        output.result(record, told, hint=f'dialogkit generate {name} --prompt "Hello!"')
+        return
+    output.result(result, lambda out: _render(out, result), hint=f'dialogkit generate {name} --prompt "Hello!"')
+
+
+def _model_of(run: RunDir) -> str:
+    return str(run.read().config["model"]["name"])
 
 
 def _render(output: Output, result: TrainResult) -> None:

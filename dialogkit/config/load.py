@@ -120,6 +120,17 @@ def load_with_origins(
     return LoadedConfig(config, {name: origins.get(name, "default") for name in sorted(known)})
 
 
+def load_changed(saved: Mapping[str, Any], changes: Mapping[str, Any]) -> RunConfig:
+    """Return a configuration that was saved, with changes by dotted names. Raises: ConfigError."""
+    merged: Layer = {}
+    _merge(merged, dict(saved))
+    _merge(merged, _nested(changes))
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError("; ".join(list_problems(error))) from None
+
+
 def _describes_model(layer: Layer) -> bool:
     """Return whether a file's layer says which model it is, and does not only change settings of one."""
     model = layer.get("model")

@@ -24,7 +24,7 @@ class TrackingConfig(Section):
     notes: str | None = Field(None, max_length=4096)
     """Free text shown beside the W&B run."""
     histogram_every_steps: int | None = Field(None, examples=[50], ge=0, le=1_000_000)
-    """Steps between histograms of weights and gradients. None: ten a run, at most 500 steps apart. 0: none."""
+    """Steps between histograms of weights and gradients. None: five a run, at most 500 steps apart. 0: none."""
     replies_at_evaluations: int = Field(3, ge=0, le=1_000)
     """Test prompts answered at each evaluation, at most 32 tokens each. 0: none; all are answered at the end."""
     held_out_replies: int = Field(2, ge=0, le=1_000)

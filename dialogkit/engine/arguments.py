@@ -13,7 +13,7 @@ POINTS_PER_RUN = 100
 EVALUATIONS_PER_RUN = 4
 
 # Fields of TrainConfig that something else than TrainingArguments implements.
-NOT_MAPPED = frozenset({"dropout", "eval_batch_size", "early_stopping_patience"})
+NOT_MAPPED = frozenset({"dropout", "keep_checkpoints", "eval_batch_size", "early_stopping_patience"})
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,6 @@ def training_arguments(
         eval_steps=schedule.eval_every_steps,
         save_strategy="steps",
         save_steps=schedule.eval_every_steps,
-        save_total_limit=config.keep_checkpoints,
         load_best_model_at_end=config.keep == "best",
         metric_for_best_model="eval_nats_per_token",
         greater_is_better=False,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from dialogkit.engine.checkpoints import Progress
 from dialogkit.engine.loss import TokenCounter
 from dialogkit.errors import DivergedError, InterruptedRunError
 
@@ -40,6 +41,25 @@ class MetricCallback(TrainerCallback):
         self.train_s = 0.0
         self._since = 0.0
         self._logged = (0.0, 0, 0)
+
+    def restore(self, progress: Progress) -> None:
+        """Go on from where a checkpoint was."""
+        self.train_s = progress.train_s
+        self._logged = (progress.logged_train_s, progress.logged_tokens, progress.logged_step)
+
+    def progress(self, step: int, window_loss: float) -> Progress:
+        """Return what was done by a step."""
+        train_s, tokens, logged = self._logged
+        return Progress(
+            step=step,
+            tokens=self._counter.all,
+            supervised_tokens=self._counter.supervised,
+            train_s=self.train_s,
+            window_loss=window_loss,
+            logged_step=logged,
+            logged_tokens=tokens,
+            logged_train_s=train_s,
+        )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -160,9 +180,9 @@ class StopAtSignal(TrainerCallback):
         self._received = number
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Log, save and stop after the step in which the signal came."""
+        """Save and stop after the step in which the signal came."""
         if self._received is not None:
-            control.should_log = control.should_save = control.should_training_stop = True
+            control.should_save = control.should_training_stop = True
 
     def release(self) -> None:
         """Give the signals back to whom they belonged."""

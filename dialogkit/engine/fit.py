@@ -1,5 +1,7 @@
 """Fits a model to dialogs with HF Trainer."""
 
+import errno
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -8,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from dialogkit.config.train import TrainConfig
 from dialogkit.engine.arguments import Schedule, training_arguments
 from dialogkit.engine.attention import use_packed_attention, use_plain_attention
 from dialogkit.engine.callbacks import MetricCallback, MetricSink, StopAtNonFinite, StopAtSignal, guard_trackers
+from dialogkit.engine.checkpoints import Progress, rotate, seal
 from dialogkit.engine.histograms import HistogramCallback, HistogramSink
 from dialogkit.engine.loss import TokenCounter, install_dialog_loss, remove_dialog_loss
 from dialogkit.engine.runtime import Runtime
-from dialogkit.errors import OutOfMemoryError
+from dialogkit.errors import CheckpointError, DivergedError, OutOfMemoryError
 
 # Where WANDB_MODE is offline, transformers prints a line to stdout, which belongs to results.
 with redirect_stdout(StringIO()):
-    from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
+    from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
     from transformers.utils import logging as hf_logging
 
 Scorer = Callable[[], dict[str, float]]
@@ -43,11 +47,42 @@ class FitResult:
 class DialogTrainer(Trainer):
     """HF's Trainer with an evaluation that weights tokens, not rows: its own depends on the batch size."""
 
-    def __init__(self, *args: Any, scorer: Scorer, sink: MetricSink, counter: TokenCounter, **kw: Any):
+    def __init__(
+        self,
+        *args: Any,
+        scorer: Scorer,
+        sink: MetricSink,
+        counter: TokenCounter,
+        metrics: MetricCallback,
+        keep: int,
+        **kw: Any,
+    ):
         super().__init__(*args, **kw)
         self._scorer = scorer
         self._sink = sink
         self._counter = counter
+        self._metrics = metrics
+        self._keep = keep
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save, and make the checkpoint valid at last. Raises: CheckpointError, DivergedError."""
+        run, step = Path(self.args.output_dir), self.state.global_step
+        folder = run / f"checkpoint-{step}"
+        require_finite(self.model, step)
+        try:
+            require_space(run, self.model)
+            super()._save_checkpoint(*args, **kwargs)
+            seal(folder, self._metrics.progress(step, float(self._tr_loss)))
+            rotate(run, keep=self._keep, best_step=self.state.best_global_step)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            # torch tells of a full disk by a RuntimeError of its zip writer.
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            reason = getattr(error, "strerror", None) or "no space left on the device"
+            raise CheckpointError(
+                f"the checkpoint of step {step} cannot be written: {reason.lower()}; earlier ones are kept"
+            ) from None
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the scorer's figures as HF's `eval_...` metrics."""
@@ -58,6 +93,44 @@ class DialogTrainer(Trainer):
         self._sink(self.state.global_step, told | self._counter.metrics())
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+class _Restore(TrainerCallback):
+    """Gives the Trainer what it does not keep with a checkpoint."""
+
+    def __init__(self, trainer: Any, progress: Progress) -> None:
+        self._trainer, self._progress = trainer, progress
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore the losses that are not logged yet, and the place of the best checkpoint."""
+        self._trainer._tr_loss += self._progress.window_loss
+        self._trainer._globalstep_last_logged = self._progress.logged_step
+        if state.best_global_step:
+            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
+
+
+def _load_trained(trainer: Any, checkpoint: Path, *, best: bool) -> None:
+    """Give the Trainer's model the weights with which a training that is through would have ended."""
+    from transformers import TrainerState
+
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if best and trainer.state.best_global_step:
+        checkpoint = checkpoint.parent / f"checkpoint-{trainer.state.best_global_step}"
+    trainer._load_from_checkpoint(str(checkpoint))
+
+
+def require_finite(model: Any, step: int) -> None:
+    """Raise DivergedError if a weight is no number."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise DivergedError(f"training diverged: the weights {name} are no numbers at step {step}")
+
+
+def require_space(run: Path, model: Any) -> None:
+    """Raise OSError if the disk has no room for another checkpoint: weights and two moments in float32."""
+    needed = 1.1 * 12 * sum(parameter.numel() for parameter in model.parameters())
+    if (free := shutil.disk_usage(run).free) < needed:
+        raise OSError(errno.ENOSPC, f"{needed / 2**20:,.0f} MiB are needed and {free / 2**20:,.0f} MiB are free")
 
 
 def fit(
@@ -78,6 +151,7 @@ def fit(
     histogram_every: int = 0,
     trackers: Sequence[str] = (),
     project: str = "dialogkit",
+    resume_from: tuple[Path, Progress] | None = None,
 ) -> FitResult:
     """Train a model in place; afterwards it holds the best or the last weights, as `config.keep` says.
 
@@ -98,6 +172,7 @@ def fit(
         histogram_every: optimizer steps between them; 0 takes none.
         trackers: HF's integrations that log as well; one that fails is left out from then on.
         project: name under which those file the run.
+        resume_from: checkpoint to go on from; all else must be as it was.
 
     Raises: DivergedError, InterruptedRunError, OutOfMemoryError.
     """
@@ -135,10 +210,22 @@ def fit(
             scorer=score,
             sink=sink,
             counter=counter,
+            metrics=metrics,
+            keep=config.keep_checkpoints,
         )
         trainer.remove_callback(PrinterCallback)  # what is printed is the reporter's business
         guard_trackers(trainer, trackers)
-        trainer.train()
+        if resume_from is None:
+            trainer.train()
+        else:
+            checkpoint, progress = resume_from
+            counter.all, counter.supervised = progress.tokens, progress.supervised_tokens
+            metrics.restore(progress)
+            trainer.add_callback(_Restore(trainer, progress))
+            if progress.step < schedule.total_steps:
+                trainer.train(resume_from_checkpoint=str(checkpoint))
+            else:  # HF would train a step more
+                _load_trained(trainer, checkpoint, best=config.keep == "best")
     except torch.OutOfMemoryError:
         raise _out_of_memory(config) from None
     finally:

@@ -2,7 +2,7 @@
 
 W&B's own `watch` counts micro-batches and not steps, sees gradients before they are accumulated, runs in forward
 hooks that break compiled graphs, and copies every tensor. These are of the gradients that the optimizer uses,
-touch no random state, and read at most 16,384 elements of a tensor.
+touch no random state, and read at most 4,096 elements of a tensor.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import TrainerCallback
 
-SAMPLE = 16_384
+SAMPLE = 4_096
 BINS = 64
 
 

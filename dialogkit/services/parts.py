@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dialogkit.data.prepare import PreparedData
     from dialogkit.engine.arguments import Schedule
     from dialogkit.engine.callbacks import MetricSink
+    from dialogkit.engine.checkpoints import Progress
     from dialogkit.engine.histograms import Histogram, HistogramSink
     from dialogkit.engine.runtime import Runtime
     from dialogkit.models.tokenizer import ChatTokenizer
@@ -60,8 +61,15 @@ class Parts:
             autocast=self.runtime.autocast() if autocast else None,
         ).figures()
 
-    def fit(self, *, folder: Path, sink: "MetricSink", histograms: "HistogramSink | None" = None) -> Any:
-        """Train in place."""
+    def fit(
+        self,
+        *,
+        folder: Path,
+        sink: "MetricSink",
+        histograms: "HistogramSink | None" = None,
+        resume_from: "tuple[Path, Progress] | None" = None,
+    ) -> Any:
+        """Train in place, from the beginning or from a checkpoint."""
         from dialogkit.data.collate import collate_dialogs
         from dialogkit.engine.fit import fit
 
@@ -82,12 +90,13 @@ class Parts:
             histogram_every=self.histogram_every(),
             trackers=self.config.tracking.trackers,
             project=self.config.tracking.project,
+            resume_from=resume_from,
         )
 
     def histogram_every(self) -> int:
         """Return the steps between histograms; 0 where there are none."""
         chosen = self.config.tracking.histogram_every_steps
-        return min(max(1, self.schedule.total_steps // 10), 500) if chosen is None else chosen
+        return min(max(1, self.schedule.total_steps // 5), 500) if chosen is None else chosen
 
     def reply_to_tests(self, first: int | None = None, *, longest: int | None = None) -> list[ReplyResult]:
         """Answer the fixed test prompts, or the first of them; also in the midst of a training."""

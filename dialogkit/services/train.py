@@ -1,20 +1,24 @@
 """Trains a model: from a validated configuration to a published model and its record."""
 
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.load import flatten, load_run_config
 from dialogkit.config.run import RunConfig
-from dialogkit.errors import DialogKitError, DivergedError, InterruptedRunError
+from dialogkit.errors import CheckpointError, ConfigError, DialogKitError, DivergedError, InterruptedRunError
 from dialogkit.services.card import model_card
 from dialogkit.services.generate import ReplyResult
+from dialogkit.services.models import DEFAULT_OUTPUT
 from dialogkit.services.parts import Parts
 from dialogkit.services.recorder import Recorder, reply_statistics
 from dialogkit.services.reporter import LogReporter, TrainReporter, show_log
 from dialogkit.services.result import Result
+from dialogkit.services.resume import require_same, resumed_config
 from dialogkit.services.versions import package_versions
 from dialogkit.tracking.environment import environment_facts, without_secrets
 from dialogkit.tracking.rundir import (
@@ -30,6 +34,9 @@ from dialogkit.tracking.rundir import (
 )
 from dialogkit.tracking.trackers import require_trackers, tracker_places
 from dialogkit.tracking.wandb_run import WandbRun, decide, open_wandb
+
+if TYPE_CHECKING:
+    from dialogkit.engine.checkpoints import Progress
 
 
 class TrainResult(Result):
@@ -100,56 +107,139 @@ def train_single_model(
     return trainer, result.metrics
 
 
+def resume(
+    run: RunDir,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    force: bool = False,
+    command: list[str] | None = None,
+    reporter: TrainReporter | None = None,
+) -> TrainResult | None:
+    """Go on with an unfinished run from its newest valid checkpoint, bit for bit as if it had not stopped.
+
+    Args:
+        run: the run.
+        changes: settings that are to differ, by dotted names.
+        force: go on although a difference alters what is learned.
+        command: the words typed; kept with the run.
+        reporter: takes what happens; None logs it.
+
+    Returns None, and changes nothing, if the run is finished.
+    Raises: what `train` raises; ConfigError for settings or a machine that alter what is learned.
+    """
+    record = run.read()
+    if record.status == "completed":
+        return None
+    config, differing = resumed_config(record, changes or {}, force=force)
+    reporter = reporter or LogReporter()
+    for told in differing:
+        reporter.note(f"changed: {told}")
+    return _train(config, origins={}, command=command or [], reporter=reporter, resumed=run, force=force)[0]
+
+
 def _train(
-    config: RunConfig, *, origins: Mapping[str, str], command: list[str], reporter: TrainReporter
+    config: RunConfig,
+    *,
+    origins: Mapping[str, str],
+    command: list[str],
+    reporter: TrainReporter,
+    resumed: RunDir | None = None,
+    force: bool = False,
 ) -> tuple[TrainResult, Any]:
     from dialogkit.engine.runtime import gpu_facts, resolve_runtime
 
     started = time.perf_counter()
     runtime = resolve_runtime(config.runtime)
     output = Path(config.runtime.output_dir)
-    name = config.name or run_name(config.model.name, config.preset, output)
     # What can be known to be wrong is told before anything is made.
     require_publishable(published_dir(output, config.model.name))
     require_trackers(config.tracking.trackers)
     wandb_decision = decide(config.tracking, Path.cwd())
-    run = RunDir.create(output, name)
-    record = RunRecord(
-        name=name,
-        created=now(),
-        command=without_secrets(command),
-        environment={**environment_facts(Path.cwd()), "gpu": gpu_facts(runtime.device)},
-        config=config.model_dump(mode="json"),
-        origins=dict(origins),
-        runtime=asdict(runtime),
-        versions=package_versions(),
-    )
-    run.write(record)
-    wandb_run: WandbRun | None = None
-    try:
-        parts = Parts(config, runtime)
-        wandb_run = open_wandb(
-            config.tracking,
-            wandb_decision,
+    if resumed is None:
+        name = config.name or run_name(config.model.name, config.preset, output)
+        run = RunDir.create(output, name)
+        record = RunRecord(
             name=name,
-            tags=[config.model.name, config.preset, "single-model", "pipeline", *config.tracking.tags],
-            folder=output,
-            settings={k.replace(".", "/"): v for k, v in flatten(record.config)},
+            created=now(),
+            command=without_secrets(command),
+            environment={**environment_facts(Path.cwd()), "gpu": gpu_facts(runtime.device)},
+            config=config.model_dump(mode="json"),
+            origins=dict(origins),
+            runtime=asdict(runtime),
+            versions=package_versions(),
         )
-        record.wandb = {"mode": wandb_run.mode, "reason": wandb_run.reason, "id": wandb_run.id}
-        result, trainer = _work(parts, run, record, wandb_run, reporter, started)
-    except BaseException as error:
-        if isinstance(error, DialogKitError) and not record.schedule:
-            run.remove()  # refused before it began: there is nothing to tell that the error does not say
+    else:
+        run, record = resumed, resumed.read()
+        name = record.name
+    wandb_run: WandbRun | None = None
+    with run.locked(), _sigterm_stops():
+        try:
+            parts = Parts(config, runtime)
+            checkpoint = _go_on(run, record, parts, force=force) if resumed else None
+            run.write(record)
+            wandb_run = open_wandb(
+                config.tracking,
+                wandb_decision,
+                name=name,
+                tags=[config.model.name, config.preset, "single-model", "pipeline", *config.tracking.tags],
+                folder=output,
+                settings={k.replace(".", "/"): v for k, v in flatten(record.config)},
+                resume_id=record.wandb.get("id") if resumed else None,
+            )
+            record.wandb = {"mode": wandb_run.mode, "reason": wandb_run.reason, "id": wandb_run.id}
+            result, trainer = _work(parts, run, record, wandb_run, reporter, started, checkpoint)
+        except BaseException as error:
+            if isinstance(error, DialogKitError) and resumed is None and not record.schedule:
+                run.remove()  # refused before it began: there is nothing to tell that the error does not say
+                raise
+            if isinstance(error, ConfigError) and resumed is not None:
+                raise  # refused as well: the run stays as it is
+            record.status = _status(error)
+            record.finished, record.error = now(), str(error) or type(error).__name__
+            record.duration_s, record.exit_code = time.perf_counter() - started, getattr(error, "exit_code", 1)
+            run.write(record)
+            if wandb_run is not None:
+                wandb_run.finish(exit_code=getattr(error, "exit_code", 1))
+            if isinstance(error, InterruptedRunError | CheckpointError):
+                error.hint = f"dialogkit train --resume {name}{_where(output)}"
             raise
-        record.status = _status(error)
-        record.finished, record.error = now(), str(error) or type(error).__name__
-        record.duration_s, record.exit_code = time.perf_counter() - started, getattr(error, "exit_code", 1)
-        run.write(record)
-        if wandb_run is not None:
-            wandb_run.finish(exit_code=getattr(error, "exit_code", 1))
-        raise
     return result, trainer
+
+
+def _go_on(run: RunDir, record: RunRecord, parts: Parts, *, force: bool) -> "tuple[Path, Progress] | None":
+    """Prepare a run's record and files to go on; return its newest valid checkpoint, None to begin again."""
+    from dialogkit.engine.checkpoints import newest_valid
+
+    require_same(record, parts, force=force)
+    checkpoint = newest_valid(run.path)
+    step = checkpoint[1].step if checkpoint else 0
+    run.cut_after(step if checkpoint else -1)
+    record.config = parts.config.model_dump(mode="json")
+    record.resumed.append({"time": now(), "step": step})
+    record.status, record.finished, record.error, record.exit_code = "running", None, None, None
+    return checkpoint
+
+
+def _where(output: Path) -> str:
+    return "" if output == Path(DEFAULT_OUTPUT) else f" --output-dir {output}"
+
+
+@contextmanager
+def _sigterm_stops() -> Iterator[None]:
+    """Leave by an exception where SIGTERM would end the process without a word; training has its own way."""
+
+    def stop(*_: Any) -> None:
+        raise InterruptedRunError("stopped by SIGTERM", exit_code=128 + signal.SIGTERM)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _status(error: BaseException) -> Any:
@@ -169,6 +259,7 @@ def _work(
     wandb_run: WandbRun,
     reporter: TrainReporter,
     started: float,
+    checkpoint: "tuple[Path, Progress] | None" = None,
 ) -> tuple[TrainResult, Any]:
     config = parts.config
     record.model, record.data = parts.model_facts, parts.data_facts()
@@ -197,11 +288,15 @@ def _work(
     recorder.header(parts.header(run, wandb_run))
     for line in (parts.ledger_line(), *parts.warnings()):
         recorder.note(line)
-    recorder.histograms(0, {"data/dialog_tokens": parts.length_histogram()})
-
-    before = parts.score(autocast=False)
-    untrained = {"train/tokens": 0.0, "train/supervised_tokens": 0.0}
-    recorder.point(0, {f"eval/{name}": value for name, value in before.items()} | untrained)
+    if checkpoint is None:
+        recorder.histograms(0, {"data/dialog_tokens": parts.length_histogram()})
+        before = parts.score(autocast=False)
+        untrained = {"train/tokens": 0.0, "train/supervised_tokens": 0.0}
+        recorder.point(0, {f"eval/{name}": value for name, value in before.items()} | untrained)
+        record.metrics = {f"before/{name}": value for name, value in before.items()}
+        run.write(record)
+    else:
+        recorder.note(f"goes on from step {checkpoint[1].step}, {checkpoint[0].name}")
     asked, held_out = config.tracking.replies_at_evaluations, config.tracking.held_out_replies
 
     def sink(step: int, metrics: dict[str, float]) -> None:
@@ -211,10 +306,10 @@ def _work(
             recorder.replies(step, replies, table="replies/evaluation")
 
     with tracker_places(run.path, Path(config.runtime.output_dir), config.tracking.project):
-        fitted = parts.fit(folder=run.path, sink=sink, histograms=recorder.histograms)
+        fitted = parts.fit(folder=run.path, sink=sink, histograms=recorder.histograms, resume_from=checkpoint)
     final = parts.score(autocast=False)
     metrics = {
-        **{f"before/{name}": value for name, value in before.items()},
+        **{name: value for name, value in record.metrics.items() if name.startswith("before/")},
         **{f"final/{name}": value for name, value in final.items()},
         "train/steps": fitted.steps,
         "train/tokens": fitted.tokens,

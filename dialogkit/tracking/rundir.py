@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,6 +44,8 @@ class RunRecord(BaseModel):
 
     name: str
     status: Status = "running"
+    resumed: list[dict[str, Any]] = []
+    """When and at which step an interrupted run was gone on with."""
     created: str
     finished: str | None = None
     duration_s: float | None = None
@@ -123,6 +125,39 @@ class RunDir:
         except (OSError, ValidationError):
             raise ModelError(f"{str(self.path)!r} holds no readable run.json") from None
 
+    def cut_after(self, step: int) -> None:
+        """Leave out of the run's files what was told of later steps: a resumed training tells it again."""
+        for name in ("metrics.jsonl", SAMPLES_FILE, "histograms.jsonl"):
+            path = self.path / name
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+            kept = [line for line in lines if _step_of(line) <= step]
+            if len(kept) < len(lines):
+                write_text(path, "".join(f"{line}\n" for line in kept))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing into this folder. Raises: StorageError if one does already."""
+        path = self.path / ".lock"
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        with path.open("a+", encoding="utf-8") as file:
+            try:
+                # Let go by the system when the process ends, however it ends.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise StorageError(
+                    f"the run {self.name!r} is being trained by process {file.read().strip() or '?'}",
+                    hint=f"dialogkit runs show {self.name}",
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Append one logged point to `metrics.jsonl`; it is on disk when this returns."""
         self._append("metrics.jsonl", {"step": step, "time": now(), **metrics})
@@ -158,6 +193,14 @@ class RunDir:
         clean = {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in record.items()}
         with (self.path / file).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(clean, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a line of a run's file; a line that a crash cut off is later than all."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def now() -> str:

@@ -261,8 +261,9 @@ def open_wandb(
     tags: Sequence[str],
     folder: Path,
     settings: Mapping[str, Any],
+    resume_id: str | None = None,
 ) -> WandbRun:
-    """Start the W&B record of a run.
+    """Start the W&B record of a run, or go on with it.
 
     Args:
         config: project, group and notes.
@@ -271,6 +272,7 @@ def open_wandb(
         tags: tags of the run.
         folder: W&B makes its `wandb` folder in here.
         settings: the resolved configuration.
+        resume_id: W&B's id of the run that is gone on with; it passes over steps that it has.
     """
     mode, reason, credentials = decision
     if mode == "disabled":
@@ -280,10 +282,14 @@ def open_wandb(
         (folder / "wandb").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{str(folder / 'wandb')!r} cannot be made: {error.strerror}") from None
-    run = _init(config, mode, credentials, name=name, tags=tags, folder=folder, settings=settings)
+    run = _init(
+        config, mode, credentials, name=name, tags=tags, folder=folder, settings=settings, resume_id=resume_id
+    )
     if run is None and mode == "online":
         mode, reason = "offline", "the server refused"
-        run = _init(config, mode, credentials, name=name, tags=tags, folder=folder, settings=settings)
+        run = _init(
+            config, mode, credentials, name=name, tags=tags, folder=folder, settings=settings, resume_id=resume_id
+        )
     if run is None:
         return WandbRun(None, "disabled", "W&B could not start")
     return WandbRun(run, mode, reason, place=folder)
@@ -298,6 +304,7 @@ def _init(
     tags: Sequence[str],
     folder: Path,
     settings: Mapping[str, Any],
+    resume_id: str | None,
 ) -> Any:
     before = {key: os.environ.get(key) for key in ("WANDB_SILENT", "WANDB_API_KEY", "WANDB_ERROR_REPORTING")}
     os.environ.update({"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"})
@@ -310,6 +317,8 @@ def _init(
             project=config.project,
             entity=config.entity or credentials.entity,
             name=name,
+            id=resume_id,
+            resume="allow" if resume_id else None,
             group=config.group,
             notes=config.notes,
             tags=list(tags),

@@ -1,0 +1,114 @@
+"""Checkpoints that are complete or do not count.
+
+HF writes a checkpoint file by file. Here each becomes valid by a manifest with the size and SHA-256 of its files,
+which is written last and synced; what has none, or does not agree with it, is set aside and never loaded.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+_FOLDER = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass
+class Progress:
+    """What a training has done by a checkpoint, beside what HF keeps with it."""
+
+    step: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    train_s: float = 0.0
+    """Seconds in training steps."""
+    window_loss: float = 0.0
+    """Sum of the losses since the last logged step."""
+    logged_step: int = 0
+    logged_tokens: int = 0
+    logged_train_s: float = 0.0
+
+
+def seal(folder: Path, progress: Progress) -> None:
+    """Make a checkpoint valid: all that is in it is on disk before its manifest is. Raises: OSError."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != MANIFEST:
+            _sync(path)
+            files[path.name] = [path.stat().st_size, _digest(path)]
+    beside = folder / f".{MANIFEST}"
+    beside.write_text(json.dumps({"progress": asdict(progress), "files": files}, indent=1), encoding="utf-8")
+    _sync(beside)
+    os.replace(beside, folder / MANIFEST)
+    _sync(folder)
+    _sync(folder.parent)
+
+
+def read_progress(folder: Path) -> Progress | None:
+    """Return the progress of a checkpoint; None unless every file is as its manifest says."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        for name, (size, digest) in manifest["files"].items():
+            path = folder / name
+            if Path(name).name != name or path.is_symlink() or path.stat().st_size != size:
+                return None
+            if _digest(path) != digest:
+                return None
+        return Progress(**manifest["progress"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def newest_valid(run: Path) -> tuple[Path, Progress] | None:
+    """Return the newest valid checkpoint of a run, and set aside newer ones that are torn."""
+    for _, folder in sorted(_checkpoints(run), reverse=True):
+        if not folder.is_symlink() and (progress := read_progress(folder)) is not None:
+            return folder, progress
+        aside = run / f"torn-{folder.name}"
+        number = 2
+        while aside.exists():
+            aside, number = run / f"torn-{folder.name}-{number}", number + 1
+        folder.rename(aside)
+    return None
+
+
+def rotate(run: Path, *, keep: int, best_step: int | None) -> None:
+    """Delete the oldest valid checkpoints; the newest and the best one stay."""
+    sealed = sorted((step, folder) for step, folder in _checkpoints(run) if (folder / MANIFEST).is_file())
+    newest = [step for step, _ in sealed][-1:]
+    wanted = {*newest, *([best_step] if best_step else [])}
+    for step, _ in reversed(sealed):
+        if len(wanted) < keep:
+            wanted.add(step)
+    for step, folder in sealed:
+        if step not in wanted and not folder.is_symlink():
+            shutil.rmtree(folder)
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of a checkpoint's files."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def _checkpoints(run: Path) -> Iterator[tuple[int, Path]]:
+    for path in run.iterdir():
+        if (found := _FOLDER.fullmatch(path.name)) and path.is_dir():
+            yield int(found[1]), path
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
