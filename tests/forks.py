@@ -10,6 +10,16 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.preload"])
 
 
+def start_forked(
+    function: Callable[..., Any], *args: Any, folder: Path, **environment: str
+) -> multiprocessing.process.BaseProcess:
+    """Start a module's function in a process of its own that works in `folder`, and do not wait for it."""
+    _, theirs = _context.Pipe(duplex=False)
+    process = _context.Process(target=_call, args=(theirs, function, args, folder, environment))
+    process.start()
+    return process
+
+
 def run_forked(
     function: Callable[..., Any], *args: Any, folder: Path, timeout: float = 120, **environment: str
 ) -> Any:

@@ -44,7 +44,7 @@ class TrainConfig(Section):
     """Steps between evaluations and checkpoints. None: four a run, the end included."""
     eval_batch_size: int = Field(8, ge=1, le=65_536)
     """Dialogs in one evaluation batch; the figures do not depend on it."""
-    keep_checkpoints: int = Field(2, ge=1, le=1_000)
+    keep_checkpoints: int = Field(2, ge=2, le=1_000)
     """Checkpoints to keep: the newest, and the best one among them."""
     keep: Literal["best", "last"] = "best"
     """Which weights become the model: those of the lowest evaluation loss, or the last."""

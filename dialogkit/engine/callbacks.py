@@ -151,11 +151,15 @@ class StopAtNonFinite(TrainerCallback):
         for key in ("loss", "grad_norm", "eval_nats_per_token"):
             value = (logs or {}).get(key)
             if value is not None and not math.isfinite(value):
-                rate = logs.get("learning_rate", args.learning_rate)
-                raise DivergedError(
-                    f"training diverged: {key} is {value} at step {state.global_step} (learning rate {rate:.3g})",
-                    hint=f"--set train.learning_rate={args.learning_rate / 3:.1g}",
-                )
+                raise diverged(f"{key} is {value}", state.global_step, args.learning_rate)
+
+
+def diverged(what: str, step: int, learning_rate: float) -> DivergedError:
+    """Return the error of a training that went wrong, with a learning rate to try instead."""
+    return DivergedError(
+        f"training diverged: {what} at step {step} (learning rate {learning_rate:.3g})",
+        hint=f"--set train.learning_rate={learning_rate / 3:.1g}",
+    )
 
 
 class StopAtSignal(TrainerCallback):

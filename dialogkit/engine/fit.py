@@ -15,12 +15,19 @@ from safetensors import SafetensorError
 from dialogkit.config.train import TrainConfig
 from dialogkit.engine.arguments import Schedule, training_arguments
 from dialogkit.engine.attention import use_packed_attention, use_plain_attention
-from dialogkit.engine.callbacks import MetricCallback, MetricSink, StopAtNonFinite, StopAtSignal, guard_trackers
+from dialogkit.engine.callbacks import (
+    MetricCallback,
+    MetricSink,
+    StopAtNonFinite,
+    StopAtSignal,
+    diverged,
+    guard_trackers,
+)
 from dialogkit.engine.checkpoints import Progress, rotate, seal
 from dialogkit.engine.histograms import HistogramCallback, HistogramSink
 from dialogkit.engine.loss import TokenCounter, install_dialog_loss, remove_dialog_loss
 from dialogkit.engine.runtime import Runtime
-from dialogkit.errors import CheckpointError, DivergedError, OutOfMemoryError
+from dialogkit.errors import CheckpointError, OutOfMemoryError
 
 # Where WANDB_MODE is offline, transformers prints a line to stdout, which belongs to results.
 with redirect_stdout(StringIO()):
@@ -68,7 +75,7 @@ class DialogTrainer(Trainer):
         """Save, and make the checkpoint valid at last. Raises: CheckpointError, DivergedError."""
         run, step = Path(self.args.output_dir), self.state.global_step
         folder = run / f"checkpoint-{step}"
-        require_finite(self.model, step)
+        require_finite(self.model, step, self.args.learning_rate)
         try:
             require_space(run, self.model)
             super()._save_checkpoint(*args, **kwargs)
@@ -119,11 +126,11 @@ def _load_trained(trainer: Any, checkpoint: Path, *, best: bool) -> None:
     trainer._load_from_checkpoint(str(checkpoint))
 
 
-def require_finite(model: Any, step: int) -> None:
+def require_finite(model: Any, step: int, learning_rate: float) -> None:
     """Raise DivergedError if a weight is no number."""
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise DivergedError(f"training diverged: the weights {name} are no numbers at step {step}")
+            raise diverged(f"the weights {name} are no numbers", step, learning_rate)
 
 
 def require_space(run: Path, model: Any) -> None:

@@ -88,7 +88,6 @@ ARRIVES = [
     ("adam_epsilon", 1e-6, {"adam_epsilon": 1e-6}),
     ("max_grad_norm", 0.5, {"max_grad_norm": 0.5}),
     ("seed", 7, {"seed": 7}),
-    ("keep_checkpoints", 5, {"save_total_limit": 5}),
     ("keep", "best", {"load_best_model_at_end": True}),
     ("keep", "last", {"load_best_model_at_end": False}),
 ]

@@ -1,0 +1,327 @@
+"""A run that was stopped and gone on with is the run that was not stopped, bit for bit."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dialogkit.config.load import load_run_config
+from dialogkit.engine import fit
+from dialogkit.engine.checkpoints import MANIFEST, newest_valid, read_progress, rotate
+from dialogkit.errors import CheckpointError, ConfigError, InterruptedRunError, ModelError, StorageError
+from dialogkit.services.resume import find_resumable
+from dialogkit.services.train import TrainResult, resume, train
+from dialogkit.tracking.rundir import RunDir
+from tests.conftest import SMALL, Finished
+
+STEPS = 11
+LONG = {**SMALL, "train.max_steps": STEPS, "train.eval_every_steps": 3, "train.log_every_steps": 2}
+
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bf16": {"runtime.precision": "bf16"},
+    "float32": {"runtime.precision": "fp32"},
+    "accumulation": {"train.batch_size": 4, "train.accumulation_steps": 2},
+    "workers": {"runtime.workers": 1},
+    "dropout": {"model.architecture": "gpt2", "train.dropout": 0.2},
+    "histograms": {"tracking.histogram_every_steps": 1},
+    "the last weights": {"train.keep": "last", "train.schedule": "cosine"},
+    "early stopping": {"train.early_stopping_patience": 3},
+    "evaluations in between": {"train.eval_every_steps": 1},
+    "several epochs": {"data.samples": 5, "train.max_steps": STEPS},
+    "activation checkpointing": {"train.activation_checkpointing": True},
+}
+
+
+class Killed(BaseException):
+    """Ends a training where no handler expects it."""
+
+
+class KillAt:
+    """A reporter that ends the process's work when a step is told, as a crash would."""
+
+    def __init__(self, step: int, *, by: Callable[[], Any] | None = None) -> None:
+        self._step, self._by = step, by
+
+    def header(self, facts: Any) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def step(self, step: int, total: int, metrics: Any) -> None:
+        if step >= self._step and step > 0:
+            self._step = 10**9
+            if self._by is None:
+                raise Killed
+            self._by()
+
+
+def config_of(name: str, run: str, **more: Any) -> Any:
+    return load_run_config("custom-nano", overrides={**LONG, **CONFIGURATIONS[name], "name": run, **more})
+
+
+def history(run: str) -> list[tuple[int, dict[str, float]]]:
+    """Return every logged loss and figure; times are not those of another run."""
+    points = RunDir(Path("models/runs") / run).metrics()
+    return [(p["step"], {k: v for k, v in p.items() if k.startswith(("train/", "eval/"))}) for p in points]
+
+
+def digests(run: str) -> dict[str, str]:
+    """Return the SHA-256 of the model, and of weights and optimizer of the newest checkpoint."""
+    folder = Path("models/runs") / run
+    newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    files = [folder / "model/model.safetensors", newest / "model.safetensors", newest / "optimizer.pt"]
+    found = {path.parent.name + "/" + path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {**found, "newest": newest.name}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """Digests and history of the plain run that was not stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("whole"))
+        train(config_of("plain", "whole"))
+        return digests("whole"), history("whole")
+
+
+def killed(name: str, run: str, step: int) -> RunDir:
+    """Train until a step is told, and no further."""
+    with pytest.raises(Killed):
+        train(config_of(name, run), reporter=KillAt(step))
+    return RunDir(Path("models/runs") / run)
+
+
+OFTEN = {"plain", "float32", "accumulation", "dropout", "several epochs", "early stopping"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.faults]) for name in CONFIGURATIONS]
+)
+def test_a_resumed_run_is_the_run_that_was_not_stopped(name: str) -> None:
+    train(config_of(name, "whole"))
+    run = killed(name, "stopped", 5)
+    assert run.read().status == "failed"
+    assert resume(run) is not None
+    assert digests("stopped") == digests("whole")
+    assert history("stopped") == history("whole")
+    before, after = (RunDir(Path("models/runs") / name).read().metrics for name in ("whole", "stopped"))
+    for name in ("train/seconds", "perf/tokens_per_s"):
+        del before[name], after[name]
+    assert before == after
+
+
+def test_after_a_chain_of_five_kills_nothing_differs(whole: tuple[Any, Any]) -> None:
+    run = killed("plain", "stopped", 2)
+    for step in (4, 6, 8, 10):
+        with pytest.raises(Killed):
+            resume(run, reporter=KillAt(step))
+    assert resume(run) is not None
+    assert (digests("stopped"), history("stopped")) == whole
+    assert [told["step"] for told in run.read().resumed] == [0, 3, 3, 6, 9]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_at_its_step_and_names_the_command_that_goes_on(
+    number: signal.Signals, whole: tuple[Any, Any]
+) -> None:
+    with pytest.raises(InterruptedRunError, match="after step 5") as stopped:
+        train(config_of("plain", "stopped"), reporter=KillAt(4, by=lambda: signal.raise_signal(number)))
+    assert (stopped.value.exit_code, stopped.value.hint) == (128 + number, "dialogkit train --resume stopped")
+    run = RunDir(Path("models/runs/stopped"))
+    assert (run.read().status, run.read().exit_code) == ("interrupted", 128 + number)
+    assert read_progress(run.path / "checkpoint-5") is not None
+    assert resume(run) is not None
+    assert (digests("stopped"), history("stopped")) == whole
+
+
+def test_sigterm_before_the_first_step_is_recorded() -> None:
+    class AtHeader(KillAt):
+        def header(self, facts: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(InterruptedRunError) as stopped:
+        train(config_of("plain", "early"), reporter=AtHeader(99))
+    assert (stopped.value.exit_code, RunDir(Path("models/runs/early")).read().status) == (143, "interrupted")
+
+
+def test_a_training_that_was_through_only_gets_its_end() -> None:
+    whole = train(config_of("plain", "whole"))
+    run = RunDir(Path("models/runs/whole"))
+    record = run.read()
+    shutil.rmtree(run.model_dir)
+    run.write(record.model_copy(update={"status": "running"}))
+    before = digests_of_checkpoints(run)
+    result = resume(run)
+    assert isinstance(result, TrainResult)
+    assert digests_of_checkpoints(run) == before
+    assert result.metrics["final/nats_per_token"] == whole.metrics["final/nats_per_token"]
+    assert result.steps == STEPS
+
+
+def digests_of_checkpoints(run: RunDir) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(run.path.glob("checkpoint-*/*"))}
+
+
+def test_a_finished_run_resumed_changes_nothing(dialogkit: Callable[..., Finished]) -> None:
+    train(config_of("plain", "whole"))
+    before = {path: path.read_bytes() for path in Path("models").rglob("*") if path.is_file()}
+    for words in (["--resume", "whole"], ["custom-nano", "--resume", "models/runs/whole"]):
+        done = dialogkit("train", *words)
+        assert (done.code, done.out) == (0, "the run whole is finished: there is nothing to do\n")
+    assert {path: path.read_bytes() for path in Path("models").rglob("*") if path.is_file()} == before
+
+
+# What is not taken
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "no manifest": lambda folder: (folder / MANIFEST).unlink(),
+    "a torn manifest": lambda folder: (folder / MANIFEST).write_bytes((folder / MANIFEST).read_bytes()[:50]),
+    "no optimizer": lambda folder: (folder / "optimizer.pt").unlink(),
+    "a short file": lambda folder: os.truncate(folder / "model.safetensors", 1000),
+    "a flipped bit in the weights": lambda folder: flip(folder / "model.safetensors"),
+    "a flipped bit in the optimizer": lambda folder: flip(folder / "optimizer.pt"),
+    "an empty state": lambda folder: (folder / "trainer_state.json").write_bytes(b""),
+    "a link": lambda folder: link(folder / "rng_state.pth"),
+    "an empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(damage: str) -> None:
+    run = killed("plain", "stopped", 8)
+    assert {path.name for path in run.path.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-6"}
+    DAMAGES[damage](run.path / "checkpoint-6")
+    found = newest_valid(run.path)
+    assert found is not None
+    assert (found[0].name, found[1].step) == ("checkpoint-3", 3)
+    assert {path.name for path in run.path.glob("*checkpoint-*")} == {"checkpoint-3", "torn-checkpoint-6"}
+
+
+def test_with_no_valid_checkpoint_the_run_begins_again(whole: tuple[Any, Any]) -> None:
+    run = killed("plain", "stopped", 8)
+    for folder in run.path.glob("checkpoint-*"):
+        (folder / MANIFEST).unlink()
+    assert resume(run) is not None
+    assert (digests("stopped"), history("stopped")) == whole
+
+
+def test_rotation_deletes_only_what_was_sealed(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / (MANIFEST if step != 2 else "notes.txt")).write_text("{}")
+    (tmp_path / "checkpoint-old").mkdir()
+    rotate(tmp_path, keep=2, best_step=None)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoint-2",
+        "checkpoint-3",
+        "checkpoint-4",
+        "checkpoint-old",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"train.learning_rate": 0.1}, "train.learning_rate is 0.005, not 0.1"),
+        ({"train.batch_size": 4}, "train.batch_size is 2, not 4"),
+        ({"data.samples": 9}, "data.samples is 8, not 9"),
+        ({"train.seed": 1}, "train.seed is 42, not 1"),
+        ({"runtime.precision": "fp32"}, "runtime.precision is 'auto', not 'fp32'"),
+    ],
+)
+def test_a_change_that_alters_what_is_learned_is_refused(changes: dict[str, Any], told: str) -> None:
+    run = killed("plain", "stopped", 5)
+    before = run.read()
+    with pytest.raises(ConfigError, match="would not go on as it began") as refused:
+        resume(run, changes=changes)
+    assert told in refused.value.message
+    assert run.read() == before
+
+
+def test_a_change_that_alters_nothing_is_told_and_taken(dialogkit: Callable[..., Finished]) -> None:
+    killed("plain", "stopped", 5)
+    done = dialogkit("train", "--resume", "last", "--project", "another", "--set", "generate.seed=1")
+    assert done.code == 0
+    assert "changed: tracking.project is 'dialog-model-training', not 'another'" in done.err
+    assert RunDir(Path("models/runs/stopped")).read().config["tracking"]["project"] == "another"
+
+
+def test_another_number_of_threads_is_refused_unless_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = killed("plain", "stopped", 5)
+    monkeypatch.setattr("dialogkit.engine.runtime.processor_name", lambda: "another processor")
+    with pytest.raises(ConfigError, match="another processor") as refused:
+        resume(run)
+    assert "--force" in str(refused.value.hint)
+    assert run.read().status == "failed"
+    assert resume(run, force=True) is not None
+
+
+def test_a_run_that_is_being_trained_is_not_trained_by_another() -> None:
+    run = killed("plain", "stopped", 5)
+    with run.locked(), pytest.raises(StorageError, match=f"is being trained by process {os.getpid()}"):
+        resume(run)
+    assert resume(run) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "sentence"),
+    [
+        ("last", "custom-tiny", "no unfinished run of custom-tiny"),
+        ("stoped", None, r"no run 'stoped' .*did you mean 'stopped'"),
+        ("stopped", "custom-tiny", "trains custom-nano, not custom-tiny"),
+    ],
+)
+def test_what_cannot_be_resumed_is_told(name: str, model: str | None, sentence: str) -> None:
+    killed("plain", "stopped", 5)
+    with pytest.raises(ModelError, match=sentence):
+        find_resumable(name, model=model, output=Path("models"))
+
+
+def test_a_new_run_starts_from_the_weights_of_another(dialogkit: Callable[..., Finished]) -> None:
+    first = train(config_of("plain", "first"))
+    settings = {name: value for name, value in SMALL.items() if not name.startswith("model.")}
+    words = [word for name, value in settings.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    done = dialogkit("train", "--from", "first", "--name", "second", *words)
+    assert done.code == 0, done.err
+    second = RunDir(Path("models/runs/second")).read()
+    assert second.model["name"] == "custom-nano"
+    assert second.metrics["before/nats_per_token"] == pytest.approx(
+        first.metrics["final/nats_per_token"], rel=1e-6
+    )
+
+
+def test_a_disk_that_is_full_costs_no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = fit.seal, iter(range(99))
+
+    def full(*args: Any) -> None:
+        if next(calls) == 1:
+            raise OSError(28, "No space left on device")
+        real(*args)
+
+    monkeypatch.setattr(fit, "seal", full)
+    with pytest.raises(CheckpointError, match="checkpoint of step 6 cannot be written: no space left") as stopped:
+        train(config_of("plain", "full"))
+    assert (stopped.value.exit_code, stopped.value.hint) == (1, "dialogkit train --resume full")
+    run = RunDir(Path("models/runs/full"))
+    assert [path.name for path in run.path.glob("*checkpoint-*")] == ["checkpoint-3"]
+    assert read_progress(run.path / "checkpoint-3") is not None
+    assert resume(run) is not None
