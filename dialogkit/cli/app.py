@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from typer.exceptions import TyperException
 
 from dialogkit import __version__
 from dialogkit.cli import config, data, evaluate, generate, models, runs, tokenizer, train
 from dialogkit.cli.output import Output
-from dialogkit.config.load import list_problems
 from dialogkit.errors import ConfigError, DialogKitError
 
 app = typer.Typer(
@@ -101,9 +99,14 @@ def _usage_error(error: TyperException, words: list[str]) -> ConfigError:
     command = context.command_path if context is not None else _command_of(words)
     message = error.format_message().strip().rstrip(".")
     message = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", message)
-    if isinstance(error.__cause__, ValidationError):
-        option = error.param.get_error_hint()  # type: ignore[attr-defined]
-        message = f"{option}{list_problems(error.__cause__)[0]}"
+    if "pydantic" in sys.modules:  # otherwise nothing of it can have been raised, and importing it takes its time
+        from pydantic import ValidationError
+
+        from dialogkit.config.load import list_problems
+
+        if isinstance(error.__cause__, ValidationError):
+            option = error.param.get_error_hint()  # type: ignore[attr-defined]
+            message = f"{option}{list_problems(error.__cause__)[0]}"
     return ConfigError(f"{message[0].lower()}{message[1:]}", hint=f"{command} --help")
 
 

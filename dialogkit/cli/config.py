@@ -4,20 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import BaseModel
 
 from dialogkit.cli.options import ConfigOption, JsonOption, SetOption
 from dialogkit.cli.output import Output, options_table
-from dialogkit.config.load import flatten, load_with_origins, parse_sets, schema_text, validate_file
 from dialogkit.errors import ConfigError
-
-
-class Setting(BaseModel):
-    """One resolved setting."""
-
-    name: str
-    value: object
-    origin: str
 
 
 def show_command(
@@ -31,11 +21,11 @@ def show_command(
     json_output: JsonOption = False,
 ) -> None:
     """Show the settings that `train` would use, each with where it came from."""
-    loaded = load_with_origins(model, preset=preset, config_file=config, overrides=parse_sets(sets or []))
-    settings = [
-        Setting(name=name, value=value, origin=loaded.origins[name])
-        for name, value in flatten(loaded.config.model_dump(mode="json"))
-    ]
+    from dialogkit.config.load import list_settings, load_with_origins, parse_sets
+
+    settings = list_settings(
+        load_with_origins(model, preset=preset, config_file=config, overrides=parse_sets(sets or []))
+    )
     rows = [(s.name, s.value, s.origin) for s in settings]
     Output(json_mode=json_output).result(settings, lambda out: out.print(options_table(rows)))
 
@@ -44,6 +34,8 @@ def validate_command(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A settings file or a model file.")],
 ) -> None:
     """List every problem of a settings file at once."""
+    from dialogkit.config.load import validate_file
+
     problems = validate_file(Path(file))
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -53,4 +45,6 @@ def validate_command(
 
 def schema_command() -> None:
     """Print the JSON Schema of settings files, for editors."""
+    from dialogkit.config.load import schema_text
+
     Output().text(schema_text())

@@ -1,12 +1,14 @@
 """`dialogkit evaluate`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dialogkit.cli.options import JsonOption, ModelsArgument, NoCudaOption, OutputOption
 from dialogkit.cli.output import Output, table, untrusted
-from dialogkit.services.evaluate import EvaluateResult, evaluate
+
+if TYPE_CHECKING:
+    from dialogkit.services.evaluate import EvaluateResult
 
 
 def evaluate_command(
@@ -31,6 +33,8 @@ def evaluate_command(
     json_output: JsonOption = False,
 ) -> None:
     """Measure how well models predict held-out answers."""
+    from dialogkit.services.evaluate import evaluate
+
     result = evaluate(
         models,
         dataset=dataset,
@@ -43,7 +47,7 @@ def evaluate_command(
     Output(json_mode=json_output).result(result, lambda out: _render(out, result))
 
 
-def _render(output: Output, result: EvaluateResult) -> None:
+def _render(output: Output, result: "EvaluateResult") -> None:
     datasets = list(dict.fromkeys(f"{row.dataset}, {row.dialogs:,} dialogs" for row in result.rows))
     columns = ("loss", "perplexity", "bits/byte", "accuracy", "tokens")
     drawn = table("model", *columns, *(["on"] if len(datasets) > 1 else []), right=columns)

@@ -2,16 +2,18 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dialogkit.cli.options import JsonOption, NoCudaOption, OutputOption
 from dialogkit.cli.output import Output, table, untrusted
-from dialogkit.config.generate import GenerateConfig
-from dialogkit.config.load import list_problems
 from dialogkit.errors import ConfigError
-from dialogkit.services.generate import GenerateResult, ReplyResult, generate
+
+if TYPE_CHECKING:
+    from dialogkit.config.generate import GenerateConfig
+    from dialogkit.services.generate import GenerateResult, ReplyResult
+
 
 _COLUMN = 32
 """Least width of a column of replies; in a narrower terminal they stand below each other."""
@@ -46,6 +48,8 @@ def generate_command(
     json_output: JsonOption = False,
 ) -> None:
     """Let MODEL answer prompts; without any, the built-in test prompts."""
+    from dialogkit.services.generate import generate
+
     config = _sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -79,8 +83,11 @@ def _with_newest(model: str | None, compare: list[str] | None) -> Any:
     return model
 
 
-def _sampling(**given: Any) -> GenerateConfig:
+def _sampling(**given: Any) -> "GenerateConfig":
     from pydantic import ValidationError
+
+    from dialogkit.config.generate import GenerateConfig
+    from dialogkit.config.load import list_problems
 
     try:
         return GenerateConfig(**{name: value for name, value in given.items() if value is not None})
@@ -111,7 +118,7 @@ def _prompts(prompts: list[str] | None, file: str | None) -> list[str] | None:
     return texts or None
 
 
-def _render(output: Output, result: GenerateResult, *, streamed: bool) -> None:
+def _render(output: Output, result: "GenerateResult", *, streamed: bool) -> None:
     models = list(dict.fromkeys(reply.model for reply in result.replies))
     if len(models) > 1:
         by_prompt: dict[str, list[ReplyResult]] = {}

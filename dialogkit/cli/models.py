@@ -1,17 +1,21 @@
 """`dialogkit models`."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dialogkit.cli.options import JsonOption, OutputOption
 from dialogkit.cli.output import Output, parameters, table, untrusted
-from dialogkit.services.models import ModelRow, list_models, show_model
+
+if TYPE_CHECKING:
+    from dialogkit.services.models import ModelRow
 
 
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
     """List the models of the catalogue, and your own that were trained here."""
+    from dialogkit.services.models import list_models
+
     rows = list_models(output=output_dir)
     Output(json_mode=json_output).result(rows, lambda out: _render_list(out, rows))
 
@@ -22,15 +26,17 @@ def show_command(
     json_output: JsonOption = False,
 ) -> None:
     """Show everything about one model."""
+    from dialogkit.services.models import show_model
+
     row = show_model(name, output=output_dir)
     Output(json_mode=json_output).result(row, lambda out: _render_show(out, row), hint=_next(row, name))
 
 
-def _next(row: ModelRow, name: str) -> str:
+def _next(row: "ModelRow", name: str) -> str:
     return f'dialogkit generate {name} --prompt "Hello!"' if row.folder else f"dialogkit train {name}"
 
 
-def _render_list(output: Output, rows: list[ModelRow]) -> None:
+def _render_list(output: Output, rows: "list[ModelRow]") -> None:
     width = output.out.width
     columns: dict[str, Callable[[ModelRow], str]] = {
         "name": lambda row: row.name,
@@ -58,7 +64,7 @@ def _millions(count: int | None) -> str:
     return "?" if count is None else f"{count / 1e6:.1f}M"
 
 
-def _render_show(output: Output, row: ModelRow) -> None:
+def _render_show(output: Output, row: "ModelRow") -> None:
     drawn = table("", "")
     drawn.show_header = False
     for name, value in row.model_dump().items():

@@ -5,20 +5,21 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import shorten
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from dialogkit.errors import DialogKitError
-from dialogkit.services.generate import ReplyResult
 from dialogkit.services.reporter import step_line
 
-ResultModel = TypeVar("ResultModel", bound=BaseModel)
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.progress import Progress
+
+    from dialogkit.services.generate import ReplyResult
 
 # Control characters of every kind, and the marks that reorder text; a dataset's text must not steer a terminal.
 _UNSAFE = {
@@ -63,7 +64,7 @@ class Output:
 
     def result(
         self,
-        result: BaseModel | Sequence[BaseModel],
+        result: "BaseModel | Sequence[BaseModel]",
         render: Callable[["Output"], None],
         *,
         hint: str | None = None,
@@ -75,9 +76,9 @@ class Output:
                 self.hint(hint)
             return
         data = (
-            result.model_dump(mode="json")
-            if isinstance(result, BaseModel)
-            else [item.model_dump(mode="json") for item in result]
+            [item.model_dump(mode="json") for item in result]
+            if isinstance(result, Sequence)
+            else result.model_dump(mode="json")
         )
         sys.stdout.write(json.dumps({"data": data, "hint": hint}, ensure_ascii=False, indent=2) + "\n")
 
@@ -110,7 +111,7 @@ class Output:
         """Print text as it is to stdout, whatever the width of the terminal."""
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
 
-    def reply(self, reply: ReplyResult, *, prompt: bool, model: str | None = None) -> None:
+    def reply(self, reply: "ReplyResult", *, prompt: bool, model: str | None = None) -> None:
         """Print a reply, under its prompt if `prompt`, named by its model, and to stderr how it came about."""
         if prompt:
             self.print(untrusted(f"> {reply.prompt}", "bold"))
@@ -119,7 +120,7 @@ class Output:
         self.print(untrusted(reply.reply or "(empty)"))
         self.how(reply)
 
-    def how(self, reply: ReplyResult) -> None:
+    def how(self, reply: "ReplyResult") -> None:
         """Print to stderr how a reply came about."""
         tokens = "1 token" if reply.tokens == 1 else f"{reply.tokens} tokens"
         words = f"{tokens}, {reply.seconds:.2f} s, stopped by {reply.stop_reason}"
@@ -155,7 +156,7 @@ class TrainOutput:
     def __init__(self, output: Output) -> None:
         self._console = output.err
         self._progress: Progress | None = None
-        self._task = TaskID(0)
+        self._task: Any = None
 
     def header(self, facts: Mapping[str, str]) -> None:
         """Print the facts, one a line."""
@@ -176,6 +177,8 @@ class TrainOutput:
             return
         loss, speed = metrics["train/loss"], metrics["perf/tokens_per_s"]
         if self._progress is None:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),

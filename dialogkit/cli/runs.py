@@ -1,17 +1,20 @@
 """`dialogkit runs`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dialogkit.cli.options import JsonOption, OutputOption
 from dialogkit.cli.output import Output, duration, parameters, settings_table, table, untrusted
-from dialogkit.config.load import flatten
-from dialogkit.services.runs import RunRow, list_run_rows, show_run, sync_runs
+
+if TYPE_CHECKING:
+    from dialogkit.services.runs import RunRow
 
 
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
     """List the runs, the newest first."""
+    from dialogkit.services.runs import list_run_rows
+
     rows = list_run_rows(output=output_dir)
     hint = None if rows else "dialogkit train custom-tiny --preset test"
     Output(json_mode=json_output).result(rows, lambda out: _render_list(out, rows), hint=hint)
@@ -23,6 +26,9 @@ def show_command(
     json_output: JsonOption = False,
 ) -> None:
     """Show everything that is recorded of a run."""
+    from dialogkit.config.load import flatten
+    from dialogkit.services.runs import show_run
+
     record = show_run(name, output=output_dir)
     facts = dict(flatten(record.model_dump(mode="json", exclude={"origins"})))
     Output(json_mode=json_output).result(record, lambda out: out.print(settings_table(facts)))
@@ -36,6 +42,8 @@ def sync_command(
     json_output: JsonOption = False,
 ) -> None:
     """Upload offline runs to W&B; unreadable ones are passed over with a warning."""
+    from dialogkit.services.runs import sync_runs
+
     rows = sync_runs(names, output=output_dir)
     output = Output(json_mode=json_output)
 
@@ -50,7 +58,7 @@ def sync_command(
     output.result(rows, render)
 
 
-def _render_list(output: Output, rows: list[RunRow]) -> None:
+def _render_list(output: Output, rows: "list[RunRow]") -> None:
     wide = output.out.width >= 120
     numbers = ("steps", "bits/byte", "loss", "time")
     more = ("parameters", "dataset") if wide else ()

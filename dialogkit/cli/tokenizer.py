@@ -6,7 +6,6 @@ import typer
 
 from dialogkit.cli.options import JsonOption
 from dialogkit.cli.output import Output, untrusted
-from dialogkit.services.tokenizer import train_tokenizer
 
 
 def train_command(
@@ -16,6 +15,8 @@ def train_command(
     json_output: JsonOption = False,
 ) -> None:
     """Train a tokenizer for other languages or domains; a model file names it as model.tokenizer."""
+    from dialogkit.services.tokenizer import train_tokenizer
+
     result = train_tokenizer(files, vocabulary=vocab_size, output=output)
     why = f" (not {vocab_size:,}: the text has no more)" if result.entries < vocab_size else ""
     data = next((f" --dataset {file}" for file in files if not file.endswith(".txt")), "")

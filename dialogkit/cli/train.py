@@ -3,19 +3,18 @@
 import sys
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dialogkit.cli.options import ConfigOption, JsonOption, NoCudaOption, SetOption
 from dialogkit.cli.output import Output, TrainOutput, duration, table, untrusted
-from dialogkit.config.load import load_with_origins, parse_sets
 from dialogkit.errors import ConfigError
-from dialogkit.services.dry_run import DryRunResult, dry_run
-from dialogkit.services.models import DEFAULT_OUTPUT
-from dialogkit.services.resume import find_resumable
-from dialogkit.services.train import TrainResult, resume, train
-from dialogkit.tracking.rundir import RunDir, find_run
+
+if TYPE_CHECKING:
+    from dialogkit.services.dry_run import DryRunResult
+    from dialogkit.services.train import TrainResult
+    from dialogkit.tracking.rundir import RunDir
 
 
 def train_command(
@@ -71,6 +70,13 @@ def train_command(
     json_output: JsonOption = False,
 ) -> None:
     """Train MODEL, evaluate it, let it answer test prompts, and keep it."""
+    from dialogkit.config.load import load_with_origins, parse_sets
+    from dialogkit.services.dry_run import dry_run
+    from dialogkit.services.models import DEFAULT_OUTPUT
+    from dialogkit.services.resume import find_resumable
+    from dialogkit.services.train import train
+    from dialogkit.tracking.rundir import find_run
+
     words: dict[str, Any] = {
         "data.samples": samples,
         "data.dataset": dataset,
@@ -117,7 +123,9 @@ def train_command(
     )
 
 
-def _resume(output: Output, run: RunDir, overrides: dict[str, Any], *, force: bool) -> None:
+def _resume(output: Output, run: "RunDir", overrides: dict[str, Any], *, force: bool) -> None:
+    from dialogkit.services.train import resume
+
     drawing = TrainOutput(output)
     try:
         result = resume(
@@ -134,11 +142,11 @@ def _resume(output: Output, run: RunDir, overrides: dict[str, Any], *, force: bo
     output.result(result, lambda out: _render(out, result), hint=f'dialogkit generate {name} --prompt "Hello!"')
 
 
-def _model_of(run: RunDir) -> str:
+def _model_of(run: "RunDir") -> str:
     return str(run.read().config["model"]["name"])
 
 
-def _render(output: Output, result: TrainResult) -> None:
+def _render(output: Output, result: "TrainResult") -> None:
     figures = table("held out", "before", "after", right=("before", "after"))
     for name, label, form in (
         ("nats_per_token", "loss (nats/token)", ",.3f"),
@@ -165,7 +173,7 @@ def _render(output: Output, result: TrainResult) -> None:
         output.print(untrusted(f"W&B:   wandb sync {result.wandb_dir}"))
 
 
-def _render_dry_run(output: Output, result: DryRunResult) -> None:
+def _render_dry_run(output: Output, result: "DryRunResult") -> None:
     rows = {
         "model": f"{result.model}, {result.parameters:,} parameters",
         "device": f"{result.device}, {result.precision}",

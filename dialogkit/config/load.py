@@ -316,6 +316,22 @@ def flatten(layer: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
+class Setting(BaseModel):
+    """One resolved setting, and the layer that decided it."""
+
+    name: str
+    value: object
+    origin: str
+
+
+def list_settings(loaded: LoadedConfig) -> list[Setting]:
+    """Return every setting with its origin."""
+    return [
+        Setting(name=name, value=value, origin=loaded.origins[name])
+        for name, value in flatten(loaded.config.model_dump(mode="json"))
+    ]
+
+
 def known_settings() -> list[str]:
     """Return the dotted names of all settings."""
     return [

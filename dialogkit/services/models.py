@@ -203,7 +203,7 @@ def _from_run(run: RunDir) -> Loadable:
     if not (run.model_dir / "config.json").is_file():
         raise ModelError(
             f"the run {run.name!r} has no finished model (it is {run.read().status})",
-            hint=f"dialogkit runs show {run.name}",
+            hint=f"dialogkit train --resume {run.name}",
         )
     return Loadable(run.name, _from_folder(run.name, run.model_dir), run)
 

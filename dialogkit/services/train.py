@@ -185,6 +185,7 @@ def _train(
                 folder=output,
                 settings={k.replace(".", "/"): v for k, v in flatten(record.config)},
                 resume_id=record.wandb.get("id") if resumed else None,
+                told_step=record.resumed[-1]["told_step"] if resumed else -1,
             )
             record.wandb = {"mode": wandb_run.mode, "reason": wandb_run.reason, "id": wandb_run.id}
             result, trainer = _work(parts, run, record, wandb_run, reporter, started, checkpoint)
@@ -213,9 +214,10 @@ def _go_on(run: RunDir, record: RunRecord, parts: Parts, *, force: bool) -> "tup
     require_same(record, parts, force=force)
     checkpoint = newest_valid(run.path)
     step = checkpoint[1].step if checkpoint else 0
+    told = max((point["step"] for point in run.metrics()), default=-1)
     run.cut_after(step if checkpoint else -1)
     record.config = parts.config.model_dump(mode="json")
-    record.resumed.append({"time": now(), "step": step})
+    record.resumed.append({"time": now(), "step": step, "told_step": told})
     record.status, record.finished, record.error, record.exit_code = "running", None, None, None
     return checkpoint
 

@@ -164,7 +164,7 @@ class WandbRun:
     wait for an answer, which must not hold up a training.
     """
 
-    def __init__(self, run: Any, mode: Mode, reason: str, *, place: Path = Path()) -> None:
+    def __init__(self, run: Any, mode: Mode, reason: str, *, place: Path = Path(), told_step: int = -1) -> None:
         self.mode = mode
         self.reason = reason
         self.id: str | None = str(run.id) if run is not None else None
@@ -174,6 +174,8 @@ class WandbRun:
         self.url: str | None = str(run.url) if run is not None and mode == "online" else None
         """Address of the run; None offline."""
         self._run = run
+        # W&B online passes over steps that it has; offline it would have them twice after the upload.
+        self._told_step = told_step if mode == "offline" else -1
         self._calls: SimpleQueue[Callable[[Any], object] | None] = SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="wandb", daemon=True)
         if run is not None:
@@ -181,7 +183,7 @@ class WandbRun:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log metrics at an optimizer step."""
-        self._guard(lambda run: run.log({**metrics, "train/step": step}, step=step))
+        self._guard(lambda run: run.log({**metrics, "train/step": step}, step=step), step=step)
 
     def update_config(self, config: Mapping[str, Any]) -> None:
         """Add to the run's configuration."""
@@ -196,7 +198,7 @@ class WandbRun:
             drawn = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
             run.log({name: drawn, "train/step": step}, step=step)
 
-        self._guard(log)
+        self._guard(log, step=step)
 
     def log_histograms(self, step: int, histograms: Mapping[str, tuple[Any, Any]]) -> None:
         """Log histograms, each as counts and edges, at an optimizer step."""
@@ -208,7 +210,7 @@ class WandbRun:
             # Shown with the metrics of the same step, which are logged after it.
             run.log(drawn, step=step, commit=False)
 
-        self._guard(log)
+        self._guard(log, step=step)
 
     def log_model(self, name: str, folder: Path) -> None:
         """Upload a model folder as an artifact."""
@@ -236,8 +238,8 @@ class WandbRun:
                 self._run = None
                 logger.warning("W&B did not end within %.0f s; wandb sync %s", FINISH_TIMEOUT_S, self.folder)
 
-    def _guard(self, call: Callable[[Any], object]) -> None:
-        if self._run is not None:
+    def _guard(self, call: Callable[[Any], object], *, step: int | None = None) -> None:
+        if self._run is not None and (step is None or step > self._told_step):
             self._calls.put(call)
 
     def _work(self) -> None:
@@ -262,6 +264,7 @@ def open_wandb(
     folder: Path,
     settings: Mapping[str, Any],
     resume_id: str | None = None,
+    told_step: int = -1,
 ) -> WandbRun:
     """Start the W&B record of a run, or go on with it.
 
@@ -272,7 +275,8 @@ def open_wandb(
         tags: tags of the run.
         folder: W&B makes its `wandb` folder in here.
         settings: the resolved configuration.
-        resume_id: W&B's id of the run that is gone on with; it passes over steps that it has.
+        resume_id: W&B's id of the run that is gone on with.
+        told_step: the last step that was told to it; none up to it is told again.
     """
     mode, reason, credentials = decision
     if mode == "disabled":
@@ -292,7 +296,7 @@ def open_wandb(
         )
     if run is None:
         return WandbRun(None, "disabled", "W&B could not start")
-    return WandbRun(run, mode, reason, place=folder)
+    return WandbRun(run, mode, reason, place=folder, told_step=told_step)
 
 
 def _init(

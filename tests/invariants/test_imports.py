@@ -182,3 +182,21 @@ def test_only_the_run_folder_knows_the_names_of_its_files(file: str) -> None:
 
 def test_below_the_services_no_function_takes_the_whole_configuration() -> None:
     assert {path.split("/")[0] for path in owners("RunConfig")} <= {"config", "services", "cli", "__init__.py"}
+
+
+def test_the_help_loads_neither_settings_nor_services() -> None:
+    script = (
+        "import sys\n"
+        "from dialogkit.cli.app import main\n"
+        "try:\n"
+        "    main(['--help'])\n"
+        "except SystemExit:\n"
+        "    print(sorted(name for name in sys.modules if name.startswith(('pydantic', 'dialogkit.'))))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    loaded = ast.literal_eval(done.stdout.splitlines()[-1])
+    parts = {name.split(".")[1] for name in loaded if name.startswith("dialogkit.")}
+    assert not [name for name in loaded if name.startswith("pydantic")]
+    assert parts <= {"cli", "config", "errors", "services", "tracking"}
+    assert not [name for name in loaded if name.startswith("dialogkit.config.") and name.endswith("load")]
