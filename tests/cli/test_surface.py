@@ -268,7 +268,7 @@ def test_ctrl_c_ends_a_command_with_one_word(dialogkit: Run, monkeypatch: pytest
     def interrupted(**_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dialogkit.cli.models.list_models", interrupted)
+    monkeypatch.setattr("dialogkit.services.models.list_models", interrupted)
     assert dialogkit("models", "list") == Finished(130, "", "stopped\n")
 
 
@@ -278,7 +278,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(**_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("dialogkit.cli.models.list_models", broken)
+    monkeypatch.setattr("dialogkit.services.models.list_models", broken)
     with pytest.raises(ZeroDivisionError):
         main(["models", "list"])
 
