@@ -103,7 +103,7 @@ def _prompts(prompts: list[str] | None, file: str | None) -> list[str] | None:
     if file is not None:
         hint = 'dialogkit generate --prompt "Hello!"'
         try:
-            content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+            content = _standard_input() if file == "-" else Path(file).read_bytes()
             lines = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
         except UnicodeDecodeError as error:
             raise ConfigError(
@@ -116,6 +116,10 @@ def _prompts(prompts: list[str] | None, file: str | None) -> list[str] | None:
             raise ConfigError(f"the prompts file {file!r} holds no prompt", hint=hint)
         texts += lines
     return texts or None
+
+
+def _standard_input() -> bytes:
+    return sys.stdin.buffer.read() if sys.stdin is not None else b""  # None where it is closed
 
 
 def _render(output: Output, result: "GenerateResult", *, streamed: bool) -> None:
