@@ -65,7 +65,7 @@ class StorageError(DialogKitError):
 
     code = "storage"
     exit_code = 2
-    default_hint = "--output-dir DIR"
+    default_hint = "--output-dir my-models"
 
 
 class CheckpointError(DialogKitError):

@@ -107,7 +107,14 @@ def _usage_error(error: TyperException, words: list[str]) -> ConfigError:
         if isinstance(error.__cause__, ValidationError):
             option = error.param.get_error_hint()  # type: ignore[attr-defined]
             message = f"{option}{list_problems(error.__cause__)[0]}"
-    return ConfigError(f"{message[0].lower()}{message[1:]}", hint=f"{command} --help")
+    # One manner of speaking of a flag, whoever found it wrong.
+    message = re.sub(r"^(?:Invalid value for )?'(--[\w-]+)'(?: / '-\w')?: ", r"\1: ", message)
+    message = re.sub(r" \(Possible options: (.*)\)$", r" (did you mean \1?)", message)
+    hint = f"{command} --help"
+    extra = re.search(r"unexpected extra argument(?:s|\(s\))? \((.*)\)$", message)
+    if extra and command == "dialogkit generate":
+        hint = f'dialogkit generate --prompt "{extra[1]}"'
+    return ConfigError(f"{message[0].lower()}{message[1:]}", hint=hint)
 
 
 def _command_of(words: list[str]) -> str:

@@ -1,14 +1,16 @@
 """`dialogkit evaluate`."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dialogkit.cli.options import JsonOption, ModelsArgument, NoCudaOption, OutputOption
-from dialogkit.cli.output import Output, table, untrusted
+from dialogkit.cli.output import Output, fitting, untrusted
+from dialogkit.services.reporter import counted
 
 if TYPE_CHECKING:
-    from dialogkit.services.evaluate import EvaluateResult
+    from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
 
 
 def evaluate_command(
@@ -35,34 +37,42 @@ def evaluate_command(
     """Measure how well models predict held-out answers."""
     from dialogkit.services.evaluate import evaluate
 
-    result = evaluate(
-        models,
-        dataset=dataset,
-        samples=samples,
-        whole=whole,
-        batch_size=batch_size,
-        output=output_dir,
-        device="cpu" if no_cuda else "auto",
-    )
-    Output(json_mode=json_output).result(result, lambda out: _render(out, result))
+    shown = Output(json_mode=json_output)
+    with shown.busy("scoring held-out dialogs"):
+        result = evaluate(
+            models,
+            dataset=dataset,
+            samples=samples,
+            whole=whole,
+            batch_size=batch_size,
+            output=output_dir,
+            device="cpu" if no_cuda else "auto",
+        )
+    shown.result(result, lambda out: _render(out, result))
+
+
+def _scored(row: "EvaluateRow") -> str:
+    return f"{row.dataset}, {counted(row.dialogs, 'dialog')}"
 
 
 def _render(output: Output, result: "EvaluateResult") -> None:
-    datasets = list(dict.fromkeys(f"{row.dataset}, {row.dialogs:,} dialogs" for row in result.rows))
-    columns = ("loss", "perplexity", "bits/byte", "accuracy", "tokens")
-    drawn = table("model", *columns, *(["on"] if len(datasets) > 1 else []), right=columns)
-    for row in result.rows:
-        drawn.add_row(
-            untrusted(row.model),
-            f"{row.nats_per_token:.4f}",
-            f"{row.perplexity:,.2f}",
-            f"{row.bits_per_byte:.4f}",
-            f"{row.accuracy:.1%}",
-            f"{row.tokens:,}",
-            *([untrusted(f"{row.dataset}, {row.dialogs:,} dialogs")] if len(datasets) > 1 else []),
-        )
-    output.print(drawn)
+    datasets = list(dict.fromkeys(map(_scored, result.rows)))
+    columns: dict[str, Callable[[EvaluateRow], str]] = {
+        "model": lambda row: row.model,
+        "loss": lambda row: f"{row.nats_per_token:.4f}",
+        "perplexity": lambda row: f"{row.perplexity:,.2f}",
+        "bits/byte": lambda row: f"{row.bits_per_byte:.4f}",
+        "accuracy": lambda row: f"{row.accuracy:.1%}",
+        "tokens": lambda row: f"{row.tokens:,}",
+    }
+    numbers = list(columns)[1:]
+    output.print(
+        fitting(output.out, columns, result.rows, right=numbers, dispensable=("perplexity", "tokens", "accuracy"))
+    )
     if len(datasets) == 1:
         output.err.print(untrusted(f"on {datasets[0]}"))
+    else:
+        for row in result.rows:
+            output.err.print(untrusted(f"{row.model} on {_scored(row)}"))
     if len({row.dataset for row in result.rows}) > 1:
         output.err.print("figures of different datasets cannot be compared; name one by --dataset DATA")

@@ -1,5 +1,7 @@
 """`dialogkit generate`."""
 
+import os
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,26 +61,37 @@ def generate_command(
         seed=seed,
     )
     prompts = _prompts(prompt, prompts_file)
+    if twice := [name for name in {model, *(compare or [])} if [model, *(compare or [])].count(name) > 1]:
+        raise ConfigError(f"{twice[0]!r} is to be compared with itself", hint=f"dialogkit generate {twice[0]}")
     output = Output(json_mode=json_output)
     streams = (
         not json_output and not compare and prompts is not None and len(prompts) == 1 and output.out.is_terminal
     )
-    result = generate(
-        [model, *compare] if model and compare else _with_newest(model, compare),
-        prompts,
-        system=system,
-        config=config,
-        output=output_dir,
-        device="cpu" if no_cuda else "auto",
-        on_text=output.stream if streams else None,
-    )
+    if prompts is None and _is_piped():
+        output.err.print("standard input is not read; that does: dialogkit generate --prompts-file -")
+    with output.busy("answering the test prompts" if prompts is None else "answering") as end_busy:
+
+        def stream(text: str) -> None:
+            end_busy()
+            output.stream(text)
+
+        result = generate(
+            [model, *compare] if model and compare else _with_newest(model, compare),
+            prompts,
+            system=system,
+            config=config,
+            output=output_dir,
+            device="cpu" if no_cuda else "auto",
+            on_text=stream if streams else None,
+        )
     output.result(result, lambda out: _render(out, result, streamed=streams))
 
 
 def _with_newest(model: str | None, compare: list[str] | None) -> Any:
     if compare:
         raise ConfigError(
-            "--compare needs a MODEL to compare with", hint=f"dialogkit generate MODEL --compare {compare[0]}"
+            "--compare needs a MODEL to compare with",
+            hint=f"dialogkit generate custom-tiny --compare {compare[0]}",
         )
     return model
 
@@ -116,6 +129,17 @@ def _prompts(prompts: list[str] | None, file: str | None) -> list[str] | None:
             raise ConfigError(f"the prompts file {file!r} holds no prompt", hint=hint)
         texts += lines
     return texts or None
+
+
+def _is_piped() -> bool:
+    """Return whether there is text in a pipe that stands ready to be read."""
+    try:
+        import select
+
+        piped = stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode)
+        return piped and bool(select.select([sys.stdin], [], [], 0)[0])
+    except (OSError, ValueError, AttributeError):  # closed, or not a file of the system
+        return False
 
 
 def _standard_input() -> bytes:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dialogkit.cli.options import JsonOption, OutputOption
-from dialogkit.cli.output import Output, parameters, table, untrusted
+from dialogkit.cli.output import Output, fitting, parameters, table, untrusted
 
 if TYPE_CHECKING:
     from dialogkit.services.models import ModelRow
@@ -37,7 +37,6 @@ def _next(row: "ModelRow", name: str) -> str:
 
 
 def _render_list(output: Output, rows: "list[ModelRow]") -> None:
-    width = output.out.width
     columns: dict[str, Callable[[ModelRow], str]] = {
         "name": lambda row: row.name,
         "class": lambda row: row.size_class or "",
@@ -51,13 +50,16 @@ def _render_list(output: Output, rows: "list[ModelRow]") -> None:
         "licence": lambda row: row.license or "yours",
         "trained": lambda row: "yes" if row.trained else "no",
     }
-    # What a narrow terminal has no room for; `models show` has it all.
-    left_out = {"context", "source", "licence"} if width < 118 else {"class"} if width < 125 else set()
-    shown = {name: cell for name, cell in columns.items() if name not in left_out}
-    drawn = table(*shown, right=("parameters", "no emb.", "layers", "width", "context"))
-    for row in rows:
-        drawn.add_row(*(untrusted(cell(row)) for cell in shown.values()))
-    output.print(drawn)
+    output.print(
+        fitting(
+            output.out,
+            columns,
+            rows,
+            right=("parameters", "no emb.", "layers", "width", "context"),
+            # `models show` has it all.
+            dispensable=("class", "context", "source", "licence", "no emb.", "kind", "width", "layers"),
+        )
+    )
 
 
 def _millions(count: int | None) -> str:

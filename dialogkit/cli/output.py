@@ -3,9 +3,10 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -13,13 +14,16 @@ from rich.table import Table
 from rich.text import Text
 
 from dialogkit.errors import DialogKitError
-from dialogkit.services.reporter import step_line
+from dialogkit.services.reporter import counted, step_line
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.progress import Progress
+    from rich.status import Status
 
     from dialogkit.services.generate import ReplyResult
+
+Row = TypeVar("Row")
 
 # Control characters of every kind, and the marks that reorder text; a dataset's text must not steer a terminal.
 _UNSAFE = {
@@ -41,14 +45,30 @@ def untrusted(text: str, style: str = "") -> Text:
     return Text(sanitize(text), style=style)
 
 
+class _Aside(Console):
+    """The console of stderr. A reader that leaves, as `| head` does, ends the talk and not the work."""
+
+    def on_broken_pipe(self) -> None:
+        """Be quiet from now on."""
+        self.quiet = True
+        # Libraries and the interpreter's exit write there as well.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 def _print(console: Console, item: RenderableType) -> None:
     """Print; a file or a program gets no blanks that fill a column."""
-    if console.is_terminal:
+    if console.is_terminal or console.quiet:
         console.print(item)
         return
     with console.capture() as drawn:
         console.print(item)
-    console.file.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
+    try:
+        console.file.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
+        console.file.flush()
+    except BrokenPipeError:
+        if not isinstance(console, _Aside):
+            raise
+        console.on_broken_pipe()
 
 
 class Output:
@@ -57,7 +77,7 @@ class Output:
     def __init__(self, *, json_mode: bool = False) -> None:
         self.json_mode = json_mode
         self.out = Console(highlight=False, soft_wrap=False)
-        self.err = Console(stderr=True, highlight=False)
+        self.err: Console = _Aside(stderr=True, highlight=False)
         for console in (self.out, self.err):
             if not console.is_terminal and "COLUMNS" not in os.environ:
                 console.width = 200  # a file or a program has no edge at 80
@@ -122,9 +142,20 @@ class Output:
 
     def how(self, reply: "ReplyResult") -> None:
         """Print to stderr how a reply came about."""
-        tokens = "1 token" if reply.tokens == 1 else f"{reply.tokens} tokens"
-        words = f"{tokens}, {reply.seconds:.2f} s, stopped by {reply.stop_reason}"
+        words = f"{counted(reply.tokens, 'token')}, {reply.seconds:.2f} s, stopped by {reply.stop_reason}"
+        if reply.cut_tokens:
+            words += f"; the first {counted(reply.cut_tokens, 'token')} of the prompt did not fit the context"
         self.err.print(Text(words, style="dim"))
+
+    @contextmanager
+    def busy(self, text: str) -> "Iterator[Callable[[], None]]":
+        """Show in a terminal what goes on, until it is through or the function given is called."""
+        if self.json_mode or not self.err.is_terminal:
+            yield lambda: None
+            return
+        status = self.err.status(untrusted(text))
+        with status:
+            yield status.stop
 
     def stream(self, text: str) -> None:
         """Print a piece of a growing text to stdout."""
@@ -137,6 +168,33 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
     made = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         made.add_column(escape(column), justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def fitting(
+    console: Console,
+    columns: Mapping[str, Callable[[Row], str]],
+    rows: Sequence[Row],
+    *,
+    right: Sequence[str],
+    dispensable: Sequence[str],
+) -> Table:
+    """Return a table of rows with the columns that the console has room for.
+
+    Args:
+        console: what the table is for.
+        columns: titles, each with what it shows of a row.
+        rows: what the table is of.
+        right: columns of numbers.
+        dispensable: columns that are left out where there is no room, the first ones first.
+    """
+    for left_out in range(len(dispensable) + 1):
+        shown = {title: cell for title, cell in columns.items() if title not in dispensable[:left_out]}
+        made = table(*shown, right=right)
+        for row in rows:
+            made.add_row(*(untrusted(cell(row)) for cell in shown.values()))
+        if console.measure(made, options=console.options.update(width=10_000)).maximum <= console.width:
+            break
     return made
 
 
@@ -157,9 +215,25 @@ class TrainOutput:
         self._console = output.err
         self._progress: Progress | None = None
         self._task: Any = None
+        self._status: Status | None = None
+
+    def doing(self, text: str) -> None:
+        """Tell what goes on until the next event: turning in a terminal, as a line elsewhere."""
+        if not self._console.is_terminal:
+            self._console.print(untrusted(f"{text} ..."), soft_wrap=True)
+        elif self._progress is None:  # what runs within a training has its bar
+            self._idle()
+            self._status = self._console.status(untrusted(text))
+            self._status.start()
+
+    def _idle(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
 
     def header(self, facts: Mapping[str, str]) -> None:
         """Print the facts, one a line."""
+        self._idle()
         grid = Table.grid(padding=(0, 2))
         for name, value in facts.items():
             grid.add_row(Text(name, style="bold"), untrusted(value))
@@ -167,10 +241,12 @@ class TrainOutput:
 
     def note(self, text: str) -> None:
         """Print a line."""
+        self._idle()
         self._console.print(untrusted(text))
 
     def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
         """Move the bar, or print a line; an evaluation is always a line of its own."""
+        self._idle()
         if "eval/nats_per_token" in metrics or not self._console.is_terminal:
             if (line := step_line(step, total, metrics)) is not None:
                 self._console.print(line)
@@ -193,6 +269,7 @@ class TrainOutput:
 
     def close(self) -> None:
         """Leave the terminal as it was."""
+        self._idle()
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

@@ -1,11 +1,12 @@
 """`dialogkit runs`."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dialogkit.cli.options import JsonOption, OutputOption
-from dialogkit.cli.output import Output, duration, parameters, settings_table, table, untrusted
+from dialogkit.cli.output import Output, duration, fitting, parameters, settings_table, untrusted
 
 if TYPE_CHECKING:
     from dialogkit.services.runs import RunRow
@@ -30,7 +31,8 @@ def show_command(
     from dialogkit.services.runs import show_run
 
     record = show_run(name, output=output_dir)
-    facts = dict(flatten(record.model_dump(mode="json", exclude={"origins"})))
+    recorded = flatten(record.model_dump(mode="json", exclude={"origins"}))
+    facts = {name: value for name, value in recorded if value not in (None, "", [])}
     Output(json_mode=json_output).result(record, lambda out: out.print(settings_table(facts)))
 
 
@@ -44,8 +46,9 @@ def sync_command(
     """Upload offline runs to W&B; unreadable ones are passed over with a warning."""
     from dialogkit.services.runs import sync_runs
 
-    rows = sync_runs(names, output=output_dir)
     output = Output(json_mode=json_output)
+    with output.busy("uploading offline runs"):
+        rows = sync_runs(names, output=output_dir)
 
     def render(out: Output) -> None:
         for row in rows:
@@ -56,23 +59,34 @@ def sync_command(
             out.print("there are no offline runs to upload")
 
     output.result(rows, render)
+    if rows and not any(row.uploaded for row in rows):
+        raise typer.Exit(1)
 
 
 def _render_list(output: Output, rows: "list[RunRow]") -> None:
-    wide = output.out.width >= 120
-    numbers = ("steps", "bits/byte", "loss", "time")
-    more = ("parameters", "dataset") if wide else ()
-    drawn = table("run", "status", *numbers, *more, right=(*numbers, "parameters"))
-    for row in rows:
-        cells = [
-            row.name,
-            row.status,
-            "" if row.steps is None else f"{row.steps:,}",
-            "" if row.bits_per_byte is None else f"{row.bits_per_byte:.3f}",
-            "" if row.nats_per_token is None else f"{row.nats_per_token:.3f}",
-            "" if row.duration_s is None else duration(row.duration_s),
-        ]
-        if wide:
-            cells += [parameters(row.parameters), row.dataset]
-        drawn.add_row(*map(untrusted, cells))
-    output.print(drawn)
+    columns: dict[str, Callable[[RunRow], str]] = {
+        "run": lambda row: row.name,
+        "status": lambda row: row.status,
+        "steps": _steps,
+        "bits/byte": lambda row: "" if row.bits_per_byte is None else f"{row.bits_per_byte:.3f}",
+        "loss": lambda row: "" if row.nats_per_token is None else f"{row.nats_per_token:.3f}",
+        "time": lambda row: "" if row.duration_s is None else duration(row.duration_s),
+        "parameters": lambda row: parameters(row.parameters),
+        "dataset": lambda row: row.dataset,
+    }
+    output.print(
+        fitting(
+            output.out,
+            columns,
+            rows,
+            right=("steps", "bits/byte", "loss", "time", "parameters"),
+            dispensable=("parameters", "dataset", "loss", "time", "steps"),
+        )
+    )
+
+
+def _steps(row: "RunRow") -> str:
+    """Return the steps that were made, and of how many where it is not all."""
+    if row.steps is None or row.total_steps is None:
+        return ""
+    return f"{row.steps:,}" if row.steps == row.total_steps else f"{row.steps:,}/{row.total_steps:,}"

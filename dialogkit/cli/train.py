@@ -10,11 +10,24 @@ import typer
 from dialogkit.cli.options import ConfigOption, JsonOption, NoCudaOption, SetOption
 from dialogkit.cli.output import Output, TrainOutput, duration, table, untrusted
 from dialogkit.errors import ConfigError
+from dialogkit.services.reporter import counted
 
 if TYPE_CHECKING:
     from dialogkit.services.dry_run import DryRunResult
     from dialogkit.services.train import TrainResult
     from dialogkit.tracking.rundir import RunDir
+
+
+_FLAGS = {
+    "data.samples": "--samples",
+    "data.dataset": "--dataset",
+    "tracking.project": "--project",
+    "tracking.wandb": "--wandb",
+    "tracking.tags": "--tag",
+    "tracking.trackers": "--tracker",
+    "name": "--name",
+}
+"""Settings that have flags whose values can be wrong."""
 
 
 def train_command(
@@ -103,7 +116,10 @@ def train_command(
     if from_run is not None:
         start = find_run(Path(output_dir or DEFAULT_OUTPUT), from_run)
         model, overrides = str(start.model_dir), {"model.name": _model_of(start), **overrides}
-    loaded = load_with_origins(model, preset=preset, config_file=config, overrides=overrides)
+    try:
+        loaded = load_with_origins(model, preset=preset, config_file=config, overrides=overrides)
+    except ConfigError as error:
+        raise _of_flags(error, [name for name, value in words.items() if value is not None]) from None
     drawing = TrainOutput(output)
     try:
         if dry:
@@ -121,6 +137,16 @@ def train_command(
         lambda out: _render(out, result),
         hint=f'dialogkit generate {loaded.config.model.name} --prompt "Hello!"',
     )
+
+
+def _of_flags(error: ConfigError, given: list[str]) -> ConfigError:
+    """Return the error in words of the flags that were typed, in place of the settings that they stand for."""
+    message, hint = error.message, error.hint
+    for name in given:
+        if message.startswith(f"{name}:") and (flag := _FLAGS.get(name)):
+            message = message.replace(name, flag, 1)
+            hint = hint and hint.replace(f"--set {name}=", f"{flag} ")
+    return ConfigError(message, hint=hint, details=error.details)
 
 
 def _resume(output: Output, run: "RunDir", overrides: dict[str, Any], *, force: bool) -> None:
@@ -147,7 +173,7 @@ def _model_of(run: "RunDir") -> str:
 
 
 def _render(output: Output, result: "TrainResult") -> None:
-    figures = table("held out", "before", "after", right=("before", "after"))
+    figures = table("held out, in float32", "before", "after", right=("before", "after"))
     for name, label, form in (
         ("nats_per_token", "loss (nats/token)", ",.3f"),
         ("perplexity", "perplexity", ",.1f"),
@@ -162,7 +188,7 @@ def _render(output: Output, result: "TrainResult") -> None:
     output.print("")
     output.print(
         f"{result.success_rate:.0%} of the test prompts got a reply, {result.stop_rate:.0%} ended by themselves; "
-        f"{result.steps:,} steps, {result.metrics['perf/tokens_per_s']:,.0f} tokens/s, "
+        f"{counted(result.steps, 'step')}, {result.metrics['perf/tokens_per_s']:,.0f} tokens/s, "
         f"{duration(result.duration_s)} in all"
     )
     output.print(untrusted(f"model: {result.published_dir}"))
@@ -177,7 +203,7 @@ def _render_dry_run(output: Output, result: "DryRunResult") -> None:
     rows = {
         "model": f"{result.model}, {result.parameters:,} parameters",
         "device": f"{result.device}, {result.precision}",
-        "steps": f"{result.total_steps:,} over {result.train_dialogs:,} dialogs",
+        "steps": f"{result.total_steps:,} over {counted(result.train_dialogs, 'dialog')}",
         "longest batch": f"{result.longest_batch_tokens:,} tokens",
         "speed": f"{result.tokens_per_s:,.0f} tokens/s",
         "peak memory": f"{result.peak_memory_bytes / 2**20:,.0f} MiB",

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -168,7 +169,13 @@ def model_layer(model: str) -> tuple[str, Layer]:
     # Unlike pathlib's, these functions answer for any text, be it too long for a name.
     path = Path(os.path.expanduser(model))
     is_file, is_folder = os.path.isfile(path), os.path.isdir(path)
+    if is_file and path.suffix in (".jsonl", ".ndjson", ".csv", ".parquet", ".gz"):
+        raise ModelError(f"{model!r} is data and no model", hint=f"dialogkit train --dataset {model}")
     if path.suffix == ".json" and not is_folder:
+        if is_file and _holds_list(path):
+            raise ModelError(
+                f"{model!r} holds rows of data and no model", hint=f"dialogkit train --dataset {model}"
+            )
         if not is_file:
             raise ModelError(f"the model file {model!r} does not exist")
         layer = read_layer(path)
@@ -188,12 +195,19 @@ def model_layer(model: str) -> tuple[str, Layer]:
     raise ModelError(f"unknown model {model!r}{did_you_mean(model, _names('models'))}")
 
 
+def _holds_list(path: Path) -> bool:
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(1000).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    return False
+
+
 def preset_layer(preset: str) -> tuple[str, Layer]:
     """Return the origin and settings of a preset. Raises: ConfigError if there is none of that name."""
     names = preset_names()
     if preset not in names:
         raise ConfigError(
-            f"unknown preset {preset!r}{did_you_mean(preset, names)}", hint=f"--preset {'|'.join(names)}"
+            f"unknown preset {preset!r}{did_you_mean(preset, names)}; there are {', '.join(names)}",
+            hint=f"--preset {names[0]}",
         )
     layer = _read_json(configs_dir() / "presets" / f"{preset}.json")
     return f"preset {preset}", {**layer, "preset": preset}

@@ -47,7 +47,7 @@ def recognise_format(columns: Collection[str], *, source: str) -> str:
     shown = ", ".join(sorted(found)[:12]) or "none"
     raise DataError(
         f"{source} has the columns {shown}, and none of the shapes understood ({'; '.join(SHAPES)})",
-        hint="rename the columns, or: dialogkit train --dataset starter",
+        hint="rename the columns, or: --dataset starter",
     )
 
 

@@ -21,7 +21,7 @@ from dialogkit.network import hub_reachable
 
 STARTER = Path(__file__).parent / "samples" / "starter.jsonl"
 
-_MEND = "mend that line, or: dialogkit train --dataset starter"
+_MEND = "mend that line, or: --dataset starter"
 
 # Files are read here and not by pyarrow's JSON reader, which crashes the process on deep nesting.
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
@@ -70,6 +70,11 @@ class DataSource:
     license: str | None
 
 
+def looks_like_file(name: str) -> bool:
+    """Return whether a dataset's name is that of a file, and not of the hub or one of ours."""
+    return _suffix(Path(name)) in SUFFIXES or not HUB_ID.match(name)
+
+
 def find_source(config: DataConfig) -> DataSource:
     """Return where a dataset lies. Raises: DataError if it is no known name, file or hub id."""
     name = config.dataset
@@ -78,7 +83,9 @@ def find_source(config: DataConfig) -> DataSource:
     # Unlike pathlib's, these functions answer for any text, be it too long for a name.
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
-        raise DataError(f"{name!r} is a folder, not a file", hint=f"--dataset {name}/FILE.jsonl")
+        inside = sorted(file for file in os.listdir(path) if _suffix(Path(file)) in SUFFIXES)
+        example = f"dialogkit train --dataset {os.path.join(name, inside[0])}" if inside else "dialogkit data list"
+        raise DataError(f"{name!r} is a folder, not a file", hint=example)
     if os.path.isfile(path):
         if _suffix(path) not in SUFFIXES:
             raise DataError(f"{name!r} has none of the endings {', '.join(SUFFIXES)} (or .gz after them)")
@@ -86,7 +93,7 @@ def find_source(config: DataConfig) -> DataSource:
     if HUB_ID.match(name) and _suffix(path) not in SUFFIXES:
         return DataSource(name, None, name, None)
     if "/" in name or path.suffix:
-        raise DataError(f"the dataset file {name!r} does not exist", hint="--dataset starter")
+        raise DataError(f"the dataset file {name!r} does not exist", hint="dialogkit data list")
     raise DataError(f"unknown dataset {name!r}{did_you_mean(name, NAMED)}", hint="dialogkit data list")
 
 
@@ -123,12 +130,12 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
         except RowError as error:
             raw.bad_rows.append(f"{place}: {error}")
     if not raw.rows:
-        raise DataError(f"{source.name} holds no rows", hint="dialogkit train --dataset starter")
+        raise DataError(f"{source.name} holds no rows", hint="--dataset starter")
     if not raw.dialogs:
         raise DataError(
             f"none of the {raw.rows} rows of {source.name} is a dialog in the format {raw.format}: "
             f"{raw.bad_rows[0]}",
-            hint="--set data.format=auto, or: --dataset starter",
+            hint="dialogkit data list" if config.format == "auto" else "--set data.format=auto",
             details=raw.bad_rows[1:10],
         )
     return raw
@@ -155,8 +162,10 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
         raise DataError(
             f"{path.name}:{_first_bad_line(path)}: not UTF-8 text", hint="save it as UTF-8, or: --dataset starter"
         ) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path.name} cannot be read: {error}") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise DataError(f"{path.name} is no gzip file, or only the beginning of one") from None
+    except OSError as error:
+        raise DataError(f"{path.name} cannot be read: {(error.strerror or str(error)).lower()}") from None
 
 
 def _first_bad_line(path: Path) -> int:
@@ -197,14 +206,24 @@ def _parse(text: str, place: str) -> Any:
 def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # 128 KB otherwise, less than a long answer
     with _open(path) as file:
-        reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+        header = file.readline()
+        # Where a comma is the decimal point, spreadsheets write semicolons.
+        delimiter = max(",;\t", key=lambda mark: header.count(mark.encode()))
+        file.seek(0)
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        reader = csv.DictReader(text, strict=True, delimiter=delimiter)
+        done = 1
         try:
             for row in reader:
+                done = reader.line_num
                 if None in row:
                     raise DataError(f"{path.name}:{reader.line_num}: more fields than the header has", hint=_MEND)
                 yield f"{path.name}:{reader.line_num}", row
         except csv.Error as error:
-            raise DataError(f"{path.name}:{reader.line_num}: {error}", hint=_MEND) from None
+            # A quote that is never closed takes in all the rest, so that the reader stands at the end.
+            at = f"{path.name}: the row after line {done}" if "end of data" in str(error) else None
+            reason = "opens a quote that is never closed" if at else str(error)
+            raise DataError(f"{at or f'{path.name}:{reader.line_num}:'} {reason}", hint=_MEND) from None
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -218,9 +237,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path.name}[{number}]", row
-    except pa.ArrowException as error:
-        reason = str(error).partition(". ")[0].rstrip(".")
-        raise DataError(f"{path.name} is not a readable Parquet file: {reason}") from None
+    except pa.ArrowException:
+        raise DataError(f"{path.name} is no Parquet file, or only a part of one") from None
 
 
 def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[tuple[str, Any]], str]:
@@ -233,7 +251,7 @@ def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[tuple[str, An
     datasets.disable_progress_bars()
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity_error()  # it reports at length that it uses its cache
-    hint = "--dataset FILE, or --dataset starter (ships with the package)"
+    hint = "--dataset starter"
     try:
         dataset = datasets.load_dataset(hub_id, revision=revision, split="train")
     except (ConnectionError, huggingface_hub.errors.OfflineModeIsEnabled) as error:

@@ -24,6 +24,8 @@ class Reply:
     seconds: float
     """Wall time from the start of its batch to its last token."""
     stop_reason: StopReason
+    cut_tokens: int = 0
+    """Tokens at the beginning of the prompt that the context had no room for."""
 
 
 class _StepWatch:
@@ -122,7 +124,8 @@ def continue_prompts(
     from transformers import GenerationConfig, StoppingCriteriaList
 
     room = max(1, min(config.max_new_tokens, context // 2))
-    encoded = [ids[-(context - room) :] for ids in encoded]
+    cut = [max(0, len(ids) - (context - room)) for ids in encoded]
+    encoded = [ids[left_out:] for ids, left_out in zip(encoded, cut, strict=True)]
     limits = [min(config.max_new_tokens, context - len(ids)) for ids in encoded]
     order = sorted(range(len(encoded)), key=lambda i: (-limits[i], len(encoded[i])))
     batches: list[list[int]] = []
@@ -172,15 +175,17 @@ def continue_prompts(
                 )
                 for row, index in enumerate(chosen):
                     new = output[row, longest:].tolist()
-                    replies[index] = _reply(new, tokenizer, clock, limit < config.max_new_tokens)
+                    replies[index] = _reply(
+                        new, tokenizer, clock, context_full=limit < config.max_new_tokens, cut=cut[index]
+                    )
     finally:
         model.train(was_training)
     return [replies[i] for i in range(len(encoded))]
 
 
-def _reply(ids: list[int], tokenizer: ChatTokenizer, clock: _Clock, context_full: bool) -> Reply:
+def _reply(ids: list[int], tokenizer: ChatTokenizer, clock: _Clock, *, context_full: bool, cut: int) -> Reply:
     end = next((i for i, token in enumerate(ids) if token in tokenizer.stop_ids), None)
     if end is not None:
-        return Reply(tokenizer.decode(ids[:end]), end + 1, clock.seconds(end + 1), "end of turn")
+        return Reply(tokenizer.decode(ids[:end]), end + 1, clock.seconds(end + 1), "end of turn", cut)
     reason: StopReason = "context full" if context_full else "length"
-    return Reply(tokenizer.decode(ids), len(ids), clock.seconds(len(ids)), reason)
+    return Reply(tokenizer.decode(ids), len(ids), clock.seconds(len(ids)), reason, cut)

@@ -47,7 +47,7 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, **options:
         if isinstance(error, OSError | ValueError) and local is None and options["local_files_only"]:
             raise UnavailableError(
                 f"the hub cannot be reached and {source!r} is not in its cache",
-                hint="connect once to fetch it, give a model folder, or: dialogkit train custom-tiny",
+                hint="dialogkit train custom-tiny",
             ) from None
         raise unusable(source, error) from None
 
@@ -57,7 +57,7 @@ def unusable(source: str, error: Exception) -> ModelError:
     if isinstance(error, pickle.UnpicklingError):
         return ModelError(
             f"{source!r} is not loaded: its weights are damaged, or hold more than tensors, which could run code",
-            hint="give a model with weights in the safetensors format",
+            hint="dialogkit models list",
         )
     reason = (str(error).strip().splitlines() or [""])[0]
     if not isinstance(error, OSError | ValueError):

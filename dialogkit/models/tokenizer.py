@@ -262,9 +262,7 @@ def load_tokenizer(config: ModelConfig) -> ChatTokenizer:
     if config.tokenizer is not None or config.from_scratch:
         folder = Path(config.tokenizer).expanduser() if config.tokenizer else SHIPPED_TOKENIZER
         if not (folder / "tokenizer.json").is_file():
-            raise ModelError(
-                f"no tokenizer.json in {str(folder)!r}", hint="dialogkit tokenizer train FILE --output DIR"
-            )
+            raise ModelError(f"no tokenizer.json in {str(folder)!r}", hint="dialogkit tokenizer train --help")
         try:
             hf = PreTrainedTokenizerFast.from_pretrained(str(folder))
         except Exception as error:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.run import RunConfig
+from dialogkit.errors import InterruptedRunError
 from dialogkit.services.parts import Parts
-from dialogkit.services.reporter import LogReporter, TrainReporter
+from dialogkit.services.reporter import LogReporter, TrainReporter, counted
 from dialogkit.services.result import Result
 
 if TYPE_CHECKING:
@@ -60,8 +61,10 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     dialogs: DialogTokens = parts.data.train
     longest = dialogs.lengths.argsort()[-config.train.batch_size :]
     started = time.perf_counter()
+    reporter.doing(f"measuring the untrained model on {counted(len(parts.data.evaluation), 'held-out dialog')}")
     figures = parts.score(autocast=False)
     score_s = time.perf_counter() - started
+    reporter.doing("answering the test prompts")
     replies = parts.reply_to_tests()
     reply_s = time.perf_counter() - started - score_s
     speeds: list[float] = []
@@ -79,7 +82,13 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
                 "tracking": config.tracking.model_copy(update={"trackers": ()}),
             }
         )
-        parts.fit(folder=Path(folder), sink=sink)
+        reporter.doing("making two steps on the longest batch")
+        try:
+            parts.fit(folder=Path(folder), sink=sink)
+        except InterruptedRunError as error:
+            raise InterruptedRunError(
+                "the dry run was stopped; nothing was kept", exit_code=error.exit_code
+            ) from None
     tokens_per_step = float(dialogs.lengths.mean()) * config.train.batch_size
     training_s = schedule.total_steps * tokens_per_step / speeds[-1]
     evaluations = math.ceil(schedule.total_steps / schedule.eval_every_steps)

@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.data import DataConfig
+from dialogkit.data.sources import NAMED, looks_like_file
+from dialogkit.errors import DataError
 from dialogkit.services.models import DEFAULT_OUTPUT, Loadable, resolve_model
 from dialogkit.services.result import Result
+from dialogkit.tracking.rundir import RunRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,12 +127,32 @@ def concatenate(parts: "Sequence[DialogTokens]") -> "DialogTokens":
     )
 
 
+def find_dataset(record: RunRecord) -> str:
+    """Return the dataset of a run as it is known from here; a relative file may lie where the run was started.
+
+    Raises: DataError if a file is in neither folder: another dataset would give figures of something else.
+    """
+    name = str(record.config["data"]["dataset"])
+    if name in NAMED or Path(name).expanduser().is_file() or not looks_like_file(name):
+        return name
+    there = Path(str(record.environment.get("folder", ""))) / name
+    if there.is_file():
+        return str(there)
+    raise DataError(
+        f"the dataset of the run {record.name!r} is neither {name!r} here nor {str(there)!r}",
+        hint=f"dialogkit runs show {record.name}",
+    )
+
+
 def _dataset_of(loadable: Loadable, dataset: str | None) -> DataConfig:
     """Return the data settings of the run that made the model, or those of another dataset."""
     settings: dict[str, Any] = {}
     if loadable.run is not None:
-        settings = dict(loadable.run.read().config.get("data", {}))
+        record = loadable.run.read()
+        settings = dict(record.config.get("data", {}))
         settings.pop("samples", None)
+        if dataset is None and "dataset" in settings:
+            settings["dataset"] = find_dataset(record)
     if dataset is not None:
         # Models that are compared on a dataset are given the same dialogs, whatever limit they were trained with.
         settings.pop("max_tokens", None)

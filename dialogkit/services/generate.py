@@ -30,6 +30,8 @@ class ReplyResult(Result):
     """Wall time from the start of its batch to its last token."""
     stop_reason: str
     """end of turn, length, or context full."""
+    cut_tokens: int = 0
+    """Tokens at the beginning of the prompt that the context had no room for."""
     reference: str | None = None
     """The answer in the dataset, where the prompt is a held-out dialog's."""
 
@@ -93,10 +95,15 @@ def generate(
         names = [str(model)] if isinstance(model, str | Path) else [str(name) for name in model]
     if prompts is None:
         prompts = config.test_prompts
+    if not isinstance(prompts, str) and not (
+        isinstance(prompts, Sequence) and all(isinstance(text, str) for text in prompts)
+    ):
+        raise ConfigError(f"prompts must be text or a list of texts, not {prompts!r}")
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     texts = [text.strip() for text in texts]
     if not texts or not all(texts):
-        raise ConfigError("a prompt is empty", hint='dialogkit generate --prompt "Hello!"')
+        words = " ".join(["dialogkit generate", *(name for name in names if name)])
+        raise ConfigError("a prompt is empty", hint=f'{words} --prompt "Hello!"')
     # All names are looked up first: a typing error in the last must not cost the loading of the others.
     chosen = [resolve_model(name, output=output) for name in names]
 
@@ -132,6 +139,7 @@ def reply_results(
             tokens=reply.tokens,
             seconds=reply.seconds,
             stop_reason=reply.stop_reason,
+            cut_tokens=reply.cut_tokens,
             reference=reference,
         )
         for prompt, reply, reference in zip(prompts, replies, references or [None] * len(prompts), strict=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,19 +67,24 @@ def show_model(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> ModelRow:
     shipped_vocabulary = SHIPPED_VOCABULARY if model.from_scratch and not model.tokenizer else None
     folder = published_dir(Path(output), model.name)
     trained = (folder / "config.json").is_file()
+    # Another tokenizer, or settings of the run, may have given it another size than the catalogue says.
+    shape = read_shape(folder) if trained else {}
+    planned: dict[str, Any] = {
+        "parameters": counts.total if counts else None,
+        "parameters_without_embeddings": counts.without_embeddings if counts else None,
+        "architecture": model.architecture,
+        "layers": model.layers,
+        "width": model.width,
+        "heads": model.heads,
+        "context": model.context,
+        "vocabulary": model.vocabulary or shipped_vocabulary,
+    }
     return ModelRow(
         name=model.name,
         description=describe("models", name) if name in model_names() else "",
         kind="from scratch" if model.from_scratch else "pretrained",
         size_class=model.size_class,
-        parameters=counts.total if counts else None,
-        parameters_without_embeddings=counts.without_embeddings if counts else None,
-        architecture=model.architecture,
-        layers=model.layers,
-        width=model.width,
-        heads=model.heads,
-        context=model.context,
-        vocabulary=model.vocabulary or shipped_vocabulary,
+        **{**planned, **shape},
         source=model.source,
         license=model.license,
         chat_format=model.chat_format,
@@ -99,9 +105,10 @@ def _loadable_row(loadable: "Loadable", output: Path) -> ModelRow:
         trained = (published_dir(output, _model_name(record)) / "config.json").is_file()
     elif folder.is_dir():
         facts = read_shape(folder)
+    known = loadable.run is not None or folder.exists()
     return ModelRow(
         name=loadable.name,
-        description="",
+        description="" if known else "a hub id; what lies there is known once it is fetched",
         kind="from scratch" if settings.get("source") is None else "pretrained",
         size_class=settings.get("size_class"),
         parameters=facts.get("parameters"),
@@ -167,6 +174,11 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
         if (published := _published(stem, output)) is not None:
             return published
         raise ModelError(f"{name!r} has not been trained in {str(output)!r} yet", hint=f"dialogkit train {name}")
+    if path.is_file() and path.suffix != ".gguf":
+        raise ModelError(
+            f"{name!r} is a file, and neither a model file (.json) nor GGUF",
+            hint=f"dialogkit evaluate --dataset {name}",
+        )
     if path.exists():
         if RunDir(path).exists:
             return _from_run(RunDir(path))
@@ -183,7 +195,11 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
     if HUB_ID.match(name):
         return Loadable(name, ModelConfig(name=folder_name(name.split("/")[-1]), source=name))
     known = [*model_names(), *(run.name for run, _ in list_runs(output))]
-    raise ModelError(f"no model or run {name!r}{did_you_mean(name, known)}", hint="dialogkit models list")
+    is_prompt = re.search(r"[\s!?,]", name) is not None
+    raise ModelError(
+        f"no model or run {name!r}{did_you_mean(name, known)}",
+        hint=f"dialogkit generate --prompt {json.dumps(name)}" if is_prompt else "dialogkit models list",
+    )
 
 
 def _published(name: str, output: Path) -> Loadable | None:

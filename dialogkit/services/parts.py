@@ -9,6 +9,7 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.run import RunConfig
 from dialogkit.services.generate import ReplyResult, reply_results
 from dialogkit.services.models import describe_architecture
+from dialogkit.services.reporter import counted
 from dialogkit.tracking.rundir import RunDir
 from dialogkit.tracking.wandb_run import WandbRun
 
@@ -214,9 +215,9 @@ class Parts:
         ledger, train = self.data.ledger, self.data.train
         share = train.supervised_tokens / max(1, int(train.lengths.sum()))
         return (
-            f"{ledger.dataset}: {ledger.rows:,} rows, {ledger.kept:,} kept, {ledger.cut:,} cut, "
-            f"{ledger.dropped + ledger.unusable:,} dropped; to train on: {len(train):,} dialogs with "
-            f"{train.supervised_tokens:,} supervised tokens ({share:.0%} of theirs)"
+            f"{ledger.dataset}: {counted(ledger.rows, 'row')}, {ledger.kept:,} kept, {ledger.cut:,} cut, "
+            f"{ledger.dropped + ledger.unusable:,} dropped; to train on: {counted(len(train), 'dialog')} with "
+            f"{counted(train.supervised_tokens, 'supervised token')} ({share:.0%} of theirs)"
             + (" - from the cache" if self.data.from_cache else "")
             + (f"; first dropped: {ledger.first_bad_row}" if ledger.first_bad_row else "")
         )
@@ -224,12 +225,12 @@ class Parts:
     def warnings(self) -> list[str]:
         """Return what a user may not expect of the data."""
         held_out, kept = len(self.data.evaluation), self.data.ledger.kept
-        if held_out < 0.25 * kept:
-            return []
-        return [
-            f"{held_out} of only {kept} dialogs are held out for evaluation; "
-            f"--set data.eval_min_dialogs={max(1, kept // 10)} leaves more to train on"
-        ]
+        if held_out >= 0.25 * kept and (fewer := max(1, kept // 10)) < held_out:
+            return [
+                f"{held_out} of only {kept} dialogs are held out for evaluation; "
+                f"--set data.eval_min_dialogs={fewer} leaves more to train on"
+            ]
+        return []
 
     def _share(self) -> str:
         """Return how many dialogs there are to train on, where not all are used."""
@@ -248,7 +249,7 @@ class Parts:
             "precision": f"{self.runtime.precision}, because {self.runtime.precision_reason}",
             "data": f"{len(self.data.train):,}{self._share()} dialogs to train, "
             f"{len(self.data.evaluation):,} held out ({self.data.ledger.dataset})",
-            "steps": f"{self.schedule.total_steps:,} of {train.batch_size} dialogs, "
+            "steps": f"{self.schedule.total_steps:,} of {counted(train.batch_size, 'dialog')}, "
             f"learning rate {train.learning_rate:g}",
             "run": str(run.path),
             "W&B": f"{wandb_run.mode} ({wandb_run.reason})"

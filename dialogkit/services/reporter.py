@@ -19,6 +19,9 @@ class TrainReporter(Protocol):
     def note(self, text: str) -> None:
         """One line that is worth knowing."""
 
+    def doing(self, text: str) -> None:
+        """What goes on until the next event; told before what may take long."""
+
     def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
         """A logged point: `train/...`, `perf/...` or `eval/...` metrics."""
 
@@ -34,6 +37,10 @@ class LogReporter:
     def note(self, text: str) -> None:
         """Log the line."""
         logger.info(text)
+
+    def doing(self, text: str) -> None:
+        """Log what begins."""
+        logger.info("%s ...", text)
 
     def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
         """Log the point, if its line is due."""
@@ -52,6 +59,11 @@ def step_line(step: int, total: int, metrics: Mapping[str, float]) -> str | None
     if step != 1 and step != total and step % every:
         return None
     return f"step {step}/{total}  loss {metrics['train/loss']:.3f}  {metrics['perf/tokens_per_s']:,.0f} tokens/s"
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number of things, as `1 step` and `2 steps`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def show_log() -> None:

@@ -1,12 +1,16 @@
 """What was trained here, read from the run folders alone, and the upload of offline W&B runs."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dialogkit.errors import ModelError
 from dialogkit.services.models import DEFAULT_OUTPUT
 from dialogkit.services.result import Result
 from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs
 from dialogkit.tracking.wandb_run import find_credentials, offline_folders, sync_folder
+
+_FIGURES = ("bits_per_byte", "nats_per_token")
 
 
 class RunRow(Result):
@@ -20,8 +24,10 @@ class RunRow(Result):
     parameters: int | None
     dataset: str
     steps: int | None
+    """Steps that were made, as far as they were logged."""
+    total_steps: int | None
     bits_per_byte: float | None
-    """On the held-out dialogs, after training."""
+    """On the held-out dialogs: of the finished model, or of the last evaluation where there is none."""
     nats_per_token: float | None
     success_rate: float | None
 
@@ -37,7 +43,7 @@ class SyncRow(Result):
 
 def list_run_rows(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:
     """Return the runs of an output folder, the newest first."""
-    return [_row(record) for _, record in list_runs(Path(output))]
+    return [_row(run, record) for run, record in list_runs(Path(output))]
 
 
 def show_run(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> RunRecord:
@@ -78,7 +84,16 @@ def _folders_of(run: RunDir, folders: list[Path]) -> list[Path]:
     return found
 
 
-def _row(record: RunRecord) -> RunRow:
+def _row(run: RunDir, record: RunRecord) -> RunRow:
+    total = steps = record.schedule.get("total_steps")
+    if record.status == "completed":
+        total = steps = int(record.metrics.get("train/steps", total or 0))  # early stopping makes fewer
+        figures: Mapping[str, Any] = {name: record.metrics.get(f"final/{name}") for name in _FIGURES}
+    else:
+        points = run.metrics()
+        steps = max((int(point["step"]) for point in points), default=None)
+        evaluated = [point for point in points if "eval/nats_per_token" in point]
+        figures = {name: evaluated[-1].get(f"eval/{name}") if evaluated else None for name in _FIGURES}
     return RunRow(
         name=record.name,
         status=record.status,
@@ -87,8 +102,8 @@ def _row(record: RunRecord) -> RunRow:
         model=str(record.model.get("name") or record.config.get("model", {}).get("name", "")),
         parameters=record.model.get("parameters"),
         dataset=str(record.data.get("dataset", "")),
-        steps=record.schedule.get("total_steps"),
-        bits_per_byte=record.metrics.get("final/bits_per_byte"),
-        nats_per_token=record.metrics.get("final/nats_per_token"),
+        steps=steps,
+        total_steps=total,
+        **figures,
         success_rate=record.replies.get("success_rate"),
     )

@@ -28,7 +28,7 @@ def train_tokenizer(files: Sequence[str | Path], *, vocabulary: int, output: str
     """
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise StorageError(f"{str(target)!r} is there already", hint="--output ANOTHER_FOLDER")
+        raise StorageError(f"{str(target)!r} is there already", hint=f"--output {target}-2")
     for file in files:
         if not Path(file).is_file():
             raise DataError(f"the file {str(file)!r} does not exist", hint="dialogkit tokenizer train --help")
@@ -45,7 +45,7 @@ def train_tokenizer(files: Sequence[str | Path], *, vocabulary: int, output: str
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"{str(target)!r} cannot be made: {(error.strerror or '').lower()}", hint="--output ANOTHER_FOLDER"
+            f"{str(target)!r} cannot be made: {(error.strerror or '').lower()}", hint="--output my-tokenizer"
         ) from None
     try:
         entries = train(texts, vocabulary=vocabulary, output=target)

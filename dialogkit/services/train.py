@@ -16,7 +16,7 @@ from dialogkit.services.generate import ReplyResult
 from dialogkit.services.models import DEFAULT_OUTPUT
 from dialogkit.services.parts import Parts
 from dialogkit.services.recorder import Recorder, reply_statistics
-from dialogkit.services.reporter import LogReporter, TrainReporter, show_log
+from dialogkit.services.reporter import LogReporter, TrainReporter, counted, show_log
 from dialogkit.services.result import Result
 from dialogkit.services.resume import require_same, resumed_config
 from dialogkit.services.versions import package_versions
@@ -199,10 +199,13 @@ def _train(
             record.finished, record.error = now(), str(error) or type(error).__name__
             record.duration_s, record.exit_code = time.perf_counter() - started, getattr(error, "exit_code", 1)
             run.write(record)
-            if wandb_run is not None:
-                wandb_run.finish(exit_code=getattr(error, "exit_code", 1))
             if isinstance(error, InterruptedRunError | CheckpointError):
                 error.hint = f"dialogkit train --resume {name}{_where(output)}"
+            run.append_console(f"error: {record.error}")
+            if hint := getattr(error, "hint", None):
+                run.append_console(f"try: {hint}")
+            if wandb_run is not None:
+                wandb_run.finish(exit_code=getattr(error, "exit_code", 1))
             raise
     return result, trainer
 
@@ -290,7 +293,14 @@ def _work(
     recorder.header(parts.header(run, wandb_run))
     for line in (parts.ledger_line(), *parts.warnings()):
         recorder.note(line)
+    asked, there = config.data.samples or 0, len(parts.data.train)
+    if asked > there and record.origins.get("data.samples") == "command line":
+        recorder.note(f"{counted(asked, 'dialog')} were asked for, and {there:,} are there to train on")
+    held_out_dialogs = counted(len(parts.data.evaluation), "held-out dialog")
     if checkpoint is None:
+        reporter.doing(
+            f"measuring the untrained model on {counted(len(parts.data.evaluation), 'held-out dialog')}"
+        )
         recorder.histograms(0, {"data/dialog_tokens": parts.length_histogram()})
         before = parts.score(autocast=False)
         untrained = {"train/tokens": 0.0, "train/supervised_tokens": 0.0}
@@ -309,6 +319,7 @@ def _work(
 
     with tracker_places(run.path, Path(config.runtime.output_dir), config.tracking.project):
         fitted = parts.fit(folder=run.path, sink=sink, histograms=recorder.histograms, resume_from=checkpoint)
+    reporter.doing(f"measuring the trained model on {held_out_dialogs}")
     final = parts.score(autocast=False)
     metrics = {
         **{name: value for name, value in record.metrics.items() if name.startswith("before/")},
@@ -319,6 +330,7 @@ def _work(
         "train/seconds": fitted.train_s,
         "perf/tokens_per_s": fitted.tokens / max(fitted.train_s, 1e-9),
     }
+    reporter.doing("answering the test prompts")
     replies = parts.reply_to_tests()
     recorder.replies(fitted.steps, replies + parts.reply_to_held_out(held_out), table="replies/final")
     statistics = reply_statistics(replies)
@@ -344,24 +356,36 @@ def _work(
     )
     if config.tracking.log_model:
         wandb_run.log_model(config.model.name, run.model_dir)
-    wandb_dir, wandb_url = wandb_run.folder, wandb_run.url
     wandb_run.finish(exit_code=0)
+    wandb_dir, wandb_url = wandb_run.folder, wandb_run.url
     run.write(record)
-    return (
-        TrainResult(
-            run=run.name,
-            run_dir=str(run.path),
-            model_dir=str(run.model_dir),
-            published_dir=str(target),
-            steps=fitted.steps,
-            duration_s=record.duration_s,
-            metrics=metrics,
-            replies=replies,
-            success_rate=statistics.get("success_rate", 0.0),
-            stop_rate=statistics.get("stop_rate", 0.0),
-            wandb_mode=wandb_run.mode,
-            wandb_dir=str(wandb_dir) if wandb_dir else None,
-            wandb_url=wandb_url,
-        ),
-        fitted.trainer,
+    result = TrainResult(
+        run=run.name,
+        run_dir=str(run.path),
+        model_dir=str(run.model_dir),
+        published_dir=str(target),
+        steps=fitted.steps,
+        duration_s=record.duration_s,
+        metrics=metrics,
+        replies=replies,
+        success_rate=statistics.get("success_rate", 0.0),
+        stop_rate=statistics.get("stop_rate", 0.0),
+        wandb_mode=wandb_run.mode,
+        wandb_dir=str(wandb_dir) if wandb_dir else None,
+        wandb_url=wandb_url,
     )
+    for line in _closing_lines(result):
+        run.append_console(line)
+    return result, fitted.trainer
+
+
+def _closing_lines(result: TrainResult) -> list[str]:
+    """Return the end of a run's `console.log`: figures, replies and places."""
+    figures = [
+        f"{name}: {result.metrics[f'before/{name}']:.4f} before, {result.metrics[f'final/{name}']:.4f} after"
+        for name in ("nats_per_token", "perplexity", "bits_per_byte", "accuracy")
+    ]
+    spoken = [f"> {reply.prompt!r} {reply.reply!r} ({reply.stop_reason})" for reply in result.replies]
+    places = [f"model: {result.published_dir}", f"run: {result.run_dir}"]
+    wandb = result.wandb_url or (f"wandb sync {result.wandb_dir}" if result.wandb_dir else None)
+    return [*figures, *spoken, *places, *([f"W&B: {wandb}"] if wandb else [])]

@@ -94,7 +94,7 @@ class RunDir:
             path.mkdir(parents=True)
         except FileExistsError:
             raise StorageError(
-                f"there is a run {name!r} in {str(output)!r} already", hint="--name ANOTHER_NAME"
+                f"there is a run {name!r} in {str(output)!r} already", hint=f"--name {name}-2"
             ) from None
         except OSError as error:
             raise StorageError(
@@ -290,7 +290,7 @@ def require_publishable(target: Path) -> None:
     if target.is_symlink() or not card.is_file() or PUBLISHED_MARK not in card.read_bytes():
         raise StorageError(
             f"{str(target)!r} is there already and was not made by dialogkit, so it is left as it is",
-            hint="--set model.name=ANOTHER_NAME, or --set runtime.output_dir=DIR",
+            hint=f"--set model.name=my-{target.name}",
         )
 
 
@@ -316,6 +316,6 @@ def find_run(output: Path, name: str) -> RunDir:
     names = [run.name for run, _ in list_runs(output)]
     if name not in names or not re.match(NAME_PATTERN, name):
         raise ModelError(
-            f"no run {name!r} in {str(output)!r}{did_you_mean(name, names)}", hint="dialogkit models list"
+            f"no run {name!r} in {str(output)!r}{did_you_mean(name, names)}", hint="dialogkit runs list"
         )
     return RunDir(output / "runs" / name)

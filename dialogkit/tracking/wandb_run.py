@@ -4,6 +4,7 @@ The mode is decided before W&B is asked anything, so that no prompt can appear, 
 guarded: the first failure is one warning, after which the run goes on without W&B.
 """
 
+import atexit
 import logging
 import netrc
 import os
@@ -28,6 +29,9 @@ INIT_TIMEOUT_S = 10.0
 FINISH_TIMEOUT_S = 30.0
 """How long a server that does not answer may delay the start and the end of a run."""
 
+EXIT_WAIT_S = 1.0
+"""How long W&B's service has to end after a failure before it is ended."""
+
 _EMPTY_BYTES = 7  # a `.wandb` file's header without a record
 DEFAULT_SERVER = "https://api.wandb.ai"
 _DOTENV_KEYS = frozenset({"WANDB_API_KEY", "WANDB_ENTITY", "WANDB_BASE_URL"})
@@ -43,11 +47,11 @@ class Credentials:
     server: str
     entity: str | None = None
 
-    def require_key(self) -> str:
+    def require_key(self, *, hint: str = "wandb login") -> str:
         """Return the key. Raises: UnavailableError if there is none."""
         if self.key is None:
             raise UnavailableError(
-                "W&B online needs a key, and WANDB_API_KEY is neither set nor in .env", hint="--wandb offline"
+                "W&B needs a key, and WANDB_API_KEY is neither set nor in .env, nor is one in netrc", hint=hint
             )
         return self.key
 
@@ -146,7 +150,7 @@ def resolve_mode(request: str, credentials: Credentials) -> tuple[Mode, str]:
         case "offline":
             return "offline", "requested"
         case "online":
-            credentials.require_key()
+            credentials.require_key(hint="--wandb offline")
             return "online", "requested"
     if os.environ.get("WANDB_MODE", "") in ("offline", "disabled"):
         return ("disabled" if os.environ["WANDB_MODE"] == "disabled" else "offline"), "WANDB_MODE"
@@ -176,6 +180,7 @@ class WandbRun:
         self._run = run
         # W&B online passes over steps that it has; offline it would have them twice after the upload.
         self._told_step = told_step if mode == "offline" else -1
+        self._failed = False
         self._calls: SimpleQueue[Callable[[Any], object] | None] = SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="wandb", daemon=True)
         if run is not None:
@@ -235,8 +240,11 @@ class WandbRun:
         if self._worker.is_alive():
             self._worker.join(FINISH_TIMEOUT_S + 3)
             if self._worker.is_alive():
-                self._run = None
+                self._run, self._failed = None, True
                 logger.warning("W&B did not end within %.0f s; wandb sync %s", FINISH_TIMEOUT_S, self.folder)
+        if self._failed:
+            self.url = None  # what lies there is not all; the folder has the rest
+            _limit_exit()
 
     def _guard(self, call: Callable[[Any], object], *, step: int | None = None) -> None:
         if self._run is not None and (step is None or step > self._told_step):
@@ -249,6 +257,9 @@ class WandbRun:
                 call(self._run)
             except Exception as error:  # whatever W&B raises, training goes on
                 self._run = None
+                if self._failed:
+                    return  # given up already, with a warning
+                self._failed = True
                 _leave_dead_service(error)
                 logger.warning("W&B failed (%s); the run goes on without it", type(error).__name__)
                 return
@@ -350,6 +361,7 @@ def _init(
         return run
     except Exception as error:  # whatever W&B raises, training goes on
         _leave_dead_service(error)
+        _limit_exit()
         logger.warning("W&B could not start %s (%s)", mode, type(error).__name__)
         return None
     finally:
@@ -358,6 +370,37 @@ def _init(
                 os.environ.pop(key, None)
             else:
                 os.environ[key] = value
+
+
+def _limit_exit() -> None:
+    """Limit how long W&B's service, which still asks a server that does not answer, can delay the process's end.
+
+    W&B's own exit hook waits for it without an end.
+    """
+    with suppress(Exception):  # parts of W&B that are not its interface
+        import wandb
+
+        connection = wandb.setup()._connection
+        if connection is not None and connection.owns_service:
+            connection._cleanup()
+            atexit.unregister(_end_service)
+            atexit.register(_end_service, connection)
+
+
+def _end_service(connection: Any) -> None:
+    """Let W&B's service end, and end it if it does not."""
+
+    def end() -> None:
+        with suppress(Exception):  # it may have ended already
+            connection.teardown(0)
+
+    ending = threading.Thread(target=end, daemon=True)
+    ending.start()
+    ending.join(EXIT_WAIT_S)
+    if ending.is_alive():
+        with suppress(Exception):
+            connection._proc._process.kill()
+            ending.join(EXIT_WAIT_S)
 
 
 def _leave_dead_service(error: Exception) -> None:

@@ -16,7 +16,7 @@ from dialogkit.cli.app import app
 from dialogkit.config.load import known_settings, load_with_origins, model_names, preset_names, schema_text
 from dialogkit.config.paths import configs_dir
 from dialogkit.errors import did_you_mean
-from tests.conftest import REPOSITORY, Finished, Trained, run_process
+from tests.conftest import REPOSITORY, SMALL, Finished, Trained, run_process
 
 Run = Callable[..., Finished]
 
@@ -262,6 +262,25 @@ def test_a_reader_that_left_is_no_error_worth_a_word(words: str) -> None:
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_training_goes_on_when_the_reader_of_its_talk_leaves(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    small = [word for key, value in SMALL.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    command = [sys.executable, "-m", "dialogkit", "train", "custom-nano", *small, "--name", "unheard"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=writing, env=environment, check=False)
+    os.close(writing)
+    assert (done.returncode, b"models/custom_nano" in done.stdout) == (0, True)
+    assert "> 'Hello!'" in (tmp_path / "models/runs/unheard/console.log").read_text()
+
+
+def test_what_is_piped_and_not_read_is_told(trained: Trained) -> None:
+    words = ["generate", "shared-run", "--output-dir", str(trained.output), "--max-new-tokens", "2"]
+    done = run_process(*words, stdin="Hello!\n")
+    assert done.code == 0
+    assert "dialogkit generate --prompts-file -" in done.err
 
 
 def test_ctrl_c_ends_a_command_with_one_word(dialogkit: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,21 +211,39 @@ def test_several_problems_of_a_file_are_told_in_one_go(dialogkit: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "hint"),
     {
-        "train --samples -5": "--set data.samples=100",
+        "train --samples -5": "--samples 100",
+        "train my.json": "dialogkit train --dataset my.json",
+        "train rows.csv": "dialogkit train --dataset rows.csv",
+        "train --preset tset": "--preset test",
+        "generate Hello!": 'dialogkit generate --prompt "Hello!"',
+        "generate custom-tiny Hello there": 'dialogkit generate --prompt "Hello there"',
+        "generate custom-tiny --prompt=": 'dialogkit generate custom-tiny --prompt "Hello!"',
+        "generate custom-tiny --compare custom-tiny": "dialogkit generate custom-tiny",
+        "generate rows.csv": "dialogkit evaluate --dataset rows.csv",
+        "runs show nope": "dialogkit runs list",
+        "runs sync": "wandb login",
         "train --set train.learning_rate=fast": "--set train.learning_rate=0.0001",
         "train --name ../x": "--name my-run",
         "train --set tracking.wandb=on": "--set tracking.wandb=auto",
         "train --set foo.bar=1": "dialogkit config show",
         "train --config wrong-type.json": "dialogkit config validate wrong-type.json",
         "train settings.json": "dialogkit train --config settings.json",
-        "train --dataset syntax.jsonl": "mend that line, or: dialogkit train --dataset starter",
+        "train --dataset syntax.jsonl": "mend that line, or: --dataset starter",
         "train nano": "dialogkit models list",
     }.items(),
 )
 def test_what_to_try_fits_what_is_wrong(dialogkit: Run, words: str, hint: str) -> None:
     Path("settings.json").write_text('{"train": {"epochs": 1}}')
+    Path("my.json").write_text('[{"prompt": "a", "response": "b"}]')
+    Path("rows.csv").write_text("prompt,response\na,b\n")
     done = dialogkit(*shlex.split(words))
     assert done.err.splitlines()[-1] == f"try: {hint}"
+
+
+@pytest.mark.parametrize("words", ["train --samples 0", "evaluate --samples 0"])
+def test_a_wrong_flag_is_told_in_one_manner(dialogkit: Run, words: str) -> None:
+    told = dialogkit(*shlex.split(words)).err.splitlines()[0]
+    assert re.fullmatch(r"error: --samples: must be greater than or equal to 1 \(got \"?0\"?\)", told)
 
 
 def test_a_run_is_never_overwritten(dialogkit: Run, trained: Trained) -> None:

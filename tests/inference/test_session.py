@@ -175,6 +175,7 @@ def test_a_prompt_longer_than_the_context_loses_its_beginning_and_is_answered(
     (reply,) = replies(model, small, [prompt], max_new_tokens=max_new_tokens, **GREEDY)
     assert len(whole) > CONTEXT
     assert asked.ids == [whole[-(CONTEXT - room) :]]
+    assert reply.cut_tokens == len(whole) - (CONTEXT - room)
     assert reply.stop_reason == "end of turn" or reply.tokens == room
 
 

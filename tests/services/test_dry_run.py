@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dialogkit.config.run import RunConfig
+from dialogkit.errors import InterruptedRunError
 from dialogkit.services.dry_run import DryRunResult, dry_run
 from dialogkit.services.train import train
 from tests.conftest import SMALL, Finished
@@ -36,6 +37,18 @@ def test_a_dry_run_measures_and_writes_nothing(small_config: Callable[..., RunCo
     assert min(measured.tokens_per_s, measured.peak_memory_bytes, measured.expected_s) > 0
     assert measured.training_s == pytest.approx(1000 * measured.tokens_per_step / measured.tokens_per_s)
     assert measured.expected_s > measured.training_s
+
+
+def test_a_dry_run_that_is_stopped_kept_nothing(
+    small_config: Callable[..., RunConfig], scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise InterruptedRunError("stopped after step 1; its checkpoint is kept", exit_code=130)
+
+    monkeypatch.setattr("dialogkit.services.parts.Parts.fit", stopped)
+    with pytest.raises(InterruptedRunError, match="nothing was kept") as error:
+        dry_run(small_config())
+    assert error.value.exit_code == 130
 
 
 def test_a_dry_run_predicts_what_the_training_does(small_config: Callable[..., RunConfig]) -> None:

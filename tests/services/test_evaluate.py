@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,20 @@ def test_the_figures_are_those_at_the_end_of_the_training(trained: Trained) -> N
     final = {name: trained.result.metrics[f"final/{name}"] for name in FIGURES}
     assert figures(row) == pytest.approx(final, rel=1e-6)
     assert (row.model, row.dataset) == ("shared-run", "starter")
+
+
+def test_a_relative_dataset_is_found_where_the_run_was_started(
+    small_config: Callable[..., Any], some: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config({"data.dataset": some.name, "runtime.output_dir": str(tmp_path / "models")})
+    run = train(config).run
+    here = evaluate(run, output=tmp_path / "models", device="cpu").rows
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert evaluate(run, output=tmp_path / "models", device="cpu").rows == here
+    some.unlink()
+    with pytest.raises(DataError, match=rf"neither '{some.name}' here nor '{re.escape(str(some))}'"):
+        evaluate(run, output=tmp_path / "models", device="cpu")
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 32])

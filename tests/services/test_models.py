@@ -41,6 +41,12 @@ def test_only_what_was_trained_in_the_folder_is_called_trained(trained: Trained)
     assert {row.folder for name, row in rows.items() if name != "custom-nano"} == {None}
 
 
+def test_a_trained_name_has_the_size_that_it_was_trained_with(trained: Trained) -> None:
+    row = show_model("custom-nano", output=trained.output)
+    parameters = sum(parameter.numel() for parameter in trained.trainer.model.parameters())
+    assert (row.parameters, row.layers, row.width) == (parameters, 2, 32)
+
+
 def test_a_model_of_ones_own_is_listed_after_the_catalogue(finished: Path, tmp_path: Path) -> None:
     facts = json.loads((finished / "run.json").read_text())["model"]
     run = copy_run(finished, tmp_path, "mine-1", model={**facts, "name": "mine"})

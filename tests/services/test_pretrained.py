@@ -56,7 +56,7 @@ def test_a_name_of_the_catalogue_trains_from_the_cache(
     words = ["--preset", "test", "--samples", "20", "--set", "train.max_steps=4", *settings]
     done = in_home(hub, tmp_path, "train", name, *words, "--json")
     assert done.code == 0, done.err
-    told = {line.split()[0] for line in done.err.splitlines()}
+    told = {line.split()[0] for line in done.err.splitlines() if not line.endswith(" ...")}
     assert told == {"model", "device", "precision", "data", "steps", "run", "W&B", "starter:", "step"}
     result = TrainResult.model_validate(done.json["data"])
     assert result.published_dir == f"models/{name.replace('-', '_')}"
@@ -86,7 +86,7 @@ def test_what_is_not_in_the_cache_is_one_sentence_at_once(tmp_path: Path) -> Non
     assert (done.code, done.out) == (UnavailableError.exit_code, "")
     assert done.err.splitlines() == [
         "error: the hub cannot be reached and 'openai-community/gpt2-medium' is not in its cache",
-        "try: connect once to fetch it, give a model folder, or: dialogkit train custom-tiny",
+        "try: dialogkit train custom-tiny",
     ]
 
 

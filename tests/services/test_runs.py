@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dialogkit.tracking.rundir import RunDir
 from dialogkit.tracking.wandb_run import offline_folders
 from tests.conftest import Finished, Trained
 
@@ -28,9 +29,49 @@ def test_the_list_has_the_figures_of_the_record(dialogkit: Run, output: str, tra
     assert "shared-run" in dialogkit("runs", "list", "--output-dir", output).out
 
 
+def test_an_unfinished_run_is_listed_with_what_it_came_to(dialogkit: Run, output: str) -> None:
+    run = RunDir(Path(output) / "runs/shared-run")
+    run.write(run.read().model_copy(update={"status": "interrupted", "metrics": {}}))
+    run.cut_after(15)
+    (row,) = dialogkit("runs", "list", "--output-dir", output, "--json").json["data"]
+    evaluated = [point for point in run.metrics() if "eval/bits_per_byte" in point][-1]
+    assert (row["steps"], row["total_steps"]) == (15, 20)
+    assert row["bits_per_byte"] == evaluated["eval/bits_per_byte"]
+    assert "15/20" in dialogkit("runs", "list", "--output-dir", output).out
+
+
+def test_the_name_of_a_run_is_whole_in_a_narrow_terminal(
+    dialogkit: Run, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "custom-medium-development-20261124-123421"
+    (Path(output) / "runs/shared-run").rename(Path(output) / "runs" / name)
+    run = RunDir(Path(output) / "runs" / name)
+    run.write(run.read().model_copy(update={"name": name}))
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in (["runs", "list"], ["evaluate", name]):
+        shown = dialogkit(*words, "--output-dir", output).out
+        assert name in shown.split()
+        assert max(map(len, shown.splitlines())) <= 80
+        assert len(shown.splitlines()) == 2
+
+
+def test_an_upload_of_which_nothing_arrives_fails(
+    dialogkit: Run, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, stdout="", stderr="wandb: ERROR permission denied")
+
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setattr("dialogkit.tracking.wandb_run.subprocess.run", refuse)
+    done = dialogkit("runs", "sync", "shared-run", "--output-dir", output)
+    assert done.code == 1
+    assert "permission denied" in done.err
+
+
 def test_a_run_is_shown_whole(dialogkit: Run, output: str) -> None:
     shown = dialogkit("runs", "show", "shared-run", "--output-dir", output)
     assert shown.code == 0
+    assert "null" not in shown.out
     for name in ("environment.platform", "config.train.learning_rate", "model.parameters", "exit_code"):
         assert name in shown.out
 

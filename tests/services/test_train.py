@@ -216,6 +216,9 @@ class Failing:
     def note(self, text: str) -> None:
         pass
 
+    def doing(self, text: str) -> None:
+        pass
+
     def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
         if step == 2:
             raise self.error

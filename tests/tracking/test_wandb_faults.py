@@ -4,6 +4,8 @@ import hashlib
 import json
 import logging
 import os
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SMALL
+from tests.conftest import REPOSITORY, SMALL
 from tests.forks import run_forked
 from tests.wandb_server import WandbServer
 
@@ -148,3 +150,20 @@ def test_a_key_is_nowhere_to_be_found(serve: Callable[..., WandbServer], tmp_pat
     assert "Traceback" in (tmp_path / "work/said.txt").read_text()
     found = [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     assert found == ([tmp_path / "work/.env"] if place == "dotenv" else [])
+
+
+@pytest.mark.faults
+def test_a_process_ends_soon_though_the_server_does_not_answer(
+    serve: Callable[..., WandbServer], tmp_path: Path
+) -> None:
+    server = serve("accept", "hang")
+    settings = {**SMALL, "tracking.wandb": "online"}
+    small = [word for name, value in settings.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    command = [sys.executable, "-m", "dialogkit", "train", "custom-nano", *small]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment |= {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "PYTHONPATH": str(REPOSITORY)}
+    # Without an end of its own, W&B's service is waited for until it gives up, a minute later.
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0
+    assert done.stderr.count("W&B failed") + done.stderr.count("W&B did not end") == 1
+    assert "wandb sync " in done.stdout
