@@ -75,6 +75,9 @@ def train_command(
     force: Annotated[
         bool, typer.Option("--force", help="Resume although a difference alters what is learned.")
     ] = False,
+    fit_batch: Annotated[
+        bool, typer.Option("--fit-batch", help="Split the batch where the memory does not suffice.")
+    ] = False,
     config: ConfigOption = None,
     sets: SetOption = None,
     dry: Annotated[
@@ -100,6 +103,7 @@ def train_command(
         "tracking.tags": tags or None,
         "tracking.trackers": trackers or None,
         "tracking.log_model": log_model or None,
+        "train.fit_batch": fit_batch or None,
         "name": name,
     }
     overrides = {key: value for key, value in words.items() if value is not None} | parse_sets(sets or [])

@@ -18,6 +18,8 @@ class TrainConfig(Section):
     """Dialogs in one optimizer step."""
     accumulation_steps: int = Field(1, ge=1, le=65_536)
     """Parts into which a step's batch is split to save memory. Must divide the batch size."""
+    fit_batch: bool = False
+    """Split the batch into more parts by itself where the memory does not suffice; the learning is the same."""
     learning_rate: float = Field(1e-4, gt=0, le=10)
     """Peak learning rate, reached after warm-up."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"

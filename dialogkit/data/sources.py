@@ -251,7 +251,7 @@ def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[tuple[str, An
     datasets.disable_progress_bars()
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity_error()  # it reports at length that it uses its cache
-    hint = "--dataset starter"
+    hint = "--dataset starter (ships with the package), or --dataset FILE"
     try:
         dataset = datasets.load_dataset(hub_id, revision=revision, split="train")
     except (ConnectionError, huggingface_hub.errors.OfflineModeIsEnabled) as error:

@@ -13,7 +13,7 @@ POINTS_PER_RUN = 100
 EVALUATIONS_PER_RUN = 4
 
 # Fields of TrainConfig that something else than TrainingArguments implements.
-NOT_MAPPED = frozenset({"dropout", "keep_checkpoints", "eval_batch_size", "early_stopping_patience"})
+NOT_MAPPED = frozenset({"dropout", "fit_batch", "keep_checkpoints", "eval_batch_size", "early_stopping_patience"})
 
 
 @dataclass(frozen=True)

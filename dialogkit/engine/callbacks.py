@@ -162,11 +162,16 @@ def diverged(what: str, step: int, learning_rate: float) -> DivergedError:
     )
 
 
+class EvaluationLeft(Exception):
+    """An evaluation in the midst of a training was left because of a signal; it is due when the run goes on."""
+
+
 class StopAtSignal(TrainerCallback):
-    """On Ctrl-C or SIGTERM finishes the step, then leaves; a second signal ends at once."""
+    """On Ctrl-C or SIGTERM finishes the step, or leaves the evaluation; a second signal ends at once."""
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._through = False
         self._previous: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -185,8 +190,17 @@ class StopAtSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop after the step in which the signal came."""
+        self._through = state.global_step >= state.max_steps
         if self._received is not None:
             control.should_save = control.should_training_stop = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop after the evaluation in which the signal came."""
+        self.on_step_end(args, state, control)
+
+    def leaves(self) -> bool:
+        """Return whether an evaluation, or replies in it, are to be left; those of the last step are not."""
+        return self._received is not None and not self._through
 
     def release(self) -> None:
         """Give the signals back to whom they belonged."""

@@ -32,6 +32,8 @@ class Progress:
     logged_step: int = 0
     logged_tokens: int = 0
     logged_train_s: float = 0.0
+    evaluation_due: bool = False
+    """Whether the evaluation of this step was left and is to be made first."""
 
 
 def seal(folder: Path, progress: Progress) -> None:

@@ -4,7 +4,7 @@ import errno
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from dialogkit.config.train import TrainConfig
 from dialogkit.engine.arguments import Schedule, training_arguments
 from dialogkit.engine.attention import use_packed_attention, use_plain_attention
 from dialogkit.engine.callbacks import (
+    EvaluationLeft,
     MetricCallback,
     MetricSink,
     StopAtNonFinite,
@@ -70,6 +71,18 @@ class DialogTrainer(Trainer):
         self._counter = counter
         self._metrics = metrics
         self._keep = keep
+        self._evaluation_due = False
+
+    def save_unevaluated(self) -> None:
+        """Save after a step whose evaluation was left. Raises: what saving raises."""
+        self._evaluation_due = True
+        self._save_checkpoint(self.model, None)
+
+    def make_up_evaluation(self) -> None:
+        """Make the evaluation that was left at this step, and save as if it had not been."""
+        metrics = self._evaluate(None, None)
+        self._determine_best_metric(metrics, None)
+        self._save_checkpoint(self.model, None)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save, and make the checkpoint valid at last. Raises: CheckpointError, DivergedError."""
@@ -79,7 +92,8 @@ class DialogTrainer(Trainer):
         try:
             require_space(run, self.model)
             super()._save_checkpoint(*args, **kwargs)
-            seal(folder, self._metrics.progress(step, float(self._tr_loss)))
+            progress = self._metrics.progress(step, float(self._tr_loss))
+            seal(folder, replace(progress, evaluation_due=self._evaluation_due))
             rotate(run, keep=self._keep, best_step=self.state.best_global_step)
         except (OSError, SafetensorError, RuntimeError) as error:
             # torch tells of a full disk by a RuntimeError of its zip writer.
@@ -114,6 +128,8 @@ class _Restore(TrainerCallback):
         self._trainer._globalstep_last_logged = self._progress.logged_step
         if state.best_global_step:
             state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
+        if self._progress.evaluation_due:
+            self._trainer.make_up_evaluation()
 
 
 def _load_trained(trainer: Any, checkpoint: Path, *, best: bool) -> None:
@@ -159,6 +175,7 @@ def fit(
     trackers: Sequence[str] = (),
     project: str = "dialogkit",
     resume_from: tuple[Path, Progress] | None = None,
+    stop: StopAtSignal | None = None,
 ) -> FitResult:
     """Train a model in place; afterwards it holds the best or the last weights, as `config.keep` says.
 
@@ -180,6 +197,7 @@ def fit(
         trackers: HF's integrations that log as well; one that fails is left out from then on.
         project: name under which those file the run.
         resume_from: checkpoint to go on from; all else must be as it was.
+        stop: ends the training at a signal; given where the scorer asks it whether to leave.
 
     Raises: DivergedError, InterruptedRunError, OutOfMemoryError.
     """
@@ -187,7 +205,7 @@ def fit(
     hf_logging.set_verbosity_error()
     counter = TokenCounter()
     metrics = MetricCallback(sink, counter)
-    stop = StopAtSignal()
+    stop = stop or StopAtSignal()
     callbacks = [metrics, StopAtNonFinite(), stop]
     if histograms is not None and histogram_every:
         callbacks.append(HistogramCallback(histograms, every=histogram_every))
@@ -233,6 +251,8 @@ def fit(
                 trainer.train(resume_from_checkpoint=str(checkpoint))
             else:  # HF would train a step more
                 _load_trained(trainer, checkpoint, best=config.keep == "best")
+    except EvaluationLeft:
+        trainer.save_unevaluated()
     except torch.OutOfMemoryError:
         raise _out_of_memory(config) from None
     finally:
@@ -254,8 +274,7 @@ def _out_of_memory(config: TrainConfig) -> OutOfMemoryError:
     """Return the error, with what saves memory next as its hint."""
     parts, size = config.accumulation_steps, config.batch_size
     if parts < size:
-        finer = next(n for n in range(parts + 1, size + 1) if size % n == 0)
-        hint = f"--set train.accumulation_steps={finer}"
+        hint = "--fit-batch"
     elif not config.activation_checkpointing:
         hint = "--set train.activation_checkpointing=true"
     else:

@@ -57,15 +57,17 @@ class _StepWatch:
 
 
 class _Clock:
-    """HF stopping criterion that stops nothing and notes when each token was there."""
+    """HF stopping criterion that notes when each token was there, and stops all if asked to leave."""
 
-    def __init__(self) -> None:
+    def __init__(self, leave: Callable[[], bool] | None) -> None:
         self._started = time.perf_counter()
         self._at: list[float] = []
+        self._leave = leave
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         self._at.append(time.perf_counter() - self._started)
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        left = self._leave is not None and self._leave()
+        return torch.full((len(input_ids),), left, dtype=torch.bool, device=input_ids.device)
 
     def seconds(self, tokens: int) -> float:
         """Return when the last of so many tokens was there."""
@@ -82,6 +84,7 @@ def generate_replies(
     device: str,
     batch_size: int = 32,
     on_text: Callable[[str], None] | None = None,
+    leave: Callable[[], bool] | None = None,
 ) -> list[Reply]:
     """Return a reply to each prompt; a prompt longer than the context loses its beginning.
 
@@ -94,6 +97,7 @@ def generate_replies(
         device: where the model is.
         batch_size: prompts answered at once.
         on_text: takes the text as it grows; for a single prompt.
+        leave: asked after each token whether to end all replies as they stand.
     """
     encoded = [tokenizer.encode_prompt(messages) for messages in prompts]
     return continue_prompts(
@@ -105,6 +109,7 @@ def generate_replies(
         device=device,
         batch_size=batch_size,
         on_text=on_text,
+        leave=leave,
     )
 
 
@@ -119,6 +124,7 @@ def continue_prompts(
     device: str,
     batch_size: int = 32,
     on_text: Callable[[str], None] | None = None,
+    leave: Callable[[], bool] | None = None,
 ) -> list[Reply]:
     """Return a reply to each prompt, given as ids up to where the answer starts; see `generate_replies`."""
     from transformers import GenerationConfig, StoppingCriteriaList
@@ -158,7 +164,7 @@ def continue_prompts(
                     if sampling
                     else {}
                 )
-                clock = _Clock()
+                clock = _Clock(leave)
                 output = model.generate(
                     input_ids=inputs.to(device),
                     attention_mask=mask.to(device),

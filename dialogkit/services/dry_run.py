@@ -55,7 +55,9 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     reporter.note("dry run: nothing will be kept")
     runtime = resolve_runtime(config.runtime)
     parts = Parts(config, runtime)
-    for line in (parts.ledger_line(), *parts.warnings()):
+    split = parts.require_memory()
+    config = parts.config
+    for line in (parts.ledger_line(), *parts.warnings(), *([split] if split else [])):
         reporter.note(line)
     start_s = time.perf_counter() - started
     dialogs: DialogTokens = parts.data.train

@@ -1,5 +1,6 @@
 """What a training works with: tokenizer, data and model of one run, and what is done with them together."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.run import RunConfig
+from dialogkit.errors import OutOfMemoryError
 from dialogkit.services.generate import ReplyResult, reply_results
 from dialogkit.services.models import describe_architecture
 from dialogkit.services.reporter import counted
@@ -16,7 +18,7 @@ from dialogkit.tracking.wandb_run import WandbRun
 if TYPE_CHECKING:
     from dialogkit.data.prepare import PreparedData
     from dialogkit.engine.arguments import Schedule
-    from dialogkit.engine.callbacks import MetricSink
+    from dialogkit.engine.callbacks import MetricSink, StopAtSignal
     from dialogkit.engine.checkpoints import Progress
     from dialogkit.engine.histograms import Histogram, HistogramSink
     from dialogkit.engine.runtime import Runtime
@@ -46,17 +48,33 @@ class Parts:
         if built is None:
             built = build_model(config.model, self.tokenizer, seed=config.train.seed, dropout=config.train.dropout)
         self.model: Any = built.to(runtime.device)
+        self._stop: StopAtSignal | None = None
+
+    def leaves(self) -> bool:
+        """Return whether a signal asks to leave what goes on beside the training steps."""
+        return self._stop is not None and self._stop.leaves()
+
+    def _evaluation_batches(self) -> "Iterator[tuple[dict[str, Any], int]]":
+        from dialogkit.engine.callbacks import EvaluationLeft
+        from dialogkit.services.evaluate import batches_of
+
+        for batch in batches_of(self.data.evaluation, self.config.train.eval_batch_size):
+            if self.leaves():
+                raise EvaluationLeft
+            yield batch
 
     def score(self, *, autocast: bool) -> dict[str, float]:
-        """Return the figures on the evaluation set; published ones in float32, without autocast."""
+        """Return the figures on the evaluation set; published ones in float32, without autocast.
+
+        Raises: EvaluationLeft in the midst of a training that a signal asks to stop.
+        """
         from dialogkit.engine.attention import use_packed_attention
         from dialogkit.inference.scoring import score_batches
-        from dialogkit.services.evaluate import batches_of
 
         use_packed_attention(self.model)
         return score_batches(
             self.model,
-            batches_of(self.data.evaluation, self.config.train.eval_batch_size),
+            self._evaluation_batches(),
             self.tokenizer.stop_ids,
             device=self.runtime.device,
             autocast=self.runtime.autocast() if autocast else None,
@@ -72,8 +90,10 @@ class Parts:
     ) -> Any:
         """Train in place, from the beginning or from a checkpoint."""
         from dialogkit.data.collate import collate_dialogs
+        from dialogkit.engine.callbacks import StopAtSignal
         from dialogkit.engine.fit import fit
 
+        self._stop = StopAtSignal()
         return fit(
             self.model,
             self.data.train,
@@ -92,7 +112,76 @@ class Parts:
             trackers=self.config.tracking.trackers,
             project=self.config.tracking.project,
             resume_from=resume_from,
+            stop=self._stop,
         )
+
+    def split_finer(self) -> bool:
+        """Split the batch into at least twice as many parts. Returns whether it could be."""
+        from dialogkit.engine.memory import parts_that_fit
+
+        train = self.config.train
+        finer = parts_that_fit(train.batch_size, 2 * train.accumulation_steps, lambda _: True)
+        if finer is not None:
+            self._split(finer)
+        return finer is not None
+
+    def _split(self, parts: int) -> None:
+        train = self.config.train.model_copy(update={"accumulation_steps": parts})
+        self.config = self.config.model_copy(update={"train": train})
+
+    def require_memory(self) -> str | None:
+        """Split the batch so that a step fits into the CPU's memory, if the settings allow that.
+
+        Returns what is to be told of it. Raises: OutOfMemoryError if a step would not fit.
+        """
+        from dialogkit.engine.memory import free_bytes, parts_that_fit
+
+        free, train = free_bytes(), self.config.train
+        if self.runtime.device != "cpu" or free is None or self.step_bytes(train.accumulation_steps) <= free:
+            return None
+        begin, needed = train.accumulation_steps, self.step_bytes(train.accumulation_steps) / 2**30
+        fitting = parts_that_fit(train.batch_size, begin, lambda parts: self.step_bytes(parts) <= free)
+        told = f"a step takes about {needed:.1f} GiB and {free / 2**30:.1f} GiB are free"
+        if fitting is None:
+            saved = "--set train.activation_checkpointing=true"
+            raise OutOfMemoryError(
+                f"{told}, which not even single dialogs fit into",
+                hint="dialogkit models list" if train.activation_checkpointing else saved,
+            )
+        at_once = counted(train.batch_size // fitting, "dialog")
+        if not train.fit_batch:
+            raise OutOfMemoryError(
+                f"{told}; {at_once} at once would fit (train.accumulation_steps={fitting})", hint="--fit-batch"
+            )
+        self._split(fitting)
+        return f"{told}: each step is made of {fitting} parts of {at_once}"
+
+    def step_bytes(self, parts: int) -> int:
+        """Return about how many bytes of the CPU's memory a step takes, in so many parts."""
+        from dialogkit.engine.memory import step_bytes
+
+        train, facts = self.config.train, self.model_facts
+        longest = sorted(self.data.train.lengths.tolist())[-(train.batch_size // parts) :]
+        layers = 1 if train.activation_checkpointing else facts.get("layers", 0)
+        return step_bytes(
+            parameters=facts["trainable_parameters"],
+            layers=layers,
+            width=facts.get("width", 0),
+            tokens=sum(longest),
+            precision=self.runtime.precision,
+        )
+
+    def begin_again(self) -> None:
+        """Give the model the weights with which the run began."""
+        import gc
+
+        from dialogkit.models.build import build_model
+
+        del self.model
+        gc.collect()
+        train = self.config.train
+        built = build_model(self.config.model, self.tokenizer, seed=train.seed, dropout=train.dropout)
+        self.model = built.to(self.runtime.device)
 
     def histogram_every(self) -> int:
         """Return the steps between histograms; 0 where there are none."""
@@ -115,6 +204,7 @@ class Parts:
                 self._reply_settings(longest),
                 context=self.context,
                 device=self.runtime.device,
+                leave=self.leaves,
             )
         return reply_results(self.config.model.name, prompts, made)
 
@@ -140,6 +230,7 @@ class Parts:
                 self._reply_settings(longest),
                 context=self.context,
                 device=self.runtime.device,
+                leave=self.leaves,
             )
         texts = [self.tokenizer.decode(ids) for ids in prompts]
         return reply_results(self.config.model.name, texts, made, references)

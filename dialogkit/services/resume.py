@@ -14,7 +14,14 @@ from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs
 if TYPE_CHECKING:
     from dialogkit.services.parts import Parts
 
-HARMLESS = ("tracking.", "generate.", "runtime.workers", "runtime.output_dir", "train.keep_checkpoints")
+HARMLESS = (
+    "tracking.",
+    "generate.",
+    "runtime.workers",
+    "runtime.output_dir",
+    "train.keep_checkpoints",
+    "train.fit_batch",
+)
 """Settings that do not change what is learned."""
 
 

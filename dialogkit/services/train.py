@@ -3,14 +3,21 @@
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.load import flatten, load_run_config
 from dialogkit.config.run import RunConfig
-from dialogkit.errors import CheckpointError, ConfigError, DialogKitError, DivergedError, InterruptedRunError
+from dialogkit.errors import (
+    CheckpointError,
+    ConfigError,
+    DialogKitError,
+    DivergedError,
+    InterruptedRunError,
+    OutOfMemoryError,
+)
 from dialogkit.services.card import model_card
 from dialogkit.services.generate import ReplyResult
 from dialogkit.services.models import DEFAULT_OUTPUT
@@ -36,6 +43,7 @@ from dialogkit.tracking.trackers import require_trackers, tracker_places
 from dialogkit.tracking.wandb_run import WandbRun, decide, open_wandb
 
 if TYPE_CHECKING:
+    from dialogkit.engine.callbacks import MetricSink
     from dialogkit.engine.checkpoints import Progress
 
 
@@ -172,7 +180,7 @@ def _train(
         run, record = resumed, resumed.read()
         name = record.name
     wandb_run: WandbRun | None = None
-    with run.locked(), _sigterm_stops():
+    with run.locked(), _signals_stop():
         try:
             parts = Parts(config, runtime)
             checkpoint = _go_on(run, record, parts, force=force) if resumed else None
@@ -230,21 +238,22 @@ def _where(output: Path) -> str:
 
 
 @contextmanager
-def _sigterm_stops() -> Iterator[None]:
-    """Leave by an exception where SIGTERM would end the process without a word; training has its own way."""
+def _signals_stop() -> Iterator[None]:
+    """Leave by an exception that a run can record; training steps have their own way."""
 
-    def stop(*_: Any) -> None:
-        raise InterruptedRunError("stopped by SIGTERM", exit_code=128 + signal.SIGTERM)
+    def stop(number: int, _: Any) -> None:
+        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        raise InterruptedRunError(f"stopped by {name}", exit_code=128 + number)
 
+    before = {}
     try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with suppress(ValueError):  # not the main thread
+                before[number] = signal.signal(number, stop)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _status(error: BaseException) -> Any:
@@ -267,6 +276,9 @@ def _work(
     checkpoint: "tuple[Path, Progress] | None" = None,
 ) -> tuple[TrainResult, Any]:
     config = parts.config
+    split = parts.require_memory()
+    config = parts.config
+    record.config = config.model_dump(mode="json")
     record.model, record.data = parts.model_facts, parts.data_facts()
     record.schedule = asdict(parts.schedule)
     run.write(record)
@@ -291,16 +303,14 @@ def _work(
         peak_flops=parts.peak_flops(),
     )
     recorder.header(parts.header(run, wandb_run))
-    for line in (parts.ledger_line(), *parts.warnings()):
+    for line in (parts.ledger_line(), *parts.warnings(), *([split] if split else [])):
         recorder.note(line)
     asked, there = config.data.samples or 0, len(parts.data.train)
     if asked > there and record.origins.get("data.samples") == "command line":
         recorder.note(f"{counted(asked, 'dialog')} were asked for, and {there:,} are there to train on")
     held_out_dialogs = counted(len(parts.data.evaluation), "held-out dialog")
     if checkpoint is None:
-        reporter.doing(
-            f"measuring the untrained model on {counted(len(parts.data.evaluation), 'held-out dialog')}"
-        )
+        reporter.doing(f"measuring the untrained model on {held_out_dialogs}")
         recorder.histograms(0, {"data/dialog_tokens": parts.length_histogram()})
         before = parts.score(autocast=False)
         untrained = {"train/tokens": 0.0, "train/supervised_tokens": 0.0}
@@ -315,10 +325,11 @@ def _work(
         recorder.point(step, metrics)
         if asked + held_out and "eval/nats_per_token" in metrics:
             replies = parts.reply_to_tests(asked, longest=32) + parts.reply_to_held_out(held_out, longest=32)
-            recorder.replies(step, replies, table="replies/evaluation")
+            if not parts.leaves():  # otherwise they were cut short
+                recorder.replies(step, replies, table="replies/evaluation")
 
     with tracker_places(run.path, Path(config.runtime.output_dir), config.tracking.project):
-        fitted = parts.fit(folder=run.path, sink=sink, histograms=recorder.histograms, resume_from=checkpoint)
+        fitted = _fit(parts, run, record, recorder, sink, checkpoint)
     reporter.doing(f"measuring the trained model on {held_out_dialogs}")
     final = parts.score(autocast=False)
     metrics = {
@@ -377,6 +388,36 @@ def _work(
     for line in _closing_lines(result):
         run.append_console(line)
     return result, fitted.trainer
+
+
+def _fit(
+    parts: Parts,
+    run: RunDir,
+    record: RunRecord,
+    recorder: Recorder,
+    sink: "MetricSink",
+    checkpoint: "tuple[Path, Progress] | None",
+) -> Any:
+    """Train; where the memory does not suffice and the settings allow it, go on with a batch in more parts."""
+    from dialogkit.engine.checkpoints import newest_valid
+
+    while True:
+        try:
+            return parts.fit(folder=run.path, sink=sink, histograms=recorder.histograms, resume_from=checkpoint)
+        except OutOfMemoryError as error:
+            if not parts.config.train.fit_batch or not parts.split_finer():
+                raise
+            told = error.message
+        # Outside the handler, whose traceback holds on to what filled the memory.
+        checkpoint = newest_valid(run.path)
+        step = checkpoint[1].step if checkpoint else 0
+        run.cut_after(step)
+        parts.begin_again()
+        train = parts.config.train
+        record.config = parts.config.model_dump(mode="json")
+        run.write(record)
+        at_once = counted(train.batch_size // train.accumulation_steps, "dialog")
+        recorder.note(f"{told}; goes on from step {step} with {at_once} at once")
 
 
 def _closing_lines(result: TrainResult) -> list[str]:

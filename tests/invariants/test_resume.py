@@ -15,6 +15,7 @@ from dialogkit.config.load import load_run_config
 from dialogkit.engine import fit
 from dialogkit.engine.checkpoints import MANIFEST, newest_valid, read_progress, rotate
 from dialogkit.errors import CheckpointError, ConfigError, InterruptedRunError, ModelError, StorageError
+from dialogkit.services.parts import Parts
 from dialogkit.services.resume import find_resumable
 from dialogkit.services.train import TrainResult, resume, train
 from dialogkit.tracking.rundir import RunDir
@@ -55,6 +56,9 @@ class KillAt:
         pass
 
     def note(self, text: str) -> None:
+        pass
+
+    def doing(self, text: str) -> None:
         pass
 
     def step(self, step: int, total: int, metrics: Any) -> None:
@@ -155,6 +159,30 @@ def test_a_signal_saves_at_its_step_and_names_the_command_that_goes_on(
     run = RunDir(Path("models/runs/stopped"))
     assert (run.read().status, run.read().exit_code) == ("interrupted", 128 + number)
     assert read_progress(run.path / "checkpoint-5") is not None
+    assert resume(run) is not None
+    assert (digests("stopped"), history("stopped")) == whole
+
+
+@pytest.mark.parametrize("place", ["scores", "replies"])
+def test_a_signal_in_an_evaluation_leaves_it_and_it_is_made_up_for(
+    place: str, whole: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = Parts.score if place == "scores" else Parts.reply_to_tests, []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3 - (place == "replies"):  # there is a score before the first step
+            signal.raise_signal(signal.SIGTERM)
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, real.__name__, interrupted)
+        with pytest.raises(InterruptedRunError, match="after step 6"):
+            train(config_of("plain", "stopped"))
+    run = RunDir(Path("models/runs/stopped"))
+    progress = read_progress(run.path / "checkpoint-6")
+    assert progress is not None
+    assert progress.evaluation_due == (place == "scores")
     assert resume(run) is not None
     assert (digests("stopped"), history("stopped")) == whole
 

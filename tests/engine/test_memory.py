@@ -1,0 +1,109 @@
+"""What does not fit into memory is told before it begins, or split until it fits."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dialogkit.engine import loss, memory
+from dialogkit.engine.memory import free_bytes, parts_that_fit, step_bytes
+from dialogkit.errors import OutOfMemoryError
+from dialogkit.services.train import train
+from dialogkit.tracking.rundir import RunDir
+
+BATCH = {"train.batch_size": 4, "runtime.precision": "fp32"}
+
+
+def test_the_estimate_is_near_what_was_measured() -> None:
+    # Peaks of the process in MiB, less the 630 that it takes before: see the module.
+    measured = {
+        (4_788_096, 3, 128, 1948): 159,
+        (4_788_096, 3, 128, 5822): 329,
+        (11_553_024, 4, 256, 1948): 369,
+        (11_553_024, 4, 256, 5822): 790,
+        (41_984_512, 8, 512, 1037): 1001,
+        (41_984_512, 8, 512, 3415): 1773,
+    }
+    for (parameters, layers, width, tokens), peak in measured.items():
+        estimate = step_bytes(parameters=parameters, layers=layers, width=width, tokens=tokens, precision="bf16")
+        assert (estimate + 4 * parameters) / 2**20 == pytest.approx(peak, rel=0.12, abs=30)
+
+
+def test_the_free_memory_is_less_than_the_machine_has() -> None:
+    free = free_bytes()
+    assert free is None or 0 < free < 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_batch_is_split_into_equal_parts() -> None:
+    assert parts_that_fit(12, 1, lambda parts: parts >= 5) == 6
+    assert parts_that_fit(12, 1, lambda parts: False) is None
+
+
+def little(monkeypatch: pytest.MonkeyPatch, config: Any, dialogs_at_once: float) -> None:
+    """Leave memory for so many dialogs at once."""
+    from dialogkit.engine.runtime import resolve_runtime
+    from dialogkit.services.parts import Parts
+
+    parts = Parts(config, resolve_runtime(config.runtime))
+    largest, smaller = parts.step_bytes(1), parts.step_bytes(4)
+    assert largest > smaller
+    free = smaller + 1 if dialogs_at_once == 1 else smaller - 1
+    monkeypatch.setattr(memory, "free_bytes", lambda: free)
+
+
+def test_a_step_that_does_not_fit_is_told_before_the_start(
+    small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    little(monkeypatch, small_config(BATCH), 1)
+    with pytest.raises(
+        OutOfMemoryError, match=r"1 dialog at once would fit .train\.accumulation_steps=4"
+    ) as error:
+        train(small_config(BATCH))
+    assert error.value.hint == "--fit-batch"
+    little(monkeypatch, small_config(BATCH), 0)
+    with pytest.raises(OutOfMemoryError, match="not even single dialogs") as error:
+        train(small_config({**BATCH, "train.fit_batch": True}))
+    assert error.value.hint == "--set train.activation_checkpointing=true"
+
+
+def run_of(result: Any) -> RunDir:
+    return RunDir(Path(result.run_dir))
+
+
+def losses(result: Any) -> list[float]:
+    return [point["train/loss"] for point in run_of(result).metrics() if "train/loss" in point]
+
+
+def test_a_batch_that_is_split_learns_the_same(
+    small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(small_config({**BATCH, "train.log_every_steps": 1}))
+    settings = {**BATCH, "train.log_every_steps": 1, "train.fit_batch": True}
+    little(monkeypatch, small_config(BATCH), 1)
+    split = train(small_config(settings))
+    assert run_of(split).read().config["train"]["accumulation_steps"] == 4
+    assert losses(split) == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_a_device_that_runs_out_of_memory_gets_smaller_parts(
+    small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(small_config({**BATCH, "train.log_every_steps": 1}))
+    real, refused = loss.chunked_cross_entropy, []
+
+    def small_device(hidden: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(refused) < 2 and torch.is_grad_enabled():  # single dialogs fit
+            refused.append(len(hidden))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(hidden, *args, **kwargs)
+
+    monkeypatch.setattr(loss, "chunked_cross_entropy", small_device)
+    settings = {**BATCH, "train.log_every_steps": 1, "train.fit_batch": True}
+    split = train(small_config(settings))
+    assert len(refused) == 2
+    assert run_of(split).read().config["train"]["accumulation_steps"] == 4
+    assert losses(split) == pytest.approx(losses(whole), rel=1e-4)
+    assert "goes on from step 0 with 1 dialog at once" in (run_of(split).path / "console.log").read_text()
