@@ -24,6 +24,9 @@ def evaluate_command(
     samples: Annotated[
         int | None, typer.Option("--samples", "-s", min=1, metavar="N", help="Dialogs to use.")
     ] = None,
+    max_bad_rows: Annotated[
+        int, typer.Option("--max-bad-rows", min=0, metavar="N", help="Malformed rows to pass over.")
+    ] = 0,
     whole: Annotated[
         bool, typer.Option("--whole", help="Score the whole dataset, not only its held-out dialogs.")
     ] = False,
@@ -43,6 +46,7 @@ def evaluate_command(
             models,
             dataset=dataset,
             samples=samples,
+            max_bad_rows=max_bad_rows,
             whole=whole,
             batch_size=batch_size,
             output=output_dir,

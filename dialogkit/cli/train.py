@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _FLAGS = {
     "data.samples": "--samples",
     "data.dataset": "--dataset",
+    "data.max_bad_rows": "--max-bad-rows",
     "tracking.project": "--project",
     "tracking.wandb": "--wandb",
     "tracking.tags": "--tag",
@@ -45,6 +46,9 @@ def train_command(
     dataset: Annotated[
         str | None,
         typer.Option("--dataset", "-d", metavar="DATA", help="starter, alpaca-gpt4, a file or a hub id."),
+    ] = None,
+    max_bad_rows: Annotated[
+        int | None, typer.Option("--max-bad-rows", metavar="N", help="Malformed rows to pass over. [0]")
     ] = None,
     project: Annotated[str | None, typer.Option("--project", "-p", metavar="NAME", help="W&B project.")] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="RUN", help="Name of the run.")] = None,
@@ -96,6 +100,7 @@ def train_command(
     words: dict[str, Any] = {
         "data.samples": samples,
         "data.dataset": dataset,
+        "data.max_bad_rows": max_bad_rows,
         "tracking.project": project,
         "tracking.wandb": wandb,
         "runtime.device": "cpu" if no_cuda else None,

@@ -16,6 +16,8 @@ class DataConfig(Section):
     """Branch, tag or commit of a hub dataset. None: the hub's default."""
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt-response"] = "auto"
     """Shape of the rows. auto: recognised by their columns."""
+    max_bad_rows: int = Field(0, ge=0, le=1_000_000_000)
+    """Malformed rows of a file to pass over. Rows that are sound but hold no dialog always are."""
     samples: int | None = Field(None, examples=[100], ge=1, le=1_000_000_000)
     """Training dialogs to use, chosen by content hash; the evaluation set stays as it is. None: all."""
     eval_fraction: float = Field(0.05, gt=0, le=0.5)

@@ -172,6 +172,7 @@ def _tokens(
             "name": source.name,
             "tokenizer": tokenizer.fingerprint,
             "format": config.format,
+            "max_bad_rows": config.max_bad_rows,
             "longest": longest,
         }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

@@ -1,30 +1,20 @@
-"""Reads dataset rows: from the package, from files (JSON, JSONL, CSV, Parquet, also gzipped), from the hub."""
+"""Finds datasets by name: those of the package, files and the hub's; and reads their dialogs."""
 
-import csv
-import gzip
 import hashlib
-import io
-import json
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
 
 from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
+from dialogkit.data.files import SUFFIXES, Row, read_rows, suffix_of
 from dialogkit.data.formats import RowError, parse_row, recognise_format
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, UnavailableError, did_you_mean
 from dialogkit.network import hub_reachable
 
 STARTER = Path(__file__).parent / "samples" / "starter.jsonl"
-
-_MEND = "mend that line, or: --dataset starter"
-
-# Files are read here and not by pyarrow's JSON reader, which crashes the process on deep nesting.
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,7 @@ class RawData:
     rows: int = 0
     dialogs: list[Dialog] = field(default_factory=list)
     bad_rows: list[str] = field(default_factory=list)
-    """`place: reason` for each row that holds no dialog."""
+    """`place: reason` for each row that holds no dialog, or could not be read."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +62,7 @@ class DataSource:
 
 def looks_like_file(name: str) -> bool:
     """Return whether a dataset's name is that of a file, and not of the hub or one of ours."""
-    return _suffix(Path(name)) in SUFFIXES or not HUB_ID.match(name)
+    return suffix_of(Path(name)) in SUFFIXES or not HUB_ID.match(name)
 
 
 def find_source(config: DataConfig) -> DataSource:
@@ -83,14 +73,14 @@ def find_source(config: DataConfig) -> DataSource:
     # Unlike pathlib's, these functions answer for any text, be it too long for a name.
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
-        inside = sorted(file for file in os.listdir(path) if _suffix(Path(file)) in SUFFIXES)
+        inside = sorted(file for file in os.listdir(path) if suffix_of(Path(file)) in SUFFIXES)
         example = f"dialogkit train --dataset {os.path.join(name, inside[0])}" if inside else "dialogkit data list"
         raise DataError(f"{name!r} is a folder, not a file", hint=example)
     if os.path.isfile(path):
-        if _suffix(path) not in SUFFIXES:
+        if suffix_of(path) not in SUFFIXES:
             raise DataError(f"{name!r} has none of the endings {', '.join(SUFFIXES)} (or .gz after them)")
         return DataSource(path.name, path, None, None)
-    if HUB_ID.match(name) and _suffix(path) not in SUFFIXES:
+    if HUB_ID.match(name) and suffix_of(path) not in SUFFIXES:
         return DataSource(name, None, name, None)
     if "/" in name or path.suffix:
         raise DataError(f"the dataset file {name!r} does not exist", hint="dialogkit data list")
@@ -113,15 +103,17 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
     hub cannot be reached and the dataset is not in its cache.
     """
     if source.path is not None:
-        rows = _file_rows(source.path)
+        rows = read_rows(source.path)
         revision = file_digest(source.path)
     else:
         rows, revision = _hub_rows(source.hub_id or "", config.revision)
     raw = RawData(source.name, "", source.license, revision)
-    for place, row in rows:
+    malformed: list[str] = []
+    for place, row, problem in rows:
         raw.rows += 1
-        if not isinstance(row, dict):
-            raise DataError(f"{place}: a row must be an object, not {type(row).__name__}", hint=_MEND)
+        if problem is not None:
+            malformed.append(f"{place}: {problem}")
+            continue
         if not raw.format:
             chosen = config.format
             raw.format = recognise_format(row, source=source.name) if chosen == "auto" else chosen
@@ -129,6 +121,14 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
             raw.dialogs.append(parse_row(row, raw.format))
         except RowError as error:
             raw.bad_rows.append(f"{place}: {error}")
+    if len(malformed) > config.max_bad_rows:
+        more = f" (and {len(malformed) - 1:,} more such rows)" if malformed[1:] else ""
+        raise DataError(
+            f"{malformed[0]}{more}",
+            hint=f"mend that line, or: --max-bad-rows {len(malformed)}",
+            details=malformed[1:10],
+        )
+    raw.bad_rows = malformed + raw.bad_rows
     if not raw.rows:
         raise DataError(f"{source.name} holds no rows", hint="--dataset starter")
     if not raw.dialogs:
@@ -141,107 +141,7 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
     return raw
 
 
-def _suffix(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-
-
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
-
-
-def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        match _suffix(path):
-            case ".csv":
-                yield from _csv_rows(path)
-            case ".parquet":
-                yield from _parquet_rows(path)
-            case _:
-                yield from _json_rows(path)
-    except UnicodeDecodeError:
-        raise DataError(
-            f"{path.name}:{_first_bad_line(path)}: not UTF-8 text", hint="save it as UTF-8, or: --dataset starter"
-        ) from None
-    except (gzip.BadGzipFile, EOFError, zlib.error):
-        raise DataError(f"{path.name} is no gzip file, or only the beginning of one") from None
-    except OSError as error:
-        raise DataError(f"{path.name} cannot be read: {(error.strerror or str(error)).lower()}") from None
-
-
-def _first_bad_line(path: Path) -> int:
-    """Return the line that is not UTF-8; a decoder that reads by chunks does not know it."""
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return 1
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    with _open(path) as file:
-        head = file.read(4096).decode("utf-8-sig", errors="replace").lstrip()
-        file.seek(0)
-        text = io.TextIOWrapper(file, encoding="utf-8-sig")
-        if head.startswith("["):
-            rows = _parse(text.read(), path.name)
-            yield from ((f"{path.name}[{number}]", row) for number, row in enumerate(rows, 1))
-            return
-        for number, line in enumerate(text, 1):
-            if line.strip():
-                yield f"{path.name}:{number}", _parse(line.strip(), f"{path.name}:{number}")
-
-
-def _parse(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = place if error.lineno == 1 else f"{place}:{error.lineno}"
-        raise DataError(f"{where}: not valid JSON: {error.msg[0].lower()}{error.msg[1:]}", hint=_MEND) from None
-    except (RecursionError, ValueError):
-        raise DataError(f"{place}: nested too deeply, or a number too long", hint=_MEND) from None
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    csv.field_size_limit(2**31 - 1)  # 128 KB otherwise, less than a long answer
-    with _open(path) as file:
-        header = file.readline()
-        # Where a comma is the decimal point, spreadsheets write semicolons.
-        delimiter = max(",;\t", key=lambda mark: header.count(mark.encode()))
-        file.seek(0)
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        reader = csv.DictReader(text, strict=True, delimiter=delimiter)
-        done = 1
-        try:
-            for row in reader:
-                done = reader.line_num
-                if None in row:
-                    raise DataError(f"{path.name}:{reader.line_num}: more fields than the header has", hint=_MEND)
-                yield f"{path.name}:{reader.line_num}", row
-        except csv.Error as error:
-            # A quote that is never closed takes in all the rest, so that the reader stands at the end.
-            at = f"{path.name}: the row after line {done}" if "end of data" in str(error) else None
-            reason = "opens a quote that is never closed" if at else str(error)
-            raise DataError(f"{at or f'{path.name}:{reader.line_num}:'} {reason}", hint=_MEND) from None
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with _open(path) as stored, pq.ParquetFile(stored) as file:
-            number = 0
-            for batch in file.iter_batches(1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path.name}[{number}]", row
-    except pa.ArrowException:
-        raise DataError(f"{path.name} is no Parquet file, or only a part of one") from None
-
-
-def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[tuple[str, Any]], str]:
+def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[Row], str]:
     import datasets
     import huggingface_hub.errors
 
@@ -266,5 +166,5 @@ def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[tuple[str, An
     finally:
         datasets.config.HF_HUB_OFFLINE = was_offline
         datasets.logging.set_verbosity(verbosity)
-    rows = ((f"{hub_id}[{number}]", row) for number, row in enumerate(dataset, 1))
+    rows = (Row(f"{hub_id}[{number}]", row) for number, row in enumerate(dataset, 1))
     return rows, str(dataset._fingerprint)

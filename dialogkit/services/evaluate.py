@@ -44,6 +44,7 @@ def evaluate(
     *,
     dataset: str | None = None,
     samples: int | None = None,
+    max_bad_rows: int = 0,
     whole: bool = False,
     batch_size: int = 8,
     output: str | Path = DEFAULT_OUTPUT,
@@ -55,6 +56,7 @@ def evaluate(
         model: catalogue name, run, folder or hub id, or several; None is the newest finished run.
         dataset: a dataset as `train` takes it; None is the one of the run, or `starter`.
         samples: use so many held-out dialogs, those of the lowest content hash. None: all.
+        max_bad_rows: malformed rows of another dataset's file that are passed over.
         whole: score every dialog of the dataset and not the held-out ones alone, which come first.
         batch_size: dialogs at once; the figures do not depend on it.
         output: folder of models and runs.
@@ -76,6 +78,8 @@ def evaluate(
     for loadable in chosen:
         loaded = load_for_inference(loadable, device=device)
         config = _dataset_of(loadable, dataset)
+        if max_bad_rows:
+            config = config.model_copy(update={"max_bad_rows": max_bad_rows})
         data = prepare_data(config, loaded.tokenizer, context=loaded.context, cache=cache_dir())
         dialogs = data.evaluation
         if whole:

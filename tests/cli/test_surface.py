@@ -21,11 +21,13 @@ from tests.conftest import REPOSITORY, SMALL, Finished, Trained, run_process
 Run = Callable[..., Finished]
 
 SURFACE = {
-    "train": "[model] --preset -c --samples -s --dataset -d --project -p --name --no-cuda --wandb --output-dir "
-    "--tag --tracker --log-model --resume --from --force --fit-batch --config --set --dry-run --json",
+    "train": "[model] --preset -c --samples -s --dataset -d --max-bad-rows --project -p --name --no-cuda "
+    "--wandb --output-dir --tag --tracker --log-model --resume --from --force --fit-batch --config "
+    "--set --dry-run --json",
     "generate": "[model] --prompt -p --prompts-file --system --compare --max-new-tokens --temperature --top-k "
     "--top-p --repetition-penalty --seed --no-cuda --output-dir --json",
-    "evaluate": "[models] --dataset -d --samples -s --whole --batch-size --no-cuda --output-dir --json",
+    "evaluate": "[models] --dataset -d --samples -s --max-bad-rows --whole --batch-size --no-cuda "
+    "--output-dir --json",
     "models list": "--output-dir --json",
     "models show": "name --output-dir --json",
     "runs list": "--output-dir --json",

@@ -228,7 +228,7 @@ def test_several_problems_of_a_file_are_told_in_one_go(dialogkit: Run) -> None:
         "train --set foo.bar=1": "dialogkit config show",
         "train --config wrong-type.json": "dialogkit config validate wrong-type.json",
         "train settings.json": "dialogkit train --config settings.json",
-        "train --dataset syntax.jsonl": "mend that line, or: --dataset starter",
+        "train --dataset syntax.jsonl": "mend that line, or: --max-bad-rows 1",
         "train nano": "dialogkit models list",
     }.items(),
 )

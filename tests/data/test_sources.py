@@ -146,10 +146,10 @@ def test_a_format_that_is_named_is_not_guessed() -> None:
         ("a.csv", b"prompt,response\n", "a.csv holds no rows"),
         ("a.jsonl", GOOD + b'{"prompt": "a",\n', "a.jsonl:2: not valid JSON: expecting property name"),
         ("a.jsonl", b'{"prompt"\n', "a.jsonl:1: not valid JSON: expecting ':' delimiter"),
-        ("a.json", b'[{"prompt": "a"},\n\n{"prompt" "b"}]', "a.json:3: not valid JSON: expecting ':' delimiter"),
+        ("a.json", b'[%s,\n\n{"prompt" "b"}]' % GOOD, "a.json:4: not valid JSON: expecting ':' delimiter"),
         ("a.jsonl", b"5\n", "a.jsonl:1: a row must be an object, not int"),
         ("a.json", b'[["a", "b"]]', "a.json[1]: a row must be an object, not list"),
-        ("a.json", b"[" * 200_000, "a.json: nested too deeply"),
+        ("a.json", b"[" * 200_000, "a.json:1: nested too deeply"),
         ("a.jsonl", GOOD + b'{"a":' * 200_000, "a.jsonl:2: nested too deeply"),
         ("a.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", "a.jsonl:1: nested too deeply, or a number too long"),
         ("a.jsonl", GOOD * 2000 + b'{"prompt": "\xff"}\n' + GOOD, "a.jsonl:2001: not UTF-8 text"),
@@ -246,7 +246,7 @@ def test_a_hub_dataset_without_a_network_is_told_without_trying(hub_cache: Path)
     for name in ("someone/something", "alpaca-gpt4"):
         with pytest.raises(UnavailableError, match="the hub cannot be reached and the dataset") as error:
             read(name)
-        assert error.value.hint == "--dataset starter"
+        assert error.value.hint == "--dataset starter (ships with the package), or --dataset FILE"
 
 
 def test_a_hub_dataset_in_the_cache_is_read_without_a_network(hub_cache: Path) -> None:

@@ -1,0 +1,287 @@
+"""Reads rows from files: JSON, JSONL, CSV and Parquet, also gzipped.
+
+Files come from anywhere. They are read as a stream, each row is bounded, and one that is malformed (no JSON, no
+UTF-8, a key twice, too long, too deep) does not keep the others from being read: whether to go on without it is
+decided by who asked. pyarrow's own JSON reader is not used: deep nesting crashes the process.
+"""
+
+import csv
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TextIO
+
+from dialogkit.errors import DataError
+
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
+
+MAX_ROW = 16 * 2**20
+"""Longest row, in bytes or characters: a dialog of several books."""
+MAX_GROUP_BYTES = 4 * 2**30
+"""Largest group of rows of a Parquet file, which is unpacked as a whole."""
+_FREE_UNPACKED, _MAX_RATIO = 64 * 2**20, 200
+"""What a gzipped file may unpack to: so many bytes, or so many times its size. Text has a ratio of 3 to 20."""
+_CHUNK = 2**20
+MEND = "mend that line, or: --dataset starter"
+
+
+class Row(NamedTuple):
+    """A row and its place (`file:line`, or `file[number]`); `problem` says why it could not be read."""
+
+    place: str
+    content: Any
+    problem: str | None = None
+
+
+def suffix_of(path: Path) -> str:
+    """Return the ending that tells the format, `.gz` left out."""
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file. Raises: DataError where nothing after it can be read either."""
+    try:
+        match suffix_of(path):
+            case ".csv":
+                yield from _csv_rows(path)
+            case ".parquet":
+                yield from _parquet_rows(path)
+            case _:
+                yield from _json_rows(path)
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{path.name}:{_first_bad_line(path)}: not UTF-8 text", hint="save it as UTF-8, or: --dataset starter"
+        ) from None
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise DataError(f"{path.name} is no gzip file, or only the beginning of one") from None
+    except OSError as error:
+        raise DataError(f"{path.name} cannot be read: {(error.strerror or str(error)).lower()}") from None
+
+
+class _Unpacked(io.RawIOBase):
+    """The content of a gzipped file, up to a size that text can have."""
+
+    def __init__(self, path: Path) -> None:
+        self._name = path.name
+        self._file = gzip.GzipFile(path, "rb")  # closed with this
+        self._left = max(_FREE_UNPACKED, _MAX_RATIO * os.path.getsize(path))
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise DataError(f"{self._name} unpacks to more than {_MAX_RATIO} times its size, which text does not")
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _open(path: Path) -> BinaryIO:
+    return io.BufferedReader(_Unpacked(path), _CHUNK) if path.suffix == ".gz" else path.open("rb")
+
+
+def _first_bad_line(path: Path) -> int:
+    """Return the line that is not UTF-8; a decoder that reads by chunks does not know it."""
+    with _open(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_ROW), b""), 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+class _Decoder:
+    """Decodes JSON and notes a key that stands twice, of which readers silently keep the last."""
+
+    def __init__(self) -> None:
+        self.twice: list[str] = []
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            keys = [key for key, _ in pairs]
+            self.twice.append(next(key for key in keys if keys.count(key) > 1))
+        return made
+
+    def decode(self, text: str, start: int) -> tuple[Any, int]:
+        """Return the value that begins at `start`, and its end. Raises: what `json` raises."""
+        self.twice.clear()
+        return self._decoder.raw_decode(text, start)
+
+    def problem(self, content: Any) -> str | None:
+        """Return what is wrong with the value that was decoded last."""
+        if self.twice:
+            return f"the key {self.twice[0]!r} stands twice"
+        if not isinstance(content, dict):
+            return f"a row must be an object, not {type(content).__name__}"
+        return None
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    with _open(path) as file:
+        head = file.peek(4096) if isinstance(file, io.BufferedReader) else b""
+        if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+            yield from _Array(path.name, io.TextIOWrapper(file, encoding="utf-8-sig")).rows()
+        else:
+            yield from _line_rows(path.name, file)
+
+
+def _line_rows(name: str, file: BinaryIO) -> Iterator[Row]:
+    decoder, number = _Decoder(), 0
+    while line := file.readline(MAX_ROW + 1):
+        number += 1
+        place = f"{name}:{number}"
+        if len(line) > MAX_ROW:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(_CHUNK)
+            yield Row(place, None, f"longer than {MAX_ROW // 2**20} MiB")
+            continue
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            if text:
+                content, end = decoder.decode(text, 0)
+                problem = "not valid JSON: extra data" if text[end:] else decoder.problem(content)
+                yield Row(place, content, problem)
+        except UnicodeDecodeError:
+            yield Row(place, None, "not UTF-8 text")
+        except json.JSONDecodeError as error:
+            yield Row(place, None, _json_problem(error))
+        except (RecursionError, ValueError):
+            yield Row(place, None, "nested too deeply, or a number too long")
+
+
+def _json_problem(error: json.JSONDecodeError) -> str:
+    return f"not valid JSON: {error.msg[0].lower()}{error.msg[1:]}"
+
+
+class _Array:
+    """The rows of one JSON array, of which no more than a row and a chunk is held."""
+
+    def __init__(self, name: str, text: TextIO) -> None:
+        self._name, self._text = name, text
+        self._buffer, self._at, self._line = "", 0, 1
+
+    def rows(self) -> Iterator[Row]:
+        decoder, number = _Decoder(), 0
+        self._expect("[")
+        if self._next() == "]":
+            self._at += 1
+        else:
+            while True:
+                number += 1
+                content = self._value(decoder)
+                yield Row(f"{self._name}[{number}]", content, decoder.problem(content))
+                if self._next() == "]":
+                    self._at += 1
+                    break
+                self._expect(",")
+        if self._next():
+            raise self._error("extra data after the array")
+
+    def _value(self, decoder: _Decoder) -> Any:
+        self._next()
+        while True:
+            try:
+                content, end = decoder.decode(self._buffer, self._at)
+            except json.JSONDecodeError as error:
+                ahead = error.pos - self._at
+                if len(self._buffer) - self._at > MAX_ROW or not self._more():
+                    raise self._error(_json_problem(error), self._at + ahead) from None
+            except (RecursionError, ValueError):
+                raise self._error("nested too deeply, or a number too long") from None
+            else:
+                self._at = end
+                return content
+
+    def _next(self) -> str:
+        """Return the next character that is no blank, and stand before it; empty at the end."""
+        while True:
+            rest = len(self._buffer)
+            while self._at < rest and self._buffer[self._at] in " \t\r\n":
+                self._at += 1
+            if self._at < rest:
+                return self._buffer[self._at]
+            if not self._more():
+                return ""
+
+    def _expect(self, mark: str) -> None:
+        if self._next() != mark:
+            raise self._error(f"not valid JSON: expecting {mark!r} delimiter")
+        self._at += 1
+
+    def _more(self) -> bool:
+        """Read on and forget what is behind. Returns whether there was more."""
+        chunk = self._text.read(_CHUNK)
+        self._line += self._buffer.count("\n", 0, self._at)
+        self._buffer, self._at = self._buffer[self._at :] + chunk, 0
+        return bool(chunk)
+
+    def _error(self, problem: str, at: int | None = None) -> DataError:
+        line = self._line + self._buffer.count("\n", 0, self._at if at is None else at)
+        return DataError(f"{self._name}:{line}: {problem}", hint=MEND)
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(MAX_ROW)  # 128 KB otherwise, less than a long answer
+    with _open(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        lines = iter(lambda: text.readline(MAX_ROW), "")
+        header = next(lines, "")
+        # Where a comma is the decimal point, spreadsheets write semicolons.
+        delimiter = max(",;\t", key=header.count)
+        columns = next(csv.reader([header], delimiter=delimiter), [])
+        if twice := [name for name in columns if columns.count(name) > 1]:
+            raise DataError(f"{path.name}:1: the column {twice[0]!r} stands twice", hint=MEND)
+        reader = csv.reader(lines, strict=True, delimiter=delimiter)
+        done = 1
+        while True:
+            try:
+                fields = next(reader, None)
+            except csv.Error as error:
+                # A quote that is never closed takes in all the rest, so that the reader stands at the end.
+                if "end of data" in str(error):
+                    told = f"{path.name}: the row after line {done} opens a quote that is never closed"
+                    raise DataError(told, hint=MEND) from None
+                done = reader.line_num + 1
+                yield Row(f"{path.name}:{done}", None, str(error))
+                continue
+            if fields is None:
+                return
+            done = reader.line_num + 1
+            if len(fields) > len(columns):
+                yield Row(f"{path.name}:{done}", None, "more fields than the header has")
+            elif fields:
+                missing = [None] * (len(columns) - len(fields))
+                yield Row(f"{path.name}:{done}", dict(zip(columns, [*fields, *missing], strict=True)))
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with _open(path) as stored:
+            # Parquet is read from its end, and a packed stream has none before it was read.
+            source = pa.BufferReader(stored.read()) if path.suffix == ".gz" else stored
+            with pq.ParquetFile(source) as file:
+                groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+                if (largest := max((group.total_byte_size for group in groups), default=0)) > MAX_GROUP_BYTES:
+                    raise DataError(f"{path.name} holds a group of rows of {largest / 2**30:.0f} GiB")
+                number = 0
+                for batch in file.iter_batches(1024):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield Row(f"{path.name}[{number}]", row)
+    except (pa.ArrowException, pa.ArrowInvalid, OverflowError):
+        raise DataError(f"{path.name} is no Parquet file, or only a part of one") from None
