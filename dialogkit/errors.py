@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+LONGEST = 800
+"""Longest message, in characters."""
+
 
 class DialogKitError(Exception):
     """One sentence with the offending value, and a hint that is the next command to type.
@@ -23,6 +26,8 @@ class DialogKitError(Exception):
     default_hint: str | None = None
 
     def __init__(self, message: str, *, hint: str | None = None, details: Sequence[str] = ()) -> None:
+        if len(message) > LONGEST:  # a value that somebody gave can be of any length
+            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 4 :]}"
         super().__init__(message)
         self.message = message
         self.hint = hint or self.default_hint

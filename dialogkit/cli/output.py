@@ -40,6 +40,13 @@ def sanitize(text: str) -> str:
     return text.translate(_UNSAFE)
 
 
+def _write_json(content: Mapping[str, Any]) -> None:
+    """Print JSON; what could steer a terminal is written as an escape, which reads back as the same text."""
+    escapes = {code: f"\\u{code:04x}" for code in _UNSAFE}
+    drawn = json.dumps(content, ensure_ascii=False, indent=2)
+    sys.stdout.write(drawn.translate({code: escape for code, escape in escapes.items() if code >= 32}) + "\n")
+
+
 def untrusted(text: str, style: str = "") -> Text:
     """Return text from outside as something rich prints as it is."""
     return Text(sanitize(text), style=style)
@@ -100,7 +107,7 @@ class Output:
             if isinstance(result, Sequence)
             else result.model_dump(mode="json")
         )
-        sys.stdout.write(json.dumps({"data": data, "hint": hint}, ensure_ascii=False, indent=2) + "\n")
+        _write_json({"data": data, "hint": hint})
 
     def error(self, error: DialogKitError) -> None:
         """Print an error: one sentence, its details if there are any, and the next command to type."""
@@ -111,7 +118,7 @@ class Output:
                 "hint": error.hint,
                 "details": error.details,
             }
-            sys.stdout.write(json.dumps({"error": body}, ensure_ascii=False, indent=2) + "\n")
+            _write_json({"error": body})
             return
         self.err.print(Text.assemble(("error: ", "bold red"), sanitize(error.message)), soft_wrap=True)
         for detail in error.details[:10]:

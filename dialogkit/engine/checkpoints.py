@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+_PICKLED = frozenset({"optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"})
+"""The pickled files that a training writes; HF would read others that are there."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
@@ -57,6 +59,8 @@ def read_progress(folder: Path) -> Progress | None:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
         for name, (size, digest) in manifest["files"].items():
             path = folder / name
+            if Path(name).suffix in (".pt", ".pth", ".bin") and name not in _PICKLED:
+                return None
             if Path(name).name != name or path.is_symlink() or path.stat().st_size != size:
                 return None
             if _digest(path) != digest:

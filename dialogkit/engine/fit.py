@@ -1,6 +1,7 @@
 """Fits a model to dialogs with HF Trainer."""
 
 import errno
+import pickle
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -28,7 +29,7 @@ from dialogkit.engine.checkpoints import Progress, rotate, seal
 from dialogkit.engine.histograms import HistogramCallback, HistogramSink
 from dialogkit.engine.loss import TokenCounter, install_dialog_loss, remove_dialog_loss
 from dialogkit.engine.runtime import Runtime
-from dialogkit.errors import CheckpointError, OutOfMemoryError
+from dialogkit.errors import CheckpointError, ModelError, OutOfMemoryError
 
 # Where WANDB_MODE is offline, transformers prints a line to stdout, which belongs to results.
 with redirect_stdout(StringIO()):
@@ -253,6 +254,12 @@ def fit(
                 _load_trained(trainer, checkpoint, best=config.keep == "best")
     except EvaluationLeft:
         trainer.save_unevaluated()
+    except pickle.UnpicklingError:
+        # torch loads tensors and plain values only.
+        where = resume_from[0].name if resume_from else "the checkpoint"
+        raise ModelError(
+            f"{where} is not loaded: it holds more than tensors, which could run code", hint="dialogkit runs list"
+        ) from None
     except torch.OutOfMemoryError:
         raise _out_of_memory(config) from None
     finally:

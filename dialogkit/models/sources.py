@@ -57,7 +57,7 @@ def unusable(source: str, error: Exception) -> ModelError:
     if isinstance(error, pickle.UnpicklingError):
         return ModelError(
             f"{source!r} is not loaded: its weights are damaged, or hold more than tensors, which could run code",
-            hint="dialogkit models list",
+            hint="give a model with weights in the safetensors format",
         )
     reason = (str(error).strip().splitlines() or [""])[0]
     if not isinstance(error, OSError | ValueError):

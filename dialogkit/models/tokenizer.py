@@ -3,7 +3,9 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +170,11 @@ def _added_special(hf: Any) -> list[str]:
     return [token.content for token in hf.added_tokens_decoder.values() if token.special]
 
 
+TEMPLATE_SECONDS = 5.0
+TEMPLATE_CHARACTERS = 1_000_000
+"""What a template, which is a program, may take for a dialog, and make of it beyond four times what that says."""
+
+
 class TemplateFormat:
     """The chat format of a model that brings a Jinja template."""
 
@@ -240,16 +247,42 @@ class TemplateFormat:
     def _render(self, messages: Sequence[Message], *, reply: bool = False) -> str:
         from jinja2 import TemplateError
 
+        hint = "--set model.chat_format=plain"
         try:
-            return str(
-                self._hf.apply_chat_template(
-                    [message._asdict() for message in messages], tokenize=False, add_generation_prompt=reply
+            with _time_limit(TEMPLATE_SECONDS):
+                text = str(
+                    self._hf.apply_chat_template(
+                        [message._asdict() for message in messages], tokenize=False, add_generation_prompt=reply
+                    )
                 )
-            )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise DataError(
-                f"the model's chat template refuses a dialog: {error}", hint="--set model.chat_format=plain"
-            ) from None
+        except TimeoutError:
+            told = f"the model's chat template takes more than {TEMPLATE_SECONDS:g} s for a dialog"
+            raise DataError(told, hint=hint) from None
+        except (TemplateError, TypeError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
+            raise DataError(f"the model's chat template refuses a dialog: {error}", hint=hint) from None
+        if len(text) > TEMPLATE_CHARACTERS + 4 * sum(len(message.content) for message in messages):
+            raise DataError(f"the model's chat template makes {len(text):,} characters of a dialog", hint=hint)
+        return text
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in what takes longer, where the system has alarms and this is the main thread."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    try:
+        before = signal.signal(signal.SIGALRM, stop)
+    except (ValueError, AttributeError):  # another thread, Windows
+        yield
+        return
+    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left)
+        signal.signal(signal.SIGALRM, before)
 
 
 def load_tokenizer(config: ModelConfig) -> ChatTokenizer:

@@ -17,6 +17,7 @@ from dialogkit.errors import (
     DivergedError,
     InterruptedRunError,
     OutOfMemoryError,
+    StorageError,
 )
 from dialogkit.services.card import model_card
 from dialogkit.services.generate import ReplyResult
@@ -206,12 +207,13 @@ def _train(
             record.status = _status(error)
             record.finished, record.error = now(), str(error) or type(error).__name__
             record.duration_s, record.exit_code = time.perf_counter() - started, getattr(error, "exit_code", 1)
-            run.write(record)
             if isinstance(error, InterruptedRunError | CheckpointError):
                 error.hint = f"dialogkit train --resume {name}{_where(output)}"
-            run.append_console(f"error: {record.error}")
-            if hint := getattr(error, "hint", None):
-                run.append_console(f"try: {hint}")
+            with suppress(StorageError, CheckpointError):  # as where the disk is full: the error itself is told
+                run.write(record)
+                run.append_console(f"error: {record.error}")
+                if hint := getattr(error, "hint", None):
+                    run.append_console(f"try: {hint}")
             if wandb_run is not None:
                 wandb_run.finish(exit_code=getattr(error, "exit_code", 1))
             raise

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from dialogkit.config.model import NAME_PATTERN
-from dialogkit.errors import ModelError, StorageError, did_you_mean
+from dialogkit.errors import CheckpointError, ModelError, StorageError, did_you_mean
 
 Status = Literal["running", "completed", "failed", "interrupted", "diverged"]
 
@@ -112,7 +112,7 @@ class RunDir:
     @property
     def exists(self) -> bool:
         """Whether the folder is that of a run."""
-        return (self.path / "run.json").is_file()
+        return os.path.isfile(self.path / "run.json")  # unlike pathlib's, it answers for any text
 
     def write(self, record: RunRecord) -> None:
         """Write `run.json`."""
@@ -137,6 +137,7 @@ class RunDir:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from writing into this folder. Raises: StorageError if one does already."""
+        self._require_no_links()
         path = self.path / ".lock"
         try:
             import fcntl
@@ -157,6 +158,15 @@ class RunDir:
             file.write(str(os.getpid()))
             file.flush()
             yield
+
+    def _require_no_links(self) -> None:
+        """Raise StorageError if a link in the folder would lead what is written out of it."""
+        links = [self.path, *self.path.rglob("*")]
+        if link := next((path for path in links if path.is_symlink()), None):
+            raise StorageError(
+                f"the run {self.name!r} holds a link, {str(link)!r}, which dialogkit does not follow",
+                hint=f"dialogkit runs show {self.name}",
+            )
 
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Append one logged point to `metrics.jsonl`; it is on disk when this returns."""
@@ -185,14 +195,21 @@ class RunDir:
 
     def append_console(self, line: str) -> None:
         """Append one line of what was told to `console.log`."""
-        with (self.path / "console.log").open("a", encoding="utf-8") as stream:
-            stream.write(f"{now()} {line}\n")
+        self._append_line("console.log", f"{now()} {line}")
+
+    def _append_line(self, file: str, line: str) -> None:
+        """Append a line. Raises: CheckpointError if it cannot be written, as when the disk is full."""
+        try:
+            with (self.path / file).open("a", encoding="utf-8") as stream:
+                stream.write(f"{line}\n")
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise CheckpointError(f"{str(self.path / file)!r} cannot be written: {reason}") from None
 
     def _append(self, file: str, record: dict[str, Any]) -> None:
         # JSON knows no NaN; what is no number is written as text.
         clean = {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in record.items()}
-        with (self.path / file).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(clean, ensure_ascii=False, allow_nan=False) + "\n")
+        self._append_line(file, json.dumps(clean, ensure_ascii=False, allow_nan=False))
 
 
 def _step_of(line: str) -> float:
