@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dialogkit import __version__
-from dialogkit.cli import config, data, evaluate, generate, models, runs, tokenizer, train
+from dialogkit.cli import chat, config, data, evaluate, generate, models, runs, tokenizer, train
 from dialogkit.cli.output import Output
 from dialogkit.errors import ConfigError, DialogKitError
 
@@ -30,6 +30,7 @@ tokenizer_app = typer.Typer(help="Tokenizers.", no_args_is_help=True)
 
 app.command("train")(train.train_command)
 app.command("generate")(generate.generate_command)
+app.command("chat")(chat.chat_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.add_typer(models_app, name="models")
 models_app.command("list")(models.list_command)

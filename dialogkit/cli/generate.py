@@ -52,7 +52,7 @@ def generate_command(
     """Let MODEL answer prompts; without any, the built-in test prompts."""
     from dialogkit.services.generate import generate
 
-    config = _sampling(
+    config = sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -96,7 +96,8 @@ def _with_newest(model: str | None, compare: list[str] | None) -> Any:
     return model
 
 
-def _sampling(**given: Any) -> "GenerateConfig":
+def sampling(**given: Any) -> "GenerateConfig":
+    """Return the sampling settings of flags. Raises: ConfigError in words of the flag."""
     from pydantic import ValidationError
 
     from dialogkit.config.generate import GenerateConfig

@@ -11,7 +11,7 @@ import torch
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import ChatTokenizer, Message
 
-StopReason = Literal["end of turn", "length", "context full"]
+StopReason = Literal["end of turn", "length", "context full", "interruption"]
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,12 @@ class _Clock:
         self._started = time.perf_counter()
         self._at: list[float] = []
         self._leave = leave
+        self.left = False
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         self._at.append(time.perf_counter() - self._started)
-        left = self._leave is not None and self._leave()
-        return torch.full((len(input_ids),), left, dtype=torch.bool, device=input_ids.device)
+        self.left = self._leave is not None and self._leave()
+        return torch.full((len(input_ids),), self.left, dtype=torch.bool, device=input_ids.device)
 
     def seconds(self, tokens: int) -> float:
         """Return when the last of so many tokens was there."""
@@ -127,7 +128,7 @@ def continue_prompts(
     leave: Callable[[], bool] | None = None,
 ) -> list[Reply]:
     """Return a reply to each prompt, given as ids up to where the answer starts; see `generate_replies`."""
-    from transformers import GenerationConfig, StoppingCriteriaList
+    from transformers import StoppingCriteriaList
 
     room = max(1, min(config.max_new_tokens, context // 2))
     cut = [max(0, len(ids) - (context - room)) for ids in encoded]
@@ -154,30 +155,13 @@ def continue_prompts(
                 for row, prompt in enumerate(ids):
                     inputs[row, longest - len(prompt) :] = torch.tensor(prompt)
                     mask[row, longest - len(prompt) :] = 1
-                sampling = config.temperature > 0
-                options = (
-                    {
-                        "temperature": config.temperature,
-                        "top_k": config.top_k,
-                        "top_p": config.top_p,
-                    }
-                    if sampling
-                    else {}
-                )
                 clock = _Clock(leave)
                 output = model.generate(
                     input_ids=inputs.to(device),
                     attention_mask=mask.to(device),
                     stopping_criteria=StoppingCriteriaList([clock]),
                     streamer=_StepWatch(tokenizer, on_text) if on_text and len(encoded) == 1 else None,
-                    generation_config=GenerationConfig(
-                        max_new_tokens=limit,
-                        do_sample=sampling,
-                        repetition_penalty=config.repetition_penalty,
-                        eos_token_id=sorted(tokenizer.stop_ids),
-                        pad_token_id=tokenizer.pad_id,
-                        **options,
-                    ),
+                    generation_config=_generation_config(config, tokenizer, limit),
                 )
                 for row, index in enumerate(chosen):
                     new = output[row, longest:].tolist()
@@ -189,9 +173,86 @@ def continue_prompts(
     return [replies[i] for i in range(len(encoded))]
 
 
+def _generation_config(config: GenerateConfig, tokenizer: ChatTokenizer, longest: int) -> Any:
+    from transformers import GenerationConfig
+
+    sampling = config.temperature > 0
+    options = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p} if sampling else {}
+    return GenerationConfig(
+        max_new_tokens=longest,
+        do_sample=sampling,
+        repetition_penalty=config.repetition_penalty,
+        eos_token_id=sorted(tokenizer.stop_ids),
+        pad_token_id=tokenizer.pad_id,
+        **options,
+    )
+
+
+class Conversation:
+    """Replies to one dialog that grows, in which what the model has read already is not computed again."""
+
+    def __init__(self, model: Any, tokenizer: ChatTokenizer, *, context: int, device: str) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._context, self._device = context, device
+        self._cache: Any = None
+        self._read: list[int] = []
+        """Ids that the cache holds."""
+        self.computed = 0
+        """Ids of the last prompt that were not in the cache."""
+
+    def room(self, config: GenerateConfig) -> int:
+        """Return the tokens that a prompt may have, so that a reply fits after it."""
+        return self._context - max(1, min(config.max_new_tokens, self._context // 2))
+
+    @torch.no_grad()
+    def reply(
+        self,
+        messages: Sequence[Message],
+        config: GenerateConfig,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        leave: Callable[[], bool] | None = None,
+    ) -> Reply:
+        """Return the reply to a dialog that ends with a user's message; see `generate_replies`."""
+        from transformers import DynamicCache, StoppingCriteriaList
+
+        ids = self._tokenizer.encode_prompt(messages)
+        cut = max(0, len(ids) - self.room(config))
+        ids = ids[cut:]
+        limit = min(config.max_new_tokens, self._context - len(ids))
+        # The last id is always computed: it gives the first token of the reply.
+        pairs = zip(ids[:-1], self._read, strict=False)
+        known = next((i for i, (new, old) in enumerate(pairs) if new != old), min(len(ids) - 1, len(self._read)))
+        if self._cache is None:
+            self._cache = DynamicCache(config=self._model.config)
+        if known < len(self._read):
+            self._cache.crop(known - len(self._read))  # a negative number removes so many
+        self.computed = len(ids) - known
+        clock = _Clock(leave)
+        devices = [torch.cuda.current_device()] if self._device == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(config.seed)
+                inputs = torch.tensor([ids], device=self._device)
+                output = self._model.generate(
+                    input_ids=inputs,
+                    attention_mask=torch.ones_like(inputs),
+                    past_key_values=self._cache,
+                    stopping_criteria=StoppingCriteriaList([clock]),
+                    streamer=_StepWatch(self._tokenizer, on_text) if on_text else None,
+                    generation_config=_generation_config(config, self._tokenizer, limit),
+                )
+        except BaseException:
+            self._cache, self._read = None, []  # it may hold half a step
+            raise
+        new = output[0, len(ids) :].tolist()
+        self._read = [*ids, *new][: self._cache.get_seq_length()]
+        return _reply(new, self._tokenizer, clock, context_full=limit < config.max_new_tokens, cut=cut)
+
+
 def _reply(ids: list[int], tokenizer: ChatTokenizer, clock: _Clock, *, context_full: bool, cut: int) -> Reply:
     end = next((i for i, token in enumerate(ids) if token in tokenizer.stop_ids), None)
     if end is not None:
         return Reply(tokenizer.decode(ids[:end]), end + 1, clock.seconds(end + 1), "end of turn", cut)
-    reason: StopReason = "context full" if context_full else "length"
+    reason: StopReason = "interruption" if clock.left else "context full" if context_full else "length"
     return Reply(tokenizer.decode(ids), len(ids), clock.seconds(len(ids)), reason, cut)

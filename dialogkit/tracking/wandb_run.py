@@ -25,7 +25,7 @@ from dialogkit.network import reachable
 
 logger = logging.getLogger(__name__)
 
-INIT_TIMEOUT_S = 10.0
+INIT_TIMEOUT_S = 9.0
 FINISH_TIMEOUT_S = 30.0
 """How long a server that does not answer may delay the start and the end of a run."""
 

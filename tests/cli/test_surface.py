@@ -26,6 +26,7 @@ SURFACE = {
     "--set --dry-run --json",
     "generate": "[model] --prompt -p --prompts-file --system --compare --max-new-tokens --temperature --top-k "
     "--top-p --repetition-penalty --seed --no-cuda --output-dir --json",
+    "chat": "[model] --system --compare --max-new-tokens --temperature --seed --no-cuda --output-dir",
     "evaluate": "[models] --dataset -d --samples -s --max-bad-rows --whole --batch-size --no-cuda "
     "--output-dir --json",
     "models list": "--output-dir --json",

@@ -1,0 +1,174 @@
+"""A dialog with a model, turn by turn."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dialogkit.config.generate import GenerateConfig
+from dialogkit.dialog import Message, check_dialog
+from dialogkit.errors import ConfigError, DataError, StorageError, did_you_mean
+from dialogkit.services.generate import ReplyResult, StreamSink, reply_results
+from dialogkit.services.models import DEFAULT_OUTPUT, resolve_model
+
+if TYPE_CHECKING:
+    from dialogkit.models.tokenizer import ChatTokenizer
+
+SETTINGS = tuple(name for name in GenerateConfig.model_fields if name != "test_prompts")
+
+
+class Chat:
+    """A dialog with one model that is loaded once.
+
+    Attributes:
+        name: the model.
+        messages: the dialog so far, the system text included.
+        left_out: turns at its beginning that the last reply could not see, for want of context.
+        config: how replies are sampled.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        system: str | None = None,
+        config: GenerateConfig | None = None,
+        output: str | Path = DEFAULT_OUTPUT,
+        device: str = "auto",
+    ) -> None:
+        """Load a model. Raises: ModelError, UnavailableError."""
+        loadable = resolve_model(None if model is None else str(model), output=output)
+        from dialogkit.inference.session import Conversation
+        from dialogkit.services.loading import load_for_inference
+
+        loaded = load_for_inference(loadable, device=device)
+        self.name = loaded.name
+        self.config = config or GenerateConfig()
+        self.messages: list[Message] = []
+        self.left_out = 0
+        self._attempt = 0
+        self._tokenizer: ChatTokenizer = loaded.tokenizer
+        self._conversation: Conversation = Conversation(
+            loaded.model, loaded.tokenizer, context=loaded.context, device=loaded.device
+        )
+        if system:
+            self.set_system(system)
+
+    @property
+    def turns(self) -> int:
+        """Messages without the system text."""
+        return len(self.messages) - self._first
+
+    @property
+    def _first(self) -> int:
+        return 1 if self.messages and self.messages[0].role == "system" else 0
+
+    def say(
+        self, text: str, *, on_text: StreamSink | None = None, leave: Callable[[], bool] | None = None
+    ) -> ReplyResult:
+        """Say something, and return the reply; both belong to the dialog from then on.
+
+        Args:
+            text: what the user says.
+            on_text: takes the reply as it grows.
+            leave: asked after each token whether to stop; what was said until then is kept.
+
+        Raises: ConfigError if there is no text.
+        """
+        if not text.strip():
+            raise ConfigError("there is nothing to reply to", hint="/help")
+        self._attempt = 0
+        return self._reply([*self.messages, Message("user", text.strip())], on_text, leave)
+
+    def retry(self, *, on_text: StreamSink | None = None, leave: Callable[[], bool] | None = None) -> ReplyResult:
+        """Return another reply to what was said last, with another seed. Raises: ConfigError without a turn."""
+        self._require_turn()
+        self._attempt += 1
+        return self._reply(self.messages[:-1], on_text, leave)
+
+    def undo(self) -> str:
+        """Take back the last turn and its reply, and return what the user had said. Raises: ConfigError."""
+        self._require_turn()
+        taken = self.messages[-2].content
+        self.messages = self.messages[:-2]
+        return taken
+
+    def reset(self) -> int:
+        """Begin again; the system text stays. Returns the messages that were forgotten."""
+        forgotten = self.turns
+        self.messages = self.messages[: self._first]
+        self.left_out = 0
+        return forgotten
+
+    def set_system(self, text: str) -> bool:
+        """Set the system text; an empty one takes it away. Returns whether there is one."""
+        system = [Message("system", text.strip())] if text.strip() else []
+        self.messages = [*system, *self.messages[self._first :]]
+        return bool(system)
+
+    def set(self, name: str, value: str) -> Any:
+        """Set how replies are sampled, and return the value. Raises: ConfigError."""
+        from pydantic import ValidationError
+
+        from dialogkit.config.load import list_problems
+
+        if name not in SETTINGS:
+            known = ", ".join(SETTINGS)
+            raise ConfigError(
+                f"unknown setting {name!r}{did_you_mean(name, SETTINGS)}; there are {known}", hint="/help"
+            )
+        try:
+            number: Any = json.loads(value)
+        except ValueError:
+            number = value
+        try:
+            self.config = GenerateConfig.model_validate({**self.config.model_dump(), name: number})
+        except ValidationError as error:
+            raise ConfigError(list_problems(error)[0], hint=f"/set {name} {getattr(self.config, name)}") from None
+        return number
+
+    def save(self, path: str | Path) -> Path:
+        """Append the dialog to a JSONL file that `train --dataset` reads. Raises: ConfigError, StorageError."""
+        self._require_turn()
+        path = Path(path).expanduser()
+        row = {"messages": [message._asdict() for message in self.messages]}
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise StorageError(f"{str(path)!r} cannot be written: {reason}", hint="/save chat.jsonl") from None
+        return path
+
+    def load(self, path: str | Path) -> int:
+        """Take the last dialog of a file in place of this one, and return its turns. Raises: DataError."""
+        from dialogkit.config.data import DataConfig
+        from dialogkit.data.sources import find_source, read_dialogs
+
+        dialogs = read_dialogs(find_source(DataConfig(dataset=str(path))), DataConfig()).dialogs
+        if problem := check_dialog(dialogs[-1]):
+            raise DataError(f"{str(path)!r}: {problem}")
+        self.messages, self.left_out = list(dialogs[-1]), 0
+        return self.turns
+
+    def _require_turn(self) -> None:
+        if self.turns < 2:
+            raise ConfigError("nothing was said yet", hint="/help")
+
+    def _reply(
+        self, messages: list[Message], on_text: StreamSink | None, leave: Callable[[], bool] | None
+    ) -> ReplyResult:
+        seen = self._that_fit(messages)
+        self.left_out = len(messages) - len(seen)
+        config = self.config.model_copy(update={"seed": (self.config.seed + self._attempt) % 2**32})
+        made = self._conversation.reply(seen, config, on_text=on_text, leave=leave)
+        self.messages = [*messages, Message("assistant", made.text)]
+        return reply_results(self.name, [messages[-1].content], [made])[0]
+
+    def _that_fit(self, messages: list[Message]) -> list[Message]:
+        """Return the messages without as many of the oldest turns as the context has no room for."""
+        first = 1 if messages[0].role == "system" else 0
+        room, seen = self._conversation.room(self.config), messages
+        while len(seen) > first + 2 and len(self._tokenizer.encode_prompt(seen)) > room:
+            seen = [*seen[:first], *seen[first + 2 :]]
+        return seen
