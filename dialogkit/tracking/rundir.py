@@ -93,6 +93,8 @@ class RunDir:
         try:
             path.mkdir(parents=True)
         except FileExistsError:
+            if _holds_only_a_lock(path):  # of a run that was killed before it began
+                return cls(path)
             raise StorageError(
                 f"there is a run {name!r} in {str(output)!r} already", hint=f"--name {name}-2"
             ) from None
@@ -210,6 +212,13 @@ class RunDir:
         # JSON knows no NaN; what is no number is written as text.
         clean = {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in record.items()}
         self._append_line(file, json.dumps(clean, ensure_ascii=False, allow_nan=False))
+
+
+def _holds_only_a_lock(path: Path) -> bool:
+    try:
+        return {entry.name for entry in path.iterdir()} <= {".lock"}
+    except OSError:
+        return False
 
 
 def _step_of(line: str) -> float:

@@ -344,3 +344,12 @@ def test_publishing_goes_on_after_a_process_was_killed_between_the_two_renames(t
     publish(new, tmp_path / "m")
     assert content(tmp_path / "m") == content(new)
     assert {path.name for path in tmp_path.iterdir()} == {"m", "runs"}
+
+
+def test_the_name_of_a_run_that_was_killed_before_it_began_is_free(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, "it")
+    (run.path / ".lock").touch()
+    assert RunDir.create(tmp_path, "it").path == run.path
+    (run.path / "console.log").touch()
+    with pytest.raises(StorageError, match="there is a run 'it'"):
+        RunDir.create(tmp_path, "it")
