@@ -1,15 +1,17 @@
 """`dialogkit runs`."""
 
+import json
 from collections.abc import Callable
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dialogkit.cli.options import JsonOption, OutputOption
-from dialogkit.cli.output import Output, duration, fitting, parameters, settings_table, untrusted
+from dialogkit.cli.output import Output, duration, fitting, parameters, settings_table, table, untrusted
 
 if TYPE_CHECKING:
-    from dialogkit.services.runs import RunRow
+    from dialogkit.services.runs import Comparison, RunRow
 
 
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
@@ -34,6 +36,62 @@ def show_command(
     recorded = flatten(record.model_dump(mode="json", exclude={"origins"}))
     facts = {name: value for name, value in recorded if value not in (None, "", [])}
     Output(json_mode=json_output).result(record, lambda out: out.print(settings_table(facts)))
+
+
+def compare_command(
+    names: Annotated[list[str], typer.Argument(metavar="RUN", help="Two runs or more.")],
+    output_dir: OutputOption = "models",
+    json_output: JsonOption = False,
+) -> None:
+    """Show runs side by side: figures, settings that differ, replies."""
+    from dialogkit.services.runs import compare_runs
+
+    compared = compare_runs(names, output=output_dir)
+    Output(json_mode=json_output).result(compared, lambda out: _render_comparison(out, compared))
+
+
+def best_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
+    """Name the finished run with the fewest bits per byte, for each dataset."""
+    from dialogkit.services.runs import best_runs
+
+    rows = best_runs(output=output_dir)
+    hint = f"dialogkit generate {rows[0].name}" if rows else "dialogkit train custom-tiny --preset test"
+    Output(json_mode=json_output).result(rows, lambda out: _render_list(out, rows), hint=hint)
+
+
+def _render_comparison(output: Output, compared: "Comparison") -> None:
+    letters = [chr(ord("A") + number) if number < 26 else str(number) for number in range(len(compared.runs))]
+    for letter, name in zip(letters, compared.runs, strict=True):
+        output.print(untrusted(f"{letter}  {name}"))
+    for title, rows in (
+        ("figure", compared.figures),
+        ("setting", compared.settings),
+        ("version", compared.versions),
+    ):
+        if rows:
+            output.print("")
+            drawn = table(title, *letters, right=letters if title == "figure" else ())
+            for row in rows:
+                drawn.add_row(untrusted(row.name), *(untrusted(_value(row.name, value)) for value in row.values))
+            output.print(drawn)
+    if not compared.same_data:
+        output.err.print("their held-out dialogs differ: figures of different datasets cannot be compared")
+    for answered in compared.replies:
+        output.print("")
+        output.print(untrusted(f"> {answered.prompt}", "bold"))
+        for letter, reply in zip(letters, answered.replies, strict=True):
+            output.print(untrusted(f"{letter}  {reply or '(empty)'}"))
+
+
+def _value(name: str, value: object) -> str:
+    if value is None:
+        return "-"
+    if name in ("token accuracy", "stop rate") and isinstance(value, float):
+        return f"{value:.1%}"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"
+    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return shorten(shown, 60, placeholder=" ...") if isinstance(value, list) else shown
 
 
 def sync_command(

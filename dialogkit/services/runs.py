@@ -1,10 +1,11 @@
 """What was trained here, read from the run folders alone, and the upload of offline W&B runs."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dialogkit.errors import ModelError
+from dialogkit.config.load import flatten
+from dialogkit.errors import ConfigError, ModelError
 from dialogkit.services.models import DEFAULT_OUTPUT
 from dialogkit.services.result import Result
 from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs
@@ -39,6 +40,107 @@ class SyncRow(Result):
     uploaded: bool
     reason: str
     """Why it was not; empty if it was."""
+
+
+class Differing(Result):
+    """A setting, a version or a figure, and what it is in each run; None where a run has none."""
+
+    name: str
+    values: list[Any]
+
+
+class AnsweredPrompt(Result):
+    """A prompt, and the final reply of each run to it."""
+
+    prompt: str
+    replies: list[str]
+
+
+class Comparison(Result):
+    """Runs side by side; every list of values is in the order of `runs`."""
+
+    runs: list[str]
+    figures: list[Differing]
+    """Figures of the finished models and of their trainings."""
+    same_data: bool
+    """Whether all were measured on the same held-out dialogs of the same file."""
+    settings: list[Differing]
+    """Settings that differ."""
+    versions: list[Differing]
+    """Versions, device and processor that differ."""
+    replies: list[AnsweredPrompt]
+    """Prompts that all of them answered at their end."""
+
+
+_COMPARED = {
+    "steps": "train/steps",
+    "loss before": "before/nats_per_token",
+    "loss": "final/nats_per_token",
+    "perplexity": "final/perplexity",
+    "bits per byte": "final/bits_per_byte",
+    "token accuracy": "final/accuracy",
+    "tokens/s": "perf/tokens_per_s",
+    "training seconds": "train/seconds",
+}
+
+
+def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -> Comparison:
+    """Compare runs by what is recorded of them. Raises: ConfigError for fewer than two; ModelError."""
+    if len(set(names)) < 2:
+        raise ConfigError("to compare takes two runs", hint="dialogkit runs list")
+    runs = [find_run(Path(output), name) for name in dict.fromkeys(names)]
+    records = [run.read() for run in runs]
+    figures = [
+        Differing(name="parameters", values=[record.model.get("parameters") for record in records]),
+        *(Differing(name=name, values=[r.metrics.get(key) for r in records]) for name, key in _COMPARED.items()),
+        Differing(name="stop rate", values=[record.replies.get("stop_rate") for record in records]),
+    ]
+    machine = [
+        {**r.versions, "device": r.runtime.get("device_name"), "precision": r.runtime.get("precision")}
+        for r in records
+    ]
+    measured = {(record.data.get("revision"), record.data.get("eval_dialogs")) for record in records}
+    return Comparison(
+        runs=[run.name for run in runs],
+        figures=[row for row in figures if any(value is not None for value in row.values)],
+        same_data=len(measured) == 1,
+        settings=_differing([dict(flatten(record.config)) for record in records], leave={"name"}),
+        versions=_differing(machine),
+        replies=_common_replies(runs),
+    )
+
+
+def best_runs(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:
+    """Return the finished run with the fewest bits per byte of each dataset; only on one can runs be compared."""
+    best: dict[Any, RunRow] = {}
+    for run, record in list_runs(Path(output)):
+        row = _row(run, record)
+        measured = (record.data.get("revision"), record.data.get("eval_dialogs"))
+        if record.status == "completed" and row.bits_per_byte is not None:
+            known = best.get(measured)
+            if known is None or row.bits_per_byte < (known.bits_per_byte or 0):
+                best[measured] = row
+    return list(best.values())
+
+
+def _differing(settings: Sequence[Mapping[str, Any]], *, leave: Collection[str] = ()) -> list[Differing]:
+    names = dict.fromkeys(name for one in settings for name in one)
+    rows = [
+        Differing(name=name, values=[one.get(name) for one in settings]) for name in names if name not in leave
+    ]
+    return [row for row in rows if any(value != row.values[0] for value in row.values)]
+
+
+def _common_replies(runs: Sequence[RunDir]) -> list[AnsweredPrompt]:
+    answered = [
+        {sample["prompt"]: sample["reply"] for sample in run.samples() if sample.get("table") == "replies/final"}
+        for run in runs
+    ]
+    return [
+        AnsweredPrompt(prompt=prompt, replies=[replies[prompt] for replies in answered])
+        for prompt in answered[0]
+        if all(prompt in replies for replies in answered)
+    ]
 
 
 def list_run_rows(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:

@@ -188,12 +188,19 @@ class RunDir:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the logged points; a last line that a crash cut off is left out."""
-        points = []
-        with suppress(OSError), (self.path / "metrics.jsonl").open(encoding="utf-8", errors="replace") as file:
+        return self._lines("metrics.jsonl")
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Return the replies; a last line that a crash cut off is left out."""
+        return self._lines(SAMPLES_FILE)
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        lines = []
+        with suppress(OSError), (self.path / name).open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 with suppress(ValueError):
-                    points.append(json.loads(line))
-        return points
+                    lines.append(json.loads(line))
+        return lines
 
     def append_console(self, line: str) -> None:
         """Append one line of what was told to `console.log`."""

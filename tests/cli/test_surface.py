@@ -33,6 +33,8 @@ SURFACE = {
     "models show": "name --output-dir --json",
     "runs list": "--output-dir --json",
     "runs show": "name --output-dir --json",
+    "runs compare": "names --output-dir --json",
+    "runs best": "--output-dir --json",
     "runs sync": "[names] --output-dir --json",
     "data list": "--json",
     "config show": "[model] --preset -c --config --set --json",

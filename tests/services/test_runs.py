@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dialogkit.services.runs import compare_runs
 from dialogkit.tracking.rundir import RunDir
 from dialogkit.tracking.wandb_run import offline_folders
 from tests.conftest import Finished, Trained
@@ -110,3 +111,67 @@ def test_an_unreadable_run_does_not_keep_the_others(
     assert not any("k" * 40 in word for word in uploads[0])
     assert "passed over" in done.out
     assert "holds no record" in done.err
+
+
+# Runs side by side
+
+
+@pytest.fixture
+def two(output: str, trained: Trained) -> str:
+    """The finished run, and another one that was a little better and had another setting."""
+    runs = Path(output) / "runs"
+    shutil.copytree(runs / "shared-run", runs / "other-run")
+    run = RunDir(runs / "other-run")
+    record = run.read()
+    settings = {**record.config, "train": {**record.config["train"], "learning_rate": 0.5}}
+    metrics = {**record.metrics, "final/bits_per_byte": record.metrics["final/bits_per_byte"] - 0.5}
+    versions = {**record.versions, "torch": "0"}
+    update = {"name": "other-run", "config": settings, "metrics": metrics, "versions": versions}
+    run.write(record.model_copy(update=update))
+    return output
+
+
+def test_what_differs_between_runs_is_told_and_nothing_else(two: str, trained: Trained) -> None:
+    compared = compare_runs(["shared-run", "other-run"], output=two)
+    learning_rate = RunDir(Path(two) / "runs/shared-run").read().config["train"]["learning_rate"]
+    assert [(row.name, row.values) for row in compared.settings] == [("train.learning_rate", [learning_rate, 0.5])]
+    assert [row.name for row in compared.versions] == ["torch"]
+    bits = trained.result.metrics["final/bits_per_byte"]
+    assert {row.name: row.values for row in compared.figures}["bits per byte"] == [bits, bits - 0.5]
+    assert compared.same_data
+    prompts = {reply.prompt: reply.reply for reply in trained.result.replies}
+    answered = {row.prompt: row.replies for row in compared.replies}
+    assert {prompt: answered[prompt] for prompt in prompts} == {p: [reply] * 2 for p, reply in prompts.items()}
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_comparison_fits_into_the_terminal(
+    width: int, two: str, dialogkit: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    done = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[:2] == ["A  shared-run", "B  other-run"]
+    assert max(map(len, done.out.splitlines())) <= width
+    assert "train.learning_rate" in done.out
+
+
+def test_runs_on_other_data_are_not_compared_in_silence(two: str, dialogkit: Run) -> None:
+    run = RunDir(Path(two) / "runs/other-run")
+    record = run.read()
+    run.write(record.model_copy(update={"data": {**record.data, "revision": "another"}}))
+    assert "cannot be compared" in dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two).err
+    rows = dialogkit("runs", "best", "--output-dir", two, "--json").json["data"]
+    assert {row["name"] for row in rows} == {"shared-run", "other-run"}
+
+
+def test_the_best_run_has_the_fewest_bits_per_byte(two: str, dialogkit: Run) -> None:
+    done = dialogkit("runs", "best", "--output-dir", two, "--json").json
+    assert [row["name"] for row in done["data"]] == ["other-run"]
+    assert done["hint"] == "dialogkit generate other-run"
+
+
+@pytest.mark.parametrize("names", [["shared-run"], ["shared-run", "shared-run"], ["shared-run", "nope"]])
+def test_what_cannot_be_compared_is_one_sentence(names: list[str], two: str, dialogkit: Run) -> None:
+    done = dialogkit("runs", "compare", *names, "--output-dir", two)
+    assert (done.code, done.err.splitlines()[-1]) == (2, "try: dialogkit runs list")
