@@ -72,5 +72,10 @@ def _texts(files: Sequence[str | Path]) -> Iterator[str]:
                 raise DataError(f"{str(file)!r} cannot be read: {(error.strerror or '').lower()}") from None
             continue
         config = DataConfig(dataset=str(file))
-        for dialog in read_dialogs(find_source(config), config).dialogs:
+        try:
+            dialogs = read_dialogs(find_source(config), config).dialogs
+        except DataError as error:
+            error.hint = "dialogkit tokenizer train --help"  # it has no other options for data
+            raise
+        for dialog in dialogs:
             yield from (message.content for message in dialog)

@@ -20,6 +20,7 @@ from dialogkit.errors import (
     StorageError,
 )
 from dialogkit.services.card import model_card
+from dialogkit.services.evaluate import find_dataset
 from dialogkit.services.generate import ReplyResult
 from dialogkit.services.models import DEFAULT_OUTPUT
 from dialogkit.services.parts import Parts
@@ -140,6 +141,10 @@ def resume(
     if record.status == "completed":
         return None
     config, differing = resumed_config(record, changes or {}, force=force)
+    if "data.dataset" not in (changes or {}):
+        # A relative file is looked for where the run was started; that it is the same is known by its digest.
+        data = config.data.model_copy(update={"dataset": find_dataset(record)})
+        config = config.model_copy(update={"data": data})
     reporter = reporter or LogReporter()
     for told in differing:
         reporter.note(f"changed: {told}")

@@ -228,6 +228,19 @@ def digests_of_checkpoints(run: RunDir) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(run.path.glob("checkpoint-*/*"))}
 
 
+def test_a_relative_dataset_is_found_where_the_run_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": f"Say {number}.", "response": f"{number}!"} for number in range(30)]
+    Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = {"data.dataset": "mine.jsonl", "runtime.output_dir": str(tmp_path / "models")}
+    with pytest.raises(Killed):
+        train(config_of("plain", "stopped", **output), reporter=KillAt(5))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert resume(RunDir(tmp_path / "models/runs/stopped")) is not None
+
+
 def test_a_finished_run_resumed_changes_nothing(dialogkit: Callable[..., Finished]) -> None:
     train(config_of("plain", "whole"))
     before = {path: path.read_bytes() for path in Path("models").rglob("*") if path.is_file()}
