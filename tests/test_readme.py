@@ -62,6 +62,8 @@ def test_every_command_of_the_readme_runs(
         if before:
             piped = subprocess.run(shlex.split(before), capture_output=True, check=True)
             monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(piped.stdout)))
+        if words[1] == "chat":
+            monkeypatch.setattr("sys.stdin", io.StringIO("Hello!\n/undo\n"))
         done = dialogkit(*shortened(words[1:]))
         assert done.code == 0, f"{line}\n{done.err}"
         ran += 1
@@ -72,9 +74,9 @@ def test_the_python_of_the_readme_runs(in_temporary_folder: Path) -> None:
     blocks = [text for kind, text in BLOCKS if kind == "python"]
     assert len(blocks) == 2
     for text in blocks:
-        text = text.replace("max_samples=50", "max_samples=8").replace(
-            "overrides={", 'overrides={"data.samples": 8, '
-        )
+        brief = '"generate.max_new_tokens": 8, "tracking.replies_at_evaluations": 0'
+        text = text.replace("overrides={", f'overrides={{"data.samples": 8, {brief}, ')
+        text = text.replace("max_samples=50", f"max_samples=8, overrides={{{brief}}}")
         exec(compile(text, "README.md", "exec"), {})
 
 

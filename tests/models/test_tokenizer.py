@@ -300,7 +300,7 @@ def test_a_damaged_tokenizer_file_is_one_sentence(content: str, tmp_path: Path) 
 def test_a_folder_without_a_tokenizer_names_the_command_that_makes_one(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no tokenizer\.json") as refused:
         load_tokenizer(ModelConfig(tokenizer=str(tmp_path), **SCRATCH))
-    assert refused.value.hint == "dialogkit tokenizer train FILE --output DIR"
+    assert refused.value.hint == "dialogkit tokenizer train --help"
 
 
 def test_a_tokenizer_folder_may_stand_in_for_the_shipped_one(tmp_path: Path) -> None:
