@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ MAX_GROUP_BYTES = 4 * 2**30
 _FREE_UNPACKED, _MAX_RATIO = 64 * 2**20, 200
 """What a gzipped file may unpack to: so many bytes, or so many times its size. Text has a ratio of 3 to 20."""
 _CHUNK = 2**20
+_NO_BLANK = re.compile(r"[^ \t\r\n]")
 MEND = "mend that line, or: --dataset starter"
 
 
@@ -207,11 +209,10 @@ class _Array:
     def _next(self) -> str:
         """Return the next character that is no blank, and stand before it; empty at the end."""
         while True:
-            rest = len(self._buffer)
-            while self._at < rest and self._buffer[self._at] in " \t\r\n":
-                self._at += 1
-            if self._at < rest:
-                return self._buffer[self._at]
+            if found := _NO_BLANK.search(self._buffer, self._at):
+                self._at = found.start()
+                return found[0]
+            self._at = len(self._buffer)
             if not self._more():
                 return ""
 

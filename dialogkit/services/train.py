@@ -140,6 +140,8 @@ def resume(
     record = run.read()
     if record.status == "completed":
         return None
+    with run.locked():
+        pass  # another process that trains it is told of at once, before anything is loaded
     config, differing = resumed_config(record, changes or {}, force=force)
     if "data.dataset" not in (changes or {}):
         # A relative file is looked for where the run was started; that it is the same is known by its digest.
