@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,14 +87,22 @@ LINKED = ["console.log", "metrics.jsonl", "samples.jsonl", "run.json", "model", 
           "checkpoint-3", "checkpoint-3/optimizer.pt", ".lock"]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def stopped_once(small_config: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train(small_config({"name": "stopped", "train.eval_every_steps": 2, "train.keep": "last"}))
+        run = RunDir(Path("models/runs/stopped"))
+        run.write(run.read().model_copy(update={"status": "interrupted"}))
+    return folder / "models"
+
+
 @pytest.fixture
-def stopped(small_config: Callable[..., Any], tmp_path: Path) -> RunDir:
+def stopped(stopped_once: Path) -> RunDir:
     """A run that has two checkpoints and no end."""
-    settings = {"name": "stopped", "train.eval_every_steps": 2, "train.keep": "last"}
-    train(small_config(settings))
-    run = RunDir(Path("models/runs/stopped"))
-    run.write(run.read().model_copy(update={"status": "interrupted"}))
-    return run
+    shutil.copytree(stopped_once, "models")
+    return RunDir(Path("models/runs/stopped"))
 
 
 @pytest.mark.parametrize("name", LINKED)

@@ -57,7 +57,7 @@ def kill_and_go_on(folder: Path, *, rounds: int, steps: int, seed: int) -> tuple
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("rounds", "steps"), [(2, 12), pytest.param(ROUNDS, 60, marks=pytest.mark.faults)])
+@pytest.mark.parametrize(("rounds", "steps"), [(1, 12), pytest.param(ROUNDS, 60, marks=pytest.mark.faults)])
 def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path: Path, rounds: int, steps: int) -> None:
     (tmp_path / "whole").mkdir()
     expected = run_forked(train_or_go_on, steps, folder=tmp_path / "whole")
