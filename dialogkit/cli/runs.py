@@ -1,7 +1,7 @@
 """`dialogkit runs`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,7 +56,7 @@ def best_command(output_dir: OutputOption = "models", json_output: JsonOption = 
 
     rows = best_runs(output=output_dir)
     hint = f"dialogkit generate {rows[0].name}" if rows else "dialogkit train custom-tiny --preset test"
-    Output(json_mode=json_output).result(rows, lambda out: _render_list(out, rows), hint=hint)
+    Output(json_mode=json_output).result(rows, lambda out: _render_list(out, rows, _WITH_DATASET), hint=hint)
 
 
 def _render_comparison(output: Output, compared: "Comparison") -> None:
@@ -121,7 +121,12 @@ def sync_command(
         raise typer.Exit(1)
 
 
-def _render_list(output: Output, rows: "list[RunRow]") -> None:
+_DISPENSABLE = ("parameters", "dataset", "loss", "time", "steps")
+_WITH_DATASET = ("parameters", "loss", "status", "time", "steps")
+"""Columns that a narrow terminal has no room for, the first ones first."""
+
+
+def _render_list(output: Output, rows: "list[RunRow]", dispensable: Sequence[str] = _DISPENSABLE) -> None:
     columns: dict[str, Callable[[RunRow], str]] = {
         "run": lambda row: row.name,
         "status": lambda row: row.status,
@@ -138,7 +143,7 @@ def _render_list(output: Output, rows: "list[RunRow]") -> None:
             columns,
             rows,
             right=("steps", "bits/byte", "loss", "time", "parameters"),
-            dispensable=("parameters", "dataset", "loss", "time", "steps"),
+            dispensable=dispensable,
         )
     )
 
