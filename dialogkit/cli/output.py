@@ -251,7 +251,7 @@ class TrainOutput:
         self._idle()
         self._console.print(untrusted(text))
 
-    def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+    def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
         """Move the bar, or print a line; an evaluation is always a line of its own."""
         self._idle()
         if "eval/nats_per_token" in metrics or not self._console.is_terminal:
@@ -272,7 +272,9 @@ class TrainOutput:
             )
             self._task = self._progress.add_task("", total=total)
             self._progress.start()
-        self._progress.update(self._task, completed=step, description=f"loss {loss:.3f}  {speed:,.0f} tokens/s")
+        self._progress.update(
+            self._task, completed=step, total=total, description=f"loss {loss:.3f}  {speed:,.0f} tokens/s"
+        )
 
     def close(self) -> None:
         """Leave the terminal as it was."""

@@ -1,5 +1,6 @@
 """`dialogkit train`."""
 
+import re
 import sys
 from pathlib import Path
 from textwrap import shorten
@@ -27,6 +28,7 @@ _FLAGS = {
     "tracking.tags": "--tag",
     "tracking.trackers": "--tracker",
     "name": "--name",
+    "train.budget_s": "--budget",
 }
 """Settings that have flags whose values can be wrong."""
 
@@ -73,6 +75,10 @@ def train_command(
         str | None,
         typer.Option("--resume", metavar="RUN", help="Go on with a run; last: the newest unfinished one."),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="TIME", help="Train so long in all: 90s, 20m, 1h30m."),
+    ] = None,
     from_run: Annotated[
         str | None, typer.Option("--from", metavar="RUN", help="A new run that starts from a run's weights.")
     ] = None,
@@ -109,6 +115,7 @@ def train_command(
         "tracking.trackers": trackers or None,
         "tracking.log_model": log_model or None,
         "train.fit_batch": fit_batch or None,
+        "train.budget_s": None if budget is None else seconds_of(budget),
         "name": name,
     }
     overrides = {key: value for key, value in words.items() if value is not None} | parse_sets(sets or [])
@@ -146,6 +153,15 @@ def train_command(
         lambda out: _render(out, result),
         hint=f'dialogkit generate {loaded.config.model.name} --prompt "Hello!"',
     )
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds of a time such as `90s`, `20m` or `1h30m`. Raises: ConfigError for anything else."""
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip().lower().replace(" ", ""))
+    hours, minutes, seconds = (min(int(part or 0), 10**9) for part in (found.groups() if found else (0, 0, 0)))
+    if not (total := 3600 * hours + 60 * minutes + seconds):
+        raise ConfigError(f"--budget {text!r} is not a time such as 90s, 20m or 1h30m", hint="--budget 20m")
+    return float(total)
 
 
 def _of_flags(error: ConfigError, given: list[str]) -> ConfigError:

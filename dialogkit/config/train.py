@@ -14,12 +14,16 @@ class TrainConfig(Section):
     """Passes over the training dialogs."""
     max_steps: int | None = Field(None, examples=[100], ge=1, le=100_000_000)
     """Optimizer steps. None: as many as the epochs have."""
+    budget_s: float | None = Field(None, examples=[1200.0], ge=1, le=10_000_000)
+    """Seconds that the whole run may take; the steps are fitted to it, whatever the epochs say. None: no limit."""
     batch_size: int = Field(8, ge=1, le=65_536)
     """Dialogs in one optimizer step."""
     accumulation_steps: int = Field(1, ge=1, le=65_536)
     """Parts into which a step's batch is split to save memory. Must divide the batch size."""
     fit_batch: bool = False
     """Split the batch into more parts by itself where the memory does not suffice; the learning is the same."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW for all, or Muon for the matrices inside the layers and AdamW for the rest."""
     learning_rate: float = Field(1e-4, gt=0, le=10)
     """Peak learning rate, reached after warm-up."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -61,4 +65,6 @@ class TrainConfig(Section):
             raise ValueError(
                 f"accumulation_steps {self.accumulation_steps} does not divide batch_size {self.batch_size}"
             )
+        if self.budget_s is not None and self.max_steps is not None:
+            raise ValueError(f"budget_s {self.budget_s:g} and max_steps {self.max_steps} exclude each other")
         return self

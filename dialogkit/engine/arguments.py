@@ -13,7 +13,20 @@ POINTS_PER_RUN = 100
 EVALUATIONS_PER_RUN = 4
 
 # Fields of TrainConfig that something else than TrainingArguments implements.
-NOT_MAPPED = frozenset({"dropout", "fit_batch", "keep_checkpoints", "eval_batch_size", "early_stopping_patience"})
+NOT_MAPPED = frozenset(
+    {
+        "budget_s",
+        "dropout",
+        "early_stopping_patience",
+        "eval_batch_size",
+        "fit_batch",
+        "keep_checkpoints",
+        "optimizer",
+    }
+)
+
+UNPLANNED = 100_000_000
+"""Steps of a training that ends by the clock, before its speed is known."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +40,18 @@ class Schedule:
 
 def resolve_schedule(config: TrainConfig, num_dialogs: int) -> Schedule:
     """Return the number of optimizer steps and the distance between logs and evaluations."""
+    if config.budget_s is not None:
+        return Schedule(UNPLANNED, UNPLANNED, UNPLANNED)
     steps_per_epoch = math.ceil(num_dialogs / config.batch_size)
     total = config.max_steps or max(1, math.ceil(steps_per_epoch * config.epochs))
-    log = config.log_every_steps or max(1, min(10, total // POINTS_PER_RUN))
+    log = config.log_every_steps or points_apart(total)
     evaluate = config.eval_every_steps or max(1, math.ceil(total / EVALUATIONS_PER_RUN))
     return Schedule(total, min(log, total), min(evaluate, total))
+
+
+def points_apart(total_steps: int) -> int:
+    """Return the steps between logged points of a run of so many."""
+    return max(1, min(10, total_steps // POINTS_PER_RUN))
 
 
 def training_arguments(
@@ -69,7 +89,7 @@ def training_arguments(
         seed=config.seed,
         logging_strategy="steps",
         logging_steps=schedule.log_every_steps,
-        logging_first_step=True,
+        logging_first_step=config.budget_s is None,  # nothing is told before the number of steps is known
         # HF's default writes 0.0 for a loss that is not a number.
         logging_nan_inf_filter=False,
         eval_strategy="steps",

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from dialogkit.config.train import TrainConfig
 from dialogkit.engine.arguments import Schedule, training_arguments
 from dialogkit.engine.attention import use_packed_attention, use_plain_attention
+from dialogkit.engine.budget import Budget, BudgetCallback, BudgetPlan
 from dialogkit.engine.callbacks import (
     EvaluationLeft,
     MetricCallback,
@@ -28,6 +29,7 @@ from dialogkit.engine.callbacks import (
 from dialogkit.engine.checkpoints import Progress, rotate, seal
 from dialogkit.engine.histograms import HistogramCallback, HistogramSink
 from dialogkit.engine.loss import TokenCounter, install_dialog_loss, remove_dialog_loss
+from dialogkit.engine.optimizer import muon_with_adamw
 from dialogkit.engine.runtime import Runtime
 from dialogkit.errors import CheckpointError, ModelError, OutOfMemoryError
 
@@ -63,7 +65,8 @@ class DialogTrainer(Trainer):
         sink: MetricSink,
         counter: TokenCounter,
         metrics: MetricCallback,
-        keep: int,
+        config: TrainConfig,
+        plan: BudgetPlan | None,
         **kw: Any,
     ):
         super().__init__(*args, **kw)
@@ -71,8 +74,24 @@ class DialogTrainer(Trainer):
         self._sink = sink
         self._counter = counter
         self._metrics = metrics
-        self._keep = keep
+        self._config = config
+        self._plan = plan
         self._evaluation_due = False
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the optimizer; HF has no way to give Muon's matrices and the rest their own."""
+        if self.optimizer is None and self._config.optimizer == "muon":
+            decayed = self.get_decay_parameter_names(self.model)
+            self.optimizer: Any = muon_with_adamw(self.model, decayed, self._config)
+        return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the schedule of the learning rate; HF's own have to know the number of steps."""
+        if self.lr_scheduler is None and self._plan is not None:
+            self.lr_scheduler: Any = torch.optim.lr_scheduler.LambdaLR(
+                kwargs.get("optimizer") or self.optimizer, self._plan
+            )
+        return super().create_scheduler(*args, **kwargs)
 
     def save_unevaluated(self) -> None:
         """Save after a step whose evaluation was left. Raises: what saving raises."""
@@ -95,7 +114,7 @@ class DialogTrainer(Trainer):
             super()._save_checkpoint(*args, **kwargs)
             progress = self._metrics.progress(step, float(self._tr_loss))
             seal(folder, replace(progress, evaluation_due=self._evaluation_due))
-            rotate(run, keep=self._keep, best_step=self.state.best_global_step)
+            rotate(run, keep=self._config.keep_checkpoints, best_step=self.state.best_global_step)
         except (OSError, SafetensorError, RuntimeError) as error:
             # torch tells of a full disk by a RuntimeError of its zip writer.
             if isinstance(error, RuntimeError) and "inline_container" not in str(error):
@@ -131,6 +150,13 @@ class _Restore(TrainerCallback):
             state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
         if self._progress.evaluation_due:
             self._trainer.make_up_evaluation()
+
+
+def planned_steps(checkpoint: Path) -> int:
+    """Return the steps of the whole training as they were planned when a checkpoint was saved."""
+    from transformers import TrainerState
+
+    return int(TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).max_steps)
 
 
 def _load_trained(trainer: Any, checkpoint: Path, *, best: bool) -> None:
@@ -177,6 +203,8 @@ def fit(
     project: str = "dialogkit",
     resume_from: tuple[Path, Progress] | None = None,
     stop: StopAtSignal | None = None,
+    budget: Budget | None = None,
+    planned: Callable[[Schedule], None] = lambda _: None,
 ) -> FitResult:
     """Train a model in place; afterwards it holds the best or the last weights, as `config.keep` says.
 
@@ -199,8 +227,10 @@ def fit(
         project: name under which those file the run.
         resume_from: checkpoint to go on from; all else must be as it was.
         stop: ends the training at a signal; given where the scorer asks it whether to leave.
+        budget: the time that the run may take, in place of the schedule's steps.
+        planned: takes the schedule that the budget allows, whenever it is fitted.
 
-    Raises: DivergedError, InterruptedRunError, OutOfMemoryError.
+    Raises: DivergedError, InterruptedRunError, OutOfMemoryError, ConfigError for a budget that is too small.
     """
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
@@ -210,6 +240,9 @@ def fit(
     callbacks = [metrics, StopAtNonFinite(), stop]
     if histograms is not None and histogram_every:
         callbacks.append(HistogramCallback(histograms, every=histogram_every))
+    plan = BudgetPlan(config.schedule, config.warmup_fraction, budget) if budget else None
+    if budget and plan:
+        callbacks.append(BudgetCallback(config, budget, plan, planned))
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
     use_packed_attention(model)
@@ -237,7 +270,8 @@ def fit(
             sink=sink,
             counter=counter,
             metrics=metrics,
-            keep=config.keep_checkpoints,
+            config=config,
+            plan=plan,
         )
         trainer.remove_callback(PrinterCallback)  # what is printed is the reporter's business
         guard_trackers(trainer, trackers)
@@ -248,7 +282,7 @@ def fit(
             counter.all, counter.supervised = progress.tokens, progress.supervised_tokens
             metrics.restore(progress)
             trainer.add_callback(_Restore(trainer, progress))
-            if progress.step < schedule.total_steps:
+            if progress.step < (planned_steps(checkpoint) if budget else schedule.total_steps):
                 trainer.train(resume_from_checkpoint=str(checkpoint))
             else:  # HF would train a step more
                 _load_trained(trainer, checkpoint, best=config.keep == "best")

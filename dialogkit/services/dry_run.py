@@ -49,6 +49,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     started = time.perf_counter()
     import torch
 
+    from dialogkit.engine.arguments import EVALUATIONS_PER_RUN
     from dialogkit.engine.runtime import resolve_runtime
 
     reporter = reporter or LogReporter()
@@ -80,7 +81,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
         parts.data = replace(parts.data, train=dialogs.select(longest))
         parts.config = config.model_copy(
             update={
-                "train": config.train.model_copy(update={"max_steps": 2, "keep": "last"}),
+                "train": config.train.model_copy(update={"max_steps": 2, "budget_s": None, "keep": "last"}),
                 "tracking": config.tracking.model_copy(update={"trackers": ()}),
             }
         )
@@ -92,15 +93,23 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
                 "the dry run was stopped; nothing was kept", exit_code=error.exit_code
             ) from None
     tokens_per_step = float(dialogs.lengths.mean()) * config.train.batch_size
-    training_s = schedule.total_steps * tokens_per_step / speeds[-1]
-    evaluations = math.ceil(schedule.total_steps / schedule.eval_every_steps)
+    step_s = tokens_per_step / speeds[-1]
+    if (budget_s := config.train.budget_s) is None:
+        total_steps, evaluations = (
+            schedule.total_steps,
+            math.ceil(schedule.total_steps / schedule.eval_every_steps),
+        )
+    else:
+        evaluations = EVALUATIONS_PER_RUN
+        total_steps = max(1, int((budget_s - start_s - (evaluations + 2) * score_s - reply_s) / step_s))
+    training_s = total_steps * step_s
     return DryRunResult(
         model=config.model.name,
         parameters=parts.model_facts["parameters"],
         device=runtime.device,
         precision=runtime.precision,
         train_dialogs=len(dialogs),
-        total_steps=schedule.total_steps,
+        total_steps=total_steps,
         tokens_per_step=tokens_per_step,
         longest_batch_tokens=int(dialogs.lengths[longest].sum()),
         tokens_per_s=speeds[-1],

@@ -1,6 +1,6 @@
 """What a training works with: tokenizer, data and model of one run, and what is done with them together."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from dialogkit.tracking.wandb_run import WandbRun
 if TYPE_CHECKING:
     from dialogkit.data.prepare import PreparedData
     from dialogkit.engine.arguments import Schedule
+    from dialogkit.engine.budget import Budget
     from dialogkit.engine.callbacks import MetricSink, StopAtSignal
     from dialogkit.engine.checkpoints import Progress
     from dialogkit.engine.histograms import Histogram, HistogramSink
@@ -87,8 +88,10 @@ class Parts:
         sink: "MetricSink",
         histograms: "HistogramSink | None" = None,
         resume_from: "tuple[Path, Progress] | None" = None,
+        budget: "Budget | None" = None,
+        planned: "Callable[[Schedule], None]" = lambda _: None,
     ) -> Any:
-        """Train in place, from the beginning or from a checkpoint."""
+        """Train in place, from the beginning or from a checkpoint; see `engine.fit.fit`."""
         from dialogkit.data.collate import collate_dialogs
         from dialogkit.engine.callbacks import StopAtSignal
         from dialogkit.engine.fit import fit
@@ -113,6 +116,8 @@ class Parts:
             project=self.config.tracking.project,
             resume_from=resume_from,
             stop=self._stop,
+            budget=budget,
+            planned=planned,
         )
 
     def split_finer(self) -> bool:
@@ -340,8 +345,8 @@ class Parts:
             "precision": f"{self.runtime.precision}, because {self.runtime.precision_reason}",
             "data": f"{len(self.data.train):,}{self._share()} dialogs to train, "
             f"{len(self.data.evaluation):,} held out ({self.data.ledger.dataset})",
-            "steps": f"{self.schedule.total_steps:,} of {counted(train.batch_size, 'dialog')}, "
-            f"learning rate {train.learning_rate:g}",
+            "steps": (f"{self.schedule.total_steps:,}" if train.budget_s is None else f"{train.budget_s:,.0f} s")
+            + f" of {counted(train.batch_size, 'dialog')}, learning rate {train.learning_rate:g}",
             "run": str(run.path),
             "W&B": f"{wandb_run.mode} ({wandb_run.reason})"
             + (f", project {self.config.tracking.project}" if wandb_run.mode != "disabled" else ""),

@@ -25,12 +25,12 @@ class Recorder:
         wandb_run: WandbRun,
         reporter: TrainReporter,
         *,
-        total_steps: int,
+        total_steps: int | None,
         flops_per_token: float,
         peak_flops: float | None,
     ) -> None:
         self._run, self._wandb, self._reporter = run, wandb_run, reporter
-        self._total_steps = total_steps
+        self.total_steps = total_steps
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
 
     def header(self, facts: Mapping[str, str]) -> None:
@@ -54,9 +54,9 @@ class Recorder:
                 metrics["system/memory_bytes"] = held
         self._run.append_metrics(step, metrics)
         self._wandb.log(step, metrics)
-        if (line := step_line(step, self._total_steps, metrics)) is not None:
+        if (line := step_line(step, self.total_steps, metrics)) is not None:
             self._run.append_console(line)
-        self._reporter.step(step, self._total_steps, metrics)
+        self._reporter.step(step, self.total_steps, metrics)
 
     def histograms(self, step: int, histograms: Mapping[str, "Histogram"]) -> None:
         """Record histograms."""

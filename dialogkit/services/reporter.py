@@ -22,8 +22,8 @@ class TrainReporter(Protocol):
     def doing(self, text: str) -> None:
         """What goes on until the next event; told before what may take long."""
 
-    def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
-        """A logged point: `train/...`, `perf/...` or `eval/...` metrics."""
+    def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
+        """A logged point: `train/...`, `perf/...` or `eval/...` metrics. The total may be unknown, or change."""
 
 
 class LogReporter:
@@ -42,23 +42,24 @@ class LogReporter:
         """Log what begins."""
         logger.info("%s ...", text)
 
-    def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+    def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
         """Log the point, if its line is due."""
         if (line := step_line(step, total, metrics)) is not None:
             logger.info(line)
 
 
-def step_line(step: int, total: int, metrics: Mapping[str, float]) -> str | None:
+def step_line(step: int, total: int | None, metrics: Mapping[str, float]) -> str | None:
     """Return the line of a logged point; None for those between: a run has about 20, and all evaluations."""
+    of_all = "" if total is None else f"/{total}"
     if "eval/nats_per_token" in metrics:
         return (
-            f"step {step}/{total}  held-out loss {metrics['eval/nats_per_token']:.3f} nats/token, "
+            f"step {step}{of_all}  held-out loss {metrics['eval/nats_per_token']:.3f} nats/token, "
             f"{metrics['eval/bits_per_byte']:.3f} bits/byte, accuracy {metrics['eval/accuracy']:.1%}"
         )
-    every = max(1, total // LINES_PER_RUN)
+    every = max(1, (total or 0) // LINES_PER_RUN)
     if step != 1 and step != total and step % every:
         return None
-    return f"step {step}/{total}  loss {metrics['train/loss']:.3f}  {metrics['perf/tokens_per_s']:,.0f} tokens/s"
+    return f"step {step}{of_all}  loss {metrics['train/loss']:.3f}  {metrics['perf/tokens_per_s']:,.0f} tokens/s"
 
 
 def counted(number: int, thing: str) -> str:

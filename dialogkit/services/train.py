@@ -45,6 +45,8 @@ from dialogkit.tracking.trackers import require_trackers, tracker_places
 from dialogkit.tracking.wandb_run import WandbRun, decide, open_wandb
 
 if TYPE_CHECKING:
+    from dialogkit.engine.arguments import Schedule
+    from dialogkit.engine.budget import Budget
     from dialogkit.engine.callbacks import MetricSink
     from dialogkit.engine.checkpoints import Progress
 
@@ -289,7 +291,8 @@ def _work(
     config = parts.config
     record.config = config.model_dump(mode="json")
     record.model, record.data = parts.model_facts, parts.data_facts()
-    record.schedule = asdict(parts.schedule)
+    if checkpoint is None or config.train.budget_s is None:
+        record.schedule = asdict(parts.schedule)
     run.write(record)
     wandb_run.update_config(
         {
@@ -307,7 +310,7 @@ def _work(
         run,
         wandb_run,
         reporter,
-        total_steps=parts.schedule.total_steps,
+        total_steps=None if config.train.budget_s else parts.schedule.total_steps,
         flops_per_token=parts.flops_per_token(),
         peak_flops=parts.peak_flops(),
     )
@@ -321,13 +324,19 @@ def _work(
     if checkpoint is None:
         reporter.doing(f"measuring the untrained model on {held_out_dialogs}")
         recorder.histograms(0, {"data/dialog_tokens": parts.length_histogram()})
+        measured = time.perf_counter()
         before = parts.score(autocast=False)
+        if config.train.budget_s is not None:
+            reporter.doing("answering the test prompts, to know how long that takes")
+            parts.reply_to_tests()
+        aside_s = time.perf_counter() - measured
         untrained = {"train/tokens": 0.0, "train/supervised_tokens": 0.0}
         recorder.point(0, {f"eval/{name}": value for name, value in before.items()} | untrained)
         record.metrics = {f"before/{name}": value for name, value in before.items()}
         run.write(record)
     else:
         recorder.note(f"goes on from step {checkpoint[1].step}, {checkpoint[0].name}")
+        aside_s = 0.0  # known from what the checkpoint has of the plan
     asked, held_out = config.tracking.replies_at_evaluations, config.tracking.held_out_replies
 
     def sink(step: int, metrics: dict[str, float]) -> None:
@@ -337,9 +346,15 @@ def _work(
             if not parts.leaves():  # otherwise they were cut short
                 recorder.replies(step, replies, table="replies/evaluation")
 
+    budget = None
+    if (allowed_s := config.train.budget_s) is not None:
+        from dialogkit.engine.budget import Budget
+
+        budget = Budget(allowed_s, started, evaluation_s=aside_s, end_s=aside_s)
     with tracker_places(run.path, Path(config.runtime.output_dir), config.tracking.project):
-        fitted = _fit(parts, run, record, recorder, sink, checkpoint)
+        fitted = _fit(parts, run, record, recorder, sink, checkpoint, budget)
     reporter.doing(f"measuring the trained model on {held_out_dialogs}")
+    record.schedule["total_steps"] = fitted.steps if config.train.budget_s else parts.schedule.total_steps
     final = parts.score(autocast=False)
     metrics = {
         **{name: value for name, value in record.metrics.items() if name.startswith("before/")},
@@ -406,13 +421,34 @@ def _fit(
     recorder: Recorder,
     sink: "MetricSink",
     checkpoint: "tuple[Path, Progress] | None",
+    budget: "Budget | None",
 ) -> Any:
     """Train; where the memory does not suffice and the settings allow it, go on with a batch in more parts."""
     from dialogkit.engine.checkpoints import newest_valid
 
+    def planned(schedule: "Schedule") -> None:
+        first, recorder.total_steps = recorder.total_steps is None, schedule.total_steps
+        if not first:
+            return
+        record.schedule = asdict(schedule)
+        run.write(record)
+        train = parts.config.train
+        recorder.note(
+            f"to end in time: about {counted(schedule.total_steps, 'step')}, "
+            f"{round(train.warmup_fraction * schedule.total_steps):,} of them warm-up, "
+            f"with an evaluation each {schedule.eval_every_steps:,}"
+        )
+
     while True:
         try:
-            return parts.fit(folder=run.path, sink=sink, histograms=recorder.histograms, resume_from=checkpoint)
+            return parts.fit(
+                folder=run.path,
+                sink=sink,
+                histograms=recorder.histograms,
+                resume_from=checkpoint,
+                budget=budget,
+                planned=planned,
+            )
         except OutOfMemoryError as error:
             if not parts.config.train.fit_batch or not parts.split_finer():
                 raise

@@ -22,7 +22,7 @@ Run = Callable[..., Finished]
 
 SURFACE = {
     "train": "[model] --preset -c --samples -s --dataset -d --max-bad-rows --project -p --name --no-cuda "
-    "--wandb --output-dir --tag --tracker --log-model --resume --from --force --fit-batch --config "
+    "--wandb --output-dir --tag --tracker --log-model --resume --budget --from --force --fit-batch --config "
     "--set --dry-run --json",
     "generate": "[model] --prompt -p --prompts-file --system --compare --max-new-tokens --temperature --top-k "
     "--top-p --repetition-penalty --seed --no-cuda --output-dir --json",

@@ -39,6 +39,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "evaluations in between": {"train.eval_every_steps": 1},
     "several epochs": {"data.samples": 5, "train.max_steps": STEPS},
     "activation checkpointing": {"train.activation_checkpointing": True},
+    "muon": {"train.optimizer": "muon"},
 }
 
 

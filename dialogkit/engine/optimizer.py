@@ -1,0 +1,85 @@
+"""Muon for the matrices inside the layers, AdamW for the rest, as one optimizer."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.optim import AdamW, Muon, Optimizer
+
+from dialogkit.config.train import TrainConfig
+
+
+class MuonWithAdamW(Optimizer):
+    """Two optimizers that are stepped, saved and given their learning rates as one.
+
+    Muon takes the direction of a matrix's momentum with all its singular values made equal, by a Newton-Schulz
+    iteration (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"); its steps are scaled
+    to the size of AdamW's (Liu et al. 2025, arXiv:2502.16982): one learning rate and weight decay serve both.
+    """
+
+    def __init__(
+        self, matrices: list[torch.nn.Parameter], others: list[dict[str, Any]], config: TrainConfig
+    ) -> None:
+        self._parts: list[Optimizer] = [
+            Muon(
+                matrices,
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            ),
+            AdamW(
+                others,
+                lr=config.learning_rate,
+                betas=(config.adam_beta1, config.adam_beta2),
+                eps=config.adam_epsilon,
+                fused=True,
+            ),
+        ]
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Step both. `closure` computes the loss again, as torch has it; HF gives none."""
+        loss = None if closure is None else closure()
+        for part in self._parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of both."""
+        return {"parts": [part.state_dict() for part in self._parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore both."""
+        for part, state in zip(self._parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self._parts for group in part.param_groups]
+
+
+def muon_with_adamw(model: Any, decayed: Iterable[str], config: TrainConfig) -> MuonWithAdamW:
+    """Return the optimizer of a model.
+
+    Args:
+        model: a causal transformers model.
+        decayed: names of the parameters that weight decay applies to.
+        config: learning rate, decay and AdamW's settings.
+    """
+    embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if hasattr(model.base_model, "wpe"):
+        embeddings.append(model.base_model.wpe)
+    outside = {id(p) for module in embeddings if module is not None for p in module.parameters()}
+    decayed = set(decayed)
+    matrices: list[torch.nn.Parameter] = []
+    decays: list[torch.nn.Parameter] = []
+    keeps: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim == 2 and id(parameter) not in outside:
+            matrices.append(parameter)
+        else:
+            (decays if name in decayed else keeps).append(parameter)
+    others = [
+        {"params": decays, "weight_decay": config.weight_decay},
+        {"params": keeps, "weight_decay": 0.0},
+    ]
+    return MuonWithAdamW(matrices, [group for group in others if group["params"]], config)

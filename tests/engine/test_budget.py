@@ -1,0 +1,140 @@
+"""A training with a budget ends on time, with its schedule walked through to the end."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dialogkit.cli.train import seconds_of
+from dialogkit.config.train import TrainConfig
+from dialogkit.engine import budget as budget_module
+from dialogkit.engine.arguments import UNPLANNED, Schedule
+from dialogkit.engine.budget import Budget, BudgetCallback, BudgetPlan
+from dialogkit.errors import ConfigError
+
+
+class Clock:
+    """Stands in for the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Training:
+    """Walks the callback through the events of HF's loop while a clock is moved on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float, **settings: Any) -> None:
+        self.clock = Clock()
+        monkeypatch.setattr(budget_module, "time", self.clock)
+        self.config = TrainConfig(budget_s=seconds, **settings)
+        budget = Budget(seconds, started=self.clock.now, evaluation_s=2.0, end_s=3.0)
+        self.clock.now += 5.0  # imports, data, the model
+        self.plan = BudgetPlan(self.config.schedule, self.config.warmup_fraction, budget)
+        self.told: list[Schedule] = []
+        self.callback = BudgetCallback(self.config, budget, self.plan, self.told.append)
+        self.state = SimpleNamespace(
+            global_step=0, max_steps=UNPLANNED, eval_steps=UNPLANNED, save_steps=UNPLANNED, logging_steps=UNPLANNED
+        )
+        self.factors: list[float] = []
+        self.evaluated: list[int] = []
+
+    def begin(self) -> None:
+        self.callback.on_train_begin(None, self.state, None)
+
+    def run(self, step_s: Any, *, evaluation_s: float = 2.0, until: int | None = None) -> None:
+        while self.state.global_step < min(self.state.max_steps, until or UNPLANNED):
+            self.factors.append(self.plan(self.state.global_step))
+            self.state.global_step += 1
+            self.clock.now += step_s(self.state.global_step)
+            self.callback.on_step_end(None, self.state, None)
+            if (
+                self.state.global_step % self.state.eval_steps == 0
+                or self.state.global_step == self.state.max_steps
+            ):
+                self.evaluated.append(self.state.global_step)
+                self.clock.now += evaluation_s
+                self.callback.on_evaluate(None, self.state, None)
+                self.callback.on_save(None, self.state, None)
+
+    def whole_s(self) -> float:
+        return self.clock.now - 100.0 + 3.0
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize(
+    "step_s",
+    [
+        lambda step: 0.1,
+        lambda step: 5.0 if step == 1 else 0.1,
+        lambda step: 0.1 if step < 300 else 0.25,
+        lambda step: 0.25 if step < 300 else 0.1,
+        lambda step: 0.05 + 0.1 * (step % 2),
+    ],
+)
+def test_a_training_ends_within_five_percent_of_its_budget(
+    monkeypatch: pytest.MonkeyPatch, step_s: Any, schedule: str
+) -> None:
+    training = Training(monkeypatch, 200.0, schedule=schedule)
+    training.begin()
+    training.run(step_s)
+    assert training.whole_s() == pytest.approx(200.0, rel=0.05)
+    assert 3 <= len(training.evaluated) <= 8
+    assert training.evaluated[-1] == training.state.max_steps
+    assert max(training.factors) == pytest.approx(1.0, abs=0.01)
+    if schedule != "constant":
+        assert training.factors[-1] < 0.02
+    rises = [abs(b - a) for a, b in zip(training.factors, training.factors[1:], strict=False)]
+    assert max(rises) < 0.05, "the learning rate jumps"
+
+
+def test_an_evaluation_that_takes_long_is_made_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(monkeypatch, 100.0)
+    training.plan.evaluation_s = 14.0
+    training.begin()
+    training.run(lambda step: 0.1, evaluation_s=14.0)
+    assert len(training.evaluated) == 1
+    assert training.whole_s() == pytest.approx(100.0, rel=0.05)
+
+
+def test_the_distance_of_evaluations_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(monkeypatch, 100.0, eval_every_steps=100, log_every_steps=7)
+    training.begin()
+    training.run(lambda step: 0.1)
+    assert training.evaluated[:3] == [100, 200, 300]
+    assert training.state.logging_steps == 7
+    assert training.whole_s() == pytest.approx(100.0, rel=0.05)
+
+
+def test_a_training_that_goes_on_has_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Training(monkeypatch, 200.0)
+    first.begin()
+    first.run(lambda step: 0.1, until=700)
+    again = Training(monkeypatch, 200.0)
+    again.plan.__dict__.update(first.plan.__dict__)  # as torch restores it from a checkpoint
+    again.state.global_step = 700
+    again.begin()
+    assert again.state.max_steps == first.state.max_steps
+    again.run(lambda step: 0.1)
+    assert first.plan.spent_s + again.whole_s() == pytest.approx(200.0, rel=0.05)
+    assert again.factors[0] == pytest.approx(first.plan(700))
+    assert again.factors[-1] < 0.02
+
+
+def test_a_budget_that_leaves_no_time_to_train_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="a budget of 9 s leaves no time to train") as caught:
+        Training(monkeypatch, 9.0).begin()
+    assert caught.value.hint == "--budget 20s"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("1h30m", 5400), ("1 H 5 s", 3605)])
+def test_a_time_is_read_as_people_write_it(text: str, seconds: int) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0s", "20", "soon", "-5m", "1.5h", "5m1h"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a time such as"):
+        seconds_of(text)
