@@ -1,9 +1,9 @@
 """What learns most in a given time? Trains a model once for each trial with the same budget, rows and seed.
 
 python benchmarks/learning_per_minute.py custom-tiny --budget 90 --dataset FILE \
-    --trial train.batch_size=4 --trial train.batch_size=16,train.optimizer=muon,train.learning_rate=3e-3
+    --trial train.batch_size=4 --trial train.batch_size=16,train.optimizer=muon
 
-Every trial has the time of the whole budget: steps, warm-up and decay are fitted to it, evaluations are part of it.
+Every trial has the whole time of the budget: steps, warm-up and decay are fitted to it.
 """
 
 import argparse

@@ -15,7 +15,7 @@ class TrainConfig(Section):
     max_steps: int | None = Field(None, examples=[100], ge=1, le=100_000_000)
     """Optimizer steps. None: as many as the epochs have."""
     budget_s: float | None = Field(None, examples=[1200.0], ge=1, le=10_000_000)
-    """Seconds that the whole run may take; the steps are fitted to it, whatever the epochs say. None: no limit."""
+    """Seconds that the whole run may take; the steps are fitted to it, whatever the epochs are. None: no limit."""
     batch_size: int = Field(8, ge=1, le=65_536)
     """Dialogs in one optimizer step."""
     accumulation_steps: int = Field(1, ge=1, le=65_536)
@@ -65,6 +65,4 @@ class TrainConfig(Section):
             raise ValueError(
                 f"accumulation_steps {self.accumulation_steps} does not divide batch_size {self.batch_size}"
             )
-        if self.budget_s is not None and self.max_steps is not None:
-            raise ValueError(f"budget_s {self.budget_s:g} and max_steps {self.max_steps} exclude each other")
         return self

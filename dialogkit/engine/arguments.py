@@ -41,7 +41,7 @@ class Schedule:
 def resolve_schedule(config: TrainConfig, num_dialogs: int) -> Schedule:
     """Return the number of optimizer steps and the distance between logs and evaluations."""
     if config.budget_s is not None:
-        return Schedule(UNPLANNED, UNPLANNED, UNPLANNED)
+        return Schedule(config.max_steps or UNPLANNED, UNPLANNED, UNPLANNED)
     steps_per_epoch = math.ceil(num_dialogs / config.batch_size)
     total = config.max_steps or max(1, math.ceil(steps_per_epoch * config.epochs))
     log = config.log_every_steps or points_apart(total)

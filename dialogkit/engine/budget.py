@@ -120,7 +120,7 @@ class BudgetCallback(TrainerCallback):
             plan.step_s += (took - plan.step_s) * max(1 / plan.measured, NEWEST_STEP_WEIGHT)
         if plan.eval_every:
             if step < plan.end:
-                plan.fit(step, step + self._steps_left(step))
+                plan.fit(step, self._no_more_than_allowed(step + self._steps_left(step)))
                 self._set(state)
             return
         enough = plan.measured >= MEASURED_STEPS and now - self._began >= MEASURED_SHARE * self._budget.seconds
@@ -138,7 +138,10 @@ class BudgetCallback(TrainerCallback):
         evaluations = 1 if every else self._evaluations()
         left = self._budget.seconds - plan.spent_s - plan.end_s - evaluations * plan.evaluation_s
         step_s = plan.step_s + (plan.evaluation_s / every if every else 0.0)
-        return step + max(1, round(left / step_s))
+        return self._no_more_than_allowed(step + max(1, round(left / step_s)))
+
+    def _no_more_than_allowed(self, end: int) -> int:
+        return min(end, self._config.max_steps or UNPLANNED)
 
     def _evaluations(self) -> int:
         """Return how many evaluations are made: fewer than usual where they would take much of the time."""

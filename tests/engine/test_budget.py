@@ -99,6 +99,17 @@ def test_an_evaluation_that_takes_long_is_made_less_often(monkeypatch: pytest.Mo
     assert training.whole_s() == pytest.approx(100.0, rel=0.05)
 
 
+def test_a_number_of_steps_that_comes_first_ends_it_with_the_schedule_at_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training = Training(monkeypatch, 1000.0, max_steps=200)
+    training.state.max_steps = 200
+    training.begin()
+    training.run(lambda step: 1.0)
+    assert training.state.global_step == training.evaluated[-1] == 200
+    assert training.factors[-1] < 0.02
+
+
 def test_the_distance_of_evaluations_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training(monkeypatch, 100.0, eval_every_steps=100, log_every_steps=7)
     training.begin()
