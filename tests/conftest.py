@@ -175,7 +175,7 @@ class Small:
         """Return the likelihood of the evaluation dialogs."""
         from dialogkit.engine.attention import use_packed_attention
         from dialogkit.inference.scoring import score_batches
-        from dialogkit.services.evaluate import batches_of
+        from dialogkit.services.judging import batches_of
 
         use_packed_attention(model)
         chosen = self.evaluation if dialogs is None else dialogs

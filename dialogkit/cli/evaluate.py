@@ -1,16 +1,44 @@
 """`dialogkit evaluate`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dialogkit.cli.options import JsonOption, ModelsArgument, NoCudaOption, OutputOption
-from dialogkit.cli.output import Output, fitting, untrusted
+from dialogkit.cli.output import Output, fitting, table, untrusted
 from dialogkit.services.reporter import counted
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
+
+FIGURES = (
+    ("nats_per_token", "loss (nats/token)", ".4f", -1),
+    ("perplexity", "perplexity", ",.2f", -1),
+    ("bits_per_byte", "bits/byte", ".4f", -1),
+    ("accuracy", "accuracy", ".1%", 1),
+    ("top5_accuracy", "accuracy, top 5", ".1%", 1),
+    ("end_of_turn_nats", "end of turn (nats)", ".3f", -1),
+    ("prompt_gain", "prompt gain (bits/byte)", ".4f", 1),
+    ("hits_at_1", "hits@1 of 10", ".1%", 1),
+    ("stop_rate", "ends by itself", ".1%", 1),
+    ("empty_rate", "empty", ".1%", 0),
+    ("cut_rate", "cut at the limit", ".1%", 0),
+    ("repetition", "repeated 4-grams", ".1%", 0),
+    ("distinct_1", "distinct-1", ".3f", 0),
+    ("distinct_2", "distinct-2", ".3f", 0),
+    ("length_ratio", "length ratio", ".2f", 0),
+    ("echo", "prompt echo", ".1%", 0),
+    ("chrf", "chrF", ".1f", 1),
+    ("rouge_l", "ROUGE-L", ".3f", 1),
+    ("first_token_s", "first token (s)", ".2f", 0),
+    ("reply_tokens_per_s", "tokens/s", ",.0f", 0),
+)
+"""Name, title and form of each figure, and whether more (1) or less (-1) of it is better."""
+
+ANCHORS = {"untrained": "untrained", "unigram": "unigram", "answers": "true answers"}
 
 
 def evaluate_command(
@@ -30,6 +58,10 @@ def evaluate_command(
     whole: Annotated[
         bool, typer.Option("--whole", help="Score the whole dataset, not only its held-out dialogs.")
     ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only how well answers are predicted: no replies, no anchors.")
+    ] = False,
+    slices: Annotated[bool, typer.Option("--slices", help="Show kinds of dialogs one by one.")] = False,
     batch_size: Annotated[
         int, typer.Option(min=1, max=65_536, metavar="N", help="Dialogs at once; changes no figure.")
     ] = 8,
@@ -37,11 +69,11 @@ def evaluate_command(
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
-    """Measure how well models predict held-out answers."""
+    """Measure how well models predict held-out answers, listen to prompts, and talk."""
     from dialogkit.services.evaluate import evaluate
 
     shown = Output(json_mode=json_output)
-    with shown.busy("scoring held-out dialogs"):
+    with shown.progress() as on_progress:
         result = evaluate(
             models,
             dataset=dataset,
@@ -49,18 +81,40 @@ def evaluate_command(
             max_bad_rows=max_bad_rows,
             whole=whole,
             batch_size=batch_size,
+            quick=quick,
             output=output_dir,
             device="cpu" if no_cuda else "auto",
+            on_progress=on_progress,
         )
-    shown.result(result, lambda out: _render(out, result))
+    shown.result(result, lambda out: _render(out, result, slices=slices))
 
 
 def _scored(row: "EvaluateRow") -> str:
     return f"{row.dataset}, {counted(row.dialogs, 'dialog')}"
 
 
-def _render(output: Output, result: "EvaluateResult") -> None:
+def _render(output: Output, result: "EvaluateResult", *, slices: bool) -> None:
+    if result.anchors:
+        _render_figures(output, result)
+    else:
+        _render_likelihood(output, result.rows)
+    for row in result.rows:
+        for remark in row.remarks:
+            output.print(untrusted(f"{row.model} {remark}."))
+    if slices:
+        for row in result.rows:
+            output.print(_slices(row))
     datasets = list(dict.fromkeys(map(_scored, result.rows)))
+    if len(datasets) == 1:
+        output.err.print(untrusted(f"on {datasets[0]}"))
+    else:
+        for row in result.rows:
+            output.err.print(untrusted(f"{row.model} on {_scored(row)}"))
+    if len({row.dataset for row in result.rows}) > 1:
+        output.err.print("figures of different datasets cannot be compared; name one by --dataset DATA")
+
+
+def _render_likelihood(output: Output, rows: "Sequence[EvaluateRow]") -> None:
     columns: dict[str, Callable[[EvaluateRow], str]] = {
         "model": lambda row: row.model,
         "loss": lambda row: f"{row.nats_per_token:.4f}",
@@ -71,12 +125,66 @@ def _render(output: Output, result: "EvaluateResult") -> None:
     }
     numbers = list(columns)[1:]
     output.print(
-        fitting(output.out, columns, result.rows, right=numbers, dispensable=("perplexity", "tokens", "accuracy"))
+        fitting(output.out, columns, rows, right=numbers, dispensable=("perplexity", "tokens", "accuracy"))
     )
-    if len(datasets) == 1:
-        output.err.print(untrusted(f"on {datasets[0]}"))
-    else:
-        for row in result.rows:
-            output.err.print(untrusted(f"{row.model} on {_scored(row)}"))
-    if len({row.dataset for row in result.rows}) > 1:
-        output.err.print("figures of different datasets cannot be compared; name one by --dataset DATA")
+
+
+def _render_figures(output: Output, result: "EvaluateResult") -> None:
+    """Print the figures one below the other, the models and their anchors side by side, as many as fit."""
+    columns = [*result.rows, *result.anchors]
+    best = _best(result.rows)
+    while columns:
+        for number in range(len(columns), 0, -1):
+            drawn = _side_by_side(columns[:number], best)
+            width = output.out.measure(drawn, options=output.out.options.update(width=10_000)).maximum
+            if width <= output.out.width or number == 1:
+                break
+        output.print(drawn)
+        columns = columns[number:]
+        if columns:
+            output.print("")
+
+
+def _side_by_side(rows: "Sequence[EvaluateRow]", best: dict[str, str]) -> "Table":
+    titles = [ANCHORS[row.anchor] if row.anchor else row.model for row in rows]
+    drawn = table("95% interval in brackets", *titles, right=titles)
+    for name, title, form, _ in FIGURES:
+        cells = []
+        for row in rows:
+            value = getattr(row, name)
+            text = "" if value is None else format(value, form)
+            if value is not None and not row.anchor and (bounds := row.intervals.get(name)):
+                text += f" [{format(bounds[0], form)}, {format(bounds[1], form)}]"
+            style = "bold" if best.get(name) == row.model and not row.anchor else "dim" if row.anchor else ""
+            cells.append(untrusted(text, style))
+        if any(cell.plain for cell in cells):
+            drawn.add_row(title, *cells)
+    return drawn
+
+
+def _best(rows: "Sequence[EvaluateRow]") -> dict[str, str]:
+    """Return the model that is best in a figure, where its interval is apart from those of all others."""
+    best: dict[str, str] = {}
+    for name, _, _, better in FIGURES:
+        bounds = {row.model: row.intervals[name] for row in rows if name in row.intervals}
+        if not better or len(bounds) < 2 or len(bounds) < len(rows):
+            continue
+        if better > 0:
+            first = max(bounds, key=lambda model: bounds[model][0])
+            apart = all(bounds[first][0] > high for model, (_, high) in bounds.items() if model != first)
+        else:
+            first = min(bounds, key=lambda model: bounds[model][1])
+            apart = all(bounds[first][1] < low for model, (low, _) in bounds.items() if model != first)
+        if apart:
+            best[name] = first
+    return best
+
+
+def _slices(row: "EvaluateRow") -> "Table":
+    drawn = table(
+        row.model, "dialogs", "bits/byte", "95% interval", right=("dialogs", "bits/byte", "95% interval")
+    )
+    for part in row.slices:
+        bounds = f"{part.interval[0]:.4f} - {part.interval[1]:.4f}" if part.interval else ""
+        drawn.add_row(untrusted(part.name), f"{part.dialogs:,}", f"{part.bits_per_byte:.4f}", bounds)
+    return drawn

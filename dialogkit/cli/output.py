@@ -164,6 +164,19 @@ class Output:
         with status:
             yield status.stop
 
+    @contextmanager
+    def progress(self) -> "Iterator[Callable[[str, float], None]]":
+        """Give a function that takes what goes on and the part behind (0 to 1); a terminal shows it as a bar."""
+        if self.json_mode or not self.err.is_terminal:
+            yield lambda what, share: None
+            return
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=self.err, transient=True, refresh_per_second=4) as drawn:
+            task = drawn.add_task("", total=1.0)
+            yield lambda what, share: drawn.update(task, completed=share, description=escape(sanitize(what)))
+
     def stream(self, text: str) -> None:
         """Print a piece of a growing text to stdout."""
         sys.stdout.write(sanitize(text))

@@ -3,8 +3,11 @@
 On a GPU the allocator tells; on the CPU the system kills a process that takes too much, without a word.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 _LAYER_BYTES, _WIDTH_BYTES = 55, 224
 """Bytes kept for the backward pass: for each token, layer and unit of width, and for each token and unit of width.
@@ -63,3 +66,15 @@ def _container_free() -> int | None:
         except (OSError, ValueError):  # not there, or "max"
             continue
     return None
+
+
+def peak_bytes(device: str) -> int | None:
+    """Return the most memory held so far: of the GPU, or of the process. None where the system does not tell."""
+    if device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

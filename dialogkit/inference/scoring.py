@@ -1,74 +1,81 @@
 """How probable the held-out answers are under a model.
 
-Shapes: T tokens of a padding-free batch, S supervised targets, D width, V vocabulary.
+Shapes: T tokens of a padding-free batch, S supervised targets, N dialogs, D width, V vocabulary.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
 
 CHUNK_TOKENS = 256
+LIKELY = 5
+"""Rank up to which a token counts for the top-5 accuracy."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Likelihood:
-    """Sums over the supervised tokens of any number of dialogs; every figure is a quotient of sums."""
+    """Sums over the supervised tokens of each dialog, [N]; every figure is a quotient of their sums."""
 
-    nats: float = 0.0
-    tokens: int = 0
-    answer_nats: float = 0.0
-    """Nats of the answers' text, the end of turn left out."""
-    answer_bytes: int = 0
-    correct: int = 0
+    nats: NDArray[np.float64]
+    tokens: NDArray[np.float64]
+    answer_nats: NDArray[np.float64]
+    """Nats of the answers' text, the ends of turn left out."""
+    answer_bytes: NDArray[np.float64]
+    ends: NDArray[np.float64]
+    """Ends of turn."""
+    correct: NDArray[np.float64]
+    """Tokens that the model finds most probable."""
+    likely: NDArray[np.float64]
+    """Tokens among the five that the model finds most probable."""
 
-    @property
-    def nats_per_token(self) -> float:
-        """Mean -log p of the supervised tokens, the end of turn included."""
-        return self.nats / self.tokens
+    def select(self, chosen: NDArray[Any]) -> "Likelihood":
+        """Return the sums of some dialogs, given by indices or a mask."""
+        return Likelihood(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
-    @property
-    def perplexity(self) -> float:
-        """Exp of the mean nats per token."""
-        return math.exp(min(self.nats_per_token, 700.0))
+    def resampled(self, weights_RN: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+        """Return each figure in R resamples, in which dialog n counts weights[r, n] times.
 
-    @property
-    def bits_per_byte(self) -> float:
-        """Bits to write one UTF-8 byte of an answer: comparable between tokenizers."""
-        return self.answer_nats / (self.answer_bytes * math.log(2))
-
-    @property
-    def accuracy(self) -> float:
-        """Share of supervised tokens that the model finds most probable."""
-        return self.correct / self.tokens
+        Means over all supervised tokens: nats per token, perplexity, accuracies; nats per end of turn; and bits
+        per UTF-8 byte of the answers' text, which compares models with different tokenizers.
+        """
+        sums = {field.name: weights_RN @ getattr(self, field.name) for field in fields(self)}
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            per_token = sums["nats"] / sums["tokens"]
+            return {
+                "nats_per_token": per_token,
+                "perplexity": np.exp(np.minimum(per_token, 700.0)),
+                "bits_per_byte": sums["answer_nats"] / (sums["answer_bytes"] * math.log(2)),
+                "accuracy": sums["correct"] / sums["tokens"],
+                "top5_accuracy": sums["likely"] / sums["tokens"],
+                "end_of_turn_nats": (sums["nats"] - sums["answer_nats"]) / sums["ends"],
+            }
 
     def figures(self) -> dict[str, float]:
         """Return the figures by name."""
-        return {
-            "nats_per_token": self.nats_per_token,
-            "perplexity": self.perplexity,
-            "bits_per_byte": self.bits_per_byte,
-            "accuracy": self.accuracy,
-        }
+        return {name: float(value[0]) for name, value in self.resampled(np.ones((1, len(self.nats)))).items()}
 
 
 @torch.no_grad()
 def score_batches(
     model: Any,
-    batches: Iterable[tuple[dict[str, Any], int]],
+    batches: Iterable[tuple[dict[str, Any], Sequence[int]]],
     stop_ids: frozenset[int],
     *,
     device: str,
     autocast: AbstractContextManager[Any] | None = None,
 ) -> Likelihood:
-    """Return the likelihood of the supervised tokens.
+    """Return the likelihood of the supervised tokens, dialog by dialog.
 
     Args:
         model: a causal model that attends inside each dialog of a padding-free batch.
-        batches: padding-free batches, each with the UTF-8 bytes of its answers.
+        batches: padding-free batches, each with the UTF-8 bytes of the answers of each of its dialogs.
         stop_ids: ids that end a turn.
         device: where the model is.
         autocast: precision of the matrix products; None is float32, in which published figures are made.
@@ -77,9 +84,10 @@ def score_batches(
     model.eval()
     base, head = model.base_model, model.get_output_embeddings()
     ends = torch.tensor(sorted(stop_ids), device=device)
-    result = Likelihood()
+    parts: list[torch.Tensor] = []
+    answer_bytes: list[int] = []
     try:
-        for batch, answer_bytes in batches:
+        for batch, sizes in batches:
             with autocast or nullcontext():
                 hidden = base(
                     input_ids=batch["input_ids"].to(device),
@@ -88,19 +96,39 @@ def score_batches(
                     use_cache=False,
                 )[0][0].index_select(0, batch["label_positions"].to(device))
                 targets = batch["labels"].to(device)
-                for start in range(0, len(targets), CHUNK_TOKENS):
-                    chunk = slice(start, start + CHUNK_TOKENS)
-                    _add(result, head(hidden[chunk]).float(), targets[chunk], ends)
-            result.tokens += len(targets)
-            result.answer_bytes += answer_bytes
+                scored = [
+                    _score(
+                        head(hidden[start : start + CHUNK_TOKENS]).float(), targets[start : start + CHUNK_TOKENS]
+                    )
+                    for start in range(0, len(targets), CHUNK_TOKENS)
+                ]
+            nats_S3 = torch.cat(scored) if scored else hidden.new_zeros((0, 3), dtype=torch.float64)
+            is_end = torch.isin(targets, ends)
+            columns = torch.cat(
+                [
+                    nats_S3[:, :1],
+                    torch.ones_like(nats_S3[:, :1]),
+                    torch.where(is_end[:, None], 0.0, nats_S3[:, :1]),
+                    is_end[:, None].double(),
+                    nats_S3[:, 1:],
+                ],
+                1,
+            )
+            starts = torch.tensor(batch["dialog_lengths"]).cumsum(0)
+            dialog_S = torch.bucketize(batch["label_positions"], starts, right=True).to(device)
+            sums = torch.zeros((len(starts), columns.shape[1]), dtype=torch.float64, device=device)
+            parts.append(sums.index_add_(0, dialog_S, columns).cpu())
+            answer_bytes += sizes
     finally:
         model.train(was_training)
-    return result
+    nats, tokens, answer_nats, number_of_ends, correct, likely = torch.cat(parts).numpy().T
+    sized = np.array(answer_bytes, dtype=np.float64)
+    return Likelihood(nats, tokens, answer_nats, sized, number_of_ends, correct, likely)
 
 
-def _add(result: Likelihood, logits_SV: torch.Tensor, targets_S: torch.Tensor, ends: torch.Tensor) -> None:
-    nats = logits_SV.logsumexp(1) - logits_SV.gather(1, targets_S[:, None])[:, 0]
-    nats = nats.double()
-    result.nats += nats.sum().item()
-    result.answer_nats += nats[~torch.isin(targets_S, ends)].sum().item()
-    result.correct += int((logits_SV.argmax(1) == targets_S).sum())
+def _score(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
+    """Return of each target its nats, whether it is the most probable token, and one of five, [S, 3]."""
+    nats = cross_entropy(logits_SV, targets_S, reduction="none").double()
+    highest = logits_SV.topk(min(LIKELY, logits_SV.shape[1]), 1).values
+    of_target = logits_SV.gather(1, targets_S[:, None])
+    return torch.cat([nats[:, None], (of_target >= highest[:, [0, -1]]).double()], 1)

@@ -24,6 +24,8 @@ class Reply:
     seconds: float
     """Wall time from the start of its batch to its last token."""
     stop_reason: StopReason
+    first_token_s: float = 0.0
+    """Wall time from the start of its batch to its first token."""
     cut_tokens: int = 0
     """Tokens at the beginning of the prompt that the context had no room for."""
 
@@ -253,6 +255,7 @@ class Conversation:
 def _reply(ids: list[int], tokenizer: ChatTokenizer, clock: _Clock, *, context_full: bool, cut: int) -> Reply:
     end = next((i for i, token in enumerate(ids) if token in tokenizer.stop_ids), None)
     if end is not None:
-        return Reply(tokenizer.decode(ids[:end]), end + 1, clock.seconds(end + 1), "end of turn", cut)
+        first_s = clock.seconds(1)
+        return Reply(tokenizer.decode(ids[:end]), end + 1, clock.seconds(end + 1), "end of turn", first_s, cut)
     reason: StopReason = "interruption" if clock.left else "context full" if context_full else "length"
-    return Reply(tokenizer.decode(ids), len(ids), clock.seconds(len(ids)), reason, cut)
+    return Reply(tokenizer.decode(ids), len(ids), clock.seconds(len(ids)), reason, clock.seconds(1), cut)

@@ -1,12 +1,11 @@
 """Measures what a training would take, without keeping anything."""
 
 import math
-import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import InterruptedRunError
@@ -47,9 +46,8 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     Raises: what `train` would raise before and in its first steps.
     """
     started = time.perf_counter()
-    import torch
-
     from dialogkit.engine.arguments import EVALUATIONS_PER_RUN
+    from dialogkit.engine.memory import peak_bytes
     from dialogkit.engine.runtime import resolve_runtime
 
     reporter = reporter or LogReporter()
@@ -113,22 +111,10 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
         tokens_per_step=tokens_per_step,
         longest_batch_tokens=int(dialogs.lengths[longest].sum()),
         tokens_per_s=speeds[-1],
-        peak_memory_bytes=_peak_memory(torch, runtime.device),
+        peak_memory_bytes=peak_bytes(runtime.device) or 0,
         # Besides the evaluations in training there is one before and one after it; replies come last.
         expected_s=start_s + training_s + (evaluations + 2) * score_s + reply_s,
         training_s=training_s,
         eval_nats_per_token=figures["nats_per_token"],
         reply=replies[0].reply if replies else "",
     )
-
-
-def _peak_memory(torch: Any, device: str) -> int:
-    """Return the peak of the device's memory, or of the process on the CPU, in bytes."""
-    if device == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

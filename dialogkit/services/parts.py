@@ -55,9 +55,9 @@ class Parts:
         """Return whether a signal asks to leave what goes on beside the training steps."""
         return self._stop is not None and self._stop.leaves()
 
-    def _evaluation_batches(self) -> "Iterator[tuple[dict[str, Any], int]]":
+    def _evaluation_batches(self) -> "Iterator[tuple[dict[str, Any], list[int]]]":
         from dialogkit.engine.callbacks import EvaluationLeft
-        from dialogkit.services.evaluate import batches_of
+        from dialogkit.services.judging import batches_of
 
         for batch in batches_of(self.data.evaluation, self.config.train.eval_batch_size):
             if self.leaves():

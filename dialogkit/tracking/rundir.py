@@ -23,6 +23,7 @@ from dialogkit.errors import CheckpointError, ModelError, StorageError, did_you_
 Status = Literal["running", "completed", "failed", "interrupted", "diverged"]
 
 SAMPLES_FILE = "samples.jsonl"
+EVALUATION_FOLDER = "evaluation"
 
 PUBLISHED_MARK = b"\ntags: [dialogkit,"
 """A line of every model card that dialogkit writes."""
@@ -185,6 +186,36 @@ class RunDir:
     def append_sample(self, sample: dict[str, Any]) -> None:
         """Append one reply to `samples.jsonl`."""
         self._append(SAMPLES_FILE, sample)
+
+    def write_evaluation(
+        self,
+        dataset: str,
+        result: dict[str, Any],
+        *,
+        worst: Sequence[dict[str, Any]],
+        replies: Sequence[dict[str, Any]],
+    ) -> None:
+        """Keep an evaluation on a dataset, in place of an earlier one on the same. Raises: StorageError."""
+        folder = self.path / EVALUATION_FOLDER
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{str(folder)!r} cannot be made: {(error.strerror or str(error)).lower()}"
+            ) from None
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", dataset).strip("-")[:80] or "dataset"
+        write_text(folder / f"{stem}.json", json.dumps(result, ensure_ascii=False, indent=2) + "\n")
+        for name, rows in (("worst", worst), ("replies", replies)):
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_text(folder / f"{stem}-{name}.jsonl", lines)
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Return the kept evaluations, one for each dataset; what cannot be read is left out."""
+        found = []
+        for path in sorted((self.path / EVALUATION_FOLDER).glob("*.json")):
+            with suppress(OSError, ValueError):
+                found.append(json.loads(path.read_bytes()))
+        return [evaluation for evaluation in found if isinstance(evaluation, dict)]
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the logged points; a last line that a crash cut off is left out."""

@@ -49,7 +49,7 @@ def test_the_name_of_a_run_is_whole_in_a_narrow_terminal(
     run = RunDir(Path(output) / "runs" / name)
     run.write(run.read().model_copy(update={"name": name}))
     monkeypatch.setenv("COLUMNS", "80")
-    for words in (["runs", "list"], ["evaluate", name]):
+    for words in (["runs", "list"], ["evaluate", name, "--quick"]):
         shown = dialogkit(*words, "--output-dir", output).out
         assert name in shown.split()
         assert max(map(len, shown.splitlines())) <= 80

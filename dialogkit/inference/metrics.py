@@ -1,0 +1,123 @@
+"""How a model talks: figures of its replies, and how sure a figure is."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 1000
+_WEIGHTS_AT_ONCE = 4_000_000
+"""Resampling weights that are held at once."""
+
+Figures = dict[str, NDArray[np.float64]]
+
+
+def intervals(
+    of_resamples: Callable[[NDArray[np.float64]], Figures], count: int, *, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Return the 95% bootstrap interval of each figure (Efron 1979, percentiles of the resampled figures).
+
+    Args:
+        of_resamples: takes weights [R, N], how often each observation counts in a resample; returns figures [R].
+        count: the number N of observations.
+        seed: of the resampling; the same figures have the same intervals.
+    """
+    if count < 2:
+        return {}
+    random, made = np.random.default_rng(seed), []
+    at_once = max(1, min(RESAMPLES, _WEIGHTS_AT_ONCE // count))
+    for start in range(0, RESAMPLES, at_once):
+        rounds = min(at_once, RESAMPLES - start)
+        made.append(
+            of_resamples(random.multinomial(count, np.full(count, 1 / count), size=rounds).astype(np.float64))
+        )
+    bounds = {}
+    for name in made[0]:
+        low, high = np.nanpercentile(np.concatenate([part[name] for part in made]), [2.5, 97.5])
+        bounds[name] = (float(low), float(high))
+    return bounds
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A reply, or a reference in its place, with what it answers."""
+
+    prompt: str
+    text: str
+    reference: str
+    stopped: bool
+    """Whether it ended by itself."""
+
+
+class ReplyFigures:
+    """Figures of replies to prompts whose true answers are known."""
+
+    def __init__(self, spoken: Sequence[Spoken]) -> None:
+        self._spoken = spoken
+        words = [reply.text.split() for reply in spoken]
+        self._words = words
+        similarity = [similarities(reply.text, reply.reference) for reply in spoken]
+        self._means: Figures = {
+            name: np.array(values, dtype=np.float64)
+            for name, values in {
+                "stop_rate": [reply.stopped for reply in spoken],
+                "empty_rate": [not reply.text.strip() for reply in spoken],
+                "cut_rate": [not reply.stopped for reply in spoken],
+                "repetition": [repeated_share(found, 4) for found in words],
+                "echo": [echoed_share(reply.text, reply.prompt) for reply in spoken],
+                "chrf": [chrf for chrf, _ in similarity],
+                "rouge_l": [rouge for _, rouge in similarity],
+            }.items()
+        }
+        self._bytes = np.array([len(reply.text.encode()) for reply in spoken], dtype=np.float64)
+        self._reference_bytes = np.array([len(reply.reference.encode()) for reply in spoken], dtype=np.float64)
+
+    def resampled(self, weights_RN: NDArray[np.float64]) -> Figures:
+        """Return each mean, and the ratio of lengths, in R resamples of the replies."""
+        means = {name: weights_RN @ values / weights_RN.sum(1) for name, values in self._means.items()}
+        lengths = (weights_RN @ self._bytes) / np.maximum(weights_RN @ self._reference_bytes, 1)
+        return {**means, "length_ratio": lengths}
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures by name: shares from 0 to 1, chrF from 0 to 100."""
+        means = {name: float(value[0]) for name, value in self.resampled(np.ones((1, len(self._spoken)))).items()}
+        return {**means, "distinct_1": distinct(self._words, 1), "distinct_2": distinct(self._words, 2)}
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Return the intervals of the means."""
+        return intervals(self.resampled, len(self._spoken))
+
+
+def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """Return the sequences of n words."""
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def repeated_share(words: Sequence[str], n: int) -> float:
+    """Return the share of the sequences of n words that were there before: towards 1 for a loop."""
+    found = ngrams(words, n)
+    return 1 - len(set(found)) / len(found) if found else 0.0
+
+
+def distinct(texts: Sequence[Sequence[str]], n: int) -> float:
+    """Return the share of different sequences of n words in all texts (Li et al. 2016, distinct-n)."""
+    found = [gram for words in texts for gram in ngrams(words, n)]
+    return len(set(found)) / len(found) if found else 0.0
+
+
+def echoed_share(text: str, prompt: str) -> float:
+    """Return the share of a reply's sequences of three words that stand in its prompt."""
+    found = ngrams(text.lower().split(), 3)
+    asked = set(ngrams(prompt.lower().split(), 3))
+    return sum(gram in asked for gram in found) / len(found) if found else 0.0
+
+
+def similarities(text: str, reference: str) -> tuple[float, float]:
+    """Return chrF, 0 to 100 (Popović 2015), and ROUGE-L's F measure, 0 to 1 (Lin 2004)."""
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics.chrf import CHRF
+
+    chrf = CHRF().sentence_score(text, [reference]).score
+    rouge = RougeScorer(["rougeL"]).score(reference, text)["rougeL"].fmeasure
+    return float(chrf), float(rouge)
