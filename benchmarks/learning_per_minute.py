@@ -3,7 +3,9 @@
 python benchmarks/learning_per_minute.py custom-tiny --budget 90 --dataset FILE \
     --trial train.batch_size=4 --trial train.batch_size=16,train.optimizer=muon
 
-Every trial has the whole time of the budget: steps, warm-up and decay are fitted to it.
+Every trial has the whole time of the budget: steps, warm-up and decay are fitted to it. On a machine that is busy
+with other work give `--steps` instead: what is learned in so many steps does not depend on the machine, and what a
+step costs is measured apart.
 """
 
 import argparse
@@ -27,7 +29,7 @@ def run_trial(words: argparse.Namespace, sets: dict[str, Any], seed: int) -> dic
                 "data.dataset": words.dataset,
                 "data.samples": None,
                 "data.eval_fraction": words.held_out,
-                "train.budget_s": words.budget,
+                **({"train.max_steps": words.steps} if words.steps else {"train.budget_s": words.budget}),
                 "train.seed": seed,
                 "train.keep": "last",
                 "train.eval_every_steps": 100_000_000,
@@ -59,6 +61,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--dataset", default="starter")
     parser.add_argument("--budget", type=float, default=90.0, help="seconds of each trial")
+    parser.add_argument("--steps", type=int, help="steps of each trial, in place of a budget")
     parser.add_argument("--held-out", type=float, default=0.008, help="share of the dialogs that is held out")
     parser.add_argument("--trial", action="append", default=[], metavar="NAME=VALUE,...", help="may be repeated")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42])
@@ -77,7 +80,8 @@ def main() -> None:
                 flush=True,
             )
     if words.json:
-        told = {"model": words.model, "dataset": words.dataset, "budget_s": words.budget, "rows": rows}
+        allowed = {"steps": words.steps} if words.steps else {"budget_s": words.budget}
+        told = {"model": words.model, "dataset": words.dataset, **allowed, "rows": rows}
         words.json.write_text(json.dumps({**told, "python": sys.version.split()[0]}, indent=1))
 
 

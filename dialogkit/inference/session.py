@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal
 
@@ -16,15 +16,15 @@ StopReason = Literal["end of turn", "length", "context full", "interruption"]
 
 @dataclass(frozen=True)
 class Reply:
-    """One reply and how it came about."""
+    """One reply and how it came about; equal to another whatever time that took."""
 
     text: str
     tokens: int
     """Generated tokens, the end of turn included."""
-    seconds: float
+    seconds: float = field(compare=False)
     """Wall time from the start of its batch to its last token."""
     stop_reason: StopReason
-    first_token_s: float = 0.0
+    first_token_s: float = field(default=0.0, compare=False)
     """Wall time from the start of its batch to its first token."""
     cut_tokens: int = 0
     """Tokens at the beginning of the prompt that the context had no room for."""

@@ -148,7 +148,7 @@ def evaluate(
     rows: list[EvaluateRow] = []
     anchors: list[EvaluateRow] = []
     for number, loadable in enumerate(chosen):
-        config = _dataset_of(loadable, dataset)
+        config = _dataset_of(loadable, dataset, whole=whole)
         if max_bad_rows:
             config = config.model_copy(update={"max_bad_rows": max_bad_rows})
 
@@ -383,13 +383,17 @@ def find_dataset(record: RunRecord) -> str:
     )
 
 
-def _dataset_of(loadable: Loadable, dataset: str | None) -> DataConfig:
-    """Return the data settings of the run that made the model, or those of another dataset."""
+def _dataset_of(loadable: Loadable, dataset: str | None, *, whole: bool) -> DataConfig:
+    """Return the data settings of the run that made the model, or those of another dataset.
+
+    The run's own have the dialogs that it was trained on, unless the whole dataset is asked for.
+    """
     settings: dict[str, Any] = {}
     if loadable.run is not None:
         record = loadable.run.read()
         settings = dict(record.config.get("data", {}))
-        settings.pop("samples", None)
+        if whole or dataset is not None:
+            settings.pop("samples", None)
         if dataset is None and "dataset" in settings:
             settings["dataset"] = find_dataset(record)
     if dataset is not None:

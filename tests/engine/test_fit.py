@@ -59,7 +59,7 @@ def test_the_final_score_is_the_lowest_of_the_evaluations(small: Any) -> None:
     )  # fmt: skip
     assert len(points) == 10
     assert min(points) < points[-1]
-    assert small.score(model, held_out).nats_per_token == min(points)
+    assert small.score(model, held_out).figures()["nats_per_token"] == min(points)
 
 
 def test_a_last_step_between_two_evaluations_is_evaluated_too(small: Any) -> None:
