@@ -29,6 +29,7 @@ from dialogkit.engine.callbacks import (
 from dialogkit.engine.checkpoints import Progress, rotate, seal
 from dialogkit.engine.histograms import HistogramCallback, HistogramSink
 from dialogkit.engine.loss import TokenCounter, install_dialog_loss, remove_dialog_loss
+from dialogkit.engine.memory import keep_freed_memory
 from dialogkit.engine.optimizer import muon_with_adamw
 from dialogkit.engine.runtime import Runtime
 from dialogkit.errors import CheckpointError, ModelError, OutOfMemoryError
@@ -232,6 +233,8 @@ def fit(
 
     Raises: DivergedError, InterruptedRunError, OutOfMemoryError, ConfigError for a budget that is too small.
     """
+    if runtime.device == "cpu":
+        keep_freed_memory()
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
     counter = TokenCounter()

@@ -9,13 +9,25 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, embedding, linear, pad
 
 CHUNK_TOKENS = 512
 """Rows of logits held at once; 512 x 32,768 in bf16 are 32 MB."""
 
+LENGTHS_PER_OCTAVE = 8
+
 _LEAST = torch.finfo(torch.float32).tiny
 """Least probability that has a logarithm; a target below it counts as this one, 87 nats."""
+
+
+def common_length(length: int) -> int:
+    """Return the least length that is common and not shorter: there are eight from a power of two to the next.
+
+    oneDNN compiles code for every new shape of a bf16 product, which takes longer than the product itself. Rows
+    that are filled up to few different lengths, by 6% on average, find that code in its cache.
+    """
+    step = max(1, (1 << (length - 1).bit_length()) // (2 * LENGTHS_PER_OCTAVE)) if length else 1
+    return -(-length // step) * step
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -32,8 +44,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight_VD: torch.Tensor,
         targets_S: torch.Tensor,
         dtype: torch.dtype,
+        shared: list[torch.Tensor] | None,
     ) -> torch.Tensor:
         hidden, weight = hidden_SD.to(dtype), weight_VD.to(dtype)
+        if compiles_shapes(dtype, hidden.device):
+            hidden = pad(hidden, (0, 0, 0, common_length(len(hidden)) - len(hidden)))
         grad_hidden = torch.empty_like(hidden)
         grad_weight: torch.Tensor | None = None
         total = hidden_SD.new_zeros((), dtype=torch.float32)
@@ -42,30 +57,86 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], CHUNK_TOKENS):
             chunk = slice(start, start + CHUNK_TOKENS)
             x, targets = hidden[chunk], targets_S[chunk]
-            at_targets = (torch.arange(len(x), device=x.device), targets)
+            at_targets = (torch.arange(len(targets), device=x.device), targets)
             logits = torch.mm(x, weight.t(), out=logits_buffer[: len(x)])
             probabilities = logits.softmax(1)
             total -= probabilities[at_targets].float().clamp_min(_LEAST).log().sum()
             grad_logits = probabilities
             grad_logits[at_targets] -= 1  # scatter_add_ copies the whole matrix twice
+            grad_logits[len(targets) :] = 0  # rows that only fill up
             torch.mm(grad_logits, weight, out=grad_hidden[chunk])
             part = grad_logits.t() @ x
             # Summed in the precision of the weights: many small bf16 additions would lose most of it.
             grad_weight = part.to(weight_VD.dtype) if grad_weight is None else grad_weight.add_(part)
-        ctx.save_for_backward(grad_hidden, torch.zeros_like(weight_VD) if grad_weight is None else grad_weight)
-        ctx.hidden_dtype = hidden_SD.dtype
+        ctx.save_for_backward(
+            grad_hidden[: len(hidden_SD)], torch.zeros_like(weight_VD) if grad_weight is None else grad_weight
+        )
+        ctx.hidden_dtype, ctx.shared = hidden_SD.dtype, shared
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return (grad_hidden.float() * grad_total).to(ctx.hidden_dtype), grad_weight.mul_(grad_total), None, None
+        grad_weight.mul_(grad_total)
+        if ctx.shared is not None:
+            ctx.shared.append(grad_weight)
+            grad_weight = None
+        return (grad_hidden.float() * grad_total).to(ctx.hidden_dtype), grad_weight, None, None, None
+
+
+class _SharedEmbedding(torch.autograd.Function):
+    """Rows of a weight that is the output layer as well; its gradient is added to that of the output layer.
+
+    Left to autograd, both are matrices of the whole vocabulary: one is filled with zeros for the few rows that a
+    batch has, and then the two are added.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, ids: torch.Tensor, weight_VD: torch.Tensor, shared: list[torch.Tensor], padding: int | None
+    ) -> torch.Tensor:
+        ctx.save_for_backward(ids)
+        ctx.shared, ctx.padding = shared, padding
+        return embedding(ids, weight_VD)
+
+    @staticmethod
+    def backward(ctx: Any, grad_rows: torch.Tensor) -> tuple[None, torch.Tensor, None, None]:
+        (ids,) = ctx.saved_tensors
+        (grad_weight,) = ctx.shared  # left there by the loss, whose backward pass comes first
+        if ctx.padding is not None:
+            grad_rows = grad_rows.masked_fill((ids == ctx.padding)[..., None], 0)
+        grad_weight.index_add_(0, ids.flatten(), grad_rows.flatten(0, -2).to(grad_weight.dtype))
+        ctx.shared.clear()
+        return None, grad_weight, None, None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _embed(module: torch.nn.Embedding, ids: torch.Tensor, shared: list[torch.Tensor]) -> torch.Tensor:
+    rows: torch.Tensor = _SharedEmbedding.apply(ids, module.weight, shared, module.padding_idx)
+    return rows
+
+
+def _shares_plainly(module: Any, head: Any) -> bool:
+    """Return whether an embedding has the weight of the output layer, and does no more than to look rows up."""
+    return (
+        type(module) is torch.nn.Embedding
+        and module.weight is head.weight
+        and module.weight.requires_grad
+        and module.max_norm is None
+        and not module.scale_grad_by_freq
+        and not module._forward_hooks
+    )
 
 
 # Not part of a compiled model, which would be compiled again for the number of chunks of every batch.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def chunked_cross_entropy(
-    hidden_SD: torch.Tensor, weight_VD: torch.Tensor, targets_S: torch.Tensor, *, dtype: torch.dtype
+    hidden_SD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    targets_S: torch.Tensor,
+    *,
+    dtype: torch.dtype,
+    shared: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Return the sum of -log p(target) in nats, a float32 scalar.
 
@@ -74,12 +145,37 @@ def chunked_cross_entropy(
         weight_VD: the output layer, without bias.
         targets_S: target ids.
         dtype: precision of the matrix products.
+        shared: takes the gradient of the weight, where something else that has this weight adds to it.
 
     Source: the maximum-likelihood objective of Radford et al. 2018, eq. 1, at supervised positions only.
     """
     with torch.autocast(hidden_SD.device.type, enabled=False):
-        total: torch.Tensor = _ChunkedCrossEntropy.apply(hidden_SD, weight_VD, targets_S, dtype)
+        total: torch.Tensor = _ChunkedCrossEntropy.apply(hidden_SD, weight_VD, targets_S, dtype, shared)
         return total
+
+
+def compiles_shapes(dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether matrix products are compiled for each shape: those in bf16 on a CPU are."""
+    return dtype == torch.bfloat16 and device.type == "cpu"
+
+
+def fill_row(input_ids: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Return a padding-free row of a common length: what fills it up is a dialog of its own, without targets.
+
+    Args:
+        input_ids: [1, T].
+        batch: with `position_ids` [1, T] and `dialog_lengths` that sum to T.
+    """
+    tokens = input_ids.shape[1]
+    more = common_length(tokens) - tokens
+    if not more:
+        return input_ids, batch
+    positions = torch.arange(more, device=input_ids.device)[None]
+    return pad(input_ids, (0, more)), {
+        **batch,
+        "position_ids": torch.cat([batch["position_ids"], positions], 1),
+        "dialog_lengths": (*batch["dialog_lengths"], more),
+    }
 
 
 _INSTALLED = ("forward", "_original_forward")
@@ -105,7 +201,8 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
     that accumulation changes nothing. A method on the instance, so that the Trainer, compilation and wrappers for
     several devices see an ordinary model; `remove_dialog_loss` takes it away.
     """
-    head = model.get_output_embeddings()
+    head, words = model.get_output_embeddings(), model.get_input_embeddings()
+    shares = head.bias is None and _shares_plainly(words, head)
 
     def forward(
         self: Any,
@@ -116,14 +213,18 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
         shift_labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, torch.Tensor]:
-        hidden = self.base_model(input_ids=input_ids, use_cache=False, **kwargs)[0][0]
+        counter.all += input_ids.numel()
+        if compiles_shapes(dtype, input_ids.device):
+            input_ids, kwargs = fill_row(input_ids, kwargs)
+        shared: list[torch.Tensor] | None = [] if shares and torch.is_grad_enabled() else None
+        text = {"input_ids": input_ids} if shared is None else {"inputs_embeds": _embed(words, input_ids, shared)}
+        hidden = self.base_model(**text, use_cache=False, **kwargs)[0][0]
         hidden = hidden.index_select(0, label_positions)
         if head.bias is None:
-            total = chunked_cross_entropy(hidden, head.weight, labels, dtype=dtype)
+            total = chunked_cross_entropy(hidden, head.weight, labels, dtype=dtype, shared=shared)
         else:
             total = cross_entropy(linear(hidden, head.weight, head.bias).float(), labels, reduction="sum")
         counter.supervised += labels.numel()
-        counter.all += input_ids.numel()
         return {"loss": total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)}
 
     model.forward = MethodType(forward, model)

@@ -15,6 +15,7 @@ from dialogkit.engine.loss import (
     CHUNK_TOKENS,
     TokenCounter,
     chunked_cross_entropy,
+    common_length,
     install_dialog_loss,
     remove_dialog_loss,
 )
@@ -194,6 +195,73 @@ def test_the_counter_counts_all_tokens_and_the_supervised_ones(model: Any, small
     loss_and_gradients(model, [collate_dialogs(dialogs[:3]), collate_dialogs(dialogs[3:])])
     assert counter.all == sum(len(d["input_ids"]) for d in dialogs)
     assert counter.supervised == sum(int(d["supervised"].sum()) for d in dialogs)
+
+
+def test_common_lengths_are_few_and_not_much_longer() -> None:
+    lengths = range(1, 5000)
+    common = [common_length(length) for length in lengths]
+    assert all(length <= made <= max(length * 1.125, 1) for length, made in zip(lengths, common, strict=True))
+    assert len({made for made in common if made > 256}) <= 8 * 5
+    assert [common_length(made) for made in common] == common
+    assert common_length(0) == 0
+
+
+def test_a_row_that_is_filled_up_is_the_row(model: Any, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = collate_dialogs([small.train[i] for i in range(9)])
+    assert common_length(batch["input_ids"].numel()) > batch["input_ids"].numel()
+    assert common_length(len(batch["labels"])) > len(batch["labels"])
+    use_packed_attention(model)
+    counter = TokenCounter()
+    install_dialog_loss(model, dtype=torch.float32, counter=counter)
+    expected_loss, expected = loss_and_gradients(model, [batch])
+    counted = counter.metrics()
+    # In float32, where it changes nothing but the order of sums, so that an error is not lost in the rounding.
+    monkeypatch.setattr("dialogkit.engine.loss.compiles_shapes", lambda *_: True)
+    loss, gradients = loss_and_gradients(model, [batch])
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert counter.metrics() == {name: 2 * number for name, number in counted.items()}
+
+
+def test_steps_of_different_lengths_in_bf16_have_products_of_few_shapes(small: Any) -> None:
+    class Products(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shapes: set[Any] = set()
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket is torch.ops.aten.mm:
+                self.shapes.add(tuple(part.shape for part in args[:2]))
+            return func(*args, **(kwargs or {}))
+
+    seen = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = small.model()
+        use_packed_attention(model)
+        install_dialog_loss(model, dtype=dtype, counter=TokenCounter())
+        with Products() as products:
+            for start in range(0, 80, 4):
+                loss_and_gradients(model, [collate_dialogs([small.train[i] for i in range(start, start + 4)])])
+        seen.append(len(products.shapes))
+    assert seen[1] < seen[0] / 2
+
+
+def test_a_shared_weight_gets_the_gradients_of_both_its_uses(model: Any, small: Any) -> None:
+    batch = collate_dialogs([small.train[i] for i in range(4)])
+    use_packed_attention(model)
+    gradients = []
+    for hooked in (False, True):
+        words = model.get_input_embeddings()
+        # A hook takes the plain way, in which autograd adds the two.
+        hook = words.register_forward_hook(lambda *_: None) if hooked else None
+        install_dialog_loss(model, dtype=torch.float32, counter=TokenCounter())
+        gradients.append(loss_and_gradients(model, [batch])[1])
+        remove_dialog_loss(model)
+        if hook:
+            hook.remove()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-5, atol=1e-7, msg=name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
