@@ -46,6 +46,7 @@ def render_report(runs: Sequence[RunDir], *, where: str = "") -> str:
     Raises: ModelError if a record cannot be read.
     """
     seen = [see(run, order) for order, run in enumerate(runs)]
+    names = shlex.join(run.name for run in seen)
     page = _template().render(
         generator=GENERATOR,
         runs=seen,
@@ -66,7 +67,7 @@ def render_report(runs: Sequence[RunDir], *, where: str = "") -> str:
         shares=shares_of(seen[0]),
         machine=machine_of(seen),
         versions=versions_of(seen),
-        evaluate=f"dialogkit evaluate {shlex.join(run.name for run in seen)}{where}",
+        evaluate="\n".join(f"dialogkit {verb} {names}{where}" for verb in ("evaluate", "runs report")),
         resume=[f"dialogkit train --resume {shlex.quote(run.name)}{where}" for run in seen],
         commands=[shlex.join(run.record.command) for run in seen],
         nothing=NOTHING,

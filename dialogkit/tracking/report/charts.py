@@ -72,8 +72,8 @@ def _loss(runs: Sequence[Seen]) -> Chart | None:
     if not one:
         legend = [Legend("line", run.colour, f"{run.letter}  {run.name}") for run in runs]
         legend += [Legend("faint", "--muted", "training"), Legend("marks", "--muted", "held-out dialogs")]
-    last = runs[0].after("nats_per_token") if one else None
-    told = "" if last is None else f"held out, at last: {last:.3f}"
+    final = runs[0].record.metrics.get("final/nats_per_token") if one else None
+    told = "" if final is None else f"finished model, held out: {final:.3f}"
     return _drawn(("Loss", "nats per token", told), curves, wide=True, legend=legend)
 
 

@@ -215,7 +215,7 @@ def tiles_of(run: Seen) -> list[tuple[str, str, str]]:
         ("steps", written(run.steps, ",.0f"), "" if planned in (None, run.steps) else f"of {planned:,}"),
         ("tokens", short(run.tokens), "seen in training"),
         ("speed", short(run.speed), "tokens/s"),
-        ("time", run.took, "in all"),
+        ("time", run.took, "since it went on" if run.record.resumed else "in all"),
         ("memory", in_bytes(run.memory), "at most"),
     ]
     return [tile for tile in tiles if tile[1] != NOTHING]

@@ -193,7 +193,10 @@ def _bounds(value: object) -> tuple[float, float] | None:
 
 
 def _between(bounds: tuple[float, float] | None, form: str) -> str:
-    return "" if bounds is None else f"{format(bounds[0], form)} {TO} {format(bounds[1], form)}"
+    if bounds is None:
+        return ""
+    low, high = (format(bound, form) for bound in bounds)
+    return f"{low} {TO} {high}" if low != high else ""  # one figure says it already
 
 
 def _mappings(value: object) -> list[Mapping[str, Any]]:
@@ -219,7 +222,7 @@ def settings_of(runs: Sequence[Seen], *, all_of_them: bool) -> Table:
     if len(runs) > 1:
         return _facts(runs, [{name: one.get(name) for name in names} for one in facts], origins)
     rows = [Row(name, [Cell(_value(facts[0][name])), Cell(origins[0].get(name, ""))]) for name in names]
-    return _table([Head("value"), Head("from")] if origins[0] else [], rows)
+    return _table([Head("value"), Head("from", muted=True)] if origins[0] else [], rows)
 
 
 def data_of(runs: Sequence[Seen]) -> Table:
