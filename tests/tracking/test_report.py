@@ -15,7 +15,7 @@ from dialogkit.tracking.report import MARK, render_report
 from dialogkit.tracking.rundir import RunDir, RunRecord
 from tests.conftest import Trained
 
-VOID = {"meta", "link", "br", "img", "input", "hr"}
+VOID = {"meta", "link", "wbr", "br", "img", "input", "hr"}
 
 
 class Page(HTMLParser):
@@ -44,7 +44,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self._open and self._open[-1] != "style":
-            self.words.append(data)
+            within = self.words and self.tags[-1][0] == "wbr"  # a place where a word may be broken
+            self.words.append(self.words.pop() + data if within else data)
 
     @property
     def text(self) -> str:

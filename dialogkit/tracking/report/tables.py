@@ -267,7 +267,6 @@ def _value(value: object) -> str:
 
 _DATA_TITLES = {
     "license": "licence",
-    "revision": "revision (SHA-256)",
     "rows": "rows read",
     "unusable": "rows that could not be read",
     "cut": "dialogs cut to the context",
