@@ -48,10 +48,11 @@ SMALL: dict[str, Any] = {
     "train.eval_every_steps": 4,
     "runtime.device": "cpu",
     "tracking.wandb": "disabled",
+    "tracking.report": False,
     "generate.test_prompts": ["Hello!"],
     "generate.max_new_tokens": 8,
 }
-"""Overrides that make a whole training of custom-nano last about a second: 4 steps, one prompt, no W&B."""
+"""Overrides that make a whole training of custom-nano last about a second: 4 steps, one prompt, no W&B or page."""
 
 
 @pytest.fixture(scope="session")

@@ -8,37 +8,12 @@ import typer
 from dialogkit.cli.options import JsonOption, ModelsArgument, NoCudaOption, OutputOption
 from dialogkit.cli.output import Output, fitting, table, untrusted
 from dialogkit.services.reporter import counted
+from dialogkit.tracking.figures import ANCHORS, FIGURES
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
-
-FIGURES = (
-    ("nats_per_token", "loss (nats/token)", ".4f", -1),
-    ("perplexity", "perplexity", ",.2f", -1),
-    ("bits_per_byte", "bits/byte", ".4f", -1),
-    ("accuracy", "accuracy", ".1%", 1),
-    ("top5_accuracy", "accuracy, top 5", ".1%", 1),
-    ("end_of_turn_nats", "end of turn (nats)", ".3f", -1),
-    ("prompt_gain", "prompt gain (bits/byte)", ".4f", 1),
-    ("hits_at_1", "hits@1 of 10", ".1%", 1),
-    ("stop_rate", "ends by itself", ".1%", 1),
-    ("empty_rate", "empty", ".1%", 0),
-    ("cut_rate", "cut at the limit", ".1%", 0),
-    ("repetition", "repeated 4-grams", ".1%", 0),
-    ("distinct_1", "distinct-1", ".3f", 0),
-    ("distinct_2", "distinct-2", ".3f", 0),
-    ("length_ratio", "length ratio", ".2f", 0),
-    ("echo", "prompt echo", ".1%", 0),
-    ("chrf", "chrF", ".1f", 1),
-    ("rouge_l", "ROUGE-L", ".3f", 1),
-    ("first_token_s", "first token (s)", ".2f", 0),
-    ("reply_tokens_per_s", "tokens/s", ",.0f", 0),
-)
-"""Name, title and form of each figure, and whether more (1) or less (-1) of it is better."""
-
-ANCHORS = {"untrained": "untrained", "unigram": "unigram", "answers": "true answers"}
 
 
 def evaluate_command(
@@ -148,7 +123,7 @@ def _render_figures(output: Output, result: "EvaluateResult") -> None:
 def _side_by_side(rows: "Sequence[EvaluateRow]", best: dict[str, str]) -> "Table":
     titles = [ANCHORS[row.anchor] if row.anchor else row.model for row in rows]
     drawn = table("95% interval in brackets", *titles, right=titles)
-    for name, title, form, _ in FIGURES:
+    for name, title, form, _, _ in FIGURES:
         cells = []
         for row in rows:
             value = getattr(row, name)
@@ -165,7 +140,7 @@ def _side_by_side(rows: "Sequence[EvaluateRow]", best: dict[str, str]) -> "Table
 def _best(rows: "Sequence[EvaluateRow]") -> dict[str, str]:
     """Return the model that is best in a figure, where its interval is apart from those of all others."""
     best: dict[str, str] = {}
-    for name, _, _, better in FIGURES:
+    for name, _, _, better, _ in FIGURES:
         bounds = {row.model: row.intervals[name] for row in rows if name in row.intervals}
         if not better or len(bounds) < 2 or len(bounds) < len(rows):
             continue

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from dialogkit.errors import DialogKitError
 from dialogkit.services.reporter import counted, step_line
+from dialogkit.text import UNSAFE, sanitize
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -25,24 +26,10 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row")
 
-# Control characters of every kind, and the marks that reorder text; a dataset's text must not steer a terminal.
-_UNSAFE = {
-    **{code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"},
-    **{
-        code: f"\\u{code:04x}" for code in (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-    },
-    0xFEFF: "\\ufeff",
-}
-
-
-def sanitize(text: str) -> str:
-    """Return text from outside with control characters and reordering marks made visible."""
-    return text.translate(_UNSAFE)
-
 
 def _write_json(content: Mapping[str, Any]) -> None:
     """Print JSON; what could steer a terminal is written as an escape, which reads back as the same text."""
-    escapes = {code: f"\\u{code:04x}" for code in _UNSAFE}
+    escapes = {code: f"\\u{code:04x}" for code in UNSAFE}
     drawn = json.dumps(content, ensure_ascii=False, indent=2)
     sys.stdout.write(drawn.translate({code: escape for code, escape in escapes.items() if code >= 32}) + "\n")
 
@@ -216,16 +203,6 @@ def fitting(
         if console.measure(made, options=console.options.update(width=10_000)).maximum <= console.width:
             break
     return made
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them: 8 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class TrainOutput:

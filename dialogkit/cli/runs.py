@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dialogkit.cli.options import JsonOption, OutputOption
-from dialogkit.cli.output import Output, duration, fitting, parameters, settings_table, table, untrusted
+from dialogkit.cli.output import Output, fitting, parameters, settings_table, table, untrusted
+from dialogkit.text import duration
 
 if TYPE_CHECKING:
     from dialogkit.services.runs import Comparison, RunRow
@@ -57,6 +59,24 @@ def best_command(output_dir: OutputOption = "models", json_output: JsonOption = 
     rows = best_runs(output=output_dir)
     hint = f"dialogkit generate {rows[0].name}" if rows else "dialogkit train custom-tiny --preset test"
     Output(json_mode=json_output).result(rows, lambda out: _render_list(out, rows, _WITH_DATASET), hint=hint)
+
+
+def report_command(
+    names: Annotated[list[str], typer.Argument(metavar="RUN", help="One run, or several side by side.")],
+    to: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="HTML file. [of one run: in its folder]"),
+    ] = None,
+    output_dir: OutputOption = "models",
+    json_output: JsonOption = False,
+) -> None:
+    """Write runs as one HTML page: curves, figures, what was said, settings, data, machine."""
+    from dialogkit.services.report import write_report
+
+    output = Output(json_mode=json_output)
+    with output.busy("drawing"):
+        written = write_report(names, to=to, output=output_dir)
+    output.result(written, lambda out: out.print(untrusted(f"report: {written.path}")))
 
 
 def _render_comparison(output: Output, compared: "Comparison") -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dialogkit.cli.options import ConfigOption, JsonOption, NoCudaOption, SetOption
-from dialogkit.cli.output import Output, TrainOutput, duration, table, untrusted
+from dialogkit.cli.output import Output, TrainOutput, table, untrusted
 from dialogkit.errors import ConfigError
 from dialogkit.services.reporter import counted
+from dialogkit.text import duration
 
 if TYPE_CHECKING:
     from dialogkit.services.dry_run import DryRunResult
@@ -216,12 +217,15 @@ def _render(output: Output, result: "TrainResult") -> None:
         f"{counted(result.steps, 'step')}, {result.metrics['perf/tokens_per_s']:,.0f} tokens/s, "
         f"{duration(result.duration_s)} in all"
     )
-    output.print(untrusted(f"model: {result.published_dir}"))
-    output.print(untrusted(f"run:   {result.run_dir}"))
-    if result.wandb_url:
-        output.print(untrusted(f"W&B:   {result.wandb_url}"))
-    elif result.wandb_dir:
-        output.print(untrusted(f"W&B:   wandb sync {result.wandb_dir}"))
+    places = {
+        "model": result.published_dir,
+        "run": result.run_dir,
+        "report": result.report,
+        "W&B": result.wandb_url or (f"wandb sync {result.wandb_dir}" if result.wandb_dir else None),
+    }
+    for name, place in places.items():
+        if place:
+            output.print(untrusted(f"{name + ':':8}{place}"))
 
 
 def _render_dry_run(output: Output, result: "DryRunResult") -> None:

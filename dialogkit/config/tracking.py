@@ -29,6 +29,8 @@ class TrackingConfig(Section):
     """Test prompts answered at each evaluation, at most 32 tokens each. 0: none; all are answered at the end."""
     held_out_replies: int = Field(2, ge=0, le=1_000)
     """Held-out dialogs whose first turn is answered as well, beside the answer in the dataset. 0: none."""
+    report: bool = True
+    """Write the run as one HTML page into its folder when it has finished."""
     log_model: bool = False
     """Upload the finished model to W&B as an artifact."""
     trackers: tuple[Tracker, ...] = Field((), max_length=3, strict=False)

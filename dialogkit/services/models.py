@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,11 @@ from dialogkit.services.result import Result
 from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs, published_dir
 
 DEFAULT_OUTPUT = "models"
+
+
+def output_option(output: str | Path) -> str:
+    """Return what a command ends with where the folder of models and runs is not the usual one."""
+    return "" if Path(output) == Path(DEFAULT_OUTPUT) else f" --output-dir {shlex.quote(str(output))}"
 
 
 class ModelRow(Result):

@@ -22,9 +22,10 @@ from dialogkit.errors import (
 from dialogkit.services.card import model_card
 from dialogkit.services.evaluate import find_dataset
 from dialogkit.services.generate import ReplyResult
-from dialogkit.services.models import DEFAULT_OUTPUT
+from dialogkit.services.models import output_option
 from dialogkit.services.parts import Parts
 from dialogkit.services.recorder import Recorder, reply_statistics
+from dialogkit.services.report import write_run_report
 from dialogkit.services.reporter import LogReporter, TrainReporter, counted, show_log
 from dialogkit.services.result import Result
 from dialogkit.services.resume import require_same, resumed_config
@@ -60,6 +61,8 @@ class TrainResult(Result):
     """The run's own model folder."""
     published_dir: str
     """The folder of the newest finished model of this name."""
+    report: str | None
+    """The run as one HTML page; None if it was not asked for or could not be written."""
     steps: int
     duration_s: float
     metrics: dict[str, float]
@@ -217,7 +220,7 @@ def _train(
             record.finished, record.error = now(), str(error) or type(error).__name__
             record.duration_s, record.exit_code = time.perf_counter() - started, getattr(error, "exit_code", 1)
             if isinstance(error, InterruptedRunError | CheckpointError):
-                error.hint = f"dialogkit train --resume {name}{_where(output)}"
+                error.hint = f"dialogkit train --resume {name}{output_option(output)}"
             with suppress(StorageError, CheckpointError):  # as where the disk is full: the error itself is told
                 run.write(record)
                 run.append_console(f"error: {record.error}")
@@ -242,10 +245,6 @@ def _go_on(run: RunDir, record: RunRecord, parts: Parts, *, force: bool) -> "tup
     record.resumed.append({"time": now(), "step": step, "told_step": told})
     record.status, record.finished, record.error, record.exit_code = "running", None, None, None
     return checkpoint
-
-
-def _where(output: Path) -> str:
-    return "" if output == Path(DEFAULT_OUTPUT) else f" --output-dir {output}"
 
 
 @contextmanager
@@ -394,11 +393,18 @@ def _work(
     wandb_run.finish(exit_code=0)
     wandb_dir, wandb_url = wandb_run.folder, wandb_run.url
     run.write(record)
+    unwritten = write_run_report(run) if config.tracking.report else None
+    if unwritten is not None:
+        line = f"warning: the report could not be written ({unwritten}); dialogkit runs report {run.name}"
+        reporter.note(line)
+        with suppress(CheckpointError):  # as where the disk is full
+            run.append_console(line)
     result = TrainResult(
         run=run.name,
         run_dir=str(run.path),
         model_dir=str(run.model_dir),
         published_dir=str(target),
+        report=str(run.report_path) if config.tracking.report and unwritten is None else None,
         steps=fitted.steps,
         duration_s=record.duration_s,
         metrics=metrics,
@@ -473,5 +479,6 @@ def _closing_lines(result: TrainResult) -> list[str]:
     ]
     spoken = [f"> {reply.prompt!r} {reply.reply!r} ({reply.stop_reason})" for reply in result.replies]
     places = [f"model: {result.published_dir}", f"run: {result.run_dir}"]
+    places += [f"report: {result.report}"] if result.report else []
     wandb = result.wandb_url or (f"wandb sync {result.wandb_dir}" if result.wandb_dir else None)
     return [*figures, *spoken, *places, *([f"W&B: {wandb}"] if wandb else [])]

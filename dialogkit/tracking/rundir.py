@@ -24,6 +24,7 @@ Status = Literal["running", "completed", "failed", "interrupted", "diverged"]
 
 SAMPLES_FILE = "samples.jsonl"
 EVALUATION_FOLDER = "evaluation"
+REPORT_FILE = "report.html"
 
 PUBLISHED_MARK = b"\ntags: [dialogkit,"
 """A line of every model card that dialogkit writes."""
@@ -83,6 +84,16 @@ class RunDir:
         """Folder of the finished model."""
         return self.path / "model"
 
+    @property
+    def record_path(self) -> Path:
+        """File of the record; `train --config` takes it."""
+        return self.path / "run.json"
+
+    @property
+    def report_path(self) -> Path:
+        """File of the run as a page."""
+        return self.path / REPORT_FILE
+
     @classmethod
     def create(cls, output: Path, name: str) -> "RunDir":
         """Make the folder of a new run.
@@ -115,16 +126,16 @@ class RunDir:
     @property
     def exists(self) -> bool:
         """Whether the folder is that of a run."""
-        return os.path.isfile(self.path / "run.json")  # unlike pathlib's, it answers for any text
+        return os.path.isfile(self.record_path)  # unlike pathlib's, it answers for any text
 
     def write(self, record: RunRecord) -> None:
         """Write `run.json`."""
-        write_text(self.path / "run.json", record.model_dump_json(indent=2) + "\n")
+        write_text(self.record_path, record.model_dump_json(indent=2) + "\n")
 
     def read(self) -> RunRecord:
         """Return the record of the run. Raises: ModelError if it cannot be read."""
         try:
-            return RunRecord.model_validate_json((self.path / "run.json").read_bytes())
+            return RunRecord.model_validate_json(self.record_path.read_bytes())
         except (OSError, ValidationError):
             raise ModelError(f"{str(self.path)!r} holds no readable run.json") from None
 
@@ -213,7 +224,7 @@ class RunDir:
         """Return the kept evaluations, one for each dataset; what cannot be read is left out."""
         found = []
         for path in sorted((self.path / EVALUATION_FOLDER).glob("*.json")):
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, RecursionError):
                 found.append(json.loads(path.read_bytes()))
         return [evaluation for evaluation in found if isinstance(evaluation, dict)]
 
@@ -229,7 +240,7 @@ class RunDir:
         lines = []
         with suppress(OSError), (self.path / name).open(encoding="utf-8", errors="replace") as file:
             for line in file:
-                with suppress(ValueError):
+                with suppress(ValueError, RecursionError):  # a line that a crash cut off, or a stranger's
                     lines.append(json.loads(line))
         return lines
 

@@ -35,6 +35,7 @@ SURFACE = {
     "runs show": "name --output-dir --json",
     "runs compare": "names --output-dir --json",
     "runs best": "--output-dir --json",
+    "runs report": "names --output -o --output-dir --json",
     "runs sync": "[names] --output-dir --json",
     "data list": "--json",
     "config show": "[model] --preset -c --config --set --json",

@@ -16,13 +16,13 @@ from dialogkit.cli.app import app
 from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "dialogkit"
-HEAVY = {"torch", "transformers", "datasets", "wandb", "tokenizers", "accelerate"}
+HEAVY = {"torch", "transformers", "datasets", "wandb", "tokenizers", "accelerate", "matplotlib"}
 
 LEVELS = {
     "cli": 3,
     "services": 2,
     **dict.fromkeys(["data", "models", "engine", "inference", "tracking"], 1),
-    **dict.fromkeys(["config", "dialog", "errors", "machine", "network"], 0),
+    **dict.fromkeys(["config", "dialog", "errors", "machine", "network", "text"], 0),
 }
 """An import may only lead to a lower level; on the lowest, each part may use the others."""
 
@@ -63,7 +63,7 @@ def heavy():
 found = {{}}
 import dialogkit
 found["import dialogkit"] = heavy()
-for part in ("cli", "config", "dialog", "errors", "machine", "network", "services", "tracking"):
+for part in ("cli", "config", "dialog", "errors", "machine", "network", "services", "text", "tracking"):
     module = importlib.import_module(f"dialogkit.{{part}}")
     for inner in pkgutil.iter_modules(getattr(module, "__path__", []), f"{{module.__name__}}."):
         importlib.import_module(inner.name)
@@ -174,7 +174,12 @@ def test_only_one_module_imports_wandb() -> None:
     assert users == {"tracking/wandb_run.py"}
 
 
-@pytest.mark.parametrize("file", ["run.json", "metrics.jsonl", "samples.jsonl", "console.log"])
+def test_only_one_module_draws() -> None:
+    users = {path for path, tree in sources().items() for name in imported(tree) if name.startswith("matplotlib")}
+    assert users == {"tracking/plots.py"}
+
+
+@pytest.mark.parametrize("file", ["run.json", "metrics.jsonl", "samples.jsonl", "console.log", "report.html"])
 def test_only_the_run_folder_knows_the_names_of_its_files(file: str) -> None:
     users = {path for path, tree in sources().items() if any(file in text for text in texts(tree))}
     assert users == {"tracking/rundir.py"}
@@ -198,5 +203,5 @@ def test_the_help_loads_neither_settings_nor_services() -> None:
     loaded = ast.literal_eval(done.stdout.splitlines()[-1])
     parts = {name.split(".")[1] for name in loaded if name.startswith("dialogkit.")}
     assert not [name for name in loaded if name.startswith("pydantic")]
-    assert parts <= {"cli", "config", "errors", "services", "tracking"}
+    assert parts <= {"cli", "config", "errors", "services", "text", "tracking"}
     assert not [name for name in loaded if name.startswith("dialogkit.config.") and name.endswith("load")]

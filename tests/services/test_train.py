@@ -68,7 +68,15 @@ def test_a_training_leaves_exactly_the_promised_tree(trained: Trained) -> None:
     assert names(trained.output / "runs") == {"shared-run"}
     run = Path(trained.result.run_dir)
     checkpoints = {name for name in names(run) if re.fullmatch(r"checkpoint-\d+", name)}
-    files = {"run.json", "metrics.jsonl", "samples.jsonl", "histograms.jsonl", "console.log", ".lock"}
+    files = {
+        "run.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "histograms.jsonl",
+        "console.log",
+        "report.html",
+        ".lock",
+    }
     evaluated_by_other_tests = {"evaluation"}
     assert names(run) - checkpoints - evaluated_by_other_tests == {*files, "model"}
     assert len(checkpoints) == 2

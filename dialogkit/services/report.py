@@ -1,0 +1,82 @@
+"""Runs as one HTML page, from their folders alone."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from dialogkit.errors import StorageError
+from dialogkit.services.models import DEFAULT_OUTPUT, output_option
+from dialogkit.services.result import Result
+from dialogkit.tracking.rundir import REPORT_FILE, RunDir, find_run, write_text
+
+
+class ReportResult(Result):
+    """A page that was written."""
+
+    path: str
+    runs: list[str]
+    """The runs on it, in their order."""
+    bytes: int
+
+
+def write_report(
+    names: Sequence[str], *, to: str | Path | None = None, output: str | Path = DEFAULT_OUTPUT
+) -> ReportResult:
+    """Write a run, or several side by side, as one HTML page.
+
+    Args:
+        names: the runs; one that is named twice is there once.
+        to: the file; None is `report.html`, for one run in its folder.
+        output: folder of models and runs.
+
+    Raises: ModelError for an unknown run; StorageError if the file cannot be written, or is something else.
+    """
+    from dialogkit.tracking.report import render_report
+
+    runs = [find_run(Path(output), name) for name in dict.fromkeys(names)]
+    if to is not None:
+        target = Path(to).expanduser()
+    else:
+        target = runs[0].report_path if len(runs) == 1 else Path(REPORT_FILE)
+    _require_report(target)
+    page = render_report(runs, where=output_option(output))
+    try:
+        write_text(target, page)
+    except StorageError as error:
+        error.hint = f"--output {REPORT_FILE}"
+        raise
+    return ReportResult(path=str(target), runs=[run.name for run in runs], bytes=len(page.encode()))
+
+
+def write_run_report(run: RunDir) -> str | None:
+    """Write the page of a run that has ended into its folder. Returns why it could not be, or None.
+
+    Whatever goes wrong here costs the page and never the run, whose model is there already.
+    """
+    try:
+        from dialogkit.tracking.report import render_report
+
+        write_text(run.report_path, render_report([run], where=output_option(run.path.parent.parent)))
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return None
+
+
+def _require_report(target: Path) -> None:
+    """Raise StorageError if `target` is there and is no page of dialogkit's."""
+    from dialogkit.tracking.report import MARK
+
+    if target.is_dir():
+        raise StorageError(f"{str(target)!r} is a folder", hint=f"--output {target / REPORT_FILE}")
+    if not (target.exists() or target.is_symlink()):
+        return
+    beginning = ""
+    with suppress(OSError):
+        if target.is_file():
+            with target.open(encoding="utf-8", errors="replace") as file:
+                beginning = file.read(1024)
+    if MARK not in beginning:
+        raise StorageError(
+            f"{str(target)!r} is there already and is no report of dialogkit's, so it is left as it is",
+            hint=f"--output {target.with_name(f'{target.stem}-2.html')}",
+        )

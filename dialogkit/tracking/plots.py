@@ -1,0 +1,170 @@
+"""Curves as SVG that takes its colours and its font from the page around it. The only module that draws.
+
+SVG and not an interactive plot: a curve is a few kilobytes, where a library of scripts is megabytes in every page;
+it needs no script, prints, and follows the page into the dark.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Literal, NamedTuple
+
+MOST_POINTS = 400
+"""Points of a curve that are drawn; a page has no more pixels."""
+
+LARGEST = 1e30
+"""Values beyond it are left out: the axis of a curve with them shows nothing else."""
+
+_INK, _FAINT = "#010001", "#010002"
+_FIRST_COLOUR = 0x010100
+_PAGE_COLOURS = {_INK: "var(--muted)", _FAINT: "var(--line)"}
+_FONT_SIZE = 11
+
+
+class Curve(NamedTuple):
+    """Values over steps, in a colour that the page defines.
+
+    Attributes:
+        steps, values: of one length; what is no number leaves a gap.
+        colour: name of a custom property of the page's style, such as `--s1`.
+        look: a line, a faint line behind others, or a line with a mark on each point.
+        dashed: tells curves apart whose colours are the same.
+    """
+
+    steps: Sequence[float]
+    values: Sequence[float]
+    colour: str
+    look: Literal["line", "faint", "marks"] = "line"
+    dashed: bool = False
+
+    @property
+    def drawable(self) -> bool:
+        """Whether there is any point to be drawn."""
+        return any(map(_drawn, self.values))
+
+
+def _drawn(value: float) -> bool:
+    return math.isfinite(value) and abs(value) < LARGEST
+
+
+def draw(
+    curves: Sequence[Curve],
+    *,
+    title: str,
+    width: int,
+    height: int,
+    form: Callable[[float], str] = "{:g}".format,
+    from_zero: bool = False,
+) -> str:
+    """Return curves as an `<svg>` element for a page that defines their colours, `--muted` and `--line`.
+
+    Args:
+        curves: what to draw, the hindmost first.
+        title: what the picture is called where it cannot be seen; markup in it is not escaped.
+        width: in pixels at which a label has its size.
+        height: the same.
+        form: writes the values at the axis.
+        from_zero: begin the axis of the values at zero.
+    """
+    from matplotlib import rc_context, rcdefaults, rcParams
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    colours = {name: f"#{_FIRST_COLOUR + n:06x}" for n, name in enumerate(dict.fromkeys(c.colour for c in curves))}
+    # No text but figures: names come from outside, and belong into the page's legend.
+    with rc_context():
+        rcdefaults()  # a picture does not depend on the style that somebody has in a notebook
+        rcParams.update({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": _FONT_SIZE})
+        figure = Figure(figsize=(width / 72, height / 72))  # SVG counts 72 dots an inch
+        FigureCanvasSVG(figure)
+        left, right, bottom, top = 46, 10, 24, 8
+        inside = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
+        axes = figure.add_axes(inside, frameon=False)
+        for number, curve in enumerate(curves):
+            steps, values = thinned(curve.steps, curve.values)
+            marked = curve.look == "marks" or sum(map(_drawn, values)) == 1
+            axes.plot(
+                steps,
+                [value if _drawn(value) else math.nan for value in values],
+                color=colours[curve.colour],
+                alpha=0.38 if curve.look == "faint" else 1.0,
+                linewidth=1.1 if curve.look == "faint" else 1.9,
+                linestyle=(0, (5, 2)) if curve.dashed else "-",
+                marker="o" if marked else None,
+                markersize=6,
+                markeredgewidth=0,
+                solid_joinstyle="round",
+                solid_capstyle="round",
+                zorder=3 + number,
+                clip_on=not marked,
+            )
+        axes.margins(x=0.01, y=0.08)
+        if from_zero:
+            axes.set_ylim(0, max(axes.get_ylim()[1], 1e-12))
+        axes.grid(axis="y", color=_FAINT, linewidth=1)
+        axes.axhline(axes.get_ylim()[0], color=_FAINT, linewidth=1.5)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
+        axes.tick_params(length=0, pad=6, labelcolor=_INK)
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+    return _for_page(drawn.getvalue(), {**_PAGE_COLOURS, **{h: f"var({n})" for n, h in colours.items()}}, title)
+
+
+def thinned(
+    steps: Sequence[float], values: Sequence[float], most: int = MOST_POINTS
+) -> tuple[list[float], list[float]]:
+    """Return at most so many points: of each stretch the lowest and the highest one, so that no peak is lost."""
+    if len(values) <= most:
+        return list(steps), list(values)
+    kept: list[int] = []
+    stretches = most // 2
+    for n in range(stretches):
+        stretch = range(n * len(values) // stretches, (n + 1) * len(values) // stretches)
+        known = [i for i in stretch if _drawn(values[i])] or list(stretch)[:1]
+        kept += sorted({min(known, key=lambda i: values[i]), max(known, key=lambda i: values[i])})
+    return [steps[i] for i in kept], [values[i] for i in kept]
+
+
+def smoothed(values: Sequence[float], window: int) -> list[float]:
+    """Return the mean of each value and its neighbours in a window; what is no number is left out of it."""
+    half = window // 2
+    sums = list(accumulate((value if _drawn(value) else 0.0 for value in values), initial=0.0))
+    counts = list(accumulate(map(_drawn, values), initial=0))
+    means = []
+    for n, value in enumerate(values):
+        low, high = max(0, n - half), min(len(values), n + half + 1)
+        means.append((sums[high] - sums[low]) / (counts[high] - counts[low]) if _drawn(value) else math.nan)
+    return means
+
+
+def _for_page(svg: str, colours: dict[str, str], title: str) -> str:
+    """Return matplotlib's picture for a page: its colours and font, no sizes, short numbers, ids of its own."""
+    svg = svg[svg.index("<svg") :]
+    box = re.search(r'viewBox="[^"]*"', svg)
+    svg = svg[svg.index(">") + 1 :]
+    for superfluous in (
+        r"<metadata>.*?</metadata>",
+        r"<style.*?</style>",
+        r"<!--.*?-->",
+        r' transform="rotate\(-0 [^"]*"',
+    ):
+        svg = re.sub(superfluous, "", svg, flags=re.DOTALL)
+    svg = re.sub(r"font(?:-\w+)?: [^;\"]*;? ?", "", svg)
+    # Places to a tenth of a pixel; the figures at the axes stand between the tags and are left alone.
+    svg = re.sub(r'="[^"<>]*"', lambda m: re.sub(r"-?\d+\.\d{2,}", lambda n: f"{float(n[0]):.1f}", m[0]), svg)
+    svg = re.sub(r"#01[0-9a-f]{4}", lambda m: colours.get(m[0], m[0]), svg)
+    # Ids are of the whole page; those that nothing refers to are left out.
+    own = re.sub(r"\W+", "-", title.lower())
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{own}-{m[1]}"' if m[1] in used else "", svg)
+    svg = svg.replace('xlink:href="#', f'href="#{own}-').replace("url(#", f"url(#{own}-")
+    svg = re.sub(r"<g>\s*</g>|<g/>|<defs>\s*</defs>", "", svg)
+    joined = 'stroke-linejoin="round" stroke-linecap="butt"'
+    head = f'<svg {box[0] if box else ""} role="img" aria-label="{title}" font-size="{_FONT_SIZE}" {joined}>'
+    return re.sub(r"\s*\n\s*", "\n", head + svg)

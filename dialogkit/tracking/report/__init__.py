@@ -1,0 +1,92 @@
+"""A run, or several side by side, as one HTML page that needs nothing else: no network, no script, no other file.
+
+All that comes from data, models and settings reaches the page through one filter, which every expression of the
+template passes: it makes control characters visible and escapes the rest. Only drawings, which hold nothing but
+figures, go past it. A content security policy in the page forbids scripts and requests besides.
+"""
+
+import shlex
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dialogkit import __version__
+from dialogkit.text import sanitize
+from dialogkit.tracking.report.charts import charts_of
+from dialogkit.tracking.report.replies import diary_of, final_replies_of
+from dialogkit.tracking.report.run import NOTHING, date, headline_of, see, tiles_of
+from dialogkit.tracking.report.tables import (
+    data_of,
+    evaluations_of,
+    machine_of,
+    settings_of,
+    shares_of,
+    summary_of,
+    training_figures_of,
+    versions_of,
+)
+from dialogkit.tracking.rundir import RunDir
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+GENERATOR = f"dialogkit {__version__}"
+MARK = '<meta name="generator" content="dialogkit '
+"""By this, in its beginning, a page is known as one that dialogkit wrote."""
+
+
+def render_report(runs: Sequence[RunDir], *, where: str = "") -> str:
+    """Return the page of a run, or of several side by side.
+
+    Args:
+        runs: the runs.
+        where: what commands on these runs end with, such as ` --output-dir elsewhere`.
+
+    Raises: ModelError if a record cannot be read.
+    """
+    seen = [see(run, order) for order, run in enumerate(runs)]
+    names = shlex.join(run.name for run in seen)
+    page = _template().render(
+        generator=GENERATOR,
+        runs=seen,
+        one=seen[0] if len(seen) == 1 else None,
+        headlines=[headline_of(run) for run in seen],
+        tiles=tiles_of(seen[0]),
+        summary=summary_of(seen),
+        comparable=len({(run.record.data.get("revision"), run.record.data.get("eval_dialogs")) for run in seen})
+        == 1,
+        charts=charts_of(seen),
+        evaluations=evaluations_of(seen),
+        training_figures=training_figures_of(seen),
+        diary=diary_of(seen),
+        replies=final_replies_of(seen),
+        chosen=settings_of(seen, all_of_them=False),
+        settings=settings_of(seen, all_of_them=True),
+        data=data_of(seen),
+        shares=shares_of(seen[0]),
+        machine=machine_of(seen),
+        versions=versions_of(seen),
+        evaluate="\n".join(f"dialogkit {verb} {names}{where}" for verb in ("evaluate", "runs report")),
+        resume=[f"dialogkit train --resume {shlex.quote(run.name)}{where}" for run in seen],
+        commands=[shlex.join(run.record.command) for run in seen],
+        nothing=NOTHING,
+        date=date,
+    )
+    return page.strip() + "\n"
+
+
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else sanitize(str(value)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")

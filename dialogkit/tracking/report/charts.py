@@ -1,0 +1,123 @@
+"""The curves of a page."""
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+from dialogkit.tracking.plots import Curve, draw, smoothed
+from dialogkit.tracking.report.run import Seen
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+SMOOTHED_FROM = 30
+"""Points from which on a line through their means is drawn."""
+
+
+class Legend(NamedTuple):
+    """What a line with this look and colour is."""
+
+    look: str
+    colour: str
+    text: str
+
+
+class Chart(NamedTuple):
+    """Curves with their title, unit and legend."""
+
+    title: str
+    unit: str
+    told: str
+    """A figure of it in words."""
+    narrow: "Markup"
+    wide: "Markup | None" = None
+    """The same for a page that is wider than a phone."""
+    legend: Sequence[Legend] = ()
+
+
+def charts_of(runs: Sequence[Seen]) -> list[Chart]:
+    """Return the pictures of which there is anything to be drawn."""
+    gpu = any(run.finite("gpu/memory_allocated_bytes") for run in runs)
+    held = "gpu/memory_allocated_bytes" if gpu else "system/memory_bytes"
+    large = any(value >= 2**30 for run in runs for value in run.finite(held))
+    unit, size = ("GiB", 2**30) if large else ("MiB", 2**20)
+    where = "on the GPU" if gpu else "of the process"
+    charts = [
+        _loss(runs),
+        _metric(runs, "train/learning_rate", "Learning rate", "", ("peak", max, "{:.3g}")),
+        _metric(runs, "train/grad_norm", "Gradient norm", "before clipping", ("median", median, "{:.3g}")),
+        _metric(
+            runs, "perf/tokens_per_s", "Throughput", "tokens per second", ("median", median, "{:,.0f}"), "{:,.0f}"
+        ),
+        _metric(runs, held, "Memory", f"{unit} {where}", ("most", max, "{:,.3g}"), scale=1 / size),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _loss(runs: Sequence[Seen]) -> Chart | None:
+    """Return training and held-out loss: of one run in two colours, of several each in its own."""
+    one = len(runs) == 1
+    curves: list[Curve] = []
+    for run in runs:
+        steps, values = run.series("train/loss")
+        if one and len(values) >= SMOOTHED_FROM:
+            curves.append(Curve(steps, values, run.colour, "faint"))
+        if len(values) >= SMOOTHED_FROM:
+            values = smoothed(values, max(3, len(values) // 25))
+        curves.append(Curve(steps, values, run.colour, "line" if one else "faint", run.dashed))
+        steps, values = run.series("eval/nats_per_token")
+        curves.append(Curve(steps, values, "--s2" if one else run.colour, "marks", run.dashed))
+    legend = [Legend("line", "--s1", "training"), Legend("marks", "--s2", "held-out dialogs")]
+    if not one:
+        legend = [Legend("line", run.colour, f"{run.letter}  {run.name}") for run in runs]
+        legend += [Legend("faint", "--muted", "training"), Legend("marks", "--muted", "held-out dialogs")]
+    final = runs[0].record.metrics.get("final/nats_per_token") if one else None
+    told = "" if final is None else f"finished model, held out: {final:.3f}"
+    return _drawn(("Loss", "nats per token", told), curves, wide=True, legend=legend)
+
+
+def _metric(
+    runs: Sequence[Seen],
+    metric: str,
+    title: str,
+    unit: str,
+    told: tuple[str, Callable[[list[float]], float], str],
+    form: str = "{:g}",
+    *,
+    scale: float = 1.0,
+) -> Chart | None:
+    """Return one metric of every run, from zero; of a single one `told` is a word, a function and its form."""
+    curves, known = [], []
+    for run in runs:
+        steps, values = run.series(metric)
+        curves.append(Curve(steps, [value * scale for value in values], run.colour, "line", run.dashed))
+        known += [value * scale for value in values if math.isfinite(value)]
+    word, chosen, shown = told
+    remark = f"{word} {shown.format(chosen(known))}" if known and len(runs) == 1 else ""
+    return _drawn((title, unit, remark), curves, form=form, from_zero=True)
+
+
+def _drawn(
+    words: tuple[str, str, str],
+    curves: Sequence[Curve],
+    *,
+    form: str = "{:g}",
+    from_zero: bool = False,
+    wide: bool = False,
+    legend: Sequence[Legend] = (),
+) -> Chart | None:
+    """Return a chart by its title, unit and remark; None where there is nothing to be drawn."""
+    from markupsafe import Markup
+
+    drawable = [curve for curve in curves if curve.drawable]
+    if not drawable:
+        return None
+
+    def picture(width: int, height: int, title: str) -> Markup:
+        # Not escaped: its title is one of ours, and all else that it holds are figures.
+        drawn = draw(drawable, title=title, width=width, height=height, form=form.format, from_zero=from_zero)
+        return Markup(drawn)
+
+    title = words[0]
+    return Chart(*words, picture(460, 250, title), picture(980, 330, f"{title}, wide") if wide else None, legend)

@@ -1,0 +1,221 @@
+"""A run as a page shows it: what its folder holds, read with care, and how that is written.
+
+A folder may come from somebody else: a value of another kind than expected is left out, never an error.
+"""
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
+from statistics import median
+from typing import Any, NamedTuple
+
+from dialogkit.text import duration
+from dialogkit.tracking.rundir import RunDir, RunRecord
+
+COLOURS = 8
+"""Colours that the page's style has for runs."""
+
+LONGEST_TEXT = 1_500
+"""Characters of a prompt, a reply or a value that are shown."""
+
+NOTHING = "–"  # noqa: RUF001 - an en dash stands for what is not known
+
+
+class Seen(NamedTuple):
+    """A run, and its letter and colour beside other runs."""
+
+    letter: str
+    colour: str
+    dashed: bool
+    """Whether another run has the same colour."""
+    record: RunRecord
+    points: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    repeat: str
+    """The command that repeats it."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.record.name
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return str(self.record.model.get("name") or _part(self.record, "model").get("name") or "a model")
+
+    @property
+    def preset(self) -> str:
+        """The preset that its settings started from."""
+        return str(self.record.config.get("preset") or "custom")
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return str(self.record.data.get("dataset") or _part(self.record, "data").get("dataset") or "")
+
+    @property
+    def parameters(self) -> float | None:
+        """Parameters of the model."""
+        return number(self.record.model.get("parameters"))
+
+    def series(self, name: str) -> tuple[list[float], list[float]]:
+        """Return steps and values of a metric; values that are not finite are among them."""
+        found = [(number(point.get("step")), number(point.get(name))) for point in self.points]
+        known = [(step, value) for step, value in found if step is not None and value is not None]
+        known = [(step, value) for step, value in known if math.isfinite(step)]
+        return [step for step, _ in known], [value for _, value in known]
+
+    def finite(self, name: str) -> list[float]:
+        """Return the finite values of a metric."""
+        return [value for value in self.series(name)[1] if math.isfinite(value)]
+
+    def before(self, figure: str) -> float | None:
+        """Return a figure of the untrained model on the held-out dialogs."""
+        return self.record.metrics.get(f"before/{figure}")
+
+    def after(self, figure: str) -> float | None:
+        """Return a figure of the trained model, or of the last evaluation where there is none."""
+        steps, evaluated = self.series(f"eval/{figure}")
+        last = evaluated[-1] if steps and steps[-1] > 0 else None
+        return self.record.metrics.get(f"final/{figure}", last)
+
+    @property
+    def steps(self) -> float | None:
+        """Optimizer steps that were made, as far as they were logged."""
+        logged = [step for point in self.points if (step := number(point.get("step"))) is not None]
+        return self.record.metrics.get("train/steps", max(filter(math.isfinite, logged), default=None))
+
+    @property
+    def tokens(self) -> float | None:
+        """Tokens seen in training."""
+        return self.record.metrics.get("train/tokens", max(self.finite("train/tokens"), default=None))
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens a second in training."""
+        told = self.finite("perf/tokens_per_s")
+        return self.record.metrics.get("perf/tokens_per_s", median(told) if told else None)
+
+    @property
+    def memory(self) -> float | None:
+        """Most bytes held on the GPU, or by the process where there is none."""
+        held = self.finite("gpu/memory_peak_bytes") or self.finite("system/memory_bytes")
+        return max(held, default=None)
+
+    @property
+    def took(self) -> str:
+        """Time of the run, in words."""
+        seconds = self.record.duration_s
+        return NOTHING if seconds is None or not math.isfinite(seconds) else duration(seconds)
+
+
+class Text(NamedTuple):
+    """A text from outside, shortened if it is long."""
+
+    text: str
+    more: int = 0
+    """Characters that are left out."""
+
+
+def see(run: RunDir, order: int) -> Seen:
+    """Return a run, the how-manieth of its page. Raises: ModelError if its record cannot be read."""
+    record = run.read()
+    # Of a run that was given a name there is one already.
+    named = f" --name {shlex.quote(f'{record.name}-again')}" if record.config.get("name") else ""
+    return Seen(
+        letter=chr(ord("A") + order) if order < 26 else str(order + 1),
+        colour=f"--s{order % COLOURS + 1}",
+        dashed=order >= COLOURS,
+        record=record,
+        points=[point for point in run.metrics() if isinstance(point, dict)],
+        samples=[sample for sample in run.samples() if isinstance(sample, dict)],
+        evaluations=run.evaluations(),
+        repeat=f"dialogkit train --config {shlex.quote(str(run.record_path))}{named}",
+    )
+
+
+def _part(record: RunRecord, name: str) -> Mapping[str, Any]:
+    part = record.config.get(name)
+    return part if isinstance(part, Mapping) else {}
+
+
+def number(value: object) -> float | None:
+    """Return a number that was read; what is not finite stands in the files as text. None for all else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, str) and value not in ("nan", "inf", "-inf"):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def text_of(value: object, longest: int = LONGEST_TEXT) -> Text:
+    """Return a value as text that is not too long to be shown."""
+    text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
+    return Text(text[:longest].rstrip(), max(0, len(text) - longest))
+
+
+def date(text: object) -> str:
+    """Return a time of a record as people read it; what is no time stays as it is."""
+    with suppress(ValueError):
+        return f"{datetime.fromisoformat(str(text)):%Y-%m-%d %H:%M} UTC"
+    return str(text)
+
+
+def written(value: float | None, form: str) -> str:
+    """Return a figure, or what stands for none."""
+    return NOTHING if value is None else format(value, form)
+
+
+def short(value: float | None) -> str:
+    """Return a large number in three digits: 4.79M."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g}{letter}" if abs(value) < 999.5 * size else f"{value / size:,.0f}{letter}"
+    return f"{value:,.0f}"
+
+
+def in_bytes(value: float | None) -> str:
+    """Return bytes in the unit that people use for so many."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:,.0f} MiB"
+
+
+def headline_of(run: Seen) -> dict[str, Any]:
+    """Return bits per byte before and after, and the share that is left of them."""
+    before, after = run.before("bits_per_byte"), run.after("bits_per_byte")
+    share = None
+    if before is not None and after is not None and math.isfinite(before) and math.isfinite(after) and before > 0:
+        share = after / before
+    return {"before": written(before, ".2f"), "after": written(after, ".2f"), "share": share}
+
+
+def tiles_of(run: Seen) -> list[tuple[str, str, str]]:
+    """Return name, value and remark of what is told of one run at a glance; what is not known is left out."""
+    planned = run.record.schedule.get("total_steps")
+    tiles = [
+        (
+            "loss",
+            written(run.after("nats_per_token"), ".3f"),
+            f"from {written(run.before('nats_per_token'), '.3f')}",
+        ),
+        ("accuracy", written(run.after("accuracy"), ".1%"), f"from {written(run.before('accuracy'), '.1%')}"),
+        ("ends by itself", written(run.record.replies.get("stop_rate"), ".0%"), "of the test replies"),
+        ("parameters", short(run.parameters), written(run.parameters, ",.0f")),
+        ("steps", written(run.steps, ",.0f"), "" if planned in (None, run.steps) else f"of {planned:,}"),
+        ("tokens", short(run.tokens), "seen in training"),
+        ("speed", short(run.speed), "tokens/s"),
+        ("time", run.took, "since it went on" if run.record.resumed else "in all"),
+        ("memory", in_bytes(run.memory), "at most"),
+    ]
+    return [tile for tile in tiles if tile[1] != NOTHING]

@@ -1,0 +1,331 @@
+"""The tables of a page: figures, settings, data, machine."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dialogkit.config.load import flatten
+from dialogkit.tracking.figures import ANCHORS, FIGURES, GROUPS, Figure
+from dialogkit.tracking.report.run import NOTHING, Seen, in_bytes, number, short, text_of, written
+
+TO = "–"  # noqa: RUF001 - an en dash stands between bounds
+
+
+class Cell(NamedTuple):
+    """A value in a table, and what is said below it."""
+
+    text: str
+    note: str = ""
+    best: bool = False
+
+
+class Row(NamedTuple):
+    """A line of a table."""
+
+    name: str
+    cells: list[Cell]
+    differs: bool = False
+    """Whether the runs differ in it."""
+
+
+class Head(NamedTuple):
+    """The head of a column; a run has a letter and a colour where there are several, an anchor is muted."""
+
+    text: str
+    colour: str = ""
+    letter: str = ""
+    muted: bool = False
+
+
+class Group(NamedTuple):
+    """Rows under a title."""
+
+    rows: list[Row]
+    title: str = ""
+    told: str = ""
+
+
+class Table(NamedTuple):
+    """Rows in groups. Without heads it has one column of values."""
+
+    heads: list[Head]
+    groups: list[Group]
+    caption: str = ""
+
+
+class Evaluation(NamedTuple):
+    """Models on one dataset, with the anchors beside them."""
+
+    table: Table
+    remarks: list[str]
+    slices: list[Table]
+
+
+def _heads(runs: Sequence[Seen]) -> list[Head]:
+    return [] if len(runs) == 1 else [Head(run.name, run.colour, run.letter) for run in runs]
+
+
+def _table(heads: list[Head], rows: list[Row], caption: str = "") -> Table:
+    return Table(heads, [Group(rows)] if rows else [], caption)
+
+
+# Figures
+
+
+def summary_of(runs: Sequence[Seen]) -> Table:
+    """Return the main figures of several runs, side by side."""
+    lines: dict[str, Callable[[Seen], str]] = {
+        "model": lambda run: run.model,
+        "preset": lambda run: run.preset,
+        "dataset": lambda run: run.dataset or NOTHING,
+        "bits/byte before": lambda run: written(run.before("bits_per_byte"), ".3f"),
+        "bits/byte after": lambda run: written(run.after("bits_per_byte"), ".3f"),
+        "loss (nats/token)": lambda run: written(run.after("nats_per_token"), ".3f"),
+        "accuracy": lambda run: written(run.after("accuracy"), ".1%"),
+        "ends by itself": lambda run: written(run.record.replies.get("stop_rate"), ".0%"),
+        "parameters": lambda run: written(run.parameters, ",.0f"),
+        "steps": lambda run: written(run.steps, ",.0f"),
+        "tokens seen": lambda run: short(run.tokens),
+        "tokens/s": lambda run: written(run.speed, ",.0f"),
+        "time": lambda run: run.took,
+        "memory": lambda run: in_bytes(run.memory),
+    }
+    return _table(_heads(runs), [Row(name, [Cell(told(run)) for run in runs]) for name, told in lines.items()])
+
+
+def training_figures_of(runs: Sequence[Seen]) -> Table:
+    """Return what was measured on the held-out dialogs before the training and after it."""
+    rows = []
+    for figure in FIGURES:
+        values = [value for run in runs for value in (run.before(figure.name), run.after(figure.name))]
+        if any(value is not None for value in values):
+            rows.append(Row(figure.title, [Cell(written(value, figure.form)) for value in values]))
+    times = ("before", "after")
+    if len(runs) == 1:
+        return _table([Head(time) for time in times], rows)
+    return _table([Head(f"{run.name}, {time}", run.colour, run.letter) for run in runs for time in times], rows)
+
+
+def evaluations_of(runs: Sequence[Seen]) -> list[Evaluation]:
+    """Return the kept evaluations, those of the same dialogs in one table."""
+    models: dict[str, list[tuple[Head, Mapping[str, Any]]]] = {}
+    anchors: dict[str, list[tuple[Head, Mapping[str, Any]]]] = {}
+    for run in runs:
+        for evaluation in run.evaluations:
+            dialogs = number(evaluation.get("dialogs"))
+            measured = f"{evaluation.get('dataset')}, {written(dialogs, ',.0f')} dialogs"
+            head = Head(run.name, run.colour, run.letter) if len(runs) > 1 else Head(run.model)
+            models.setdefault(measured, []).append((head, evaluation))
+            beside = anchors.setdefault(measured, [])
+            for anchor in _mappings(evaluation.get("anchors")):
+                name = str(anchor.get("anchor"))
+                # Of several models of one shape and tokenizer the anchors are the same.
+                if not any(_same(anchor, other) for _, other in beside):
+                    again = any(other.get("anchor") == name for _, other in beside)
+                    title = ANCHORS.get(name, name) + (f" ({run.letter})" if again else "")
+                    beside.append((Head(title, muted=True), anchor))
+    return [_evaluation(measured, rows, anchors[measured]) for measured, rows in models.items()]
+
+
+def _evaluation(
+    measured: str,
+    models: list[tuple[Head, Mapping[str, Any]]],
+    anchors: list[tuple[Head, Mapping[str, Any]]],
+) -> Evaluation:
+    columns = [*models, *anchors]
+    groups = []
+    for name, (title, told) in GROUPS.items():
+        figures = [figure for figure in FIGURES if figure.group == name]
+        rows = [_figure_row(figure, [values for _, values in columns], len(models)) for figure in figures]
+        if rows := [row for row in rows if any(cell.text != NOTHING for cell in row.cells)]:
+            groups.append(Group(rows, title, told))
+    return Evaluation(
+        Table([head for head, _ in columns], groups, measured),
+        [f"{head.text} {remark}" for head, values in models for remark in _items(values.get("remarks"))],
+        [table for head, values in models if (table := _slices(head, values)).groups],
+    )
+
+
+def _figure_row(figure: Figure, columns: Sequence[Mapping[str, Any]], models: int) -> Row:
+    """Return a figure of models, which come first, and anchors."""
+    values = [number(column.get(figure.name)) for column in columns]
+    known = [column.get("intervals") for column in columns]
+    bounds = [_bounds(part.get(figure.name)) if isinstance(part, Mapping) else None for part in known]
+    best = _best(figure.better, bounds[:models])
+    cells = []
+    for n, (value, bound) in enumerate(zip(values, bounds, strict=True)):
+        between = "" if value is None else _between(bound, figure.form)
+        cells.append(Cell(written(value, figure.form), between, n == best))
+    return Row(figure.title, cells)
+
+
+def _best(better: int, bounds: Sequence[tuple[float, float] | None]) -> int | None:
+    """Return the model whose interval is better than all others and apart from them."""
+    if not better or len(bounds) < 2:
+        return None
+    ways = [(bound if better > 0 else (-bound[1], -bound[0])) for bound in bounds if bound]
+    if len(ways) < len(bounds):
+        return None
+    first = max(range(len(ways)), key=lambda n: ways[n][0])
+    return first if all(ways[first][0] > high for n, (_, high) in enumerate(ways) if n != first) else None
+
+
+def _slices(head: Head, evaluation: Mapping[str, Any]) -> Table:
+    rows = []
+    for part in _mappings(evaluation.get("slices")):
+        dialogs = Cell(written(number(part.get("dialogs")), ",.0f"))
+        bits = Cell(
+            written(number(part.get("bits_per_byte")), ".4f"), _between(_bounds(part.get("interval")), ".4f")
+        )
+        rows.append(Row(str(part.get("name")), [dialogs, bits]))
+    return _table([Head("dialogs"), Head("bits/byte")], rows, head.text)
+
+
+def _same(anchor: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(anchor.get(name) == other.get(name) for name in ("anchor", "bits_per_byte", "chrf"))
+
+
+def _bounds(value: object) -> tuple[float, float] | None:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return None
+    low, high = number(value[0]), number(value[1])
+    return None if low is None or high is None else (low, high)
+
+
+def _between(bounds: tuple[float, float] | None, form: str) -> str:
+    if bounds is None:
+        return ""
+    low, high = (format(bound, form) for bound in bounds)
+    return f"{low} {TO} {high}" if low != high else ""  # one figure says it already
+
+
+def _mappings(value: object) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def _items(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else []
+
+
+# Settings, data, machine
+
+
+def settings_of(runs: Sequence[Seen], *, all_of_them: bool) -> Table:
+    """Return settings with their origins: all, or those that somebody chose, or in which runs differ."""
+    facts = [dict(flatten(run.record.config)) for run in runs]
+    origins = [run.record.origins for run in runs]
+    names = list(dict.fromkeys(name for one in facts for name in one))
+    if not all_of_them and len(runs) > 1:
+        names = [n for n in names if n != "name" and any(one.get(n) != facts[0].get(n) for one in facts)]
+    elif not all_of_them:
+        names = [name for name in names if origins[0].get(name, "default") != "default"]
+    if len(runs) > 1:
+        return _facts(runs, [{name: one.get(name) for name in names} for one in facts], origins)
+    rows = [Row(name, [Cell(_value(facts[0][name])), Cell(origins[0].get(name, ""))]) for name in names]
+    return _table([Head("value"), Head("from", muted=True)] if origins[0] else [], rows)
+
+
+def data_of(runs: Sequence[Seen]) -> Table:
+    """Return what is known of the data, and what became of its rows."""
+    return _facts(runs, [_data(run.record.data) for run in runs])
+
+
+def machine_of(runs: Sequence[Seen]) -> Table:
+    """Return what the runs ran on."""
+    return _facts(runs, [_machine(run) for run in runs])
+
+
+def versions_of(runs: Sequence[Seen]) -> Table:
+    """Return the versions of the packages."""
+    return _facts(runs, [run.record.versions for run in runs])
+
+
+def _facts(
+    runs: Sequence[Seen], facts: Sequence[Mapping[str, Any]], notes: Sequence[Mapping[str, str]] | None = None
+) -> Table:
+    rows = []
+    for name in dict.fromkeys(name for one in facts for name in one):
+        values = [one.get(name) for one in facts]
+        said = [note.get(name, "") for note in notes] if notes else [""] * len(values)
+        cells = [Cell(_value(value), note) for value, note in zip(values, said, strict=True)]
+        rows.append(Row(name, cells, any(value != values[0] for value in values)))
+    return _table(_heads(runs), rows)
+
+
+def _value(value: object) -> str:
+    if value is None or value == "":
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = "\n".join(value) or NOTHING
+    shown = text_of(value)
+    return shown.text + (f" ... and {shown.more:,} characters more" if shown.more else "")
+
+
+_DATA_TITLES = {
+    "license": "licence",
+    "rows": "rows read",
+    "unusable": "rows that could not be read",
+    "cut": "dialogs cut to the context",
+    "dropped": "dialogs dropped",
+    "first_bad_row": "first that was dropped",
+    "kept": "dialogs kept",
+    "train_dialogs": "dialogs to train on",
+    "train_tokens": "their tokens",
+    "train_supervised_tokens": "of these supervised",
+    "eval_dialogs": "dialogs held out",
+    "eval_supervised_tokens": "their supervised tokens",
+}
+
+
+def _data(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        _DATA_TITLES.get(name, name.replace("_", " ")): f"{value:,}" if type(value) is int else value
+        for name, value in data.items()
+        if value is not None
+    }
+
+
+class Share(NamedTuple):
+    """A part of the rows of a dataset."""
+
+    kind: str
+    text: str
+    percent: float
+
+
+def shares_of(run: Seen) -> list[Share]:
+    """Return what became of the rows; empty where that is not known."""
+    rows, kept, train, held_out = (
+        number(run.record.data.get(name)) or 0.0 for name in ("rows", "kept", "train_dialogs", "eval_dialogs")
+    )
+    parts = {
+        "train": ("to train on", train),
+        "held": ("held out", held_out),
+        "spare": ("kept and not used", kept - train - held_out),
+        "lost": ("dropped or not readable", rows - kept),
+    }
+    if rows <= 0 or any(count < 0 or not math.isfinite(count) for _, count in parts.values()):
+        return []
+    return [Share(kind, f"{n:,.0f} {words}", 100 * n / rows) for kind, (words, n) in parts.items() if n]
+
+
+def _machine(run: Seen) -> dict[str, Any]:
+    runtime, environment = run.record.runtime, dict(run.record.environment)
+    memory, git = number(environment.pop("memory_bytes", None)), environment.pop("git", None)
+    facts: dict[str, Any] = {
+        what: ", because ".join(str(runtime[name]) for name in names if runtime.get(name))
+        for what, names in (
+            ("device", ("device_name", "device_reason")),
+            ("precision", ("precision", "precision_reason")),
+        )
+    }
+    facts |= {name.replace("_", " "): value for name, value in environment.items()}
+    facts["memory"] = "" if memory is None else in_bytes(memory)
+    if isinstance(git, Mapping):
+        dirty = ", with changes that are not in it" if git.get("dirty") else ""
+        facts["git commit"] = f"{str(git.get('commit'))[:12]} on {git.get('branch')}{dirty}"
+    return {name: value for name, value in facts.items() if value not in (None, "")}
