@@ -37,6 +37,7 @@ SURFACE = {
     "runs best": "--output-dir --json",
     "runs sync": "[names] --output-dir --json",
     "data list": "--json",
+    "data inspect": "[dataset] --model -m --samples -s --show --max-bad-rows --set --json",
     "config show": "[model] --preset -c --config --set --json",
     "config validate": "file",
     "config schema": "",
