@@ -40,7 +40,7 @@ def inspect_command(
         str, typer.Option("--model", "-m", metavar="MODEL", help="Whose tokenizer and context: what train takes.")
     ] = "custom-tiny",
     samples: Annotated[
-        int | None, typer.Option("--samples", "-s", min=1, metavar="N", help="Training dialogs to use. [all]")
+        int | None, typer.Option("--samples", "-s", min=1, metavar="N", help="Training dialogs. Default: all.")
     ] = None,
     show: Annotated[
         int, typer.Option("--show", min=0, max=10_000, metavar="N", help="Show N dialogs token by token.")
