@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dialogkit.services.evaluate import evaluate as evaluate
     from dialogkit.services.generate import GenerateResult as GenerateResult
     from dialogkit.services.generate import generate as generate
+    from dialogkit.services.inspect import InspectResult as InspectResult
+    from dialogkit.services.inspect import inspect_data as inspect_data
     from dialogkit.services.models import list_models as list_models
     from dialogkit.services.train import TrainResult as TrainResult
     from dialogkit.services.train import train as train
@@ -33,6 +35,8 @@ _EXPORTS = {
     "evaluate": "services.evaluate",
     "GenerateResult": "services.generate",
     "generate": "services.generate",
+    "InspectResult": "services.inspect",
+    "inspect_data": "services.inspect",
     "list_models": "services.models",
     "TrainResult": "services.train",
     "train": "services.train",
@@ -44,12 +48,14 @@ __all__ = [
     "DialogKitError",
     "EvaluateResult",
     "GenerateResult",
+    "InspectResult",
     "Message",
     "RunConfig",
     "TrainResult",
     "__version__",
     "evaluate",
     "generate",
+    "inspect_data",
     "list_models",
     "load_run_config",
     "train",

@@ -1,7 +1,26 @@
 """`dialogkit data`."""
 
-from dialogkit.cli.options import JsonOption
-from dialogkit.cli.output import Output, table
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.cells import cell_len
+from rich.table import Table
+from rich.text import Text
+
+from dialogkit.cli.options import JsonOption, SetOption
+from dialogkit.cli.output import Output, sanitize, table, untrusted
+from dialogkit.services.reporter import counted, percent, share_of
+
+if TYPE_CHECKING:
+    from dialogkit.services.inspect import Example, InspectResult, LengthBin, ShownDialog, Token
+
+BAR = 40
+"""Widest bar of a histogram, in columns."""
+SMALLEST_SHARE = 0.001
+"""Scripts with a smaller share of the letters are not named one by one."""
 
 
 def list_command(json_output: JsonOption = False) -> None:
@@ -13,3 +32,220 @@ def list_command(json_output: JsonOption = False) -> None:
     for row in rows:
         drawn.add_row(row.name, row.description, row.license, row.source)
     Output(json_mode=json_output).result(rows, lambda out: out.print(drawn))
+
+
+def inspect_command(
+    dataset: Annotated[str, typer.Argument(help="starter, alpaca-gpt4, a file or a hub id.")] = "starter",
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="MODEL", help="Whose tokenizer and context: what train takes.")
+    ] = "custom-tiny",
+    samples: Annotated[
+        int | None, typer.Option("--samples", "-s", min=1, metavar="N", help="Training dialogs. Default: all.")
+    ] = None,
+    show: Annotated[
+        int, typer.Option("--show", min=0, max=10_000, metavar="N", help="Show N dialogs token by token.")
+    ] = 0,
+    max_bad_rows: Annotated[
+        int, typer.Option("--max-bad-rows", min=0, metavar="N", help="Malformed rows to pass over.")
+    ] = 0,
+    sets: SetOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Show what DATASET is to a model: its rows, lengths, duplicates and oddities, and what is worth doing."""
+    from dialogkit.config.load import parse_sets
+    from dialogkit.services.inspect import inspect_data
+
+    output = Output(json_mode=json_output)
+    with output.busy(f"reading {dataset}"):
+        result = inspect_data(
+            dataset,
+            model=model,
+            samples=samples,
+            show=show,
+            max_bad_rows=max_bad_rows,
+            overrides=parse_sets(sets or []),
+        )
+    next_words = ["dialogkit", "train", model, *(["--dataset", dataset] if dataset != "starter" else [])]
+    next_words += [] if samples is None else ["--samples", str(samples)]
+    next_words += [] if not max_bad_rows else ["--max-bad-rows", str(max_bad_rows)]
+    next_words += [word for setting in sets or [] for word in ("--set", setting)]
+    output.result(result, lambda out: _render(out, result), hint=shlex.join(next_words))
+
+
+def _render(output: Output, result: "InspectResult") -> None:
+    for dialog in result.shown:
+        _render_dialog(output, dialog)
+    output.print(_facts(result))
+    output.print("")
+    _render_lengths(output, result)
+    output.print("")
+    _render_examples(output, result)
+    output.print("")
+    for remark in result.remarks:
+        output.print(_listed(untrusted(remark)))
+    if not result.remarks:
+        output.print("Nothing stands out that is worth a change.")
+
+
+def _listed(text: Text) -> Table:
+    """Return text behind a mark, its lines below each other."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(Text("-", style="bold yellow"), text)
+    return grid
+
+
+def _facts(result: "InspectResult") -> Table:
+    dialogs = result.train.dialogs + result.held_out.dialogs
+    copies, overlap, held_out = result.copies, result.overlap, result.held_out.dialogs
+    groups = f" in {counted(copies.near_groups, 'group')}" if copies.near else ""
+    facts = {
+        "dataset": f"{result.dataset}, format {result.format}" + (f", {result.license}" if result.license else ""),
+        "rows": f"{result.rows:,}: {result.kept:,} kept ({result.cut:,} of them cut at {result.limit:,} tokens), "
+        f"{result.dropped:,} without supervision, {result.unusable:,} unusable",
+        "to train on": _set(result.train),
+        "held out": _set(result.held_out),
+        "tokens": f"{result.model}'s, {result.bytes_per_token:.2f} bytes of text each; "
+        f"{result.supervised_share:.1%} of all are learned",
+        "turns": _turns(result.turns, dialogs)
+        + (f"; a system prompt in {share_of(result.system_prompts, dialogs)}" if result.system_prompts else ""),
+        "letters": _letters(result.scripts),
+        "duplicates": f"{copies.exact:,} exact, {copies.near:,} near{groups} "
+        f"(Jaccard {copies.threshold} of {copies.shingle_words}-word shingles)",
+        "held out, but known": f"{overlap.prompt:,} of {held_out:,} by their prompt, {overlap.answer:,} by their "
+        f"answer, {overlap.near:,} as near duplicates",
+    }
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    for name, value in facts.items():
+        grid.add_row(Text(name, style="bold"), untrusted(value))
+    return grid
+
+
+def _set(figures: Any) -> str:
+    share = share_of(figures.supervised_tokens, figures.tokens)
+    return f"{counted(figures.dialogs, 'dialog')}, {counted(figures.tokens, 'token')}, {share} of them learned"
+
+
+def _turns(turns: dict[int, int], dialogs: int, number: int = 4) -> str:
+    """Return the most frequent numbers of turns, with what is left to others."""
+    most = sorted(sorted(turns.items(), key=lambda item: -item[1])[:number])
+    told = [f"{count} in {share_of(part, dialogs)}" for count, part in most]
+    left = dialogs - sum(part for _, part in most)
+    return ", ".join([*told, f"others in {share_of(left, dialogs)}"] if left else told)
+
+
+def _letters(scripts: dict[str, float]) -> str:
+    if not scripts:
+        return "none"
+    named = {name: share for name, share in scripts.items() if share >= SMALLEST_SHARE}
+    others = [name for name in scripts if name not in named]
+    shown = [f"{name} {percent(share)}" for name, share in named.items()]
+    return ", ".join(shown) + (f", traces of {', '.join(others[:6])}" if others else "")
+
+
+def _render_lengths(output: Output, result: "InspectResult") -> None:
+    lengths = result.lengths
+    title = Text.assemble(
+        ("tokens of a dialog", "bold"),
+        f"  median {lengths.median:,.0f}, 95% up to {lengths.percentile_95:,.0f}, longest {lengths.longest:,}",
+    )
+    output.print(title)
+    most = max(part.dialogs for part in lengths.histogram)
+    width = max(8, min(BAR, output.out.width - 40))
+    grid = Table.grid(padding=(0, 1))
+    for justify in ("right", "left", "right", "left", "right", "right", "left"):
+        grid.add_column(justify=justify, no_wrap=True)
+    for part in lengths.histogram:
+        grid.add_row(*_histogram_row(output, part, most, width, result))
+    output.print(grid)
+
+
+def _histogram_row(
+    output: Output, part: "LengthBin", most: int, width: int, result: "InspectResult"
+) -> list[Text]:
+    dialogs = result.train.dialogs + result.held_out.dialogs
+    bar = _bar(part.dialogs / most * width, ascii_only=output.out.options.ascii_only)
+    cells = [f"{part.low:,}", "-", f"{part.high:,}", bar, f"{part.dialogs:,}", share_of(part.dialogs, dialogs)]
+    style = "red" if part.cut else "cyan"
+    drawn = [Text(cell, style=style if number == 3 else "") for number, cell in enumerate(cells)]
+    return [*drawn, Text("cut" if part.cut else "", style=style)]
+
+
+def _bar(columns: float, *, ascii_only: bool) -> str:
+    """Return a bar of so many columns, in eighths; what is more than nothing is seen."""
+    if ascii_only:
+        return "#" * (max(1, round(columns)) if columns else 0)
+    whole, eighths = divmod(max(1, round(8 * columns)) if columns else 0, 8)
+    return "\u2588" * whole + " \u258f\u258e\u258d\u258c\u258b\u258a\u2589"[eighths].strip()
+
+
+def _render_examples(output: Output, result: "InspectResult") -> None:
+    """Print the dialogs that stand out, one a line."""
+    rows: list[tuple[str, str, str, str]] = []
+    groups: list[tuple[str, str, Sequence[Example]]] = [
+        ("longest", "{:,.0f} tokens", result.longest),
+        ("oddest characters", "{:.1f} bits each", result.oddest),
+        ("most repetitive", "zips to {:.0%}", result.most_repetitive),
+        ("most copied", "{:,.0f} times", result.most_copied),
+    ]
+    for title, form, examples in groups:
+        rows += [(title, form.format(e.value), e.place, e.beginning) for e in examples]
+    for pair in result.near_pairs:
+        rows.append(("near duplicates", f"{pair.similarity:.2f} alike", pair.places[0], pair.beginnings[0]))
+        rows.append(("near duplicates", "to", pair.places[1], pair.beginnings[1]))
+    # The file is the same everywhere.
+    places = [re.sub(r".*?(:\d+|\[\d+\])$", r"\1", place, flags=re.DOTALL) for _, _, place, _ in rows]
+    titles = [title if n == 0 or rows[n - 1][0] != title else "" for n, (title, *_) in enumerate(rows)]
+    taken = sum(max(map(len, column)) + 1 for column in (titles, [value for _, value, *_ in rows], places))
+    grid = Table.grid(padding=(0, 1))
+    for justify in ("left", "right", "right", "left"):
+        grid.add_column(justify=justify, no_wrap=True)
+    for title, place, (_, value, _, beginning) in zip(titles, places, rows, strict=True):
+        text = untrusted(" ".join(beginning.split()), "dim")
+        text.truncate(max(8, output.out.width - taken), overflow="ellipsis")
+        grid.add_row(Text(title), Text(value), untrusted(place, "cyan"), text)
+    output.print(Text("worth a look", style="bold"))
+    output.print(grid)
+
+
+def _render_dialog(output: Output, dialog: "ShownDialog") -> None:
+    """Print a dialog token by token; `+` stands before what is learned, whether or not there are colours."""
+    learned = sum(token.supervised for token in dialog.tokens)
+    told = f"{dialog.place}: {counted(len(dialog.tokens), 'token')}, {learned:,} learned (the lines with +)"
+    output.print(untrusted(told, "bold"))
+    for line in _token_lines(dialog.tokens, output.out.width, ascii_only=output.out.options.ascii_only):
+        output.print(line)
+    output.print("")
+
+
+def _token_lines(tokens: "Sequence[Token]", width: int, *, ascii_only: bool) -> Iterator[Text]:
+    """Yield lines of tokens with marks between them, all learned or all not; `width` is in columns."""
+    between, newline = ("|", "\\n") if ascii_only else ("\u2502", "\u21b5")
+    line = Text()
+    for number, token in enumerate(tokens):
+        style = ("green" if token.supervised else "magenta" if token.special else "dim") + " bold" * token.special
+        turned = number > 0 and token.supervised != tokens[number - 1].supervised
+        mark = "+ " if token.supervised else "  "
+        shown = sanitize(token.text).replace("\t", "\\t").replace("\n", newline)
+        for piece in _pieces(shown, width - len(mark) - 1):
+            if line and (turned or line.cell_len + cell_len(piece) + 1 > width):
+                yield line
+                line = Text()
+            turned = False
+            if not line:
+                line = Text(mark, style="green" if token.supervised else "")
+            line.append(piece, style)
+            line.append(between, "dim")
+        if token.text.endswith("\n"):
+            yield line
+            line = Text()
+    if line:
+        yield line
+
+
+def _pieces(text: str, width: int) -> list[str]:
+    """Return text in pieces that fit into a line."""
+    if cell_len(text) <= width:
+        return [text]
+    half = max(1, width // 2)  # no character is wider than two columns
+    return [text[start : start + half] for start in range(0, len(text), half)]

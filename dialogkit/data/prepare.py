@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from dialogkit.dialog import ChatTokenizer, Dialog, Encoded
 from dialogkit.errors import DataError
 
 # Raised whenever the meaning of a cached file changes.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 _CHUNK_DIALOGS = 4096
 
 
@@ -100,12 +100,28 @@ class DialogTokens:
         return int(self.supervised.sum())
 
 
+class Origins(NamedTuple):
+    """What dialogs were before they became tokens, in the order of these.
+
+    hashes [N] (`hash_dialog`), whole_tokens [N] (tokens before the dialog was cut).
+    """
+
+    hashes: NDArray[np.uint64]
+    whole_tokens: NDArray[np.int64]
+
+    def select(self, indices: NDArray[np.int64]) -> "Origins":
+        """Return those of some dialogs, in this order."""
+        return Origins(self.hashes[indices], self.whole_tokens[indices])
+
+
 @dataclass(frozen=True)
 class PreparedData:
     """Training and evaluation dialogs as tokens, and the ledger of how they came about."""
 
     train: DialogTokens
     evaluation: DialogTokens
+    train_origins: Origins
+    evaluation_origins: Origins
     ledger: Ledger
     from_cache: bool
 
@@ -126,16 +142,23 @@ def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, 
     Raises: DataError if nothing is left to train on or to evaluate.
     """
     longest = min(config.max_tokens or context, context)
-    tokens, hashes, ledger, from_cache = _tokens(config, tokenizer, longest, cache)
-    if ledger.kept < 2 or len(np.unique(hashes)) < 2:
+    tokens, origins, ledger, from_cache = _tokens(config, tokenizer, longest, cache)
+    if ledger.kept < 2 or len(np.unique(origins.hashes)) < 2:
         raise DataError(
             f"{ledger.dataset} leaves {ledger.kept} usable dialogs; to train and to evaluate takes 2 that differ"
             + (f" (first unusable row: {ledger.first_bad_row})" if ledger.first_bad_row else ""),
             hint="--dataset starter",
         )
-    train, evaluation = split_by_hash(hashes, config.eval_fraction, config.eval_min_dialogs)
+    train, evaluation = split_by_hash(origins.hashes, config.eval_fraction, config.eval_min_dialogs)
     train = train[: config.samples]
-    return PreparedData(tokens.select(train), tokens.select(evaluation), ledger, from_cache)
+    return PreparedData(
+        tokens.select(train),
+        tokens.select(evaluation),
+        origins.select(train),
+        origins.select(evaluation),
+        ledger,
+        from_cache,
+    )
 
 
 def split_by_hash(
@@ -161,7 +184,7 @@ def hash_dialog(dialog: Dialog) -> int:
 
 def _tokens(
     config: DataConfig, tokenizer: ChatTokenizer, longest: int, cache: Path
-) -> tuple[DialogTokens, NDArray[np.uint64], Ledger, bool]:
+) -> tuple[DialogTokens, Origins, Ledger, bool]:
     source = find_source(config)
     # Hub datasets have a cache of their own, which is asked for the fingerprint; files are known by their bytes.
     path = None
@@ -199,16 +222,18 @@ def _tokens(
 
 def _encode(
     dialogs: Sequence[Dialog], tokenizer: ChatTokenizer, longest: int
-) -> tuple[tuple[DialogTokens, NDArray[np.uint64]], int, int]:
+) -> tuple[tuple[DialogTokens, Origins], int, int]:
     ids: list[NDArray[np.int32]] = []
     supervised: list[NDArray[np.bool_]] = []
     answer_bytes: list[int] = []
     hashes: list[int] = []
+    whole_tokens: list[int] = []
     cut = dropped = 0
     for start in range(0, len(dialogs), _CHUNK_DIALOGS):
         chunk = dialogs[start : start + _CHUNK_DIALOGS]
         for dialog, encoded in zip(chunk, tokenizer.encode_dialogs(chunk), strict=True):
-            shortened = len(encoded.input_ids) > longest
+            whole = len(encoded.input_ids)
+            shortened = whole > longest
             if shortened:
                 encoded = cut_dialog(encoded, longest)
             # The first token is never predicted.
@@ -220,6 +245,7 @@ def _encode(
             supervised.append(np.array(encoded.supervised, dtype=np.bool_))
             answer_bytes.append(_answer_bytes(dialog, encoded, tokenizer, whole=not shortened))
             hashes.append(hash_dialog(dialog))
+            whole_tokens.append(whole)
     offsets = np.concatenate([[0], np.cumsum([len(i) for i in ids])]).astype(np.int64)
     tokens = DialogTokens(
         np.concatenate(ids or [np.zeros(0, np.int32)]),
@@ -227,7 +253,8 @@ def _encode(
         offsets,
         np.array(answer_bytes, dtype=np.int64),
     )
-    return (tokens, np.array(hashes, dtype=np.uint64)), dropped, cut
+    origins = Origins(np.array(hashes, dtype=np.uint64), np.array(whole_tokens, dtype=np.int64))
+    return (tokens, origins), dropped, cut
 
 
 def cut_dialog(encoded: Encoded, longest: int) -> Encoded:
@@ -263,17 +290,18 @@ def _runs(encoded: Encoded) -> Iterator[list[int]]:
             yield [token for _, token in group]
 
 
-def _load(path: Path) -> tuple[DialogTokens, NDArray[np.uint64], Ledger] | None:
+def _load(path: Path) -> tuple[DialogTokens, Origins, Ledger] | None:
     """Return a cached preparation; a damaged file counts as none and is made again."""
     try:
         with np.load(path, allow_pickle=False) as file:
             tokens = DialogTokens(file["ids"], file["supervised"], file["offsets"], file["answer_bytes"])
-            return tokens, file["hashes"], Ledger(**json.loads(str(file["ledger"])))
+            origins = Origins(file["hashes"], file["whole_tokens"])
+            return tokens, origins, Ledger(**json.loads(str(file["ledger"])))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
 
 
-def _save(path: Path, tokens: DialogTokens, hashes: NDArray[np.uint64], ledger: Ledger) -> None:
+def _save(path: Path, tokens: DialogTokens, origins: Origins, ledger: Ledger) -> None:
     """Write the cache beside and rename it; a cache that cannot be written is no reason to stop."""
     beside = None
     try:
@@ -286,7 +314,8 @@ def _save(path: Path, tokens: DialogTokens, hashes: NDArray[np.uint64], ledger: 
                 supervised=tokens.supervised,
                 offsets=tokens.offsets,
                 answer_bytes=tokens.answer_bytes,
-                hashes=hashes,
+                hashes=origins.hashes,
+                whole_tokens=origins.whole_tokens,
                 ledger=json.dumps(asdict(ledger)),
             )
         os.replace(beside, path)

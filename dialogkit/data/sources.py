@@ -46,6 +46,8 @@ class RawData:
     """SHA-256 of the file's bytes, or the fingerprint of the hub dataset."""
     rows: int = 0
     dialogs: list[Dialog] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    """Where each dialog stands, as `file:line` or `file[number]`."""
     bad_rows: list[str] = field(default_factory=list)
     """`place: reason` for each row that holds no dialog, or could not be read."""
 
@@ -119,6 +121,7 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
             raw.format = recognise_format(row, source=source.name) if chosen == "auto" else chosen
         try:
             raw.dialogs.append(parse_row(row, raw.format))
+            raw.places.append(place)
         except RowError as error:
             raw.bad_rows.append(f"{place}: {error}")
     if len(malformed) > config.max_bad_rows:

@@ -68,7 +68,22 @@ def end_at_turn(model: Any, tokenizer: ChatTokenizer) -> None:
 
 def context_length(model: Any) -> int:
     """Return the longest text, in tokens, that the model's attention and positions allow."""
-    config = model.config
+    return _longest(model.config)
+
+
+def read_context(config: ModelConfig) -> int:
+    """Return what `context_length` would of the model, from its configuration alone.
+
+    Raises: ModelError if the source cannot be read; UnavailableError if it lies on an unreachable hub.
+    """
+    if config.from_scratch and config.context is not None:
+        return config.context
+    from transformers import AutoConfig
+
+    return _longest(load_from_source(AutoConfig.from_pretrained, config))
+
+
+def _longest(config: Any) -> int:
     longest: int = getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 1024)
     window: int | None = getattr(config, "sliding_window", None)
     # Attention here is full inside a dialog; up to the window that is the same.

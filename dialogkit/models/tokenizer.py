@@ -107,6 +107,28 @@ class ChatTokenizer:
         """Return the text of ids, special tokens left out, without surrounding white space."""
         return str(self.hf.decode(list(ids), skip_special_tokens=True)).strip()
 
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Return each token as it stands in the text; of a part of a character, its bytes with backslashes."""
+        added = {number: token.content for number, token in self.hf.added_tokens_decoder.items()}
+        byte_level = "ByteLevel" in repr(self._backend.decoder)
+        texts = []
+        for number, token in zip(ids, self.hf.convert_ids_to_tokens(list(ids)), strict=True):
+            if number in added:
+                texts.append(added[number])
+            elif byte_level and all(letter in _BYTE_OF for letter in token):
+                texts.append(bytes(_BYTE_OF[letter] for letter in token).decode("utf-8", "backslashreplace"))
+            elif byte := _FALLBACK.fullmatch(token):
+                texts.append(bytes.fromhex(byte[1]).decode("utf-8", "backslashreplace"))
+            else:
+                texts.append(token.replace("\u2581", " "))  # how SentencePiece writes a space
+        return texts
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that no text of a person becomes."""
+        added = self.hf.added_tokens_decoder.items()
+        return frozenset(self.hf.all_special_ids) | {number for number, token in added if token.special}
+
     def save(self, folder: Path) -> None:
         """Write the tokenizer with its chat template."""
         self.hf.save_pretrained(str(folder))
@@ -160,6 +182,17 @@ class ChatTokenizer:
         encoding = self._backend.encode(text, add_special_tokens=False)
         supervised = [any(start in answer for answer in answers) for start, _ in encoding.offsets]
         return Encoded(list(encoding.ids), supervised)
+
+
+def _bytes_by_letter() -> dict[str, int]:
+    """Return which byte a letter stands for in byte-level BPE: those that print for themselves (GPT-2's table)."""
+    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printed]
+    return {chr(byte): byte for byte in printed} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF = _bytes_by_letter()
+_FALLBACK = re.compile("<0x([0-9A-F]{2})>")  # a byte where SentencePiece has no token
 
 
 def _broken(match: re.Match[str]) -> str:

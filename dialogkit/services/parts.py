@@ -320,13 +320,8 @@ class Parts:
 
     def warnings(self) -> list[str]:
         """Return what a user may not expect of the data."""
-        held_out, kept = len(self.data.evaluation), self.data.ledger.kept
-        if held_out >= 0.25 * kept and (fewer := max(1, kept // 10)) < held_out:
-            return [
-                f"{held_out} of only {kept} dialogs are held out for evaluation; "
-                f"--set data.eval_min_dialogs={fewer} leaves more to train on"
-            ]
-        return []
+        remark = held_out_remark(len(self.data.evaluation), self.data.ledger.kept)
+        return [remark] if remark else []
 
     def _share(self) -> str:
         """Return how many dialogs there are to train on, where not all are used."""
@@ -351,3 +346,13 @@ class Parts:
             "W&B": f"{wandb_run.mode} ({wandb_run.reason})"
             + (f", project {self.config.tracking.project}" if wandb_run.mode != "disabled" else ""),
         }
+
+
+def held_out_remark(held_out: int, kept: int) -> str | None:
+    """Return what is to be told where so many of the dialogs are held out that few are left to train on."""
+    if held_out < 0.25 * kept or (fewer := max(1, kept // 10)) >= held_out:
+        return None
+    return (
+        f"{held_out} of only {kept} dialogs are held out for evaluation; "
+        f"--set data.eval_min_dialogs={fewer} leaves more to train on"
+    )

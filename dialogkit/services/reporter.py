@@ -67,6 +67,20 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
+def percent(share: float) -> str:
+    """Return a share from 0 to 1 in percent; only nothing is 0%, and only all is 100%."""
+    if share in (0, 1):
+        return f"{share:.0%}"
+    if 0.001 <= share <= 0.999:
+        return f"{share:.1%}"
+    return "over 99.9%" if share > 0.5 else "under 0.1%"
+
+
+def share_of(part: int, whole: int) -> str:
+    """Return a part of a whole in percent."""
+    return percent(part / whole if whole else 0.0)
+
+
 def show_log() -> None:
     """Show the log where nobody has set up logging, as in a notebook."""
     if not logger.hasHandlers():

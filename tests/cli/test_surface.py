@@ -38,6 +38,7 @@ SURFACE = {
     "runs report": "names --output -o --output-dir --json",
     "runs sync": "[names] --output-dir --json",
     "data list": "--json",
+    "data inspect": "[dataset] --model -m --samples -s --show --max-bad-rows --set --json",
     "config show": "[model] --preset -c --config --set --json",
     "config validate": "file",
     "config schema": "",

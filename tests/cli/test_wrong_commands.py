@@ -118,6 +118,15 @@ WRONG = {
     f"{TRAIN} --dataset unpacked.jsonl.gz": "unpacked.jsonl.gz",
     f"{TRAIN} --dataset fake.parquet": "fake.parquet",
     f"{TRAIN} --dataset good.jsonl --set data.format=messages": "messages",
+    "data inspect nowhere.jsonl": "'nowhere.jsonl'",
+    "data inspect startr": "'startr'",
+    "data inspect folder": "'folder'",
+    "data inspect columns.jsonl": "question, reply",
+    "data inspect --show=-1": "--show: must be greater than or equal to 0",
+    "data inspect --samples 0": "--samples: must be greater than or equal to 1",
+    "data inspect --model custom-huge": "'custom-huge'",
+    "data inspect --set data.max_tokens=2": "data.max_tokens",
+    "data inspect someone/some-dialogs": "'someone/some-dialogs'",
     # Places, devices, tokenizers, services
     f"{TRAIN} --set runtime.output_dir=good.jsonl": "'good.jsonl/runs/",
     f"{TRAIN} --set runtime.output_dir=good.jsonl/inside": "'good.jsonl/inside/runs/",
@@ -230,6 +239,10 @@ def test_several_problems_of_a_file_are_told_in_one_go(dialogkit: Run) -> None:
         "train settings.json": "dialogkit train --config settings.json",
         "train --dataset syntax.jsonl": "mend that line, or: --max-bad-rows 1",
         "train nano": "dialogkit models list",
+        "data inspect syntax.jsonl": "mend that line, or: --max-bad-rows 1",
+        "data inspect folder": "dialogkit data list",
+        "data inspect one.jsonl": "dialogkit data inspect starter",
+        "data inspect --model rows.csv": "dialogkit data inspect rows.csv",
     }.items(),
 )
 def test_what_to_try_fits_what_is_wrong(dialogkit: Run, words: str, hint: str) -> None:

@@ -133,6 +133,20 @@ def test_at_least_some_and_at_most_half_are_held_out(
         assert len(data.evaluation) == held_out
 
 
+def test_each_dialog_is_known_by_its_hash_and_its_length_before_it_was_cut(tokenizer: ChatTokenizer) -> None:
+    rows = [*numbered(30), row("a", "b", "c", "d" * 300), row("e", "f" * 300)]
+    dialogs = [tuple(Message(**turn) for turn in r["messages"]) for r in rows]
+    whole = {
+        hash_dialog(dialog): len(encoded.input_ids)
+        for dialog, encoded in zip(dialogs, tokenizer.encode_dialogs(dialogs), strict=True)
+    }
+    for data in (prepare(rows, tokenizer, samples=20), prepare(rows, tokenizer, samples=20)):
+        for part, origins in ((data.train, data.train_origins), (data.evaluation, data.evaluation_origins)):
+            assert [whole[number] for number in origins.hashes.tolist()] == origins.whole_tokens.tolist()
+            pairs = list(zip(part.lengths.tolist(), origins.whole_tokens.tolist(), strict=True))
+            assert all(length == whole_one or length <= 256 < whole_one for length, whole_one in pairs)
+
+
 def test_samples_take_training_dialogs_only_and_fewer_are_among_more(tokenizer: ChatTokenizer) -> None:
     rows = numbered(50)
     everything = prepare(rows, tokenizer)

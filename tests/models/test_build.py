@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 from dialogkit.config.model import ModelConfig
 from dialogkit.dialog import Message, native_format
 from dialogkit.errors import ModelError, UnavailableError
-from dialogkit.models.build import build_model, context_length
+from dialogkit.models.build import build_model, context_length, read_context
 from dialogkit.models.tokenizer import ChatTokenizer, load_tokenizer, train_tokenizer
 
 CLASSES = {"gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM}
@@ -170,6 +170,21 @@ def test_the_context_is_the_shorter_of_positions_and_window(build: Any) -> None:
     assert context_length(model) == context_length(build("gpt2")) == 64
     model.config.sliding_window = 32
     assert context_length(model) == 32
+
+
+@both
+def test_the_context_is_known_without_the_weights(
+    architecture: str, build: Any, tokenizer: ChatTokenizer, shape: dict[str, Any]
+) -> None:
+    model = build(architecture)
+    assert read_context(ModelConfig.model_validate({"architecture": architecture, **shape})) == 64
+    folder = write(model, tokenizer)
+    (folder / "model.safetensors").unlink()
+    assert read_context(ModelConfig(source=str(folder))) == context_length(model) == 64
+    change_config(folder, sliding_window=32)
+    assert read_context(ModelConfig(source=str(folder))) == 32
+    with pytest.raises(UnavailableError, match="'somebody/else' is not in its cache"):
+        read_context(ModelConfig(source="somebody/else"))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -334,6 +349,7 @@ def test_a_gguf_file_becomes_an_ordinary_model(build: Any, tokenizer: ChatTokeni
         assert mine.hf.chat_template == native_format().template()
         assert mine.encode_prompt(prompt) == tokenizer.encode_prompt(prompt)
         loaded = build_model(config, mine).eval()
+        assert read_context(config) == context_length(loaded)
         assert type(loaded) is LlamaForCausalLM
         torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits)
     again = load(write(loaded, mine, Path("saved")))

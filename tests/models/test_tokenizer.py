@@ -288,6 +288,27 @@ def test_a_tokenizer_without_a_fast_form_is_refused() -> None:
         with_format(ByT5Tokenizer(), ModelConfig(source="somewhere"))
 
 
+@pytest.mark.parametrize("kind", CHATS)
+def test_the_texts_of_the_tokens_are_the_text(kind: str) -> None:
+    tokenizer = chat(kind)
+    (encoded,) = tokenizer.encode_dialogs([dialog("Hello there, you!", "It's 25 degrees.", system="Be brief.")])
+    texts = tokenizer.token_texts(encoded.input_ids)
+    whole = tokenizer.hf.decode(encoded.input_ids, skip_special_tokens=False)
+    assert "".join(texts).split() == whole.split()
+    special = [
+        text for number, text in zip(encoded.input_ids, texts, strict=True) if number in tokenizer.special_ids
+    ]
+    assert tokenizer.hf.convert_tokens_to_ids(special) == [
+        i for i in encoded.input_ids if i in tokenizer.special_ids
+    ]
+
+
+def test_parts_of_a_character_are_shown_as_their_bytes() -> None:
+    tokenizer = chat("plain")
+    ids = tokenizer.hf.encode("\u00fc \U0001f600", add_special_tokens=False)
+    assert tokenizer.token_texts(ids) == ["\\xc3", "\\xbc", " ", "\\xf0", "\\x9f", "\\x98", "\\x80"]
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"model": {"type": "BPE"}}', "\xff"])
 def test_a_damaged_tokenizer_file_is_one_sentence(content: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content.encode("latin-1"))
