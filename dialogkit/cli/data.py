@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dialogkit.cli.options import JsonOption, SetOption
-from dialogkit.cli.output import Output, sanitize, table, untrusted
+from dialogkit.cli.output import Output, table, untrusted
 from dialogkit.services.reporter import counted, percent, share_of
+from dialogkit.text import sanitize
 
 if TYPE_CHECKING:
     from dialogkit.services.inspect import Example, InspectResult, LengthBin, ShownDialog, Token
