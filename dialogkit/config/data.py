@@ -24,5 +24,7 @@ class DataConfig(Section):
     """Share of the dialogs held out for evaluation, chosen by content hash."""
     eval_min_dialogs: int = Field(8, ge=1, le=100_000)
     """At least so many dialogs are held out, but never more than half."""
+    eval_max_dialogs: int = Field(1000, ge=1, le=10_000_000)
+    """At most so many dialogs are held out, whatever the share: more make figures slower, and hardly surer."""
     max_tokens: int | None = Field(None, examples=[512], ge=8, le=1_048_576)
     """Longest dialog in tokens; longer ones are cut. None: the model's context."""

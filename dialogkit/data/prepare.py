@@ -129,8 +129,8 @@ class PreparedData:
 def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, cache: Path) -> PreparedData:
     """Return the prepared dialogs of a dataset.
 
-    A dialog is in the evaluation set because of the hash of its text: the `eval_fraction` lowest hashes, at
-    least `eval_min_dialogs` but at most half of the distinct dialogs. Both sets are in the order of their hashes,
+    A dialog is in the evaluation set because of the hash of its text: the `eval_fraction` lowest hashes, from
+    `eval_min_dialogs` to `eval_max_dialogs`, but at most half of the distinct dialogs. Both sets are in the order of their hashes,
     whatever the order of the rows; `samples` takes the first training dialogs, so that 100 are among the 1000.
 
     Args:
@@ -149,7 +149,9 @@ def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, 
             + (f" (first unusable row: {ledger.first_bad_row})" if ledger.first_bad_row else ""),
             hint="--dataset starter",
         )
-    train, evaluation = split_by_hash(origins.hashes, config.eval_fraction, config.eval_min_dialogs)
+    train, evaluation = split_by_hash(
+        origins.hashes, config.eval_fraction, config.eval_min_dialogs, config.eval_max_dialogs
+    )
     train = train[: config.samples]
     return PreparedData(
         tokens.select(train),
@@ -162,7 +164,7 @@ def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, 
 
 
 def split_by_hash(
-    hashes: NDArray[np.uint64], fraction: float, at_least: int
+    hashes: NDArray[np.uint64], fraction: float, at_least: int, at_most: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return indices of training and evaluation dialogs, each in the order of their hashes.
 
@@ -170,7 +172,7 @@ def split_by_hash(
     """
     distinct = np.unique(hashes)
     by_share = int(np.searchsorted(distinct, np.uint64(int(fraction * (2**64 - 1)))))
-    count = max(1, min(max(by_share, at_least), len(distinct) // 2))
+    count = max(1, min(max(by_share, at_least), max(at_least, at_most), len(distinct) // 2))
     order = np.argsort(hashes, kind="stable")
     boundary = int(np.searchsorted(hashes[order], distinct[count])) if count < len(distinct) else len(order)
     return order[boundary:], order[:boundary]

@@ -82,11 +82,15 @@ def test_the_arrays_hold_the_dialogs_of_the_file(tokenizer: ChatTokenizer) -> No
     hashes=st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 5), min_size=2, max_size=60),
     fraction=st.floats(0.001, 0.5),
     at_least=st.integers(1, 40),
+    more=st.integers(0, 20),
 )
-def test_a_split_is_decided_by_the_hash_alone(hashes: list[int], fraction: float, at_least: int) -> None:
+def test_a_split_is_decided_by_the_hash_alone(
+    hashes: list[int], fraction: float, at_least: int, more: int
+) -> None:
+    at_most = at_least + more
     distinct = sorted(set(hashes))
     array = np.array(hashes, dtype=np.uint64)
-    train, evaluation = split_by_hash(array, fraction, at_least)
+    train, evaluation = split_by_hash(array, fraction, at_least, at_most)
     assert sorted([*train, *evaluation]) == list(range(len(hashes)))
     if len(distinct) < 2:
         return
@@ -94,10 +98,10 @@ def test_a_split_is_decided_by_the_hash_alone(hashes: list[int], fraction: float
     assert held_out.isdisjoint(hashes[i] for i in train)
     assert held_out == set(distinct[: len(held_out)])
     by_share = sum(h < fraction * (2**64 - 1) for h in distinct)
-    assert len(held_out) == max(1, min(max(by_share, at_least), len(distinct) // 2))
+    assert len(held_out) == max(1, min(max(by_share, at_least), at_most, len(distinct) // 2))
     # Neither order nor repetition matters.
     again = np.array(hashes[::-1] * 2, dtype=np.uint64)
-    assert {int(again[i]) for i in split_by_hash(again, fraction, at_least)[1]} == held_out
+    assert {int(again[i]) for i in split_by_hash(again, fraction, at_least, at_most)[1]} == held_out
 
 
 def test_equal_dialogs_are_on_the_same_side_and_the_set_survives_a_new_order(tokenizer: ChatTokenizer) -> None:
@@ -120,12 +124,22 @@ def test_more_dialogs_take_none_out_of_the_evaluation_set(tokenizer: ChatTokeniz
 
 
 @pytest.mark.parametrize(
-    ("rows", "at_least", "held_out"), [(200, 8, None), (200, 60, 60), (20, 8, 8), (10, 8, 5), (3, 8, 1), (2, 1, 1)]
+    ("rows", "limits", "held_out"),
+    [
+        (200, {"eval_min_dialogs": 8}, None),
+        (200, {"eval_min_dialogs": 60}, 60),
+        (200, {"eval_max_dialogs": 9}, 9),
+        (200, {"eval_min_dialogs": 60, "eval_max_dialogs": 5}, 60),
+        (20, {"eval_min_dialogs": 8}, 8),
+        (10, {"eval_min_dialogs": 8}, 5),
+        (3, {"eval_min_dialogs": 8}, 1),
+        (2, {"eval_min_dialogs": 1}, 1),
+    ],
 )
 def test_at_least_some_and_at_most_half_are_held_out(
-    rows: int, at_least: int, held_out: int | None, tokenizer: ChatTokenizer
+    rows: int, limits: dict[str, int], held_out: int | None, tokenizer: ChatTokenizer
 ) -> None:
-    data = prepare(numbered(rows), tokenizer, eval_fraction=0.1, eval_min_dialogs=at_least)
+    data = prepare(numbered(rows), tokenizer, eval_fraction=0.1, **limits)
     assert len(data.train) + len(data.evaluation) == rows
     if held_out is None:
         assert 8 <= len(data.evaluation) <= 40

@@ -150,7 +150,7 @@ def test_overlap_is_counted_between_the_sets_of_a_training(by_bytes: dict[str, A
     settings = {**by_bytes, "data.eval_fraction": 0.4, "model.context": 512}
     result = inspect_data(write(rows), overrides=settings)
     hashes = np.array([hash_dialog(dialog_of(r)) for r in rows], dtype=np.uint64)
-    train, held_out = split_by_hash(hashes, 0.4, 8)
+    train, held_out = split_by_hash(hashes, 0.4, 8, 1000)
     groups = [range(30, 40), range(40, 50), range(50, 60)]
     in_train = [set(train.tolist()) & set(group) for group in groups]
     expected = [len(set(held_out.tolist()) & set(group)) for group in groups]
