@@ -130,8 +130,9 @@ def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, 
     """Return the prepared dialogs of a dataset.
 
     A dialog is in the evaluation set because of the hash of its text: the `eval_fraction` lowest hashes, from
-    `eval_min_dialogs` to `eval_max_dialogs`, but at most half of the distinct dialogs. Both sets are in the order of their hashes,
-    whatever the order of the rows; `samples` takes the first training dialogs, so that 100 are among the 1000.
+    `eval_min_dialogs` to `eval_max_dialogs`, but at most half of the distinct dialogs. Both sets are in the order
+    of their hashes, whatever the order of the rows; `samples` takes the first training dialogs, so that 100 are
+    among the 1000.
 
     Args:
         config: the dataset and its limits.

@@ -31,19 +31,19 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Return causal attention inside each dialog, [1, T, H, D].
 
-    One call of torch's kernel a dialog: exact, without a mask, and no dialog can see another.
+    One call of torch's kernel a dialog: exact, without a mask, and no dialog can see another. Tokens after the
+    last dialog only fill the row up; nothing is computed for them.
     """
     grouped = key.shape[1] != query.shape[1]
-    parts = zip(
-        query.split(dialog_lengths, 2),
-        key.split(dialog_lengths, 2),
-        value.split(dialog_lengths, 2),
-        strict=True,
+    lengths = (*dialog_lengths, query.shape[2] - sum(dialog_lengths))
+    *parts, (filling, _, _) = zip(
+        query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True
     )
     attended = [
         scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
         for q, k, v in parts
     ]
+    attended.append(filling)
     return torch.cat(attended, 2).transpose(1, 2).contiguous(), None
 
 

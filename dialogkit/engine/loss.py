@@ -14,19 +14,17 @@ from torch.nn.functional import cross_entropy, embedding, linear, pad
 CHUNK_TOKENS = 512
 """Rows of logits held at once; 512 x 32,768 in bf16 are 32 MB."""
 
-LENGTHS_PER_OCTAVE = 8
-
 _LEAST = torch.finfo(torch.float32).tiny
 """Least probability that has a logarithm; a target below it counts as this one, 87 nats."""
 
 
 def common_length(length: int) -> int:
-    """Return the least length that is common and not shorter: there are eight from a power of two to the next.
+    """Return the least common length that is not shorter: multiples of 64, and from 512 on eight in an octave.
 
-    oneDNN compiles code for every new shape of a bf16 product, which takes longer than the product itself. Rows
-    that are filled up to few different lengths, by 6% on average, find that code in its cache.
+    oneDNN compiles code for every new shape of a bf16 product, which takes longer than a product of short rows.
+    Rows that are filled up to few different lengths find that code in its cache.
     """
-    step = max(1, (1 << (length - 1).bit_length()) // (2 * LENGTHS_PER_OCTAVE)) if length else 1
+    step = max(64, (1 << length.bit_length()) // 16)
     return -(-length // step) * step
 
 
@@ -159,23 +157,10 @@ def compiles_shapes(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype == torch.bfloat16 and device.type == "cpu"
 
 
-def fill_row(input_ids: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Return a padding-free row of a common length: what fills it up is a dialog of its own, without targets.
-
-    Args:
-        input_ids: [1, T].
-        batch: with `position_ids` [1, T] and `dialog_lengths` that sum to T.
-    """
-    tokens = input_ids.shape[1]
-    more = common_length(tokens) - tokens
-    if not more:
-        return input_ids, batch
-    positions = torch.arange(more, device=input_ids.device)[None]
-    return pad(input_ids, (0, more)), {
-        **batch,
-        "position_ids": torch.cat([batch["position_ids"], positions], 1),
-        "dialog_lengths": (*batch["dialog_lengths"], more),
-    }
+def fill_row(input_ids: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and positions [1, T] with a common length; what fills them up belongs to no dialog."""
+    more = common_length(input_ids.shape[1]) - input_ids.shape[1]
+    return pad(input_ids, (0, more)), pad(position_ids, (0, more))
 
 
 _INSTALLED = ("forward", "_original_forward")
@@ -207,6 +192,7 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
     def forward(
         self: Any,
         input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
         labels: torch.Tensor,
         label_positions: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None = None,
@@ -215,10 +201,10 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
     ) -> dict[str, torch.Tensor]:
         counter.all += input_ids.numel()
         if compiles_shapes(dtype, input_ids.device):
-            input_ids, kwargs = fill_row(input_ids, kwargs)
+            input_ids, position_ids = fill_row(input_ids, position_ids)
         shared: list[torch.Tensor] | None = [] if shares and torch.is_grad_enabled() else None
         text = {"input_ids": input_ids} if shared is None else {"inputs_embeds": _embed(words, input_ids, shared)}
-        hidden = self.base_model(**text, use_cache=False, **kwargs)[0][0]
+        hidden = self.base_model(**text, position_ids=position_ids, use_cache=False, **kwargs)[0][0]
         hidden = hidden.index_select(0, label_positions)
         if head.bias is None:
             total = chunked_cross_entropy(hidden, head.weight, labels, dtype=dtype, shared=shared)
