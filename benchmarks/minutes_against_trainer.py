@@ -6,8 +6,8 @@ python benchmarks/minutes_against_trainer.py custom-small --dataset FILE --json 
 Ours is `dialogkit train MODEL --preset production --budget 5m`, a process from its start to the saved model.
 Theirs is HF Trainer as most tutorials write it, on the same initial weights, dialogs and supervised tokens: padded
 to 512, float32, AdamW with the rate 5e-5 that falls linearly to zero, 8 dialogs a step. How many of its steps fit
-into its time is measured with the Trainer itself. What they learn is then computed without padding, in float32: the
-same steps (gradients agree to 3e-7), in less time. Both are scored on the same held-out dialogs.
+into its time is measured with the Trainer itself. What they learn is then computed without padding, in float32:
+the same steps (gradients agree to 3e-7), in less time. Both are scored on the same held-out dialogs.
 """
 
 import argparse
