@@ -68,6 +68,7 @@ def overrides(words: argparse.Namespace) -> dict[str, Any]:
         "train.schedule": "constant",
         "train.warmup_fraction": 0.0,
         "train.learning_rate": words.learning_rate,
+        "train.optimizer": "adamw",
         "train.weight_decay": 0.0,
         "train.log_every_steps": 1,
         "train.eval_every_steps": 100_000_000,
