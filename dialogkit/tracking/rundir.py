@@ -24,9 +24,10 @@ Status = Literal["running", "completed", "failed", "interrupted", "diverged"]
 
 SAMPLES_FILE = "samples.jsonl"
 EVALUATION_FOLDER = "evaluation"
+REPORT_FILE = "report.html"
 _TASKS = "tasks"
 RECORD_FILE = "run.json"
-RUN_FILES = (RECORD_FILE, "metrics.jsonl", SAMPLES_FILE, "histograms.jsonl", "console.log")
+RUN_FILES = (RECORD_FILE, "metrics.jsonl", SAMPLES_FILE, "histograms.jsonl", "console.log", REPORT_FILE)
 PRUNED_FILE = ".pruned.json"
 """What the record of a run is called while the run is deleted: no run any more, and known to be none."""
 
@@ -124,16 +125,16 @@ class RunDir:
     @property
     def exists(self) -> bool:
         """Whether the folder is that of a run."""
-        return os.path.isfile(self.path / RECORD_FILE)  # unlike pathlib's, it answers for any text
+        return os.path.isfile(self.path / "run.json")  # unlike pathlib's, it answers for any text
 
     def write(self, record: RunRecord) -> None:
         """Write `run.json`."""
-        write_text(self.path / RECORD_FILE, record.model_dump_json(indent=2) + "\n")
+        write_text(self.path / "run.json", record.model_dump_json(indent=2) + "\n")
 
     def read(self) -> RunRecord:
         """Return the record of the run. Raises: ModelError if it cannot be read."""
         try:
-            return RunRecord.model_validate_json((self.path / RECORD_FILE).read_bytes())
+            return RunRecord.model_validate_json((self.path / "run.json").read_bytes())
         except (OSError, ValidationError):
             raise ModelError(f"{str(self.path)!r} holds no readable run.json") from None
 
@@ -300,7 +301,7 @@ def _objects(folder: Path) -> list[dict[str, Any]]:
     """Return the JSON objects of a folder's files."""
     found = []
     for path in sorted(folder.glob("*.json")):
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RecursionError):
             found.append(json.loads(path.read_bytes()))
     return [content for content in found if isinstance(content, dict)]
 
