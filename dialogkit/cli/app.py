@@ -25,7 +25,7 @@ app = typer.Typer(
 models_app = typer.Typer(help="The catalogue of models.", no_args_is_help=True)
 config_app = typer.Typer(help="Settings: show, validate, schema.", no_args_is_help=True)
 data_app = typer.Typer(help="Datasets.", no_args_is_help=True)
-runs_app = typer.Typer(help="What was trained here: list, show, compare, prune, upload.", no_args_is_help=True)
+runs_app = typer.Typer(help="What was trained here: list, show, compare, prune, sync.", no_args_is_help=True)
 tokenizer_app = typer.Typer(help="Tokenizers.", no_args_is_help=True)
 
 app.command("train")(train.train_command)

@@ -140,21 +140,26 @@ def _render_likelihood(output: Output, rows: "Sequence[EvaluateRow]") -> None:
     )
 
 
-def render_figures(output: Output, result: "EvaluateResult", names: Sequence[str] = ()) -> None:
+def render_figures(
+    output: Output, result: "EvaluateResult", *, only: Sequence[str] = (), without: str | None = None
+) -> None:
     """Print the figures one below the other, the models and their anchors side by side, as many as fit.
 
     Args:
         output: where to.
         result: what was measured.
-        names: the figures that are shown. None: all.
+        only: the figures that are shown; without any, all.
+        without: a figure that is not.
     """
     best = _best(result.rows)
-    print_side_by_side(
-        output, [*result.rows, *result.anchors], lambda columns: _side_by_side(columns, best, names)
-    )
+
+    def draw(rows: "Sequence[EvaluateRow]") -> "Table":
+        return _side_by_side(rows, best, lambda name: name != without and (not only or name in only))
+
+    print_side_by_side(output, [*result.rows, *result.anchors], draw)
 
 
-def _side_by_side(rows: "Sequence[EvaluateRow]", best: dict[str, str], names: Sequence[str]) -> "Table":
+def _side_by_side(rows: "Sequence[EvaluateRow]", best: dict[str, str], shown: Callable[[str], bool]) -> "Table":
     titles = [ANCHORS[row.anchor] if row.anchor else row.model for row in rows]
     drawn = table("95% interval in brackets", *titles, right=titles)
     for name, title, form, _ in FIGURES:
@@ -166,7 +171,7 @@ def _side_by_side(rows: "Sequence[EvaluateRow]", best: dict[str, str], names: Se
                 text += f" [{format(bounds[0], form)}, {format(bounds[1], form)}]"
             style = "bold" if best.get(name) == row.model and not row.anchor else "dim" if row.anchor else ""
             cells.append(untrusted(text, style))
-        if any(cell.plain for cell in cells) and (not names or name in names):
+        if any(cell.plain for cell in cells) and shown(name):
             drawn.add_row(title, *cells)
     return drawn
 

@@ -94,7 +94,7 @@ def _render_run(output: Output, shown: "RunDetails") -> None:
         output.print("")
         output.print(untrusted(f"evaluated on {row.dataset}, {counted(row.dialogs, 'dialog')}", "bold"))
         named = evaluation.model_copy(update={"rows": [row.model_copy(update={"model": shown.name})]})
-        render_figures(output, named, _MAIN_FIGURES)
+        render_figures(output, named, only=_MAIN_FIGURES)
         for remark in row.remarks:
             output.print(untrusted(f"{shown.name} {remark}."))
     if shown.tasks:
@@ -125,18 +125,17 @@ def _render_comparison(output: Output, compared: "Comparison") -> None:
 
 def _render_evaluations(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
     """Print the kept evaluations with their intervals, and the results in tasks."""
-    from dialogkit.cli.evaluate import FIGURES, render_figures
+    from dialogkit.cli.evaluate import render_figures
     from dialogkit.services.evaluate import EvaluateResult
 
-    # It is another form of the loss, and the widest figure of all.
-    names = [figure[0] for figure in FIGURES if figure[0] != "perplexity"]
     for evaluation in compared.evaluations:
         output.print("")
         title = f"evaluated on {evaluation.dataset}, {counted(evaluation.dialogs, 'dialog')}"
         output.print(untrusted(title, "bold"))
         pairs = zip(letters, evaluation.rows, strict=True)
         rows = [row.model_copy(update={"model": letter}) for letter, row in pairs if row is not None]
-        render_figures(output, EvaluateResult(rows=rows), names)
+        # Perplexity is another form of the loss, and the widest figure of all.
+        render_figures(output, EvaluateResult(rows=rows), without="perplexity")
     if any(compared.tasks):
         output.print("")
         print_tasks(output, dict(zip(letters, compared.tasks, strict=True)))
