@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dialogkit import __version__
-from dialogkit.cli import chat, config, data, evaluate, generate, models, runs, tokenizer, train
+from dialogkit.cli import chat, config, data, evaluate, generate, models, prune, runs, tokenizer, train
 from dialogkit.cli.output import Output
 from dialogkit.errors import ConfigError, DialogKitError
 
@@ -25,7 +25,9 @@ app = typer.Typer(
 models_app = typer.Typer(help="The catalogue of models.", no_args_is_help=True)
 config_app = typer.Typer(help="Settings: show, validate, schema.", no_args_is_help=True)
 data_app = typer.Typer(help="Datasets: list, inspect.", no_args_is_help=True)
-runs_app = typer.Typer(help="What was trained here: list, show, compare, report, upload.", no_args_is_help=True)
+runs_app = typer.Typer(
+    help="What was trained here: list, show, compare, report, prune, upload.", no_args_is_help=True
+)
 tokenizer_app = typer.Typer(help="Tokenizers.", no_args_is_help=True)
 
 app.command("train")(train.train_command)
@@ -41,6 +43,7 @@ runs_app.command("show")(runs.show_command)
 runs_app.command("compare")(runs.compare_command)
 runs_app.command("best")(runs.best_command)
 runs_app.command("report")(runs.report_command)
+runs_app.command("prune")(prune.prune_command)
 runs_app.command("sync")(runs.sync_command)
 app.add_typer(data_app, name="data")
 data_app.command("list")(data.list_command)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dialogkit.cli.figures import best_of, print_side_by_side, print_tasks
 from dialogkit.cli.options import JsonOption, ModelsArgument, NoCudaOption, OutputOption
 from dialogkit.cli.output import Output, fitting, table, untrusted
 from dialogkit.services.reporter import counted
@@ -25,7 +26,7 @@ def evaluate_command(
         ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", "-s", min=1, metavar="N", help="Dialogs to use.")
+        int | None, typer.Option("--samples", "-s", min=1, metavar="N", help="Dialogs, and questions of a task.")
     ] = None,
     max_bad_rows: Annotated[
         int, typer.Option("--max-bad-rows", min=0, metavar="N", help="Malformed rows to pass over.")
@@ -37,6 +38,12 @@ def evaluate_command(
         bool, typer.Option("--quick", help="Only how well answers are predicted: no replies, no anchors.")
     ] = False,
     slices: Annotated[bool, typer.Option("--slices", help="Show kinds of dialogs one by one.")] = False,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks", metavar="TASKS", help="Of the lm-evaluation-harness: arc_easy,hellaswag or FILE.yaml."
+        ),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, max=65_536, metavar="N", help="Dialogs at once; changes no figure.")
     ] = 8,
@@ -57,6 +64,7 @@ def evaluate_command(
             whole=whole,
             batch_size=batch_size,
             quick=quick,
+            tasks=[name for name in map(str.strip, (tasks or "").split(",")) if name],
             output=output_dir,
             device="cpu" if no_cuda else "auto",
             on_progress=on_progress,
@@ -70,7 +78,7 @@ def _scored(row: "EvaluateRow") -> str:
 
 def _render(output: Output, result: "EvaluateResult", *, slices: bool) -> None:
     if result.anchors:
-        _render_figures(output, result)
+        render_figures(output, result)
     else:
         _render_likelihood(output, result.rows)
     for row in result.rows:
@@ -79,6 +87,9 @@ def _render(output: Output, result: "EvaluateResult", *, slices: bool) -> None:
     if slices:
         for row in result.rows:
             output.print(_slices(row))
+    if any(row.tasks for row in result.rows):
+        output.print("")
+        print_tasks(output, {row.model: row.tasks for row in result.rows})
     datasets = list(dict.fromkeys(map(_scored, result.rows)))
     if len(datasets) == 1:
         output.err.print(untrusted(f"on {datasets[0]}"))
@@ -104,23 +115,26 @@ def _render_likelihood(output: Output, rows: "Sequence[EvaluateRow]") -> None:
     )
 
 
-def _render_figures(output: Output, result: "EvaluateResult") -> None:
-    """Print the figures one below the other, the models and their anchors side by side, as many as fit."""
-    columns = [*result.rows, *result.anchors]
+def render_figures(
+    output: Output, result: "EvaluateResult", *, only: Sequence[str] = (), without: str | None = None
+) -> None:
+    """Print the figures one below the other, the models and their anchors side by side, as many as fit.
+
+    Args:
+        output: where to.
+        result: what was measured.
+        only: the figures that are shown; without any, all.
+        without: a figure that is not.
+    """
     best = _best(result.rows)
-    while columns:
-        for number in range(len(columns), 0, -1):
-            drawn = _side_by_side(columns[:number], best)
-            width = output.out.measure(drawn, options=output.out.options.update(width=10_000)).maximum
-            if width <= output.out.width or number == 1:
-                break
-        output.print(drawn)
-        columns = columns[number:]
-        if columns:
-            output.print("")
+
+    def draw(rows: "Sequence[EvaluateRow]") -> "Table":
+        return _side_by_side(rows, best, lambda name: name != without and (not only or name in only))
+
+    print_side_by_side(output, [*result.rows, *result.anchors], draw)
 
 
-def _side_by_side(rows: "Sequence[EvaluateRow]", best: dict[str, str]) -> "Table":
+def _side_by_side(rows: "Sequence[EvaluateRow]", best: dict[str, str], shown: Callable[[str], bool]) -> "Table":
     titles = [ANCHORS[row.anchor] if row.anchor else row.model for row in rows]
     drawn = table("95% interval in brackets", *titles, right=titles)
     for name, title, form, _, _ in FIGURES:
@@ -132,7 +146,7 @@ def _side_by_side(rows: "Sequence[EvaluateRow]", best: dict[str, str]) -> "Table
                 text += f" [{format(bounds[0], form)}, {format(bounds[1], form)}]"
             style = "bold" if best.get(name) == row.model and not row.anchor else "dim" if row.anchor else ""
             cells.append(untrusted(text, style))
-        if any(cell.plain for cell in cells):
+        if any(cell.plain for cell in cells) and shown(name):
             drawn.add_row(title, *cells)
     return drawn
 
@@ -144,13 +158,7 @@ def _best(rows: "Sequence[EvaluateRow]") -> dict[str, str]:
         bounds = {row.model: row.intervals[name] for row in rows if name in row.intervals}
         if not better or len(bounds) < 2 or len(bounds) < len(rows):
             continue
-        if better > 0:
-            first = max(bounds, key=lambda model: bounds[model][0])
-            apart = all(bounds[first][0] > high for model, (_, high) in bounds.items() if model != first)
-        else:
-            first = min(bounds, key=lambda model: bounds[model][1])
-            apart = all(bounds[first][1] < low for model, (low, _) in bounds.items() if model != first)
-        if apart:
+        if (first := best_of(bounds, better)) is not None:
             best[name] = first
     return best
 

@@ -2,18 +2,22 @@
 
 import json
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
+from dialogkit.cli.figures import print_tasks
 from dialogkit.cli.options import JsonOption, OutputOption
 from dialogkit.cli.output import Output, fitting, parameters, settings_table, table, untrusted
+from dialogkit.services.reporter import counted
 from dialogkit.text import duration
 
 if TYPE_CHECKING:
-    from dialogkit.services.runs import Comparison, RunRow
+    from dialogkit.services.runs import Comparison, RunDetails, RunRow
 
 
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
@@ -30,14 +34,11 @@ def show_command(
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
-    """Show everything that is recorded of a run."""
-    from dialogkit.config.load import flatten
+    """Show everything that is recorded of a run: its loss as a curve, and how its model was evaluated."""
     from dialogkit.services.runs import show_run
 
-    record = show_run(name, output=output_dir)
-    recorded = flatten(record.model_dump(mode="json", exclude={"origins"}))
-    facts = {name: value for name, value in recorded if value not in (None, "", [])}
-    Output(json_mode=json_output).result(record, lambda out: out.print(settings_table(facts)))
+    shown = show_run(name, output=output_dir)
+    Output(json_mode=json_output).result(shown, lambda out: _render_run(out, shown))
 
 
 def compare_command(
@@ -49,7 +50,9 @@ def compare_command(
     from dialogkit.services.runs import compare_runs
 
     compared = compare_runs(names, output=output_dir)
-    Output(json_mode=json_output).result(compared, lambda out: _render_comparison(out, compared))
+    # What was not evaluated on the same dialogs has no intervals to compare.
+    hint = None if compared.evaluations else f"dialogkit evaluate {' '.join(compared.runs)}"
+    Output(json_mode=json_output).result(compared, lambda out: _render_comparison(out, compared), hint=hint)
 
 
 def best_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
@@ -79,6 +82,46 @@ def report_command(
     output.result(written, lambda out: out.print(untrusted(f"report: {written.path}")))
 
 
+_MAIN_FIGURES = (
+    *("bits_per_byte", "accuracy", "prompt_gain", "hits_at_1", "stop_rate", "repetition", "chrf"),
+    "reply_tokens_per_s",
+)
+"""What is shown of an evaluation where it is not the only thing that is shown."""
+_WIDEST_CURVE = 120
+
+
+def _render_run(output: Output, shown: "RunDetails") -> None:
+    from dialogkit.cli.curve import BLOCKS, loss_curve
+    from dialogkit.cli.evaluate import render_figures
+    from dialogkit.config.load import flatten
+    from dialogkit.tracking.rundir import RunRecord
+
+    kept = shown.model_dump(mode="json", include=set(RunRecord.model_fields) - {"origins"})
+    facts = {name: value for name, value in flatten(kept) if value not in (None, "", [])}
+    output.print(settings_table(facts))
+    try:
+        BLOCKS.encode(output.out.encoding)
+        blocks = True
+    except (UnicodeEncodeError, LookupError):
+        blocks = False
+    width = min(output.out.width, _WIDEST_CURVE)
+    for number, line in enumerate(loss_curve(shown.train_loss, shown.held_out_loss, width=width, blocks=blocks)):
+        if number == 0:
+            output.print("")
+        output.print(Text(line, no_wrap=True))
+    for evaluation in shown.evaluations:
+        row = evaluation.rows[0]
+        output.print("")
+        output.print(untrusted(f"evaluated on {row.dataset}, {counted(row.dialogs, 'dialog')}", "bold"))
+        named = evaluation.model_copy(update={"rows": [row.model_copy(update={"model": shown.name})]})
+        render_figures(output, named, only=_MAIN_FIGURES)
+        for remark in row.remarks:
+            output.print(untrusted(f"{shown.name} {remark}."))
+    if shown.tasks:
+        output.print("")
+        print_tasks(output, {shown.name: shown.tasks})
+
+
 def _render_comparison(output: Output, compared: "Comparison") -> None:
     letters = [chr(ord("A") + number) if number < 26 else str(number) for number in range(len(compared.runs))]
     for letter, name in zip(letters, compared.runs, strict=True):
@@ -96,6 +139,42 @@ def _render_comparison(output: Output, compared: "Comparison") -> None:
             output.print(drawn)
     if not compared.same_data:
         output.err.print("their held-out dialogs differ: figures of different datasets cannot be compared")
+    _render_evaluations(output, compared, letters)
+    _render_replies(output, compared, letters)
+
+
+def _render_evaluations(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
+    """Print the kept evaluations with their intervals, and the results in tasks."""
+    from dialogkit.cli.evaluate import render_figures
+    from dialogkit.services.evaluate import EvaluateResult
+
+    for evaluation in compared.evaluations:
+        output.print("")
+        title = f"evaluated on {evaluation.dataset}, {counted(evaluation.dialogs, 'dialog')}"
+        output.print(untrusted(title, "bold"))
+        pairs = zip(letters, evaluation.rows, strict=True)
+        rows = [row.model_copy(update={"model": letter}) for letter, row in pairs if row is not None]
+        # Perplexity is another form of the loss, and the widest figure of all.
+        render_figures(output, EvaluateResult(rows=rows), without="perplexity")
+    if any(compared.tasks):
+        output.print("")
+        print_tasks(output, dict(zip(letters, compared.tasks, strict=True)))
+
+
+_COLUMN = 32
+"""Least width of a column of replies; in a narrower terminal they stand below each other."""
+
+
+def _render_replies(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
+    if compared.replies and output.out.width >= _COLUMN * (len(letters) + 1):
+        drawn = table("prompt", *letters)
+        for answered in compared.replies:
+            drawn.add_row(
+                untrusted(answered.prompt), *(untrusted(reply or "(empty)") for reply in answered.replies)
+            )
+        output.print("")
+        output.print(drawn)
+        return
     for answered in compared.replies:
         output.print("")
         output.print(untrusted(f"> {answered.prompt}", "bold"))
@@ -141,8 +220,12 @@ def sync_command(
         raise typer.Exit(1)
 
 
-_DISPENSABLE = ("parameters", "dataset", "loss", "time", "steps")
-_WITH_DATASET = ("parameters", "loss", "status", "time", "steps")
+_DISPENSABLE = (
+    *("parameters", "preset", "model", "data", "date", "time", "loss", "steps", "tokens/s", "stop rate"),
+)
+_WITH_DATASET = (
+    *("parameters", "preset", "model", "date", "time", "loss", "status", "steps", "tokens/s", "stop rate"),
+)
 """Columns that a narrow terminal has no room for, the first ones first."""
 
 
@@ -153,19 +236,25 @@ def _render_list(output: Output, rows: "list[RunRow]", dispensable: Sequence[str
         "steps": _steps,
         "bits/byte": lambda row: "" if row.bits_per_byte is None else f"{row.bits_per_byte:.3f}",
         "loss": lambda row: "" if row.nats_per_token is None else f"{row.nats_per_token:.3f}",
+        "stop rate": lambda row: "" if row.stop_rate is None else f"{row.stop_rate:.0%}",
+        "tokens/s": lambda row: "" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}",
         "time": lambda row: "" if row.duration_s is None else duration(row.duration_s),
+        "date": lambda row: _date(row.created),
+        "model": lambda row: row.model,
         "parameters": lambda row: parameters(row.parameters),
-        "dataset": lambda row: row.dataset,
+        "preset": lambda row: row.preset,
+        "data": lambda row: row.dataset,
     }
-    output.print(
-        fitting(
-            output.out,
-            columns,
-            rows,
-            right=("steps", "bits/byte", "loss", "time", "parameters"),
-            dispensable=dispensable,
-        )
-    )
+    right = ("steps", "bits/byte", "loss", "stop rate", "tokens/s", "time", "parameters")
+    output.print(fitting(output.out, columns, rows, right=right, dispensable=dispensable))
+
+
+def _date(created: str) -> str:
+    """Return when a run was started, by the clock of this machine."""
+    try:
+        return f"{datetime.fromisoformat(created).astimezone():%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError):
+        return created
 
 
 def _steps(row: "RunRow") -> str:

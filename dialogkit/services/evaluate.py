@@ -36,7 +36,8 @@ from dialogkit.services.judging import (
 )
 from dialogkit.services.models import DEFAULT_OUTPUT, Loadable, resolve_model
 from dialogkit.services.result import Result
-from dialogkit.tracking.rundir import RunRecord
+from dialogkit.services.tasks import TaskRow, TaskSuite
+from dialogkit.tracking.rundir import RunDir, RunRecord
 
 if TYPE_CHECKING:
     from dialogkit.data.prepare import DialogTokens
@@ -96,6 +97,7 @@ class EvaluateRow(Result):
     worst: list[WorstRow] = Field(default_factory=list)
     remarks: list[str] = Field(default_factory=list)
     """What is wrong with the model, in words."""
+    tasks: list[TaskRow] = Field(default_factory=list)
 
 
 class EvaluateResult(Result):
@@ -118,6 +120,7 @@ def evaluate(
     whole: bool = False,
     batch_size: int = 8,
     quick: bool = False,
+    tasks: Sequence[str] = (),
     output: str | Path = DEFAULT_OUTPUT,
     device: str = "auto",
     on_progress: ProgressSink = lambda what, share: None,
@@ -134,6 +137,7 @@ def evaluate(
         whole: score every dialog of the dataset and not the held-out ones alone, which come first.
         batch_size: dialogs at once; the figures do not depend on it.
         quick: only how well the answers are predicted: no replies, no anchors.
+        tasks: tasks of the lm-evaluation-harness, by name or file; `samples` limits their questions as well.
         output: folder of models and runs.
         device: auto, cpu, cuda or mps.
         on_progress: takes how far it is.
@@ -144,6 +148,7 @@ def evaluate(
     if model is not None:
         names = [str(model)] if isinstance(model, str | Path) else [str(name) for name in model]
     chosen = [resolve_model(name, output=output) for name in names]
+    suite = TaskSuite(tasks) if tasks else None
 
     rows: list[EvaluateRow] = []
     anchors: list[EvaluateRow] = []
@@ -166,6 +171,8 @@ def evaluate(
             device=device,
             told=told,
         )
+        if suite is not None:
+            row = row.model_copy(update={"tasks": _ask(suite, loadable, samples, batch_size, device, told)})
         rows.append(row)
         # Of several models of one shape and tokenizer the anchors are the same.
         kept = [(anchor.anchor, anchor.dataset, anchor.bits_per_byte, anchor.chrf) for anchor in anchors]
@@ -333,22 +340,48 @@ def _untrained(loadable: Loadable, subject: Subject) -> Subject | None:
     return subject._replace(model=built)
 
 
+def _ask(
+    suite: TaskSuite, loadable: Loadable, samples: int | None, batch_size: int, device: str, told: ProgressSink
+) -> list[TaskRow]:
+    """Return what a model comes to in tasks, and keep it in the folder of its run."""
+    from dialogkit.services.loading import load_for_inference
+
+    loaded = load_for_inference(loadable, device=device)
+    asked = suite.ask(loaded, limit=samples, batch_size=batch_size, told=told)
+    if (run := _run_of(loadable)) is not None:
+        with suppress(StorageError):
+            for task in asked:
+                run.write_task(task.name, task.model_dump(mode="json"))
+    return asked
+
+
 def _keep(
     loadable: Loadable, row: EvaluateRow, beside: Sequence[EvaluateRow], replies: Sequence[dict[str, Any]]
 ) -> None:
     """Keep an evaluation in the folder of the run whose model it is of."""
-    run = loadable.run
-    source = Path(loadable.model.source or "")
-    if run is None or (source.resolve().parent == run.path.resolve() and source.name != run.model_dir.name):
-        return  # no run's, or a checkpoint's
+    run = _run_of(loadable)
+    if run is None:
+        return
     with suppress(StorageError):  # as a run folder that is only read
         run.write_evaluation(
             row.dataset,
-            row.model_dump(mode="json", exclude={"worst"})
-            | {"anchors": [anchor.model_dump(mode="json", exclude={"slices", "worst"}) for anchor in beside]},
+            row.model_dump(mode="json", exclude={"worst", "tasks"})
+            | {
+                "anchors": [
+                    anchor.model_dump(mode="json", exclude={"slices", "worst", "tasks"}) for anchor in beside
+                ]
+            },
             worst=[worst.model_dump() for worst in row.worst],
             replies=replies,
         )
+
+
+def _run_of(loadable: Loadable) -> RunDir | None:
+    """Return the run whose finished model this is; None for a checkpoint, or a model of no run."""
+    run, source = loadable.run, Path(loadable.model.source or "")
+    if run is not None and source.resolve().parent == run.path.resolve() and source.name != run.model_dir.name:
+        return None
+    return run
 
 
 def concatenate(parts: "Sequence[DialogTokens]") -> "DialogTokens":

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from filecmp import cmp
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from dialogkit.config.load import HUB_ID, describe, folder_name, load_run_config
 from dialogkit.config.model import SHIPPED_VOCABULARY, ModelConfig
 from dialogkit.errors import ModelError, did_you_mean
 from dialogkit.services.result import Result
-from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs, published_dir
+from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs, published_dir, published_dirs
 
 DEFAULT_OUTPUT = "models"
 
@@ -57,6 +58,12 @@ def list_models(*, output: str | Path = DEFAULT_OUTPUT) -> list[ModelRow]:
         folder = published_dir(output, name)
         if record.status == "completed" and name not in own and name not in shipped:
             own[name] = _loadable_row(Loadable(name, _from_folder(name, folder), run), output)
+    listed = {published_dir(output, name) for name in (*shipped, *own)}
+    for folder in published_dirs(output):
+        if folder not in listed:  # of a run that is deleted
+            name = folder.name
+            row = _loadable_row(Loadable(name, _from_folder(name, folder)), output)
+            own[name] = row.model_copy(update={"trained": True})
     catalogue = [show_model(name, output=output) for name in shipped]
     return [*catalogue, *(row for _, row in sorted(own.items()) if row.trained)]
 
@@ -213,12 +220,30 @@ def _published(name: str, output: Path) -> Loadable | None:
     folder = published_dir(output, name)
     if not (folder / "config.json").is_file():
         return None
-    # What lies there came from the newest finished run of that model.
+    # What lies there came from the newest finished run of that model, unless that is deleted.
     for run, record in list_runs(output):
         made = _model_name(record)
-        if record.status == "completed" and published_dir(output, made) == folder:
+        if record.status == "completed" and published_dir(output, made) == folder and _made(run, folder):
             return Loadable(made, _from_folder(made, folder), run)
     return Loadable(name, _from_folder(name, folder))
+
+
+def is_published(run: RunDir, record: RunRecord, output: Path) -> bool:
+    """Return whether the finished model of a run lies in the output folder under its name as well."""
+    return bool(_weights(run.model_dir)) and _made(run, published_dir(output, _model_name(record)))
+
+
+def _made(run: RunDir, folder: Path) -> bool:
+    """Return whether a run made the weights in a folder; it may have, where its own are gone."""
+    own, there = _weights(run.model_dir), _weights(folder)
+    return not own or (
+        own.keys() == there.keys()
+        and all(path.samefile(there[name]) or cmp(path, there[name], shallow=False) for name, path in own.items())
+    )
+
+
+def _weights(folder: Path) -> dict[str, Path]:
+    return {path.name: path for path in folder.glob("*.safetensors")}
 
 
 def _from_run(run: RunDir) -> Loadable:

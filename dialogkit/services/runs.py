@@ -1,13 +1,19 @@
 """What was trained here, read from the run folders alone, and the upload of offline W&B runs."""
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
 
 from dialogkit.config.load import flatten
 from dialogkit.errors import ConfigError, ModelError
+from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
 from dialogkit.services.models import DEFAULT_OUTPUT
 from dialogkit.services.result import Result
+from dialogkit.services.tasks import TaskRow
 from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs
 from dialogkit.tracking.wandb_run import find_credentials, offline_folders, sync_folder
 
@@ -22,6 +28,7 @@ class RunRow(Result):
     created: str
     duration_s: float | None
     model: str
+    preset: str
     parameters: int | None
     dataset: str
     steps: int | None
@@ -31,6 +38,21 @@ class RunRow(Result):
     """On the held-out dialogs: of the finished model, or of the last evaluation where there is none."""
     nats_per_token: float | None
     success_rate: float | None
+    stop_rate: float | None
+    """Share of replies that ended by themselves: of its evaluation, or to the test prompts where there is none."""
+    tokens_per_s: float | None
+    """In training steps."""
+
+
+class RunDetails(RunRecord):
+    """The whole record of a run, with what is kept beside it."""
+
+    train_loss: list[tuple[int, float]] = Field(default_factory=list)
+    """Steps with the loss of the training, in nats per token."""
+    held_out_loss: list[tuple[int, float]] = Field(default_factory=list)
+    evaluations: list[EvaluateResult] = Field(default_factory=list)
+    """The evaluation of the finished model on each dataset, with its anchors."""
+    tasks: list[TaskRow] = Field(default_factory=list)
 
 
 class SyncRow(Result):
@@ -56,6 +78,15 @@ class AnsweredPrompt(Result):
     replies: list[str]
 
 
+class ComparedEvaluation(Result):
+    """The evaluations of several runs on the same dialogs."""
+
+    dataset: str
+    dialogs: int
+    rows: list[EvaluateRow | None]
+    """None of a run that was not evaluated on them."""
+
+
 class Comparison(Result):
     """Runs side by side; every list of values is in the order of `runs`."""
 
@@ -68,6 +99,10 @@ class Comparison(Result):
     """Settings that differ."""
     versions: list[Differing]
     """Versions, device and processor that differ."""
+    evaluations: list[ComparedEvaluation]
+    """What `evaluate` measured, where it did of two runs on the same dialogs."""
+    tasks: list[list[TaskRow]]
+    """Results in tasks, of each run."""
     replies: list[AnsweredPrompt]
     """Prompts that all of them answered at their end."""
 
@@ -106,6 +141,8 @@ def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -
         same_data=len(measured) == 1,
         settings=_differing([dict(flatten(record.config)) for record in records], leave={"name"}),
         versions=_differing(machine),
+        evaluations=_compared_evaluations(runs),
+        tasks=[_tasks(run) for run in runs],
         replies=_common_replies(runs),
     )
 
@@ -121,6 +158,45 @@ def best_runs(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:
             if known is None or row.bits_per_byte < (known.bits_per_byte or 0):
                 best[measured] = row
     return list(best.values())
+
+
+def _compared_evaluations(runs: Sequence[RunDir]) -> list[ComparedEvaluation]:
+    """Return evaluations of at least two runs; those on other dialogs of a dataset stand apart."""
+    by_dialogs: dict[tuple[str, int], list[EvaluateRow | None]] = {}
+    for number, run in enumerate(runs):
+        for evaluation in _evaluations(run):
+            for row in evaluation.rows:
+                by_dialogs.setdefault((row.dataset, row.dialogs), [None] * len(runs))[number] = row
+    return [
+        ComparedEvaluation(dataset=dataset, dialogs=dialogs, rows=rows)
+        for (dataset, dialogs), rows in by_dialogs.items()
+        if sum(row is not None for row in rows) > 1
+    ]
+
+
+def _evaluations(run: RunDir) -> list[EvaluateResult]:
+    """Return the kept evaluations of a run with their anchors."""
+    return [
+        EvaluateResult(rows=rows, anchors=_valid(EvaluateRow, kept.get("anchors") or ()))
+        for kept in run.evaluations()
+        if (rows := _valid(EvaluateRow, [kept]))
+    ]
+
+
+def _tasks(run: RunDir) -> list[TaskRow]:
+    return _valid(TaskRow, run.tasks())
+
+
+Kept = TypeVar("Kept", bound=BaseModel)
+
+
+def _valid(kind: type[Kept], contents: Iterable[object]) -> list[Kept]:
+    """Return what was kept as what it is; what another version wrote otherwise, or somebody else, is left out."""
+    found = []
+    for content in contents:
+        with suppress(ValidationError):
+            found.append(kind.model_validate(content))
+    return found
 
 
 def _differing(settings: Sequence[Mapping[str, Any]], *, leave: Collection[str] = ()) -> list[Differing]:
@@ -148,9 +224,27 @@ def list_run_rows(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:
     return [_row(run, record) for run, record in list_runs(Path(output))]
 
 
-def show_run(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> RunRecord:
-    """Return the whole record of a run. Raises: ModelError if there is none."""
-    return find_run(Path(output), name).read()
+def show_run(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> RunDetails:
+    """Return the whole record of a run, its loss and its evaluations. Raises: ModelError if there is none."""
+    run = find_run(Path(output), name)
+    points = run.metrics()
+    return RunDetails(
+        **run.read().model_dump(),
+        train_loss=_series(points, "train/loss"),
+        held_out_loss=_series(points, "eval/nats_per_token"),
+        evaluations=_evaluations(run),
+        tasks=_tasks(run),
+    )
+
+
+def _series(points: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """Return the steps at which a figure was logged with its values; what is no number is left out."""
+    found = [(point.get("step"), point.get(name)) for point in points]
+    return [
+        (step, float(value))
+        for step, value in found
+        if isinstance(step, int) and isinstance(value, int | float) and math.isfinite(value)
+    ]
 
 
 def sync_runs(names: list[str] | None = None, *, output: str | Path = DEFAULT_OUTPUT) -> list[SyncRow]:
@@ -188,6 +282,7 @@ def _folders_of(run: RunDir, folders: list[Path]) -> list[Path]:
 
 def _row(run: RunDir, record: RunRecord) -> RunRow:
     total = steps = record.schedule.get("total_steps")
+    speed = record.metrics.get("perf/tokens_per_s")
     if record.status == "completed":
         total = steps = int(record.metrics.get("train/steps", total or 0))  # early stopping makes fewer
         figures: Mapping[str, Any] = {name: record.metrics.get(f"final/{name}") for name in _FIGURES}
@@ -196,16 +291,23 @@ def _row(run: RunDir, record: RunRecord) -> RunRow:
         steps = max((int(point["step"]) for point in points), default=None)
         evaluated = [point for point in points if "eval/nats_per_token" in point]
         figures = {name: evaluated[-1].get(f"eval/{name}") if evaluated else None for name in _FIGURES}
+        speed = next((value for _, value in reversed(_series(points, "perf/tokens_per_s"))), None)
+    dataset = str(record.data.get("dataset", ""))
+    evaluated_rows = [row for kept in _evaluations(run) for row in kept.rows if row.dataset == dataset]
+    stop_rate = next((row.stop_rate for row in evaluated_rows), record.replies.get("stop_rate"))
     return RunRow(
         name=record.name,
         status=record.status,
         created=record.created,
         duration_s=record.duration_s,
         model=str(record.model.get("name") or record.config.get("model", {}).get("name", "")),
+        preset=str(record.config.get("preset", "")),
         parameters=record.model.get("parameters"),
-        dataset=str(record.data.get("dataset", "")),
+        dataset=dataset,
         steps=steps,
         total_steps=total,
         **figures,
         success_rate=record.replies.get("success_rate"),
+        stop_rate=stop_rate,
+        tokens_per_s=speed,
     )

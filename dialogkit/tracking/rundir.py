@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,11 @@ Status = Literal["running", "completed", "failed", "interrupted", "diverged"]
 SAMPLES_FILE = "samples.jsonl"
 EVALUATION_FOLDER = "evaluation"
 REPORT_FILE = "report.html"
+_TASKS = "tasks"
+RECORD_FILE = "run.json"
+RUN_FILES = (RECORD_FILE, "metrics.jsonl", SAMPLES_FILE, "histograms.jsonl", "console.log", REPORT_FILE)
+PRUNED_FILE = ".pruned.json"
+"""What the record of a run is called while the run is deleted: no run any more, and known to be none."""
 
 PUBLISHED_MARK = b"\ntags: [dialogkit,"
 """A line of every model card that dialogkit writes."""
@@ -107,6 +112,10 @@ class RunDir:
         except FileExistsError:
             if _holds_only_a_lock(path):  # of a run that was killed before it began
                 return cls(path)
+            if (path / PRUNED_FILE).exists():
+                raise StorageError(
+                    f"the run {name!r} was being deleted, and is not quite gone", hint="dialogkit runs prune --yes"
+                ) from None
             raise StorageError(
                 f"there is a run {name!r} in {str(output)!r} already", hint=f"--name {name}-2"
             ) from None
@@ -151,8 +160,15 @@ class RunDir:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from writing into this folder. Raises: StorageError if one does already."""
-        self._require_no_links()
+        self._require_no_links(self.path.rglob("*"))
+        with self.held():
+            yield
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out, whatever else there is in the folder. Raises: StorageError."""
         path = self.path / ".lock"
+        self._require_no_links([path])
         try:
             import fcntl
         except ImportError:  # Windows
@@ -173,10 +189,28 @@ class RunDir:
             file.flush()
             yield
 
-    def _require_no_links(self) -> None:
+    @property
+    def is_held(self) -> bool:
+        """Whether another process trains this run now."""
+        try:
+            import fcntl
+        except ImportError:  # Windows, where that cannot be told from a run that was killed
+            return self.exists and self.read().status == "running"
+        try:
+            descriptor = os.open(self.path / ".lock", os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def _require_no_links(self, inside: Iterable[Path]) -> None:
         """Raise StorageError if a link in the folder would lead what is written out of it."""
-        links = [self.path, *self.path.rglob("*")]
-        if link := next((path for path in links if path.is_symlink()), None):
+        if link := next((path for path in (self.path, *inside) if path.is_symlink()), None):
             raise StorageError(
                 f"the run {self.name!r} holds a link, {str(link)!r}, which dialogkit does not follow",
                 hint=f"dialogkit runs show {self.name}",
@@ -207,26 +241,36 @@ class RunDir:
         replies: Sequence[dict[str, Any]],
     ) -> None:
         """Keep an evaluation on a dataset, in place of an earlier one on the same. Raises: StorageError."""
-        folder = self.path / EVALUATION_FOLDER
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"{str(folder)!r} cannot be made: {(error.strerror or str(error)).lower()}"
-            ) from None
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", dataset).strip("-")[:80] or "dataset"
+        folder = self._evaluation_folder()
+        stem = _stem(dataset, "dataset")
         write_text(folder / f"{stem}.json", json.dumps(result, ensure_ascii=False, indent=2) + "\n")
         for name, rows in (("worst", worst), ("replies", replies)):
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_text(folder / f"{stem}-{name}.jsonl", lines)
 
+    def write_task(self, name: str, result: dict[str, Any]) -> None:
+        """Keep the result of a task, in place of an earlier one of the same. Raises: StorageError."""
+        text = json.dumps(result, ensure_ascii=False, indent=2)
+        write_text(self._evaluation_folder(_TASKS) / f"{_stem(name, 'task')}.json", text + "\n")
+
+    def _evaluation_folder(self, inside: str = "") -> Path:
+        folder = self.path / EVALUATION_FOLDER / inside
+        self._require_no_links([self.path / EVALUATION_FOLDER, folder])
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{str(folder)!r} cannot be made: {(error.strerror or str(error)).lower()}"
+            ) from None
+        return folder
+
     def evaluations(self) -> list[dict[str, Any]]:
         """Return the kept evaluations, one for each dataset; what cannot be read is left out."""
-        found = []
-        for path in sorted((self.path / EVALUATION_FOLDER).glob("*.json")):
-            with suppress(OSError, ValueError, RecursionError):
-                found.append(json.loads(path.read_bytes()))
-        return [evaluation for evaluation in found if isinstance(evaluation, dict)]
+        return _objects(self.path / EVALUATION_FOLDER)
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """Return the kept results of tasks, one for each; what cannot be read is left out."""
+        return _objects(self.path / EVALUATION_FOLDER / _TASKS)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the logged points; a last line that a crash cut off is left out."""
@@ -261,6 +305,20 @@ class RunDir:
         # JSON knows no NaN; what is no number is written as text.
         clean = {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in record.items()}
         self._append_line(file, json.dumps(clean, ensure_ascii=False, allow_nan=False))
+
+
+def _objects(folder: Path) -> list[dict[str, Any]]:
+    """Return the JSON objects of a folder's files."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        with suppress(OSError, ValueError, RecursionError):
+            found.append(json.loads(path.read_bytes()))
+    return [content for content in found if isinstance(content, dict)]
+
+
+def _stem(name: str, otherwise: str) -> str:
+    """Return a name as that of a file."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:80] or otherwise
 
 
 def _holds_only_a_lock(path: Path) -> bool:
@@ -326,6 +384,13 @@ def published_dir(output: Path, model: str) -> Path:
     return output / model.replace("-", "_")
 
 
+def published_dirs(output: Path) -> list[Path]:
+    """Return the folders of finished models that dialogkit published in an output folder."""
+    with suppress(OSError):
+        return [path for path in sorted(output.iterdir()) if _is_published(path)]
+    return []
+
+
 def publish(model_dir: Path, target: Path) -> None:
     """Replace `target` by the files of a finished run, by hard links where the file system has them.
 
@@ -361,12 +426,16 @@ def require_publishable(target: Path) -> None:
     """
     if not (target.exists() or target.is_symlink()):
         return
-    card = target / "README.md"
-    if target.is_symlink() or not card.is_file() or PUBLISHED_MARK not in card.read_bytes():
+    if not _is_published(target):
         raise StorageError(
             f"{str(target)!r} is there already and was not made by dialogkit, so it is left as it is",
             hint=f"--set model.name=my-{target.name}",
         )
+
+
+def _is_published(folder: Path) -> bool:
+    card = folder / "README.md"
+    return not folder.is_symlink() and card.is_file() and PUBLISHED_MARK in card.read_bytes()
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -27,8 +27,8 @@ SURFACE = {
     "generate": "[model] --prompt -p --prompts-file --system --compare --max-new-tokens --temperature --top-k "
     "--top-p --repetition-penalty --seed --no-cuda --output-dir --json",
     "chat": "[model] --system --compare --max-new-tokens --temperature --seed --no-cuda --output-dir",
-    "evaluate": "[models] --dataset -d --samples -s --max-bad-rows --whole --quick --slices --batch-size "
-    "--no-cuda --output-dir --json",
+    "evaluate": "[models] --dataset -d --samples -s --max-bad-rows --whole --quick --slices --tasks "
+    "--batch-size --no-cuda --output-dir --json",
     "models list": "--output-dir --json",
     "models show": "name --output-dir --json",
     "runs list": "--output-dir --json",
@@ -36,6 +36,7 @@ SURFACE = {
     "runs compare": "names --output-dir --json",
     "runs best": "--output-dir --json",
     "runs report": "names --output -o --output-dir --json",
+    "runs prune": "[names] --keep --older-than --status --checkpoints-only --yes -y --output-dir --json",
     "runs sync": "[names] --output-dir --json",
     "data list": "--json",
     "data inspect": "[dataset] --model -m --samples -s --show --max-bad-rows --set --json",

@@ -1,5 +1,7 @@
 """Runs are listed and shown from their folders, and offline ones are uploaded one by one."""
 
+import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -8,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from dialogkit.services.runs import compare_runs
+from dialogkit.services.evaluate import EvaluateRow
+from dialogkit.services.runs import compare_runs, list_run_rows, show_run
+from dialogkit.services.tasks import TaskFigure, TaskRow
 from dialogkit.tracking.rundir import RunDir
 from dialogkit.tracking.wandb_run import offline_folders
 from tests.conftest import Finished, Trained
@@ -28,6 +32,45 @@ def test_the_list_has_the_figures_of_the_record(dialogkit: Run, output: str, tra
     assert (row["name"], row["status"], row["steps"]) == ("shared-run", "completed", 20)
     assert row["bits_per_byte"] == trained.result.metrics["final/bits_per_byte"]
     assert "shared-run" in dialogkit("runs", "list", "--output-dir", output).out
+
+
+COLUMNS = {
+    80: "run status steps bits/byte loss stop rate tokens/s time",
+    120: "run status steps bits/byte loss stop rate tokens/s time date model data",
+    200: "run status steps bits/byte loss stop rate tokens/s time date model parameters preset data",
+}
+
+
+@pytest.mark.parametrize("width", COLUMNS)
+def test_the_list_shows_what_there_is_room_for(
+    width: int, dialogkit: Run, output: str, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    header, row = dialogkit("runs", "list", "--output-dir", output).out.splitlines()
+    assert header.split() == COLUMNS[width].split()
+    assert len(header.rstrip()) <= width
+    assert f"{trained.result.metrics['perf/tokens_per_s']:,.0f}" in row.split()
+    if width > 100:
+        assert re.search(r" \d{4}-\d\d-\d\d \d\d:\d\d ", row)
+        assert {"custom-nano", "starter"} <= set(row.split())
+
+
+def keep_evaluation(output: str, name: str, **figures: Any) -> None:
+    """Keep an evaluation of a run on the starter set, as `evaluate` does."""
+    run = RunDir(Path(output) / "runs" / name)
+    row = EvaluateRow(model="custom-nano", dataset="starter", dialogs=15, tokens=484, **figures)
+    anchor = EvaluateRow(model="custom-nano", anchor="unigram", dataset="starter", dialogs=15, tokens=484)
+    anchors = [anchor.model_copy(update={"bits_per_byte": 2.8053}).model_dump(mode="json")]
+    kept = {**row.model_dump(mode="json"), "anchors": anchors}
+    run.write_evaluation("starter", kept, worst=[], replies=[])
+
+
+def test_the_stop_rate_is_that_of_the_evaluation_where_there_is_one(output: str, trained: Trained) -> None:
+    (row,) = list_run_rows(output=output)
+    assert row.stop_rate == trained.result.stop_rate
+    keep_evaluation(output, "shared-run", stop_rate=0.4375)
+    (row,) = list_run_rows(output=output)
+    assert row.stop_rate == 0.4375
 
 
 def test_an_unfinished_run_is_listed_with_what_it_came_to(dialogkit: Run, output: str) -> None:
@@ -75,6 +118,46 @@ def test_a_run_is_shown_whole(dialogkit: Run, output: str) -> None:
     assert "null" not in shown.out
     for name in ("environment.platform", "config.train.learning_rate", "model.parameters", "exit_code"):
         assert name in shown.out
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_run_is_shown_with_its_curve_and_its_evaluation(
+    width: int, dialogkit: Run, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    keep_evaluation(output, "shared-run", bits_per_byte=2.5, intervals={"bits_per_byte": (2.25, 2.75)})
+    done = dialogkit("runs", "show", "shared-run", "--output-dir", output)
+    assert (done.code, done.err) == (0, "")
+    assert max(map(len, done.out.splitlines())) <= width
+    _, _, drawn = done.out.partition("nats/token ")
+    assert max(map(len, drawn.splitlines())) <= width
+    assert "20 steps" in drawn
+    assert re.search(r"bits/byte +2\.5000 \[2\.2500, 2\.7500\] +2\.8053$", drawn, re.MULTILINE)
+    assert "evaluated on starter, 15 dialogs" in drawn
+    assert re.search(r"in brackets +shared-run +unigram$", drawn, re.MULTILINE)
+
+
+def test_for_programs_the_curve_is_numbers(dialogkit: Run, output: str) -> None:
+    data = dialogkit("runs", "show", "shared-run", "--output-dir", output, "--json").json["data"]
+    points = RunDir(Path(output) / "runs/shared-run").metrics()
+    assert data["train_loss"] == [[p["step"], p["train/loss"]] for p in points if "train/loss" in p]
+    held_out = [[p["step"], p["eval/nats_per_token"]] for p in points if "eval/nats_per_token" in p]
+    assert data["held_out_loss"] == held_out
+    assert len(held_out) > 1
+    assert "nats/token" not in json.dumps(data["origins"])
+    assert data["name"] == "shared-run"
+
+
+def test_what_is_kept_and_cannot_be_read_is_left_out(dialogkit: Run, output: str) -> None:
+    run = RunDir(Path(output) / "runs/shared-run")
+    run.append_metrics(21, {"train/loss": float("nan")})
+    run.write_evaluation("one", {"model": 1}, worst=[], replies=[])
+    run.write_task("two", {"name": "two"})
+    (run.path / "evaluation/three.json").write_text("{")
+    shown = show_run("shared-run", output=output)
+    assert (shown.evaluations, shown.tasks) == ([], [])
+    assert shown.train_loss[-1][0] == 20
+    assert dialogkit("runs", "show", "shared-run", "--output-dir", output).code == 0
 
 
 def test_an_unknown_run_is_one_sentence(dialogkit: Run, output: str) -> None:
@@ -150,10 +233,51 @@ def test_a_comparison_fits_into_the_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     done = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two)
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.err) == (0, "next: dialogkit evaluate shared-run other-run\n")
     assert done.out.splitlines()[:2] == ["A  shared-run", "B  other-run"]
     assert max(map(len, done.out.splitlines())) <= width
     assert "train.learning_rate" in done.out
+
+
+def test_kept_evaluations_stand_side_by_side_with_their_intervals(
+    two: str, dialogkit: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    keep_evaluation(
+        two, "shared-run", bits_per_byte=3.5, intervals={"bits_per_byte": (3.25, 3.75)}, perplexity=9.0
+    )
+    keep_evaluation(two, "other-run", bits_per_byte=2.5, intervals={"bits_per_byte": (2.25, 2.75)}, perplexity=8.0)
+    figure = TaskFigure(name="acc", filter="", value=0.25, interval=(0.0, 0.5), better=1)
+    task = TaskRow(name="t", version="", questions=4, of_questions=4, examples=0, cut=0, figures=[figure])
+    RunDir(Path(two) / "runs/other-run").write_task("t", task.model_dump(mode="json"))
+    done = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two)
+    assert (done.code, done.err) == (0, "")
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert re.search(r"in brackets +A +B$", done.out, re.MULTILINE)
+    row = r"^bits/byte +3\.5000 \[3\.2500, 3\.7500\] +2\.5000 \[2\.2500, 2\.7500\]$"
+    assert re.search(row, done.out, re.MULTILINE)
+    assert re.search(r"^t \(4 questions\) +acc +0\.2500 \[0\.0000, 0\.5000\]$", done.out, re.MULTILINE)
+    data = dialogkit("runs", "compare", "other-run", "shared-run", "--output-dir", two, "--json").json["data"]
+    assert [row["bits_per_byte"] for row in data["evaluations"][0]["rows"]] == [2.5, 3.5]
+    assert [[task["name"] for task in tasks] for tasks in data["tasks"]] == [["t"], []]
+
+
+def test_evaluations_on_other_dialogs_are_not_set_side_by_side(two: str) -> None:
+    keep_evaluation(two, "shared-run")
+    run = RunDir(Path(two) / "runs/other-run")
+    row = EvaluateRow(model="m", dataset="starter", dialogs=5, tokens=100)
+    run.write_evaluation("starter", row.model_dump(mode="json"), worst=[], replies=[])
+    assert compare_runs(["shared-run", "other-run"], output=two).evaluations == []
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_replies_stand_beside_each_other_where_there_is_room(
+    width: int, two: str, dialogkit: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    out = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two).out
+    assert ("> Hello! How are you?" in out.splitlines()) == (width == 80)
+    assert bool(re.search(r"^prompt +A +B$", out, re.MULTILINE)) == (width == 120)
 
 
 def test_runs_on_other_data_are_not_compared_in_silence(two: str, dialogkit: Run) -> None:

@@ -1,0 +1,165 @@
+"""`dialogkit runs prune`."""
+
+import re
+import shlex
+import sys
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+
+from dialogkit.cli.options import JsonOption, OutputOption
+from dialogkit.cli.output import Output, table, untrusted
+from dialogkit.errors import ConfigError, did_you_mean
+from dialogkit.services.reporter import counted
+
+if TYPE_CHECKING:
+    from dialogkit.services.prune import PruneResult, PruneRow
+    from dialogkit.tracking.rundir import Status
+
+_SHOWN = 10
+"""Files of somebody else's that are named one by one."""
+_UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800, "y": 31_536_000}
+
+
+def prune_command(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN", help="Runs to delete. Default: only the checkpoints of finished runs."),
+    ] = None,
+    keep: Annotated[
+        int | None, typer.Option("--keep", min=0, metavar="N", help="Delete all finished runs but the newest N.")
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option("--older-than", metavar="AGE", help="Only those older than 12h, 30d or 2w.")
+    ] = None,
+    status: Annotated[
+        list[str] | None,
+        typer.Option("--status", metavar="STATUS", help="Only those that failed, are interrupted, ..."),
+    ] = None,
+    checkpoints_only: Annotated[
+        bool, typer.Option("--checkpoints-only", help="Leave the runs and their models.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    output_dir: OutputOption = "models",
+    json_output: JsonOption = False,
+) -> None:
+    """Delete runs or their checkpoints; nothing but what dialogkit wrote.
+
+    In a terminal it asks first; elsewhere it only says what it would delete, unless --yes. Runs that are not
+    finished are deleted only by name or --status, published models (models/NAME) never.
+    """
+    from dialogkit.services.prune import prune_runs
+
+    output = Output(json_mode=json_output)
+    asks = not yes and not json_output and sys.stdin is not None and sys.stdin.isatty() and output.err.is_terminal
+
+    def agreed(planned: "PruneResult") -> bool:
+        if not asks:
+            return yes
+        _render(output, planned)
+        return typer.confirm("delete this?", err=True)
+
+    result = prune_runs(
+        names,
+        keep=keep,
+        older_than_s=None if older_than is None else _age(older_than),
+        status=_statuses(status),
+        checkpoints_only=checkpoints_only,
+        output=output_dir,
+        agreed=agreed,
+    )
+    to_do = not result.pruned and any(row.problem is None for row in result.rows)
+    words = ["dialogkit", "runs", "prune", *(names or [])]
+    for flag, value in (("--keep", keep), ("--older-than", older_than)):
+        words += [] if value is None else [flag, str(value)]
+    words += [word for one in status or [] for word in ("--status", one)]
+    words += ["--checkpoints-only"] if checkpoints_only else []
+    words += ["--output-dir", output_dir] if output_dir != "models" else []
+    words += ["--yes"]
+    if to_do and asks:
+        output.err.print("nothing was deleted")
+        return
+    output.result(result, lambda out: _render(out, result), hint=shlex.join(words) if to_do else None)
+    if result.pruned and any(row.problem for row in result.rows):
+        raise typer.Exit(1)
+
+
+def _render(output: Output, result: "PruneResult") -> None:
+    if not result.rows:
+        output.print("there is nothing to delete")
+        return
+    if result.pruned:
+        _render_end(output, result)
+        return
+    titles = ("run", "status", "to delete", "frees")
+    drawn = table(*titles, right=("frees",))
+    for row in result.rows:
+        cells = ("nothing", "") if row.problem else (_what(row), size(row.freed_bytes))
+        drawn.add_row(*(untrusted(cell) for cell in (row.name, row.status, *cells)))
+    output.print(drawn)
+    output.print(f"this frees {size(result.freed_bytes)}")
+    if any(row.freed_bytes < row.bytes for row in result.rows):
+        output.err.print("what another folder has as well, such as a published model, stays there")
+    _tell(output, result)
+
+
+def _render_end(output: Output, result: "PruneResult") -> None:
+    done = [row for row in result.rows if row.problem is None]
+    whole = [row for row in done if not row.checkpoints_only]
+    deleted = " and ".join(
+        [
+            *([counted(len(whole), "run")] if whole else []),
+            *([f"the checkpoints of {counted(len(done) - len(whole), 'run')}"] if len(done) > len(whole) else []),
+        ]
+    )
+    output.print(f"deleted {deleted or 'nothing'}, {size(result.freed_bytes)} are free")
+    _tell(output, result)
+
+
+def _tell(output: Output, result: "PruneResult") -> None:
+    """Tell of what is left where it is, and of runs that are left alone."""
+    foreign = [path for row in result.rows for path in row.foreign]
+    for path in foreign[:_SHOWN]:
+        output.err.print(untrusted(f"not dialogkit's, stays: {path}"), soft_wrap=True)
+    if len(foreign) > _SHOWN:
+        output.err.print(f"and {len(foreign) - _SHOWN:,} more")
+    for row in result.rows:
+        if row.problem:
+            output.err.print(untrusted(f"left alone: {row.problem}"), soft_wrap=True)
+
+
+def _what(row: "PruneRow") -> str:
+    if row.checkpoints_only:
+        return "its checkpoints"
+    return "the run and its model" if row.deletes_model else "the run"
+
+
+def size(number: int) -> str:
+    """Return bytes as people say them: 512 B, 4.8 MB, 1.25 GB."""
+    value, unit = float(number), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{number} B" if unit == "B" else f"{value:.3g} {unit}"
+
+
+def _age(text: str) -> float:
+    found = re.fullmatch(r"(\d{1,6})\s*([mhdwy])", text.strip().lower())
+    if found is None:
+        raise ConfigError(f"--older-than {text!r} is not an age such as 12h, 30d or 2w", hint="--older-than 30d")
+    # A thousand years are as good as any longer time, and still a date.
+    return min(float(found[1]) * _UNITS_S[found[2]], 1000.0 * _UNITS_S["y"])
+
+
+def _statuses(given: list[str] | None) -> "list[Status] | None":
+    from dialogkit.tracking.rundir import Status
+
+    known = get_args(Status)
+    for status in given or []:
+        if status not in known:
+            raise ConfigError(
+                f"--status {status!r} is none of {', '.join(known)}{did_you_mean(status, known)}",
+                hint="dialogkit runs list",
+            )
+    return [status for status in known if status in given] if given else None
