@@ -120,7 +120,7 @@ def evaluate(
     whole: bool = False,
     batch_size: int = 8,
     quick: bool = False,
-    tasks: Sequence[str] = (),
+    tasks: str | Sequence[str] = (),
     output: str | Path = DEFAULT_OUTPUT,
     device: str = "auto",
     on_progress: ProgressSink = lambda what, share: None,
@@ -148,7 +148,7 @@ def evaluate(
     if model is not None:
         names = [str(model)] if isinstance(model, str | Path) else [str(name) for name in model]
     chosen = [resolve_model(name, output=output) for name in names]
-    suite = TaskSuite(tasks) if tasks else None
+    suite = TaskSuite([tasks] if isinstance(tasks, str) else tasks) if tasks else None
 
     rows: list[EvaluateRow] = []
     anchors: list[EvaluateRow] = []

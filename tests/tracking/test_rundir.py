@@ -108,6 +108,25 @@ def test_files_have_the_permissions_that_the_umask_allows(tmp_path: Path, mask: 
     assert {mode(weights), mode(tmp_path / "card")} == {expected}
 
 
+def test_an_evaluation_is_not_written_through_a_link(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "models", "a")
+    (tmp_path / "outside").mkdir()
+    (run.path / "evaluation").symlink_to(tmp_path / "outside")
+    with pytest.raises(StorageError, match="holds a link"):
+        run.write_evaluation("starter", {}, worst=[], replies=[])
+    with pytest.raises(StorageError, match="holds a link"):
+        run.write_task("arc_easy", {})
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_results_of_tasks_are_kept_beside_the_evaluations(tmp_path: Path) -> None:
+    run = new_run(tmp_path, "a")
+    run.write_task("a/b", {"name": "a/b", "value": 1})
+    run.write_task("a/b", {"name": "a/b", "value": 2})
+    run.write_evaluation("starter", {"dataset": "starter"}, worst=[], replies=[])
+    assert (run.tasks(), run.evaluations()) == ([{"name": "a/b", "value": 2}], [{"dataset": "starter"}])
+
+
 # Points and samples
 
 
