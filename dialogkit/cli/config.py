@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dialogkit.cli.options import ConfigOption, JsonOption, SetOption
-from dialogkit.cli.output import Output, options_table
+from dialogkit.cli.output import Output, options_table, sanitize
 from dialogkit.errors import ConfigError
 
 
@@ -40,7 +40,7 @@ def validate_command(
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(f"{file} has {count}", hint="dialogkit config schema", details=problems)
-    Output().text(f"{file} is valid")
+    Output().text(sanitize(f"{file} is valid"))
 
 
 def schema_command() -> None:

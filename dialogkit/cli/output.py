@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row")
 
-# Control characters of every kind, and the marks that reorder text; a dataset's text must not steer a terminal.
+# Control characters of every kind, the marks that reorder, break or hide text, and halves of surrogate pairs,
+# which no output can hold; a dataset's text must not steer a terminal.
+_MARKS = (0x61C, 0xFEFF, *range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x2070))
 _UNSAFE = {
     **{code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"},
-    **{
-        code: f"\\u{code:04x}" for code in (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-    },
-    0xFEFF: "\\ufeff",
+    **{code: f"\\u{code:04x}" for code in (*_MARKS, *range(0xD800, 0xE000))},
+    **{code: f"\\U{code:08x}" for code in range(0xE0000, 0xE0080)},
 }
 
 
@@ -42,9 +42,9 @@ def sanitize(text: str) -> str:
 
 def _write_json(content: Mapping[str, Any]) -> None:
     """Print JSON; what could steer a terminal is written as an escape, which reads back as the same text."""
-    escapes = {code: f"\\u{code:04x}" for code in _UNSAFE}
+    escapes = {code: json.dumps(chr(code))[1:-1] for code in _UNSAFE if code >= 127}
     drawn = json.dumps(content, ensure_ascii=False, indent=2)
-    sys.stdout.write(drawn.translate({code: escape for code, escape in escapes.items() if code >= 32}) + "\n")
+    sys.stdout.write(drawn.translate(escapes) + "\n")
 
 
 def untrusted(text: str, style: str = "") -> Text:
@@ -187,7 +187,7 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
     """Return an empty table in the house's look."""
     made = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        made.add_column(escape(column), justify="right" if column in right else "left", overflow="fold")
+        made.add_column(untrusted(column), justify="right" if column in right else "left", overflow="fold")
     return made
 
 
@@ -307,7 +307,8 @@ def settings_table(facts: Mapping[str, object]) -> Table:
     made = table("", "")
     made.show_header = False
     for name, value in facts.items():
-        made.add_row(name, untrusted(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        made.add_row(untrusted(name), untrusted(shown))
     return made
 
 

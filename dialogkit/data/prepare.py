@@ -22,7 +22,8 @@ from dialogkit.errors import DataError
 
 # Raised whenever the meaning of a cached file changes.
 CACHE_VERSION = 1
-_CHUNK_DIALOGS = 4096
+_CHUNK_DIALOGS, _CHUNK_CHARACTERS = 4096, 4 * 2**20
+"""Dialogs that are tokenized at once: a token takes a hundred times the memory of its text meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _tokens(
         license=raw.license,
         revision=raw.revision,
         rows=raw.rows,
-        unusable=len(raw.bad_rows),
+        unusable=raw.unusable,
         cut=cut,
         dropped=dropped,
         first_bad_row=raw.bad_rows[0] if raw.bad_rows else None,
@@ -205,8 +206,7 @@ def _encode(
     answer_bytes: list[int] = []
     hashes: list[int] = []
     cut = dropped = 0
-    for start in range(0, len(dialogs), _CHUNK_DIALOGS):
-        chunk = dialogs[start : start + _CHUNK_DIALOGS]
+    for chunk in _chunks(dialogs):
         for dialog, encoded in zip(chunk, tokenizer.encode_dialogs(chunk), strict=True):
             shortened = len(encoded.input_ids) > longest
             if shortened:
@@ -228,6 +228,16 @@ def _encode(
         np.array(answer_bytes, dtype=np.int64),
     )
     return (tokens, np.array(hashes, dtype=np.uint64)), dropped, cut
+
+
+def _chunks(dialogs: Sequence[Dialog]) -> Iterator[Sequence[Dialog]]:
+    start = characters = 0
+    for number, dialog in enumerate(dialogs):
+        characters += sum(len(message.content) for message in dialog)
+        if number > start and (number - start == _CHUNK_DIALOGS or characters > _CHUNK_CHARACTERS):
+            yield dialogs[start:number]
+            start, characters = number, sum(len(message.content) for message in dialog)
+    yield dialogs[start:]
 
 
 def cut_dialog(encoded: Encoded, longest: int) -> Encoded:
