@@ -11,6 +11,11 @@ LONGEST = 800
 """Longest message, in characters."""
 
 
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """Return text of at most so many characters: its beginning and its end."""
+    return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 4 :]}"
+
+
 class DialogKitError(Exception):
     """One sentence with the offending value, and a hint that is the next command to type.
 
@@ -26,12 +31,11 @@ class DialogKitError(Exception):
     default_hint: str | None = None
 
     def __init__(self, message: str, *, hint: str | None = None, details: Sequence[str] = ()) -> None:
-        if len(message) > LONGEST:  # a value that somebody gave can be of any length
-            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 4 :]}"
+        message = shortened(message)  # a value that somebody gave can be of any length
         super().__init__(message)
         self.message = message
         self.hint = hint or self.default_hint
-        self.details = tuple(details)
+        self.details = tuple(shortened(detail) for detail in details)
 
 
 class ConfigError(DialogKitError):
@@ -74,7 +78,7 @@ class StorageError(DialogKitError):
 
 
 class CheckpointError(DialogKitError):
-    """A checkpoint cannot be written, for want of space for example; the one before it is as it was."""
+    """A checkpoint cannot be written, for want of space for example, or not be trusted; all others stay."""
 
     code = "checkpoint"
     exit_code = 1

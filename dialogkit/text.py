@@ -1,14 +1,12 @@
 """How text from outside is made harmless to look at, and how figures are written for people."""
 
-# Control characters of every kind, the marks that reorder text, and halves of characters, which no file can hold:
-# a dataset's text must not steer a terminal or a page.
+# Control characters of every kind, the marks that reorder, break or hide text, and halves of surrogate pairs,
+# which no output can hold: a dataset's text must not steer a terminal or a page.
+_MARKS = (0x61C, 0xFEFF, *range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x2070))
 UNSAFE = {
     **{code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"},
-    **{
-        code: f"\\u{code:04x}"
-        for code in (0x061C, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF)
-    },
-    **{code: f"\\u{code:04x}" for code in range(0xD800, 0xE000)},
+    **{code: f"\\u{code:04x}" for code in (*_MARKS, *range(0xD800, 0xE000))},
+    **{code: f"\\U{code:08x}" for code in range(0xE0000, 0xE0080)},
 }
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ def _call(
         del os.environ[name]
     os.environ.update(environment)
     try:
-        pipe.send((True, function(*args)))
+        told = (True, function(*args))
     except BaseException:
-        pipe.send((False, traceback.format_exc()))
+        told = (False, traceback.format_exc())
+    with suppress(BrokenPipeError):  # nobody waits for it
+        pipe.send(told)

@@ -14,6 +14,7 @@ from dialogkit import __version__
 from dialogkit.cli import chat, config, data, evaluate, generate, models, prune, runs, tokenizer, train
 from dialogkit.cli.output import Output
 from dialogkit.errors import ConfigError, DialogKitError
+from dialogkit.text import sanitize
 
 app = typer.Typer(
     name="dialogkit",
@@ -71,11 +72,20 @@ def _root(
     """Train, test and talk to small dialog models."""
 
 
+class _Sanitized(logging.Formatter):
+    """Warnings of libraries may quote what they read."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return sanitize(super().format(record))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 run-time or I/O, 2 wrong input, 3 diverged, 130/143 signals."""
     words = list(sys.argv[1:] if argv is None else argv)
     output = Output(json_mode="--json" in words)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log = logging.StreamHandler(sys.stderr)
+    log.setFormatter(_Sanitized("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[log])
     # Telemetry and progress bars of libraries have no place in our output.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -8,6 +8,7 @@ import typer
 from dialogkit.cli.options import ConfigOption, JsonOption, SetOption
 from dialogkit.cli.output import Output, options_table
 from dialogkit.errors import ConfigError
+from dialogkit.text import sanitize
 
 
 def show_command(
@@ -40,7 +41,7 @@ def validate_command(
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(f"{file} has {count}", hint="dialogkit config schema", details=problems)
-    Output().text(f"{file} is valid")
+    Output().text(sanitize(f"{file} is valid"))
 
 
 def schema_command() -> None:

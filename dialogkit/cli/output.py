@@ -29,9 +29,9 @@ Row = TypeVar("Row")
 
 def _write_json(content: Mapping[str, Any]) -> None:
     """Print JSON; what could steer a terminal is written as an escape, which reads back as the same text."""
-    escapes = {code: f"\\u{code:04x}" for code in UNSAFE}
+    escapes = {code: json.dumps(chr(code))[1:-1] for code in UNSAFE if code >= 127}
     drawn = json.dumps(content, ensure_ascii=False, indent=2)
-    sys.stdout.write(drawn.translate({code: escape for code, escape in escapes.items() if code >= 32}) + "\n")
+    sys.stdout.write(drawn.translate(escapes) + "\n")
 
 
 def untrusted(text: str, style: str = "") -> Text:
@@ -174,7 +174,7 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
     """Return an empty table in the house's look."""
     made = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        made.add_column(escape(column), justify="right" if column in right else "left", overflow="fold")
+        made.add_column(untrusted(column), justify="right" if column in right else "left", overflow="fold")
     return made
 
 
@@ -284,7 +284,8 @@ def settings_table(facts: Mapping[str, object]) -> Table:
     made = table("", "")
     made.show_header = False
     for name, value in facts.items():
-        made.add_row(name, untrusted(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        made.add_row(untrusted(name), untrusted(shown))
     return made
 
 

@@ -1,8 +1,9 @@
 """Reads rows from files: JSON, JSONL, CSV and Parquet, also gzipped.
 
-Files come from anywhere. They are read as a stream, each row is bounded, and one that is malformed (no JSON, no
-UTF-8, a key twice, too long, too deep) does not keep the others from being read: whether to go on without it is
-decided by who asked. pyarrow's own JSON reader is not used: deep nesting crashes the process.
+Files come from anywhere. They are read as a stream, each row is bounded, as is what a packed file unpacks to, and
+a row that is malformed (no JSON, no UTF-8, a key twice, too long, too deep) does not keep others from being read:
+whether to go on without it is decided by who asked. pyarrow's own JSON reader is not used: deep nesting crashes
+the process.
 """
 
 import csv
@@ -12,20 +13,24 @@ import json
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
-from dialogkit.errors import DataError
+from dialogkit.errors import DataError, shortened
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
 
-MAX_ROW = 16 * 2**20
-"""Longest row, in bytes or characters: a dialog of several books."""
+MAX_ROW = 4 * 2**20
+"""Longest row, in bytes or characters: a dialog of a whole book, and about what the longest context takes in."""
 MAX_GROUP_BYTES = 4 * 2**30
 """Largest group of rows of a Parquet file, which is unpacked as a whole."""
 _FREE_UNPACKED, _MAX_RATIO = 64 * 2**20, 200
-"""What a gzipped file may unpack to: so many bytes, or so many times its size. Text has a ratio of 3 to 20."""
+"""What a packed file may unpack to: so many bytes, or so many times its size. Text has a ratio of 3 to 20."""
+_BATCH_ROWS, _BATCH_BYTES = 8, 2**28
+"""Rows of a Parquet file at a time; fewer where they could be longer than so many bytes together."""
 _CHUNK = 2**20
 _NO_BLANK = re.compile(r"[^ \t\r\n]")
 MEND = "mend that line, or: --dataset starter"
@@ -61,7 +66,24 @@ def read_rows(path: Path) -> Iterator[Row]:
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise DataError(f"{path.name} is no gzip file, or only the beginning of one") from None
     except OSError as error:
-        raise DataError(f"{path.name} cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise DataError(f"{path.name} cannot be read: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    told = getattr(error, "strerror", None) or str(error)
+    return shortened((told.strip().splitlines() or [type(error).__name__])[0], 200).lower()
+
+
+def _too_long() -> str:
+    return f"longer than {MAX_ROW // 2**20} MiB"
+
+
+def _most_unpacked(path: Path) -> int:
+    return max(_FREE_UNPACKED, _MAX_RATIO * os.path.getsize(path))
+
+
+def _unpacks_too_far(name: str) -> DataError:
+    return DataError(f"{name} unpacks to more than {_MAX_RATIO} times its size, which text does not")
 
 
 class _Unpacked(io.RawIOBase):
@@ -70,7 +92,7 @@ class _Unpacked(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         self._name = path.name
         self._file = gzip.GzipFile(path, "rb")  # closed with this
-        self._left = max(_FREE_UNPACKED, _MAX_RATIO * os.path.getsize(path))
+        self._left = _most_unpacked(path)
 
     def readable(self) -> bool:
         return True
@@ -79,7 +101,7 @@ class _Unpacked(io.RawIOBase):
         count = self._file.readinto(buffer)
         self._left -= count
         if self._left < 0:
-            raise DataError(f"{self._name} unpacks to more than {_MAX_RATIO} times its size, which text does not")
+            raise _unpacks_too_far(self._name)
         return count
 
     def close(self) -> None:
@@ -112,8 +134,8 @@ class _Decoder:
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) < len(pairs):
-            keys = [key for key, _ in pairs]
-            self.twice.append(next(key for key in keys if keys.count(key) > 1))
+            counted = Counter(key for key, _ in pairs)
+            self.twice.append(next(key for key, number in counted.items() if number > 1))
         return made
 
     def decode(self, text: str, start: int) -> tuple[Any, int]:
@@ -124,7 +146,7 @@ class _Decoder:
     def problem(self, content: Any) -> str | None:
         """Return what is wrong with the value that was decoded last."""
         if self.twice:
-            return f"the key {self.twice[0]!r} stands twice"
+            return f"the key {shortened(repr(self.twice[0]), 60)} stands twice"
         if not isinstance(content, dict):
             return f"a row must be an object, not {type(content).__name__}"
         return None
@@ -147,7 +169,7 @@ def _line_rows(name: str, file: BinaryIO) -> Iterator[Row]:
         if len(line) > MAX_ROW:
             while line and not line.endswith(b"\n"):
                 line = file.readline(_CHUNK)
-            yield Row(place, None, f"longer than {MAX_ROW // 2**20} MiB")
+            yield Row(place, None, _too_long())
             continue
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
@@ -237,16 +259,26 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     csv.field_size_limit(MAX_ROW)  # 128 KB otherwise, less than a long answer
     with _open(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        lines = iter(lambda: text.readline(MAX_ROW), "")
+        taken = 0
+
+        def read_lines() -> Iterator[str]:
+            nonlocal taken
+            while line := text.readline(MAX_ROW):
+                taken += len(line)
+                if taken > MAX_ROW:  # quoted line ends make a row of any number of lines
+                    raise DataError(f"{path.name}: the row after line {done} is {_too_long()}", hint=MEND)
+                yield line
+
+        done, lines = 0, read_lines()
         header = next(lines, "")
         # Where a comma is the decimal point, spreadsheets write semicolons.
         delimiter = max(",;\t", key=header.count)
         columns = next(csv.reader([header], delimiter=delimiter), [])
-        if twice := [name for name in columns if columns.count(name) > 1]:
-            raise DataError(f"{path.name}:1: the column {twice[0]!r} stands twice", hint=MEND)
+        _require_different(columns, f"{path.name}:1")
         reader = csv.reader(lines, strict=True, delimiter=delimiter)
         done = 1
         while True:
+            taken = 0
             try:
                 fields = next(reader, None)
             except csv.Error as error:
@@ -267,22 +299,58 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 yield Row(f"{path.name}:{done}", dict(zip(columns, [*fields, *missing], strict=True)))
 
 
+def _require_different(columns: list[str], place: str) -> None:
+    # Columns without a name are what a spreadsheet leaves of empty ones.
+    if twice := next((name for name, number in Counter(columns).items() if name and number > 1), None):
+        raise DataError(f"{place}: the column {shortened(repr(twice), 60)} stands twice", hint=MEND)
+
+
 def _parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    number, opened, most = 0, False, _most_unpacked(path)
     try:
         with _open(path) as stored:
             # Parquet is read from its end, and a packed stream has none before it was read.
             source = pa.BufferReader(stored.read()) if path.suffix == ".gz" else stored
             with pq.ParquetFile(source) as file:
+                opened = True
+                _require_different(file.schema_arrow.names, path.name)
                 groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-                if (largest := max((group.total_byte_size for group in groups), default=0)) > MAX_GROUP_BYTES:
+                largest = max((group.total_byte_size for group in groups), default=0)
+                if largest > MAX_GROUP_BYTES:
                     raise DataError(f"{path.name} holds a group of rows of {largest / 2**30:.0f} GiB")
-                number = 0
-                for batch in file.iter_batches(1024):
-                    for row in batch.to_pylist():
+                if sum(group.total_byte_size for group in groups) > most:
+                    raise _unpacks_too_far(path.name)
+                # A text that stands once in the file can be that of every row.
+                for batch in file.iter_batches(max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, largest)))):
+                    most -= batch.nbytes
+                    if most < 0:
+                        raise _unpacks_too_far(path.name)
+                    for content, problem in _values(batch):
                         number += 1
-                        yield Row(f"{path.name}[{number}]", row)
-    except (pa.ArrowException, pa.ArrowInvalid, OverflowError):
-        raise DataError(f"{path.name} is no Parquet file, or only a part of one") from None
+                        yield Row(f"{path.name}[{number}]", content, problem)
+    except (pa.ArrowException, OverflowError, OSError, ValueError) as error:
+        if isinstance(error, gzip.BadGzipFile) or getattr(error, "errno", None):
+            raise
+        if not opened:
+            raise DataError(f"{path.name} is no Parquet file, or only a part of one") from None
+        raise DataError(f"{path.name} cannot be read after row {number}: {_reason(error)}") from None
+
+
+def _values(batch: Any) -> Iterator[tuple[Any, str | None]]:
+    """Yield each row of a batch, or what is wrong with it."""
+    if batch.nbytes <= MAX_ROW:
+        with suppress(UnicodeDecodeError):
+            yield from [(content, None) for content in batch.to_pylist()]
+            return
+    for index in range(batch.num_rows):
+        row = batch.slice(index, 1)
+        if row.nbytes > MAX_ROW:
+            yield None, _too_long()
+            continue
+        try:
+            yield row.to_pylist()[0], None
+        except UnicodeDecodeError:
+            yield None, "not UTF-8 text"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from dialogkit.dialog import Dialog, Message, Role, check_dialog
-from dialogkit.errors import DataError
+from dialogkit.errors import DataError, shortened
 
 Row = Mapping[str, Any]
 
@@ -44,7 +44,7 @@ def recognise_format(columns: Collection[str], *, source: str) -> str:
         return "alpaca"
     if "prompt" in found and found & {"response", "completion"}:
         return "prompt-response"
-    shown = ", ".join(sorted(found)[:12]) or "none"
+    shown = ", ".join(shortened(name, 60) for name in sorted(found)[:12]) or "none"
     raise DataError(
         f"{source} has the columns {shown}, and none of the shapes understood ({'; '.join(SHAPES)})",
         hint="rename the columns, or: --dataset starter",
@@ -104,7 +104,7 @@ def _turns(row: Row, column: str, role_key: str, content_key: str) -> list[Messa
             raise RowError(f"{column}[{number}] is {_kind(turn)}, not an object")
         role = turn.get(role_key)
         if not isinstance(role, str) or role not in _ROLES:
-            raise RowError(f"{column}[{number}] has the {role_key} {role!r}")
+            raise RowError(f"{column}[{number}] has the {role_key} {shortened(repr(role), 60)}")
         messages.append(Message(_ROLES[role], _text(turn, content_key)))
     return messages
 

@@ -22,7 +22,8 @@ from dialogkit.errors import DataError
 
 # Raised whenever the meaning of a cached file changes.
 CACHE_VERSION = 2
-_CHUNK_DIALOGS = 4096
+_CHUNK_DIALOGS, _CHUNK_CHARACTERS = 4096, 4 * 2**20
+"""Dialogs that are tokenized at once: a token takes a hundred times the memory of its text meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def _tokens(
         license=raw.license,
         revision=raw.revision,
         rows=raw.rows,
-        unusable=len(raw.bad_rows),
+        unusable=raw.unusable,
         cut=cut,
         dropped=dropped,
         first_bad_row=raw.bad_rows[0] if raw.bad_rows else None,
@@ -232,8 +233,7 @@ def _encode(
     hashes: list[int] = []
     whole_tokens: list[int] = []
     cut = dropped = 0
-    for start in range(0, len(dialogs), _CHUNK_DIALOGS):
-        chunk = dialogs[start : start + _CHUNK_DIALOGS]
+    for chunk in _chunks(dialogs):
         for dialog, encoded in zip(chunk, tokenizer.encode_dialogs(chunk), strict=True):
             whole = len(encoded.input_ids)
             shortened = whole > longest
@@ -258,6 +258,16 @@ def _encode(
     )
     origins = Origins(np.array(hashes, dtype=np.uint64), np.array(whole_tokens, dtype=np.int64))
     return (tokens, origins), dropped, cut
+
+
+def _chunks(dialogs: Sequence[Dialog]) -> Iterator[Sequence[Dialog]]:
+    start = characters = 0
+    for number, dialog in enumerate(dialogs):
+        characters += sum(len(message.content) for message in dialog)
+        if number > start and (number - start == _CHUNK_DIALOGS or characters > _CHUNK_CHARACTERS):
+            yield dialogs[start:number]
+            start, characters = number, sum(len(message.content) for message in dialog)
+    yield dialogs[start:]
 
 
 def cut_dialog(encoded: Encoded, longest: int) -> Encoded:

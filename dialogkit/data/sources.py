@@ -16,6 +16,9 @@ from dialogkit.network import hub_reachable
 
 STARTER = Path(__file__).parent / "samples" / "starter.jsonl"
 
+_TOLD_ROWS, _MOST_COUNTED = 10, 100_000
+"""Malformed rows that are told, and after how many a file is not read to its end, unless that is asked for."""
+
 
 @dataclass(frozen=True)
 class NamedDataset:
@@ -48,8 +51,10 @@ class RawData:
     dialogs: list[Dialog] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
     """Where each dialog stands, as `file:line` or `file[number]`."""
+    unusable: int = 0
+    """Rows that hold no dialog, or could not be read."""
     bad_rows: list[str] = field(default_factory=list)
-    """`place: reason` for each row that holds no dialog, or could not be read."""
+    """`place: reason` of the first of them."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,9 @@ def find_source(config: DataConfig) -> DataSource:
         if suffix_of(path) not in SUFFIXES:
             raise DataError(f"{name!r} has none of the endings {', '.join(SUFFIXES)} (or .gz after them)")
         return DataSource(path.name, path, None, None)
+    if os.path.lexists(path):
+        kind = "a link that leads to no file" if os.path.islink(path) else "neither a file nor a folder"
+        raise DataError(f"{name!r} is {kind}", hint="dialogkit data list")
     if HUB_ID.match(name) and suffix_of(path) not in SUFFIXES:
         return DataSource(name, None, name, None)
     if "/" in name or path.suffix:
@@ -110,11 +118,13 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
     else:
         rows, revision = _hub_rows(source.hub_id or "", config.revision)
     raw = RawData(source.name, "", source.license, revision)
-    malformed: list[str] = []
+    malformed, refused = _Refused(), _Refused()
     for place, row, problem in rows:
         raw.rows += 1
         if problem is not None:
-            malformed.append(f"{place}: {problem}")
+            malformed.add(place, problem)
+            if malformed.number > max(config.max_bad_rows, _MOST_COUNTED):
+                break
             continue
         if not raw.format:
             chosen = config.format
@@ -123,15 +133,10 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
             raw.dialogs.append(parse_row(row, raw.format))
             raw.places.append(place)
         except RowError as error:
-            raw.bad_rows.append(f"{place}: {error}")
-    if len(malformed) > config.max_bad_rows:
-        more = f" (and {len(malformed) - 1:,} more such rows)" if malformed[1:] else ""
-        raise DataError(
-            f"{malformed[0]}{more}",
-            hint=f"mend that line, or: --max-bad-rows {len(malformed)}",
-            details=malformed[1:10],
-        )
-    raw.bad_rows = malformed + raw.bad_rows
+            refused.add(place, str(error))
+    if malformed.number > config.max_bad_rows:
+        raise malformed.error()
+    raw.unusable, raw.bad_rows = malformed.number + refused.number, malformed.first + refused.first
     if not raw.rows:
         raise DataError(f"{source.name} holds no rows", hint="--dataset starter")
     if not raw.dialogs:
@@ -142,6 +147,27 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
             details=raw.bad_rows[1:10],
         )
     return raw
+
+
+@dataclass
+class _Refused:
+    """Rows that are not taken: their number, and the first ones with the reason."""
+
+    number: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, place: str, reason: str) -> None:
+        self.number += 1
+        if len(self.first) < _TOLD_ROWS:
+            self.first.append(f"{place}: {reason}")
+
+    def error(self) -> DataError:
+        if self.number > _MOST_COUNTED:
+            more, hint = f" (and at least {self.number - 1:,} more such rows)", "--dataset starter"
+        else:
+            more = f" (and {self.number - 1:,} more such rows)" if self.number > 1 else ""
+            hint = f"mend that line, or: --max-bad-rows {self.number}"
+        return DataError(f"{self.first[0]}{more}", hint=hint, details=self.first[1:])
 
 
 def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[Row], str]:

@@ -9,7 +9,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ MANIFEST = "manifest.json"
 _PICKLED = frozenset({"optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"})
 """The pickled files that a training writes; HF would read others that are there."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
+_DOOMED = ".old-"
+_ASIDE = re.compile(r"torn-checkpoint-(\d+)(-\d+)?")
 
 
 @dataclass
@@ -56,31 +59,42 @@ def seal(folder: Path, progress: Progress) -> None:
 def read_progress(folder: Path) -> Progress | None:
     """Return the progress of a checkpoint; None unless every file is as its manifest says."""
     try:
+        if not _is_file(folder / MANIFEST):
+            return None
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
         for name, (size, digest) in manifest["files"].items():
             path = folder / name
             if Path(name).suffix in (".pt", ".pth", ".bin") and name not in _PICKLED:
                 return None
-            if Path(name).name != name or path.is_symlink() or path.stat().st_size != size:
+            if Path(name).name != name or not _is_file(path) or path.stat().st_size != size:
                 return None
             if _digest(path) != digest:
                 return None
         return Progress(**manifest["progress"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
-def newest_valid(run: Path) -> tuple[Path, Progress] | None:
-    """Return the newest valid checkpoint of a run, and set aside newer ones that are torn."""
+def newest_valid(run: Path, told: Callable[[str], None] = lambda _: None) -> tuple[Path, Progress] | None:
+    """Return the newest valid checkpoint of a run, and set aside newer ones that are torn, which `told` takes."""
     for _, folder in sorted(_checkpoints(run), reverse=True):
         if not folder.is_symlink() and (progress := read_progress(folder)) is not None:
             return folder, progress
-        aside = run / f"torn-{folder.name}"
-        number = 2
-        while aside.exists():
-            aside, number = run / f"torn-{folder.name}-{number}", number + 1
-        folder.rename(aside)
+        told(f"{folder.name} is torn or damaged, and is kept aside as {set_aside(folder).name}")
     return None
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a checkpoint that is not to be loaded; return its new place."""
+    aside, number = folder.with_name(f"torn-{folder.name}"), 2
+    while aside.exists():
+        aside, number = folder.with_name(f"torn-{folder.name}-{number}"), number + 1
+    return folder.rename(aside)
+
+
+def steps_aside(run: Path) -> list[int]:
+    """Return the steps of the checkpoints that were set aside."""
+    return sorted(int(found[1]) for path in run.iterdir() if (found := _ASIDE.fullmatch(path.name)))
 
 
 def rotate(run: Path, *, keep: int, best_step: int | None) -> None:
@@ -91,9 +105,12 @@ def rotate(run: Path, *, keep: int, best_step: int | None) -> None:
     for step, _ in reversed(sealed):
         if len(wanted) < keep:
             wanted.add(step)
+    for left_over in run.glob(f"{_DOOMED}checkpoint-*"):  # of a process that was ended here
+        shutil.rmtree(left_over)
     for step, folder in sealed:
         if step not in wanted and not folder.is_symlink():
-            shutil.rmtree(folder)
+            # Renamed first: what is half deleted never looks like a checkpoint.
+            shutil.rmtree(folder.rename(run / f"{_DOOMED}{folder.name}"))
 
 
 def size_of(folder: Path) -> int:
@@ -105,6 +122,11 @@ def _checkpoints(run: Path) -> Iterator[tuple[int, Path]]:
     for path in run.iterdir():
         if (found := _FOLDER.fullmatch(path.name)) and path.is_dir():
             yield int(found[1]), path
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a path is a file itself: reading a pipe would never end."""
+    return stat.S_ISREG(path.lstat().st_mode)
 
 
 def _digest(path: Path) -> str:

@@ -26,7 +26,7 @@ from dialogkit.engine.callbacks import (
     diverged,
     guard_trackers,
 )
-from dialogkit.engine.checkpoints import Progress, rotate, seal
+from dialogkit.engine.checkpoints import Progress, read_progress, rotate, seal, set_aside
 from dialogkit.engine.histograms import HistogramCallback, HistogramSink
 from dialogkit.engine.loss import TokenCounter, install_dialog_loss, remove_dialog_loss
 from dialogkit.engine.memory import keep_freed_memory
@@ -38,6 +38,8 @@ from dialogkit.errors import CheckpointError, ModelError, OutOfMemoryError
 with redirect_stdout(StringIO()):
     from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
     from transformers.utils import logging as hf_logging
+
+_BEST_BY = "eval_nats_per_token"
 
 Scorer = Callable[[], dict[str, float]]
 """Scores the model as it stands on the evaluation set: `nats_per_token` and more."""
@@ -126,6 +128,13 @@ class DialogTrainer(Trainer):
                 f"the checkpoint of step {step} cannot be written: {reason.lower()}; earlier ones are kept"
             ) from None
 
+    def _load_best_model(self) -> None:
+        """Load the best weights. Raises: CheckpointError if they are not what was saved."""
+        best = Path(str(self.state.best_model_checkpoint))
+        if read_progress(best) is None:
+            raise CheckpointError(f"{best.name}, whose weights are the best, was damaged after it was saved")
+        super()._load_best_model()
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the scorer's figures as HF's `eval_...` metrics."""
         figures = self._scorer()
@@ -148,7 +157,14 @@ class _Restore(TrainerCallback):
         self._trainer._tr_loss += self._progress.window_loss
         self._trainer._globalstep_last_logged = self._progress.logged_step
         if state.best_global_step:
-            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
+            best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+            if args.load_best_model_at_end and not best.is_dir():  # it was set aside
+                step = self._progress.step
+                here = [entry for entry in state.log_history if entry["step"] == step]
+                measured = [entry[_BEST_BY] for entry in here if _BEST_BY in entry]  # empty if it is due
+                state.best_metric, state.best_global_step = (measured[0], step) if measured else (None, None)
+                best = best.with_name(f"checkpoint-{step}")
+            state.best_model_checkpoint = str(best)
         if self._progress.evaluation_due:
             self._trainer.make_up_evaluation()
 
@@ -165,9 +181,24 @@ def _load_trained(trainer: Any, checkpoint: Path, *, best: bool) -> None:
     from transformers import TrainerState
 
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if best and trainer.state.best_global_step:
-        checkpoint = checkpoint.parent / f"checkpoint-{trainer.state.best_global_step}"
+    if best and (chosen := checkpoint.with_name(f"checkpoint-{trainer.state.best_global_step}")).is_dir():
+        checkpoint = chosen
     trainer._load_from_checkpoint(str(checkpoint))
+
+
+def set_aside_torn_best(checkpoint: Path) -> str | None:
+    """Set aside the checkpoint that another one calls the best so far, if it is torn; return what is to be told.
+
+    The best is then looked for among those that follow, the other one included.
+    """
+    from transformers import TrainerState
+
+    step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).best_global_step
+    best = checkpoint.with_name(f"checkpoint-{step}")
+    if not step or best == checkpoint or read_progress(best) is not None:
+        return None
+    aside = f", and is kept aside as {set_aside(best).name}" if best.is_dir() else ""
+    return f"{best.name}, the best so far, is torn or damaged{aside}: the best now begins with {checkpoint.name}"
 
 
 def require_finite(model: Any, step: int, learning_rate: float) -> None:

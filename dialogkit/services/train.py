@@ -196,7 +196,7 @@ def _train(
     with run.locked(), _signals_stop():
         try:
             parts = Parts(config, runtime)
-            checkpoint = _go_on(run, record, parts, force=force) if resumed else None
+            checkpoint = _go_on(run, record, parts, reporter, force=force) if resumed else None
             run.write(record)
             wandb_run = open_wandb(
                 config.tracking,
@@ -220,7 +220,7 @@ def _train(
             record.finished, record.error = now(), str(error) or type(error).__name__
             record.duration_s, record.exit_code = time.perf_counter() - started, getattr(error, "exit_code", 1)
             if isinstance(error, InterruptedRunError | CheckpointError):
-                error.hint = f"dialogkit train --resume {name}{output_option(output)}"
+                error.hint = error.hint or f"dialogkit train --resume {name}{output_option(output)}"
             with suppress(StorageError, CheckpointError):  # as where the disk is full: the error itself is told
                 run.write(record)
                 run.append_console(f"error: {record.error}")
@@ -232,14 +232,37 @@ def _train(
     return result, trainer
 
 
-def _go_on(run: RunDir, record: RunRecord, parts: Parts, *, force: bool) -> "tuple[Path, Progress] | None":
-    """Prepare a run's record and files to go on; return its newest valid checkpoint, None to begin again."""
-    from dialogkit.engine.checkpoints import newest_valid
+def _go_on(
+    run: RunDir, record: RunRecord, parts: Parts, reporter: TrainReporter, *, force: bool
+) -> "tuple[Path, Progress] | None":
+    """Prepare a run's record and files to go on; return its newest valid checkpoint, None to begin again.
+
+    Raises: CheckpointError where all that was saved is damaged, unless `force`.
+    """
+    from dialogkit.engine.checkpoints import newest_valid, steps_aside
+    from dialogkit.engine.fit import set_aside_torn_best
+
+    def note(text: str) -> None:
+        run.append_console(text)
+        reporter.note(text)
 
     require_same(record, parts, force=force)
-    checkpoint = newest_valid(run.path)
+    checkpoint = newest_valid(run.path, note)
     step = checkpoint[1].step if checkpoint else 0
     told = max((point["step"] for point in run.metrics()), default=-1)
+    if checkpoint is not None:
+        lost = set_aside_torn_best(checkpoint[0]) if parts.config.train.keep == "best" else None
+        if lost is not None:
+            note(lost)
+    # A run that went on after a save had that checkpoint; one that ended in its first save never had any.
+    elif (aside := steps_aside(run.path)) and told > aside[0] and not force:
+        command = f"dialogkit train --resume {run.name}{output_option(parts.config.runtime.output_dir)}"
+        raise CheckpointError(
+            f"no checkpoint of the run {run.name!r} is whole: {counted(len(aside), 'torn one')} are kept aside",
+            hint=f"{command} --force, which begins again",
+        )
+    else:
+        note("there is no checkpoint to go on from: the run begins again")
     run.cut_after(step if checkpoint else -1)
     record.config = parts.config.model_dump(mode="json")
     record.resumed.append({"time": now(), "step": step, "told_step": told})

@@ -43,6 +43,23 @@ def _as_utf8(text: str) -> str:
 Word = Annotated[str, AfterValidator(_as_utf8)]
 
 
+def _holding(**kinds: Any) -> AfterValidator:
+    """Check the facts that are read back: a record may be anybody's."""
+
+    def check(facts: dict[str, Any]) -> dict[str, Any]:
+        if wrong := [name for name, kind in kinds.items() if name in facts and not isinstance(facts[name], kind)]:
+            raise ValueError(f"{wrong[0]} has the wrong type")
+        return facts
+
+    return AfterValidator(check)
+
+
+_SIZES = dict.fromkeys(("parameters", "layers", "width", "heads", "context", "vocabulary"), int | None)
+_Config = Annotated[dict[str, Any], _holding(model=dict, data=dict, tracking=dict, runtime=dict)]
+_Model = Annotated[dict[str, Any], _holding(name=str, source=str | None, architecture=str | None, **_SIZES)]
+_Data = Annotated[dict[str, Any], _holding(dataset=str, revision=str | None, eval_dialogs=int)]
+
+
 class RunRecord(BaseModel):
     """The content of `run.json`. Parts that are not known yet are empty."""
 
@@ -58,11 +75,11 @@ class RunRecord(BaseModel):
     duration_s: float | None = None
     exit_code: int | None = None
     command: list[Word] = []
-    config: dict[str, Any] = {}
+    config: _Config = {}
     origins: dict[str, Word] = {}
     runtime: dict[str, Any] = {}
-    model: dict[str, Any] = {}
-    data: dict[str, Any] = {}
+    model: _Model = {}
+    data: _Data = {}
     environment: dict[str, Any] = {}
     versions: dict[str, str] = {}
     schedule: dict[str, int] = {}
@@ -144,7 +161,9 @@ class RunDir:
     def read(self) -> RunRecord:
         """Return the record of the run. Raises: ModelError if it cannot be read."""
         try:
-            return RunRecord.model_validate_json(self.record_path.read_bytes())
+            # What is no file, as a pipe that would never end, counts as empty.
+            content = self.record_path.read_bytes() if self.exists else b""
+            return RunRecord.model_validate_json(content)
         except (OSError, ValidationError):
             raise ModelError(f"{str(self.path)!r} holds no readable run.json") from None
 
@@ -273,19 +292,29 @@ class RunDir:
         return _objects(self.path / EVALUATION_FOLDER / _TASKS)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the logged points; a last line that a crash cut off is left out."""
-        return self._lines("metrics.jsonl")
+        """Return the logged points; a line that is none, as the last that a crash cut off, is left out."""
+        return [
+            {name: value for name, value in point.items() if name == "time" or _is_figure(value)}
+            for point in self._lines("metrics.jsonl")
+        ]
 
     def samples(self) -> list[dict[str, Any]]:
-        """Return the replies; a last line that a crash cut off is left out."""
-        return self._lines(SAMPLES_FILE)
+        """Return the replies; a line that is none, as the last that a crash cut off, is left out."""
+        lines = self._lines(SAMPLES_FILE)
+        return [
+            line for line in lines if isinstance(line.get("prompt"), str) and isinstance(line.get("reply"), str)
+        ]
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
-        lines = []
-        with suppress(OSError), (self.path / name).open(encoding="utf-8", errors="replace") as file:
+        lines, path = [], self.path / name
+        if not path.is_file():  # a pipe would never end
+            return []
+        with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
-                with suppress(ValueError, RecursionError):  # a line that a crash cut off, or a stranger's
-                    lines.append(json.loads(line))
+                with suppress(ValueError, RecursionError):
+                    entry = json.loads(line)
+                    if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                        lines.append(entry)
         return lines
 
     def append_console(self, line: str) -> None:
@@ -312,7 +341,7 @@ def _objects(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(folder.glob("*.json")):
         with suppress(OSError, ValueError, RecursionError):
-            found.append(json.loads(path.read_bytes()))
+            found.append(json.loads(path.read_bytes() if path.is_file() else "null"))
     return [content for content in found if isinstance(content, dict)]
 
 
@@ -328,11 +357,15 @@ def _holds_only_a_lock(path: Path) -> bool:
         return False
 
 
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) or value in ("nan", "inf", "-inf")
+
+
 def _step_of(line: str) -> float:
     """Return the step of a line of a run's file; a line that a crash cut off is later than all."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
 
 

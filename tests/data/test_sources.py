@@ -136,40 +136,40 @@ def test_a_format_that_is_named_is_not_guessed() -> None:
         read("rows.jsonl")
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "told"),
-    [
-        ("a.jsonl", b"", "a.jsonl holds no rows"),
-        ("a.jsonl", b" \n\n", "a.jsonl holds no rows"),
-        ("a.json", b"[]", "a.json holds no rows"),
-        ("a.csv", b"", "a.csv holds no rows"),
-        ("a.csv", b"prompt,response\n", "a.csv holds no rows"),
-        ("a.jsonl", GOOD + b'{"prompt": "a",\n', "a.jsonl:2: not valid JSON: expecting property name"),
-        ("a.jsonl", b'{"prompt"\n', "a.jsonl:1: not valid JSON: expecting ':' delimiter"),
-        ("a.json", b'[%s,\n\n{"prompt" "b"}]' % GOOD, "a.json:4: not valid JSON: expecting ':' delimiter"),
-        ("a.jsonl", b"5\n", "a.jsonl:1: a row must be an object, not int"),
-        ("a.json", b'[["a", "b"]]', "a.json[1]: a row must be an object, not list"),
-        ("a.json", b"[" * 200_000, "a.json:1: nested too deeply"),
-        ("a.jsonl", GOOD + b'{"a":' * 200_000, "a.jsonl:2: nested too deeply"),
-        ("a.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", "a.jsonl:1: nested too deeply, or a number too long"),
-        ("a.jsonl", GOOD * 2000 + b'{"prompt": "\xff"}\n' + GOOD, "a.jsonl:2001: not UTF-8 text"),
-        ("a.json", b'[{"prompt": "a",\n"response": "\xe4"}]', "a.json:2: not UTF-8 text"),
-        ("a.csv", b"prompt,response\na,\xfc\n", "a.csv:2: not UTF-8 text"),
-        ("a.jsonl", GOOD.decode().encode("utf-16"), "a.jsonl:1: not UTF-8 text"),
-        ("a.csv", b"prompt,response\na,b,c\n", "a.csv:2: more fields than the header has"),
-        ("a.csv", b'prompt,response\n"a,b\n', "a.csv: the row after line 1 opens a quote that is never closed"),
-        ("a.jsonl.gz", gzip.compress(GOOD * 1000)[:-20], "a.jsonl.gz is no gzip file"),
-        ("a.jsonl.gz", gzip.compress(GOOD * 1000)[:12] + b"\xff" * 20, "a.jsonl.gz is no gzip file"),
-        ("a.jsonl.gz", gzip.compress(GOOD)[:-8] + bytes(8), "a.jsonl.gz is no gzip file"),
-        ("a.jsonl.gz", GOOD, "a.jsonl.gz is no gzip file"),
-        ("a.csv.gz", gzip.compress(b"prompt,response\na,\xfc\n"), "a.csv.gz:2: not UTF-8 text"),
-        ("a.parquet", b"", "a.parquet is no Parquet file, or only a part of one"),
-        ("a.parquet", b"PAR1" * 10, "a.parquet is no Parquet file"),
-        ("a.parquet", packed(ROWS, ".parquet")[:-9], "a.parquet is no Parquet file"),
-        ("a.parquet.gz", gzip.compress(b"PAR1"), "a.parquet.gz is no Parquet file"),
-        ("a.parquet.gz", gzip.compress(b"PAR1")[:-4], "a.parquet.gz is no gzip file"),
-    ],
-)  # fmt: skip
+DAMAGED = [
+    ("a.jsonl", b"", "a.jsonl holds no rows"),
+    ("a.jsonl", b" \n\n", "a.jsonl holds no rows"),
+    ("a.json", b"[]", "a.json holds no rows"),
+    ("a.csv", b"", "a.csv holds no rows"),
+    ("a.csv", b"prompt,response\n", "a.csv holds no rows"),
+    ("a.jsonl", GOOD + b'{"prompt": "a",\n', "a.jsonl:2: not valid JSON: expecting property name"),
+    ("a.jsonl", b'{"prompt"\n', "a.jsonl:1: not valid JSON: expecting ':' delimiter"),
+    ("a.json", b'[%s,\n\n{"prompt" "b"}]' % GOOD, "a.json:4: not valid JSON: expecting ':' delimiter"),
+    ("a.jsonl", b"5\n", "a.jsonl:1: a row must be an object, not int"),
+    ("a.json", b'[["a", "b"]]', "a.json[1]: a row must be an object, not list"),
+    ("a.json", b"[" * 200_000, "a.json:1: nested too deeply"),
+    ("a.jsonl", GOOD + b'{"a":' * 200_000, "a.jsonl:2: nested too deeply"),
+    ("a.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", "a.jsonl:1: nested too deeply, or a number too long"),
+    ("a.jsonl", GOOD * 2000 + b'{"prompt": "\xff"}\n' + GOOD, "a.jsonl:2001: not UTF-8 text"),
+    ("a.json", b'[{"prompt": "a",\n"response": "\xe4"}]', "a.json:2: not UTF-8 text"),
+    ("a.csv", b"prompt,response\na,\xfc\n", "a.csv:2: not UTF-8 text"),
+    ("a.jsonl", GOOD.decode().encode("utf-16"), "a.jsonl:1: not UTF-8 text"),
+    ("a.csv", b"prompt,response\na,b,c\n", "a.csv:2: more fields than the header has"),
+    ("a.csv", b'prompt,response\n"a,b\n', "a.csv: the row after line 1 opens a quote that is never closed"),
+    ("a.jsonl.gz", gzip.compress(GOOD * 1000)[:-20], "a.jsonl.gz is no gzip file"),
+    ("a.jsonl.gz", gzip.compress(GOOD * 1000)[:12] + b"\xff" * 20, "a.jsonl.gz is no gzip file"),
+    ("a.jsonl.gz", gzip.compress(GOOD)[:-8] + bytes(8), "a.jsonl.gz is no gzip file"),
+    ("a.jsonl.gz", GOOD, "a.jsonl.gz is no gzip file"),
+    ("a.csv.gz", gzip.compress(b"prompt,response\na,\xfc\n"), "a.csv.gz:2: not UTF-8 text"),
+    ("a.parquet", b"", "a.parquet is no Parquet file, or only a part of one"),
+    ("a.parquet", b"PAR1" * 10, "a.parquet is no Parquet file"),
+    ("a.parquet", packed(ROWS, ".parquet")[:-9], "a.parquet is no Parquet file"),
+    ("a.parquet.gz", gzip.compress(b"PAR1"), "a.parquet.gz is no Parquet file"),
+    ("a.parquet.gz", gzip.compress(b"PAR1")[:-4], "a.parquet.gz is no gzip file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "data", "told"), DAMAGED)
 def test_a_damaged_file_is_one_sentence_with_its_place(name: str, data: bytes, told: str) -> None:
     assert refused(name, data).message.startswith(told)
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,7 +40,12 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Any:
 def is_sound(checkpoint: Path) -> bool:
     from safetensors.torch import load_file
 
-    return all(bool(t.isfinite().all()) for t in load_file(checkpoint / "model.safetensors").values())
+    moments = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"].values()
+    tensors = [
+        *load_file(checkpoint / "model.safetensors").values(),
+        *(t for one in moments for t in one.values()),
+    ]
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -87,6 +93,68 @@ def test_a_gradient_that_is_no_number_ends_the_training(small: Any) -> None:
     model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(DivergedError, match="grad_norm is nan at step 1 "):
         small.fit(model, small.train, max_steps=2)
+
+
+def put_into_weights(model: Any, step: int, value: float) -> None:
+    def put(*_: Any) -> None:
+        if model.training and next(steps) == step:
+            with torch.no_grad():
+                model.model.layers[0].mlp.up_proj.weight[3, 5] = value
+
+    steps = iter(range(1, 10_000))
+    model.model.register_forward_pre_hook(put)
+
+
+def put_into_gradients(model: Any, step: int, value: float) -> None:
+    steps = iter(range(1, 10_000))
+    model.model.layers[1].mlp.down_proj.weight.register_hook(
+        lambda gradient: gradient.fill_diagonal_(value) if next(steps) == step else gradient
+    )
+
+
+def put_into_data(model: Any, step: int, value: float) -> None:
+    """The numbers of a batch are ids and cannot be wrong: what they stand for can."""
+
+    def put(module: Any, _: Any, embedded: Any) -> Any:
+        if not model.training or next(steps) != step:
+            return embedded
+        wrong = torch.zeros_like(embedded)
+        wrong[0, -1, 0] = value
+        return embedded + wrong
+
+    steps = iter(range(1, 10_000))
+    model.get_input_embeddings().register_forward_hook(put)
+
+
+PLACES = [put_into_weights, put_into_gradients, put_into_data]
+OFTEN = [(3, 1.0, math.nan)]
+POISONS = [
+    pytest.param(put, value, step, clip, marks=[] if (step, clip, value) in OFTEN else pytest.mark.faults)
+    for put in PLACES
+    for value in (math.nan, math.inf, -math.inf)
+    for step in (1, 3, 4, 5, 8, 9)
+    for clip in (1.0, 0.0)
+]
+
+
+@pytest.mark.parametrize(("put", "value", "step", "clip"), POISONS)
+def test_what_is_no_number_ends_the_training_within_an_interval_wherever_it_comes_in(
+    small: Any, put: Any, value: float, step: int, clip: float
+) -> None:
+    model = small.model()
+    put(model, step, value)
+    with pytest.raises(DivergedError) as stopped:
+        small.fit(
+            model, small.train, max_steps=12, log_every_steps=4, eval_every_steps=2, max_grad_norm=clip,
+            score=lambda: small.score(model, small.train.select(range(2))).figures(),
+        )  # fmt: skip
+    assert stopped.value.exit_code == 3
+    found = re.search(r"at step (\d+) ", stopped.value.message)
+    assert found is not None
+    assert step <= int(found[1]) <= step + 4
+    saved = sorted(Path("fit").glob("checkpoint-*")) if Path("fit").exists() else []
+    assert all(is_sound(checkpoint) for checkpoint in saved)
+    assert all(int(checkpoint.name.rpartition("-")[2]) < int(found[1]) for checkpoint in saved)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])

@@ -1,27 +1,48 @@
 """What comes from strangers, or was changed at random, steers nothing: no terminal, no file, no process."""
 
 import json
+import os
 import pickle
 import random
 import shutil
+import subprocess
+import sys
+import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dialogkit.cli.output import Output, TrainOutput, fitting, settings_table, untrusted
+from dialogkit.cli import evaluate, generate, models, runs
+from dialogkit.cli import train as cli_train
+from dialogkit.cli.output import (
+    Output,
+    TrainOutput,
+    fitting,
+    options_table,
+    sanitize,
+    settings_table,
+    untrusted,
+)
 from dialogkit.config.load import known_settings, load_with_origins
 from dialogkit.config.model import ModelConfig
 from dialogkit.engine.checkpoints import read_progress, seal
-from dialogkit.errors import DataError, DialogKitError, ModelError, StorageError
+from dialogkit.errors import CheckpointError, DataError, DialogKitError, ModelError, StorageError
 from dialogkit.models.tokenizer import with_format
-from dialogkit.services.generate import ReplyResult
-from dialogkit.services.train import resume, train
+from dialogkit.services.dry_run import DryRunResult
+from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
+from dialogkit.services.generate import GenerateResult, ReplyResult
+from dialogkit.services.judging import SliceRow
+from dialogkit.services.models import ModelRow
+from dialogkit.services.runs import AnsweredPrompt, Comparison, Differing, RunRow
+from dialogkit.services.train import TrainResult, resume, train
 from dialogkit.tracking.rundir import RunDir
-from tests.conftest import Finished
+from tests.conftest import REPOSITORY, Finished
 
-MARKS = "\x00\x07\x08\x0b\x1b\x7f\x80\x90\x9b\x9d\u200b\u200f\u202a\u202e\u2066\u2069\ufeff\r"
+CONTROLS = "\x00\x07\x08\x0b\r\x1b\x7f\x80\x90\x9b\x9d"
+MARKS = CONTROLS + "\u061c\u200b\u200f\u2028\u202a\u202e\u2066\u2069\ufeff\udc9b\U000e0041"
 PIECES = [*MARKS, "[red]", "[/]", "[link=x]", "\x1b]0;owned\x07", "\x1b[2J", "é", "漢", "👋", "a", " ", "\n"]
 
 
@@ -31,34 +52,107 @@ def hostile(number: int, seed: int) -> list[str]:
     return ["".join(chance.choices(PIECES, k=chance.randrange(1, 12))) for _ in range(number)]
 
 
-@pytest.mark.parametrize("number", [pytest.param(60, id="some"), pytest.param(2000, marks=pytest.mark.faults)])
+def print_results(output: Output, text: str) -> None:
+    """Print every result of a command in which the text stands wherever one can."""
+    reply = ReplyResult(model=text, prompt=text, reply=text, tokens=1, seconds=1, stop_reason="length")
+    output.result(reply, lambda out: out.reply(reply, prompt=True, model=reply.model), hint=text)
+    replies = GenerateResult(replies=[reply, reply.model_copy(update={"model": f"b{text}"})])
+    output.result(replies, lambda out: generate._render(out, replies, streamed=False))
+    run = RunRow(
+        name=text, status=text, created=text, duration_s=1, model=text, parameters=1, dataset=text, steps=1,
+        total_steps=2, bits_per_byte=1, nats_per_token=1, success_rate=1,
+    )  # fmt: skip
+    output.result([run], lambda out: runs._render_list(out, [run]))
+    differing = [Differing(name=text, values=[text, [text]])]
+    compared = Comparison(
+        runs=[text, text], figures=differing, same_data=False, settings=differing, versions=differing,
+        replies=[AnsweredPrompt(prompt=text, replies=[text, text])],
+    )  # fmt: skip
+    output.result(compared, lambda out: runs._render_comparison(out, compared))
+    model = ModelRow(
+        name=text, description=text, kind="from scratch", size_class=text, parameters=1,
+        parameters_without_embeddings=1, architecture=text, layers=1, width=1, heads=1, context=1, vocabulary=1,
+        source=text, license=text, chat_format=text, trained=True, folder=text,
+    )  # fmt: skip
+    output.result(model, lambda out: models._render_show(out, model))
+    output.result([model], lambda out: models._render_list(out, [model]))
+    part = SliceRow(name=text, dialogs=1, bits_per_byte=1, interval=None)
+    figures = {"nats_per_token": 1.0, "perplexity": 1.0, "bits_per_byte": 1.0, "accuracy": 1.0}
+    row = EvaluateRow(model=text, dataset=text, dialogs=1, tokens=1, slices=[part], remarks=[text], **figures)
+    for anchors in ([], [row.model_copy(update={"anchor": "untrained"})]):
+        judged = EvaluateResult(rows=[row, row.model_copy(update={"dataset": "b"})], anchors=anchors)
+        output.result(judged, lambda out, judged=judged: evaluate._render(out, judged, slices=True))
+    trained = TrainResult(
+        run=text, run_dir=text, model_dir=text, published_dir=text, steps=1, duration_s=1,
+        metrics={f"{when}/{name}": 1.0 for when in ("before", "final") for name in figures}
+        | {"perf/tokens_per_s": 1.0},
+        replies=[reply], success_rate=1, stop_rate=1, wandb_mode=text, wandb_dir=text, wandb_url=None,
+    )  # fmt: skip
+    output.result(trained, lambda out: cli_train._render(out, trained))
+    dry = DryRunResult(
+        model=text, parameters=1, device=text, precision=text, train_dialogs=1, total_steps=1, tokens_per_step=1,
+        longest_batch_tokens=1, tokens_per_s=1, peak_memory_bytes=1, expected_s=1, training_s=1,
+        eval_nats_per_token=1, reply=text,
+    )  # fmt: skip
+    output.result(dry, lambda out: cli_train._render_dry_run(out, dry))
+
+
+@pytest.mark.parametrize("number", [pytest.param(20, id="some"), pytest.param(2000, marks=pytest.mark.faults)])
 @pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.timeout(900)
 def test_no_text_steers_a_terminal(number: int, as_json: bool, capfd: pytest.CaptureFixture[str]) -> None:
     for text in hostile(number, seed=number):
         output = Output(json_mode=as_json)
-        reply = ReplyResult(model=text, prompt=text, reply=text, tokens=1, seconds=1, stop_reason="length")
         output.error(DialogKitError(text, hint=text, details=[text]))
-        output.result(reply, lambda out, reply=reply: out.reply(reply, prompt=True, model=reply.model), hint=text)
+        print_results(output, text)
         if not as_json:
             output.stream(text)
-            output.print(settings_table({"name": text}))
+            output.hint(text)
+            output.print(settings_table({text: text}))
+            output.print(options_table([("name", [text], text)]))
             output.print(fitting(output.out, {"a": str, "b": str}, [text], right=(), dispensable=()))
             drawn = TrainOutput(output)
             drawn.header({"model": text})
             drawn.note(text)
             drawn.doing(text)
             output.print(untrusted(text))
+            Output().text(sanitize(text))
         out, err = capfd.readouterr()
         found = [mark for mark in MARKS if mark in out + err]
         assert not found, (text, found)
         if as_json:
-            error, result = json.loads("[" + out.replace("}\n{", "},{") + "]")
-            assert (error["error"]["message"], result["data"]["reply"]) == (text, text)
+            error, reply, *_ = json.loads("[" + out.replace("}\n{", "},{") + "]")
+            assert (error["error"]["message"], reply["data"]["reply"]) == (text, text)
+
+
+def test_every_character_that_controls_or_reorders_is_made_visible() -> None:
+    steering = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI", "LRM", "RLM", "ALM"}
+    for code in (code for code in range(0x110000) if chr(code) not in "\n\t"):
+        character = chr(code)
+        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(
+            character
+        ) in steering - {"LRM", "RLM", "ALM"}:
+            assert character not in sanitize(character), hex(code)
+
+
+def test_a_warning_of_a_library_steers_no_terminal(tmp_path: Path) -> None:
+    program = (
+        "import logging, sys; from dialogkit.cli import app, data\n"
+        "data_list = app.data_app.registered_commands[0]\n"
+        "data_list.callback = lambda: logging.getLogger('x').warning('\\x1b[2J%s', '\\u202e')\n"
+        "app.main(['data', 'list'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "\\x1b[2J\\u202e\n")
 
 
 NAMES = [
     *("..", ".", "", "/etc/x", "../x", "a/b", "a\\b", "~", "-x", ".hidden", "con\x00", "a\nb", "x" * 300, "a b"),
-    *("é/..", "..%2f", "$HOME", "`id`", "a;b", "*"),
+    *("é/..", "..%2f", "$HOME", "`id`", "a;b", "*", "/", "//", "./x", "x/", "x/..", "a\tb", "\x1b[2J", "\u202e"),
+    *("{model}", "~root", "a|b", "a&b", "'x'", '"x"', "a:b", "COM1 ", "a\r", "..\\x", "...", "\ufeffx", "a\x85"),
 ]
 PLACES = ["name", "model.name"]
 
@@ -79,12 +173,16 @@ def test_a_name_cannot_leave_its_folder(
 def test_a_run_is_only_looked_for_in_its_folder(name: str, dialogkit: Callable[..., Finished]) -> None:
     Path("run.json").write_text("{}")
     for words in (["runs", "show"], ["train", "--resume"]):
-        done = dialogkit(*words, f"{name}") if name != "-x" else dialogkit(*words, "--", name)
+        done = dialogkit(*words, f"{name}") if not name.startswith("-") else dialogkit(*words, "--", name)
         assert done.code == 2
 
 
-LINKED = ["console.log", "metrics.jsonl", "samples.jsonl", "run.json", "model", "model/model.safetensors",
-          "checkpoint-3", "checkpoint-3/optimizer.pt", ".lock"]  # fmt: skip
+LINKED = [
+    *("console.log", "metrics.jsonl", "samples.jsonl", "histograms.jsonl", "run.json", "model", ".lock"),
+    *("model/model.safetensors", "model/README.md", "model/config.json", "evaluation", "tensorboard", "anything"),
+    *("checkpoint-3", "checkpoint-9", "torn-checkpoint-4", ".old-checkpoint-2", "checkpoint-4/optimizer.pt"),
+    *("checkpoint-4/manifest.json", "checkpoint-2/model.safetensors"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -105,20 +203,73 @@ def stopped(stopped_once: Path) -> RunDir:
     return RunDir(Path("models/runs/stopped"))
 
 
+@pytest.mark.parametrize("to_folder", [False, True], ids=["file", "folder"])
 @pytest.mark.parametrize("name", LINKED)
-def test_a_link_in_a_run_is_not_followed(name: str, stopped: RunDir) -> None:
-    outside = Path("outside.txt")
-    outside.write_text("mine")
+def test_a_link_in_a_run_is_not_followed(name: str, to_folder: bool, stopped: RunDir) -> None:
+    outside = Path("outside")
+    outside.mkdir()
+    (outside / "mine.txt").write_text("mine")
     place = stopped.path / name
     place.parent.mkdir(exist_ok=True)
     if place.is_dir():
         place.rename(place.with_name("moved"))
     place.unlink(missing_ok=True)
-    place.symlink_to(outside.resolve())
+    place.symlink_to((outside if to_folder else outside / "mine.txt").resolve())
     with pytest.raises(DialogKitError) as refused:
         resume(stopped)
     assert isinstance(refused.value, StorageError) or name == "run.json"
-    assert outside.read_text() == "mine"
+    with pytest.raises(DialogKitError):
+        stopped.write_evaluation("data", {}, worst=[], replies=[])
+    assert [(path.name, path.read_text()) for path in outside.iterdir()] == [("mine.txt", "mine")]
+
+
+@pytest.mark.parametrize("name", ["custom_nano", ".custom_nano.new", ".custom_nano.old"])
+def test_a_link_in_the_place_of_a_model_is_not_followed(name: str, small_config: Callable[..., Any]) -> None:
+    outside = Path("outside")
+    outside.mkdir()
+    (outside / "mine.txt").write_text("mine")
+    Path("models").mkdir()
+    Path("models", name).symlink_to(outside.resolve())
+    with suppress(StorageError):
+        train(small_config({"train.max_steps": 1, "train.eval_every_steps": 1}))
+    assert [(path.name, path.read_text()) for path in outside.iterdir()] == [("mine.txt", "mine")]
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "samples.jsonl", "evaluation/a.json"])
+def test_a_pipe_in_a_run_keeps_nobody_waiting(
+    name: str, stopped: RunDir, dialogkit: Callable[..., Finished]
+) -> None:
+    place = stopped.path / name
+    place.parent.mkdir(exist_ok=True)
+    place.unlink(missing_ok=True)
+    os.mkfifo(place)
+    assert dialogkit("runs", "list").code == 0
+    assert dialogkit("runs", "show", "stopped").code == (2 if name == "run.json" else 0)
+    assert stopped.evaluations() == []
+
+
+LINES = ["5", "null", "[]", "[" * 100_000, "{}", '{"step": "x"}', '{"step": 1, "eval/bits_per_byte": "x"}', "\x00"]
+
+
+@pytest.mark.parametrize("number", [pytest.param(30, id="some"), pytest.param(500, marks=pytest.mark.faults)])
+def test_a_record_that_was_changed_at_random_is_read_or_passed_over(
+    number: int, stopped: RunDir, dialogkit: Callable[..., Finished]
+) -> None:
+    chance, content = random.Random(number), (stopped.path / "run.json").read_text()
+    odd = [value for value in ODD if value != 10**400]
+    for _ in range(number):
+        record = json.loads(content)
+        for _ in range(chance.randrange(1, 4)):
+            section = chance.choice([record, record["config"], record["model"], record["data"], record["metrics"]])
+            section[chance.choice([*section, "x"])] = chance.choice(odd)
+            if not all(isinstance(record.get(name), dict) for name in ("config", "model", "data", "metrics")):
+                break
+        (stopped.path / "run.json").write_text(json.dumps(record))
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            with (stopped.path / name).open("a") as file:
+                file.write(chance.choice(LINES) + "\n")
+        assert dialogkit("runs", "list").code == 0
+        assert dialogkit("runs", "show", "stopped").code in (0, 2)
 
 
 class Payload:
@@ -143,9 +294,11 @@ def test_a_pickle_in_a_checkpoint_does_not_run(name: str, stopped: RunDir) -> No
     if name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         with pytest.raises(ModelError, match="checkpoint-2 is not loaded: it holds more than tensors"):
             resume(stopped)
+    elif name == "scaler.pt":  # such a checkpoint is none
+        with pytest.raises(CheckpointError, match="no checkpoint of the run 'stopped' is whole"):
+            resume(stopped)
     else:  # not read at all
         assert resume(stopped) is not None
-        assert (stopped.path / "torn-checkpoint-2").exists() == (name == "scaler.pt")
     assert not Path("ran").exists()
 
 

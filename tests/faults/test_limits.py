@@ -1,32 +1,30 @@
 """What runs out of anything, or is stopped at any moment, loses at most the work since the last checkpoint."""
 
 import gc
-import hashlib
 import os
 import random
-import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
-from dialogkit.engine.checkpoints import newest_valid, read_progress
+from dialogkit.engine.checkpoints import read_progress
+from dialogkit.tracking.rundir import RunDir
 from tests.conftest import SMALL
-from tests.faults.test_kills import train_or_go_on
+from tests.faults.training import ROUNDS, Undisturbed, newest_step, train_or_go_on, unsealed, wait_for_save
 from tests.forks import run_forked, start_forked
+
+STEPS = 6
 
 
 def train_with_little_room(limit: int) -> tuple[int, str]:
     """Train until no file may be longer than `limit`, from the second step on; return exit code and message."""
     import resource
 
-    from dialogkit.config.load import load_run_config
     from dialogkit.errors import DialogKitError
     from dialogkit.services.parts import Parts
-    from dialogkit.services.train import train
 
     score, calls = Parts.score, []
 
@@ -38,7 +36,7 @@ def train_with_little_room(limit: int) -> tuple[int, str]:
 
     Parts.score = limited  # type: ignore[method-assign]
     try:
-        train(load_run_config("custom-nano", overrides={**SMALL, "train.eval_every_steps": 1, "name": "full"}))
+        train_or_go_on(STEPS)
     except DialogKitError as error:
         return error.exit_code, f"{error.message}\n{error.hint}"
     finally:
@@ -59,47 +57,123 @@ SIZES = [
 @pytest.mark.parametrize(
     "size", [size if size in (100, 3_000_000) else pytest.param(size, marks=pytest.mark.faults) for size in SIZES]
 )
-def test_a_disk_that_is_full_at_any_size_costs_no_checkpoint(size: int, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_at_any_size_costs_no_checkpoint(
+    size: int, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
     code, told = run_forked(train_with_little_room, size, folder=tmp_path)
-    found = newest_valid(tmp_path / "models/runs/full")
-    assert found is not None
-    assert found[1].step >= 1
+    run = tmp_path / "models/runs/it"
     assert (code, len(told.splitlines())) == (1, 2)
-    assert "dialogkit train --resume full" in told
+    assert "dialogkit train --resume it" in told
+    assert newest_step(run) == 1
+    assert not unsealed(run)
+    assert run_forked(train_or_go_on, STEPS, folder=tmp_path) == undisturbed.digest(STEPS)
 
 
-def stop_and_go_on(folder: Path, *, stops: int, steps: int, seed: int) -> int:
-    """Stop a training again and again by signals; return how often it was."""
+class Stops(NamedTuple):
+    """Stops by signals: all of them, those while a checkpoint was written, and evaluations that were left."""
+
+    all: int = 0
+    in_save: int = 0
+    in_evaluation: int = 0
+
+
+def stop_and_go_on(folder: Path, *, stops: int, steps: int, seed: int, save_s: float) -> Stops:
+    """Stop a training again and again, at random moments and within saves."""
     chance = random.Random(seed)
-    stopped = 0
+    run, stopped = folder / "models/runs/it", Stops()
     for _ in range(stops):
+        ended = finished(run)
         process = start_forked(train_or_go_on, steps, folder=folder)
-        time.sleep(chance.uniform(0.5, 2.5))
+        if chance.random() < 0.3:
+            wait_for_save(run, process, number=chance.randrange(1, 4))
+            time.sleep(chance.uniform(0, 0.9 * save_s))
+        else:
+            time.sleep(chance.uniform(0.5, 2.5))
         if not process.is_alive():
             process.join()
             break
         assert process.pid is not None
-        os.kill(process.pid, chance.choice([signal.SIGINT, signal.SIGTERM]))
+        number = chance.choice([signal.SIGINT, signal.SIGTERM])
+        os.kill(process.pid, number)
+        in_save = bool(unsealed(run))
         process.join(60)
         assert process.exitcode is not None
-        stopped += 1
+        assert not unsealed(run), "a signal leaves no torn checkpoint"
+        newest = read_progress(run / f"checkpoint-{newest_step(run)}")
+        due = newest is not None and newest.evaluation_due
+        stopped = Stops(stopped.all + 1, stopped.in_save + in_save, stopped.in_evaluation + due)
+        if finished(run) != ended:
+            record = RunDir(run).read()
+            assert (record.status, record.exit_code) == ("interrupted", 128 + number)
+            if "after step" in str(record.error):
+                assert f"after step {newest_step(run)};" in str(record.error)
     return stopped
 
 
+def finished(run: Path) -> str | None:
+    """Return when a run's record says that it ended last."""
+    return RunDir(run).read().finished if RunDir(run).exists else None
+
+
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("stops", "steps"), [(1, 12), pytest.param(50, 60, marks=pytest.mark.faults)])
-def test_a_run_that_is_stopped_again_and_again_ends_the_same(tmp_path: Path, stops: int, steps: int) -> None:
-    (tmp_path / "whole").mkdir()
-    expected = run_forked(train_or_go_on, steps, folder=tmp_path / "whole")
-    total = 0
+@pytest.mark.parametrize(
+    ("stops", "steps"), [(1, STEPS), pytest.param(ROUNDS or 50, 60, marks=pytest.mark.faults)]
+)
+def test_a_run_that_is_stopped_again_and_again_ends_the_same(
+    tmp_path: Path, stops: int, steps: int, undisturbed: Undisturbed
+) -> None:
+    expected, save_s = undisturbed.digest(steps), undisturbed.save_s(steps)
+    total = Stops()
     for seed in range(1000):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        total += stop_and_go_on(folder, stops=min(stops - total, 10), steps=steps, seed=seed)
+        more = stop_and_go_on(folder, stops=min(stops - total.all, 10), steps=steps, seed=seed, save_s=save_s)
+        total = Stops(*map(sum, zip(total, more, strict=True)))
         assert run_forked(train_or_go_on, steps, folder=folder, timeout=300) == expected
-        if total >= stops:
+        if total.all >= stops:
             break
-    print(f"{total} stops: same weights")
+    print(f"{total}: same weights, optimizer and history")
+    assert stops < 50 or (total.in_save > 0 and total.in_evaluation > 0)
+
+
+def be_refused(again: bool) -> tuple[int, str, float]:
+    """Train the run `it`, or go on with it, where another process does; return exit code, message and seconds."""
+    from dialogkit.config.load import load_run_config
+    from dialogkit.errors import DialogKitError
+    from dialogkit.services.train import resume, train
+
+    began = time.perf_counter()
+    try:
+        if again:
+            train(load_run_config("custom-nano", overrides={**SMALL, "name": "it"}))
+        else:
+            resume(RunDir(Path("models/runs/it")))
+    except DialogKitError as error:
+        return error.exit_code, error.message, time.perf_counter() - began
+    return 0, "", 0
+
+
+def test_a_second_trainer_of_a_run_is_refused_and_the_first_does_not_notice(
+    tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    expected, run = undisturbed.digest(STEPS), tmp_path / "models/runs/it"
+    first = start_forked(train_or_go_on, STEPS, folder=tmp_path)
+    assert first.pid is not None
+    while not (run / "metrics.jsonl").exists():
+        assert first.is_alive()
+        time.sleep(0.005)
+    os.kill(first.pid, signal.SIGSTOP)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    refused = [run_forked(be_refused, again, folder=tmp_path) for again in (False, True)]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    os.kill(first.pid, signal.SIGCONT)
+    first.join()
+    assert [(code, message) for code, message, _ in refused] == [
+        (2, f"the run 'it' is being trained by process {first.pid}"),
+        (2, "there is a run 'it' in 'models' already"),
+    ]
+    print(f"refused after {refused[0][2]:.3f} and {refused[1][2]:.3f} s")
+    assert run_forked(train_or_go_on, STEPS, folder=tmp_path) == expected
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs a system that lists open files")
@@ -123,49 +197,3 @@ def test_saving_and_rotating_leaks_nothing(cycles: int, small: Any) -> None:
     assert max(pages) <= 1.05 * pages[0]
     assert len(list(Path("fit").glob("checkpoint-[0-9]*"))) == 2
     assert Path("fit/thesis.txt").read_text() == Path("fit/checkpoint-old/notes.txt").read_text() == "mine"
-
-
-def damage_size(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def damage_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 255
-    path.write_bytes(content)
-
-
-def damage_empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-WAYS: list[Callable[[Path], None]] = [damage_size, damage_byte, damage_empty, Path.unlink]
-FILES = [
-    "model.safetensors",
-    "optimizer.pt",
-    "scheduler.pt",
-    "rng_state.pth",
-    "trainer_state.json",
-    "manifest.json",
-]
-
-
-@pytest.mark.parametrize("way", WAYS, ids=["half of it", "a byte", "empty", "gone"])
-@pytest.mark.parametrize("file", FILES)
-def test_every_damage_of_every_file_is_seen(
-    way: Callable[[Path], None], file: str, small: Any, tmp_path: Path
-) -> None:
-
-    made = tmp_path.parent / "made-for-damages"
-    if not made.is_dir():
-        small.fit(small.model(), small.train, max_steps=2, eval_every_steps=1, folder=made)
-    shutil.copytree(made, "fit")
-    before = hashlib.sha256(Path("fit/checkpoint-1/model.safetensors").read_bytes()).digest()
-    way(Path("fit/checkpoint-2") / file)
-    found = newest_valid(Path("fit"))
-    assert found is not None
-    assert (found[0].name, Path("fit/torn-checkpoint-2").is_dir()) == ("checkpoint-1", True)
-    assert hashlib.sha256(Path("fit/checkpoint-1/model.safetensors").read_bytes()).digest() == before
-    way(Path("fit/checkpoint-1") / file)
-    assert newest_valid(Path("fit")) is None
-    assert read_progress(Path("fit/torn-checkpoint-1")) is None

@@ -13,7 +13,7 @@ import pytest
 
 from dialogkit.config.load import load_run_config
 from dialogkit.engine import fit
-from dialogkit.engine.checkpoints import MANIFEST, newest_valid, read_progress, rotate
+from dialogkit.engine.checkpoints import MANIFEST, newest_valid, read_progress, rotate, seal
 from dialogkit.errors import CheckpointError, ConfigError, InterruptedRunError, ModelError, StorageError
 from dialogkit.services.parts import Parts
 from dialogkit.services.resume import find_resumable
@@ -242,29 +242,25 @@ def test_a_relative_dataset_is_found_where_the_run_was_started(
     assert resume(RunDir(tmp_path / "models/runs/stopped")) is not None
 
 
-def test_a_finished_run_resumed_changes_nothing(dialogkit: Callable[..., Finished]) -> None:
+def test_a_finished_run_gone_on_with_ten_times_changes_nothing(dialogkit: Callable[..., Finished]) -> None:
     train(config_of("plain", "whole"))
-    before = {path: path.read_bytes() for path in Path("models").rglob("*") if path.is_file()}
-    for words in (["--resume", "whole"], ["custom-nano", "--resume", "models/runs/whole"]):
+    before = state_of(Path("models"))
+    for words in [["--resume", "whole"], ["custom-nano", "--resume", "models/runs/whole"]] * 5:
         done = dialogkit("train", *words)
         assert (done.code, done.out) == (0, "the run whole is finished: there is nothing to do\n")
-    assert {path: path.read_bytes() for path in Path("models").rglob("*") if path.is_file()} == before
+        assert state_of(Path("models")) == before
+
+
+def state_of(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Return when each file of a folder was written, and what it holds."""
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
 # What is not taken
 
 
-DAMAGES: dict[str, Callable[[Path], Any]] = {
-    "no manifest": lambda folder: (folder / MANIFEST).unlink(),
-    "a torn manifest": lambda folder: (folder / MANIFEST).write_bytes((folder / MANIFEST).read_bytes()[:50]),
-    "no optimizer": lambda folder: (folder / "optimizer.pt").unlink(),
-    "a short file": lambda folder: os.truncate(folder / "model.safetensors", 1000),
-    "a flipped bit in the weights": lambda folder: flip(folder / "model.safetensors"),
-    "a flipped bit in the optimizer": lambda folder: flip(folder / "optimizer.pt"),
-    "an empty state": lambda folder: (folder / "trainer_state.json").write_bytes(b""),
-    "a link": lambda folder: link(folder / "rng_state.pth"),
-    "an empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],
-}
+def cut(path: Path, share: float) -> None:
+    os.truncate(path, int(path.stat().st_size * share))
 
 
 def flip(path: Path) -> None:
@@ -278,19 +274,146 @@ def link(path: Path) -> None:
     path.symlink_to("elsewhere")
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+WEIGHTS, STATE = "model.safetensors", "trainer_state.json"
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "half of the weights": lambda folder: cut(folder / WEIGHTS, 0.5),
+    "nearly all of the weights": lambda folder: cut(folder / WEIGHTS, 0.999),
+    "empty weights": lambda folder: cut(folder / WEIGHTS, 0),
+    "no weights": lambda folder: (folder / WEIGHTS).unlink(),
+    "a flipped bit in the weights": lambda folder: flip(folder / WEIGHTS),
+    "half of the optimizer": lambda folder: cut(folder / "optimizer.pt", 0.5),
+    "an empty optimizer": lambda folder: cut(folder / "optimizer.pt", 0),
+    "no optimizer": lambda folder: (folder / "optimizer.pt").unlink(),
+    "a flipped bit in the optimizer": lambda folder: flip(folder / "optimizer.pt"),
+    "half of the state": lambda folder: cut(folder / STATE, 0.5),
+    "an empty state": lambda folder: cut(folder / STATE, 0),
+    "no state": lambda folder: (folder / STATE).unlink(),
+    "no schedule": lambda folder: (folder / "scheduler.pt").unlink(),
+    "half of the random state": lambda folder: cut(folder / "rng_state.pth", 0.5),
+    "no random state": lambda folder: (folder / "rng_state.pth").unlink(),
+    "half of the configuration": lambda folder: cut(folder / "config.json", 0.5),
+    "no configuration": lambda folder: (folder / "config.json").unlink(),
+    "no arguments": lambda folder: (folder / "training_args.bin").unlink(),
+    "an empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],
+    # Of the manifest itself, and what is no file
+    "no manifest": lambda folder: (folder / MANIFEST).unlink(),
+    "half of the manifest": lambda folder: cut(folder / MANIFEST, 0.5),
+    "a flipped bit in the manifest": lambda folder: flip(folder / MANIFEST),
+    "another manifest": lambda folder: (folder / MANIFEST).write_text("[" * 100_000),
+    "a link": lambda folder: link(folder / "rng_state.pth"),
+    "a pipe": lambda folder: pipe(folder / "rng_state.pth"),
+    "a pipe as manifest": lambda folder: pipe(folder / MANIFEST),
+}
+NEWEST, ALL = ["checkpoint-6"], ["checkpoint-3", "checkpoint-6"]
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(damage: str, run: RunDir) -> None:
-    assert {path.name for path in run.path.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-6"}
+def test_every_damage_of_a_checkpoint_is_seen(damage: str, run: RunDir) -> None:
+    assert sorted(path.name for path in run.path.glob("checkpoint-*")) == ALL
     DAMAGES[damage](run.path / "checkpoint-6")
     found = newest_valid(run.path)
     assert found is not None
     assert (found[0].name, found[1].step) == ("checkpoint-3", 3)
     assert {path.name for path in run.path.glob("*checkpoint-*")} == {"checkpoint-3", "torn-checkpoint-6"}
+    DAMAGES[damage](run.path / "checkpoint-3")
+    assert newest_valid(run.path) is None
 
 
-def test_with_no_valid_checkpoint_the_run_begins_again(whole: tuple[Any, Any], run: RunDir) -> None:
-    for folder in run.path.glob("checkpoint-*"):
-        (folder / MANIFEST).unlink()
+def some(number: int) -> list[Any]:
+    """Return the damages, all but the first ones marked as long. A link is refused before it is looked at."""
+    damages = [damage for damage in DAMAGES if damage != "a link"]
+    return [*damages[:number], *(pytest.param(damage, marks=pytest.mark.faults) for damage in damages[number:])]
+
+
+@pytest.mark.parametrize("damage", some(1))
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(
+    damage: str, whole: tuple[Any, Any], run: RunDir, dialogkit: Callable[..., Finished]
+) -> None:
+    DAMAGES[damage](run.path / "checkpoint-6")
+    done = dialogkit("train", "--resume", "stopped")
+    assert (done.code, "Traceback" in done.err) == (0, False)
+    assert "checkpoint-6 is torn or damaged, and is kept aside as torn-checkpoint-6\n" in done.err
+    assert "goes on from step 3, checkpoint-3\n" in done.err
+    assert "torn-checkpoint-6" in (run.path / "console.log").read_text()
+    assert (run.path / "torn-checkpoint-6").is_dir()
+    assert (digests("stopped"), history("stopped")) == whole
+
+
+@pytest.mark.parametrize("damage", some(1))
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_as_often_as_it_is_tried(
+    damage: str, run: RunDir, dialogkit: Callable[..., Finished]
+) -> None:
+    for name in ALL:
+        DAMAGES[damage](run.path / name)
+    points = history("stopped")
+    for _ in range(2):
+        done = dialogkit("train", "--resume", "stopped")
+        assert (done.code, done.out) == (1, "")
+        assert done.err.splitlines()[-2:] == [
+            "error: no checkpoint of the run 'stopped' is whole: 2 torn ones are kept aside",
+            "try: dialogkit train --resume stopped --force, which begins again",
+        ]
+        assert len(done.err.splitlines()) <= 4
+        assert {path.name for path in run.path.glob("*checkpoint-*")} == {f"torn-{name}" for name in ALL}
+        assert history("stopped") == points
+
+
+def test_where_all_is_damaged_force_begins_again(whole: tuple[Any, Any], run: RunDir) -> None:
+    for name in ALL:
+        flip(run.path / name / WEIGHTS)
+    assert resume(run, force=True) is not None
+    assert (digests("stopped"), history("stopped")) == whole
+    assert {path.name for path in run.path.glob("torn-*")} == {f"torn-{name}" for name in ALL}
+
+
+def test_a_run_that_ended_in_its_first_save_begins_again(whole: tuple[Any, Any]) -> None:
+    run = killed("plain", "stopped", 3)
+    (run.path / "checkpoint-3").mkdir()
+    (run.path / "checkpoint-3/config.json").write_text("{")
+    assert resume(run) is not None
+    assert (digests("stopped"), history("stopped")) == whole
+    assert (run.path / "torn-checkpoint-3").is_dir()
+
+
+def test_where_the_best_checkpoint_is_damaged_the_best_of_the_others_is_taken_and_that_is_said(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, dialogkit: Callable[..., Finished]
+) -> None:
+    shutil.rmtree(run.path)
+    real, calls = Parts.score, iter(range(99))
+
+    def worse_and_worse(*args: Any, **kwargs: Any) -> Any:
+        return {**real(*args, **kwargs), "nats_per_token": 1.0 + next(calls)}
+
+    monkeypatch.setattr(Parts, "score", worse_and_worse)
+    best = run.path / "checkpoint-3"
+    damaging = KillAt(10, by=lambda: flip(best / WEIGHTS))
+    with pytest.raises(CheckpointError, match="checkpoint-3, whose weights are the best, was damaged") as stopped:
+        train(config_of("plain", "stopped"), reporter=damaging)
+    assert (stopped.value.exit_code, stopped.value.hint) == (1, "dialogkit train --resume stopped")
+    assert not run.model_dir.exists()
+    done = dialogkit("train", "--resume", "stopped")
+    assert done.code == 0
+    assert (
+        "checkpoint-3, the best so far, is torn or damaged, and is kept aside as torn-checkpoint-3: "
+        "the best now begins with checkpoint-11"
+    ) in " ".join(done.err.split())
+    assert digests("stopped")["model/model.safetensors"] == digests("stopped")["checkpoint-11/model.safetensors"]
+
+
+def test_a_best_checkpoint_that_was_lost_is_made_up_for_by_what_follows(
+    whole: tuple[Any, Any], run: RunDir
+) -> None:
+    progress = read_progress(run.path / "checkpoint-6")
+    assert progress is not None
+    state = run.path / "checkpoint-6" / STATE
+    state.write_text(json.dumps({**json.loads(state.read_text()), "best_global_step": 3, "best_metric": 0.01}))
+    seal(run.path / "checkpoint-6", progress)
+    flip(run.path / "checkpoint-3" / WEIGHTS)
     assert resume(run) is not None
     assert (digests("stopped"), history("stopped")) == whole
 
