@@ -36,8 +36,17 @@ os.environ.update(
 for name in ("WANDB_API_KEY", "HF_TOKEN", "FORCE_COLOR"):
     os.environ.pop(name, None)
 
-TINY: dict[str, Any] = {"model.layers": 2, "model.width": 32, "model.heads": 2, "model.context": 256}
-"""Overrides that make custom-nano a model of 2 layers, small enough for many trainings."""
+TINY: dict[str, Any] = {
+    "model.layers": 2,
+    "model.width": 32,
+    "model.heads": 2,
+    "model.context": 256,
+    "train.optimizer": "adamw",
+}
+"""Overrides that make custom-nano a model of 2 layers, small enough for many trainings.
+
+Of so narrow a model AdamW learns more in few steps.
+"""
 
 SMALL: dict[str, Any] = {
     **TINY,

@@ -274,7 +274,7 @@ class RunDir:
 
     def _evaluation_folder(self, inside: str = "") -> Path:
         folder = self.path / EVALUATION_FOLDER / inside
-        self._require_no_links([self.path / EVALUATION_FOLDER, folder])
+        self._require_no_links(self.path.rglob("*"))
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,17 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Any:
 def is_sound(checkpoint: Path) -> bool:
     from safetensors.torch import load_file
 
-    moments = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"].values()
-    tensors = [
-        *load_file(checkpoint / "model.safetensors").values(),
-        *(t for one in moments for t in one.values()),
-    ]
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+    def tensors(state: Any) -> Iterator[torch.Tensor]:
+        if isinstance(state, torch.Tensor):
+            yield state
+        elif isinstance(state, dict | list):
+            for part in state.values() if isinstance(state, dict) else state:
+                yield from tensors(part)
+
+    moments = list(tensors(torch.load(checkpoint / "optimizer.pt", weights_only=True)))
+    weights = list(tensors(load_file(checkpoint / "model.safetensors")))
+    assert len(moments) > len(weights)
+    return all(bool(tensor.isfinite().all()) for tensor in moments + weights)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -15,14 +15,13 @@ from typing import Any
 
 import pytest
 
-from dialogkit.cli import evaluate, generate, models, runs
+from dialogkit.cli import evaluate, generate, models, prune, runs
 from dialogkit.cli import train as cli_train
 from dialogkit.cli.output import (
     Output,
     TrainOutput,
     fitting,
     options_table,
-    sanitize,
     settings_table,
     untrusted,
 )
@@ -36,8 +35,11 @@ from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
 from dialogkit.services.generate import GenerateResult, ReplyResult
 from dialogkit.services.judging import SliceRow
 from dialogkit.services.models import ModelRow
-from dialogkit.services.runs import AnsweredPrompt, Comparison, Differing, RunRow
+from dialogkit.services.prune import PruneResult, PruneRow
+from dialogkit.services.runs import AnsweredPrompt, Comparison, Differing, RunDetails, RunRow
+from dialogkit.services.tasks import TaskFigure, TaskRow
 from dialogkit.services.train import TrainResult, resume, train
+from dialogkit.text import sanitize
 from dialogkit.tracking.rundir import RunDir
 from tests.conftest import REPOSITORY, Finished
 
@@ -59,14 +61,21 @@ def print_results(output: Output, text: str) -> None:
     replies = GenerateResult(replies=[reply, reply.model_copy(update={"model": f"b{text}"})])
     output.result(replies, lambda out: generate._render(out, replies, streamed=False))
     run = RunRow(
-        name=text, status=text, created=text, duration_s=1, model=text, parameters=1, dataset=text, steps=1,
-        total_steps=2, bits_per_byte=1, nats_per_token=1, success_rate=1,
+        name=text, status=text, created=text, duration_s=1, model=text, preset=text, parameters=1, dataset=text,
+        steps=1, total_steps=2, bits_per_byte=1, nats_per_token=1, success_rate=1, stop_rate=1, tokens_per_s=1,
     )  # fmt: skip
     output.result([run], lambda out: runs._render_list(out, [run]))
+    figure = TaskFigure(name=text, filter=text, value=0.5, interval=None, better=1)
+    task = TaskRow(name=text, version=text, questions=1, of_questions=1, examples=0, cut=0, figures=[figure])
+    pruned = PruneRow(
+        name=text, status=text, checkpoints_only=False, bytes=1, freed_bytes=1, deletes_model=True, foreign=[text]
+    )
+    freed = PruneResult(rows=[pruned], freed_bytes=1, pruned=False)
+    output.result(freed, lambda out: prune._render(out, freed))
     differing = [Differing(name=text, values=[text, [text]])]
     compared = Comparison(
         runs=[text, text], figures=differing, same_data=False, settings=differing, versions=differing,
-        replies=[AnsweredPrompt(prompt=text, replies=[text, text])],
+        replies=[AnsweredPrompt(prompt=text, replies=[text, text])], evaluations=[], tasks=[[task], [task]],
     )  # fmt: skip
     output.result(compared, lambda out: runs._render_comparison(out, compared))
     model = ModelRow(
@@ -82,11 +91,17 @@ def print_results(output: Output, text: str) -> None:
     for anchors in ([], [row.model_copy(update={"anchor": "untrained"})]):
         judged = EvaluateResult(rows=[row, row.model_copy(update={"dataset": "b"})], anchors=anchors)
         output.result(judged, lambda out, judged=judged: evaluate._render(out, judged, slices=True))
+    details = RunDetails(
+        name=text, created=text, command=[text], environment={text: text}, config={text: text}, origins={},
+        runtime={text: text}, versions={text: text}, train_loss=[(1, 2.0), (2, 1.0)], held_out_loss=[(2, 1.5)],
+        evaluations=[judged.model_copy(update={"rows": [row]})], tasks=[task],
+    )  # fmt: skip
+    output.result(details, lambda out: runs._render_run(out, details))
     trained = TrainResult(
         run=text, run_dir=text, model_dir=text, published_dir=text, steps=1, duration_s=1,
         metrics={f"{when}/{name}": 1.0 for when in ("before", "final") for name in figures}
         | {"perf/tokens_per_s": 1.0},
-        replies=[reply], success_rate=1, stop_rate=1, wandb_mode=text, wandb_dir=text, wandb_url=None,
+        replies=[reply], success_rate=1, stop_rate=1, wandb_mode=text, wandb_dir=text, wandb_url=None, report=text,
     )  # fmt: skip
     output.result(trained, lambda out: cli_train._render(out, trained))
     dry = DryRunResult(

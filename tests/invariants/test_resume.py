@@ -435,7 +435,7 @@ def test_rotation_deletes_only_what_was_sealed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"train.learning_rate": 0.1}, "train.learning_rate is 0.005, not 0.1"),
+        ({"train.learning_rate": 0.1}, "train.learning_rate is 0.01, not 0.1"),
         ({"train.batch_size": 4}, "train.batch_size is 2, not 4"),
         ({"data.samples": 9}, "data.samples is 8, not 9"),
         ({"train.seed": 1}, "train.seed is 42, not 1"),
