@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 REPLY_COLUMNS = ("prompt", "reply", "reference", "tokens", "seconds", "tokens_per_s", "stop_reason", "repetition")
 
 
+TALK_CURVES = ("stop_rate", "empty_rate", "mean_repetition")
+"""What is recorded of the replies at each evaluation."""
+
+
 class Recorder:
     """The three places in which a run is recorded; what a terminal shows is kept in the folder as well."""
 
@@ -70,6 +74,13 @@ class Recorder:
         rows = [[getattr(reply, column) for column in REPLY_COLUMNS] for reply in replies]
         self._wandb.log_table(table, REPLY_COLUMNS, rows, step=step)
 
+    def talk(self, step: int, replies: Sequence[ReplyResult]) -> None:
+        """Record how the replies at an evaluation are: curves beside the loss."""
+        statistics = reply_statistics(replies)
+        shown = {f"talk/{name}": statistics[name] for name in TALK_CURVES if name in statistics}
+        self._run.append_metrics(step, shown)
+        self._wandb.log(step, shown)
+
 
 def reply_statistics(replies: Sequence[ReplyResult]) -> dict[str, float]:
     """Return success rate, stop rate and means over replies; empty without any."""
@@ -81,4 +92,5 @@ def reply_statistics(replies: Sequence[ReplyResult]) -> dict[str, float]:
         "mean_tokens": fmean(reply.tokens for reply in replies),
         "mean_seconds": fmean(reply.seconds for reply in replies),
         "mean_repetition": fmean(reply.repetition for reply in replies),
+        "empty_rate": fmean(not reply.reply.strip() for reply in replies),
     }

@@ -19,6 +19,7 @@ from dialogkit.errors import (
     OutOfMemoryError,
     StorageError,
 )
+from dialogkit.services.bands import Watch
 from dialogkit.services.card import model_card
 from dialogkit.services.evaluate import find_dataset
 from dialogkit.services.generate import ReplyResult
@@ -359,14 +360,18 @@ def _work(
     else:
         recorder.note(f"goes on from step {checkpoint[1].step}, {checkpoint[0].name}")
         aside_s = 0.0  # known from what the checkpoint has of the plan
+    watch = Watch(config)
     asked, held_out = config.tracking.replies_at_evaluations, config.tracking.held_out_replies
 
     def sink(step: int, metrics: dict[str, float]) -> None:
         recorder.point(step, metrics)
+        if (told := watch.point(step, metrics)) is not None:
+            recorder.note(told)
         if asked + held_out and "eval/nats_per_token" in metrics:
             replies = parts.reply_to_tests(asked, longest=32) + parts.reply_to_held_out(held_out, longest=32)
             if not parts.leaves():  # otherwise they were cut short
                 recorder.replies(step, replies, table="replies/evaluation")
+                recorder.talk(step, replies)
 
     budget = None
     if (allowed_s := config.train.budget_s) is not None:

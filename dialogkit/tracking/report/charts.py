@@ -51,8 +51,20 @@ def charts_of(runs: Sequence[Seen]) -> list[Chart]:
             runs, "perf/tokens_per_s", "Throughput", "tokens per second", ("median", median, "{:,.0f}"), "{:,.0f}"
         ),
         _metric(runs, held, "Memory", f"{unit} {where}", ("most", max, "{:,.3g}"), scale=1 / size),
+        _metric(runs, "talk/stop_rate", "Replies that end by themselves", "share", ("last", _last, "{:.0%}")),
+        _metric(
+            runs,
+            "talk/mean_repetition",
+            "Repetition",
+            "share of sequences of three words",
+            ("last", _last, "{:.0%}"),
+        ),
     ]
     return [chart for chart in charts if chart is not None]
+
+
+def _last(values: list[float]) -> float:
+    return values[-1]
 
 
 def _loss(runs: Sequence[Seen]) -> Chart | None:

@@ -1,0 +1,97 @@
+"""Whether a training goes as trainings of its model and preset went: bands of the loss that were measured."""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from dialogkit.config.load import flatten
+from dialogkit.config.run import RunConfig
+
+CURVES = Path(__file__).with_name("reference_curves.json")
+"""Written by `benchmarks/reference_curves.py`."""
+
+WINDOW_STEPS = 10
+"""Steps whose losses are averaged: a single one of two dialogs says little."""
+
+_SAME = ("model.", "data.", "train.batch_size", "train.budget_s", "train.epochs", "train.max_steps")
+"""Where one of these differs, the loss goes another way for a good reason."""
+_WITHOUT_EFFECT = (
+    "accumulation",
+    "activation_checkpointing",
+    "eval_",
+    "every_steps",
+    "fit_batch",
+    "keep",
+    "max_bad_rows",
+    "model.name",
+    "patience",
+    "seed",
+)
+
+
+class Band(BaseModel):
+    """How the training loss of a model and preset went, over several seeds."""
+
+    settings: dict[str, Any]
+    """What decided it, by dotted names."""
+    steps: list[int]
+    """Last step of each window."""
+    low: list[float]
+    high: list[float]
+    """Nats per token, with a margin of four standard deviations and a fifth of a nat."""
+
+
+@cache
+def _curves() -> dict[str, Band]:
+    if not CURVES.exists():
+        return {}
+    return {name: Band.model_validate(band) for name, band in json.loads(CURVES.read_bytes()).items()}
+
+
+def deciding(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that decide how the loss goes, by dotted names."""
+    sections = config.model_dump(mode="json", include={"model", "data", "train"})
+    return {name: value for name, value in flatten(sections) if not any(part in name for part in _WITHOUT_EFFECT)}
+
+
+class Watch:
+    """Compares the losses of a run with the band of its model and preset, and tells once that it was left."""
+
+    def __init__(self, config: RunConfig, bands: Mapping[str, Band] | None = None) -> None:
+        self._name = f"{config.model.name}, preset {config.preset}"
+        known = _curves() if bands is None else bands
+        self._band = known.get(f"{config.model.name}/{config.preset}")
+        self._losses: list[float] = []
+        self._differing: dict[str, str] = {}
+        if self._band is not None:
+            chosen, usual = deciding(config), self._band.settings
+            self._differing = {
+                name: f"{name} is {chosen.get(name)}, there {usual.get(name)}"
+                for name in sorted(chosen.keys() | usual.keys())
+                if chosen.get(name) != usual.get(name)
+            }
+            if any(name.startswith(_SAME) for name in self._differing):
+                self._band = None
+
+    def point(self, step: int, metrics: Mapping[str, float]) -> str | None:
+        """Take a logged point; return what is to be told of it."""
+        if self._band is None or (loss := metrics.get("train/loss")) is None:
+            return None
+        self._losses = [*self._losses[1 - WINDOW_STEPS :], loss]
+        if step not in self._band.steps or len(self._losses) < WINDOW_STEPS:
+            return None
+        at, mean = self._band.steps.index(step), sum(self._losses) / WINDOW_STEPS
+        low, high = self._band.low[at], self._band.high[at]
+        if low <= mean <= high:
+            return None
+        self._band = None
+        side = "above" if mean > high else "below"
+        cause = "; ".join(self._differing.values()) or "the data or the machine, as no setting differs"
+        return (
+            f"step {step}: a loss of {mean:.2f} is {side} the {low:.2f} to {high:.2f} that {self._name} has "
+            f"there; likely cause: {cause}"
+        )
