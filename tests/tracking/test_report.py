@@ -100,7 +100,8 @@ def test_the_diary_has_each_prompt_at_each_evaluation(trained: Trained, trained_
 
 def test_the_curves_are_drawn_with_the_pages_colours(trained_page: Page) -> None:
     drawn = re.findall(r'<svg.*?aria-label="([^"]*)".*?</svg>', trained_page.html, re.DOTALL)
-    assert drawn == ["Loss, wide", "Loss", "Learning rate", "Gradient norm", "Throughput", "Memory"]
+    talk = ["Replies that end by themselves", "Repetition"]
+    assert drawn == ["Loss, wide", "Loss", "Learning rate", "Gradient norm", "Throughput", "Memory", *talk]
     for svg in re.findall(r"<svg.*?</svg>", trained_page.html, re.DOTALL):
         assert "var(--s1)" in svg
         assert not re.search(r"#[0-9a-f]{6}\b|rgb|font-family", svg)
