@@ -1,11 +1,11 @@
-# Targets: setup, demo, test, faults, check. Needs python3 (3.11 or newer) and a package index, nothing else.
+# Targets: setup, demo, test, faults, check, bench. Needs python3 (3.11 or newer) and a package index, nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Made again only when what it was made from changes; a second run re-uses the environment as it is.
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test faults check clean
+.PHONY: setup demo test faults check bench clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,14 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The short benchmarks; each writes its figures beside as JSON.
+bench: setup
+	mkdir -p build
+	$(BIN)/python benchmarks/startup.py --rounds 3 --json build/startup.json
+	$(BIN)/python benchmarks/training_speed.py custom-tiny --arms dialogkit plain expert --rounds 3 \
+		--json build/training.json
+	$(BIN)/python benchmarks/generation_speed.py custom-tiny --rounds 3 --json build/generation.json
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
