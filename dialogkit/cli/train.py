@@ -84,7 +84,7 @@ def train_command(
         str | None, typer.Option("--from", metavar="RUN", help="A new run that starts from a run's weights.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Resume although a difference alters what is learned.")
+        bool, typer.Option("--force", help="Resume although a difference alters what is learned, or begin again.")
     ] = False,
     fit_batch: Annotated[
         bool, typer.Option("--fit-batch", help="Split the batch where the memory does not suffice.")
