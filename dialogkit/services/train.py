@@ -309,6 +309,8 @@ def _work(
     started: float,
     checkpoint: "tuple[Path, Progress] | None" = None,
 ) -> tuple[TrainResult, Any]:
+    from dialogkit.engine.callbacks import EvaluationLeft
+
     config = parts.config
     split = parts.require_memory()
     config = parts.config
@@ -364,14 +366,17 @@ def _work(
     asked, held_out = config.tracking.replies_at_evaluations, config.tracking.held_out_replies
 
     def sink(step: int, metrics: dict[str, float]) -> None:
+        replies = None
+        if asked + held_out and "eval/nats_per_token" in metrics:
+            replies = parts.reply_to_tests(asked, longest=32) + parts.reply_to_held_out(held_out, longest=32)
+            if parts.leaves():  # they were cut short: the whole evaluation is made when the run goes on
+                raise EvaluationLeft
         recorder.point(step, metrics)
         if (told := watch.point(step, metrics)) is not None:
             recorder.note(told)
-        if asked + held_out and "eval/nats_per_token" in metrics:
-            replies = parts.reply_to_tests(asked, longest=32) + parts.reply_to_held_out(held_out, longest=32)
-            if not parts.leaves():  # otherwise they were cut short
-                recorder.replies(step, replies, table="replies/evaluation")
-                recorder.talk(step, replies)
+        if replies is not None:
+            recorder.replies(step, replies, table="replies/evaluation")
+            recorder.talk(step, replies)
 
     budget = None
     if (allowed_s := config.train.budget_s) is not None:
