@@ -104,6 +104,8 @@ def stop_and_go_on(folder: Path, *, stops: int, steps: int, seed: int, save_s: f
         stopped = Stops(stopped.all + 1, stopped.in_save + in_save, stopped.in_evaluation + due)
         if finished(run) != ended:
             record = RunDir(run).read()
+            if record.status == "completed":  # the signal came when all was done
+                break
             assert (record.status, record.exit_code) == ("interrupted", 128 + number)
             if "after step" in str(record.error):
                 assert f"after step {newest_step(run)};" in str(record.error)
