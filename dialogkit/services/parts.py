@@ -47,6 +47,7 @@ class Parts:
         self.schedule: Schedule = resolve_schedule(config.train, len(self.data.train))
         self.context = context
         if built is None:
+            self._require_room()
             built = build_model(config.model, self.tokenizer, seed=config.train.seed, dropout=config.train.dropout)
         self.model: Any = built.to(runtime.device)
         self._stop: StopAtSignal | None = None
@@ -119,6 +120,18 @@ class Parts:
             budget=budget,
             planned=planned,
         )
+
+    def _require_room(self) -> None:
+        """Raise OutOfMemoryError if the weights of a model from scratch are more than there is memory for."""
+        from dialogkit.engine.memory import free_bytes
+
+        counts, free = self.config.model.parameter_counts(self.tokenizer.vocabulary), free_bytes()
+        if counts is not None and free is not None and 4 * counts.total > free:
+            raise OutOfMemoryError(
+                f"the weights of {self.config.model.name} alone take {4 * counts.total / 2**30:,.1f} GiB and "
+                f"{free / 2**30:,.1f} GiB are free",
+                hint="dialogkit models list",
+            )
 
     def split_finer(self) -> bool:
         """Split the batch into at least twice as many parts. Returns whether it could be."""

@@ -69,6 +69,16 @@ def test_a_step_that_does_not_fit_is_told_before_the_start(
     assert error.value.hint == "--set train.activation_checkpointing=true"
 
 
+def test_a_model_that_no_machine_holds_is_refused_before_it_is_made(small_config: Callable[..., Any]) -> None:
+    before = memory.peak_bytes("cpu") or 0
+    shape = {"model.width": 32_768, "model.layers": 256, "model.heads": 512, "model.feed_forward": 262_144}
+    with pytest.raises(OutOfMemoryError, match=r"alone take 28,\d+\.\d GiB") as error:
+        train(small_config(shape))
+    assert error.value.hint == "dialogkit models list"
+    assert (memory.peak_bytes("cpu") or 0) < before + 2**29
+    assert not Path("models").exists()
+
+
 def run_of(result: Any) -> RunDir:
     return RunDir(Path(result.run_dir))
 

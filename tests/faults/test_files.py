@@ -129,7 +129,7 @@ CONTENTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "pages of blanks": (
         "a.parquet",
         lambda: parquet(
-            {"prompt": [" " * MANY] * 300, "response": ["b"] * 300}, compression="zstd", use_dictionary=False
+            {"prompt": [" " * MANY] * 90, "response": ["b"] * 90}, compression="zstd", use_dictionary=False
         ),
         "a.parquet unpacks to more than 200 times",
     ),

@@ -10,7 +10,7 @@ from dialogkit.tracking.rundir import RunDir
 from tests.faults.training import ROUNDS, Undisturbed, newest_step, train_or_go_on, unsealed, wait_for_save
 from tests.forks import run_forked, start_forked
 
-AIMED = 0.85
+AIMED = 0.75
 """Share of the kills that wait for a save to begin."""
 
 
