@@ -1,17 +1,16 @@
 """How good models are: how well they predict held-out answers, whether they listen, and how they talk."""
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from dialogkit.config.data import DataConfig
-from dialogkit.config.run import RunConfig
+from dialogkit.config.load import list_problems, load_changed
 from dialogkit.data.sources import NAMED, looks_like_file
-from dialogkit.errors import DataError, DialogKitError, StorageError
+from dialogkit.errors import ConfigError, DataError, DialogKitError, StorageError
 from dialogkit.services.judging import (
     CANDIDATES,
     GAIN_DIALOGS,
@@ -332,10 +331,10 @@ def _untrained(loadable: Loadable, subject: Subject) -> Subject | None:
 
     if loadable.run is None:
         return None
-    config = RunConfig.model_validate_json(json.dumps(loadable.run.read().config))
     try:
+        config = load_changed(loadable.run.read().config, {})
         built = build_model(config.model, subject.tokenizer, seed=config.train.seed).to(subject.device).eval()
-    except DialogKitError:  # as the weights that a fine-tuning began with, where there is no network now
+    except DialogKitError:  # as where a fine-tuning began with weights that cannot be fetched now
         return None
     return subject._replace(model=built)
 
@@ -434,4 +433,11 @@ def _dataset_of(loadable: Loadable, dataset: str | None, *, whole: bool) -> Data
         settings.pop("max_tokens", None)
         if dataset != settings.get("dataset"):
             settings = {"dataset": dataset}
-    return DataConfig.model_validate(settings)
+    try:
+        return DataConfig.model_validate(settings)
+    except ValidationError as error:
+        run = loadable.run.name if loadable.run else loadable.name
+        raise ConfigError(
+            f"the run {run!r} has no valid settings of its data: {list_problems(error)[0]}",
+            hint=f"dialogkit runs show {run}",
+        ) from None

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -180,3 +181,19 @@ def test_what_cannot_be_evaluated_is_one_sentence(
 ) -> None:
     with pytest.raises(error, match=sentence):
         evaluate(**{"output": trained.output, **options})
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "code"), [("train", "learning_rate", 0), ("data", "eval_fraction", 2)]
+)
+def test_a_run_whose_settings_cannot_be_is_evaluated_without_them_or_refused(
+    section: str, name: str, code: int, trained: Trained, tmp_path: Path, dialogkit: Callable[..., Finished]
+) -> None:
+    shutil.copytree(trained.output, tmp_path / "models")
+    path = tmp_path / "models/runs/shared-run/run.json"
+    record = json.loads(path.read_text())
+    record["config"][section][name] = 10**400
+    path.write_text(json.dumps(record))
+    done = dialogkit("evaluate", "shared-run", "--samples", "4", "--no-cuda")
+    assert done.code == code
+    assert (name in done.err) == (code == 2)
