@@ -47,6 +47,10 @@ def evaluate_command(
     batch_size: Annotated[
         int, typer.Option(min=1, max=65_536, metavar="N", help="Dialogs at once; changes no figure.")
     ] = 8,
+    wandb: Annotated[
+        str | None,
+        typer.Option("--wandb", metavar="MODE", help="auto, online, offline or disabled. [the run's]"),
+    ] = None,
     no_cuda: NoCudaOption = False,
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
@@ -65,6 +69,7 @@ def evaluate_command(
             batch_size=batch_size,
             quick=quick,
             tasks=[name for name in map(str.strip, (tasks or "").split(",")) if name],
+            wandb=wandb,
             output=output_dir,
             device="cpu" if no_cuda else "auto",
             on_progress=on_progress,
@@ -98,6 +103,8 @@ def _render(output: Output, result: "EvaluateResult", *, slices: bool) -> None:
             output.err.print(untrusted(f"{row.model} on {_scored(row)}"))
     if len({row.dataset for row in result.rows}) > 1:
         output.err.print("figures of different datasets cannot be compared; name one by --dataset DATA")
+    for told in result.tracked:
+        output.err.print(untrusted(f"W&B: {told.url or f'wandb sync {told.folder}'}"), soft_wrap=True)
 
 
 def _render_likelihood(output: Output, rows: "Sequence[EvaluateRow]") -> None:

@@ -1,7 +1,6 @@
 """How good models are: how well they predict held-out answers, whether they listen, and how they talk."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +9,7 @@ from pydantic import Field, ValidationError
 from dialogkit.config.data import DataConfig
 from dialogkit.config.load import list_problems, load_changed
 from dialogkit.data.sources import NAMED, looks_like_file
-from dialogkit.errors import ConfigError, DataError, DialogKitError, StorageError
+from dialogkit.errors import ConfigError, DataError, DialogKitError
 from dialogkit.services.judging import (
     CANDIDATES,
     GAIN_DIALOGS,
@@ -33,10 +32,11 @@ from dialogkit.services.judging import (
     unigram_likelihood,
     worst_rows,
 )
+from dialogkit.services.keeping import Keeper, TrackedRow, require_mode
 from dialogkit.services.models import DEFAULT_OUTPUT, Loadable, resolve_model
 from dialogkit.services.result import Result
 from dialogkit.services.tasks import TaskRow, TaskSuite
-from dialogkit.tracking.rundir import RunDir, RunRecord
+from dialogkit.tracking.rundir import RunRecord
 
 if TYPE_CHECKING:
     from dialogkit.data.prepare import DialogTokens
@@ -104,6 +104,8 @@ class EvaluateResult(Result):
 
     rows: list[EvaluateRow]
     anchors: list[EvaluateRow] = Field(default_factory=list)
+    tracked: list[TrackedRow] = Field(default_factory=list)
+    """The W&B runs that were told of it."""
 
 
 ProgressSink = Callable[[str, float], None]
@@ -120,13 +122,14 @@ def evaluate(
     batch_size: int = 8,
     quick: bool = False,
     tasks: str | Sequence[str] = (),
+    wandb: str | None = None,
     output: str | Path = DEFAULT_OUTPUT,
     device: str = "auto",
     on_progress: ProgressSink = lambda what, share: None,
 ) -> EvaluateResult:
     """Return how well one model or several predict held-out answers, listen and talk; in float32.
 
-    The figures of a run's own model are kept in its folder.
+    The figures of a run's own model are kept in its folder and told to its W&B run, and its page is written again.
 
     Args:
         model: catalogue name, run, folder or hub id, or several; None is the newest finished run.
@@ -137,21 +140,28 @@ def evaluate(
         batch_size: dialogs at once; the figures do not depend on it.
         quick: only how well the answers are predicted: no replies, no anchors.
         tasks: tasks of the lm-evaluation-harness, by name or file; `samples` limits their questions as well.
+        wandb: W&B mode: auto, online, offline or disabled; None is that of the run. One that was trained without
+            W&B stays without it.
         output: folder of models and runs.
         device: auto, cpu, cuda or mps.
         on_progress: takes how far it is.
 
-    Raises: ModelError, DataError, UnavailableError.
+    Raises: ModelError, DataError, ConfigError, UnavailableError.
     """
+    if wandb is not None:
+        require_mode(wandb)
     names: list[str | None] = [None]
     if model is not None:
         names = [str(model)] if isinstance(model, str | Path) else [str(name) for name in model]
     chosen = [resolve_model(name, output=output) for name in names]
+    keeps = not quick or bool(tasks)
+    keepers = [Keeper(loadable, wandb=wandb if keeps else "disabled", output=Path(output)) for loadable in chosen]
     suite = TaskSuite([tasks] if isinstance(tasks, str) else tasks) if tasks else None
 
     rows: list[EvaluateRow] = []
     anchors: list[EvaluateRow] = []
-    for number, loadable in enumerate(chosen):
+    tracked: list[TrackedRow] = []
+    for number, (loadable, keeper) in enumerate(zip(chosen, keepers, strict=True)):
         config = _dataset_of(loadable, dataset, whole=whole)
         if max_bad_rows:
             config = config.model_copy(update={"max_bad_rows": max_bad_rows})
@@ -172,13 +182,17 @@ def evaluate(
         )
         if suite is not None:
             row = row.model_copy(update={"tasks": _ask(suite, loadable, samples, batch_size, device, told)})
+            keeper.tasks(row.tasks)
         rows.append(row)
         # Of several models of one shape and tokenizer the anchors are the same.
         kept = [(anchor.anchor, anchor.dataset, anchor.bits_per_byte, anchor.chrf) for anchor in anchors]
         anchors += [a for a in beside if (a.anchor, a.dataset, a.bits_per_byte, a.chrf) not in kept]
         if not quick:
-            _keep(loadable, row, beside, replies)
-    return EvaluateResult(rows=rows, anchors=anchors)
+            keeper.evaluation(row, beside, replies)
+        told("keeping the figures", 1.0)
+        if (told_to := keeper.close()) is not None:
+            tracked.append(told_to)
+    return EvaluateResult(rows=rows, anchors=anchors, tracked=tracked)
 
 
 class _Work:
@@ -342,45 +356,11 @@ def _untrained(loadable: Loadable, subject: Subject) -> Subject | None:
 def _ask(
     suite: TaskSuite, loadable: Loadable, samples: int | None, batch_size: int, device: str, told: ProgressSink
 ) -> list[TaskRow]:
-    """Return what a model comes to in tasks, and keep it in the folder of its run."""
+    """Return what a model comes to in tasks."""
     from dialogkit.services.loading import load_for_inference
 
     loaded = load_for_inference(loadable, device=device)
-    asked = suite.ask(loaded, limit=samples, batch_size=batch_size, told=told)
-    if (run := _run_of(loadable)) is not None:
-        with suppress(StorageError):
-            for task in asked:
-                run.write_task(task.name, task.model_dump(mode="json"))
-    return asked
-
-
-def _keep(
-    loadable: Loadable, row: EvaluateRow, beside: Sequence[EvaluateRow], replies: Sequence[dict[str, Any]]
-) -> None:
-    """Keep an evaluation in the folder of the run whose model it is of."""
-    run = _run_of(loadable)
-    if run is None:
-        return
-    with suppress(StorageError):  # as a run folder that is only read
-        run.write_evaluation(
-            row.dataset,
-            row.model_dump(mode="json", exclude={"worst", "tasks"})
-            | {
-                "anchors": [
-                    anchor.model_dump(mode="json", exclude={"slices", "worst", "tasks"}) for anchor in beside
-                ]
-            },
-            worst=[worst.model_dump() for worst in row.worst],
-            replies=replies,
-        )
-
-
-def _run_of(loadable: Loadable) -> RunDir | None:
-    """Return the run whose finished model this is; None for a checkpoint, or a model of no run."""
-    run, source = loadable.run, Path(loadable.model.source or "")
-    if run is not None and source.resolve().parent == run.path.resolve() and source.name != run.model_dir.name:
-        return None
-    return run
+    return suite.ask(loaded, limit=samples, batch_size=batch_size, told=told)
 
 
 def concatenate(parts: "Sequence[DialogTokens]") -> "DialogTokens":

@@ -231,27 +231,22 @@ class Parts:
         from dialogkit.engine.attention import plain_attention
         from dialogkit.engine.loss import own_forward
         from dialogkit.inference.session import continue_prompts
+        from dialogkit.services.judging import exchanges
 
-        prompts, references = [], []
-        for index in range(min(first, len(self.data.evaluation))):
-            dialog = self.data.evaluation[index]
-            ids, learned = dialog["input_ids"].tolist(), dialog["supervised"].tolist()
-            start = learned.index(True)
-            end = learned.index(False, start) if False in learned[start:] else len(ids)
-            prompts.append(ids[:start])
-            references.append(self.tokenizer.decode(ids[start:end]))
+        held_out = self.data.evaluation
+        pairs = exchanges(held_out.select(range(min(first, len(held_out)))), self.tokenizer)
         with own_forward(self.model), plain_attention(self.model):
             made = continue_prompts(
                 self.model,
                 self.tokenizer,
-                prompts,
+                [pair.prompt_ids for pair in pairs],
                 self._reply_settings(longest),
                 context=self.context,
                 device=self.runtime.device,
                 leave=self.leaves,
             )
-        texts = [self.tokenizer.decode(ids) for ids in prompts]
-        return reply_results(self.config.model.name, texts, made, references)
+        prompts, references = [pair.prompt for pair in pairs], [pair.answer for pair in pairs]
+        return reply_results(self.config.model.name, prompts, made, references)
 
     def _reply_settings(self, longest: int | None) -> GenerateConfig:
         settings = self.config.generate

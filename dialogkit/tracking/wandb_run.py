@@ -196,14 +196,21 @@ class WandbRun:
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, step: int) -> None:
         """Log a table at an optimizer step."""
+        self._guard(
+            lambda run: run.log({name: _table(columns, rows), "train/step": step}, step=step),
+            step=step,
+        )
+
+    def log_table_after(
+        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, step: int
+    ) -> None:
+        """Log a table after all that was told of a training, whose last optimizer step this was."""
 
         def log(run: Any) -> None:
-            import wandb
+            # Of a run that is gone on with W&B passes over the steps that it has, if it knows them.
+            run.log({name: _table(columns, rows), "train/step": step}, step=max(run.step, step + 1))
 
-            drawn = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-            run.log({name: drawn, "train/step": step}, step=step)
-
-        self._guard(log, step=step)
+        self._guard(log)
 
     def log_histograms(self, step: int, histograms: Mapping[str, tuple[Any, Any]]) -> None:
         """Log histograms, each as counts and edges, at an optimizer step."""
@@ -264,6 +271,12 @@ class WandbRun:
                 logger.warning("W&B failed (%s); the run goes on without it", type(error).__name__)
                 return
         self._run = None
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+    import wandb
+
+    return wandb.Table(columns=list(columns), data=[list(row) for row in rows])
 
 
 def open_wandb(

@@ -28,7 +28,7 @@ SURFACE = {
     "--top-p --repetition-penalty --seed --no-cuda --output-dir --json",
     "chat": "[model] --system --compare --max-new-tokens --temperature --seed --no-cuda --output-dir",
     "evaluate": "[models] --dataset -d --samples -s --max-bad-rows --whole --quick --slices --tasks "
-    "--batch-size --no-cuda --output-dir --json",
+    "--batch-size --wandb --no-cuda --output-dir --json",
     "models list": "--output-dir --json",
     "models show": "name --output-dir --json",
     "runs list": "--output-dir --json",

@@ -48,7 +48,7 @@ def test_a_run_that_goes_another_way_for_a_good_reason_is_not_compared(other: di
 
 
 def test_the_bands_that_ship_are_of_the_settings_that_ship() -> None:
-    assert {"custom-nano/test", "custom-tiny/test"} <= set(_curves())
+    assert {"custom-nano/test", "custom-tiny/test", "custom-small/test"} <= set(_curves())
     for name, band in _curves().items():
         model, preset = name.split("/")
         assert band.settings == deciding(load_run_config(model, preset=preset)), name

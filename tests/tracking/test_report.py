@@ -183,8 +183,10 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
         "remarks": [text],
         "slices": [{"name": text, "dialogs": 2, "bits_per_byte": 1.0, "interval": [0.5, 1.5]}],
     }
-    (run.path / "evaluation").mkdir()
+    (run.path / "evaluation/tasks").mkdir(parents=True)
     (run.path / "evaluation" / "x.json").write_text(json.dumps(result))
+    task = {"name": text, "questions": 3, "figures": [{"name": text, "filter": text, "value": 1.0}]}
+    (run.path / "evaluation/tasks/x.json").write_text(json.dumps(task))
     return run
 
 
@@ -297,8 +299,12 @@ def test_values_of_another_kind_are_left_out(tmp_path: Path) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines) + "[" * 100_000 + "\n{\n"
     (run.path / "metrics.jsonl").write_text(text)
     (run.path / "samples.jsonl").write_text(text)
-    (run.path / "evaluation").mkdir()
+    (run.path / "evaluation/tasks").mkdir(parents=True)
     for n, value in enumerate(NO_MAPPINGS):
+        figure = dict.fromkeys(("name", "filter", "value", "interval", "better"), value)
+        for figures in (value, [value], [figure]):
+            task = {**dict.fromkeys(("name", "questions", "of_questions", "examples"), value), "figures": figures}
+            (run.path / "evaluation/tasks" / f"{n}-{len(str(figures))}.json").write_text(json.dumps(task))
         result = dict.fromkeys(
             ("dialogs", "dataset", "anchors", "remarks", "slices", "intervals", "accuracy"), value
         )
@@ -339,6 +345,22 @@ def test_a_model_is_marked_where_its_interval_is_apart(low: float, best: list[st
     page = page_of(first, second)
     assert re.findall(r'<td class="best">([\d.]+)', page.html) == best
     assert page.text.count("untrained") == 1  # the same anchors stand there once
+
+
+def test_tasks_of_runs_stand_side_by_side_where_the_questions_are_the_same(tmp_path: Path) -> None:
+    first, second = made(tmp_path, "first"), made(tmp_path, "second")
+    for run, value, questions in ((first, 0.25, 8), (second, 0.75, 8), (second, 0.5, 9)):
+        interval = [value - 0.125, value + 0.125]
+        figure = {"name": "acc", "filter": "", "value": value, "interval": interval, "better": 1}
+        run.write_task(f"t{questions}", {"name": "t", "questions": questions, "figures": [figure]})
+    page = page_of(first, second)
+    (text,) = re.findall(r"of the lm-evaluation-harness (.*?) Below a figure", page.text)
+    dash = "–"  # noqa: RUF001
+    assert text == (
+        f"A first B second t 8 questions acc 0.2500 0.1250 {dash} 0.3750 0.7500 0.6250 {dash} 0.8750 "
+        f"t 9 questions acc {dash} 0.5000 0.3750 {dash} 0.6250"
+    )
+    assert re.findall(r'<td class="best">([\d.]+)', page.html) == ["0.7500"]
 
 
 def test_runs_stand_side_by_side_and_their_curves_overlaid(trained: Trained, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from dialogkit.tracking.report.tables import (
     settings_of,
     shares_of,
     summary_of,
+    tasks_of,
     training_figures_of,
     versions_of,
 )
@@ -58,6 +59,7 @@ def render_report(runs: Sequence[RunDir], *, where: str = "") -> str:
         == 1,
         charts=charts_of(seen),
         evaluations=evaluations_of(seen),
+        tasks=tasks_of(seen),
         training_figures=training_figures_of(seen),
         diary=diary_of(seen),
         replies=final_replies_of(seen),
@@ -67,7 +69,10 @@ def render_report(runs: Sequence[RunDir], *, where: str = "") -> str:
         shares=shares_of(seen[0]),
         machine=machine_of(seen),
         versions=versions_of(seen),
-        evaluate="\n".join(f"dialogkit {verb} {names}{where}" for verb in ("evaluate", "runs report")),
+        # The page of a single run is written again by the evaluation itself.
+        evaluate="\n".join(
+            f"dialogkit {verb} {names}{where}" for verb in ("evaluate", "runs report")[: min(len(seen), 2)]
+        ),
         resume=[f"dialogkit train --resume {shlex.quote(run.name)}{where}" for run in seen],
         commands=[shlex.join(run.record.command) for run in seen],
         nothing=NOTHING,

@@ -35,6 +35,7 @@ class Seen(NamedTuple):
     points: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
+    tasks: list[dict[str, Any]]
     repeat: str
     """The command that repeats it."""
 
@@ -135,6 +136,7 @@ def see(run: RunDir, order: int) -> Seen:
         points=[point for point in run.metrics() if isinstance(point, dict)],
         samples=[sample for sample in run.samples() if isinstance(sample, dict)],
         evaluations=run.evaluations(),
+        tasks=run.tasks(),
         repeat=f"dialogkit train --config {shlex.quote(str(run.record_path))}{named}",
     )
 

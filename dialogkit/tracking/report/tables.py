@@ -181,6 +181,44 @@ def _slices(head: Head, evaluation: Mapping[str, Any]) -> Table:
     return _table([Head("dialogs"), Head("bits/byte")], rows, head.text)
 
 
+def tasks_of(runs: Sequence[Seen]) -> Table:
+    """Return what the models came to in tasks, those of the same questions side by side."""
+    heads = _heads(runs) or [Head(run.model) for run in runs]
+    found: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
+    for place, run in enumerate(runs):
+        for task in run.tasks:
+            rows = found.setdefault((str(task.get("name")), _asked(task)), {})
+            for figure in _mappings(task.get("figures")):
+                name = f"{figure.get('name')} {figure.get('filter') or ''}".strip()
+                rows.setdefault(name, [{}] * len(runs))[place] = figure
+    groups = [
+        Group([_task_row(name, figures) for name, figures in rows.items()], task, asked)
+        for (task, asked), rows in found.items()
+        if rows
+    ]
+    return Table(heads, groups)
+
+
+def _asked(task: Mapping[str, Any]) -> str:
+    """Return how many questions of a task were asked, and how."""
+    questions, of, examples = (number(task.get(name)) for name in ("questions", "of_questions", "examples"))
+    if not questions:
+        return ""
+    told = f"{questions:,.0f}{f' of {of:,.0f}' if of and of != questions else ''} questions"
+    return told + (f" after {examples:,.0f} example{'' if examples == 1 else 's'}" if examples else "")
+
+
+def _task_row(name: str, figures: Sequence[Mapping[str, Any]]) -> Row:
+    better = next((figure.get("better") for figure in figures if figure), 0)
+    bounds = [_bounds(figure.get("interval")) for figure in figures]
+    best = _best(better if isinstance(better, int) else 0, bounds)
+    cells = [
+        Cell(written(number(figure.get("value")), ".4f"), _between(bound, ".4f"), n == best)
+        for n, (figure, bound) in enumerate(zip(figures, bounds, strict=True))
+    ]
+    return Row(name, cells)
+
+
 def _same(anchor: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(anchor.get(name) == other.get(name) for name in ("anchor", "bits_per_byte", "chrf"))
 
