@@ -5,23 +5,21 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from dialogkit.config.load import list_problems
 from dialogkit.config.tracking import TrackingConfig
 from dialogkit.errors import ConfigError, StorageError
+from dialogkit.services.measuring import EvaluateRow
 from dialogkit.services.models import Loadable
 from dialogkit.services.report import write_run_report
 from dialogkit.services.result import Result
+from dialogkit.services.tasks import TaskRow
 from dialogkit.tracking.figures import ANCHORS, FIGURES
 from dialogkit.tracking.rundir import RunDir, RunRecord
 from dialogkit.tracking.wandb_run import Decision, decide, open_wandb
-
-if TYPE_CHECKING:
-    from dialogkit.services.evaluate import EvaluateRow
-    from dialogkit.services.tasks import TaskRow
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +73,7 @@ class Keeper:
             self._tracking = _tracking_of(self._record, wandb)
 
     def evaluation(
-        self, row: "EvaluateRow", beside: "Sequence[EvaluateRow]", replies: Sequence[dict[str, Any]]
+        self, row: EvaluateRow, beside: Sequence[EvaluateRow], replies: Sequence[dict[str, Any]]
     ) -> None:
         """Keep an evaluation with its anchors and replies."""
         if self._run is None:
@@ -103,7 +101,7 @@ class Keeper:
         ]
         self._tables.append(_Table(f"{place}/figures", columns, rows))
 
-    def tasks(self, asked: "Sequence[TaskRow]") -> None:
+    def tasks(self, asked: Sequence[TaskRow]) -> None:
         """Keep what a model came to in tasks."""
         if self._run is None:
             return

@@ -69,6 +69,7 @@ def trained_on(path: str, **settings: Any) -> str:
         "train.keep": "last",
         "runtime.device": "cpu",
         "tracking.wandb": "disabled",
+        "tracking.report": False,
         "generate.test_prompts": ["Hello!"],
         "generate.max_new_tokens": 8,
     }
@@ -140,8 +141,13 @@ def test_a_model_that_saw_eight_dialogs_again_and_again_knows_them_by_heart() ->
 
 @pytest.fixture(scope="module")
 def own(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the shared run's folder: what is kept of its evaluation would be seen by other tests."""
-    return Path(shutil.copytree(trained.output, tmp_path_factory.mktemp("own") / "models"))
+    """A copy of the shared run, without W&B and page: others would see what is kept of its evaluation."""
+    output = Path(shutil.copytree(trained.output, tmp_path_factory.mktemp("own") / "models"))
+    run = RunDir(output / "runs/shared-run")
+    record = run.read()
+    config = {**record.config, "tracking": {**record.config["tracking"], "report": False}}
+    run.write(record.model_copy(update={"wandb": {}, "config": config}))
+    return output
 
 
 @pytest.fixture(scope="module")

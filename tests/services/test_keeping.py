@@ -199,7 +199,7 @@ def test_a_run_that_was_online_is_tracked_offline_where_there_is_no_key(
 def test_a_mode_that_cannot_be_is_refused_before_anything_is_measured(
     run: RunDir, dialogkit: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dialogkit.services.evaluate._evaluate_one", fail)
+    monkeypatch.setattr("dialogkit.services.evaluate.measure", fail)
     done = dialogkit("evaluate", "shared-run", "--wandb", "onlin")
     sentence = "error: --wandb: must be 'auto', 'online', 'offline' or 'disabled' (got \"onlin\")"
     assert (done.code, done.err.splitlines()) == (2, [sentence, "try: --wandb auto"])

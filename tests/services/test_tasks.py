@@ -44,7 +44,8 @@ generation_kwargs: {until: ['.'], max_gen_toks: 4}
 @pytest.fixture
 def words(trained: Trained) -> list[str]:
     """Command that evaluates the finished run without more ado."""
-    return ["evaluate", "shared-run", "--output-dir", str(trained.output), "--no-cuda", "--quick"]
+    output = str(trained.output)
+    return ["evaluate", "shared-run", "--output-dir", output, "--no-cuda", "--quick", "--wandb", "disabled"]
 
 
 @pytest.fixture
