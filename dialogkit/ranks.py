@@ -90,6 +90,12 @@ def enter() -> None:
             os._exit(0)
 
 
+def is_asked_to_stop() -> bool:
+    """Return whether a signal comes from outside, and not from a launcher that lost another process."""
+    named = os.environ.get(LAUNCH_FOLDER)
+    return not named or (Path(named) / "stop").exists()
+
+
 def silence() -> int:
     """Send what this process prints nowhere, and return where it went: only one of several speaks."""
     kept = os.dup(2)

@@ -156,7 +156,7 @@ def train_command(
             max_restarts=max_restarts,
         )
         if code is not None:
-            raise typer.Exit(code)
+            raise SystemExit(code)
 
     if resume_run is not None:
         if preset is not None or config is not None or from_run is not None or dry:

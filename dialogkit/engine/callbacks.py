@@ -14,7 +14,8 @@ from transformers import TrainerCallback
 from dialogkit.engine import processes
 from dialogkit.engine.checkpoints import Progress
 from dialogkit.engine.loss import TokenCounter
-from dialogkit.errors import DivergedError, InterruptedRunError
+from dialogkit.errors import DivergedError, InterruptedRunError, ProcessLostError
+from dialogkit.ranks import is_asked_to_stop
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +188,8 @@ class StopAtSignal(TrainerCallback):
                 return
 
     def _handle(self, number: int, frame: Any) -> None:
+        if not is_asked_to_stop():
+            raise ProcessLostError("another process of this training ended")
         if self._received is not None:
             self.release()
             signal.raise_signal(number)

@@ -3,6 +3,7 @@
 import errno
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -358,6 +359,8 @@ def fit(
         )
         trainer.remove_callback(PrinterCallback)  # what is printed is the reporter's business
         guard_trackers(trainer, trackers)
+        # Of accelerate, about an argument that HF passes on.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         if resume_from is None:
             trainer.train()
         else:

@@ -9,6 +9,7 @@ import json
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from dialogkit.errors import DialogKitError, InterruptedRunError, ProcessLostError, UnavailableError
+from dialogkit.errors import DialogKitError, InterruptedRunError, ProcessLostError
 from dialogkit.ranks import LAUNCH_FOLDER, Rank, tell_torch, this_rank
 
 T = TypeVar("T")
@@ -29,9 +30,8 @@ STEP = timedelta(minutes=30)
 """How long a training step may wait for the others: a step that takes longer hangs."""
 ASIDE = timedelta(days=7)
 """How long the processes wait while one of them works for all."""
-_TOLD = "dialogkit/error"
-_CLAIMS = "dialogkit/claims"
 _BEGUN = "dialogkit/run"
+_TOLD, _CLAIMS = "error", "claims"
 _WATCH_S = 0.5
 _GRACE_S = 15.0
 """Seconds for a process to leave by itself once another has told of an error: rank 0 keeps its record."""
@@ -43,7 +43,9 @@ RESTART = 75
 class _Joined:
     rank: Rank
     store: Any
-    """A connection of this process's main thread to where all of them can leave word."""
+    """Where all of them can leave word, in this start of them."""
+    kept: Any
+    """The same, also for a later start."""
     control: Any
     """The group without a limit on waiting."""
     left: threading.Event = field(default_factory=threading.Event)
@@ -82,7 +84,7 @@ def joined() -> bool:
 def join() -> bool:
     """Join the processes that were started with this one; return whether there is anything to join.
 
-    Raises: UnavailableError if the others do not come.
+    Raises: ProcessLostError if the others do not come.
     """
     global _joined
     rank = this_rank()
@@ -101,24 +103,60 @@ def join() -> bool:
         os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     address, port = os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", "29500"))
     try:
-        if not distributed.is_initialized():
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            distributed.init_process_group(backend, timeout=JOINING)
-        control = distributed.new_group(backend="gloo", timeout=ASIDE)
-        store, watched = (
-            distributed.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=JOINING)
-            for _ in range(2)
+        hosts = rank.index == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        kept, watched = (
+            distributed.TCPStore(
+                address,
+                port,
+                is_master=master,
+                wait_for_workers=False,
+                timeout=JOINING,
+                multi_tenant=True,
+            )
+            for master in (hosts, False)
         )
-        _joined = _Joined(rank, store, control)
+        name = _meet(kept, rank)
+        store, watched = (distributed.PrefixStore(f"dialogkit/{name}", made) for made in (kept, watched))
+        if not distributed.is_initialized():
+            distributed.init_process_group(
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                store=distributed.PrefixStore("group", store),
+                rank=rank.index,
+                world_size=rank.count,
+                timeout=STEP,
+            )
+        control = distributed.new_group(backend="gloo", timeout=ASIDE)
+        _joined = _Joined(rank, store, kept, control)
         _joined.begun = _begun_run()
-    except (RuntimeError, ValueError) as error:
-        raise UnavailableError(
-            f"process {rank.index} of {rank.count} cannot join the others at {address}:{port} "
-            f"({str(error).splitlines()[0][:200]})",
-            hint="dialogkit train --help",
+    except (RuntimeError, ValueError, TimeoutError) as error:
+        raise ProcessLostError(
+            f"process {rank.index} of {rank.count} cannot join the others at {address}:{port} ({_line(error)})"
         ) from None
     threading.Thread(target=_watch, args=(_joined, watched), daemon=True, name="dialogkit-watch").start()
     return True
+
+
+def _meet(store: Any, rank: Rank) -> str:
+    """Return a name for this start of the processes, the same in all; one that was lost may have left word before.
+
+    Each says hello with a word of its own and is answered; only those that are there now can tell that they were.
+    """
+    if rank.index:
+        word = uuid.uuid4().hex
+        store.set(f"dialogkit/hello/{rank.index}", word)
+        name = str(store.get(f"dialogkit/reply/{word}").decode())
+        store.add(f"dialogkit/there/{name}", 1)
+        return name
+    name, answered, until = uuid.uuid4().hex, set[bytes](), time.monotonic() + JOINING.total_seconds()
+    while store.add(f"dialogkit/there/{name}", 0) < rank.count - 1:
+        for other in range(1, rank.count):
+            if store.check([key := f"dialogkit/hello/{other}"]) and (word := store.get(key)) not in answered:
+                store.set(f"dialogkit/reply/{word.decode()}", name)
+                answered.add(word)
+        if time.monotonic() > until:
+            raise TimeoutError(f"{rank.count - 1} others were waited for")
+        time.sleep(0.02)
+    return name
 
 
 def leave() -> None:
@@ -222,8 +260,8 @@ def _begun_run() -> Path | None:
     if (folder := _launch_folder()) is not None:
         with suppress(OSError):
             mine = (folder / "run").read_text(encoding="utf-8")
-    elif is_first() and _joined.store.check([_BEGUN]):
-        mine = _joined.store.get(_BEGUN).decode()
+    elif is_first() and _joined.kept.check([_BEGUN]):
+        mine = _joined.kept.get(_BEGUN).decode()
     # Only a machine that was there before knows; the first process may be on another one now.
     return next((Path(run) for run in gather(mine) if run), None)
 
@@ -235,7 +273,7 @@ def begin_run(run: Path) -> None:
     if (folder := _launch_folder()) is not None:
         (folder / "run").write_text(str(run), encoding="utf-8")
     elif is_first():
-        _joined.store.set(_BEGUN, str(run))
+        _joined.kept.set(_BEGUN, str(run))
 
 
 def is_loss_of_another(error: BaseException) -> bool:
@@ -298,8 +336,12 @@ def agreed(error: BaseException) -> BaseException:
 
 
 def _lost(error: BaseException) -> ProcessLostError:
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    return ProcessLostError(f"another process of this training ended ({reason})")
+    return ProcessLostError(f"another process of this training ended ({_line(error)})")
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def _told(state: _Joined, *, wait_s: float) -> DialogKitError | None:

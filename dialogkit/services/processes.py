@@ -72,7 +72,7 @@ def start_processes(
 def join_others() -> bool:
     """Join the processes that were started with this one; return whether this one is to speak.
 
-    Raises: UnavailableError if they do not come.
+    Raises: ProcessLostError if they do not come.
     """
     if this_rank() is None:
         return True

@@ -17,8 +17,10 @@ from dialogkit.errors import (
     DivergedError,
     InterruptedRunError,
     OutOfMemoryError,
+    ProcessLostError,
     StorageError,
 )
+from dialogkit.ranks import is_asked_to_stop
 from dialogkit.services.bands import Watch
 from dialogkit.services.card import model_card
 from dialogkit.services.evaluate import find_dataset
@@ -310,6 +312,8 @@ def _signals_stop() -> Iterator[None]:
     """Leave by an exception that a run can record; training steps have their own way."""
 
     def stop(number: int, _: Any) -> None:
+        if not is_asked_to_stop():
+            raise ProcessLostError("another process of this training ended")
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         raise InterruptedRunError(f"stopped by {name}", exit_code=128 + number)
 
