@@ -209,7 +209,7 @@ def seconds_of(text: str) -> float:
 
 def number_of(text: str) -> int | str:
     """Return the number of devices of a word. Raises: ConfigError unless it is one, or `auto`."""
-    if text == "auto" or (text.isascii() and text.isdigit() and len(text) < 10):
+    if text == "auto" or re.fullmatch(r"[1-9][0-9]{0,3}", text):
         return text if text == "auto" else int(text)
     raise ConfigError(f"--devices {text!r} is not a number of devices, or auto", hint="--devices auto")
 
