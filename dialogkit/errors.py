@@ -84,6 +84,13 @@ class CheckpointError(DialogKitError):
     exit_code = 1
 
 
+class ProcessLostError(DialogKitError):
+    """One of several processes of a training ended, and not by itself."""
+
+    code = "process_lost"
+    exit_code = 1
+
+
 class OutOfMemoryError(DialogKitError):
     """The device has not enough memory for one step."""
 

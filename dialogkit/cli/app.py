@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -13,7 +13,8 @@ from typer.exceptions import TyperException
 from dialogkit import __version__
 from dialogkit.cli import chat, config, data, evaluate, generate, models, prune, runs, tokenizer, train
 from dialogkit.cli.output import Output
-from dialogkit.errors import ConfigError, DialogKitError
+from dialogkit.errors import ConfigError, DialogKitError, InterruptedRunError
+from dialogkit.ranks import enter, silence, this_rank
 from dialogkit.text import sanitize
 
 app = typer.Typer(
@@ -89,8 +90,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Telemetry and progress bars of libraries have no place in our output.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if words[:1] == ["train"] and this_rank() is not None:
+        _one_of_several(words, output)
     try:
-        code = app(words, prog_name="dialogkit", standalone_mode=False)
+        code = app(words, prog_name="dialogkit", standalone_mode=False, obj=words)
         sys.stdout.flush()
     except DialogKitError as error:
         if os.environ.get("DIALOGKIT_DEBUG"):
@@ -108,6 +111,33 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(1) from None
     if code == 130:  # typer's code for Ctrl-C
         output.err.print("stopped")
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _one_of_several(words: list[str], output: Output) -> NoReturn:
+    """Run a command as one of several processes: one of them speaks, and an error of one is the end of all."""
+    from dialogkit.services.processes import end_with
+
+    enter()
+    rank = this_rank()
+    assert rank is not None
+    kept = silence() if rank.index else None
+
+    def say(error: DialogKitError | None) -> None:
+        if kept is not None:
+            os.dup2(kept, 2)
+        if error is not None:
+            output.error(error)
+
+    try:
+        code = app(words, prog_name="dialogkit", standalone_mode=False, obj=words)
+        sys.stdout.flush()
+        if code == 130:
+            raise InterruptedRunError("stopped by Ctrl-C", exit_code=130)
+    except TyperException as error:
+        end_with(_usage_error(error, words), rank, say)
+    except BaseException as error:
+        end_with(error, rank, say)
     raise SystemExit(code if isinstance(code, int) else 0)
 
 

@@ -15,6 +15,7 @@ from dialogkit.services.reporter import counted
 from dialogkit.text import duration
 
 if TYPE_CHECKING:
+    from dialogkit.config.run import RunConfig
     from dialogkit.services.dry_run import DryRunResult
     from dialogkit.services.train import TrainResult
     from dialogkit.tracking.rundir import RunDir
@@ -30,11 +31,13 @@ _FLAGS = {
     "tracking.trackers": "--tracker",
     "name": "--name",
     "train.budget_s": "--budget",
+    "runtime.devices": "--devices",
 }
 """Settings that have flags whose values can be wrong."""
 
 
 def train_command(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(help="Catalogue name, model file (.json), folder, GGUF file or hub id. [custom-tiny]"),
@@ -89,6 +92,24 @@ def train_command(
     fit_batch: Annotated[
         bool, typer.Option("--fit-batch", help="Split the batch where the memory does not suffice.")
     ] = False,
+    devices: Annotated[
+        str | None,
+        typer.Option("--devices", metavar="N", help="Train on N devices, or auto: all GPUs. [1]"),
+    ] = None,
+    nodes: Annotated[
+        str | None,
+        typer.Option("--nodes", metavar="N", help="Machines; 1:2 goes on with one when the other is lost."),
+    ] = None,
+    node_rank: Annotated[
+        int | None, typer.Option("--node-rank", metavar="N", min=0, help="0 on the machine where they meet.")
+    ] = None,
+    rendezvous: Annotated[
+        str | None, typer.Option("--rendezvous", metavar="HOST:PORT", help="Where the machines meet.")
+    ] = None,
+    max_restarts: Annotated[
+        int | None,
+        typer.Option("--max-restarts", metavar="N", min=0, help="New starts after a lost process. [3]"),
+    ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     dry: Annotated[
@@ -100,7 +121,8 @@ def train_command(
     from dialogkit.config.load import load_with_origins, parse_sets
     from dialogkit.services.dry_run import dry_run
     from dialogkit.services.models import DEFAULT_OUTPUT
-    from dialogkit.services.resume import find_resumable
+    from dialogkit.services.processes import join_others, leave_others, start_processes
+    from dialogkit.services.resume import find_resumable, resumed_config
     from dialogkit.services.train import train
     from dialogkit.tracking.rundir import find_run
 
@@ -111,6 +133,7 @@ def train_command(
         "tracking.project": project,
         "tracking.wandb": wandb,
         "runtime.device": "cpu" if no_cuda else None,
+        "runtime.devices": None if devices is None else number_of(devices),
         "runtime.output_dir": output_dir,
         "tracking.tags": tags or None,
         "tracking.trackers": trackers or None,
@@ -121,6 +144,20 @@ def train_command(
     }
     overrides = {key: value for key, value in words.items() if value is not None} | parse_sets(sets or [])
     output = Output(json_mode=json_output)
+    join_others()
+
+    def start(settings: "RunConfig") -> None:
+        code = start_processes(
+            settings,
+            context.obj or sys.argv[1:],
+            nodes=nodes,
+            node_rank=node_rank,
+            rendezvous=rendezvous,
+            max_restarts=max_restarts,
+        )
+        if code is not None:
+            raise SystemExit(code)
+
     if resume_run is not None:
         if preset is not None or config is not None or from_run is not None or dry:
             raise ConfigError(
@@ -128,7 +165,9 @@ def train_command(
                 hint=f"dialogkit train --resume {resume_run}",
             )
         run = find_resumable(resume_run, model=model, output=Path(output_dir or DEFAULT_OUTPUT))
+        start(resumed_config(run.read(), overrides, force=force)[0])
         _resume(output, run, overrides, force=force)
+        leave_others()
         return
     if from_run is not None:
         start = find_run(Path(output_dir or DEFAULT_OUTPUT), from_run)
@@ -137,6 +176,8 @@ def train_command(
         loaded = load_with_origins(model, preset=preset, config_file=config, overrides=overrides)
     except ConfigError as error:
         raise _of_flags(error, [name for name, value in words.items() if value is not None]) from None
+    if not dry:
+        start(loaded.config)
     drawing = TrainOutput(output)
     try:
         if dry:
@@ -149,6 +190,7 @@ def train_command(
         )
     finally:
         drawing.close()
+    leave_others()
     output.result(
         result,
         lambda out: _render(out, result),
@@ -163,6 +205,13 @@ def seconds_of(text: str) -> float:
     if not (total := 3600 * hours + 60 * minutes + seconds):
         raise ConfigError(f"--budget {text!r} is not a time such as 90s, 20m or 1h30m", hint="--budget 20m")
     return float(total)
+
+
+def number_of(text: str) -> int | str:
+    """Return the number of devices of a word. Raises: ConfigError unless it is one, or `auto`."""
+    if text == "auto" or re.fullmatch(r"[1-9][0-9]{0,3}", text):
+        return text if text == "auto" else int(text)
+    raise ConfigError(f"--devices {text!r} is not a number of devices, or auto", hint="--devices auto")
 
 
 def _of_flags(error: ConfigError, given: list[str]) -> ConfigError:

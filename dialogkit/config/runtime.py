@@ -1,6 +1,6 @@
 """Where to run, and in which precision."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,8 @@ class RuntimeConfig(Section):
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to use. auto: CUDA, else Apple's MPS, else the CPU."""
+    devices: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = 1
+    """Processes on this machine, one a device; they share each batch. auto: one for each GPU, one on a CPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the matrix products; weights stay in float32. auto: bf16 where the hardware has it."""
     compile: bool = False

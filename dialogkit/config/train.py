@@ -1,10 +1,12 @@
 """How to train: effort, batch, optimizer, evaluation and checkpoints."""
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from dialogkit.config.base import Section
+from dialogkit.errors import ConfigError
 
 
 class TrainConfig(Section):
@@ -66,3 +68,24 @@ class TrainConfig(Section):
                 f"accumulation_steps {self.accumulation_steps} does not divide batch_size {self.batch_size}"
             )
         return self
+
+    def require_even(self, processes: int) -> None:
+        """Raise ConfigError, with the numbers that would work, unless a batch splits evenly over processes."""
+        size, parts = self.batch_size, self.accumulation_steps
+        hands = parts * processes
+        if size % hands == 0:
+            return
+        sizes = [number for number in (size // hands * hands, -(-size // hands) * hands) if number]
+        fitting = [number for number in range(1, processes) if size % (parts * number) == 0]
+        others = f", and {_listed(fitting)} process{'' if fitting == [1] else 'es'} would as well" if fitting else ""
+        in_parts = f", each in {parts} parts" if parts > 1 else ""
+        raise ConfigError(
+            f"train.batch_size {size} does not split evenly over {processes} processes{in_parts}: "
+            f"{_listed(sizes)} would{others}",
+            hint=f"--set train.batch_size={sizes[-1]}",
+        )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} or {last}" if first else last

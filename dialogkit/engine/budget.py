@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from dialogkit.config.train import TrainConfig
+from dialogkit.engine import processes
 from dialogkit.engine.arguments import EVALUATIONS_PER_RUN, UNPLANNED, Schedule, points_apart
 from dialogkit.errors import ConfigError
 
@@ -96,7 +97,7 @@ class BudgetCallback(TrainerCallback):
         needed = plan.spent_s + plan.evaluation_s + plan.end_s
         if plan.eval_every:
             self._set(state)
-        elif needed >= self._budget.seconds:
+        elif needed >= self._budget.seconds and processes.is_first():
             raise ConfigError(
                 f"a budget of {self._budget.seconds:,.0f} s leaves no time to train: "
                 f"start, evaluations and saving take {needed:,.0f} s",
@@ -109,7 +110,15 @@ class BudgetCallback(TrainerCallback):
         return now
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure the step and fit the rest."""
+        """Measure the step and fit the rest; of several processes the first one's clock decides for all."""
+        if processes.is_first():
+            self._fit_to_clock(state)
+        if processes.count() > 1:
+            vars(self._plan).update(processes.share(vars(self._plan)))
+            if not processes.is_first() and self._plan.eval_every:
+                self._set(state)
+
+    def _fit_to_clock(self, state: Any) -> None:
         plan, step, now = self._plan, state.global_step, self._look_at_clock()
         took = now - self._step_began
         self._step_began = self._step_ended = now

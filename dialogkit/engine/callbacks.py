@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from dialogkit.engine import processes
 from dialogkit.engine.checkpoints import Progress
 from dialogkit.engine.loss import TokenCounter
-from dialogkit.errors import DivergedError, InterruptedRunError
+from dialogkit.errors import DivergedError, InterruptedRunError, ProcessLostError
+from dialogkit.ranks import is_asked_to_stop
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +83,10 @@ class MetricCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Rename and forward one log entry of training; evaluations come by their own way."""
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
+        if not logs or "loss" not in logs:
+            return
+        self._counter.gather()
+        if not state.is_world_process_zero:
             return
         seconds, tokens = self.train_s - self._logged[0], self._counter.all - self._logged[1]
         metrics = {_NAMES[key]: float(value) for key, value in logs.items() if key in _NAMES}
@@ -183,20 +188,30 @@ class StopAtSignal(TrainerCallback):
                 return
 
     def _handle(self, number: int, frame: Any) -> None:
+        if not is_asked_to_stop():
+            raise ProcessLostError("another process of this training ended")
         if self._received is not None:
             self.release()
             signal.raise_signal(number)
         self._received = number
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop after the step in which the signal came."""
+        """Save and stop after the step in which the signal came, to whichever process."""
         self._through = state.global_step >= state.max_steps
-        if self._received is not None:
+        if self._agreed() is not None:
             control.should_save = control.should_training_stop = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop after the evaluation in which the signal came."""
         self.on_step_end(args, state, control)
+
+    def _agreed(self) -> int | None:
+        """Return the signal that came to any process; each of them asks at the same time."""
+        if processes.count() == 1:
+            return self._received
+        mine = self._received
+        interrupts, terminations = processes.total([int(mine == n) for n in (signal.SIGINT, signal.SIGTERM)])
+        return signal.SIGTERM if terminations else signal.SIGINT if interrupts else None
 
     def leaves(self) -> bool:
         """Return whether an evaluation, or replies in it, are to be left; those of the last step are not."""
@@ -210,8 +225,8 @@ class StopAtSignal(TrainerCallback):
 
     def raise_if_stopped(self, step: int) -> None:
         """Raise InterruptedRunError if a signal ended the training."""
-        if self._received is not None:
-            name = "Ctrl-C" if self._received == signal.SIGINT else "SIGTERM"
+        if (received := self._agreed()) is not None:
+            name = "Ctrl-C" if received == signal.SIGINT else "SIGTERM"
             raise InterruptedRunError(
-                f"stopped by {name} after step {step}; its checkpoint is kept", exit_code=128 + self._received
+                f"stopped by {name} after step {step}; its checkpoint is kept", exit_code=128 + received
             )

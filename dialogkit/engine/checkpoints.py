@@ -11,12 +11,12 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
-_PICKLED = frozenset({"optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"})
+_PICKLED = re.compile(r"(optimizer|scheduler)\.pt|rng_state(_\d+)?\.pth|training_args\.bin")
 """The pickled files that a training writes; HF would read others that are there."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 _DOOMED = ".old-"
@@ -33,7 +33,9 @@ class Progress:
     train_s: float = 0.0
     """Seconds in training steps."""
     window_loss: float = 0.0
-    """Sum of the losses since the last logged step."""
+    """Sum of the losses since the last logged step; where there are several processes, the mean of theirs."""
+    window_losses: list[float] = field(default_factory=list)
+    """The sums of each of several processes."""
     logged_step: int = 0
     logged_tokens: int = 0
     logged_train_s: float = 0.0
@@ -64,7 +66,7 @@ def read_progress(folder: Path) -> Progress | None:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
         for name, (size, digest) in manifest["files"].items():
             path = folder / name
-            if Path(name).suffix in (".pt", ".pth", ".bin") and name not in _PICKLED:
+            if Path(name).suffix in (".pt", ".pth", ".bin") and not _PICKLED.fullmatch(name):
                 return None
             if Path(name).name != name or not _is_file(path) or path.stat().st_size != size:
                 return None

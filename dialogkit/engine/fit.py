@@ -3,19 +3,24 @@
 import errno
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.utils.data import DataLoader
 
 from dialogkit.config.train import TrainConfig
 from dialogkit.engine.arguments import Schedule, training_arguments
+from dialogkit.engine import processes
 from dialogkit.engine.attention import use_packed_attention, use_plain_attention
+from dialogkit.engine.batches import DealtBatches, DealtDialogs, EpochOrder
 from dialogkit.engine.budget import Budget, BudgetCallback, BudgetPlan
 from dialogkit.engine.callbacks import (
     EvaluationLeft,
@@ -37,6 +42,7 @@ from dialogkit.errors import CheckpointError, ModelError, OutOfMemoryError
 # Where WANDB_MODE is offline, transformers prints a line to stdout, which belongs to results.
 with redirect_stdout(StringIO()):
     from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
+    from transformers.trainer_utils import seed_worker
     from transformers.utils import logging as hf_logging
 
 _BEST_BY = "eval_nats_per_token"
@@ -81,6 +87,31 @@ class DialogTrainer(Trainer):
         self._plan = plan
         self._evaluation_due = False
 
+    def get_train_dataloader(self) -> Any:
+        """Return the batches of this process; HF's own sampler gives each process batches of its own."""
+        parts = self._config.accumulation_steps
+        if parts * processes.count() == 1:
+            return super().get_train_dataloader()
+        dialogs: Any = self.train_dataset
+        batches = DealtBatches(
+            dialogs.lengths,
+            self._config.batch_size,
+            parts=parts,
+            processes=processes.count(),
+            process=processes.index(),
+        )
+        self.add_callback(EpochOrder(batches))
+        return DataLoader(
+            DealtDialogs(dialogs),
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            worker_init_fn=partial(
+                seed_worker, num_workers=self.args.dataloader_num_workers, rank=processes.index()
+            ),
+        )
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Make the optimizer; HF has no way to give Muon's matrices and the rest their own."""
         if self.optimizer is None and self._config.optimizer == "muon":
@@ -112,13 +143,22 @@ class DialogTrainer(Trainer):
         run, step = Path(self.args.output_dir), self.state.global_step
         folder = run / f"checkpoint-{step}"
         require_finite(self.model, step, self.args.learning_rate)
+        self._counter.gather()
+        losses = processes.gather(float(self._tr_loss))
         try:
-            require_space(run, self.model)
+            if processes.is_first():
+                require_space(run, self.model)
             super()._save_checkpoint(*args, **kwargs)
-            progress = self._metrics.progress(step, float(self._tr_loss))
-            seal(folder, replace(progress, evaluation_due=self._evaluation_due))
-            rotate(run, keep=self._config.keep_checkpoints, best_step=self.state.best_global_step)
+            processes.wait_for_all()  # each leaves its random state
+            if processes.is_first():
+                progress = self._metrics.progress(step, sum(losses) / len(losses))
+                parts = losses if len(losses) > 1 else []
+                seal(folder, replace(progress, evaluation_due=self._evaluation_due, window_losses=parts))
+                rotate(run, keep=self._config.keep_checkpoints, best_step=self.state.best_global_step)
+            processes.wait_for_all()  # nobody looks for it before it is there
         except (OSError, SafetensorError, RuntimeError) as error:
+            if processes.is_loss_of_another(error):
+                raise
             # torch tells of a full disk by a RuntimeError of its zip writer.
             if isinstance(error, RuntimeError) and "inline_container" not in str(error):
                 raise
@@ -141,7 +181,14 @@ class DialogTrainer(Trainer):
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         self.log(dict(metrics))
         told = {f"eval/{name}": value for name, value in figures.items()}
-        self._sink(self.state.global_step, told | self._counter.metrics())
+        self._counter.gather()
+        left = False
+        try:
+            self._sink(self.state.global_step, told | self._counter.metrics())
+        except EvaluationLeft:
+            left = True
+        if processes.share(left):  # the others wait here for the replies of the first
+            raise EvaluationLeft
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -154,7 +201,9 @@ class _Restore(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore the losses that are not logged yet, and the place of the best checkpoint."""
-        self._trainer._tr_loss += self._progress.window_loss
+        progress = self._progress
+        same = len(progress.window_losses) == processes.count() > 1
+        self._trainer._tr_loss += progress.window_losses[processes.index()] if same else progress.window_loss
         self._trainer._globalstep_last_logged = self._progress.logged_step
         if state.best_global_step:
             best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
@@ -264,6 +313,7 @@ def fit(
 
     Raises: DivergedError, InterruptedRunError, OutOfMemoryError, ConfigError for a budget that is too small.
     """
+    config.require_even(processes.count())
     if runtime.device == "cpu":
         keep_freed_memory()
     hf_logging.disable_progress_bar()
@@ -272,7 +322,7 @@ def fit(
     metrics = MetricCallback(sink, counter)
     stop = stop or StopAtSignal()
     callbacks = [metrics, StopAtNonFinite(), stop]
-    if histograms is not None and histogram_every:
+    if histograms is not None and histogram_every and processes.is_first():
         callbacks.append(HistogramCallback(histograms, every=histogram_every))
     plan = BudgetPlan(config.schedule, config.warmup_fraction, budget) if budget else None
     if budget and plan:
@@ -309,11 +359,13 @@ def fit(
         )
         trainer.remove_callback(PrinterCallback)  # what is printed is the reporter's business
         guard_trackers(trainer, trackers)
+        # Of accelerate, about an argument that HF passes on.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         if resume_from is None:
             trainer.train()
         else:
             checkpoint, progress = resume_from
-            counter.all, counter.supervised = progress.tokens, progress.supervised_tokens
+            counter.restore(progress.tokens, progress.supervised_tokens)
             metrics.restore(progress)
             trainer.add_callback(_Restore(trainer, progress))
             if progress.step < (planned_steps(checkpoint) if budget else schedule.total_steps):
@@ -334,6 +386,7 @@ def fit(
         stop.release()
         remove_dialog_loss(model)
         use_plain_attention(model)
+    counter.gather()
     stop.raise_if_stopped(trainer.state.global_step)
     return FitResult(
         trainer=trainer,

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy, embedding, linear, pad
 
+from dialogkit.engine import processes
+
 CHUNK_TOKENS = 512
 """Rows of logits held at once; 512 x 32,768 in bf16 are 32 MB."""
 
@@ -168,11 +170,29 @@ _INSTALLED = ("forward", "_original_forward")
 
 
 class TokenCounter:
-    """Counts what went through the model in training: supervised tokens and all tokens."""
+    """Counts what went through the model in training, in all processes: supervised tokens and all tokens."""
 
     def __init__(self) -> None:
         self.supervised = 0
         self.all = 0
+        """Those of all processes up to the last `gather`, and of this one since."""
+        self._gathered = (0, 0)
+
+    def restore(self, tokens: int, supervised: int) -> None:
+        """Go on from where a checkpoint was."""
+        self._gathered = self.all, self.supervised = tokens, supervised
+
+    def count(self, tokens: int, supervised: int) -> None:
+        """Count a part of a batch; one that only fills a batch up has nothing supervised."""
+        if supervised:
+            self.all += tokens
+            self.supervised += supervised
+
+    def gather(self) -> None:
+        """Add what the other processes have counted; every process calls this at the same step."""
+        before = self._gathered
+        more = processes.total([self.all - before[0], self.supervised - before[1]])
+        self.restore(before[0] + more[0], before[1] + more[1])
 
     def metrics(self) -> dict[str, float]:
         """Return the counts under the names by which they are logged."""
@@ -199,7 +219,7 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
         shift_labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, torch.Tensor]:
-        counter.all += input_ids.numel()
+        counter.count(input_ids.numel(), labels.numel())
         if compiles_shapes(dtype, input_ids.device):
             input_ids, position_ids = fill_row(input_ids, position_ids)
         shared: list[torch.Tensor] | None = [] if shares and torch.is_grad_enabled() else None
@@ -210,7 +230,6 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
             total = chunked_cross_entropy(hidden, head.weight, labels, dtype=dtype, shared=shared)
         else:
             total = cross_entropy(linear(hidden, head.weight, head.bias).float(), labels, reduction="sum")
-        counter.supervised += labels.numel()
         return {"loss": total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)}
 
     model.forward = MethodType(forward, model)

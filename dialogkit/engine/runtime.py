@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from dialogkit.config.runtime import RuntimeConfig
+from dialogkit.engine import processes
 from dialogkit.errors import UnavailableError
 from dialogkit.machine import processor_flags, processor_name
 
@@ -21,6 +22,8 @@ class Runtime:
     device_reason: str
     precision: Literal["fp32", "bf16"]
     precision_reason: str
+    processes: int = 1
+    """Processes that train together, one a device."""
 
     def autocast(self) -> torch.autocast:
         """Return a context in which matrix products have the run's precision."""
@@ -36,7 +39,9 @@ def resolve_runtime(config: RuntimeConfig) -> Runtime:
         torch.set_num_threads(config.threads)
     device, device_reason = _device(config.device)
     precision, precision_reason = _precision(config.precision, device)
-    return Runtime(device, _device_name(device), device_reason, precision, precision_reason)
+    return Runtime(
+        device, _device_name(device), device_reason, precision, precision_reason, processes.count()
+    )
 
 
 def _device(request: str) -> tuple[Literal["cpu", "cuda", "mps"], str]:

@@ -35,6 +35,20 @@ class Likelihood:
     likely: NDArray[np.float64]
     """Tokens among the five that the model finds most probable."""
 
+    def sums(self) -> list[float]:
+        """Return the sums over all dialogs, one a field."""
+        return [float(getattr(self, field.name).sum()) for field in fields(self)]
+
+    @classmethod
+    def of_sums(cls, sums: Sequence[float]) -> "Likelihood":
+        """Return what has these sums, as one dialog; `figures` are those of the dialogs that were summed."""
+        return cls(*(np.array([total]) for total in sums))
+
+    @classmethod
+    def nothing(cls) -> list[float]:
+        """Return the sums over no dialog."""
+        return [0.0] * len(fields(cls))
+
     def select(self, chosen: NDArray[Any]) -> "Likelihood":
         """Return the sums of some dialogs, given by indices or a mask."""
         return Likelihood(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})

@@ -16,7 +16,7 @@ from dialogkit.tracking.rundir import RunDir
 from dialogkit.tracking.wandb_run import WandbRun
 
 if TYPE_CHECKING:
-    from dialogkit.data.prepare import PreparedData
+    from dialogkit.data.prepare import DialogTokens, PreparedData
     from dialogkit.engine.arguments import Schedule
     from dialogkit.engine.budget import Budget
     from dialogkit.engine.callbacks import MetricSink, StopAtSignal
@@ -32,18 +32,25 @@ class Parts:
     def __init__(self, config: RunConfig, runtime: "Runtime") -> None:
         from dialogkit.config.paths import cache_dir
         from dialogkit.data.prepare import prepare_data
+        from dialogkit.engine import processes
         from dialogkit.engine.arguments import resolve_schedule
         from dialogkit.models.build import build_model, context_length
         from dialogkit.models.tokenizer import load_tokenizer
 
         self.config, self.runtime = config, runtime
-        self.tokenizer: ChatTokenizer = load_tokenizer(config.model)
+        config.train.require_even(processes.count())
         built = None
         context = config.model.context
-        if context is None or not config.model.from_scratch:
-            built = build_model(config.model, self.tokenizer, seed=config.train.seed, dropout=config.train.dropout)
-            context = context_length(built)
-        self.data: PreparedData = prepare_data(config.data, self.tokenizer, context=context, cache=cache_dir())
+        with processes.first_goes_first():  # the others find in caches what it fetches and prepares
+            self.tokenizer: ChatTokenizer = load_tokenizer(config.model)
+            if context is None or not config.model.from_scratch:
+                built = build_model(
+                    config.model, self.tokenizer, seed=config.train.seed, dropout=config.train.dropout
+                )
+                context = context_length(built)
+            self.data: PreparedData = prepare_data(
+                config.data, self.tokenizer, context=context, cache=cache_dir()
+            )
         self.schedule: Schedule = resolve_schedule(config.train, len(self.data.train))
         self.context = context
         if built is None:
@@ -60,7 +67,7 @@ class Parts:
         from dialogkit.engine.callbacks import EvaluationLeft
         from dialogkit.services.judging import batches_of
 
-        for batch in batches_of(self.data.evaluation, self.config.train.eval_batch_size):
+        for batch in batches_of(self._evaluated, self.config.train.eval_batch_size):
             if self.leaves():
                 raise EvaluationLeft
             yield batch
@@ -70,17 +77,46 @@ class Parts:
 
         Raises: EvaluationLeft in the midst of a training that a signal asks to stop.
         """
+        from dialogkit.engine import processes
         from dialogkit.engine.attention import use_packed_attention
-        from dialogkit.inference.scoring import score_batches
+        from dialogkit.engine.callbacks import EvaluationLeft
+        from dialogkit.inference.scoring import Likelihood, score_batches
 
         use_packed_attention(self.model)
-        return score_batches(
-            self.model,
-            self._evaluation_batches(),
-            self.tokenizer.stop_ids,
-            device=self.runtime.device,
-            autocast=self.runtime.autocast() if autocast else None,
-        ).figures()
+        likelihood, left = None, False
+        try:
+            if len(self._evaluated):
+                likelihood = score_batches(
+                    self.model,
+                    self._evaluation_batches(),
+                    self.tokenizer.stop_ids,
+                    device=self.runtime.device,
+                    autocast=self.runtime.autocast() if autocast else None,
+                )
+        except EvaluationLeft:
+            if processes.count() == 1:
+                raise
+            left = True
+        if processes.count() == 1 and likelihood is not None:
+            return likelihood.figures()
+        # Each process has scored its share: the sums of all make the figures, and all leave if one does.
+        sums = likelihood.sums() if likelihood is not None and not left else Likelihood.nothing()
+        *sums, any_left = processes.summed([*sums, float(left)])
+        if any_left:
+            raise EvaluationLeft
+        return Likelihood.of_sums(sums).figures()
+
+    @cached_property
+    def _evaluated(self) -> "DialogTokens":
+        """The evaluation dialogs that this process scores: about as many tokens as each of the others."""
+        from dialogkit.engine import processes
+        from dialogkit.engine.batches import deal
+
+        evaluation = self.data.evaluation
+        if processes.count() == 1:
+            return evaluation
+        hands = deal(evaluation.lengths.tolist(), processes.count())
+        return evaluation.select(sorted(hands[processes.index()]))
 
     def fit(
         self,
@@ -152,13 +188,18 @@ class Parts:
 
         Returns what is to be told of it. Raises: OutOfMemoryError if a step would not fit.
         """
+        from dialogkit.engine import processes
         from dialogkit.engine.memory import free_bytes, parts_that_fit
 
         free, train = free_bytes(), self.config.train
+        # The processes of a machine share its memory, and all of them have to come to the same.
+        told_free = [share for share in processes.gather(free and free // processes.local_count()) if share]
+        free = min(told_free, default=None)
         if self.runtime.device != "cpu" or free is None or self.step_bytes(train.accumulation_steps) <= free:
             return None
         begin, needed = train.accumulation_steps, self.step_bytes(train.accumulation_steps) / 2**30
-        fitting = parts_that_fit(train.batch_size, begin, lambda parts: self.step_bytes(parts) <= free)
+        of_process = train.batch_size // processes.count()
+        fitting = parts_that_fit(of_process, begin, lambda parts: self.step_bytes(parts) <= free)
         told = f"a step takes about {needed:.1f} GiB and {free / 2**30:.1f} GiB are free"
         if fitting is None:
             saved = "--set train.activation_checkpointing=true"
@@ -166,7 +207,7 @@ class Parts:
                 f"{told}, which not even single dialogs fit into",
                 hint="dialogkit models list" if train.activation_checkpointing else saved,
             )
-        at_once = counted(train.batch_size // fitting, "dialog")
+        at_once = counted(of_process // fitting, "dialog")
         if not train.fit_batch:
             raise OutOfMemoryError(
                 f"{told}; {at_once} at once would fit (train.accumulation_steps={fitting})", hint="--fit-batch"
@@ -179,7 +220,8 @@ class Parts:
         from dialogkit.engine.memory import step_bytes
 
         train, facts = self.config.train, self.model_facts
-        longest = sorted(self.data.train.lengths.tolist())[-(train.batch_size // parts) :]
+        at_once = train.batch_size // (parts * self.runtime.processes)
+        longest = sorted(self.data.train.lengths.tolist())[-at_once:]
         layers = 1 if train.activation_checkpointing else facts.get("layers", 0)
         return step_bytes(
             parameters=facts["trainable_parameters"],
@@ -344,7 +386,8 @@ class Parts:
             "model": f"{facts['name']}, {facts['parameters']:,} parameters "
             f"({facts['parameters_without_embeddings']:,} without embeddings), "
             f"{facts.get('architecture', '')}",
-            "device": f"{self.runtime.device} ({self.runtime.device_name})",
+            "device": f"{self.runtime.device} ({self.runtime.device_name})"
+            + (f", {self.runtime.processes} processes" if self.runtime.processes > 1 else ""),
             "precision": f"{self.runtime.precision}, because {self.runtime.precision_reason}",
             "data": f"{len(self.data.train):,}{self._share()} dialogs to train, "
             f"{len(self.data.evaluation):,} held out ({self.data.ledger.dataset})",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 HARMLESS = (
     "tracking.",
     "generate.",
+    "runtime.devices",
     "runtime.workers",
     "runtime.output_dir",
     "train.keep_checkpoints",
@@ -79,6 +80,10 @@ def require_same(record: RunRecord, parts: "Parts", *, force: bool) -> list[str]
         "data revision": record.data.get("revision"),
         "training dialogs": record.data.get("train_dialogs"),
     }
+    if before["runtime.processes"] not in (None, now["runtime.processes"]):
+        # The batches stay the same: only the last digits differ, as the sums are made in another order.
+        for name in ("runtime.processes", "runtime.device_name"):
+            del now[name], before[name]
     # What a run that was killed very early has not recorded cannot differ.
     differing = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in now if before[name] != now[name]]
     differing = [told for told in differing if " was None" not in told]

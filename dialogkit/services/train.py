@@ -17,8 +17,10 @@ from dialogkit.errors import (
     DivergedError,
     InterruptedRunError,
     OutOfMemoryError,
+    ProcessLostError,
     StorageError,
 )
+from dialogkit.ranks import is_asked_to_stop
 from dialogkit.services.bands import Watch
 from dialogkit.services.card import model_card
 from dialogkit.services.evaluate import find_dataset
@@ -143,8 +145,14 @@ def resume(
     Returns None, and changes nothing, if the run is finished.
     Raises: what `train` raises; ConfigError for settings or a machine that alter what is learned.
     """
+    from dialogkit.engine import processes
+
+    processes.join()
+    if not processes.is_first():
+        return _follow()[0]
     record = run.read()
     if record.status == "completed":
+        processes.share(None)
         return None
     with run.locked():
         pass  # another process that trains it is told of at once, before anything is loaded
@@ -168,9 +176,16 @@ def _train(
     resumed: RunDir | None = None,
     force: bool = False,
 ) -> tuple[TrainResult, Any]:
+    from dialogkit.engine import processes
     from dialogkit.engine.runtime import gpu_facts, resolve_runtime
 
     started = time.perf_counter()
+    processes.join()
+    if not processes.is_first():
+        return _follow()
+    if resumed is None and (begun := processes.begun_run()) is not None:
+        return _start_again(RunDir(begun), command=command, reporter=reporter)
+    require_started(config, processes.count())
     runtime = resolve_runtime(config.runtime)
     output = Path(config.runtime.output_dir)
     # What can be known to be wrong is told before anything is made.
@@ -194,10 +209,20 @@ def _train(
         run, record = resumed, resumed.read()
         name = record.name
     wandb_run: WandbRun | None = None
+
+    def end(error: DialogKitError) -> None:
+        """Keep how it ended, for a process that cannot get there by itself."""
+        record.status, record.error, record.finished = _status(error), error.message, now()
+        run.write(record)
+
     with run.locked(), _signals_stop():
         try:
-            parts = Parts(config, runtime)
-            checkpoint = _go_on(run, record, parts, reporter, force=force) if resumed else None
+            with processes.end_together(end):
+                processes.share((config, run.path))
+                processes.begin_run(run.path)
+                parts = Parts(config, runtime)
+                checkpoint = _go_on(run, record, parts, reporter, force=force) if resumed else None
+                checkpoint = processes.share(checkpoint)
             run.write(record)
             wandb_run = open_wandb(
                 config.tracking,
@@ -210,7 +235,9 @@ def _train(
                 told_step=record.resumed[-1]["told_step"] if resumed else -1,
             )
             record.wandb = {"mode": wandb_run.mode, "reason": wandb_run.reason, "id": wandb_run.id}
-            result, trainer = _work(parts, run, record, wandb_run, reporter, started, checkpoint)
+            with processes.end_together(end):
+                result, trainer = _work(parts, run, record, wandb_run, reporter, started, checkpoint)
+                processes.share(result)
         except BaseException as error:
             if isinstance(error, DialogKitError) and resumed is None and not record.schedule:
                 run.remove()  # refused before it began: there is nothing to tell that the error does not say
@@ -240,14 +267,23 @@ def _go_on(
 
     Raises: CheckpointError where all that was saved is damaged, unless `force`.
     """
+    from dialogkit.engine import processes
     from dialogkit.engine.checkpoints import newest_valid, steps_aside
     from dialogkit.engine.fit import set_aside_torn_best
+
+    restarted = processes.begun_run() is not None
 
     def note(text: str) -> None:
         run.append_console(text)
         reporter.note(text)
 
-    require_same(record, parts, force=force)
+    require_same(record, parts, force=force or restarted)
+    if (before := record.runtime.get("processes", 1)) != (now_ := parts.runtime.processes):
+        note(
+            f"goes on in {counted(now_, 'process')} in place of {before}, with the same batches: figures differ in "
+            "their last digits"
+        )
+    record.runtime["processes"] = now_
     checkpoint = newest_valid(run.path, note)
     step = checkpoint[1].step if checkpoint else 0
     told = max((point["step"] for point in run.metrics()), default=-1)
@@ -276,6 +312,8 @@ def _signals_stop() -> Iterator[None]:
     """Leave by an exception that a run can record; training steps have their own way."""
 
     def stop(number: int, _: Any) -> None:
+        if not is_asked_to_stop():
+            raise ProcessLostError("another process of this training ended")
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         raise InterruptedRunError(f"stopped by {name}", exit_code=128 + number)
 
@@ -309,6 +347,7 @@ def _work(
     started: float,
     checkpoint: "tuple[Path, Progress] | None" = None,
 ) -> tuple[TrainResult, Any]:
+    from dialogkit.engine import processes
     from dialogkit.engine.callbacks import EvaluationLeft
 
     config = parts.config
@@ -383,6 +422,7 @@ def _work(
         from dialogkit.engine.budget import Budget
 
         budget = Budget(allowed_s, started, evaluation_s=aside_s, end_s=aside_s)
+    budget = processes.share(budget)
     with tracker_places(run.path, Path(config.runtime.output_dir), config.tracking.project):
         fitted = _fit(parts, run, record, recorder, sink, checkpoint, budget)
     reporter.doing(f"measuring the trained model on {held_out_dialogs}")
@@ -489,7 +529,8 @@ def _fit(
                 planned=planned,
             )
         except OutOfMemoryError as error:
-            if not parts.config.train.fit_batch or not parts.split_finer():
+            alone = parts.runtime.processes == 1  # what one process runs out of, the others may have
+            if not (alone and parts.config.train.fit_batch and parts.split_finer()):
                 raise
             told = error.message
         # Outside the handler, whose traceback holds on to what filled the memory.
@@ -502,6 +543,57 @@ def _fit(
         run.write(record)
         at_once = counted(train.batch_size // train.accumulation_steps, "dialog")
         recorder.note(f"{told}; goes on from step {step} with {at_once} at once")
+
+
+def require_started(config: RunConfig, processes: int) -> None:
+    """Raise ConfigError if several devices are asked for and nobody has started their processes."""
+    devices = config.runtime.devices
+    if processes == 1 and isinstance(devices, int) and devices > 1:
+        raise ConfigError(
+            f"runtime.devices is {devices}, and this program is a single process",
+            hint=f"torchrun --nproc-per-node {devices} PROGRAM, or dialogkit train --devices {devices}",
+        )
+
+
+def _start_again(run: RunDir, *, command: list[str], reporter: TrainReporter) -> tuple[TrainResult, Any]:
+    """Go on with the run that these processes had begun before one of them was lost."""
+    from dialogkit.engine import processes
+
+    record = run.read()
+    if record.status == "completed":
+        error = DialogKitError(f"the run {run.name!r} is finished: there is nothing to do")
+        error.exit_code = 0
+        raise error
+    times = processes.restarts()
+    line = "a process was lost: all are started again" + (f" ({times})" if times else "")
+    run.append_console(line)
+    reporter.note(line)
+    config, _ = resumed_config(record, {}, force=True)
+    data = config.data.model_copy(update={"dataset": find_dataset(record)})
+    config = config.model_copy(update={"data": data})
+    return _train(config, origins={}, command=command, reporter=reporter, resumed=run)
+
+
+def _follow() -> tuple[Any, Any]:
+    """Do the part of a training that falls to another process than the first: without a word, or a file."""
+    from dialogkit.engine import processes
+    from dialogkit.engine.runtime import resolve_runtime
+
+    with processes.end_together(), _signals_stop():
+        told = processes.share(None)
+        if told is None:  # the run is finished
+            return None, None
+        config, folder = told
+        processes.begin_run(folder)
+        parts = Parts(config, resolve_runtime(config.runtime))
+        checkpoint = processes.share(None)
+        parts.require_memory()
+        if checkpoint is None:
+            parts.score(autocast=False)
+        budget = processes.share(None)
+        fitted = parts.fit(folder=folder, sink=lambda step, metrics: None, resume_from=checkpoint, budget=budget)
+        parts.score(autocast=False)
+        return processes.share(None), fitted.trainer
 
 
 def _closing_lines(result: TrainResult) -> list[str]:

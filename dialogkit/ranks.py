@@ -1,0 +1,106 @@
+"""Which of the processes of a training this one is, as what started it tells by the environment."""
+
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+LAUNCH_FOLDER = "DIALOGKIT_LAUNCH_FOLDER"
+"""Names a folder in which `--devices` and the processes that it starts leave word for each other."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """The place of a process among those of a training."""
+
+    index: int
+    """From 0; the first one speaks and writes for all."""
+    count: int
+    local_index: int
+    """From 0 on each machine; also the number of its device."""
+    local_count: int
+
+
+def this_rank() -> Rank | None:
+    """Return the place of this process; None where it is alone."""
+    told = _of_torch(os.environ) or _of_slurm(os.environ)
+    if told is None:
+        return None
+    try:
+        rank = Rank(*(int(told[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+    except ValueError:
+        return None
+    # One process that nobody watches over has nobody to join.
+    return None if rank.count == 1 and "TORCHELASTIC_RUN_ID" not in os.environ else rank
+
+
+def tell_torch() -> None:
+    """Put the place of this process into the environment under the names that torch and accelerate read."""
+    os.environ.update(_of_torch(os.environ) or _of_slurm(os.environ) or {})
+
+
+def _of_torch(environment: Mapping[str, str]) -> dict[str, str] | None:
+    """Return what torchrun, `accelerate launch` and operators of clusters tell."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= environment.keys():
+        return None
+    return {
+        "RANK": environment["RANK"],
+        "WORLD_SIZE": environment["WORLD_SIZE"],
+        "LOCAL_RANK": environment.get("LOCAL_RANK", "0"),
+        "LOCAL_WORLD_SIZE": environment.get("LOCAL_WORLD_SIZE", "1"),
+    }
+
+
+def _of_slurm(environment: Mapping[str, str]) -> dict[str, str] | None:
+    """Return what `srun` tells each task of a step; the script of `sbatch` itself is none."""
+    needed = {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST"}
+    if not needed <= environment.keys() or environment["SLURM_STEP_NUM_TASKS"] == "1":
+        return None
+    tasks = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    job = int(re.sub(r"\D", "", environment.get("SLURM_JOB_ID", "")) or 0)
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": tasks[0] if tasks else "1",
+        "MASTER_ADDR": environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"]),
+        # Every task comes to the same number, and two jobs on a machine to different ones.
+        "MASTER_PORT": environment.get("MASTER_PORT") or str(20_000 + job % 20_000),
+    }
+
+
+def first_host(hosts: str) -> str:
+    """Return the first host of a list in Slurm's manner: `node[01-04,7],other` begins with `node01`."""
+    found = re.match(r"([^,\[]+)(?:\[([^,\-\]]+)[^\]]*\])?", hosts)
+    return f"{found[1]}{found[2] or ''}" if found else hosts
+
+
+def enter() -> None:
+    """Leave word that this process has begun, where `--devices` started it; end it if all were told to end."""
+    if not (named := os.environ.get(LAUNCH_FOLDER)):
+        return
+    folder, local = Path(named), os.environ.get("LOCAL_RANK", "0")
+    with suppress(OSError):
+        (folder / f"process-{local}").write_text(str(os.getpid()), encoding="utf-8")
+        if (folder / "stop").exists():
+            code = 128 + int((folder / "stop").read_text(encoding="utf-8") or 0)
+            (folder / f"exit-{local}").write_text(str(code), encoding="utf-8")
+            os._exit(0)
+
+
+def is_asked_to_stop() -> bool:
+    """Return whether a signal comes from outside, and not from a launcher that lost another process."""
+    named = os.environ.get(LAUNCH_FOLDER)
+    return not named or (Path(named) / "stop").exists()
+
+
+def silence() -> int:
+    """Send what this process prints nowhere, and return where it went: only one of several speaks."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    return kept

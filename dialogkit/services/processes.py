@@ -1,0 +1,119 @@
+"""Trains in several processes: starts them, joins those that something else started, ends all with one sentence."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from dialogkit.config.run import RunConfig
+from dialogkit.errors import ConfigError, DialogKitError, ProcessLostError
+from dialogkit.ranks import LAUNCH_FOLDER, Rank, this_rank
+
+
+def nodes_of(text: str | None) -> tuple[int, int]:
+    """Return the least and the most machines of words such as `2` or `1:2`. Raises: ConfigError."""
+    low, _, high = (text or "1").partition(":")
+    try:
+        least, most = int(low), int(high or low)
+    except ValueError:
+        least = most = 0
+    if not 1 <= least <= most <= 65_536:
+        raise ConfigError(f"--nodes {text!r} is not a number of machines such as 2 or 1:2", hint="--nodes 2")
+    return least, most
+
+
+def start_processes(
+    config: RunConfig,
+    words: Sequence[str],
+    *,
+    nodes: str | None,
+    node_rank: int | None,
+    rendezvous: str | None,
+    max_restarts: int | None,
+) -> int | None:
+    """Run `dialogkit WORDS` in the processes that the settings ask for; return the exit code, None if one is enough.
+
+    Raises: ConfigError for words that do not go together, and for batches that do not split; what `elastic.start`
+        raises.
+    """
+    least, most = nodes_of(nodes)
+    if most > 1 and rendezvous is None:
+        raise ConfigError(
+            "--nodes needs --rendezvous HOST:PORT, at which the machines meet",
+            hint=f"--nodes {nodes} --node-rank 0 --rendezvous HOST:29400",
+        )
+    if rendezvous is not None and not rendezvous.rpartition(":")[2].isdigit():
+        raise ConfigError(f"--rendezvous {rendezvous!r} is not HOST:PORT", hint=f"--rendezvous {rendezvous}:29400")
+    if this_rank() is not None:
+        return None  # something else has started the processes already, this one among them
+    devices = config.runtime.devices
+    if devices == 1 and rendezvous is None:
+        return None
+    from dialogkit.engine.elastic import Launch, resolve_devices, start
+
+    number = resolve_devices(devices, config.runtime.device)
+    if number == 1 and rendezvous is None:
+        return None
+    for machines in range(least, most + 1):
+        config.train.require_even(machines * number)
+    launch = Launch(
+        devices=number,
+        least_nodes=least,
+        nodes=most,
+        node_rank=node_rank,
+        rendezvous=rendezvous,
+        max_restarts=3 if max_restarts is None else max_restarts,
+        threads=config.runtime.threads,
+    )
+    return start(launch, words)
+
+
+def join_others() -> bool:
+    """Join the processes that were started with this one; return whether this one is to speak.
+
+    Raises: ProcessLostError if they do not come.
+    """
+    if this_rank() is None:
+        return True
+    from dialogkit.engine import processes
+
+    processes.join()
+    return processes.is_first()
+
+
+def leave_others() -> None:
+    """Leave the other processes at the end of the work."""
+    if this_rank() is not None:
+        from dialogkit.engine import processes
+
+        processes.leave()
+
+
+def end_with(error: BaseException, rank: Rank, say: Any) -> None:
+    """End this process, and with it all others, because of an error; only one of them says what it is.
+
+    Args:
+        error: what was raised.
+        rank: the place of this process.
+        say: takes a DialogKitError that is to be told; for any other error it is called with None.
+    """
+    from dialogkit.engine import processes
+
+    if not getattr(error, "told", False) and not getattr(error, "agreed", False):
+        error = processes.agreed(error)
+    told = getattr(error, "told", False)
+    lost = isinstance(error, ProcessLostError)
+    first_to_know = rank.index == 0 or processes.joined()
+    # Of a lost process, whoever starts all again tells; a launcher of others knows nothing of our sentences.
+    speaks = not told and first_to_know and not (lost and (LAUNCH_FOLDER in os.environ or rank.index))
+    if isinstance(error, DialogKitError):
+        if speaks:
+            say(error)
+    elif speaks:
+        say(None)
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    processes.exit_with(getattr(error, "exit_code", 1), final=not lost)
+

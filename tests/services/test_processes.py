@@ -1,0 +1,138 @@
+"""Two processes learn what one learns; one of them speaks and writes for both."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from dialogkit.errors import ConfigError
+from dialogkit.services.processes import nodes_of
+from dialogkit.tracking.rundir import RunDir
+from tests.conftest import Finished, run_process
+
+SETTINGS: dict[str, Any] = {
+    "runtime.precision": "fp32",
+    "train.batch_size": 8,
+    "train.log_every_steps": 1,
+    "train.max_steps": 7,
+    "train.eval_every_steps": 3,
+    "data.samples": 21,
+    "data.eval_min_dialogs": 7,
+    "tracking.replies_at_evaluations": 1,
+}
+LOSS, FIGURES = 1e-5, 1e-6
+"""Relative differences that are allowed: of losses in training, and of figures on held-out dialogs."""
+
+
+def words_of(settings: dict[str, Any]) -> list[str]:
+    """Return settings as the words of a command."""
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in settings.items()}
+    return [word for name, text in texts.items() for word in ("--set", f"{name}={text}")]
+
+
+def points(run: Path) -> dict[int, dict[str, float]]:
+    """Return all that was logged of learning, by step."""
+    told: dict[int, dict[str, float]] = {}
+    for point in RunDir(run).metrics():
+        learned = {name: value for name, value in point.items() if name.startswith(("train/", "eval/"))}
+        told.setdefault(int(point["step"]), {}).update(learned)
+    return told
+
+
+def assert_same_learning(one: Path, other: Path, *, loss: float = LOSS, figures: float = FIGURES) -> None:
+    """Compare everything that two runs logged."""
+    expected, found = points(one), points(other)
+    assert expected.keys() == found.keys()
+    for step, named in expected.items():
+        assert named.keys() == found[step].keys()
+        for name, value in named.items():
+            # A norm adds up the differences of all gradients; perplexity is the exponential of a figure.
+            scale = 100 if name == "train/grad_norm" else 10 if name == "eval/perplexity" else 1
+            allowed = scale * (figures if name.startswith("eval/") else loss)
+            assert found[step][name] == pytest.approx(value, rel=allowed, abs=1e-9), (step, name)
+
+
+class Pair(NamedTuple):
+    """A run of one process, and the same of two."""
+
+    alone: Path
+    together: Path
+    finished: Finished
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, small_config: Callable[..., Any]) -> Pair:
+    from dialogkit.services.train import train
+    from tests.conftest import SMALL
+
+    folder = tmp_path_factory.mktemp("pair")
+    output = str(folder / "models")
+    train(small_config({**SETTINGS, "runtime.output_dir": output, "name": "alone"}))
+    settings = {**SMALL, **SETTINGS, "train.accumulation_steps": 2}
+    words = ["train", "custom-nano", "--devices", "2", "--name", "together", "--output-dir", output, "--json"]
+    finished = run_process(*words, *words_of(settings), cwd=folder)
+    assert finished.code == 0, finished.err
+    return Pair(folder / "models/runs/alone", folder / "models/runs/together", finished)
+
+
+def test_two_processes_learn_what_one_learns(pair: Pair) -> None:
+    # Dialogs of uneven lengths, batches in two parts, a last batch of five, evaluations.
+    assert_same_learning(pair.alone, pair.together)
+    one, other = (RunDir(run).read().metrics for run in (pair.alone, pair.together))
+    assert one["train/tokens"] == other["train/tokens"] > 0
+    for name in ("before/nats_per_token", "final/nats_per_token", "final/bits_per_byte"):
+        assert other[name] == pytest.approx(one[name], rel=FIGURES)
+
+
+def test_one_of_several_processes_speaks_and_writes(pair: Pair) -> None:
+    told = pair.finished.json["data"]
+    assert (told["run"], told["steps"]) == ("together", 7)
+    lines = [line for line in pair.finished.err.splitlines() if line.startswith(("step", "device", "warning"))]
+    assert len(lines) == len(set(lines)) > 5
+    assert "Traceback" not in pair.finished.err
+    record = RunDir(pair.together).read()
+    assert (record.status, record.runtime["processes"]) == ("completed", 2)
+    assert [point["step"] for point in RunDir(pair.together).metrics() if "train/loss" in point] == [*range(1, 8)]
+
+
+def test_a_checkpoint_has_the_random_state_of_each_process(pair: Pair) -> None:
+    from dialogkit.engine.checkpoints import newest_valid
+
+    found = newest_valid(pair.together)
+    assert found is not None
+    folder, progress = found
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in folder.iterdir()}
+    assert progress.tokens == RunDir(pair.together).read().metrics["train/tokens"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--devices 3 --set train.batch_size=8", "8 does not split evenly over 3 processes: 6 or 9 would"),
+        ("--devices two", "--devices 'two' is not a number of devices, or auto"),
+        ("--devices 0", "--devices '0' is not a number of devices, or auto"),
+        ("--nodes 2", "--nodes needs --rendezvous HOST:PORT"),
+        ("--nodes many --rendezvous a:1", "--nodes 'many' is not a number of machines"),
+        ("--nodes 2 --rendezvous a", "--rendezvous 'a' is not HOST:PORT"),
+    ],
+)
+def test_words_that_cannot_be_are_refused_before_anything_starts(
+    words: str, told: str, dialogkit: Callable[..., Finished]
+) -> None:
+    done = dialogkit("train", "custom-nano", "--no-cuda", *words.split())
+    assert (done.code, done.out) == (2, "")
+    assert told in done.err
+    assert not Path("models").exists()
+
+
+def test_a_program_of_one_process_does_not_start_others(small_config: Callable[..., Any]) -> None:
+    from dialogkit.services.train import train
+
+    with pytest.raises(ConfigError, match=r"runtime.devices is 2, and this program is a single process"):
+        train(small_config({"runtime.devices": 2}))
+
+
+def test_numbers_of_machines() -> None:
+    assert [nodes_of(text) for text in (None, "2", "1:2")] == [(1, 1), (2, 2), (1, 2)]
