@@ -70,6 +70,16 @@ def test_every_command_of_the_readme_runs(
     assert ran >= 20
 
 
+def test_what_needs_a_cluster_submits_what_the_readme_wrote() -> None:
+    written = re.findall(r"^dialogkit launch .*--output (\S+) ", README, re.MULTILINE)
+    lines = [
+        line for block in re.findall(r"^```sh\n(.*?)^```$", README, re.M | re.S) for line in block.splitlines()
+    ]
+    assert [line for line in lines if not line.startswith("dialogkit train custom-large --preset production")] == [
+        f"{submit} {file}" for submit, file in zip(("sbatch", "kubectl apply -f"), written, strict=True)
+    ]
+
+
 def test_the_python_of_the_readme_runs(in_temporary_folder: Path) -> None:
     blocks = [text for kind, text in BLOCKS if kind == "python"]
     assert len(blocks) == 2

@@ -11,7 +11,20 @@ import typer
 from typer.exceptions import TyperException
 
 from dialogkit import __version__
-from dialogkit.cli import chat, config, data, evaluate, generate, models, prune, runs, tokenizer, train
+from dialogkit.cli import (
+    chat,
+    config,
+    data,
+    doctor,
+    evaluate,
+    generate,
+    launch,
+    models,
+    prune,
+    runs,
+    tokenizer,
+    train,
+)
 from dialogkit.cli.output import Output
 from dialogkit.errors import ConfigError, DialogKitError, InterruptedRunError
 from dialogkit.ranks import enter, silence, this_rank
@@ -30,6 +43,7 @@ data_app = typer.Typer(help="Datasets: list, inspect.", no_args_is_help=True)
 runs_app = typer.Typer(
     help="What was trained here: list, show, compare, report, prune, upload.", no_args_is_help=True
 )
+launch_app = typer.Typer(help="Job files for a cluster: slurm, kubernetes.", no_args_is_help=True)
 tokenizer_app = typer.Typer(help="Tokenizers.", no_args_is_help=True)
 
 app.command("train")(train.train_command)
@@ -56,6 +70,10 @@ config_app.command("validate")(config.validate_command)
 config_app.command("schema")(config.schema_command)
 app.add_typer(tokenizer_app, name="tokenizer")
 tokenizer_app.command("train")(tokenizer.train_command)
+app.add_typer(launch_app, name="launch")
+launch_app.command("slurm")(launch.slurm_command)
+launch_app.command("kubernetes")(launch.kubernetes_command)
+app.command("doctor")(doctor.doctor_command)
 
 
 def _print_version(value: bool) -> None:

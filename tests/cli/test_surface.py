@@ -44,6 +44,11 @@ SURFACE = {
     "config validate": "file",
     "config schema": "",
     "tokenizer train": "files --output -o --vocab-size --json",
+    "doctor": "--output-dir --network --json",
+    "launch slurm": "words --nodes --gpus --cpus --memory --time --partition --account --setup --max-restarts "
+    "--name --output -o",
+    "launch kubernetes": "words --image --claim --namespace --secret --nodes --gpus --cpus --memory --time "
+    "--max-restarts --name --output -o",
 }
 """Every command with its arguments ([optional]) and options. Who adds one adds it here and to the change log."""
 

@@ -1,0 +1,41 @@
+"""`dialogkit doctor`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from dialogkit.cli.options import JsonOption, OutputOption
+from dialogkit.cli.output import Output, untrusted
+
+if TYPE_CHECKING:
+    from dialogkit.services.doctor import DoctorResult
+
+STYLES = {"ok": "green", "could be better": "yellow", "wrong": "bold red"}
+
+
+def doctor_command(
+    output_dir: OutputOption = "models",
+    network: Annotated[bool, typer.Option("--network", help="Ask the hub and W&B whether they answer.")] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Say what is there to train with and how to use it; what to paste into a report of an error."""
+    from dialogkit.services.doctor import doctor
+
+    output = Output(json_mode=json_output)
+    result = doctor(output_dir, network=network)
+    output.result(result, lambda out: _render(out, result))
+    if result.verdict == "wrong":
+        raise typer.Exit(1)
+
+
+def _render(output: Output, result: "DoctorResult") -> None:
+    grid = Table.grid(padding=(0, 2))
+    for width in (len("could be better"), max(len(finding.area) for finding in result.findings), None):
+        grid.add_column(width=width, overflow="fold")
+    for finding in result.findings:
+        style = STYLES[finding.verdict]
+        grid.add_row(untrusted(finding.verdict, style), untrusted(finding.area, "bold"), untrusted(finding.text))
+        if finding.command:
+            grid.add_row("", "", untrusted(f"$ {finding.command}", "cyan"))
+    output.print(grid)
