@@ -3,12 +3,12 @@
 import errno
 import pickle
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -43,6 +43,27 @@ _BEST_BY = "eval_nats_per_token"
 
 Scorer = Callable[[], dict[str, float]]
 """Scores the model as it stands on the evaluation set: `nats_per_token` and more."""
+
+
+@runtime_checkable
+class Streamed(Protocol):
+    """A training set that knows its own place: it is not skipped through when a run goes on, but goes there."""
+
+    passes: float
+
+    def batches(
+        self, size: int, collate: Callable[[Any], dict[str, Any]], workers: int
+    ) -> Iterator[dict[str, Any]]:
+        """Yield batches from the place on, those of this process."""
+
+    def restore(self, folder: Path | None) -> None:
+        """Go to the place that a checkpoint holds, or to the beginning."""
+
+    def save(self, folder: Path) -> None:
+        """Write the place into a checkpoint."""
+
+    def close(self) -> None:
+        """End what reads ahead."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +117,13 @@ class DialogTrainer(Trainer):
             )
         return super().create_scheduler(*args, **kwargs)
 
+    def get_train_dataloader(self) -> Any:
+        """Return the batches; those of a stream are shared out among processes and workers by itself."""
+        if not isinstance(self.train_dataset, Streamed):
+            return super().get_train_dataloader()
+        batch = self._train_batch_size
+        return self.train_dataset.batches(batch, self.data_collator, self.args.dataloader_num_workers)
+
     def save_unevaluated(self) -> None:
         """Save after a step whose evaluation was left. Raises: what saving raises."""
         self._evaluation_due = True
@@ -115,6 +143,8 @@ class DialogTrainer(Trainer):
         try:
             require_space(run, self.model)
             super()._save_checkpoint(*args, **kwargs)
+            if isinstance(self.train_dataset, Streamed):
+                self.train_dataset.save(folder)
             progress = self._metrics.progress(step, float(self._tr_loss))
             seal(folder, replace(progress, evaluation_due=self._evaluation_due))
             rotate(run, keep=self._config.keep_checkpoints, best_step=self.state.best_global_step)
@@ -167,6 +197,17 @@ class _Restore(TrainerCallback):
             state.best_model_checkpoint = str(best)
         if self._progress.evaluation_due:
             self._trainer.make_up_evaluation()
+
+
+class _Passes(TrainerCallback):
+    """Tells how often a stream was passed through, in place of HF's share of all steps."""
+
+    def __init__(self, stream: Streamed) -> None:
+        self._stream = stream
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the epoch that is logged."""
+        state.epoch = self._stream.passes
 
 
 def planned_steps(checkpoint: Path) -> int:
@@ -242,7 +283,7 @@ def fit(
 
     Args:
         model: a causal transformers model in float32.
-        train_set: indexable dialogs, as `collate` takes them.
+        train_set: indexable dialogs, as `collate` takes them, or a stream of them.
         config: batch, optimizer, evaluation.
         runtime: device and precision.
         schedule: numbers of steps.
@@ -309,6 +350,10 @@ def fit(
         )
         trainer.remove_callback(PrinterCallback)  # what is printed is the reporter's business
         guard_trackers(trainer, trackers)
+        if isinstance(train_set, Streamed):
+            train_set.restore(resume_from[0] if resume_from else None)
+            trainer.args.ignore_data_skip = True
+            trainer.add_callback(_Passes(train_set))
         if resume_from is None:
             trainer.train()
         else:
@@ -332,6 +377,8 @@ def fit(
         raise _out_of_memory(config) from None
     finally:
         stop.release()
+        if isinstance(train_set, Streamed):
+            train_set.close()
         remove_dialog_loss(model)
         use_plain_attention(model)
     stop.raise_if_stopped(trainer.state.global_step)

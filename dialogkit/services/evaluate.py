@@ -215,7 +215,12 @@ def _evaluate_one(
     told("loading", 0.0)
     loaded = load_for_inference(loadable, device=device)
     subject = Subject(loaded.model, loaded.tokenizer, loaded.context, loaded.device)
-    data = prepare_data(config, loaded.tokenizer, context=loaded.context, cache=cache_dir())
+    if config.streaming:
+        from dialogkit.data.head import prepare_stream
+
+        data = prepare_stream(config, loaded.tokenizer, context=loaded.context, seed=0).known()
+    else:
+        data = prepare_data(config, loaded.tokenizer, context=loaded.context, cache=cache_dir())
     dialogs = concatenate([data.evaluation, data.train]) if whole else data.evaluation
     if samples is not None:
         dialogs = dialogs.select(range(min(samples, len(dialogs))))
@@ -405,9 +410,11 @@ def find_dataset(record: RunRecord) -> str:
     Raises: DataError if a file is in neither folder: another dataset would give figures of something else.
     """
     name = str(record.config["data"]["dataset"])
-    if name in NAMED or Path(name).expanduser().is_file() or not looks_like_file(name):
-        return name
     there = Path(str(record.environment.get("folder", ""))) / name
+    if record.config["data"].get("streaming") and not Path(name).expanduser().exists() and there.is_dir():
+        return str(there)
+    if name in NAMED or Path(name).expanduser().exists() or not looks_like_file(name):
+        return name
     if there.is_file():
         return str(there)
     raise DataError(
