@@ -61,6 +61,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
         reporter.note(line)
     start_s = time.perf_counter() - started
     dialogs: DialogTokens = parts.data.sample
+    size = parts.data.size
     longest = dialogs.lengths.argsort()[-config.train.batch_size :]
     started = time.perf_counter()
     reporter.doing(f"measuring the untrained model on {counted(len(parts.data.evaluation), 'held-out dialog')}")
@@ -107,7 +108,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
         parameters=parts.model_facts["parameters"],
         device=runtime.device,
         precision=runtime.precision,
-        train_dialogs=parts.data.size,
+        train_dialogs=size,
         total_steps=total_steps,
         tokens_per_step=tokens_per_step,
         longest_batch_tokens=int(dialogs.lengths[longest].sum()),
