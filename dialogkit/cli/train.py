@@ -281,7 +281,8 @@ def _render_dry_run(output: Output, result: "DryRunResult") -> None:
     rows = {
         "model": f"{result.model}, {result.parameters:,} parameters",
         "device": f"{result.device}, {result.precision}",
-        "steps": f"{result.total_steps:,} over {counted(result.train_dialogs, 'dialog')}",
+        "steps": f"{result.total_steps:,} over "
+        + ("a stream" if result.train_dialogs is None else counted(result.train_dialogs, "dialog")),
         "longest batch": f"{result.longest_batch_tokens:,} tokens",
         "speed": f"{result.tokens_per_s:,.0f} tokens/s",
         "peak memory": f"{result.peak_memory_bytes / 2**20:,.0f} MiB",

@@ -12,6 +12,10 @@ class DataConfig(Section):
 
     dataset: str = Field("starter", min_length=1, max_length=4096)
     """starter (shipped), alpaca-gpt4 (hub), a JSON, JSONL, CSV or Parquet file, or a hub id."""
+    streaming: bool = False
+    """Read JSONL or Parquet (a file, a folder, a hub id) while training: for more than fits into memory."""
+    shuffle_dialogs: int = Field(10_000, ge=1, le=10_000_000)
+    """Dialogs of a stream that are shuffled together, besides the order of its shards."""
     revision: str | None = Field(None, min_length=1, max_length=200)
     """Branch, tag or commit of a hub dataset. None: the hub's default."""
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt-response"] = "auto"

@@ -14,14 +14,16 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from dialogkit.errors import DataError, shortened
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
+STREAMED = (".jsonl", ".ndjson", ".parquet")
+"""Those that can be read from any place on, as a stream is."""
 
 MAX_ROW = 4 * 2**20
 """Longest row, in bytes or characters: a dialog of a whole book, and about what the longest context takes in."""
@@ -51,7 +53,7 @@ def suffix_of(path: Path) -> str:
 
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a file. Raises: DataError where nothing after it can be read either."""
-    try:
+    with readable(path):
         match suffix_of(path):
             case ".csv":
                 yield from _csv_rows(path)
@@ -59,6 +61,13 @@ def read_rows(path: Path) -> Iterator[Row]:
                 yield from _parquet_rows(path)
             case _:
                 yield from _json_rows(path)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raise DataError, with the file's name, for what keeps a file from being read."""
+    try:
+        yield
     except UnicodeDecodeError:
         raise DataError(
             f"{path.name}:{_first_bad_line(path)}: not UTF-8 text", hint="save it as UTF-8, or: --dataset starter"
@@ -109,13 +118,14 @@ class _Unpacked(io.RawIOBase):
         super().close()
 
 
-def _open(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BinaryIO:
+    """Return a file opened for reading, unpacked if it is gzipped. Raises: OSError."""
     return io.BufferedReader(_Unpacked(path), _CHUNK) if path.suffix == ".gz" else path.open("rb")
 
 
 def _first_bad_line(path: Path) -> int:
     """Return the line that is not UTF-8; a decoder that reads by chunks does not know it."""
-    with _open(path) as file:
+    with open_file(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_ROW), b""), 1):
             try:
                 line.decode()
@@ -124,7 +134,7 @@ def _first_bad_line(path: Path) -> int:
     return 1
 
 
-class _Decoder:
+class Decoder:
     """Decodes JSON and notes a key that stands twice, of which readers silently keep the last."""
 
     def __init__(self) -> None:
@@ -153,7 +163,7 @@ class _Decoder:
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    with _open(path) as file:
+    with open_file(path) as file:
         head = file.peek(4096) if isinstance(file, io.BufferedReader) else b""
         if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
             yield from _Array(path.name, io.TextIOWrapper(file, encoding="utf-8-sig")).rows()
@@ -162,27 +172,45 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _line_rows(name: str, file: BinaryIO) -> Iterator[Row]:
-    decoder, number = _Decoder(), 0
-    while line := file.readline(MAX_ROW + 1):
+    decoder, number = Decoder(), 0
+    while line := read_line(file):
         number += 1
-        place = f"{name}:{number}"
-        if len(line) > MAX_ROW:
-            while line and not line.endswith(b"\n"):
-                line = file.readline(_CHUNK)
-            yield Row(place, None, _too_long())
-            continue
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            if text:
-                content, end = decoder.decode(text, 0)
-                problem = "not valid JSON: extra data" if text[end:] else decoder.problem(content)
-                yield Row(place, content, problem)
-        except UnicodeDecodeError:
-            yield Row(place, None, "not UTF-8 text")
-        except json.JSONDecodeError as error:
-            yield Row(place, None, _json_problem(error))
-        except (RecursionError, ValueError):
-            yield Row(place, None, "nested too deeply, or a number too long")
+        if (row := parse_line(line, decoder, first=number == 1)) is not None:
+            yield Row(f"{name}:{number}", *row)
+
+
+def read_line(file: BinaryIO, passed: Callable[[int], object] = lambda _: None) -> bytes:
+    """Return the next line, empty at the end; of one that is too long only a beginning that is too long as well.
+
+    `passed` takes the bytes by which the file went on beyond what is returned.
+    """
+    line = rest = file.readline(MAX_ROW + 1)
+    if len(line) > MAX_ROW:
+        while rest and not rest.endswith(b"\n"):
+            rest = file.readline(_CHUNK)
+            passed(len(rest))
+    return line
+
+
+def parse_line(line: bytes, decoder: Decoder, *, first: bool) -> tuple[Any, str | None] | None:
+    """Return the content of a line of JSONL, or what is wrong with it; None for an empty line.
+
+    `first` is the first line of a file, which may begin with a byte order mark.
+    """
+    if len(line) > MAX_ROW:
+        return None, _too_long()
+    try:
+        text = line.decode("utf-8-sig" if first else "utf-8").strip()
+        if not text:
+            return None
+        content, end = decoder.decode(text, 0)
+        return content, "not valid JSON: extra data" if text[end:] else decoder.problem(content)
+    except UnicodeDecodeError:
+        return None, "not UTF-8 text"
+    except json.JSONDecodeError as error:
+        return None, _json_problem(error)
+    except (RecursionError, ValueError):
+        return None, "nested too deeply, or a number too long"
 
 
 def _json_problem(error: json.JSONDecodeError) -> str:
@@ -197,7 +225,7 @@ class _Array:
         self._buffer, self._at, self._line = "", 0, 1
 
     def rows(self) -> Iterator[Row]:
-        decoder, number = _Decoder(), 0
+        decoder, number = Decoder(), 0
         self._expect("[")
         if self._next() == "]":
             self._at += 1
@@ -213,7 +241,7 @@ class _Array:
         if self._next():
             raise self._error("extra data after the array")
 
-    def _value(self, decoder: _Decoder) -> Any:
+    def _value(self, decoder: Decoder) -> Any:
         self._next()
         while True:
             try:
@@ -257,7 +285,7 @@ class _Array:
 
 def _csv_rows(path: Path) -> Iterator[Row]:
     csv.field_size_limit(MAX_ROW)  # 128 KB otherwise, less than a long answer
-    with _open(path) as file:
+    with open_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         taken = 0
 
@@ -306,37 +334,82 @@ def _require_different(columns: list[str], place: str) -> None:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    for number, content, problem in ParquetRows(path).rows(0):
+        yield Row(f"{path.name}[{number + 1}]", content, problem)
 
-    number, opened, most = 0, False, _most_unpacked(path)
-    try:
-        with _open(path) as stored:
-            # Parquet is read from its end, and a packed stream has none before it was read.
-            source = pa.BufferReader(stored.read()) if path.suffix == ".gz" else stored
-            with pq.ParquetFile(source) as file:
-                opened = True
-                _require_different(file.schema_arrow.names, path.name)
-                groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+
+class ParquetRows:
+    """The rows of a Parquet file, from any of them on.
+
+    Attributes:
+        path: the file.
+        wanted: rows before this one are passed over, and not made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.wanted = 0
+        self._most = _most_unpacked(path)
+
+    def counts(self) -> tuple[int, int]:
+        """Return the number of rows, and what they take unpacked, in bytes. Raises: DataError."""
+        with self._opened() as (_, groups):
+            return sum(group.num_rows for group in groups), sum(group.total_byte_size for group in groups)
+
+    def rows(self, start: int) -> Iterator[tuple[int, Any, str | None]]:
+        """Yield number (from 0), content and problem of each row from `start` on. Raises: DataError."""
+        import pyarrow as pa
+
+        number = 0
+        try:
+            with self._opened() as (file, groups):
+                first, number = 0, 0  # groups before the row are not unpacked
+                while first < len(groups) and number + groups[first].num_rows <= start:
+                    number += groups[first].num_rows
+                    first += 1
+                self.wanted, most = start, self._most
                 largest = max((group.total_byte_size for group in groups), default=0)
-                if largest > MAX_GROUP_BYTES:
-                    raise DataError(f"{path.name} holds a group of rows of {largest / 2**30:.0f} GiB")
-                if sum(group.total_byte_size for group in groups) > most:
-                    raise _unpacks_too_far(path.name)
                 # A text that stands once in the file can be that of every row.
-                for batch in file.iter_batches(max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, largest)))):
+                at_once = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, largest)))
+                for batch in file.iter_batches(at_once, row_groups=range(first, len(groups))):
                     most -= batch.nbytes
                     if most < 0:
-                        raise _unpacks_too_far(path.name)
-                    for content, problem in _values(batch):
+                        raise _unpacks_too_far(self.path.name)
+                    passed_over = max(0, min(self.wanted - number, batch.num_rows))
+                    number += passed_over
+                    for content, problem in _values(batch.slice(passed_over)):
+                        if number >= self.wanted:  # which may have changed since the row before
+                            yield number, content, problem
                         number += 1
-                        yield Row(f"{path.name}[{number}]", content, problem)
-    except (pa.ArrowException, OverflowError, OSError, ValueError) as error:
-        if isinstance(error, gzip.BadGzipFile) or getattr(error, "errno", None):
-            raise
-        if not opened:
-            raise DataError(f"{path.name} is no Parquet file, or only a part of one") from None
-        raise DataError(f"{path.name} cannot be read after row {number}: {_reason(error)}") from None
+        except (pa.ArrowException, OverflowError, OSError, ValueError) as error:
+            if isinstance(error, gzip.BadGzipFile) or getattr(error, "errno", None):
+                raise
+            raise DataError(f"{self.path.name} cannot be read after row {number}: {_reason(error)}") from None
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Any, list[Any]]]:
+        """Open the file, and give its reader and what it tells of its groups of rows. Raises: DataError."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with ExitStack() as closing:
+            try:
+                stored = closing.enter_context(open_file(self.path))
+                # Parquet is read from its end, and a packed stream has none before it was read.
+                source = pa.BufferReader(stored.read()) if self.path.suffix == ".gz" else stored
+                file = closing.enter_context(pq.ParquetFile(source))
+            except (pa.ArrowException, OverflowError, OSError, ValueError) as error:
+                if isinstance(error, gzip.BadGzipFile) or getattr(error, "errno", None):
+                    raise
+                raise DataError(f"{self.path.name} is no Parquet file, or only a part of one") from None
+            _require_different(file.schema_arrow.names, self.path.name)
+            groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+            largest = max((group.total_byte_size for group in groups), default=0)
+            if largest > MAX_GROUP_BYTES:
+                raise DataError(f"{self.path.name} holds a group of rows of {largest / 2**30:.0f} GiB")
+            if sum(group.total_byte_size for group in groups) > self._most:
+                raise _unpacks_too_far(self.path.name)
+            yield file, groups
 
 
 def _values(batch: Any) -> Iterator[tuple[Any, str | None]]:

@@ -126,6 +126,16 @@ class PreparedData:
     ledger: Ledger
     from_cache: bool
 
+    @property
+    def sample(self) -> DialogTokens:
+        """Training dialogs whose lengths stand for those of all: here all of them."""
+        return self.train
+
+    @property
+    def size(self) -> int:
+        """Training dialogs of a pass."""
+        return len(self.train)
+
 
 def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, cache: Path) -> PreparedData:
     """Return the prepared dialogs of a dataset.
@@ -207,7 +217,7 @@ def _tokens(
         if (cached := _load(path)) is not None:
             return *cached, True
     raw = read_dialogs(source, config)
-    encoded, dropped, cut = _encode(raw.dialogs, tokenizer, longest)
+    encoded, dropped, cut = encode(raw.dialogs, tokenizer, longest)
     ledger = Ledger(
         dataset=raw.name,
         format=raw.format,
@@ -224,9 +234,13 @@ def _tokens(
     return *encoded, ledger, False
 
 
-def _encode(
+def encode(
     dialogs: Sequence[Dialog], tokenizer: ChatTokenizer, longest: int
 ) -> tuple[tuple[DialogTokens, Origins], int, int]:
+    """Return dialogs as tokens, at most `longest` of each, and how many were dropped and cut.
+
+    Raises: DataError if the model's own template refuses a dialog.
+    """
     ids: list[NDArray[np.int32]] = []
     supervised: list[NDArray[np.bool_]] = []
     answer_bytes: list[int] = []

@@ -3,12 +3,14 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
-from dialogkit.data.files import SUFFIXES, Row, read_rows, suffix_of
+from dialogkit.data.files import STREAMED, SUFFIXES, Row, read_rows, suffix_of
 from dialogkit.data.formats import RowError, parse_row, recognise_format
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, UnavailableError, did_you_mean
@@ -16,7 +18,7 @@ from dialogkit.network import hub_reachable
 
 STARTER = Path(__file__).parent / "samples" / "starter.jsonl"
 
-_TOLD_ROWS, _MOST_COUNTED = 10, 100_000
+TOLD_ROWS, _MOST_COUNTED = 10, 100_000
 """Malformed rows that are told, and after how many a file is not read to its end, unless that is asked for."""
 
 
@@ -82,6 +84,8 @@ def find_source(config: DataConfig) -> DataSource:
     if os.path.isdir(path):
         inside = sorted(file for file in os.listdir(path) if suffix_of(Path(file)) in SUFFIXES)
         example = f"dialogkit train --dataset {os.path.join(name, inside[0])}" if inside else "dialogkit data list"
+        if len(inside) > 1 and any(suffix_of(Path(file)) in STREAMED for file in inside):
+            example = f"dialogkit train --dataset {name} --set data.streaming=true"
         raise DataError(f"{name!r} is a folder, not a file", hint=example)
     if os.path.isfile(path):
         if suffix_of(path) not in SUFFIXES:
@@ -135,7 +139,7 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
         except RowError as error:
             refused.add(place, str(error))
     if malformed.number > config.max_bad_rows:
-        raise malformed.error()
+        raise refusal_of_rows(malformed.number, malformed.first)
     raw.unusable, raw.bad_rows = malformed.number + refused.number, malformed.first + refused.first
     if not raw.rows:
         raise DataError(f"{source.name} holds no rows", hint="--dataset starter")
@@ -158,19 +162,30 @@ class _Refused:
 
     def add(self, place: str, reason: str) -> None:
         self.number += 1
-        if len(self.first) < _TOLD_ROWS:
+        if len(self.first) < TOLD_ROWS:
             self.first.append(f"{place}: {reason}")
 
-    def error(self) -> DataError:
-        if self.number > _MOST_COUNTED:
-            more, hint = f" (and at least {self.number - 1:,} more such rows)", "--dataset starter"
-        else:
-            more = f" (and {self.number - 1:,} more such rows)" if self.number > 1 else ""
-            hint = f"mend that line, or: --max-bad-rows {self.number}"
-        return DataError(f"{self.first[0]}{more}", hint=hint, details=self.first[1:])
+
+def refusal_of_rows(number: int, first: list[str], *, streamed: bool = False) -> DataError:
+    """Return the error of malformed rows: their number, and the first ones with the reason.
+
+    Of a stream it is not known how many follow.
+    """
+    if streamed or number > _MOST_COUNTED:
+        more = f" (and at least {number - 1:,} more such rows)" if number > 1 else ""
+        hint = "mend that line, or: --max-bad-rows N" if streamed else "--dataset starter"
+    else:
+        more = f" (and {number - 1:,} more such rows)" if number > 1 else ""
+        hint = f"mend that line, or: --max-bad-rows {number}"
+    return DataError(f"{first[0]}{more}", hint=hint, details=first[1:])
 
 
-def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[Row], str]:
+_INSTEAD = "--dataset starter (ships with the package), or --dataset FILE"
+
+
+@contextmanager
+def _asking_hub(hub_id: str) -> Iterator[Any]:
+    """Give `datasets`, set to ask the hub only if that answers. Raises: DataError, UnavailableError."""
     import datasets
     import huggingface_hub.errors
 
@@ -180,20 +195,60 @@ def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[Row], str]:
     datasets.disable_progress_bars()
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity_error()  # it reports at length that it uses its cache
-    hint = "--dataset starter (ships with the package), or --dataset FILE"
     try:
-        dataset = datasets.load_dataset(hub_id, revision=revision, split="train")
+        yield datasets
     except (ConnectionError, huggingface_hub.errors.OfflineModeIsEnabled) as error:
         if online:
-            raise UnavailableError(f"the dataset {hub_id!r} cannot be fetched: {error}", hint=hint) from None
-        raise UnavailableError(
-            f"the hub cannot be reached and the dataset {hub_id!r} is not in its cache", hint=hint
-        ) from None
+            told = f"the dataset {hub_id!r} cannot be fetched: {error}"
+        else:
+            told = f"the hub cannot be reached and the dataset {hub_id!r} is not in its cache"
+        raise UnavailableError(told, hint=_INSTEAD) from None
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"the dataset {hub_id!r} cannot be loaded: {first}", hint=hint) from None
+        raise DataError(f"the dataset {hub_id!r} cannot be loaded: {first}", hint=_INSTEAD) from None
     finally:
         datasets.config.HF_HUB_OFFLINE = was_offline
         datasets.logging.set_verbosity(verbosity)
+
+
+def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[Row], str]:
+    with _asking_hub(hub_id) as datasets:
+        dataset = datasets.load_dataset(hub_id, revision=revision, split="train")
     rows = (Row(f"{hub_id}[{number}]", row) for number, row in enumerate(dataset, 1))
     return rows, str(dataset._fingerprint)
+
+
+def hub_files(hub_id: str, revision: str | None) -> tuple[list[str], str, int | None]:
+    """Return the files of the training split of a hub dataset, its commit, and its rows if the hub tells them.
+
+    Raises: DataError if there is none; UnavailableError if the hub cannot be reached.
+    """
+    from huggingface_hub import HfFileSystem
+
+    if not hub_reachable():
+        raise UnavailableError(
+            f"the hub cannot be reached, which knows of what files the dataset {hub_id!r} consists",
+            hint=_INSTEAD,
+        )
+    with _asking_hub(hub_id) as datasets:
+        builder = datasets.load_dataset_builder(hub_id, revision=revision)
+        found = (builder.config.data_files or {}).get("train", [])
+        places: list[Any] = [HfFileSystem().resolve_path(address) for address in found]
+        split = (builder.info.splits or {}).get("train")
+    rows = int(split.num_examples) if split is not None and split.num_examples else None
+    return [place.path_in_repo for place in places], places[0].revision if places else "", rows
+
+
+def fetch_file(hub_id: str, file: str, commit: str) -> Path:
+    """Return a file of a hub dataset in the hub's cache on disk. Raises: UnavailableError."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    try:
+        return Path(hf_hub_download(hub_id, file, repo_type="dataset", revision=commit))
+    except (OSError, HfHubHTTPError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        told = f"the file {file!r} of {hub_id!r} cannot be fetched: {first}"
+        raise UnavailableError(told, hint=_INSTEAD) from None

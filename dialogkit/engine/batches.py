@@ -14,7 +14,6 @@ from torch.utils.data import Dataset, Sampler
 from transformers import TrainerCallback
 
 
-
 def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
     """Deal numbered dialogs out to hands that hold about the same number of tokens; return those of each hand.
 
@@ -40,7 +39,9 @@ def deal_parts(lengths: Sequence[int], processes: int, parts: int) -> list[list[
     for turn in range(parts):
         these = hands[turn * processes : (turn + 1) * processes]
         # The longest of this turn goes to whom the turns before left with least.
-        for process, hand in zip(sorted(range(processes), key=lambda p: _tokens(lengths, held[p])), these, strict=True):
+        for process, hand in zip(
+            sorted(range(processes), key=lambda p: _tokens(lengths, held[p])), these, strict=True
+        ):
             held[process].append(hand)
     return held
 

@@ -223,4 +223,3 @@ def _lost(error: ChildFailedError, launch: Launch, folder: Path) -> DialogKitErr
         run = Path((folder / "run").read_text(encoding="utf-8"))
         hint = f"dialogkit train --resume {run}"
     return ProcessLostError(what + again, hint=hint)
-

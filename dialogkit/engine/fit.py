@@ -4,13 +4,13 @@ import errno
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -51,6 +51,27 @@ Scorer = Callable[[], dict[str, float]]
 """Scores the model as it stands on the evaluation set: `nats_per_token` and more."""
 
 
+@runtime_checkable
+class Streamed(Protocol):
+    """A training set that knows its own place: it is not skipped through when a run goes on, but goes there."""
+
+    passes: float
+
+    def batches(
+        self, size: int, collate: Callable[[Any], dict[str, Any]], workers: int
+    ) -> Iterator[dict[str, Any]]:
+        """Yield batches from the place on, those of this process."""
+
+    def restore(self, folder: Path | None) -> None:
+        """Go to the place that a checkpoint holds, or to the beginning."""
+
+    def save(self, folder: Path) -> None:
+        """Write the place into a checkpoint."""
+
+    def close(self) -> None:
+        """End what reads ahead."""
+
+
 @dataclass(frozen=True)
 class FitResult:
     """What a training did, and HF's trainer."""
@@ -89,6 +110,9 @@ class DialogTrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         """Return the batches of this process; HF's own sampler gives each process batches of its own."""
+        if isinstance(self.train_dataset, Streamed):  # shared out among processes and workers by itself
+            workers = self.args.dataloader_num_workers
+            return self.train_dataset.batches(self._train_batch_size, self.data_collator, workers)
         parts = self._config.accumulation_steps
         if parts * processes.count() == 1:
             return super().get_train_dataloader()
@@ -149,6 +173,8 @@ class DialogTrainer(Trainer):
             if processes.is_first():
                 require_space(run, self.model)
             super()._save_checkpoint(*args, **kwargs)
+            if isinstance(self.train_dataset, Streamed):
+                self.train_dataset.save(folder)
             processes.wait_for_all()  # each leaves its random state
             if processes.is_first():
                 progress = self._metrics.progress(step, sum(losses) / len(losses))
@@ -216,6 +242,17 @@ class _Restore(TrainerCallback):
             state.best_model_checkpoint = str(best)
         if self._progress.evaluation_due:
             self._trainer.make_up_evaluation()
+
+
+class _Passes(TrainerCallback):
+    """Tells how often a stream was passed through, in place of HF's share of all steps."""
+
+    def __init__(self, stream: Streamed) -> None:
+        self._stream = stream
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the epoch that is logged."""
+        state.epoch = self._stream.passes
 
 
 def planned_steps(checkpoint: Path) -> int:
@@ -291,7 +328,7 @@ def fit(
 
     Args:
         model: a causal transformers model in float32.
-        train_set: indexable dialogs, as `collate` takes them.
+        train_set: indexable dialogs, as `collate` takes them, or a stream of them.
         config: batch, optimizer, evaluation.
         runtime: device and precision.
         schedule: numbers of steps.
@@ -361,6 +398,10 @@ def fit(
         guard_trackers(trainer, trackers)
         # Of accelerate, about an argument that HF passes on.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        if isinstance(train_set, Streamed):
+            train_set.restore(resume_from[0] if resume_from else None)
+            trainer.args.ignore_data_skip = True
+            trainer.add_callback(_Passes(train_set))
         if resume_from is None:
             trainer.train()
         else:
@@ -384,6 +425,8 @@ def fit(
         raise _out_of_memory(config) from None
     finally:
         stop.release()
+        if isinstance(train_set, Streamed):
+            train_set.close()
         remove_dialog_loss(model)
         use_plain_attention(model)
     counter.gather()

@@ -30,6 +30,7 @@ _WITHOUT_EFFECT = (
     "model.name",
     "patience",
     "seed",
+    "shuffle_dialogs",  # of a stream, which no band is of
 )
 
 

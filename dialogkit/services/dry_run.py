@@ -24,7 +24,8 @@ class DryRunResult(Result):
     parameters: int
     device: str
     precision: str
-    train_dialogs: int
+    train_dialogs: int | None
+    """None of a stream that does not tell them."""
     total_steps: int
     tokens_per_step: float
     """Mean, padding-free."""
@@ -59,7 +60,8 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     for line in (parts.ledger_line(), *parts.warnings(), *([split] if split else [])):
         reporter.note(line)
     start_s = time.perf_counter() - started
-    dialogs: DialogTokens = parts.data.train
+    dialogs: DialogTokens = parts.data.sample
+    size = parts.data.size
     longest = dialogs.lengths.argsort()[-config.train.batch_size :]
     started = time.perf_counter()
     reporter.doing(f"measuring the untrained model on {counted(len(parts.data.evaluation), 'held-out dialog')}")
@@ -106,7 +108,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
         parameters=parts.model_facts["parameters"],
         device=runtime.device,
         precision=runtime.precision,
-        train_dialogs=len(dialogs),
+        train_dialogs=size,
         total_steps=total_steps,
         tokens_per_step=tokens_per_step,
         longest_batch_tokens=int(dialogs.lengths[longest].sum()),

@@ -128,9 +128,11 @@ def find_dataset(record: RunRecord) -> str:
     Raises: DataError if a file is in neither folder: another dataset would give figures of something else.
     """
     name = str(record.config["data"]["dataset"])
-    if name in NAMED or Path(name).expanduser().is_file() or not looks_like_file(name):
-        return name
     there = Path(str(record.environment.get("folder", ""))) / name
+    if record.config["data"].get("streaming") and not Path(name).expanduser().exists() and there.is_dir():
+        return str(there)
+    if name in NAMED or Path(name).expanduser().exists() or not looks_like_file(name):
+        return name
     if there.is_file():
         return str(there)
     raise DataError(

@@ -143,7 +143,12 @@ def measure(
     told("loading", 0.0)
     loaded = load_for_inference(loadable, device=device)
     subject = Subject(loaded.model, loaded.tokenizer, loaded.context, loaded.device)
-    data = prepare_data(config, loaded.tokenizer, context=loaded.context, cache=cache_dir())
+    if config.streaming:
+        from dialogkit.data.head import prepare_stream
+
+        data = prepare_stream(config, loaded.tokenizer, context=loaded.context, seed=0).known()
+    else:
+        data = prepare_data(config, loaded.tokenizer, context=loaded.context, cache=cache_dir())
     dialogs = _concatenated([data.evaluation, data.train]) if whole else data.evaluation
     if samples is not None:
         dialogs = dialogs.select(range(min(samples, len(dialogs))))

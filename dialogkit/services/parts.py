@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.run import RunConfig
-from dialogkit.errors import OutOfMemoryError
+from dialogkit.errors import ConfigError, OutOfMemoryError
 from dialogkit.services.generate import ReplyResult, reply_results
 from dialogkit.services.models import describe_architecture
 from dialogkit.services.reporter import counted
@@ -16,6 +16,7 @@ from dialogkit.tracking.rundir import RunDir
 from dialogkit.tracking.wandb_run import WandbRun
 
 if TYPE_CHECKING:
+    from dialogkit.data.head import StreamedData
     from dialogkit.data.prepare import DialogTokens, PreparedData
     from dialogkit.engine.arguments import Schedule
     from dialogkit.engine.budget import Budget
@@ -41,6 +42,7 @@ class Parts:
         config.train.require_even(processes.count())
         built = None
         context = config.model.context
+        self.data: PreparedData | StreamedData
         with processes.first_goes_first():  # the others find in caches what it fetches and prepares
             self.tokenizer: ChatTokenizer = load_tokenizer(config.model)
             if context is None or not config.model.from_scratch:
@@ -48,16 +50,31 @@ class Parts:
                     config.model, self.tokenizer, seed=config.train.seed, dropout=config.train.dropout
                 )
                 context = context_length(built)
-            self.data: PreparedData = prepare_data(
-                config.data, self.tokenizer, context=context, cache=cache_dir()
-            )
-        self.schedule: Schedule = resolve_schedule(config.train, len(self.data.train))
+            if config.data.streaming:
+                self.data = self._stream(context)
+            else:
+                self.data = prepare_data(config.data, self.tokenizer, context=context, cache=cache_dir())
+        self.schedule: Schedule = resolve_schedule(config.train, self.data.size or 0)
         self.context = context
         if built is None:
             self._require_room()
             built = build_model(config.model, self.tokenizer, seed=config.train.seed, dropout=config.train.dropout)
         self.model: Any = built.to(runtime.device)
         self._stop: StopAtSignal | None = None
+
+    def _stream(self, context: int) -> "StreamedData":
+        """Return the dataset as a stream. Raises: ConfigError if nothing tells how many steps it is to be."""
+        from dialogkit.data.head import prepare_stream
+
+        train = self.config.train
+        data = prepare_stream(self.config.data, self.tokenizer, context=context, seed=train.seed)
+        if data.size is None and train.max_steps is None and train.budget_s is None:
+            raise ConfigError(
+                f"how many dialogs {data.source.name} has is not known before it was read, so that epochs do not "
+                "say how long to train",
+                hint="--set train.max_steps=1000, or: --budget 1h",
+            )
+        return data
 
     def leaves(self) -> bool:
         """Return whether a signal asks to leave what goes on beside the training steps."""
@@ -221,7 +238,7 @@ class Parts:
 
         train, facts = self.config.train, self.model_facts
         at_once = train.batch_size // (parts * self.runtime.processes)
-        longest = sorted(self.data.train.lengths.tolist())[-at_once:]
+        longest = sorted(self.data.sample.lengths.tolist())[-at_once:]
         layers = 1 if train.activation_checkpointing else facts.get("layers", 0)
         return step_bytes(
             parameters=facts["trainable_parameters"],
@@ -300,7 +317,7 @@ class Parts:
         """Return the operations to train on a token of this data."""
         from dialogkit.engine.flops import flops_per_token
 
-        facts, lengths, train = self.model_facts, self.data.train.lengths, self.data.train
+        facts, lengths, train = self.model_facts, self.data.sample.lengths, self.data.sample
         return flops_per_token(
             parameters=facts["parameters_without_embeddings"],
             width=facts.get("width", 0),
@@ -322,7 +339,7 @@ class Parts:
 
         from dialogkit.engine.histograms import Histogram
 
-        return Histogram(*np.histogram(self.data.train.lengths, bins=32))
+        return Histogram(*np.histogram(self.data.sample.lengths, bins=32))
 
     @cached_property
     def model_facts(self) -> dict[str, Any]:
@@ -344,39 +361,59 @@ class Parts:
         }
 
     def data_facts(self) -> dict[str, Any]:
-        """Return the ledger and the sizes of the split."""
-        train, evaluation = self.data.train, self.data.evaluation
+        """Return the ledger and the sizes of the split; of a stream those of its first pass so far."""
+        evaluation, (dialogs, tokens, supervised) = self.data.evaluation, self._trained_on()
         return {
             **asdict(self.data.ledger),
             "kept": self.data.ledger.kept,
-            "train_dialogs": len(train),
-            "train_tokens": int(train.lengths.sum()),
-            "train_supervised_tokens": train.supervised_tokens,
+            "train_dialogs": dialogs,
+            "train_tokens": tokens,
+            "train_supervised_tokens": supervised,
             "eval_dialogs": len(evaluation),
             "eval_supervised_tokens": evaluation.supervised_tokens,
         }
 
+    @property
+    def streamed(self) -> bool:
+        """Whether the dialogs are read while training."""
+        return self.config.data.streaming
+
+    def _trained_on(self) -> tuple[int, int, int]:
+        """Return the training dialogs, their tokens and the supervised ones among these."""
+        if self.streamed:
+            counts = self.data.stream.counts  # type: ignore[union-attr]
+            return counts.train, counts.train_tokens, counts.train_supervised_tokens
+        train = self.data.sample
+        return len(train), int(train.lengths.sum()), train.supervised_tokens
+
     def ledger_line(self) -> str:
-        """Return in one line what became of the rows."""
-        ledger, train = self.data.ledger, self.data.train
-        share = train.supervised_tokens / max(1, int(train.lengths.sum()))
+        """Return in one line what became of the rows; of a stream, of those that were read so far."""
+        ledger, (dialogs, tokens, supervised) = self.data.ledger, self._trained_on()
+        if self.streamed and not ledger.rows:
+            size = "" if self.data.size is None else f", at most {counted(self.data.size, 'dialog')} to train on"
+            return f"{ledger.dataset}: read as a stream{size}; what became of its rows is told at the end"
         return (
-            f"{ledger.dataset}: {counted(ledger.rows, 'row')}, {ledger.kept:,} kept, {ledger.cut:,} cut, "
-            f"{ledger.dropped + ledger.unusable:,} dropped; to train on: {counted(len(train), 'dialog')} with "
-            f"{counted(train.supervised_tokens, 'supervised token')} ({share:.0%} of theirs)"
+            f"{ledger.dataset}: {counted(ledger.rows, 'row')}{' so far' if self.streamed else ''}, "
+            f"{ledger.kept:,} kept, {ledger.cut:,} cut, "
+            f"{ledger.dropped + ledger.unusable:,} dropped; to train on: {counted(dialogs, 'dialog')} with "
+            f"{counted(supervised, 'supervised token')} ({supervised / max(1, tokens):.0%} of theirs)"
             + (" - from the cache" if self.data.from_cache else "")
             + (f"; first dropped: {ledger.first_bad_row}" if ledger.first_bad_row else "")
         )
 
     def warnings(self) -> list[str]:
         """Return what a user may not expect of the data."""
+        if self.streamed:
+            return []
         remark = held_out_remark(len(self.data.evaluation), self.data.ledger.kept)
         return [remark] if remark else []
 
     def _share(self) -> str:
-        """Return how many dialogs there are to train on, where not all are used."""
+        """Return how many dialogs there are to train on, and of how many where not all are used."""
+        if self.data.size is None:
+            return "a stream of"
         available = self.data.ledger.kept - len(self.data.evaluation)
-        return f" of {available:,}" if available > len(self.data.train) else ""
+        return f"{self.data.size:,}" + (f" of {available:,}" if available > self.data.size else "")
 
     def header(self, run: RunDir, wandb_run: WandbRun) -> dict[str, str]:
         """Return the facts to show before the first step."""
@@ -389,7 +426,7 @@ class Parts:
             "device": f"{self.runtime.device} ({self.runtime.device_name})"
             + (f", {self.runtime.processes} processes" if self.runtime.processes > 1 else ""),
             "precision": f"{self.runtime.precision}, because {self.runtime.precision_reason}",
-            "data": f"{len(self.data.train):,}{self._share()} dialogs to train, "
+            "data": f"{self._share()} dialogs to train, "
             f"{len(self.data.evaluation):,} held out ({self.data.ledger.dataset})",
             "steps": (f"{self.schedule.total_steps:,}" if train.budget_s is None else f"{train.budget_s:,.0f} s")
             + f" of {counted(train.batch_size, 'dialog')}, learning rate {train.learning_rate:g}",

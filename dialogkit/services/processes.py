@@ -116,4 +116,3 @@ def end_with(error: BaseException, rank: Rank, say: Any) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     processes.exit_with(getattr(error, "exit_code", 1), final=not lost)
-

@@ -72,13 +72,14 @@ def require_same(record: RunRecord, parts: "Parts", *, force: bool) -> list[str]
         **{f"version of {name}": package_versions().get(name) for name in ("torch", "transformers")},
         **{f"runtime.{name}": value for name, value in asdict(parts.runtime).items() if "reason" not in name},
         "data revision": parts.data.ledger.revision,
-        "training dialogs": len(parts.data.train),
+        # Of a stream they are counted as they come.
+        "training dialogs": None if parts.streamed else parts.data.size,
     }
     before = {
         **{f"version of {name}": record.versions.get(name) for name in ("torch", "transformers")},
         **{name: record.runtime.get(name.removeprefix("runtime.")) for name in now if name.startswith("runtime.")},
         "data revision": record.data.get("revision"),
-        "training dialogs": record.data.get("train_dialogs"),
+        "training dialogs": None if parts.streamed else record.data.get("train_dialogs"),
     }
     if before["runtime.processes"] not in (None, now["runtime.processes"]):
         # The batches stay the same: only the last digits differ, as the sums are made in another order.

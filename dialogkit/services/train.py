@@ -381,8 +381,8 @@ def _work(
     recorder.header(parts.header(run, wandb_run))
     for line in (parts.ledger_line(), *parts.warnings(), *([split] if split else [])):
         recorder.note(line)
-    asked, there = config.data.samples or 0, len(parts.data.train)
-    if asked > there and record.origins.get("data.samples") == "command line":
+    asked, there = config.data.samples or 0, parts.data.size
+    if there is not None and asked > there and record.origins.get("data.samples") == "command line":
         recorder.note(f"{counted(asked, 'dialog')} were asked for, and {there:,} are there to train on")
     held_out_dialogs = counted(len(parts.data.evaluation), "held-out dialog")
     if checkpoint is None:
@@ -424,7 +424,12 @@ def _work(
         budget = Budget(allowed_s, started, evaluation_s=aside_s, end_s=aside_s)
     budget = processes.share(budget)
     with tracker_places(run.path, Path(config.runtime.output_dir), config.tracking.project):
-        fitted = _fit(parts, run, record, recorder, sink, checkpoint, budget)
+        try:
+            fitted = _fit(parts, run, record, recorder, sink, checkpoint, budget)
+        finally:
+            record.data = parts.data_facts()  # of a stream they are known only now
+    if parts.streamed:
+        recorder.note(parts.ledger_line())
     reporter.doing(f"measuring the trained model on {held_out_dialogs}")
     record.schedule["total_steps"] = fitted.steps if config.train.budget_s else parts.schedule.total_steps
     final = parts.score(autocast=False)
