@@ -30,6 +30,7 @@ _FLAGS = {
     "tracking.trackers": "--tracker",
     "name": "--name",
     "train.budget_s": "--budget",
+    "train.method": "--method",
 }
 """Settings that have flags whose values can be wrong."""
 
@@ -89,6 +90,12 @@ def train_command(
     fit_batch: Annotated[
         bool, typer.Option("--fit-batch", help="Split the batch where the memory does not suffice.")
     ] = False,
+    method: Annotated[
+        str | None, typer.Option("--method", metavar="METHOD", help="full, or lora: small matrices learn. [full]")
+    ] = None,
+    no_merge: Annotated[
+        bool, typer.Option("--no-merge", help="Keep what LoRA learned as an adapter beside its base.")
+    ] = False,
     config: ConfigOption = None,
     sets: SetOption = None,
     dry: Annotated[
@@ -116,6 +123,8 @@ def train_command(
         "tracking.trackers": trackers or None,
         "tracking.log_model": log_model or None,
         "train.fit_batch": fit_batch or None,
+        "train.method": method,
+        "train.merge": False if no_merge else None,
         "train.budget_s": None if budget is None else seconds_of(budget),
         "name": name,
     }
@@ -229,8 +238,10 @@ def _render(output: Output, result: "TrainResult") -> None:
 
 
 def _render_dry_run(output: Output, result: "DryRunResult") -> None:
+    learns = result.trainable_parameters
     rows = {
-        "model": f"{result.model}, {result.parameters:,} parameters",
+        "model": f"{result.model}, {result.parameters:,} parameters"
+        + ("" if learns == result.parameters else f", {learns:,} of LoRA learn"),
         "device": f"{result.device}, {result.precision}",
         "steps": f"{result.total_steps:,} over {counted(result.train_dialogs, 'dialog')}",
         "longest batch": f"{result.longest_batch_tokens:,} tokens",

@@ -21,6 +21,7 @@ HARMLESS = (
     "runtime.output_dir",
     "train.keep_checkpoints",
     "train.fit_batch",
+    "train.merge",
 )
 """Settings that do not change what is learned."""
 
@@ -72,12 +73,15 @@ def require_same(record: RunRecord, parts: "Parts", *, force: bool) -> list[str]
         **{f"runtime.{name}": value for name, value in asdict(parts.runtime).items() if "reason" not in name},
         "data revision": parts.data.ledger.revision,
         "training dialogs": len(parts.data.train),
+        # Whole weights are in a checkpoint; an adapter's base is not.
+        "the base of the adapter": _base_of(parts.model_facts),
     }
     before = {
         **{f"version of {name}": record.versions.get(name) for name in ("torch", "transformers")},
         **{name: record.runtime.get(name.removeprefix("runtime.")) for name in now if name.startswith("runtime.")},
         "data revision": record.data.get("revision"),
         "training dialogs": record.data.get("train_dialogs"),
+        "the base of the adapter": _base_of(record.model),
     }
     # What a run that was killed very early has not recorded cannot differ.
     differing = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in now if before[name] != now[name]]
@@ -85,6 +89,12 @@ def require_same(record: RunRecord, parts: "Parts", *, force: bool) -> list[str]
     if differing and not force:
         raise _refusal(record, differing)
     return differing
+
+
+def _base_of(facts: Mapping[str, Any]) -> Any:
+    """Return the commit or the digest of the weights that an adapter was trained on, wherever they lie."""
+    base = facts.get("adapter_base")
+    return (base.get("revision") or base.get("metadata")) if isinstance(base, dict) else None
 
 
 def _refusal(record: RunRecord, differing: list[str]) -> ConfigError:

@@ -19,6 +19,7 @@ from dialogkit.errors import (
     OutOfMemoryError,
     StorageError,
 )
+from dialogkit.services.adapters import with_lasting_base
 from dialogkit.services.bands import Watch
 from dialogkit.services.card import model_card
 from dialogkit.services.evaluate import find_dataset
@@ -171,6 +172,7 @@ def _train(
     from dialogkit.engine.runtime import gpu_facts, resolve_runtime
 
     started = time.perf_counter()
+    config = with_lasting_base(config)
     runtime = resolve_runtime(config.runtime)
     output = Path(config.runtime.output_dir)
     # What can be known to be wrong is told before anything is made.
@@ -385,6 +387,7 @@ def _work(
         budget = Budget(allowed_s, started, evaluation_s=aside_s, end_s=aside_s)
     with tracker_places(run.path, Path(config.runtime.output_dir), config.tracking.project):
         fitted = _fit(parts, run, record, recorder, sink, checkpoint, budget)
+    parts.merge()
     reporter.doing(f"measuring the trained model on {held_out_dialogs}")
     record.schedule["total_steps"] = fitted.steps if config.train.budget_s else parts.schedule.total_steps
     final = parts.score(autocast=False)
