@@ -150,7 +150,7 @@ class DialogTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save the model, or what learns of it."""
         super()._save(output_dir, state_dict)
-        if is_adapted(self.model):
+        if is_adapted(self.model) and self.args.should_save:
             complete_adapter(self.model, Path(output_dir or self.args.output_dir))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

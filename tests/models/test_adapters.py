@@ -18,7 +18,9 @@ from dialogkit.errors import CheckpointError, ConfigError, ModelError, Unavailab
 from dialogkit.models import adapters
 from dialogkit.models.adapters import add_adapter, merge_adapter
 from dialogkit.models.build import build_model, read_context
+from dialogkit.models.tokenizer import load_tokenizer
 from tests.conftest import Small
+from tests.hub import COMMIT, snapshot, write_gpt2
 
 IDS = torch.arange(40)[None]
 
@@ -256,3 +258,33 @@ def test_another_base_than_it_was_trained_on_is_refused(adapter: Path, base: Pat
     with pytest.raises(ModelError, match="was trained on other weights than those in 'changed'") as told:
         build_model(source(adapter), small.tokenizer)
     assert "base_model_name_or_path in adapter/adapter_config.json" in str(told.value.hint)
+
+
+def test_an_adapter_on_the_hub_brings_its_base_at_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
+    write_gpt2(home, "someone/base")
+    whole, beside = (ModelConfig(source=f"someone/{name}", chat_format="plain") for name in ("base", "adapter"))
+    model = build_model(whole, load_tokenizer(whole))
+    add_adapter(model, TrainConfig(method="lora"), whole)
+    randomize(model)
+    folder = snapshot(home, "someone/adapter")
+    model.save_pretrained(folder)
+    complete_adapter(model, folder)
+    told = json.loads((folder / "adapter_config.json").read_text())
+    assert (told["base_model_name_or_path"], told["revision"]) == ("someone/base", COMMIT)
+
+    found = build_model(beside, load_tokenizer(beside))
+    torch.testing.assert_close(logits(found), logits(model), rtol=0, atol=1e-5)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(ModelError, match=r"is an adapter without adapter_model\.safetensors"):
+        build_model(beside, load_tokenizer(whole))
+    (folder / "adapter_model.bin").rename(folder / "adapter_model.safetensors")
+    shutil.rmtree(home / "hub/models--someone--base")
+    with pytest.raises(
+        UnavailableError, match=r"the base of the adapter 'someone/adapter', 'someone/base', is"
+    ) as no:
+        load_tokenizer(beside)
+    assert no.value.hint == "hf download someone/base"

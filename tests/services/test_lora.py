@@ -119,7 +119,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "bf16, accumulation": {"runtime.precision": "bf16", "train.batch_size": 4, "train.accumulation_steps": 2},
     "activation checkpointing": {"train.activation_checkpointing": True},
 }
-OFTEN = {"kept, dropout", "merged, the best weights"}
+OFTEN = {"kept, dropout"}
 
 
 @pytest.mark.parametrize(
