@@ -90,15 +90,17 @@ def add_adapter(model: Any, config: TrainConfig, source: ModelConfig) -> None:
             targets=sorted(config.lora_targets) or leaves,
             lora_dropout=config.lora_dropout,
         )
-    model.adapter_base = base_facts(source, model)
+    model.adapter_base = base_facts(source)
 
 
-def base_facts(source: ModelConfig, model: Any) -> dict[str, Any]:
+def base_facts(source: ModelConfig) -> dict[str, Any]:
     """Return where the base of an adapter lies, and which weights it has: a commit of the hub, or a digest."""
     name = source.source or ""
     path = os.path.expanduser(name)
     if not os.path.exists(path):
-        commit = getattr(model.config, "_commit_hash", None) or source.revision
+        fetched = _fetch(source, "config.json")
+        cached = fetched is not None and fetched.parent.parent.name == "snapshots"  # in a folder for each commit
+        commit = fetched.parent.name if fetched is not None and cached else source.revision
         return {"base": name, "revision": commit, "metadata": {}}
     return {"base": os.path.abspath(path), "revision": None, "metadata": {_DIGEST: digest_of(source)}}
 

@@ -31,8 +31,9 @@ def model_card(record: RunRecord) -> str:
         f"trained with dialogkit {record.versions.get('dialogkit', '')} from {base}.",
         "",
         *(
-            ["This folder holds an adapter alone: whoever loads it needs peft, and those weights.", ""]
-            * is_adapter
+            ["This folder holds an adapter alone: to load it takes peft, and those weights.", ""]
+            if is_adapter
+            else []
         ),
         "## Data",
         "",

@@ -302,6 +302,8 @@ def read_shape(folder: Path) -> dict[str, Any]:
 
 def adapter_facts(folder: Path) -> dict[str, Any]:
     """Return the base and the parameters of the adapter in a folder; empty where there is none."""
+    if not (folder / ADAPTER_CONFIG).is_file():  # a pipe would never end
+        return {}
     try:
         with (folder / ADAPTER_CONFIG).open("rb") as file:
             base = json.loads(file.read(1_000_000))["base_model_name_or_path"]

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from dialogkit.config.load import LORA_LEARNING_RATE, load_run_config, load_with_origins
-from dialogkit.engine.fit import require_space
-from dialogkit.errors import ConfigError, ModelError
+from dialogkit.engine.checkpoints import read_progress
+from dialogkit.engine.fit import require_finite, require_space
+from dialogkit.errors import ConfigError, DivergedError, ModelError
 from dialogkit.services.dry_run import dry_run
 from dialogkit.services.evaluate import evaluate
 from dialogkit.services.generate import generate
@@ -22,7 +23,7 @@ from dialogkit.services.models import list_models, show_model
 from dialogkit.services.train import TrainResult, resume, train
 from dialogkit.tracking.rundir import RunDir
 from tests.conftest import SMALL, Finished, Trained
-from tests.invariants.test_resume import KillAt, Killed
+from tests.invariants.test_resume import KillAt, Killed, flip
 
 REST = {name: value for name, value in SMALL.items() if not name.startswith("model.")}
 LORA = {**REST, "train.method": "lora", "train.lora_rank": 4, "train.eval_every_steps": 2, "train.max_steps": 5}
@@ -92,6 +93,24 @@ def test_a_checkpoint_holds_the_adapter_and_its_optimizer_alone(base: Path, kept
     assert sum(state["exp_avg"].numel() for state in states.values()) == record.model["trainable_parameters"]
     parameters = sum(tensor.numel() for tensor in load_file(base / "model.safetensors").values())
     assert record.model["parameters"] == parameters
+
+
+def test_a_damaged_adapter_is_seen_and_one_that_is_no_number_is_not_saved(kept: TrainResult, small: Any) -> None:
+    from dialogkit.config.model import ModelConfig
+    from dialogkit.config.train import TrainConfig
+    from dialogkit.models.adapters import add_adapter
+
+    shutil.copytree(newest(Path(kept.run_dir)), "checkpoint-5")
+    assert read_progress(Path("checkpoint-5")) is not None
+    flip(Path("checkpoint-5/adapter_model.safetensors"))
+    assert read_progress(Path("checkpoint-5")) is None
+
+    model = small.model()
+    add_adapter(model, TrainConfig(method="lora", lora_rank=2), ModelConfig(**small.shape))
+    require_finite(model, 1, 1e-3)
+    model.get_parameter("model.layers.1.mlp.down_proj.lora_B.default.weight").data[3, 1] = float("nan")
+    with pytest.raises(DivergedError, match=r"down_proj\.lora_B"):
+        require_finite(model, 1, 1e-3)
 
 
 def test_only_the_room_for_an_adapter_is_asked_for(
