@@ -32,6 +32,7 @@ _FLAGS = {
     "name": "--name",
     "train.budget_s": "--budget",
     "runtime.devices": "--devices",
+    "train.method": "--method",
 }
 """Settings that have flags whose values can be wrong."""
 
@@ -110,6 +111,12 @@ def train_command(
         int | None,
         typer.Option("--max-restarts", metavar="N", min=0, help="New starts after a lost process. [3]"),
     ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", metavar="METHOD", help="full, or lora: small matrices learn. [full]")
+    ] = None,
+    no_merge: Annotated[
+        bool, typer.Option("--no-merge", help="Keep what LoRA learned as an adapter beside its base.")
+    ] = False,
     config: ConfigOption = None,
     sets: SetOption = None,
     dry: Annotated[
@@ -139,6 +146,8 @@ def train_command(
         "tracking.trackers": trackers or None,
         "tracking.log_model": log_model or None,
         "train.fit_batch": fit_batch or None,
+        "train.method": method,
+        "train.merge": False if no_merge else None,
         "train.budget_s": None if budget is None else seconds_of(budget),
         "name": name,
     }
@@ -278,8 +287,10 @@ def _render(output: Output, result: "TrainResult") -> None:
 
 
 def _render_dry_run(output: Output, result: "DryRunResult") -> None:
+    learns = result.trainable_parameters
     rows = {
-        "model": f"{result.model}, {result.parameters:,} parameters",
+        "model": f"{result.model}, {result.parameters:,} parameters"
+        + ("" if learns == result.parameters else f", {learns:,} of LoRA learn"),
         "device": f"{result.device}, {result.precision}",
         "steps": f"{result.total_steps:,} over "
         + ("a stream" if result.train_dialogs is None else counted(result.train_dialogs, "dialog")),

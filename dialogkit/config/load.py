@@ -18,12 +18,15 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from dialogkit.config.model import NAME_PATTERN
-from dialogkit.config.paths import configs_dir
+from dialogkit.config.paths import configs_dir, holds_model
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, ModelError, did_you_mean
 
 MAX_FILE_BYTES = 1_000_000
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+
+LORA_LEARNING_RATE = 1e-3
+"""Peak learning rate of LoRA: what begins with zeros takes larger steps than weights that have learned already."""
 
 Layer = dict[str, Any]
 
@@ -103,6 +106,7 @@ def load_with_origins(
         layers.append((str(config_file), _without_model(file_layer) if model is not None else file_layer))
     if overrides:
         layers.append(("command line", _nested(overrides)))
+    layers = _with_rate_of_lora(layers)
     merged: Layer = {}
     origins = {name: "default" for name, _ in flatten(_defaults())}
     for origin, layer in layers:
@@ -119,6 +123,19 @@ def load_with_origins(
         raise ConfigError(f"{problems[0]}{more}", hint=hint, details=problems[1:]) from None
     known = {name for name, _ in flatten(config.model_dump())}
     return LoadedConfig(config, {name: origins.get(name, "default") for name in sorted(known)})
+
+
+def _with_rate_of_lora(layers: list[tuple[str, Layer]]) -> list[tuple[str, Layer]]:
+    """Return the layers with LoRA's learning rate above those that ship, where it trains and none was given."""
+    sections = [(origin, section) for origin, layer in layers if isinstance(section := layer.get("train"), dict)]
+    methods = [section["method"] for _, section in sections if "method" in section]
+    shipped = ("model ", "preset ")
+    given = any("learning_rate" in section for origin, section in sections if not origin.startswith(shipped))
+    if methods[-1:] != ["lora"] or given:
+        return layers
+    above = max((number + 1 for number, (origin, _) in enumerate(layers) if origin.startswith(shipped)), default=0)
+    rate: tuple[str, Layer] = ("method lora", {"train": {"learning_rate": LORA_LEARNING_RATE}})
+    return [*layers[:above], rate, *layers[above:]]
 
 
 def load_changed(saved: Mapping[str, Any], changes: Mapping[str, Any]) -> RunConfig:
@@ -185,7 +202,7 @@ def model_layer(model: str) -> tuple[str, Layer]:
                 hint=f"dialogkit train --config {model}",
             )
         return model, _with_model_name(layer, path.stem)
-    if is_folder and not (path / "config.json").is_file() and not any(path.glob("*.gguf")):
+    if is_folder and not holds_model(path) and not any(path.glob("*.gguf")):
         raise ModelError(f"the folder {model!r} holds no model")
     if is_folder or (is_file and path.suffix == ".gguf"):
         stem = path.parent.name if path.name == "model" else path.stem if is_file else path.name

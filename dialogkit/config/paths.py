@@ -4,6 +4,9 @@ import os
 from functools import cache
 from pathlib import Path
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file in a folder that says of which model it holds an adapter."""
+
 PACKAGE_DIR = Path(__file__).resolve().parent.parent
 
 
@@ -15,6 +18,11 @@ def configs_dir() -> Path:
     """
     packaged = PACKAGE_DIR / "_configs"
     return packaged if packaged.is_dir() else PACKAGE_DIR.parent / "configs"
+
+
+def holds_model(folder: Path) -> bool:
+    """Return whether a folder has a model in the format of transformers, or an adapter in that of peft."""
+    return any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
 
 
 def cache_dir() -> Path:

@@ -1,12 +1,14 @@
 """How to train: effort, batch, optimizer, evaluation and checkpoints."""
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dialogkit.config.base import Section
 from dialogkit.errors import ConfigError
+
+LayerName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class TrainConfig(Section):
@@ -24,10 +26,22 @@ class TrainConfig(Section):
     """Parts into which a step's batch is split to save memory. Must divide the batch size."""
     fit_batch: bool = False
     """Split the batch into more parts by itself where the memory does not suffice; the learning is the same."""
+    method: Literal["full", "lora"] = "full"
+    """full: all weights learn. lora: only small matrices beside the linear layers (needs dialogkit[lora])."""
+    lora_rank: int = Field(16, ge=1, le=4096)
+    """Inner width of LoRA's matrices; more can learn more."""
+    lora_alpha: float | None = Field(None, examples=[32.0], gt=0, le=1_000_000)
+    """LoRA's matrices are scaled by alpha over rank. None: twice the rank."""
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout of what goes into LoRA's matrices."""
+    lora_targets: tuple[LayerName, ...] = Field((), max_length=100, strict=False)
+    """Linear layers that get LoRA's matrices, by names such as q_proj. Empty: all those of the blocks."""
+    merge: bool = True
+    """Add LoRA's matrices to the weights of the finished model. false: it is a peft adapter beside its base."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW for all, or Muon for the matrices inside the layers and AdamW for the rest."""
     learning_rate: float = Field(1e-4, gt=0, le=10)
-    """Peak learning rate, reached after warm-up."""
+    """Peak learning rate, reached after warm-up. Left out, LoRA has its own, 1e-3."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls after warm-up: to zero by a line or a cosine, or not at all."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)

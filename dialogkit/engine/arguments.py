@@ -22,6 +22,12 @@ NOT_MAPPED = frozenset(
         "eval_batch_size",
         "fit_batch",
         "keep_checkpoints",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_rank",
+        "lora_targets",
+        "merge",
+        "method",
         "optimizer",
     }
 )

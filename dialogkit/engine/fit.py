@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
 from dialogkit.config.train import TrainConfig
+from dialogkit.engine.adapters import complete_adapter, is_adapted, load_adapter
 from dialogkit.engine.arguments import Schedule, training_arguments
 from dialogkit.engine import processes
 from dialogkit.engine.attention import use_packed_attention, use_plain_attention
@@ -46,6 +47,7 @@ with redirect_stdout(StringIO()):
     from transformers.utils import logging as hf_logging
 
 _BEST_BY = "eval_nats_per_token"
+_BESIDE_ADAPTER_BYTES = 16 * 2**20
 
 Scorer = Callable[[], dict[str, float]]
 """Scores the model as it stands on the evaluation set: `nats_per_token` and more."""
@@ -199,7 +201,23 @@ class DialogTrainer(Trainer):
         best = Path(str(self.state.best_model_checkpoint))
         if read_progress(best) is None:
             raise CheckpointError(f"{best.name}, whose weights are the best, was damaged after it was saved")
-        super()._load_best_model()
+        if is_adapted(self.model):
+            load_adapter(self.model, best)
+        else:
+            super()._load_best_model()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load a checkpoint's weights; HF knows adapters only in a wrapper of peft's."""
+        if is_adapted(self.model):
+            load_adapter(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save the model, or what learns of it."""
+        super()._save(output_dir, state_dict)
+        if is_adapted(self.model) and self.args.should_save:
+            complete_adapter(self.model, Path(output_dir or self.args.output_dir))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the scorer's figures as HF's `eval_...` metrics."""
@@ -295,8 +313,12 @@ def require_finite(model: Any, step: int, learning_rate: float) -> None:
 
 
 def require_space(run: Path, model: Any) -> None:
-    """Raise OSError if the disk has no room for another checkpoint: weights and two moments in float32."""
-    needed = 1.1 * 12 * sum(parameter.numel() for parameter in model.parameters())
+    """Raise OSError if the disk has no room for another checkpoint: weights and two moments in float32.
+
+    Of an adapted model these are what learns; tokenizer and arguments, which can be more than that, take some MiB.
+    """
+    learns = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    needed = 1.1 * 12 * learns + (_BESIDE_ADAPTER_BYTES if is_adapted(model) else 0)
     if (free := shutil.disk_usage(run).free) < needed:
         raise OSError(errno.ENOSPC, f"{needed / 2**20:,.0f} MiB are needed and {free / 2**20:,.0f} MiB are free")
 

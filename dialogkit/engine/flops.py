@@ -15,7 +15,14 @@ PEAK_BF16 = {
 
 
 def flops_per_token(
-    *, parameters: int, width: int, layers: int, vocabulary: int, supervised_share: float, context: float
+    *,
+    parameters: int,
+    width: int,
+    layers: int,
+    vocabulary: int,
+    supervised_share: float,
+    context: float,
+    adapter: int = 0,
 ) -> float:
     """Return operations to train on one token.
 
@@ -29,8 +36,12 @@ def flops_per_token(
         vocabulary: entries of the output layer.
         supervised_share: share of the tokens that have a loss.
         context: mean length of the dialog that a token is in.
+        adapter: parameters of an adapter that alone learns: all others have no gradient of their own, which is a
+            third of their operations. 0: all learn.
     """
-    return 6 * (parameters + width * vocabulary * supervised_share) + 6 * layers * width * context
+    each = 4 if adapter else 6
+    head = width * vocabulary * supervised_share
+    return each * (parameters + head) + 6 * adapter + 6 * layers * width * context
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:

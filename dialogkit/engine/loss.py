@@ -50,6 +50,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if compiles_shapes(dtype, hidden.device):
             hidden = pad(hidden, (0, 0, 0, common_length(len(hidden)) - len(hidden)))
         grad_hidden = torch.empty_like(hidden)
+        learns = ctx.needs_input_grad[1]  # not so where only an adapter does
         grad_weight: torch.Tensor | None = None
         total = hidden_SD.new_zeros((), dtype=torch.float32)
         rows = min(CHUNK_TOKENS, hidden.shape[0])
@@ -65,19 +66,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_logits[at_targets] -= 1  # scatter_add_ copies the whole matrix twice
             grad_logits[len(targets) :] = 0  # rows that only fill up
             torch.mm(grad_logits, weight, out=grad_hidden[chunk])
+            if not learns:
+                continue
             part = grad_logits.t() @ x
             # Summed in the precision of the weights: many small bf16 additions would lose most of it.
             grad_weight = part.to(weight_VD.dtype) if grad_weight is None else grad_weight.add_(part)
-        ctx.save_for_backward(
-            grad_hidden[: len(hidden_SD)], torch.zeros_like(weight_VD) if grad_weight is None else grad_weight
-        )
+        if learns and grad_weight is None:
+            grad_weight = torch.zeros_like(weight_VD)
+        ctx.save_for_backward(grad_hidden[: len(hidden_SD)], grad_weight)
         ctx.hidden_dtype, ctx.shared = hidden_SD.dtype, shared
         return total
 
     @staticmethod
     def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        grad_weight.mul_(grad_total)
+        if grad_weight is not None:
+            grad_weight.mul_(grad_total)
         if ctx.shared is not None:
             ctx.shared.append(grad_weight)
             grad_weight = None

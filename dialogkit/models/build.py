@@ -6,6 +6,7 @@ import torch
 
 from dialogkit.config.model import ModelConfig
 from dialogkit.errors import ModelError
+from dialogkit.models.adapters import find_adapter, merge_into
 from dialogkit.models.sources import load_from_source
 from dialogkit.models.tokenizer import ChatTokenizer
 
@@ -14,7 +15,8 @@ def build_model(config: ModelConfig, tokenizer: ChatTokenizer, *, seed: int = 42
     """Return a float32 causal language model for training, as plain transformers classes.
 
     From scratch the weights depend on the shape, the vocabulary and the seed only. The generation config ends
-    a reply at the tokenizer's end of turn.
+    a reply at the tokenizer's end of turn. Where the source is an adapter, it is merged into the model that it
+    belongs to.
 
     Raises: ModelError if the source cannot be loaded or does not fit its tokenizer.
     """
@@ -31,9 +33,10 @@ def build_model(config: ModelConfig, tokenizer: ChatTokenizer, *, seed: int = 42
     else:
         from transformers import AutoModelForCausalLM
 
+        adapter = find_adapter(config)
         model, report = load_from_source(
             AutoModelForCausalLM.from_pretrained,
-            config,
+            config if adapter is None else adapter.base,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -53,6 +56,8 @@ def build_model(config: ModelConfig, tokenizer: ChatTokenizer, *, seed: int = 42
                 f"the tokenizer of {config.source!r} has {tokenizer.vocabulary} entries, but its model only "
                 f"{entries}"
             )
+        if adapter is not None:
+            merge_into(model, adapter)
         _set_dropout(model, dropout)
     end_at_turn(model, tokenizer)
     return model
@@ -80,7 +85,8 @@ def read_context(config: ModelConfig) -> int:
         return config.context
     from transformers import AutoConfig
 
-    return _longest(load_from_source(AutoConfig.from_pretrained, config))
+    adapter = find_adapter(config)
+    return _longest(load_from_source(AutoConfig.from_pretrained, config if adapter is None else adapter.base))
 
 
 def _longest(config: Any) -> int:

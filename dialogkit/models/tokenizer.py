@@ -27,6 +27,7 @@ from dialogkit.dialog import (
     turns_format,
 )
 from dialogkit.errors import ConfigError, DataError, ModelError
+from dialogkit.models.adapters import tokenizer_source
 from dialogkit.models.sources import find_gguf, load_from_source, unusable
 
 SHIPPED_TOKENIZER = Path(__file__).parent / "shipped_tokenizer"
@@ -334,6 +335,7 @@ def load_tokenizer(config: ModelConfig) -> ChatTokenizer:
         except Exception as error:
             raise unusable(str(folder), error) from None
         return with_format(hf, config)
+    config = tokenizer_source(config)
     hf = load_from_source(AutoTokenizer.from_pretrained, config)
     return with_format(hf if find_gguf(config) is None else _without_strays(hf), config)
 

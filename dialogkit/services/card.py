@@ -14,9 +14,11 @@ def model_card(record: RunRecord) -> str:
     base = f"`{source}`" if source else "random weights (trained from scratch)"
     from_hub = source is not None and HUB_ID.match(source) and not Path(source).exists()
     license_id = "cc-by-nc-4.0" if "CC BY-NC 4.0" in (data.get("license") or "") else "other"
+    is_lora = train.get("method") == "lora"
+    is_adapter = is_lora and not train["merge"]
     lines = [
         "---",
-        "library_name: transformers",
+        f"library_name: {'peft' if is_adapter else 'transformers'}",
         "pipeline_tag: text-generation",
         f"license: {license_id}",
         *([f"base_model: {source}"] if from_hub else []),
@@ -28,6 +30,11 @@ def model_card(record: RunRecord) -> str:
         f"A dialog model of {record.model['parameters']:,} parameters ({record.model.get('architecture', '?')}), "
         f"trained with dialogkit {record.versions.get('dialogkit', '')} from {base}.",
         "",
+        *(
+            ["This folder holds an adapter alone: to load it takes peft, and those weights.", ""]
+            if is_adapter
+            else []
+        ),
         "## Data",
         "",
         f"- dataset: {data['dataset']}, format {data['format']}, revision `{data['revision'][:16]}`",
@@ -50,6 +57,7 @@ def model_card(record: RunRecord) -> str:
             f"| {name.replace('_', ' ')} | {train[name]} |"
             for name in ("batch_size", "learning_rate", "schedule", "warmup_fraction", "weight_decay", "seed")
         ),
+        *([f"| method | {_lora(record)} |"] if is_lora else []),
         f"| precision | {record.runtime['precision']} ({record.runtime['precision_reason']}) |",
         f"| device | {record.runtime['device_name']} |",
         "",
@@ -79,3 +87,12 @@ def model_card(record: RunRecord) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _lora(record: RunRecord) -> str:
+    train = record.config["train"]
+    rank, alpha, dropout = (train[f"lora_{name}"] for name in ("rank", "alpha", "dropout"))
+    return (
+        f"LoRA, rank {rank}, alpha {2 * rank if alpha is None else alpha:g}, dropout {dropout:g}: "
+        f"{record.model['trainable_parameters']:,} parameters learned"
+    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import InterruptedRunError
+from dialogkit.services.adapters import with_lasting_base
 from dialogkit.services.parts import Parts
 from dialogkit.services.reporter import LogReporter, TrainReporter, counted
 from dialogkit.services.result import Result
@@ -22,6 +23,7 @@ class DryRunResult(Result):
 
     model: str
     parameters: int
+    trainable_parameters: int
     device: str
     precision: str
     train_dialogs: int | None
@@ -51,6 +53,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     from dialogkit.engine.memory import peak_bytes
     from dialogkit.engine.runtime import resolve_runtime
 
+    config = with_lasting_base(config)
     reporter = reporter or LogReporter()
     reporter.note("dry run: nothing will be kept")
     runtime = resolve_runtime(config.runtime)
@@ -106,6 +109,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     return DryRunResult(
         model=config.model.name,
         parameters=parts.model_facts["parameters"],
+        trainable_parameters=parts.model_facts["trainable_parameters"],
         device=runtime.device,
         precision=runtime.precision,
         train_dialogs=size,

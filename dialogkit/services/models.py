@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from dialogkit.config.load import HUB_ID, describe, folder_name, load_run_config, model_names
 from dialogkit.config.model import SHIPPED_VOCABULARY, ModelConfig
+from dialogkit.config.paths import ADAPTER_CONFIG, holds_model
 from dialogkit.errors import ModelError, did_you_mean
 from dialogkit.services.result import Result
 from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs, published_dir, published_dirs
@@ -47,6 +48,10 @@ class ModelRow(Result):
     trained: bool
     """Whether a finished model of this name lies in the output folder."""
     folder: str | None
+    base: str | None = None
+    """The model that an adapter belongs to; None for whole weights."""
+    adapter_parameters: int | None = None
+    """Parameters of an adapter, which `parameters` do not count."""
 
 
 def list_models(*, output: str | Path = DEFAULT_OUTPUT) -> list[ModelRow]:
@@ -79,7 +84,7 @@ def show_model(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> ModelRow:
     counts = model.parameter_counts()
     shipped_vocabulary = SHIPPED_VOCABULARY if model.from_scratch and not model.tokenizer else None
     folder = published_dir(Path(output), model.name)
-    trained = (folder / "config.json").is_file()
+    trained = holds_model(folder)
     # Another tokenizer, or settings of the run, may have given it another size than the catalogue says.
     shape = read_shape(folder) if trained else {}
     planned: dict[str, Any] = {
@@ -115,7 +120,7 @@ def _loadable_row(loadable: "Loadable", output: Path) -> ModelRow:
     if loadable.run is not None:
         record = loadable.run.read()
         facts, settings = record.model, record.config.get("model", {})
-        trained = (published_dir(output, _model_name(record)) / "config.json").is_file()
+        trained = holds_model(published_dir(output, _model_name(record)))
     elif folder.is_dir():
         facts = read_shape(folder)
     known = loadable.run is not None or folder.exists()
@@ -137,6 +142,7 @@ def _loadable_row(loadable: "Loadable", output: Path) -> ModelRow:
         chat_format=settings.get("chat_format"),
         trained=trained,
         folder=str(folder) if folder.is_dir() else None,
+        **adapter_facts(folder),
     )
 
 
@@ -165,7 +171,7 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
     output = Path(output)
     if name is None:
         for newest, record in list_runs(output):
-            if record.status == "completed" and (newest.model_dir / "config.json").is_file():
+            if record.status == "completed" and holds_model(newest.model_dir):
                 return _from_run(newest)
         raise ModelError(
             f"there is no finished run in {str(output)!r} yet",
@@ -195,7 +201,7 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
     if path.exists():
         if RunDir(path).exists:
             return _from_run(RunDir(path))
-        if path.is_dir() and not (path / "config.json").is_file() and not list(path.glob("*.gguf")):
+        if path.is_dir() and not holds_model(path) and not list(path.glob("*.gguf")):
             raise ModelError(f"the folder {name!r} holds no model", hint="dialogkit models list")
         if path.parent.resolve() == output.resolve() and (published := _published(path.name, output)) is not None:
             return published
@@ -218,7 +224,7 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
 def _published(name: str, output: Path) -> Loadable | None:
     """Return the newest finished model of a name; its folder's spelling counts as the name as well."""
     folder = published_dir(output, name)
-    if not (folder / "config.json").is_file():
+    if not holds_model(folder):
         return None
     # What lies there came from the newest finished run of that model, unless that is deleted.
     for run, record in list_runs(output):
@@ -226,6 +232,20 @@ def _published(name: str, output: Path) -> Loadable | None:
         if record.status == "completed" and published_dir(output, made) == folder and _made(run, folder):
             return Loadable(made, _from_folder(made, folder), run)
     return Loadable(name, _from_folder(name, folder))
+
+
+def lasting_source(model: ModelConfig, output: Path) -> ModelConfig:
+    """Return the model with the folder of the run that made it as its source, where it is a published one.
+
+    The next finished training of that name replaces what is published; an adapter needs its base for good.
+    """
+    folder = Path(model.source or "").expanduser()
+    if not folder.is_dir() or folder.parent.resolve() != output.resolve():
+        return model
+    found = _published(folder.name, output)
+    if found is None or found.run is None or not _weights(found.run.model_dir):
+        return model
+    return model.model_copy(update={"source": str(found.run.model_dir)})
 
 
 def is_published(run: RunDir, record: RunRecord, output: Path) -> bool:
@@ -247,7 +267,7 @@ def _weights(folder: Path) -> dict[str, Path]:
 
 
 def _from_run(run: RunDir) -> Loadable:
-    if not (run.model_dir / "config.json").is_file():
+    if not holds_model(run.model_dir):
         raise ModelError(
             f"the run {run.name!r} has no finished model (it is {run.read().status})",
             hint=f"dialogkit train --resume {run.name}",
@@ -261,7 +281,13 @@ def _from_folder(name: str, folder: Path) -> ModelConfig:
 
 
 def read_shape(folder: Path) -> dict[str, Any]:
-    """Return shape and exact parameter counts of a model folder, read from its config and its weights' headers."""
+    """Return shape and exact parameter counts of a model folder, read from its config and its weights' headers.
+
+    Of an adapter's folder these are those of its base, where that lies on this disk, and the adapter's own.
+    """
+    if adapter := adapter_facts(folder):
+        base = Path(adapter["base"] or "")
+        return {**({} if adapter_facts(base) else read_shape(base)), **adapter}
     try:
         shape = describe_architecture(json.loads((folder / "config.json").read_bytes()))
         tensors = [shapes for file in sorted(folder.glob("*.safetensors")) for shapes in _tensor_shapes(file)]
@@ -272,6 +298,20 @@ def read_shape(folder: Path) -> dict[str, Any]:
         shape["parameters"] = sum(math.prod(size) for _, size in tensors)
         shape["parameters_without_embeddings"] = shape["parameters"] - embedding
     return shape
+
+
+def adapter_facts(folder: Path) -> dict[str, Any]:
+    """Return the base and the parameters of the adapter in a folder; empty where there is none."""
+    if not (folder / ADAPTER_CONFIG).is_file():  # a pipe would never end
+        return {}
+    try:
+        with (folder / ADAPTER_CONFIG).open("rb") as file:
+            base = json.loads(file.read(1_000_000))["base_model_name_or_path"]
+        tensors = [shapes for path in sorted(folder.glob("*.safetensors")) for shapes in _tensor_shapes(path)]
+        parameters = sum(math.prod(size) for _, size in tensors)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return {"base": base if isinstance(base, str) else None, "adapter_parameters": parameters}
 
 
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "wpe.weight")

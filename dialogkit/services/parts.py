@@ -35,7 +35,7 @@ class Parts:
         from dialogkit.data.prepare import prepare_data
         from dialogkit.engine import processes
         from dialogkit.engine.arguments import resolve_schedule
-        from dialogkit.models.build import build_model, context_length
+        from dialogkit.models.build import context_length
         from dialogkit.models.tokenizer import load_tokenizer
 
         self.config, self.runtime = config, runtime
@@ -46,9 +46,7 @@ class Parts:
         with processes.first_goes_first():  # the others find in caches what it fetches and prepares
             self.tokenizer: ChatTokenizer = load_tokenizer(config.model)
             if context is None or not config.model.from_scratch:
-                built = build_model(
-                    config.model, self.tokenizer, seed=config.train.seed, dropout=config.train.dropout
-                )
+                built = self._build()
                 context = context_length(built)
             if config.data.streaming:
                 self.data = self._stream(context)
@@ -58,7 +56,7 @@ class Parts:
         self.context = context
         if built is None:
             self._require_room()
-            built = build_model(config.model, self.tokenizer, seed=config.train.seed, dropout=config.train.dropout)
+            built = self._build()
         self.model: Any = built.to(runtime.device)
         self._stop: StopAtSignal | None = None
 
@@ -75,6 +73,23 @@ class Parts:
                 hint="--set train.max_steps=1000, or: --budget 1h",
             )
         return data
+
+    def _build(self) -> Any:
+        from dialogkit.models.adapters import add_adapter
+        from dialogkit.models.build import build_model
+
+        model, train = self.config.model, self.config.train
+        built = build_model(model, self.tokenizer, seed=train.seed, dropout=train.dropout)
+        if train.method == "lora":
+            add_adapter(built, train, model)
+        return built
+
+    def merge(self) -> None:
+        """Make the trained model whole weights, if its settings do not ask for the adapter alone."""
+        from dialogkit.models.adapters import merge_adapter
+
+        if self.config.train.method == "lora" and self.config.train.merge:
+            merge_adapter(self.model)
 
     def leaves(self) -> bool:
         """Return whether a signal asks to leave what goes on beside the training steps."""
@@ -252,13 +267,9 @@ class Parts:
         """Give the model the weights with which the run began."""
         import gc
 
-        from dialogkit.models.build import build_model
-
         del self.model
         gc.collect()
-        train = self.config.train
-        built = build_model(self.config.model, self.tokenizer, seed=train.seed, dropout=train.dropout)
-        self.model = built.to(self.runtime.device)
+        self.model = self._build().to(self.runtime.device)
 
     def histogram_every(self) -> int:
         """Return the steps between histograms; 0 where there are none."""
@@ -325,6 +336,7 @@ class Parts:
             vocabulary=facts["vocabulary"],
             supervised_share=train.supervised_tokens / max(1, int(lengths.sum())),
             context=float((lengths**2).sum() / max(1, lengths.sum())),
+            adapter=facts["trainable_parameters"] if self.config.train.method == "lora" else 0,
         )
 
     def peak_flops(self) -> float | None:
@@ -347,15 +359,21 @@ class Parts:
         embedding = {p.data_ptr() for p in self.model.get_input_embeddings().parameters()}
         if hasattr(self.model.base_model, "wpe"):
             embedding.add(self.model.base_model.wpe.weight.data_ptr())
+        trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.model.parameters())
         inside = sum(p.numel() for p in self.model.parameters() if p.data_ptr() in embedding)
+        adapter = {}
+        if self.config.train.method == "lora":
+            total -= trainable  # the model's own, with which it is published
+            adapter = {"adapter_base": self.model.adapter_base}
         return {
             "name": self.config.model.name,
             "source": self.config.model.source,
             "parameters": total,
             "parameters_without_embeddings": total - inside,
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            "trainable_parameters": trainable,
+            **adapter,
             **describe_architecture(self.model.config.to_dict()),
             "vocabulary": self.tokenizer.vocabulary,
         }
@@ -415,6 +433,11 @@ class Parts:
         available = self.data.ledger.kept - len(self.data.evaluation)
         return f"{self.data.size:,}" + (f" of {available:,}" if available > self.data.size else "")
 
+    def _what_learns(self) -> str:
+        train, facts = self.config.train, self.model_facts
+        number, whole = facts["trainable_parameters"], facts["parameters"]
+        return f"{number:,} parameters of LoRA, rank {train.lora_rank} ({number / whole:.2%} of the model's)"
+
     def header(self, run: RunDir, wandb_run: WandbRun) -> dict[str, str]:
         """Return the facts to show before the first step."""
         facts = self.model_facts
@@ -423,6 +446,7 @@ class Parts:
             "model": f"{facts['name']}, {facts['parameters']:,} parameters "
             f"({facts['parameters_without_embeddings']:,} without embeddings), "
             f"{facts.get('architecture', '')}",
+            **({"learns": self._what_learns()} if train.method == "lora" else {}),
             "device": f"{self.runtime.device} ({self.runtime.device_name})"
             + (f", {self.runtime.processes} processes" if self.runtime.processes > 1 else ""),
             "precision": f"{self.runtime.precision}, because {self.runtime.precision_reason}",

@@ -22,6 +22,7 @@ HARMLESS = (
     "runtime.output_dir",
     "train.keep_checkpoints",
     "train.fit_batch",
+    "train.merge",
 )
 """Settings that do not change what is learned."""
 
@@ -74,12 +75,15 @@ def require_same(record: RunRecord, parts: "Parts", *, force: bool) -> list[str]
         "data revision": parts.data.ledger.revision,
         # Of a stream they are counted as they come.
         "training dialogs": None if parts.streamed else parts.data.size,
+        # Whole weights are in a checkpoint; an adapter's base is not.
+        "the base of the adapter": _base_of(parts.model_facts),
     }
     before = {
         **{f"version of {name}": record.versions.get(name) for name in ("torch", "transformers")},
         **{name: record.runtime.get(name.removeprefix("runtime.")) for name in now if name.startswith("runtime.")},
         "data revision": record.data.get("revision"),
         "training dialogs": None if parts.streamed else record.data.get("train_dialogs"),
+        "the base of the adapter": _base_of(record.model),
     }
     if before["runtime.processes"] not in (None, now["runtime.processes"]):
         # The batches stay the same: only the last digits differ, as the sums are made in another order.
@@ -91,6 +95,12 @@ def require_same(record: RunRecord, parts: "Parts", *, force: bool) -> list[str]
     if differing and not force:
         raise _refusal(record, differing)
     return differing
+
+
+def _base_of(facts: Mapping[str, Any]) -> Any:
+    """Return the commit or the digest of the weights that an adapter was trained on, wherever they lie."""
+    base = facts.get("adapter_base")
+    return (base.get("revision") or base.get("metadata")) if isinstance(base, dict) else None
 
 
 def _refusal(record: RunRecord, differing: list[str]) -> ConfigError:

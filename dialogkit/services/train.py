@@ -21,6 +21,7 @@ from dialogkit.errors import (
     StorageError,
 )
 from dialogkit.ranks import is_asked_to_stop
+from dialogkit.services.adapters import with_lasting_base
 from dialogkit.services.bands import Watch
 from dialogkit.services.card import model_card
 from dialogkit.services.evaluate import find_dataset
@@ -186,6 +187,7 @@ def _train(
     if resumed is None and (begun := processes.begun_run()) is not None:
         return _start_again(RunDir(begun), command=command, reporter=reporter)
     require_started(config, processes.count())
+    config = with_lasting_base(config)
     runtime = resolve_runtime(config.runtime)
     output = Path(config.runtime.output_dir)
     # What can be known to be wrong is told before anything is made.
@@ -430,6 +432,7 @@ def _work(
             record.data = parts.data_facts()  # of a stream they are known only now
     if parts.streamed:
         recorder.note(parts.ledger_line())
+    parts.merge()
     reporter.doing(f"measuring the trained model on {held_out_dialogs}")
     record.schedule["total_steps"] = fitted.steps if config.train.budget_s else parts.schedule.total_steps
     final = parts.score(autocast=False)
@@ -597,6 +600,7 @@ def _follow() -> tuple[Any, Any]:
             parts.score(autocast=False)
         budget = processes.share(None)
         fitted = parts.fit(folder=folder, sink=lambda step, metrics: None, resume_from=checkpoint, budget=budget)
+        parts.merge()
         parts.score(autocast=False)
         return processes.share(None), fitted.trainer
 

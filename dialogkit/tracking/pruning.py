@@ -25,6 +25,7 @@ _MANIFEST = "manifest.json"
 _MODEL = (
     r"((generation_|tokenizer_)?config|tokenizer|vocab|added_tokens|special_tokens_map|chat_template)\.json",
     r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?",
+    r"adapter_(config\.json|model\.safetensors)",
     r"(chat_template\.jinja|merges\.txt|vocab\.txt|[\w.]+\.model|training_args\.bin|README\.md)",
 )
 _TRAINING = (

@@ -23,7 +23,7 @@ Run = Callable[..., Finished]
 SURFACE = {
     "train": "[model] --preset -c --samples -s --dataset -d --max-bad-rows --project -p --name --no-cuda "
     "--wandb --output-dir --tag --tracker --log-model --resume --budget --from --force --fit-batch --devices "
-    "--nodes --node-rank --rendezvous --max-restarts --config --set --dry-run --json",
+    "--nodes --node-rank --rendezvous --max-restarts --method --no-merge --config --set --dry-run --json",
     "generate": "[model] --prompt -p --prompts-file --system --compare --max-new-tokens --temperature --top-k "
     "--top-p --repetition-penalty --seed --no-cuda --output-dir --json",
     "chat": "[model] --system --compare --max-new-tokens --temperature --seed --no-cuda --output-dir",

@@ -297,3 +297,16 @@ def test_a_compiled_model_is_not_compiled_again_for_the_lengths_of_each_batch() 
         compilations.append(len(graphs))
     # Once for the first lengths, once more for any.
     assert 0 < compilations[0] < compilations[1] == compilations[-1]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_head_that_does_not_learn_gets_no_gradient(size: int) -> None:
+    hidden, weight, targets = problem(size)
+    hidden = hidden.float().requires_grad_()
+    frozen = weight.float()
+    loss = chunked_cross_entropy(hidden, frozen, targets, dtype=torch.float32) / 7
+    (gradient,) = torch.autograd.grad(loss, (hidden,))
+    ours, theirs, _ = chunked(size, torch.float32)
+    assert torch.equal(loss.detach(), ours)
+    assert torch.equal(gradient, theirs)
+    assert frozen.grad is None
