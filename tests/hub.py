@@ -1,8 +1,12 @@
 """Fills a hub cache on disk as the hub's own libraries would, so that names work without a network."""
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +85,61 @@ def write_alpaca(home: Path, rows: int = 60) -> None:
         splits={"train": {"name": "train", "num_bytes": size, "num_examples": count}},
     ).write_to_directory(str(folder))
     os.utime(folder)
+
+
+@contextmanager
+def served_dataset(hub_id: str, files: dict[str, bytes]) -> Iterator[str]:
+    """Serve a dataset as the hub would, as far as `datasets` and `huggingface_hub` ask, and give the address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            name = path.removeprefix(f"/datasets/{hub_id}/resolve/").partition("/")[2]
+            if path.startswith(f"/api/datasets/{hub_id}/tree/"):
+                folder = path.removeprefix(f"/api/datasets/{hub_id}/tree/").partition("/")[2]
+                self._answer(json.dumps(self._entries(folder)).encode())
+            elif path.startswith(f"/api/datasets/{hub_id}"):
+                siblings = [{"rfilename": file} for file in files]
+                facts = {"id": hub_id, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
+                self._answer(json.dumps({"_id": "1", "downloads": 0, "likes": 0, **facts}).encode())
+            elif name in files:
+                self._answer(files[name], ETag=f'"{hashlib.sha1(files[name]).hexdigest()}"')
+            else:
+                self._answer(b"{}", 404, **{"X-Error-Code": "EntryNotFound"})
+
+        do_HEAD = do_GET
+
+        def _entries(self, folder: str) -> list[dict[str, Any]]:
+            inside = [file.removeprefix(f"{folder}/" if folder else "") for file in files]
+            inside = [file for file, whole in zip(inside, files, strict=True) if whole.startswith(folder)]
+            names = sorted({file.partition("/")[0] for file in inside})
+            entries: list[dict[str, Any]] = []
+            for name in names:
+                path = f"{folder}/{name}" if folder else name
+                size = {"size": len(files[path])} if path in files else {}
+                kind = "file" if path in files else "directory"
+                entries.append({"type": kind, "path": path, "oid": "0" * 40, **size})
+            return entries
+
+        def _answer(self, body: bytes, status: int = 200, **headers: str) -> None:
+            self.send_response(status)
+            told = {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT, **headers}
+            for header, value in told.items():
+                self.send_header(header, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,6 +1,7 @@
 """Every command and every piece of Python in the README runs, in the order in which it stands there."""
 
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -54,6 +55,9 @@ def test_every_command_of_the_readme_runs(
     write_alpaca(home)
     for name, text in FILES:
         (in_temporary_folder / name).write_text(text, encoding="utf-8")
+    (in_temporary_folder / "shards").mkdir()
+    lines = [json.dumps(row) + "\n" for row in json.loads(dict(FILES)["my-dialogs.json"])]
+    (in_temporary_folder / "shards/0.jsonl").write_text("".join(lines), encoding="utf-8")
     ran = 0
     for line in commands():
         before, _, command = line.rpartition(" | ")

@@ -114,7 +114,7 @@ class _Blocks(IterableDataset[Any]):
     def __init__(self, plan: Plan, start: Place, rank: int, world: int, pass_blocks: int | None) -> None:
         self._plan, self._start, self._rank, self._world = plan, start, rank, world
         self._pass_blocks = pass_blocks
-        self._told = 0
+        self._told = {"malformed": 0, "refused": 0}
 
     def __iter__(self) -> Iterator[Prepared | _Failure]:
         info = get_worker_info()
@@ -166,13 +166,13 @@ class _Blocks(IterableDataset[Any]):
                     continue
                 except RowError as error:
                     counts.refused += 1
-                    told, problem = counts.refused_first, str(error)
+                    kind, first, problem = "refused", counts.refused_first, str(error)
             else:
                 counts.malformed += 1
-                told = counts.malformed_first
-            if place.epoch == 0 and len(told) < TOLD_ROWS and self._told < 2 * TOLD_ROWS:
-                self._told += 1  # finding a line's number takes reading what is before it
-                told.append(f"{reader.place(block, number)}: {problem}")
+                kind, first = "malformed", counts.malformed_first
+            if place.epoch == 0 and self._told[kind] < TOLD_ROWS:
+                self._told[kind] += 1  # no more, as finding a line's number takes reading what is before it
+                first.append(f"{reader.place(block, number)}: {problem}")
         (tokens, origins), counts.dropped, counts.cut = encode(dialogs, plan.tokenizer, plan.longest)
         train = np.flatnonzero(origins.hashes >= np.uint64(plan.below))
         counts.held_out = len(origins.hashes) - len(train)
@@ -252,10 +252,14 @@ class DialogStream:
             return
         try:
             held = json.loads((folder / _file_name(rank)).read_text(encoding="utf-8"))
-            held |= {"place": Place(*map(int, held["place"])), "counts": Counts(**held["counts"])}
-            state = _State(**held)
+            state = _State(**{**held, "place": Place(*held["place"]), "counts": Counts(**held["counts"])})
+            if any(number < 0 for number in (*state.place, state.offset, state.taken, state.pass_blocks or 0)):
+                raise ValueError("a number below zero")
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{folder.name} holds no place in the stream: {error}", hint="--force") from None
+            raise DataError(
+                f"{folder.name} holds no place in the stream: {error}",
+                hint="dialogkit train --from RUN, which starts with its weights",
+            ) from None
         if state.world != world:
             raise DataError(
                 f"the stream was read by {state.world} processes and not by {world}, and the places of those say "

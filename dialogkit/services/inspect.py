@@ -206,6 +206,8 @@ def inspect_data(
     except DialogKitError as error:
         # Below, hints are in words of `train`, whose option for the dataset is an argument here.
         hint = (error.hint or "").replace("dialogkit train --dataset ", "dialogkit data inspect ")
+        if "data.streaming" in hint:
+            hint = "dialogkit data inspect FILE, with one of its files"
         hint = hint.replace("--dataset ", "dialogkit data inspect ")
         error.hint = hint.replace("dialogkit train custom-tiny", "dialogkit data inspect") or None
         raise
