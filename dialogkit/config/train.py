@@ -77,7 +77,9 @@ class TrainConfig(Section):
             return
         sizes = [number for number in (size // hands * hands, -(-size // hands) * hands) if number]
         fitting = [number for number in range(1, processes) if size % (parts * number) == 0]
-        others = f", and {_listed(fitting)} process{'' if fitting == [1] else 'es'} would as well" if fitting else ""
+        others = (
+            f", and {_listed(fitting)} process{'' if fitting == [1] else 'es'} would as well" if fitting else ""
+        )
         in_parts = f", each in {parts} parts" if parts > 1 else ""
         raise ConfigError(
             f"train.batch_size {size} does not split evenly over {processes} processes{in_parts}: "

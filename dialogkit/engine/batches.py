@@ -14,7 +14,6 @@ from torch.utils.data import Dataset, Sampler
 from transformers import TrainerCallback
 
 
-
 def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
     """Deal numbered dialogs out to hands that hold about the same number of tokens; return those of each hand.
 
@@ -33,14 +32,16 @@ def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
 def deal_parts(lengths: Sequence[int], processes: int, parts: int) -> list[list[list[int]]]:
     """Deal the dialogs of a global batch out to processes, each of which works on parts one after the other.
 
-    Returns numbers of dialogs by process and part, each in their order. A process with a long part gets a short one.
+    Returns numbers of dialogs by process and part, each in their order. Who has a long part gets a short one.
     """
     hands = sorted((sorted(hand) for hand in deal(lengths, processes * parts)), key=lambda h: -_sum(lengths, h))
     held: list[list[list[int]]] = [[] for _ in range(processes)]
     for turn in range(parts):
         these = hands[turn * processes : (turn + 1) * processes]
         # The longest of this turn goes to whom the turns before left with least.
-        for process, hand in zip(sorted(range(processes), key=lambda p: _tokens(lengths, held[p])), these, strict=True):
+        for process, hand in zip(
+            sorted(range(processes), key=lambda p: _tokens(lengths, held[p])), these, strict=True
+        ):
             held[process].append(hand)
     return held
 
@@ -56,8 +57,8 @@ def _tokens(lengths: Sequence[int], hands: Sequence[Sequence[int]]) -> int:
 class DealtBatches(Sampler[list[int]]):
     """The parts of each global batch that one process works on, in the order of a single process's batches.
 
-    A last batch with fewer dialogs than there are parts leaves some without any. These get a dialog that counts for
-    nothing, as its index with all bits inverted: every process has to take part in every step.
+    A last batch with fewer dialogs than there are parts leaves some without any. These get a dialog that counts
+    for nothing, as its index with all bits inverted: every process has to take part in every step.
     """
 
     def __init__(

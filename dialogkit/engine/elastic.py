@@ -124,7 +124,7 @@ def _config(launch: Launch, folder: Path) -> LaunchConfig:
 
 
 def _own_address(rendezvous: str) -> str | None:
-    """Return the address by which this machine is reached from where the machines meet; None if it is not known."""
+    """Return the address of this machine on the way to where the machines meet; None if it is not known."""
     host, _, port = rendezvous.rpartition(":")
     with suppress(OSError, ValueError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, int(port)))  # sends nothing
@@ -223,4 +223,3 @@ def _lost(error: ChildFailedError, launch: Launch, folder: Path) -> DialogKitErr
         run = Path((folder / "run").read_text(encoding="utf-8"))
         hint = f"dialogkit train --resume {run}"
     return ProcessLostError(what + again, hint=hint)
-

@@ -39,9 +39,7 @@ def resolve_runtime(config: RuntimeConfig) -> Runtime:
         torch.set_num_threads(config.threads)
     device, device_reason = _device(config.device)
     precision, precision_reason = _precision(config.precision, device)
-    return Runtime(
-        device, _device_name(device), device_reason, precision, precision_reason, processes.count()
-    )
+    return Runtime(device, _device_name(device), device_reason, precision, precision_reason, processes.count())
 
 
 def _device(request: str) -> tuple[Literal["cpu", "cuda", "mps"], str]:

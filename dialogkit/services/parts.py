@@ -48,9 +48,7 @@ class Parts:
                     config.model, self.tokenizer, seed=config.train.seed, dropout=config.train.dropout
                 )
                 context = context_length(built)
-            self.data: PreparedData = prepare_data(
-                config.data, self.tokenizer, context=context, cache=cache_dir()
-            )
+            self.data: PreparedData = prepare_data(config.data, self.tokenizer, context=context, cache=cache_dir())
         self.schedule: Schedule = resolve_schedule(config.train, len(self.data.train))
         self.context = context
         if built is None:
