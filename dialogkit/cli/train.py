@@ -155,7 +155,7 @@ def train_command(
     output = Output(json_mode=json_output)
     join_others()
 
-    def start(settings: "RunConfig") -> None:
+    def in_processes(settings: "RunConfig") -> None:
         code = start_processes(
             settings,
             context.obj or sys.argv[1:],
@@ -174,7 +174,7 @@ def train_command(
                 hint=f"dialogkit train --resume {resume_run}",
             )
         run = find_resumable(resume_run, model=model, output=Path(output_dir or DEFAULT_OUTPUT))
-        start(resumed_config(run.read(), overrides, force=force)[0])
+        in_processes(resumed_config(run.read(), overrides, force=force)[0])
         _resume(output, run, overrides, force=force)
         leave_others()
         return
@@ -186,7 +186,7 @@ def train_command(
     except ConfigError as error:
         raise _of_flags(error, [name for name, value in words.items() if value is not None]) from None
     if not dry:
-        start(loaded.config)
+        in_processes(loaded.config)
     drawing = TrainOutput(output)
     try:
         if dry:

@@ -32,7 +32,7 @@ def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
 def deal_parts(lengths: Sequence[int], processes: int, parts: int) -> list[list[list[int]]]:
     """Deal the dialogs of a global batch out to processes, each of which works on parts one after the other.
 
-    Returns numbers of dialogs by process and part, each in their order. A process with a long part gets a short one.
+    Returns numbers of dialogs by process and part, each in their order. Who has a long part gets a short one.
     """
     hands = sorted((sorted(hand) for hand in deal(lengths, processes * parts)), key=lambda h: -_sum(lengths, h))
     held: list[list[list[int]]] = [[] for _ in range(processes)]
@@ -57,8 +57,8 @@ def _tokens(lengths: Sequence[int], hands: Sequence[Sequence[int]]) -> int:
 class DealtBatches(Sampler[list[int]]):
     """The parts of each global batch that one process works on, in the order of a single process's batches.
 
-    A last batch with fewer dialogs than there are parts leaves some without any. These get a dialog that counts for
-    nothing, as its index with all bits inverted: every process has to take part in every step.
+    A last batch with fewer dialogs than there are parts leaves some without any. These get a dialog that counts
+    for nothing, as its index with all bits inverted: every process has to take part in every step.
     """
 
     def __init__(

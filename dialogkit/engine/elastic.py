@@ -124,7 +124,7 @@ def _config(launch: Launch, folder: Path) -> LaunchConfig:
 
 
 def _own_address(rendezvous: str) -> str | None:
-    """Return the address by which this machine is reached from where the machines meet; None if it is not known."""
+    """Return the address of this machine on the way to where the machines meet; None if it is not known."""
     host, _, port = rendezvous.rpartition(":")
     with suppress(OSError, ValueError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, int(port)))  # sends nothing

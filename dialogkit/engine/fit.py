@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
 from dialogkit.config.train import TrainConfig
+from dialogkit.engine import processes
 from dialogkit.engine.adapters import complete_adapter, is_adapted, load_adapter
 from dialogkit.engine.arguments import Schedule, training_arguments
-from dialogkit.engine import processes
 from dialogkit.engine.attention import use_packed_attention, use_plain_attention
 from dialogkit.engine.batches import DealtBatches, DealtDialogs, EpochOrder
 from dialogkit.engine.budget import Budget, BudgetCallback, BudgetPlan

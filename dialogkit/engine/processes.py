@@ -91,6 +91,7 @@ def join() -> bool:
     if _joined is not None or rank is None:
         return _joined is not None
     from torch import distributed
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     tell_torch()
     if torch.cuda.is_available():
@@ -104,8 +105,8 @@ def join() -> bool:
     address, port = os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", "29500"))
     try:
         hosts = rank.index == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        kept, watched = (
-            distributed.TCPStore(
+        kept, seen = (
+            TCPStore(
                 address,
                 port,
                 is_master=master,
@@ -116,11 +117,11 @@ def join() -> bool:
             for master in (hosts, False)
         )
         name = _meet(kept, rank)
-        store, watched = (distributed.PrefixStore(f"dialogkit/{name}", made) for made in (kept, watched))
+        store, watched = (PrefixStore(f"dialogkit/{name}", made) for made in (kept, seen))
         if not distributed.is_initialized():
             distributed.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                store=distributed.PrefixStore("group", store),
+                store=PrefixStore("group", store),
                 rank=rank.index,
                 world_size=rank.count,
                 timeout=STEP,
@@ -150,9 +151,10 @@ def _meet(store: Any, rank: Rank) -> str:
     name, answered, until = uuid.uuid4().hex, set[bytes](), time.monotonic() + JOINING.total_seconds()
     while store.add(f"dialogkit/there/{name}", 0) < rank.count - 1:
         for other in range(1, rank.count):
-            if store.check([key := f"dialogkit/hello/{other}"]) and (word := store.get(key)) not in answered:
-                store.set(f"dialogkit/reply/{word.decode()}", name)
-                answered.add(word)
+            key = f"dialogkit/hello/{other}"
+            if store.check([key]) and (said := store.get(key)) not in answered:
+                store.set(f"dialogkit/reply/{said.decode()}", name)
+                answered.add(said)
         if time.monotonic() > until:
             raise TimeoutError(f"{rank.count - 1} others were waited for")
         time.sleep(0.02)
@@ -227,7 +229,7 @@ def gather(value: T) -> list[T]:
 
 @contextmanager
 def first_goes_first() -> Iterator[None]:
-    """Let the first process work, then the first one on each machine, then all others: what they make is cached."""
+    """Let the first process work, then the first one of each machine, then all others: what is made is cached."""
     turn = 0 if is_first() else 1 if _joined is not None and _joined.rank.local_index == 0 else 2
     for _ in range(turn):
         wait_for_all()
@@ -289,7 +291,7 @@ def is_loss_of_another(error: BaseException) -> bool:
 
 
 @contextmanager
-def end_together(on_end: Callable[[DialogKitError], None] = lambda _: None) -> Iterator[None]:
+def end_together(on_end: Callable[[DialogKitError], None] | None = None) -> Iterator[None]:
     """Make an error of one process the end of all, with that process's sentence and exit code.
 
     Args:
@@ -308,10 +310,10 @@ def end_together(on_end: Callable[[DialogKitError], None] = lambda _: None) -> I
             raise
         raise end from None
     finally:
-        _on_end = lambda _: None
+        _on_end = None
 
 
-_on_end: Callable[[DialogKitError], None] = lambda _: None  # noqa: E731
+_on_end: Callable[[DialogKitError], None] | None = None
 
 
 def agreed(error: BaseException) -> BaseException:
@@ -330,8 +332,8 @@ def agreed(error: BaseException) -> BaseException:
     with suppress(RuntimeError):
         if state.store.add(_CLAIMS, 1) > 1:
             return _told(state, wait_s=3.0) or error
-        told = {"message": str(error) or type(error).__name__, "code": getattr(error, "exit_code", 1)}
-        state.store.set(_TOLD, json.dumps({**told, "rank": state.rank.index}))
+        end = {"message": str(error) or type(error).__name__, "code": getattr(error, "exit_code", 1)}
+        state.store.set(_TOLD, json.dumps(end))
     return error
 
 
@@ -370,7 +372,7 @@ def _as_error(told: bytes) -> DialogKitError:
 
 
 def _watch(state: _Joined, store: Any) -> None:
-    """End this process where it cannot end by itself: another has told of an error, or whoever started it is gone."""
+    """End this process where it cannot by itself: another tells of an error, or whoever started it is gone."""
     parent = os.getppid()
     orphaned = _launch_folder() is not None
     while not state.left.wait(_WATCH_S):
@@ -386,8 +388,9 @@ def _watch(state: _Joined, store: Any) -> None:
             return
         if state.failed:  # on its way
             continue
-        with suppress(Exception):
-            _on_end(error)
+        if _on_end is not None:
+            with suppress(Exception):
+                _on_end(error)
         exit_with(error.exit_code, final=not isinstance(error, ProcessLostError))
 
 

@@ -1,4 +1,4 @@
-"""Trains in several processes: starts them, joins those that something else started, ends all with one sentence."""
+"""Trains in several processes: starts them, joins those that are started, and ends all with one sentence."""
 
 import os
 import sys
@@ -32,7 +32,7 @@ def start_processes(
     rendezvous: str | None,
     max_restarts: int | None,
 ) -> int | None:
-    """Run `dialogkit WORDS` in the processes that the settings ask for; return the exit code, None if one is enough.
+    """Run `dialogkit WORDS` in as many processes as are asked for; return the exit code, None if one is enough.
 
     Raises: ConfigError for words that do not go together, and for batches that do not split; what `elastic.start`
         raises.

@@ -150,7 +150,8 @@ def resume(
 
     processes.join()
     if not processes.is_first():
-        return _follow()[0]
+        followed: TrainResult | None = _follow()[0]
+        return followed
     record = run.read()
     if record.status == "completed":
         processes.share(None)
@@ -280,12 +281,10 @@ def _go_on(
         reporter.note(text)
 
     require_same(record, parts, force=force or restarted)
-    if (before := record.runtime.get("processes", 1)) != (now_ := parts.runtime.processes):
-        note(
-            f"goes on in {counted(now_, 'process')} in place of {before}, with the same batches: figures differ in "
-            "their last digits"
-        )
-    record.runtime["processes"] = now_
+    before, count = record.runtime.get("processes", 1), parts.runtime.processes
+    if before != count:
+        note(f"the number of processes was {before} and is {count}: the last digits of figures differ from now on")
+    record.runtime["processes"] = count
     checkpoint = newest_valid(run.path, note)
     step = checkpoint[1].step if checkpoint else 0
     told = max((point["step"] for point in run.metrics()), default=-1)

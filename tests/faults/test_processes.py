@@ -1,0 +1,334 @@
+"""Several processes: what is lost comes back, what one tells is the end of all, and nothing waits for ever."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dialogkit.tracking.rundir import RunDir
+from tests.conftest import REPOSITORY, SMALL
+from tests.services.test_processes import SETTINGS, assert_same_learning, points, words_of
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+
+LONG: dict[str, Any] = {**SMALL, **SETTINGS, "data.samples": 60, "train.max_steps": 60, "train.eval_every_steps": 10}
+RUN = Path("models/runs/it")
+MODULE = [sys.executable, "-m", "dialogkit"]
+PAIR = ["--devices", "2"]
+
+FAILING = '''
+import os
+
+if os.environ.get("RANK") == {rank!r}:
+    import dialogkit.engine.callbacks as callbacks
+    from dialogkit.errors import DataError
+
+    before = callbacks.MetricCallback.on_step_end
+
+    def on_step_end(self, args, state, control, **kwargs):
+        before(self, args, state, control, **kwargs)
+        if state.global_step == 5:
+            {action}
+
+    callbacks.MetricCallback.on_step_end = on_step_end
+'''
+
+
+def start(*words: str, before: list[str] | None = None, settings: dict[str, Any] = LONG, **environment: str) -> Any:
+    """Start a training that writes what it says to `out` and `err`."""
+    command = [*(before or MODULE), "train", "custom-nano", *words, *words_of(settings)]
+    with open("out", "ab") as out, open("err", "ab") as err:
+        return subprocess.Popen(
+            command, stdout=out, stderr=err, env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
+        )
+
+
+@contextmanager
+def started(*words: str, **more: Any) -> Iterator[Any]:
+    process = start(*words, **more)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def finish(*words: str, timeout: float = 400, **more: Any) -> int:
+    with started(*words, **more) as process:
+        return int(process.wait(timeout))
+
+
+def err() -> str:
+    return Path("err").read_text(encoding="utf-8")
+
+
+def wait_for(condition: Any, process: Any, timeout: float = 200) -> None:
+    until = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, err()
+        assert time.monotonic() < until, err()
+        time.sleep(0.1)
+
+
+def wait_for_step(step: int, process: Any) -> None:
+    file = RUN / "metrics.jsonl"
+    wait_for(lambda: file.exists() and max(points(RUN), default=0) >= step, process)
+
+
+def children(process: Any) -> list[int]:
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(pid) for pid in found.split()]
+
+
+def ended(pids: list[int]) -> bool:
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def assert_completed(steps: int = 60) -> None:
+    record = RunDir(RUN).read()
+    assert (record.status, record.metrics["train/steps"]) == ("completed", steps)
+    told = [point["step"] for point in RunDir(RUN).metrics() if "train/loss" in point]
+    assert told == [*range(1, steps + 1)]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_fifty_steps_of_two_processes_are_those_of_one(optimizer: str) -> None:
+    settings = {**LONG, "train.max_steps": 50, "train.optimizer": optimizer, "data.samples": 100}
+    assert finish("--name", "alone", settings=settings) == 0, err()
+    # Muon's iteration is in bfloat16: the last digits of a gradient decide how it rounds, here as in any other
+    # order of the sums of a single process.
+    loss, figures = (1e-5, 1e-6) if optimizer == "adamw" else (1e-4, 1e-4)
+    for parts in (1, 2):
+        name = f"together-{parts}"
+        more = {"train.accumulation_steps": parts, "train.batch_size": 8}
+        assert finish("--name", name, *PAIR, settings={**settings, **more}) == 0, err()
+        assert_same_learning(Path("models/runs/alone"), Path("models/runs") / name, loss=loss, figures=figures)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lost_process_comes_back(rank: int) -> None:
+    with started("--name", "it", *PAIR) as process:
+        wait_for_step(15, process)
+        os.kill(children(process)[rank], signal.SIGKILL)
+        assert process.wait(400) == 0, err()
+    assert_completed()
+    assert "a process was lost: all are started again (1)" in err()
+    assert [gone_on["step"] for gone_on in RunDir(RUN).read().resumed] == [10]
+    assert "Traceback" not in err()
+
+
+def test_processes_that_are_lost_again_and_again_end_the_run(in_temporary_folder: Path) -> None:
+    code = finish("--name", "it", *PAIR, "--max-restarts", "1", **failing(in_temporary_folder, "1", "os._exit(9)"))
+    assert code == 1
+    assert "error: a process ended with code 9 and 1 new starts did not help" in err()
+    assert "try: dialogkit train --resume models/runs/it" in err()
+    assert "Traceback" not in err()
+    assert len(RunDir(RUN).read().resumed) == 1
+
+
+def failing(folder: Path, rank: str, action: str) -> dict[str, str]:
+    """Return the environment in which a process does something after step 5."""
+    (folder / "site").mkdir()
+    (folder / "site/sitecustomize.py").write_text(FAILING.format(rank=rank, action=action))
+    return {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(folder / "site")])}
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_an_error_of_one_process_is_the_end_of_all_in_one_sentence(in_temporary_folder: Path, rank: str) -> None:
+    action = 'raise DataError("row 7 is not to be read", hint="dialogkit data inspect")'
+    assert finish("--name", "it", *PAIR, **failing(in_temporary_folder, rank, action)) == 2
+    assert err().count("row 7 is not to be read") == 1
+    assert err().rstrip().endswith("error: row 7 is not to be read\ntry: dialogkit data inspect")
+    record = RunDir(RUN).read()
+    assert (record.status, record.exit_code, record.error) == ("failed", 2, "row 7 is not to be read")
+
+
+def test_a_bug_in_one_process_leaves_one_traceback(in_temporary_folder: Path) -> None:
+    assert finish("--name", "it", *PAIR, **failing(in_temporary_folder, "1", '{}["nothing"]')) == 1
+    assert err().count("Traceback") == 1
+    assert "KeyError: 'nothing'" in err()
+    assert not RunDir(RUN).read().resumed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_after_the_same_step_and_any_number_goes_on(number: int) -> None:
+    assert finish("--name", "whole") == 0
+    with started("--name", "it", *PAIR) as process:
+        wait_for_step(15, process)
+        processes = children(process)
+        process.send_signal(number)
+        assert process.wait(100) == 128 + number, err()
+    assert ended(processes)
+    assert err().count("error: stopped by") == 1
+    assert "try: dialogkit train --resume it" in err()
+    record = RunDir(RUN).read()
+    assert record.status == "interrupted"
+    # With as many processes as before, if nothing else is said; then with one.
+    with started("--resume", "it", settings={}) as process:
+        wait_for_step(35, process)
+        process.send_signal(number)
+        assert process.wait(100) == 128 + number, err()
+    assert RunDir(RUN).read().runtime["processes"] == 2
+    assert finish("--resume", "it", "--devices", "1", settings={}) == 0, err()
+    assert "the number of processes was 2 and is 1" in err()
+    assert_completed()
+    assert_same_learning(Path("models/runs/whole"), RUN)
+
+
+def test_a_resumed_pair_is_bit_for_bit_the_pair_that_was_not_stopped() -> None:
+    assert finish("--name", "whole", *PAIR) == 0
+    with started("--name", "it", *PAIR) as process:
+        wait_for_step(15, process)
+        process.send_signal(signal.SIGTERM)
+        process.wait(100)
+    assert finish("--resume", "it", settings={}) == 0, err()
+    assert points(RUN) == points(Path("models/runs/whole"))
+    one, other = (Path("models/runs") / name / "model/model.safetensors" for name in ("whole", "it"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_no_process_outlives_its_launcher() -> None:
+    with started("--name", "it", *PAIR) as process:
+        wait_for_step(5, process)
+        processes = children(process)
+        process.kill()
+        process.wait()
+        until = time.monotonic() + 20
+        while not ended(processes) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert ended(processes)
+    assert finish("--resume", "it", settings={}) == 0, err()
+    assert_completed()
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def test_processes_of_torchrun_join() -> None:
+    assert finish("--name", "it", before=[*TORCHRUN, "-m", "dialogkit"]) == 0, err()
+    assert_completed()
+    assert RunDir(RUN).read().runtime["processes"] == 2
+    assert len(re.findall(r"^step 60/60 ", err(), re.MULTILINE)) == 2, "one line of the loss, one of the evaluation"
+
+
+def test_a_lost_process_of_torchrun_comes_back() -> None:
+    before = [*TORCHRUN, "--max-restarts", "1", "-m", "dialogkit"]
+    with started("--name", "it", before=before) as process:
+        wait_for_step(15, process)
+        os.kill(children(process)[1], signal.SIGKILL)
+        assert process.wait(400) == 0, err()
+    assert_completed()
+    assert len(RunDir(RUN).read().resumed) == 1
+
+
+def test_tasks_of_slurm_join() -> None:
+    tasks = []
+    for task in range(2):
+        told = {
+            "SLURM_PROCID": str(task),
+            "SLURM_LOCALID": str(task),
+            "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_STEP_TASKS_PER_NODE": "2",
+            "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_JOB_ID": str(os.getpid()),
+        }
+        tasks.append(start("--name", "it", **told))
+    try:
+        assert [task.wait(400) for task in tasks] == [0, 0], err()
+    finally:
+        for task in tasks:
+            task.kill()
+    assert_completed()
+
+
+# Two machines: network namespaces that are joined by a pair of virtual devices
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def machines() -> Iterator[list[str]]:
+    """Names of two network namespaces, at 10.77.0.1 and 10.77.0.2."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and ip")
+    names = [f"dialogkit-{os.getpid()}-{number}" for number in (1, 2)]
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", "veth1", "netns", names[0], "type", "veth", "peer", "name", "veth2", "netns", names[1])
+        for number, name in enumerate(names, 1):
+            ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", f"veth{number}")
+            ip("-n", name, "link", "set", f"veth{number}", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+    except subprocess.CalledProcessError as error:
+        delete(names)
+        pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+    try:
+        yield names
+    finally:
+        delete(names)
+
+
+def delete(names: list[str]) -> None:
+    for name in names:
+        inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split()
+        for pid in inside:
+            os.kill(int(pid), signal.SIGKILL)
+        subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+def on(machine: str) -> list[str]:
+    return ["ip", "netns", "exec", machine, *MODULE]
+
+
+def on_both(machines: list[str], nodes: str) -> list[Any]:
+    meet = ["--name", "it", "--nodes", nodes, "--rendezvous", "10.77.0.1:29400"]
+    return [
+        start(*meet, "--node-rank", str(number), before=on(machine)) for number, machine in enumerate(machines)
+    ]
+
+
+def test_a_machine_that_is_lost_is_done_without(machines: list[str]) -> None:
+    first, second = on_both(machines, "1:2")
+    try:
+        wait_for_step(15, first)
+        assert RunDir(RUN).read().runtime["processes"] == 2
+        for pid in subprocess.run(
+            ["ip", "netns", "pids", machines[1]], capture_output=True, text=True, check=True
+        ).stdout.split():
+            os.kill(int(pid), signal.SIGKILL)
+        assert first.wait(400) == 0, err()
+    finally:
+        first.kill()
+        second.kill()
+    assert_completed()
+    record = RunDir(RUN).read()
+    assert record.runtime["processes"] == 1
+    assert [gone_on["step"] for gone_on in record.resumed] == [10]
+    assert "the number of processes was 2 and is 1" in err()
+    assert "Traceback" not in err()
+
+
+def test_a_process_that_is_lost_on_one_of_two_machines_comes_back(machines: list[str]) -> None:
+    first, second = on_both(machines, "2")
+    try:
+        wait_for_step(15, first)
+        os.kill(children(second)[0], signal.SIGKILL)
+        assert [first.wait(400), second.wait(400)] == [0, 0], err()
+    finally:
+        first.kill()
+        second.kill()
+    assert_completed()
+    assert RunDir(RUN).read().runtime["processes"] == 2
+    assert len(RunDir(RUN).read().resumed) == 1
