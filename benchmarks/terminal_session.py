@@ -23,7 +23,9 @@ def run_in_terminal(commands: list[str], *, columns: int, lines: int) -> list[Te
     """Return the lines of a terminal after the commands were typed into it, one after the other."""
     screen = pyte.HistoryScreen(columns, lines, history=100_000, ratio=1)
     stream = pyte.ByteStream(screen)
-    for command in commands:
+    for number, command in enumerate(commands):
+        if number:
+            stream.feed(b"\r\n")
         stream.feed(f"\x1b[1;32m$\x1b[0m \x1b[1m{command}\x1b[0m\r\n".encode())
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
@@ -69,6 +71,7 @@ def main() -> None:
     console = Console(width=words.columns, record=True, force_terminal=True)
     for line in lines:
         console.print(line, soft_wrap=True)
+    console.print()  # the picture ends in the midst of its last line
     if words.svg:
         words.svg.parent.mkdir(exist_ok=True)
         words.svg.write_text(console.export_svg(title="dialogkit"), encoding="utf-8")

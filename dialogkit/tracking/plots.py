@@ -21,6 +21,8 @@ _INK, _FAINT = "#010001", "#010002"
 _FIRST_COLOUR = 0x010100
 _PAGE_COLOURS = {_INK: "var(--muted)", _FAINT: "var(--line)"}
 _FONT_SIZE = 11
+_STEPS = (1, 2, 2.5, 5, 10)
+"""Between ticks, times a power of ten: what people count in."""
 
 
 class Curve(NamedTuple):
@@ -106,8 +108,8 @@ def draw(
             axes.set_ylim(0, max(axes.get_ylim()[1], 1e-12))
         axes.grid(axis="y", color=_FAINT, linewidth=1)
         axes.axhline(axes.get_ylim()[0], color=_FAINT, linewidth=1.5)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=_STEPS))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=_STEPS))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
         axes.tick_params(length=0, pad=6, labelcolor=_INK)

@@ -62,4 +62,4 @@ def test_the_style_of_a_notebook_does_not_matter() -> None:
     usual = drawn(curve)
     with matplotlib.rc_context({"axes.facecolor": "red", "lines.linewidth": 9, "font.size": 30, "savefig.dpi": 7}):
         assert drawn(curve) == usual
-    assert re.findall(r">([\d.]+)</text>", usual) == ["0", "1", "0", "0.0004", "0.0008", "0.0012", "0.0016"]
+    assert re.findall(r">([\d.]+)</text>", usual) == ["0", "1", "0", "0.0005", "0.001", "0.0015"]

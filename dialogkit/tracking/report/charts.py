@@ -51,16 +51,15 @@ def charts_of(runs: Sequence[Seen]) -> list[Chart]:
             runs, "perf/tokens_per_s", "Throughput", "tokens per second", ("median", median, "{:,.0f}"), "{:,.0f}"
         ),
         _metric(runs, held, "Memory", f"{unit} {where}", ("most", max, "{:,.3g}"), scale=1 / size),
-        _metric(runs, "talk/stop_rate", "Replies that end by themselves", "share", ("last", _last, "{:.0%}")),
-        _metric(
-            runs,
-            "talk/mean_repetition",
-            "Repetition",
-            "share of sequences of three words",
-            ("last", _last, "{:.0%}"),
-        ),
+        _share(runs, "talk/stop_rate", "Replies that end by themselves", ""),
+        _share(runs, "talk/mean_repetition", "Repetition", "of three words in a row"),
     ]
     return [chart for chart in charts if chart is not None]
+
+
+def _share(runs: Sequence[Seen], metric: str, title: str, unit: str) -> Chart | None:
+    """Return a metric that is a share, in per cent."""
+    return _metric(runs, metric, title, unit, ("last", _last, "{:.1f}%"), "{:g}%", scale=100)
 
 
 def _last(values: list[float]) -> float:
