@@ -20,7 +20,7 @@ demo: setup
 	$(BIN)/dialogkit generate
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 faults: setup
 	$(BIN)/python -m pytest -m faults
