@@ -1,6 +1,5 @@
 """What a job on a cluster runs: a training of its own name, which goes on when the job is started again."""
 
-import math
 import os
 import re
 import shlex
@@ -108,20 +107,8 @@ def plan(
         max_restarts=max_restarts,
         time_s=None if time is None else seconds_of(time),
     )
-    require_even_split(config, job.processes)
+    config.train.require_even(job.processes)
     return job
-
-
-def require_even_split(config: RunConfig, processes: int) -> None:
-    """Raise ConfigError if the dialogs of a step cannot be split evenly over processes and accumulation."""
-    size, parts = config.train.batch_size, config.train.accumulation_steps
-    if size % (processes * parts):
-        times = f" times {parts} accumulation steps" if parts > 1 else ""
-        right = math.ceil(size / (processes * parts)) * processes * parts
-        raise ConfigError(
-            f"train.batch_size {size} cannot be split evenly over {processes} processes{times}",
-            hint=f"--set train.batch_size={right}",
-        )
 
 
 def seconds_of(text: str) -> int:

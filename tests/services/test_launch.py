@@ -327,7 +327,7 @@ def test_what_train_refuses_is_refused_in_the_same_words(words: list[str], dialo
         (["--partition", "a\n#SBATCH -x"], ["train"], "--partition"),
         (["--account", "$(x)"], ["train"], "--account"),
         (["--setup", "export WANDB_API_KEY=abc"], ["train"], "--setup sets what seems to be a secret"),
-        (["--gpus", "3"], ["train", "--set", "train.batch_size=8"], "batch_size 8 cannot be split evenly over 3"),
+        (["--gpus", "3"], ["train", "--set", "train.batch_size=8"], "batch_size 8 does not split evenly over 3"),
         (["--gpus", "-1"], ["train"], "--gpus"),
     ],
 )
@@ -391,5 +391,6 @@ def test_every_option_of_train_is_checked_or_known_to_need_no_check() -> None:
     parameters = typer.main.get_command(parser).params
     checked = {p.name for p in parameters if set(p.opts) & set(_FLAGS.values())}
     checked |= {"model", "preset", "config", "sets", "from_run", "no_cuda", "output_dir", "log_model", "fit_batch"}
+    checked |= {"no_merge"}
     refused = {"dry", "resume_run", "devices", "nodes", "node_rank", "rendezvous", "max_restarts"}
     assert {p.name for p in parameters} <= checked | refused | {"force", "json_output", "help"}
