@@ -18,6 +18,7 @@ from dialogkit.services.judging import (
     TRAINED_DIALOGS,
     Exchange,
     Interval,
+    Judged,
     SliceRow,
     Subject,
     WorstRow,
@@ -25,6 +26,7 @@ from dialogkit.services.judging import (
     hits_at_1,
     prompt_gain,
     remarks,
+    scarce_kinds,
     score,
     slices_of,
     talk,
@@ -32,7 +34,7 @@ from dialogkit.services.judging import (
     unigram_likelihood,
     worst_rows,
 )
-from dialogkit.services.keeping import Keeper, TrackedRow, require_mode
+from dialogkit.services.keeping import Keeper, KeptRow, TrackedRow, require_mode
 from dialogkit.services.models import DEFAULT_OUTPUT, Loadable, resolve_model
 from dialogkit.services.result import Result
 from dialogkit.services.tasks import TaskRow, TaskSuite
@@ -50,6 +52,12 @@ class EvaluateRow(Result):
     """What stands beside a model: itself before the training, the frequencies of tokens, or the true answers."""
     dataset: str
     dialogs: int
+    held_out: int | None = None
+    """Dialogs of the dataset that are held out."""
+    of_dialogs: int | None = None
+    """Dialogs of the dataset, those to train on included."""
+    trained_on: bool = False
+    """Whether dialogs are among them that the model was trained on."""
     tokens: int
     """Supervised tokens, ends of turn included."""
     nats_per_token: float | None = None
@@ -93,10 +101,16 @@ class EvaluateRow(Result):
     intervals: dict[str, Interval] = Field(default_factory=dict)
     """95% intervals by bootstrap over the dialogs."""
     slices: list[SliceRow] = Field(default_factory=list)
+    scarce: dict[str, int] = Field(default_factory=dict)
+    """Kinds of dialogs that are too few for figures of their own, and how many there are."""
     worst: list[WorstRow] = Field(default_factory=list)
     remarks: list[str] = Field(default_factory=list)
     """What is wrong with the model, in words."""
     tasks: list[TaskRow] = Field(default_factory=list)
+
+    def figures(self) -> dict[str, float]:
+        """Return what was measured, by name."""
+        return {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), float)}
 
 
 class EvaluateResult(Result):
@@ -104,6 +118,9 @@ class EvaluateResult(Result):
 
     rows: list[EvaluateRow]
     anchors: list[EvaluateRow] = Field(default_factory=list)
+    """Those of each model, by its name."""
+    kept: list[KeptRow] = Field(default_factory=list)
+    """Where the figures lie, of models of runs."""
     tracked: list[TrackedRow] = Field(default_factory=list)
     """The W&B runs that were told of it."""
 
@@ -129,7 +146,8 @@ def evaluate(
 ) -> EvaluateResult:
     """Return how well one model or several predict held-out answers, listen and talk; in float32.
 
-    The figures of a run's own model are kept in its folder and told to its W&B run, and its page is written again.
+    The figures of a run's own model are kept in its folder, beside those on another number of dialogs, and told to
+    its W&B run, and its page is written again.
 
     Args:
         model: catalogue name, run, folder or hub id, or several; None is the newest finished run.
@@ -160,13 +178,14 @@ def evaluate(
 
     rows: list[EvaluateRow] = []
     anchors: list[EvaluateRow] = []
+    kept: list[KeptRow] = []
     tracked: list[TrackedRow] = []
     for number, (loadable, keeper) in enumerate(zip(chosen, keepers, strict=True)):
         config = _dataset_of(loadable, dataset, whole=whole)
         if max_bad_rows:
             config = config.model_copy(update={"max_bad_rows": max_bad_rows})
 
-        def told(what: str, share: float, number: int = number, name: str = loadable.name) -> None:
+        def told(what: str, share: float, number: int = number, name: str = loadable.known_as) -> None:
             on_progress(f"{name}: {what}", (number + share) / len(chosen))
 
         row, beside, replies = _evaluate_one(
@@ -183,16 +202,17 @@ def evaluate(
         if suite is not None:
             row = row.model_copy(update={"tasks": _ask(suite, loadable, samples, batch_size, device, told)})
             keeper.tasks(row.tasks)
+        beyond = whole and row.dialogs > (row.held_out or 0)
+        own = loadable.run is not None and row.dataset == loadable.run.read().data.get("dataset")
+        row = row.model_copy(update={"trained_on": beyond and own})
         rows.append(row)
-        # Of several models of one shape and tokenizer the anchors are the same.
-        kept = [(anchor.anchor, anchor.dataset, anchor.bits_per_byte, anchor.chrf) for anchor in anchors]
-        anchors += [a for a in beside if (a.anchor, a.dataset, a.bits_per_byte, a.chrf) not in kept]
-        if not quick:
-            keeper.evaluation(row, beside, replies)
+        anchors += beside
+        if not quick and (told_of := keeper.evaluation(row, beside, replies)) is not None:
+            kept.append(told_of)
         told("keeping the figures", 1.0)
         if (told_to := keeper.close()) is not None:
             tracked.append(told_to)
-    return EvaluateResult(rows=rows, anchors=anchors, tracked=tracked)
+    return EvaluateResult(rows=rows, anchors=anchors, kept=kept, tracked=tracked)
 
 
 class _Work:
@@ -200,11 +220,16 @@ class _Work:
 
     def __init__(self, told: ProgressSink, total: int) -> None:
         self._told, self._total, self._done = told, max(1, total), 0
-        self.what = ""
+        self._what, self.of = "", ""
+
+    def begin(self, what: str) -> None:
+        """Tell what is measured from here on."""
+        self._what = f"{self.of}{what}"
+        self(0)
 
     def __call__(self, dialogs: int) -> None:
         self._done += dialogs
-        self._told(self.what, min(1.0, self._done / self._total))
+        self._told(self._what, min(1.0, self._done / self._total))
 
 
 def _evaluate_one(
@@ -227,15 +252,22 @@ def _evaluate_one(
 
     told("loading", 0.0)
     loaded = load_for_inference(loadable, device=device)
+    told("reading the dialogs", 0.0)
     subject = Subject(loaded.model, loaded.tokenizer, loaded.context, loaded.device)
     data = prepare_data(config, loaded.tokenizer, context=loaded.context, cache=cache_dir())
     dialogs = concatenate([data.evaluation, data.train]) if whole else data.evaluation
     if samples is not None:
         dialogs = dialogs.select(range(min(samples, len(dialogs))))
-    common = {"model": loaded.name, "dataset": data.ledger.dataset, "dialogs": len(dialogs)}
+    common = {
+        "model": loadable.known_as,
+        "dataset": data.ledger.dataset,
+        "dialogs": len(dialogs),
+        "held_out": len(data.evaluation),
+        "of_dialogs": data.ledger.kept,
+    }
     if quick:
         work = _Work(told, len(dialogs))
-        work.what = "predicting answers"
+        work.begin("predicting answers")
         likelihood = score(subject, dialogs, batch_size=batch_size, done=work)
         figures, bounds = likelihood.figures(), intervals(likelihood.resampled, len(dialogs))
         row = EvaluateRow(**common, tokens=int(likelihood.tokens.sum()), **figures, intervals=bounds)
@@ -256,24 +288,23 @@ def _evaluate_one(
     )
     frequencies = unigram.figures()
     if knows is not None:
-        work.what = "predicting dialogs of the training"
+        work.begin("predicting dialogs of the training")
         bits = score(subject, knows, batch_size=batch_size, done=work).figures()["bits_per_byte"]
         row = row.model_copy(update={"trained_bits_per_byte": bits})
-    measured = {name: value for name, value in row.model_dump().items() if isinstance(value, float)}
-    row = row.model_copy(
-        update={
-            "remarks": remarks(
-                measured,
-                row.intervals,
-                unigram_bits=frequencies["bits_per_byte"],
-                trained_bits=row.trained_bits_per_byte,
-            )
-        }
-    )
     if start is not None:
+        work.of = "untrained, "
         anchor, _ = _measured(start, dialogs, pairs, common, batch_size=batch_size, work=work)
-        cleared: dict[str, Any] = {"anchor": "untrained", "slices": [], "worst": [], "peak_memory_bytes": None}
-        beside.append(anchor.model_copy(update=cleared))
+        cleared: dict[str, Any] = {"anchor": "untrained", "slices": [], "scarce": {}, "worst": []}
+        beside.append(anchor.model_copy(update={**cleared, "peak_memory_bytes": None}))
+    judged = Judged(
+        row.figures(),
+        row.intervals,
+        unigram_bits=frequencies["bits_per_byte"],
+        trained_bits=row.trained_bits_per_byte,
+        before=beside[0].figures() if beside else {},
+        replies=replies,
+    )
+    row = row.model_copy(update={"remarks": remarks(judged)})
     beside.append(
         EvaluateRow(
             **common,
@@ -306,10 +337,10 @@ def _measured(
     from dialogkit.engine.memory import peak_bytes
     from dialogkit.inference.metrics import intervals
 
-    work.what = "predicting answers"
+    work.begin("predicting answers")
     likelihood = score(subject, dialogs, batch_size=batch_size, done=work)
     figures, bounds = likelihood.figures(), intervals(likelihood.resampled, len(dialogs))
-    work.what = "predicting answers without their prompts"
+    work.begin("predicting answers without their prompts")
     asked = pairs[:GAIN_DIALOGS]
     single = all(len(p.prompt_ids) + len(p.answer_ids) == n for p, n in zip(asked, dialogs.lengths, strict=False))
     known = likelihood.select(np.arange(len(asked))) if single else None  # one answer a dialog
@@ -317,13 +348,12 @@ def _measured(
     figures["prompt_gain"] = gain
     if bound:
         bounds["prompt_gain"] = bound
-    work.what = "finding the true answer among ten"
+    work.begin("finding the true answer among ten")
     if (ranked := hits_at_1(subject, pairs, batch_size=batch_size, done=work)) is not None:
         figures["hits_at_1"] = ranked[0]
         if ranked[1]:
             bounds["hits_at_1"] = ranked[1]
-    work.what = "answering prompts"
-    work(0)
+    work.begin("answering prompts")
     talked = talk(subject, pairs[:REPLIES])
     work(REPLIES)
     row = EvaluateRow(
@@ -334,6 +364,7 @@ def _measured(
         peak_memory_bytes=peak_bytes(subject.device),
         intervals=bounds | talked.intervals,
         slices=slices_of(likelihood, pairs),
+        scarce=scarce_kinds(pairs),
         worst=worst_rows(likelihood, pairs),
     )
     return row, talked.replies
