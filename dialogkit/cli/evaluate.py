@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 from rich.text import Text
 
-from dialogkit.cli.figures import best_of, print_side_by_side, print_tasks
+from dialogkit.cli.figures import best_of, fits, print_side_by_side, print_tasks
 from dialogkit.cli.options import JsonOption, ModelsArgument, NoCudaOption, OutputOption
 from dialogkit.cli.output import Output, fitting, table, untrusted
 from dialogkit.errors import ConfigError
-from dialogkit.services.judging import LEAST
-from dialogkit.services.models import output_option
 from dialogkit.services.reporter import counted
 from dialogkit.tracking.figures import ANCHORS, FIGURES, GROUPS, Figure
 
@@ -83,6 +81,7 @@ def evaluate_command(
 ) -> None:
     """Measure how well models predict held-out answers, listen to prompts, and talk."""
     from dialogkit.services.evaluate import evaluate
+    from dialogkit.services.models import output_option
 
     if quick and (left_out := [name for name, given in (("--slices", slices), ("--worst", worst)) if given]):
         raise ConfigError(
@@ -142,6 +141,8 @@ def _render(
         output.err.print(Text(told, style="dim"))
     else:
         _render_likelihood(output, result.rows)
+    if result.anchors:
+        output.print("")
     for row in result.rows:
         for told in _extent(row, asked):
             output.print(untrusted(told))
@@ -241,9 +242,9 @@ def _render_kept(output: Output, result: "EvaluateResult") -> None:
     """Tell where the figures, the replies and the worst dialogs of each model lie."""
     measured = {row.model: row.dialogs for row in result.rows}
     for kept in result.kept:
-        folder = Path(kept.figures).parent
-        files = ", ".join(Path(path).name for path in (kept.figures, kept.replies, kept.worst))
-        told = f"kept in {folder}: {files}"
+        stem = Path(kept.figures).stem
+        beside = [Path(path).name.removeprefix(stem) for path in (kept.replies, kept.worst)]
+        told = f"kept: {kept.figures}, {', '.join(beside)}"
         if kept.shown_dialogs != measured.get(kept.run):
             told += f"; `runs` and the page still show that on {counted(kept.shown_dialogs, 'dialog')}"
         output.err.print(untrusted(told), soft_wrap=True)
@@ -285,12 +286,19 @@ def render_figures(
     # What only the anchors have, as the speed of an untrained model whose own says nothing, tells nothing.
     measured = {figure.name for figure in FIGURES if any(getattr(r, figure.name) is not None for r in result.rows)}
 
-    def draw(columns: "Sequence[tuple[str, EvaluateRow]]") -> "Table":
-        return _side_by_side(
-            columns, best, marks, lambda name: name in measured and name != without and (not only or name in only)
-        )
+    def draw(columns: "Sequence[tuple[str, EvaluateRow]]", *, short: bool = False) -> "Table":
+        def wanted(name: str) -> bool:
+            if short and name == "perplexity":  # another form of the loss, and the widest figure of all
+                return False
+            return name in measured and name != without and (not only or name in only)
 
-    print_side_by_side(output, _columns(result), draw)
+        return _side_by_side(columns, best, marks, wanted, short=short)
+
+    columns = _columns(result)
+    if result.anchors and not fits(output, draw(columns)) and fits(output, draw(columns, short=True)):
+        output.print(draw(columns, short=True))
+    else:
+        print_side_by_side(output, columns, draw)
 
 
 def _letters(rows: "Sequence[EvaluateRow]") -> list[str]:
@@ -327,7 +335,8 @@ def _columns(result: "EvaluateResult") -> "list[tuple[str, EvaluateRow]]":
             owners[same].append(anchor.model)
     everybody = len(result.rows)
     columns = [(row.model, row) for row in result.rows]
-    for same_as, anchor in first.items():
+    kinds = list(ANCHORS)
+    for same_as, anchor in sorted(first.items(), key=lambda item: kinds.index(str(item[1].anchor))):
         title = ANCHORS[str(anchor.anchor)]
         whose = owners[same_as]
         column = (title if len(whose) >= everybody else f"{title}\nof {', '.join(whose)}", anchor)
@@ -354,13 +363,15 @@ def _side_by_side(
     best: dict[str, str],
     marks: dict[int, str],
     shown: Callable[[str], bool],
+    *,
+    short: bool,
 ) -> "Table":
-    titles = [title for title, _ in columns]
+    titles = [title.replace("true answers", "true\nanswers") if short else title for title, _ in columns]
     with_intervals = any(row.intervals for _, row in columns if not row.anchor)
     drawn = table("95% interval in brackets" if with_intervals else "", *titles, right=titles)
     group = ""
     for figure in FIGURES:
-        cells = [_cell(figure, row, bold=best.get(figure.name) == row.model) for _, row in columns]
+        cells = [_cell(figure, row, bold=best.get(figure.name) == row.model, short=short) for _, row in columns]
         if not shown(figure.name) or not any(cell.plain for cell in cells):
             continue
         if figure.group != group:
@@ -370,14 +381,17 @@ def _side_by_side(
     return drawn
 
 
-def _cell(figure: Figure, row: "EvaluateRow", *, bold: bool) -> Text:
+def _cell(figure: Figure, row: "EvaluateRow", *, bold: bool, short: bool) -> Text:
     value = getattr(row, figure.name)
     if value is None:
         return Text()
     # Of thousands the parts are of no interest, and there is no room for them.
     form = ",.0f" if figure.name == "perplexity" and value >= 1000 else figure.form
+    if short and form == ".4f":
+        form = ".3f"
     text = format(value, form)
-    if not row.anchor and (bounds := row.intervals.get(figure.name)):
+    bounds = row.intervals.get(figure.name)
+    if not row.anchor and bounds and bounds[0] < bounds[1]:
         text += f" [{format(bounds[0], form)}, {format(bounds[1], form)}]"
     return untrusted(text, "dim" if row.anchor else "bold" if bold else "")
 
@@ -395,6 +409,8 @@ def _best(rows: "Sequence[EvaluateRow]") -> dict[str, str]:
 
 
 def _render_slices(output: Output, row: "EvaluateRow") -> None:
+    from dialogkit.services.judging import LEAST
+
     output.print("")
     numbers = ("dialogs", "bits/byte", "95% interval")
     drawn = table(row.model, *numbers, right=numbers)

@@ -295,7 +295,9 @@ def _evaluate_one(
         work.of = "untrained, "
         anchor, _ = _measured(start, dialogs, pairs, common, batch_size=batch_size, work=work)
         cleared: dict[str, Any] = {"anchor": "untrained", "slices": [], "scarce": {}, "worst": []}
-        beside.append(anchor.model_copy(update={**cleared, "peak_memory_bytes": None}))
+        # It is of one size with the model, whose speed is its own.
+        cleared |= dict.fromkeys(("first_token_s", "reply_tokens_per_s", "peak_memory_bytes"))
+        beside.append(anchor.model_copy(update=cleared))
     judged = Judged(
         row.figures(),
         row.intervals,

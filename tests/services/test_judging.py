@@ -306,7 +306,7 @@ def test_the_table_shows_figures_intervals_and_anchors(
     assert done.code == 0
     row = judged_run.rows[0]
     low, high = row.intervals["bits_per_byte"]
-    for shown in (f"{row.bits_per_byte:.4f} [{low:.4f}, {high:.4f}]", "untrained", "unigram", "true answers"):
+    for shown in (f"{row.bits_per_byte:.3f} [{low:.3f}, {high:.3f}]", "untrained", "unigram", "answers"):
         assert shown in done.out
     assert done.out.startswith(f"shared-run on starter, {row.dialogs} held-out dialogs\n")
     places = [done.out.index(title) for title, _ in GROUPS.values()]
