@@ -329,6 +329,8 @@ def _columns(result: "EvaluateResult") -> "list[tuple[str, EvaluateRow]]":
     owners: dict[tuple[object, ...], list[str]] = {}
     first: dict[tuple[object, ...], EvaluateRow] = {}
     for anchor in result.anchors:
+        if anchor.anchor is None:  # as in a folder of somebody else's making
+            continue
         same = (anchor.anchor, anchor.dataset, anchor.dialogs, anchor.bits_per_byte, anchor.chrf)
         first.setdefault(same, anchor)
         if anchor.model not in owners.setdefault(same, []):

@@ -51,7 +51,7 @@ def drawn(
 
 
 def test_of_one_model_the_anchors_need_no_owner(capfd: pytest.CaptureFixture[str]) -> None:
-    result = EvaluateResult(rows=[row("a")], anchors=anchors("a"))
+    result = EvaluateResult(rows=[row("a")], anchors=[row("what is no anchor"), *anchors("a")])
     out, err = drawn(capfd, result, _Asked(models=["custom-nano"]))
     assert out.startswith("a (custom-nano) on starter, 15 held-out dialogs\n")
     assert re.search(r"^95% interval in brackets +a +untrained +unigram +true answers$", out, re.MULTILINE)
