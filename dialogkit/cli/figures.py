@@ -32,6 +32,12 @@ def best_of(bounds: Mapping[str, tuple[float, float]], better: int) -> str | Non
     return first if all(turned[first][0] > high for name, (_, high) in turned.items() if name != first) else None
 
 
+def fits(output: Output, drawn: "Table") -> bool:
+    """Return whether a table is no wider than what it is printed to."""
+    unbounded = output.out.options.update(width=10_000)
+    return output.out.measure(drawn, options=unbounded).maximum <= output.out.width
+
+
 def print_side_by_side(
     output: Output, columns: Sequence[Column], draw: "Callable[[Sequence[Column]], Table]"
 ) -> None:
@@ -39,8 +45,7 @@ def print_side_by_side(
     while columns:
         for number in range(len(columns), 0, -1):
             drawn = draw(columns[:number])
-            width = output.out.measure(drawn, options=output.out.options.update(width=10_000)).maximum
-            if width <= output.out.width or number == 1:
+            if fits(output, drawn) or number == 1:
                 break
         output.print(drawn)
         columns = columns[number:]

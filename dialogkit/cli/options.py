@@ -17,5 +17,7 @@ OutputOption = Annotated[str, typer.Option("--output-dir", metavar="DIR", help="
 NoCudaOption = Annotated[bool, typer.Option("--no-cuda", help="Use the CPU even where there is a GPU.")]
 ModelsArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="MODEL", help="Name, run, folder or hub id. Default: the newest finished run."),
+    typer.Argument(
+        metavar="MODEL", help="Name, run, RUN/checkpoint-N, folder or hub id. Default: the newest finished run."
+    ),
 ]

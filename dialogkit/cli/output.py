@@ -153,16 +153,47 @@ class Output:
 
     @contextmanager
     def progress(self) -> "Iterator[Callable[[str, float], None]]":
-        """Give a function that takes what goes on and the part behind (0 to 1); a terminal shows it as a bar."""
-        if self.json_mode or not self.err.is_terminal:
+        """Give a function that takes what goes on and the part behind (0 to 1).
+
+        A terminal shows it as a bar, all else is told in a line where something new begins.
+        """
+        if self.json_mode:
             yield lambda what, share: None
             return
+        if not self.err.is_terminal:
+            yield self._line_by_line()
+            return
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
-        columns = (BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        # Of a fixed width: a text that grows and shrinks would move what stands beside it.
+        text = Column(width=max(10, self.err.width - 40), no_wrap=True, overflow="ellipsis")
+        columns = (
+            BarColumn(bar_width=24),
+            TimeRemainingColumn(table_column=Column(width=len("0:00:00"))),
+            TextColumn("{task.description}", table_column=text),
+        )
         with Progress(*columns, console=self.err, transient=True, refresh_per_second=4) as drawn:
-            task = drawn.add_task("", total=1.0)
-            yield lambda what, share: drawn.update(task, completed=share, description=escape(sanitize(what)))
+            task = drawn.add_task("", total=None)
+
+            def told(what: str, share: float) -> None:
+                # Until something is behind, the bar moves to and fro.
+                drawn.update(
+                    task, total=1.0 if share else None, completed=share, description=escape(sanitize(what))
+                )
+
+            yield told
+
+    def _line_by_line(self) -> "Callable[[str, float], None]":
+        before = ""
+
+        def told(what: str, share: float) -> None:
+            nonlocal before
+            if what != before:
+                before = what
+                self.err.print(untrusted(f"{what} ..."), soft_wrap=True)
+
+        return told
 
     def stream(self, text: str) -> None:
         """Print a piece of a growing text to stdout."""

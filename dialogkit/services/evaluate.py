@@ -10,7 +10,7 @@ from dialogkit.config.data import DataConfig
 from dialogkit.config.load import list_problems
 from dialogkit.data.sources import NAMED, looks_like_file
 from dialogkit.errors import ConfigError, DataError
-from dialogkit.services.keeping import Keeper, TrackedRow, require_mode
+from dialogkit.services.keeping import Keeper, KeptRow, TrackedRow, require_mode
 from dialogkit.services.measuring import EvaluateRow, ProgressSink, measure
 from dialogkit.services.models import DEFAULT_OUTPUT, Loadable, resolve_model
 from dialogkit.services.result import Result
@@ -25,6 +25,9 @@ class EvaluateResult(Result):
 
     rows: list[EvaluateRow]
     anchors: list[EvaluateRow] = Field(default_factory=list)
+    """Those of each model, by its name."""
+    kept: list[KeptRow] = Field(default_factory=list)
+    """Where the figures lie, of models of runs."""
     tracked: list[TrackedRow] = Field(default_factory=list)
     """The W&B runs that were told of it."""
 
@@ -46,7 +49,8 @@ def evaluate(
 ) -> EvaluateResult:
     """Return how well one model or several predict held-out answers, listen and talk; in float32.
 
-    The figures of a run's own model are kept in its folder and told to its W&B run, and its page is written again.
+    The figures of a run's own model are kept in its folder, beside those on another number of dialogs, and told to
+    its W&B run, and its page is written again.
 
     Args:
         model: catalogue name, run, folder or hub id, or several; None is the newest finished run.
@@ -77,13 +81,14 @@ def evaluate(
 
     rows: list[EvaluateRow] = []
     anchors: list[EvaluateRow] = []
+    kept: list[KeptRow] = []
     tracked: list[TrackedRow] = []
     for number, (loadable, keeper) in enumerate(zip(chosen, keepers, strict=True)):
         config = _dataset_of(loadable, dataset, whole=whole)
         if max_bad_rows:
             config = config.model_copy(update={"max_bad_rows": max_bad_rows})
 
-        def told(what: str, share: float, number: int = number, name: str = loadable.name) -> None:
+        def told(what: str, share: float, number: int = number, name: str = loadable.known_as) -> None:
             on_progress(f"{name}: {what}", (number + share) / len(chosen))
 
         row, beside, replies = measure(
@@ -100,16 +105,17 @@ def evaluate(
         if suite is not None:
             row = row.model_copy(update={"tasks": _ask(suite, loadable, samples, batch_size, device, told)})
             keeper.tasks(row.tasks)
+        beyond = whole and row.dialogs > (row.held_out or 0)
+        own = loadable.run is not None and row.dataset == loadable.run.read().data.get("dataset")
+        row = row.model_copy(update={"trained_on": beyond and own})
         rows.append(row)
-        # Of several models of one shape and tokenizer the anchors are the same.
-        kept = [(anchor.anchor, anchor.dataset, anchor.bits_per_byte, anchor.chrf) for anchor in anchors]
-        anchors += [a for a in beside if (a.anchor, a.dataset, a.bits_per_byte, a.chrf) not in kept]
-        if not quick:
-            keeper.evaluation(row, beside, replies)
+        anchors += beside
+        if not quick and (told_of := keeper.evaluation(row, beside, replies)) is not None:
+            kept.append(told_of)
         told("keeping the figures", 1.0)
         if (told_to := keeper.close()) is not None:
             tracked.append(told_to)
-    return EvaluateResult(rows=rows, anchors=anchors, tracked=tracked)
+    return EvaluateResult(rows=rows, anchors=anchors, kept=kept, tracked=tracked)
 
 
 def _ask(

@@ -1,8 +1,12 @@
 """What is measured of one model on held-out dialogs, and what the figures mean in words."""
 
+import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dialogkit.config.generate import GenerateConfig
@@ -23,6 +27,16 @@ REPLIES = 64
 TRAINED_DIALOGS = 64
 """Training dialogs that are scored, to tell learning by heart."""
 WORST = 20
+LEAST = 10
+"""Dialogs of a kind below which it has no figures of its own."""
+
+LITTLE_GAIN = 0.02
+"""Part of the bits of the answers below which what the prompt saves of them counts as little."""
+TOO_SHORT, TOO_LONG = 0.5, 2.0
+"""Bounds of the ratio of lengths: replies whose whole interval is outside are far too short or too long."""
+
+ENOUGH_TOKENS = 256
+"""Tokens of all replies from which on their speed is told: that of fewer is how long it takes to begin."""
 
 Interval = tuple[float, float]
 
@@ -234,6 +248,7 @@ def talk(subject: Subject, pairs: Sequence[Exchange]) -> Talk:
     from dialogkit.inference.metrics import ReplyFigures, Spoken
     from dialogkit.inference.session import continue_prompts
 
+    started = time.perf_counter()
     with plain_attention(subject.model):
         made = continue_prompts(
             subject.model,
@@ -244,16 +259,15 @@ def talk(subject: Subject, pairs: Sequence[Exchange]) -> Talk:
             device=subject.device,
             batch_size=len(pairs),
         )
+    seconds = time.perf_counter() - started
     spoken = [
         Spoken(pair.prompt, reply.text.strip(), pair.answer, reply.stop_reason == "end of turn")
         for pair, reply in zip(pairs, made, strict=True)
     ]
     figures = ReplyFigures(spoken)
-    seconds = max(reply.seconds for reply in made)
-    speed = {
-        "first_token_s": max(reply.first_token_s for reply in made),
-        "reply_tokens_per_s": sum(reply.tokens for reply in made) / max(seconds, 1e-9),
-    }
+    speed = {"first_token_s": max(reply.first_token_s for reply in made)}
+    if (tokens := sum(reply.tokens for reply in made)) >= ENOUGH_TOKENS:
+        speed["reply_tokens_per_s"] = tokens / max(seconds, 1e-9)
     rows = [
         {"prompt": pair.prompt, "reply": reply.text, "reference": pair.answer, "stop_reason": reply.stop_reason}
         for pair, reply in zip(pairs, made, strict=True)
@@ -269,20 +283,17 @@ def talk_of_references(pairs: Sequence[Exchange]) -> Talk:
     return Talk(figures.figures(), figures.intervals(), [])
 
 
-def slices_of(likelihood: "Likelihood", pairs: Sequence[Exchange], *, least: int = 10) -> list[SliceRow]:
-    """Return the figures by kind of dialog; a kind with fewer than `least` dialogs is left out."""
+def slices_of(likelihood: "Likelihood", pairs: Sequence[Exchange]) -> list[SliceRow]:
+    """Return the figures by kind of dialog; a kind with fewer than `LEAST` dialogs is left out."""
     import numpy as np
 
     from dialogkit.inference.metrics import intervals
 
-    kinds: dict[str, list[int]] = {}
-    for index, pair in enumerate(pairs):
-        for kind in kinds_of(pair):
-            kinds.setdefault(kind, []).append(index)
-    verbs = sorted((k for k in kinds if k.startswith("verb: ")), key=lambda k: (-len(kinds[k]), k))
+    kinds = _by_kind(pairs)
+    verbs = sorted((k for k in kinds if k.startswith(_VERB)), key=lambda k: (-len(kinds[k]), k))
     rows = []
-    for kind in [*sorted(k for k in kinds if not k.startswith("verb: ")), *verbs[:8]]:
-        if len(kinds[kind]) < least:
+    for kind in [*sorted(k for k in kinds if not k.startswith(_VERB)), *verbs[:8]]:
+        if len(kinds[kind]) < LEAST:
             continue
         part = likelihood.select(np.array(kinds[kind]))
         rows.append(
@@ -294,6 +305,23 @@ def slices_of(likelihood: "Likelihood", pairs: Sequence[Exchange], *, least: int
             )
         )
     return rows
+
+
+def scarce_kinds(pairs: Sequence[Exchange]) -> dict[str, int]:
+    """Return the kinds that have too few dialogs for figures, and how many each has; first words are not named."""
+    kinds = {kind: len(found) for kind, found in _by_kind(pairs).items() if not kind.startswith(_VERB)}
+    return {kind: number for kind, number in sorted(kinds.items()) if number < LEAST}
+
+
+_VERB = "verb: "
+
+
+def _by_kind(pairs: Sequence[Exchange]) -> dict[str, list[int]]:
+    kinds: dict[str, list[int]] = {}
+    for index, pair in enumerate(pairs):
+        for kind in kinds_of(pair):
+            kinds.setdefault(kind, []).append(index)
+    return kinds
 
 
 def kinds_of(pair: Exchange) -> list[str]:
@@ -309,7 +337,7 @@ def kinds_of(pair: Exchange) -> list[str]:
         "prompt: with input" if "\n" in pair.prompt.strip() else "prompt: without input",
         f"answer: {length}",
         f"answer: {'code' if coded else 'list' if listed else 'prose'}",
-        *([f"verb: {word.group().lower()}"] if word else []),
+        *([f"{_VERB}{word.group().lower()}"] if word else []),
     ]
 
 
@@ -320,40 +348,74 @@ def worst_rows(likelihood: "Likelihood", pairs: Sequence[Exchange]) -> list[Wors
     return [WorstRow(bits_per_byte=float(bits[i]), prompt=pairs[i].prompt, answer=pairs[i].answer) for i in order]
 
 
-def remarks(
-    figures: dict[str, float],
-    bounds: dict[str, Interval],
-    *,
-    unigram_bits: float | None,
-    trained_bits: float | None,
-) -> list[str]:
-    """Return in words what is wrong with a model, as far as its figures tell.
+class Judged(NamedTuple):
+    """What is known of a model that is to be judged in words.
 
-    Args:
+    Attributes:
         figures: by name, as far as they were measured.
         bounds: their intervals.
         unigram_bits: bits per byte under the frequencies of the training answers' tokens.
         trained_bits: bits per byte of dialogs that the model was trained on.
+        before: figures of the model as it was before its training.
+        replies: prompts, each with `reply` and `reference`.
     """
-    told = []
-    bits = figures["bits_per_byte"]
-    if unigram_bits is not None and bits >= unigram_bits:
-        told.append(
+
+    figures: Mapping[str, float]
+    bounds: Mapping[str, Interval]
+    unigram_bits: float | None = None
+    trained_bits: float | None = None
+    before: Mapping[str, float] = {}
+    replies: Sequence[Mapping[str, str]] = ()
+
+
+def remarks(judged: Judged) -> list[str]:
+    """Return in words what is wrong with a model, as far as its figures tell, and what to try."""
+    return [*_of_likelihood(judged), *_of_listening(judged), *_of_replies(judged)]
+
+
+def _of_likelihood(judged: Judged) -> Iterator[str]:
+    bits, before = judged.figures["bits_per_byte"], judged.before.get("bits_per_byte")
+    if judged.unigram_bits is not None and bits >= judged.unigram_bits:
+        yield (
             f"knows no more than how frequent each token is: {bits:.2f} bits/byte, and frequencies alone have "
-            f"{unigram_bits:.2f}; train longer, or with another learning rate"
+            f"{judged.unigram_bits:.2f}; train longer, or with another learning rate"
         )
-    if trained_bits is not None and trained_bits < 0.6 * bits:
-        told.append(
-            f"knows its training dialogs by heart: {trained_bits:.2f} bits/byte on them, {bits:.2f} on held-out "
-            "ones; train it on more dialogs, or fewer times on the same"
+    if before is not None and bits >= before:
+        yield (
+            f"has learned nothing that helps with held-out answers: {bits:.2f} bits/byte, and {before:.2f} before "
+            "its training; try a lower learning rate, or more dialogs like these"
         )
-    low, _ = bounds.get("prompt_gain", (math.inf, math.inf))
-    if low <= 0:
-        told.append(
-            f"does not listen to the prompt: knowing it saves {figures['prompt_gain']:.3f} bits a byte, which "
-            "may be none; train it longer, and look whether the prompts and answers of its data belong together"
+    if judged.trained_bits is not None and judged.trained_bits < 0.6 * bits:
+        yield (
+            f"knows its training dialogs by heart: {judged.trained_bits:.2f} bits/byte on them, {bits:.2f} on "
+            "held-out ones; train it on more dialogs, or fewer times on the same"
         )
+
+
+def _of_listening(judged: Judged) -> Iterator[str]:
+    """Tell of a model to which its prompts are worth nothing, or next to it, and that does not find the answer."""
+    figures = judged.figures
+    if "prompt_gain" not in judged.bounds:
+        return
+    gain, hits = figures["prompt_gain"], figures.get("hits_at_1")
+    nothing, little = judged.bounds["prompt_gain"][0] <= 0, gain < LITTLE_GAIN * figures["bits_per_byte"]
+    if hits is not None and judged.bounds.get("hits_at_1", (0.0, 0.0))[0] > 1 / CANDIDATES:
+        return
+    if not (nothing or little):
+        return
+    found = "" if hits is None else f", and the true answer is found among ten in {hits:.0%} (10% by chance)"
+    doubt = ", which may be none" if nothing else ""
+    yield (
+        f"{'does not listen' if nothing else 'hardly listens'} to the prompt: knowing it saves {gain:.3f} bits a "
+        f"byte of {figures['bits_per_byte']:.2f}{doubt}{found}; train it longer, "
+        "and look whether the prompts and answers of its data belong together"
+    )
+
+
+def _of_replies(judged: Judged) -> Iterator[str]:
+    figures, bounds = judged.figures, judged.bounds
     stop_rate, end_nats = figures.get("stop_rate", 1.0), figures["end_of_turn_nats"]
+    shortest, longest = bounds.get("length_ratio", (1.0, 1.0))
     if stop_rate < 0.5:
         cause = (
             f"ends of turn cost {end_nats:.1f} nats where tokens cost {figures['nats_per_token']:.1f}, "
@@ -361,14 +423,56 @@ def remarks(
             if end_nats > figures["nats_per_token"] + 2
             else "they run to the limit; train it longer, or on shorter answers"
         )
-        told.append(f"does not come to an end: {stop_rate:.0%} of the replies end by themselves, {cause}")
+        yield f"does not come to an end: {stop_rate:.0%} of the replies end by themselves, {cause}"
+    elif shortest > TOO_LONG:
+        yield (
+            f"answers far too long: its replies have {figures['length_ratio']:.1f} times the length of the true "
+            "answers; train it longer, or on answers of the length that is wanted"
+        )
+    if longest < TOO_SHORT:
+        yield (
+            f"answers far too short: its replies have {figures['length_ratio']:.0%} of the length of the true "
+            "answers; to stop is learned before to speak, so train it longer, or on longer answers"
+        )
     if figures.get("empty_rate", 0.0) > 0.1:
-        told.append(f"says nothing: {figures['empty_rate']:.0%} of the replies are empty")
+        yield f"says nothing: {figures['empty_rate']:.0%} of the replies are empty; train it longer"
+    if (said := same_reply(judged.replies)) is not None:
+        yield (
+            f"says the same whatever it is asked: {said[1]:.0%} of its replies are "
+            f"{json.dumps(said[0], ensure_ascii=False)}; train it longer, or on answers that differ more"
+        )
+    if "chrf" in bounds and bounds["chrf"][1] <= judged.before.get("chrf", -1.0):
+        yield (
+            f"answers less like the true answers than before its training: chrF {figures['chrf']:.1f}, and "
+            f"{judged.before['chrf']:.1f} before; train it longer, or with another learning rate"
+        )
     if figures.get("repetition", 0.0) > 0.3:
-        told.append(
+        yield (
             f"goes round in circles: {figures['repetition']:.0%} of its sequences of four words were there "
             "before; try a repetition penalty, or train it longer"
         )
     if figures.get("echo", 0.0) > 0.5:
-        told.append(f"repeats the prompt: {figures['echo']:.0%} of its sequences of three words stand there")
-    return told
+        yield (
+            f"repeats the prompt: {figures['echo']:.0%} of its sequences of three words stand there; train it "
+            "longer, and look whether the answers of its data repeat their prompts"
+        )
+
+
+def same_reply(replies: Sequence[Mapping[str, str]]) -> tuple[str, float] | None:
+    """Return the reply that most of at least five different prompts are given, and its share.
+
+    None where there is no such reply, where it is empty, or where the true answers are alike as well.
+    """
+    answered = {row["prompt"]: row for row in replies}.values()
+    if len(answered) < 5:
+        return None
+    (reply, times), (_, alike) = (_most(row[what] for row in answered) for what in ("reply", "reference"))
+    share = times / len(answered)
+    if not reply or share <= 0.5 or share - alike / len(answered) <= 0.3:
+        return None
+    return shorten(reply, 40, placeholder=" ..."), share
+
+
+def _most(texts: Iterable[str]) -> tuple[str, int]:
+    """Return the text that is there most often, and how often; blanks do not count."""
+    return Counter(" ".join(text.split()) for text in texts).most_common(1)[0]

@@ -18,7 +18,7 @@ from dialogkit.services.report import write_run_report
 from dialogkit.services.result import Result
 from dialogkit.services.tasks import TaskRow
 from dialogkit.tracking.figures import ANCHORS, FIGURES
-from dialogkit.tracking.rundir import RunDir, RunRecord
+from dialogkit.tracking.rundir import RunDir, RunRecord, replies_beside, worst_beside
 from dialogkit.tracking.wandb_run import Decision, decide, open_wandb
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,17 @@ class TrackedRow(Result):
     folder: str
     url: str | None
     """None offline, where `wandb sync` takes the folder."""
+
+
+class KeptRow(Result):
+    """Where the evaluation of a run's model lies."""
+
+    run: str
+    figures: str
+    replies: str
+    worst: str
+    shown_dialogs: int
+    """Dialogs of the evaluation on this dataset that the run is shown with: the one on the most of them."""
 
 
 class _Table(NamedTuple):
@@ -74,22 +85,33 @@ class Keeper:
 
     def evaluation(
         self, row: EvaluateRow, beside: Sequence[EvaluateRow], replies: Sequence[dict[str, Any]]
-    ) -> None:
-        """Keep an evaluation with its anchors and replies."""
+    ) -> KeptRow | None:
+        """Keep an evaluation with its anchors and replies; return where, or None where it is not kept."""
         if self._run is None:
-            return
+            return None
+        kept: KeptRow | None = None
         anchors = [anchor.model_dump(mode="json", exclude={"slices", "worst", "tasks"}) for anchor in beside]
         with suppress(StorageError):  # as a run folder that is only read
-            self._run.write_evaluation(
+            path = self._run.write_evaluation(
                 row.dataset,
                 row.model_dump(mode="json", exclude={"worst", "tasks"}) | {"anchors": anchors},
                 worst=[worst.model_dump() for worst in row.worst],
                 replies=replies,
             )
             self._kept = True
+            shown = [found["dialogs"] for found in self._run.evaluations() if found.get("dataset") == row.dataset]
+            kept = KeptRow(
+                run=self._run.name,
+                figures=str(path),
+                replies=str(replies_beside(path)),
+                worst=str(worst_beside(path)),
+                shown_dialogs=shown[0],
+            )
         # Figures on other dialogs than the run's own stand apart, so that runs can be compared by these.
+        is_shown = kept is None or kept.shown_dialogs == row.dialogs
         own = row.dataset == self._record.data.get("dataset")
         place = "evaluate" if own else f"evaluate/{row.dataset.replace('/', '-')}"
+        place += "" if is_shown else f"/{row.dialogs}-dialogs"
         measured = {figure: value for figure in FIGURES if (value := getattr(row, figure.name)) is not None}
         self._summary |= {f"{place}/{figure.name}": value for figure, value in measured.items()}
         self._summary |= {f"{place}/dataset": row.dataset, f"{place}/dialogs": row.dialogs}
@@ -100,6 +122,7 @@ class Keeper:
             for figure, value in measured.items()
         ]
         self._tables.append(_Table(f"{place}/figures", columns, rows))
+        return kept
 
     def tasks(self, asked: Sequence[TaskRow]) -> None:
         """Keep what a model came to in tasks."""

@@ -16,6 +16,7 @@ from dialogkit.services.judging import (
     TRAINED_DIALOGS,
     Exchange,
     Interval,
+    Judged,
     SliceRow,
     Subject,
     WorstRow,
@@ -23,6 +24,7 @@ from dialogkit.services.judging import (
     hits_at_1,
     prompt_gain,
     remarks,
+    scarce_kinds,
     score,
     slices_of,
     talk,
@@ -46,6 +48,12 @@ class EvaluateRow(Result):
     """What stands beside a model: itself before the training, the frequencies of tokens, or the true answers."""
     dataset: str
     dialogs: int
+    held_out: int | None = None
+    """Dialogs of the dataset that are held out."""
+    of_dialogs: int | None = None
+    """Dialogs of the dataset, those to train on included."""
+    trained_on: bool = False
+    """Whether dialogs are among them that the model was trained on."""
     tokens: int
     """Supervised tokens, ends of turn included."""
     nats_per_token: float | None = None
@@ -89,10 +97,16 @@ class EvaluateRow(Result):
     intervals: dict[str, Interval] = Field(default_factory=dict)
     """95% intervals by bootstrap over the dialogs."""
     slices: list[SliceRow] = Field(default_factory=list)
+    scarce: dict[str, int] = Field(default_factory=dict)
+    """Kinds of dialogs that are too few for figures of their own, and how many there are."""
     worst: list[WorstRow] = Field(default_factory=list)
     remarks: list[str] = Field(default_factory=list)
     """What is wrong with the model, in words."""
     tasks: list[TaskRow] = Field(default_factory=list)
+
+    def figures(self) -> dict[str, float]:
+        """Return what was measured, by name."""
+        return {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), float)}
 
 
 ProgressSink = Callable[[str, float], None]
@@ -104,11 +118,16 @@ class _Work:
 
     def __init__(self, told: ProgressSink, total: int) -> None:
         self._told, self._total, self._done = told, max(1, total), 0
-        self.what = ""
+        self._what, self.of = "", ""
+
+    def begin(self, what: str) -> None:
+        """Tell what is measured from here on."""
+        self._what = f"{self.of}{what}"
+        self(0)
 
     def __call__(self, dialogs: int) -> None:
         self._done += dialogs
-        self._told(self.what, min(1.0, self._done / self._total))
+        self._told(self._what, min(1.0, self._done / self._total))
 
 
 class Measured(NamedTuple):
@@ -142,6 +161,7 @@ def measure(
 
     told("loading", 0.0)
     loaded = load_for_inference(loadable, device=device)
+    told("reading the dialogs", 0.0)
     subject = Subject(loaded.model, loaded.tokenizer, loaded.context, loaded.device)
     if config.streaming:
         from dialogkit.data.head import prepare_stream
@@ -152,10 +172,16 @@ def measure(
     dialogs = _concatenated([data.evaluation, data.train]) if whole else data.evaluation
     if samples is not None:
         dialogs = dialogs.select(range(min(samples, len(dialogs))))
-    common = {"model": loaded.name, "dataset": data.ledger.dataset, "dialogs": len(dialogs)}
+    common = {
+        "model": loadable.known_as,
+        "dataset": data.ledger.dataset,
+        "dialogs": len(dialogs),
+        "held_out": len(data.evaluation),
+        "of_dialogs": data.ledger.kept,
+    }
     if quick:
         work = _Work(told, len(dialogs))
-        work.what = "predicting answers"
+        work.begin("predicting answers")
         likelihood = score(subject, dialogs, batch_size=batch_size, done=work)
         figures, bounds = likelihood.figures(), intervals(likelihood.resampled, len(dialogs))
         row = EvaluateRow(**common, tokens=int(likelihood.tokens.sum()), **figures, intervals=bounds)
@@ -176,24 +202,25 @@ def measure(
     )
     frequencies = unigram.figures()
     if knows is not None:
-        work.what = "predicting dialogs of the training"
+        work.begin("predicting dialogs of the training")
         bits = score(subject, knows, batch_size=batch_size, done=work).figures()["bits_per_byte"]
         row = row.model_copy(update={"trained_bits_per_byte": bits})
-    measured = {name: value for name, value in row.model_dump().items() if isinstance(value, float)}
-    row = row.model_copy(
-        update={
-            "remarks": remarks(
-                measured,
-                row.intervals,
-                unigram_bits=frequencies["bits_per_byte"],
-                trained_bits=row.trained_bits_per_byte,
-            )
-        }
-    )
     if start is not None:
+        work.of = "untrained, "
         anchor, _ = _in_full(start, dialogs, pairs, common, batch_size=batch_size, work=work)
-        cleared: dict[str, Any] = {"anchor": "untrained", "slices": [], "worst": [], "peak_memory_bytes": None}
+        cleared: dict[str, Any] = {"anchor": "untrained", "slices": [], "scarce": {}, "worst": []}
+        # It is of one size with the model, whose speed is its own.
+        cleared |= dict.fromkeys(("first_token_s", "reply_tokens_per_s", "peak_memory_bytes"))
         beside.append(anchor.model_copy(update=cleared))
+    judged = Judged(
+        row.figures(),
+        row.intervals,
+        unigram_bits=frequencies["bits_per_byte"],
+        trained_bits=row.trained_bits_per_byte,
+        before=beside[0].figures() if beside else {},
+        replies=replies,
+    )
+    row = row.model_copy(update={"remarks": remarks(judged)})
     beside.append(
         EvaluateRow(
             **common,
@@ -226,10 +253,10 @@ def _in_full(
     from dialogkit.engine.memory import peak_bytes
     from dialogkit.inference.metrics import intervals
 
-    work.what = "predicting answers"
+    work.begin("predicting answers")
     likelihood = score(subject, dialogs, batch_size=batch_size, done=work)
     figures, bounds = likelihood.figures(), intervals(likelihood.resampled, len(dialogs))
-    work.what = "predicting answers without their prompts"
+    work.begin("predicting answers without their prompts")
     asked = pairs[:GAIN_DIALOGS]
     single = all(len(p.prompt_ids) + len(p.answer_ids) == n for p, n in zip(asked, dialogs.lengths, strict=False))
     known = likelihood.select(np.arange(len(asked))) if single else None  # one answer a dialog
@@ -237,13 +264,12 @@ def _in_full(
     figures["prompt_gain"] = gain
     if bound:
         bounds["prompt_gain"] = bound
-    work.what = "finding the true answer among ten"
+    work.begin("finding the true answer among ten")
     if (ranked := hits_at_1(subject, pairs, batch_size=batch_size, done=work)) is not None:
         figures["hits_at_1"] = ranked[0]
         if ranked[1]:
             bounds["hits_at_1"] = ranked[1]
-    work.what = "answering prompts"
-    work(0)
+    work.begin("answering prompts")
     talked = talk(subject, pairs[:REPLIES])
     work(REPLIES)
     row = EvaluateRow(
@@ -254,6 +280,7 @@ def _in_full(
         peak_memory_bytes=peak_bytes(subject.device),
         intervals=bounds | talked.intervals,
         slices=slices_of(likelihood, pairs),
+        scarce=scarce_kinds(pairs),
         worst=worst_rows(likelihood, pairs),
     )
     return row, talked.replies

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dialogkit.config.load import HUB_ID, describe, folder_name, load_run_config, model_names
-from dialogkit.config.model import SHIPPED_VOCABULARY, ModelConfig
+from dialogkit.config.model import NAME_PATTERN, SHIPPED_VOCABULARY, ModelConfig
 from dialogkit.config.paths import ADAPTER_CONFIG, holds_model
 from dialogkit.errors import ModelError, did_you_mean
 from dialogkit.services.result import Result
@@ -159,6 +159,15 @@ class Loadable:
     run: RunDir | None = None
     """The run that made it, where it lies in a run folder."""
 
+    @property
+    def known_as(self) -> str:
+        """The one name of this model however it was asked for: its run, and the checkpoint where it is one."""
+        if self.run is None:
+            return self.name
+        folder = Path(self.model.source or "")
+        is_inside = folder.resolve().parent == self.run.path.resolve() and folder.name != self.run.model_dir.name
+        return f"{self.run.name}/{folder.name}" if is_inside else self.run.name
+
 
 def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> Loadable:
     """Return what MODEL means to `generate` and `evaluate`.
@@ -206,7 +215,13 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
         if path.parent.resolve() == output.resolve() and (published := _published(path.name, output)) is not None:
             return published
         around = RunDir(path.parent)  # a checkpoint, or the model itself, is known by its run
-        return Loadable(path.name, _from_folder(path.stem, path), around if around.exists else None)
+        if not around.exists:
+            return Loadable(path.name, _from_folder(path.stem, path))
+        named = around.name if path.name == around.model_dir.name else f"{around.name}/{path.name}"
+        return Loadable(named, _from_folder(path.stem, path), around)
+    first, _, inside = name.partition("/")
+    if inside and re.match(NAME_PATTERN, first) and RunDir(output / "runs" / first).exists:
+        return _inside_run(RunDir(output / "runs" / first), inside)
     if (output / "runs" / name).is_dir() and not HUB_ID.match(name):
         return _from_run(find_run(output, name))
     if "/" not in name and (published := _published(name, output)) is not None:
@@ -273,6 +288,22 @@ def _from_run(run: RunDir) -> Loadable:
             hint=f"dialogkit train --resume {run.name}",
         )
     return Loadable(run.name, _from_folder(run.name, run.model_dir), run)
+
+
+def _inside_run(run: RunDir, name: str) -> Loadable:
+    """Return a checkpoint of a run, or its model, by the name of the folder."""
+    if name == run.model_dir.name:
+        return _from_run(run)
+    checkpoints = run.checkpoints()
+    folder = checkpoints.get(name)
+    if folder is None:
+        known = f"has {' and '.join(checkpoints)}" if checkpoints else "has none"
+        newest = f"/{list(checkpoints)[-1]}" if checkpoints else ""
+        raise ModelError(
+            f"the run {run.name!r} has no checkpoint {name!r}: it {known}",
+            hint=f"dialogkit evaluate {run.name}{newest}",
+        )
+    return Loadable(f"{run.name}/{name}", _from_folder(name, folder), run)
 
 
 def _from_folder(name: str, folder: Path) -> ModelConfig:

@@ -54,7 +54,7 @@ def step_line(step: int, total: int | None, metrics: Mapping[str, float]) -> str
     if "eval/nats_per_token" in metrics:
         return (
             f"step {step}{of_all}  held-out loss {metrics['eval/nats_per_token']:.3f} nats/token, "
-            f"{metrics['eval/bits_per_byte']:.3f} bits/byte, accuracy {metrics['eval/accuracy']:.1%}"
+            f"{metrics['eval/bits_per_byte']:.3f} bits/byte, token accuracy {metrics['eval/accuracy']:.1%}"
         )
     every = max(1, (total or 0) // LINES_PER_RUN)
     if step != 1 and step != total and step % every:

@@ -161,24 +161,32 @@ def best_runs(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:
 
 
 def _compared_evaluations(runs: Sequence[RunDir]) -> list[ComparedEvaluation]:
-    """Return evaluations of at least two runs; those on other dialogs of a dataset stand apart."""
-    by_dialogs: dict[tuple[str, int], list[EvaluateRow | None]] = {}
+    """Return of each dataset the evaluations on the most dialogs that most of the runs, at least two, share."""
+    by_dialogs: dict[tuple[str, int, bool], list[EvaluateRow | None]] = {}
     for number, run in enumerate(runs):
-        for evaluation in _evaluations(run):
+        for evaluation in _as_results(run.all_evaluations()):
             for row in evaluation.rows:
-                by_dialogs.setdefault((row.dataset, row.dialogs), [None] * len(runs))[number] = row
-    return [
-        ComparedEvaluation(dataset=dataset, dialogs=dialogs, rows=rows)
-        for (dataset, dialogs), rows in by_dialogs.items()
-        if sum(row is not None for row in rows) > 1
-    ]
+                place = (row.dataset, row.dialogs, row.trained_on)
+                by_dialogs.setdefault(place, [None] * len(runs))[number] = row
+    chosen: dict[str, ComparedEvaluation] = {}
+    # Dialogs of the training come last: what a model knows of them says little of it.
+    for (dataset, dialogs, _), rows in sorted(by_dialogs.items(), key=lambda item: (item[0][2], -item[0][1])):
+        shared = sum(row is not None for row in rows)
+        known = chosen.get(dataset)
+        if shared > 1 and (known is None or shared > sum(row is not None for row in known.rows)):
+            chosen[dataset] = ComparedEvaluation(dataset=dataset, dialogs=dialogs, rows=rows)
+    return list(chosen.values())
 
 
 def _evaluations(run: RunDir) -> list[EvaluateResult]:
-    """Return the kept evaluations of a run with their anchors."""
+    """Return of each dataset the kept evaluation of a run on the most dialogs, with its anchors."""
+    return _as_results(run.evaluations())
+
+
+def _as_results(evaluations: Iterable[Mapping[str, Any]]) -> list[EvaluateResult]:
     return [
         EvaluateResult(rows=rows, anchors=_valid(EvaluateRow, kept.get("anchors") or ()))
-        for kept in run.evaluations()
+        for kept in evaluations
         if (rows := _valid(EvaluateRow, [kept]))
     ]
 

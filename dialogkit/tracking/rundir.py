@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from dialogkit.config.model import NAME_PATTERN
+from dialogkit.config.paths import holds_model
 from dialogkit.errors import CheckpointError, ModelError, StorageError, did_you_mean
 
 Status = Literal["running", "completed", "failed", "interrupted", "diverged"]
@@ -26,6 +27,7 @@ SAMPLES_FILE = "samples.jsonl"
 EVALUATION_FOLDER = "evaluation"
 REPORT_FILE = "report.html"
 _TASKS = "tasks"
+_CHECKPOINT = re.compile(r"checkpoint-\d{1,18}", re.ASCII)
 RECORD_FILE = "run.json"
 RUN_FILES = (RECORD_FILE, "metrics.jsonl", SAMPLES_FILE, "histograms.jsonl", "console.log", REPORT_FILE)
 PRUNED_FILE = ".pruned.json"
@@ -154,6 +156,12 @@ class RunDir:
         """Whether the folder is that of a run."""
         return os.path.isfile(self.record_path)  # unlike pathlib's, it answers for any text
 
+    def checkpoints(self) -> dict[str, Path]:
+        """Return the folders of checkpoints that hold a model by their names, the oldest first."""
+        found = [path for path in self.path.glob("checkpoint-*") if holds_model(path)]
+        known = [path for path in found if _CHECKPOINT.fullmatch(path.name)]
+        return {path.name: path for path in sorted(known, key=lambda path: int(path.name.partition("-")[2]))}
+
     def write(self, record: RunRecord) -> None:
         """Write `run.json`."""
         write_text(self.record_path, record.model_dump_json(indent=2) + "\n")
@@ -258,14 +266,20 @@ class RunDir:
         *,
         worst: Sequence[dict[str, Any]],
         replies: Sequence[dict[str, Any]],
-    ) -> None:
-        """Keep an evaluation on a dataset, in place of an earlier one on the same. Raises: StorageError."""
+    ) -> Path:
+        """Keep an evaluation, in place of an earlier one on as many dialogs of the dataset; return its file.
+
+        Raises: StorageError.
+        """
         folder = self._evaluation_folder()
         stem = _stem(dataset, "dataset")
-        write_text(folder / f"{stem}.json", json.dumps(result, ensure_ascii=False, indent=2) + "\n")
-        for name, rows in (("worst", worst), ("replies", replies)):
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_text(folder / f"{stem}-{name}.jsonl", lines)
+        if isinstance(dialogs := result.get("dialogs"), int):
+            stem += f"-{dialogs}-dialogs" if dialogs != 1 else "-1-dialog"
+        path = folder / f"{stem}.json"
+        write_text(path, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
+        for rows, beside in ((worst, worst_beside(path)), (replies, replies_beside(path))):
+            write_text(beside, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return path
 
     def write_task(self, name: str, result: dict[str, Any]) -> None:
         """Keep the result of a task, in place of an earlier one of the same. Raises: StorageError."""
@@ -284,7 +298,19 @@ class RunDir:
         return folder
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """Return the kept evaluations, one for each dataset; what cannot be read is left out."""
+        """Return of each dataset the kept evaluation that says most; what cannot be read is left out.
+
+        It is that on the most dialogs, but one on dialogs of the training only where there is no other.
+        """
+        telling: dict[str, dict[str, Any]] = {}
+        for kept in self.all_evaluations():
+            dataset = str(kept.get("dataset"))
+            if dataset not in telling or _weight(kept) > _weight(telling[dataset]):
+                telling[dataset] = kept
+        return list(telling.values())
+
+    def all_evaluations(self) -> list[dict[str, Any]]:
+        """Return the kept evaluations on any number of dialogs; what cannot be read is left out."""
         return _objects(self.path / EVALUATION_FOLDER)
 
     def tasks(self) -> list[dict[str, Any]]:
@@ -334,6 +360,23 @@ class RunDir:
         # JSON knows no NaN; what is no number is written as text.
         clean = {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in record.items()}
         self._append_line(file, json.dumps(clean, ensure_ascii=False, allow_nan=False))
+
+
+def worst_beside(evaluation: Path) -> Path:
+    """Return the file of the dialogs that a kept evaluation found worst."""
+    return evaluation.with_name(f"{evaluation.stem}-worst.jsonl")
+
+
+def replies_beside(evaluation: Path) -> Path:
+    """Return the file of the replies of a kept evaluation."""
+    return evaluation.with_name(f"{evaluation.stem}-replies.jsonl")
+
+
+def _weight(evaluation: Mapping[str, Any]) -> tuple[bool, float]:
+    dialogs = evaluation.get("dialogs")
+    if not isinstance(dialogs, int):
+        return False, -1
+    return evaluation.get("trained_on") is not True, dialogs
 
 
 def _objects(folder: Path) -> list[dict[str, Any]]:

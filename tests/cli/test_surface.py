@@ -27,7 +27,7 @@ SURFACE = {
     "generate": "[model] --prompt -p --prompts-file --system --compare --max-new-tokens --temperature --top-k "
     "--top-p --repetition-penalty --seed --no-cuda --output-dir --json",
     "chat": "[model] --system --compare --max-new-tokens --temperature --seed --no-cuda --output-dir",
-    "evaluate": "[models] --dataset -d --samples -s --max-bad-rows --whole --quick --slices --tasks "
+    "evaluate": "[models] --dataset -d --samples -s --max-bad-rows --whole --quick --slices --worst --tasks "
     "--batch-size --wandb --no-cuda --output-dir --json",
     "models list": "--output-dir --json",
     "models show": "name --output-dir --json",

@@ -33,7 +33,7 @@ from dialogkit.models.tokenizer import with_format
 from dialogkit.services.dry_run import DryRunResult
 from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
 from dialogkit.services.generate import GenerateResult, ReplyResult
-from dialogkit.services.judging import SliceRow
+from dialogkit.services.judging import SliceRow, WorstRow
 from dialogkit.services.models import ModelRow
 from dialogkit.services.prune import PruneResult, PruneRow
 from dialogkit.services.runs import AnsweredPrompt, Comparison, Differing, RunDetails, RunRow
@@ -87,10 +87,13 @@ def print_results(output: Output, text: str) -> None:
     output.result([model], lambda out: models._render_list(out, [model]))
     part = SliceRow(name=text, dialogs=1, bits_per_byte=1, interval=None)
     figures = {"nats_per_token": 1.0, "perplexity": 1.0, "bits_per_byte": 1.0, "accuracy": 1.0}
-    row = EvaluateRow(model=text, dataset=text, dialogs=1, tokens=1, slices=[part], remarks=[text], **figures)
+    row = EvaluateRow(
+        model=text, dataset=text, dialogs=1, tokens=1, slices=[part], scarce={text: 1}, remarks=[text],
+        worst=[WorstRow(bits_per_byte=1, prompt=text, answer=text)], **figures,
+    )  # fmt: skip
     for anchors in ([], [row.model_copy(update={"anchor": "untrained"})]):
         judged = EvaluateResult(rows=[row, row.model_copy(update={"dataset": "b"})], anchors=anchors)
-        output.result(judged, lambda out, judged=judged: evaluate._render(out, judged, slices=True))
+        output.result(judged, lambda out, judged=judged: evaluate._render(out, judged, slices=True, worst=1))
     details = RunDetails(
         name=text, created=text, command=[text], environment={text: text}, config={text: text}, origins={},
         runtime={text: text}, versions={text: text}, train_loss=[(1, 2.0), (2, 1.0)], held_out_loss=[(2, 1.5)],

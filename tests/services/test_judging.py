@@ -22,8 +22,9 @@ from dialogkit.inference.metrics import (
     similarities,
 )
 from dialogkit.services.evaluate import EvaluateResult, EvaluateRow, evaluate
-from dialogkit.services.judging import Exchange, candidates_of, kinds_of
+from dialogkit.services.judging import Exchange, Judged, candidates_of, kinds_of, remarks
 from dialogkit.services.train import train
+from dialogkit.tracking.figures import GROUPS
 from dialogkit.tracking.rundir import RunDir
 from tests.conftest import TINY, Finished, Trained
 
@@ -74,6 +75,77 @@ def trained_on(path: str, **settings: Any) -> str:
         "generate.max_new_tokens": 8,
     }
     return train(load_run_config("custom-nano", overrides={**overrides, **settings})).run
+
+
+FINE = {
+    "bits_per_byte": 1.5,
+    "nats_per_token": 3.0,
+    "end_of_turn_nats": 0.1,
+    "prompt_gain": 0.2,
+    "hits_at_1": 0.7,
+    "stop_rate": 1.0,
+    "length_ratio": 0.9,
+    "chrf": 30.0,
+}
+BOUNDS = {"prompt_gain": (0.1, 0.3), "hits_at_1": (0.5, 0.9), "length_ratio": (0.7, 1.1), "chrf": (25.0, 35.0)}
+ANSWERED = [{"prompt": str(n), "reply": f"It is {n}.", "reference": f"{n}."} for n in range(10)]
+
+
+def repeated(reply: str, *, alike: int = 0) -> list[dict[str, str]]:
+    """Return replies that are the same, as so many of their references are."""
+    return [
+        {**row, "reply": reply, "reference": "Yes." if n < alike else row["reference"]}
+        for n, row in enumerate(ANSWERED)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, []),
+        ({"unigram_bits": 1.5}, ["knows no more than how frequent each token is: 1.50 bits/byte"]),
+        ({"before": {"bits_per_byte": 1.4}}, ["has learned nothing that helps with held-out answers"]),
+        ({"trained_bits": 0.5}, ["knows its training dialogs by heart"]),
+        # A small gain is none where the answer is not found, and enough where it is.
+        (
+            {"prompt_gain": (0.01, (0.004, 0.02)), "hits_at_1": (0.133, (0.0, 0.3))},
+            ["hardly listens to the prompt: knowing it saves 0.010 bits a byte of 1.50, and the true answer"],
+        ),
+        ({"prompt_gain": (0.01, (-0.004, 0.02)), "hits_at_1": (0.7, (0.5, 0.9))}, []),
+        ({"prompt_gain": (0.2, (-0.1, 0.5)), "hits_at_1": None}, ["does not listen to the prompt"]),
+        ({"prompt_gain": (0.2, (0.1, 0.5)), "hits_at_1": (0.1, (0.0, 0.2))}, []),
+        ({"prompt_gain": (0.0, None), "hits_at_1": (0.0, None)}, []),  # of one dialog nothing is sure
+        ({"length_ratio": (0.08, (0.04, 0.17))}, ["answers far too short: its replies have 8% of the length"]),
+        ({"length_ratio": (0.4, (0.2, 0.6))}, []),
+        ({"length_ratio": (3.6, (2.1, 6.3))}, ["answers far too long: its replies have 3.6 times the length"]),
+        ({"length_ratio": (3.6, (1.5, 6.3))}, []),
+        ({"length_ratio": (3.6, (2.1, 6.3)), "stop_rate": (0.1, None)}, ["does not come to an end"]),
+        ({"empty_rate": (0.2, None)}, ["says nothing: 20% of the replies are empty"]),
+        ({"replies": repeated("I I")}, ['says the same whatever it is asked: 100% of its replies are "I I"']),
+        ({"replies": repeated("I I")[:4]}, []),
+        ({"replies": [*repeated("I I")[:4], *ANSWERED[4:]]}, []),
+        ({"replies": repeated("Yes.", alike=8)}, []),  # most of the true answers are the same as well
+        ({"replies": repeated(" ")}, []),
+        ({"chrf": (3.4, (2.0, 5.1)), "before": {"chrf": 9.9}}, ["answers less like the true answers than before"]),
+        ({"chrf": (9.0, (7.0, 11.0)), "before": {"chrf": 9.9}}, []),
+        ({"repetition": (0.5, None)}, ["goes round in circles"]),
+        ({"echo": (0.6, None)}, ["repeats the prompt"]),
+    ],
+)
+def test_each_fault_is_told_in_words_and_nothing_else_is(changed: dict[str, Any], told: list[str]) -> None:
+    known = {name: changed.pop(name) for name in list(changed) if name in Judged._fields}
+    figures = FINE | {name: value and value[0] for name, value in changed.items()}
+    bounds = BOUNDS | {name: value and value[1] for name, value in changed.items()}
+    said = remarks(
+        Judged(
+            {name: value for name, value in figures.items() if value is not None},
+            {name: value for name, value in bounds.items() if value is not None},
+            **{"unigram_bits": 3.0, "trained_bits": 1.4, "before": {"bits_per_byte": 9.0}, "replies": ANSWERED}
+            | known,
+        )
+    )
+    assert [remark[: len(start)] for remark, start in zip(said, told, strict=True)] == told
+    assert all(";" in remark or "end" in remark for remark in said)  # each says what to try
 
 
 def judged(run: str) -> EvaluateRow:
@@ -177,9 +249,11 @@ def test_an_evaluation_is_kept_in_the_run(own: Path, judged_run: EvaluateResult)
     (kept,) = run.evaluations()
     assert kept["bits_per_byte"] == judged_run.rows[0].bits_per_byte
     assert [anchor["anchor"] for anchor in kept["anchors"]] == ["untrained", "unigram", "answers"]
-    worst = [json.loads(line) for line in (run.path / "evaluation/starter-worst.jsonl").read_text().splitlines()]
+    (where,) = judged_run.kept
+    assert (where.run, where.shown_dialogs) == ("shared-run", judged_run.rows[0].dialogs)
+    worst = [json.loads(line) for line in Path(where.worst).read_text().splitlines()]
     assert [row["bits_per_byte"] for row in worst] == sorted((row["bits_per_byte"] for row in worst), reverse=True)
-    replies = (run.path / "evaluation/starter-replies.jsonl").read_text().splitlines()
+    replies = Path(where.replies).read_text().splitlines()
     assert len(replies) == min(64, judged_run.rows[0].dialogs)
 
 
@@ -238,10 +312,43 @@ def test_the_table_shows_figures_intervals_and_anchors(
     assert done.code == 0
     row = judged_run.rows[0]
     low, high = row.intervals["bits_per_byte"]
-    for shown in (f"{row.bits_per_byte:.4f} [{low:.4f}, {high:.4f}]", "untrained", "unigram", "true answers"):
+    for shown in (f"{row.bits_per_byte:.3f} [{low:.3f}, {high:.3f}]", "untrained", "unigram", "answers"):
         assert shown in done.out
+    assert done.out.startswith(f"shared-run on starter, {row.dialogs} held-out dialogs\n")
+    places = [done.out.index(title) for title, _ in GROUPS.values()]
+    assert places == sorted(places)
     assert all(part.name in done.out for part in row.slices)
+    assert row.scarce
+    assert {*row.scarce}.isdisjoint(part.name for part in row.slices)
+    assert all(f"{kind} {number}" in " ".join(done.out.split()) for kind, number in row.scarce.items())
+    assert "\nnext: dialogkit runs report shared-run --output-dir" in done.err
     assert max(map(len, done.out.splitlines())) <= 80
+
+
+def test_a_smaller_evaluation_does_not_replace_a_larger_one(
+    own: Path, judged_run: EvaluateResult, dialogkit: Callable[..., Finished]
+) -> None:
+    words = ("evaluate", "shared-run", "--output-dir", str(own), "--no-cuda", "--samples", "2", "--worst", "1")
+    done = dialogkit(*words)
+    everything = judged_run.rows[0].dialogs
+    assert done.code == 0
+    assert done.out.startswith(f"shared-run on starter, 2 of {everything} held-out dialogs\n")
+    assert "figures of only 2 dialogs say little of a model" in done.out
+    assert f"next: dialogkit evaluate shared-run --output-dir {own}" in done.err
+    assert f"still show that on {everything} dialogs" in done.err
+    kept = own / "runs/shared-run/evaluation/starter-2-dialogs.json"
+    worst = json.loads((kept.parent / "starter-2-dialogs-worst.jsonl").read_text().splitlines()[0])
+    shown = " ".join(done.out.split())
+    assert f"worst 1: {worst['bits_per_byte']:.2f} bits/byte" in shown
+    assert " ".join(worst["answer"].split())[:60] in shown
+    assert [row["dialogs"] for row in RunDir(own / "runs/shared-run").evaluations()] == [everything]
+    kept.unlink()
+    # What is measured is told where it begins, once.
+    stages = [line for line in done.err.splitlines() if line.endswith(" ...")]
+    assert stages[:3] == [
+        f"shared-run: {what} ..." for what in ("loading", "reading the dialogs", "predicting answers")
+    ]
+    assert len(stages) == len(set(stages))
 
 
 def test_others_are_nine_different_answers_of_similar_length() -> None:

@@ -113,7 +113,9 @@ def test_an_evaluation_goes_to_the_runs_own_wandb_run_and_page(
 
 def test_figures_on_other_dialogs_and_of_tasks_stand_apart(run: RunDir) -> None:
     keeper = Keeper(resolve_model("shared-run"), wandb="offline", output=Path("models"))
-    keeper.evaluation(ROW.model_copy(update={"dataset": "me/mine"}), [ANCHOR], [])
+    mine = ROW.model_copy(update={"dataset": "me/mine"})
+    keeper.evaluation(mine, [ANCHOR], [])
+    keeper.evaluation(mine.model_copy(update={"dialogs": 2, "bits_per_byte": 1.5, "hits_at_1": None}), [], [])
     keeper.tasks([TASK])
     tracked = keeper.close()
     _, summary, points = told(tracked)
@@ -121,6 +123,7 @@ def test_figures_on_other_dialogs_and_of_tasks_stand_apart(run: RunDir) -> None:
     assert figures == {
         "evaluate/me-mine/bits_per_byte": 2.5,
         "evaluate/me-mine/hits_at_1": 0.5,
+        "evaluate/me-mine/2-dialogs/bits_per_byte": 1.5,  # which does not take the place of that on more
         "evaluate/tasks/capitals/acc": 0.75,
         "evaluate/tasks/capitals/exact_match strict": 0.125,
     }

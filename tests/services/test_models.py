@@ -131,6 +131,22 @@ def test_a_run_a_run_folder_a_model_folder_and_a_name_find_their_weights(trained
     assert found["catalogue"].name == "custom-nano"
 
 
+def test_a_checkpoint_is_found_by_its_run_and_named_after_it(trained: Trained, finished: Path) -> None:
+    output = trained.output
+    newest = sorted(finished.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))[-1]
+    name = f"shared-run/{newest.name}"
+    found = [resolve_model(name, output=output), resolve_model(str(newest), output=output)]
+    assert [Path(str(loadable.model.source)) for loadable in found] == [newest] * 2
+    assert [(loadable.name, loadable.known_as) for loadable in found] == [(name, name)] * 2
+    for word in ("shared-run", "custom-nano", "shared-run/model", str(finished / "model"), str(finished)):
+        assert resolve_model(word, output=output).known_as == "shared-run", word
+    with pytest.raises(ModelError, match=rf"no checkpoint 'checkpoint-99': it has .*{newest.name}$") as refused:
+        resolve_model("shared-run/checkpoint-99", output=output)
+    assert refused.value.hint == f"dialogkit evaluate {name}"
+    with pytest.raises(ModelError, match=r"no checkpoint '\.\./other'"):
+        resolve_model("shared-run/../other", output=output)
+
+
 def test_a_catalogue_name_belongs_to_the_newest_finished_run_of_that_model(finished: Path, tmp_path: Path) -> None:
     output = tmp_path / "models"
     shutil.copytree(finished / "model", output / "custom_nano")
@@ -166,6 +182,7 @@ def test_a_hub_id_means_the_hub(tmp_path: Path) -> None:
         ("custom-tiney", r"no model or run 'custom-tiney' \(did you mean 'custom-tiny'\?\)"),
         ("my-rum", r"no model or run 'my-rum' \(did you mean 'my-run'\?\)"),
         ("my-run", r"the run 'my-run' has no finished model \(it is failed\)"),
+        ("my-run/checkpoint-1", r"the run 'my-run' has no checkpoint 'checkpoint-1': it has none"),
         ("./empty", "the folder './empty' holds no model"),
         ("..", "the folder '..' holds no model"),
         ("../runs", r"no run '\.\./runs' in 'models'"),

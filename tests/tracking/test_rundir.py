@@ -26,6 +26,7 @@ from dialogkit.tracking.rundir import (
     publish,
     published_dir,
     run_name,
+    worst_beside,
     write_text,
 )
 
@@ -125,6 +126,26 @@ def test_results_of_tasks_are_kept_beside_the_evaluations(tmp_path: Path) -> Non
     run.write_task("a/b", {"name": "a/b", "value": 2})
     run.write_evaluation("starter", {"dataset": "starter"}, worst=[], replies=[])
     assert (run.tasks(), run.evaluations()) == ([{"name": "a/b", "value": 2}], [{"dataset": "starter"}])
+
+
+def test_evaluations_on_more_and_on_fewer_dialogs_are_kept_side_by_side(tmp_path: Path) -> None:
+    run = new_run(tmp_path, "a")
+
+    def keep(dialogs: int, bits: float, **facts: Any) -> Path:
+        result = {"dataset": "starter", "dialogs": dialogs, "bits_per_byte": bits, **facts}
+        return run.write_evaluation("starter", result, worst=[{"bits_per_byte": bits}], replies=[])
+
+    (large, small), learned = (keep(15, 2.5), keep(2, 1.5)), keep(300, 0.5, trained_on=True)
+    assert [path.name for path in (large, small)] == ["starter-15-dialogs.json", "starter-2-dialogs.json"]
+    assert [kept["bits_per_byte"] for kept in run.evaluations()] == [2.5]
+    assert sorted(kept["dialogs"] for kept in run.all_evaluations()) == [2, 15, 300]
+    assert json.loads(worst_beside(small).read_text()) == {"bits_per_byte": 1.5}
+    assert keep(15, 2.25) == large  # in place of the earlier one
+    assert [kept["bits_per_byte"] for kept in run.evaluations()] == [2.25]
+    for path in (large, small):
+        path.unlink()
+    assert [kept["dialogs"] for kept in run.evaluations()] == [300]
+    assert learned.is_file()
 
 
 # Points and samples
