@@ -172,9 +172,15 @@ class EvaluationLeft(Exception):
 
 
 class StopAtSignal(TrainerCallback):
-    """On Ctrl-C or SIGTERM finishes the step, or leaves the evaluation; a second signal ends at once."""
+    """On Ctrl-C or SIGTERM finishes the step, or leaves the evaluation; a second signal ends at once.
 
-    def __init__(self) -> None:
+    Args:
+        heard: called once, from within the signal's handler, when one came.
+        lost: raises what a signal that came before the training began was to raise, if it went unheard.
+    """
+
+    def __init__(self, heard: Callable[[], None] = lambda: None, lost: Callable[[], None] = lambda: None) -> None:
+        self._heard, self._lost = heard, lost
         self._received: int | None = None
         self._through = False
         self._previous: dict[int, Any] = {}
@@ -186,6 +192,7 @@ class StopAtSignal(TrainerCallback):
                 self._previous[number] = signal.signal(number, self._handle)
             except ValueError:
                 return
+        self._lost()
 
     def _handle(self, number: int, frame: Any) -> None:
         if not is_asked_to_stop():
@@ -194,6 +201,7 @@ class StopAtSignal(TrainerCallback):
             self.release()
             signal.raise_signal(number)
         self._received = number
+        self._heard()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop after the step in which the signal came, to whichever process."""

@@ -5,7 +5,7 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from io import StringIO
@@ -35,7 +35,7 @@ from dialogkit.engine.callbacks import (
 from dialogkit.engine.checkpoints import Progress, read_progress, rotate, seal, set_aside
 from dialogkit.engine.histograms import HistogramCallback, HistogramSink
 from dialogkit.engine.loss import TokenCounter, install_dialog_loss, remove_dialog_loss
-from dialogkit.engine.memory import keep_freed_memory
+from dialogkit.engine.memory import is_out_of_memory, keep_freed_memory
 from dialogkit.engine.optimizer import muon_with_adamw
 from dialogkit.engine.runtime import Runtime
 from dialogkit.errors import CheckpointError, ModelError, OutOfMemoryError
@@ -191,9 +191,10 @@ class DialogTrainer(Trainer):
             if isinstance(error, RuntimeError) and "inline_container" not in str(error):
                 raise
             shutil.rmtree(folder, ignore_errors=True)
-            reason = getattr(error, "strerror", None) or "no space left on the device"
+            reason = getattr(error, "strerror", None) or no_space()
             raise CheckpointError(
-                f"the checkpoint of step {step} cannot be written: {reason.lower()}; earlier ones are kept"
+                f"the checkpoint of step {step} cannot be written: {reason[0].lower()}{reason[1:]}; "
+                "earlier ones are kept"
             ) from None
 
     def _load_best_model(self) -> None:
@@ -310,6 +311,16 @@ def require_finite(model: Any, step: int, learning_rate: float) -> None:
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise diverged(f"the weights {name} are no numbers", step, learning_rate)
+
+
+def no_space() -> str:
+    """Return why a file may have come to no end, where what wrote it does not tell."""
+    with suppress(ImportError):
+        import resource
+
+        if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
+            return "no space left on the device, or a file longer than ulimit -f allows"
+    return "no space left on the device"
 
 
 def require_space(run: Path, model: Any) -> None:
@@ -443,8 +454,10 @@ def fit(
         raise ModelError(
             f"{where} is not loaded: it holds more than tensors, which could run code", hint="dialogkit runs list"
         ) from None
-    except torch.OutOfMemoryError:
-        raise _out_of_memory(config) from None
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _out_of_memory(config, runtime) from None
     finally:
         stop.release()
         if isinstance(train_set, Streamed):
@@ -463,7 +476,7 @@ def fit(
     )
 
 
-def _out_of_memory(config: TrainConfig) -> OutOfMemoryError:
+def _out_of_memory(config: TrainConfig, runtime: Runtime) -> OutOfMemoryError:
     """Return the error, with what saves memory next as its hint."""
     parts, size = config.accumulation_steps, config.batch_size
     if parts < size:
@@ -472,4 +485,6 @@ def _out_of_memory(config: TrainConfig) -> OutOfMemoryError:
         hint = "--set train.activation_checkpointing=true"
     else:
         hint = "--set data.max_tokens=256"
-    return OutOfMemoryError(f"the GPU has not enough memory for {size // parts} dialog(s) at once", hint=hint)
+    where, at_once = "machine" if runtime.device == "cpu" else "GPU", size // parts
+    dialogs = "1 dialog" if at_once == 1 else f"{at_once} dialogs"
+    return OutOfMemoryError(f"the {where} has not enough memory for {dialogs} at once", hint=hint)

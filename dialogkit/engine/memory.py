@@ -35,8 +35,8 @@ def step_bytes(*, parameters: int, layers: int, width: int, tokens: int, precisi
 
 
 def free_bytes() -> int | None:
-    """Return the memory that machine and container still have to give. None where it is not told."""
-    found = [free for free in (_machine_free(), _container_free()) if free is not None]
+    """Return the memory that machine, container and limits still have to give. None where it is not told."""
+    found = [free for free in (_machine_free(), _container_free(), _limit_free()) if free is not None]
     return min(found, default=None)
 
 
@@ -52,6 +52,26 @@ def _machine_free() -> int | None:
         return 1024 * (kilobytes["MemAvailable"] + kilobytes.get("SwapFree", 0))
     except (OSError, ValueError, KeyError, IndexError):
         return None
+
+
+def _limit_free() -> int | None:
+    """Return what `ulimit -v` leaves to this process."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        return None if limit == resource.RLIM_INFINITY else max(0, limit - pages * resource.getpagesize())
+    except (ImportError, OSError, ValueError, IndexError):
+        return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that there is no memory left; torch has one of its own for GPUs alone."""
+    told = ("DefaultCPUAllocator", "Cannot allocate memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+    )
 
 
 def _container_free() -> int | None:

@@ -11,7 +11,7 @@ from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, OutOfMemoryError
 from dialogkit.services.generate import ReplyResult, reply_results
 from dialogkit.services.models import describe_architecture
-from dialogkit.services.reporter import counted
+from dialogkit.services.reporter import counted, say_stopping
 from dialogkit.tracking.rundir import RunDir
 from dialogkit.tracking.wandb_run import WandbRun
 
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 class Parts:
     """Tokenizer, data and model of a run, made in this order: bad data fails before weights are made."""
 
-    def __init__(self, config: RunConfig, runtime: "Runtime") -> None:
+    def __init__(
+        self, config: RunConfig, runtime: "Runtime", *, raise_lost_stop: "Callable[[], None] | None" = None
+    ) -> None:
         from dialogkit.config.paths import cache_dir
         from dialogkit.data.prepare import prepare_data
         from dialogkit.engine import processes
@@ -59,6 +61,7 @@ class Parts:
             built = self._build()
         self.model: Any = built.to(runtime.device)
         self._stop: StopAtSignal | None = None
+        self._raise_lost_stop = raise_lost_stop
 
     def _stream(self, context: int) -> "StreamedData":
         """Return the dataset as a stream. Raises: ConfigError if nothing tells how many steps it is to be."""
@@ -165,7 +168,8 @@ class Parts:
         from dialogkit.engine.callbacks import StopAtSignal
         from dialogkit.engine.fit import fit
 
-        self._stop = StopAtSignal()
+        lost = self._raise_lost_stop
+        self._stop = StopAtSignal() if lost is None else StopAtSignal(say_stopping, lost)
         return fit(
             self.model,
             self.data.train,
@@ -452,7 +456,11 @@ class Parts:
             "precision": f"{self.runtime.precision}, because {self.runtime.precision_reason}",
             "data": f"{self._share()} dialogs to train, "
             f"{len(self.data.evaluation):,} held out ({self.data.ledger.dataset})",
-            "steps": (f"{self.schedule.total_steps:,}" if train.budget_s is None else f"{train.budget_s:,.0f} s")
+            "steps": (
+                f"{self.schedule.total_steps:,}"
+                if train.budget_s is None
+                else f"what fits into {train.budget_s:,.0f} s,"
+            )
             + f" of {counted(train.batch_size, 'dialog')}, learning rate {train.learning_rate:g}",
             "run": str(run.path),
             "W&B": f"{wandb_run.mode} ({wandb_run.reason})"

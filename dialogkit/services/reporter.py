@@ -1,8 +1,10 @@
 """What a training tells while it runs. The command line draws it; a notebook logs it."""
 
 import logging
+import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Protocol
 
 logger = logging.getLogger("dialogkit")
@@ -88,3 +90,9 @@ def show_log() -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
+
+
+def say_stopping() -> None:
+    """Tell that a signal was heard, from within its handler, in which a console could wait for itself."""
+    with suppress(OSError):
+        os.write(2, b"\nstopping: what is at hand is finished and saved first; a second signal ends at once\n")

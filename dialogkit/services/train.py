@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -218,12 +218,12 @@ def _train(
         record.status, record.error, record.finished = _status(error), error.message, now()
         run.write(record)
 
-    with run.locked(), _signals_stop():
+    with run.locked(), _signals_stop() as raise_lost_stop:
         try:
             with processes.end_together(end):
                 processes.share((config, run.path))
                 processes.begin_run(run.path)
-                parts = Parts(config, runtime)
+                parts = Parts(config, runtime, raise_lost_stop=raise_lost_stop)
                 checkpoint = _go_on(run, record, parts, reporter, force=force) if resumed else None
                 checkpoint = processes.share(checkpoint)
             run.write(record)
@@ -242,8 +242,15 @@ def _train(
                 result, trainer = _work(parts, run, record, wandb_run, reporter, started, checkpoint)
                 processes.share(result)
         except BaseException as error:
-            if isinstance(error, DialogKitError) and resumed is None and not record.schedule:
-                run.remove()  # refused before it began: there is nothing to tell that the error does not say
+            if (
+                resumed is None
+                and isinstance(error, DialogKitError)
+                and (not record.schedule or isinstance(error, ConfigError))
+            ):
+                # Refused before its first step: there is nothing to tell that the error does not say.
+                if wandb_run is not None:
+                    wandb_run.finish(exit_code=error.exit_code)
+                run.remove()
                 raise
             if isinstance(error, ConfigError) and resumed is not None:
                 raise  # refused as well: the run stays as it is
@@ -309,21 +316,31 @@ def _go_on(
 
 
 @contextmanager
-def _signals_stop() -> Iterator[None]:
-    """Leave by an exception that a run can record; training steps have their own way."""
+def _signals_stop() -> Iterator[Callable[[], None]]:
+    """Leave by an exception that a run can record; training steps have their own way.
+
+    Yields what raises it again: a library that was interrupted where it catches all exceptions has lost it.
+    """
+    stops: list[DialogKitError] = []
 
     def stop(number: int, _: Any) -> None:
         if not is_asked_to_stop():
-            raise ProcessLostError("another process of this training ended")
-        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        raise InterruptedRunError(f"stopped by {name}", exit_code=128 + number)
+            stops.append(ProcessLostError("another process of this training ended"))
+        else:
+            name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+            stops.append(InterruptedRunError(f"stopped by {name}", exit_code=128 + number))
+        raise stops[-1]
+
+    def raise_lost() -> None:
+        if stops:
+            raise stops[-1]
 
     before = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             with suppress(ValueError):  # not the main thread
                 before[number] = signal.signal(number, stop)
-        yield
+        yield raise_lost
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -387,6 +404,13 @@ def _work(
         recorder.note(f"{counted(asked, 'dialog')} were asked for, and {there:,} are there to train on")
     held_out_dialogs = counted(len(parts.data.evaluation), "held-out dialog")
     if checkpoint is None:
+        if (allowed_s := config.train.budget_s) is not None and (
+            spent := time.perf_counter() - started
+        ) >= allowed_s:
+            raise ConfigError(
+                f"a budget of {allowed_s:,.0f} s leaves no time to train: the start alone took {spent:,.0f} s",
+                hint=f"--budget {max(60, round(10 * spent))}s",
+            )
         reporter.doing(f"measuring the untrained model on {held_out_dialogs}")
         recorder.histograms(0, {"data/dialog_tokens": parts.length_histogram()})
         measured = time.perf_counter()
@@ -586,13 +610,13 @@ def _follow() -> tuple[Any, Any]:
     from dialogkit.engine import processes
     from dialogkit.engine.runtime import resolve_runtime
 
-    with processes.end_together(), _signals_stop():
+    with processes.end_together(), _signals_stop() as raise_lost_stop:
         told = processes.share(None)
         if told is None:  # the run is finished
             return None, None
         config, folder = told
         processes.begin_run(folder)
-        parts = Parts(config, resolve_runtime(config.runtime))
+        parts = Parts(config, resolve_runtime(config.runtime), raise_lost_stop=raise_lost_stop)
         checkpoint = processes.share(None)
         parts.require_memory()
         if checkpoint is None:

@@ -254,6 +254,7 @@ def test_a_signal_ends_a_training_after_its_step_with_a_checkpoint(
     points = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert (process.returncode, record["status"], out) == (code, "interrupted", "")
     assert f"error: stopped by {name} after step {step}; its checkpoint is kept" in errors
+    assert "a second signal ends at once" in seen + rest
     assert "Traceback" not in seen + rest
     assert points[-1]["step"] == step
     assert is_sound(checkpoint)
@@ -274,10 +275,12 @@ def test_the_handlers_of_signals_are_given_back(small: Any, poisoned: Any) -> No
 def test_a_second_signal_ends_at_once() -> None:
     # Python's own handler: a process started in the background may have been told to ignore Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    stop = StopAtSignal()
+    heard: list[bool] = []
+    stop = StopAtSignal(lambda: heard.append(True))
     stop.on_train_begin(None, None, None)
     try:
         signal.raise_signal(signal.SIGINT)
+        assert heard == [True]
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     finally:

@@ -1,6 +1,8 @@
 """What does not fit into memory is told before it begins, or split until it fits."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from dialogkit.engine.memory import free_bytes, parts_that_fit, step_bytes
 from dialogkit.errors import OutOfMemoryError
 from dialogkit.services.train import train
 from dialogkit.tracking.rundir import RunDir
+from tests.conftest import REPOSITORY
 
 BATCH = {"train.batch_size": 4, "runtime.precision": "fp32"}
 
@@ -117,3 +120,34 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_parts(
     assert run_of(split).read().config["train"]["accumulation_steps"] == 4
     assert losses(split) == pytest.approx(losses(whole), rel=1e-4)
     assert "goes on from step 0 with 1 dialog at once" in (run_of(split).path / "console.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("unable to mmap 440490952 bytes from file <a>: Cannot allocate memory (12)"),
+    ],
+)
+def test_memory_that_ends_in_the_midst_is_told_in_a_sentence(
+    error: Exception, small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(loss, "chunked_cross_entropy", fails)
+    with pytest.raises(OutOfMemoryError, match="the machine has not enough memory for 4 dialogs at once") as told:
+        train(small_config(BATCH))
+    assert told.value.hint == "--set train.activation_checkpointing=true"
+
+
+def test_a_limit_of_the_process_counts() -> None:
+    script = (
+        "import resource; from dialogkit.engine.memory import free_bytes\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (8 << 40, 8 << 40)); unlimited = free_bytes()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); print(unlimited, free_bytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    _, limited = map(int, done.stdout.split())
+    assert 0 < limited < 8 << 30
