@@ -465,6 +465,6 @@ def held_out_remark(held_out: int, kept: int) -> str | None:
     if held_out < 0.25 * kept or (fewer := max(1, kept // 10)) >= held_out:
         return None
     return (
-        f"{held_out} of only {kept} dialogs are held out for evaluation; "
+        f"{held_out} of only {kept} dialogs {'is' if held_out == 1 else 'are'} held out for evaluation; "
         f"--set data.eval_min_dialogs={fewer} leaves more to train on"
     )
