@@ -70,6 +70,9 @@ class ChatTokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens left out."""
 
+    def prompt_text(self, ids: Sequence[int]) -> str:
+        """Return what is said before a first answer, a system text apart from the user's."""
+
 
 @dataclass(frozen=True)
 class TurnFormat:
@@ -121,6 +124,13 @@ class TurnFormat:
         if context:
             spans.append(Span(tuple(context)))
         return [span for span in spans if span.pieces]
+
+    def without_label(self, text: str) -> str:
+        """Return the decoded text of a turn without the label of its role."""
+        for _, label in (self.system, self.user):
+            if label and text.startswith(label):
+                return text.removeprefix(label).strip()
+        return text
 
     def template(self) -> str:
         """Return the same format as a Jinja chat template, for every other tool that reads the model."""

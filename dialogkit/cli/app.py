@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _one_of_several(words: list[str], output: Output) -> NoReturn:
     """Run a command as one of several processes: one of them speaks, and an error of one is the end of all."""
-    from dialogkit.services.processes import end_with
+    from dialogkit.services.processes import end_at_once, end_with
 
     enter()
     rank = this_rank()
@@ -156,7 +156,7 @@ def _one_of_several(words: list[str], output: Output) -> NoReturn:
         end_with(_usage_error(error, words), rank, say)
     except BaseException as error:
         end_with(error, rank, say)
-    raise SystemExit(code if isinstance(code, int) else 0)
+    end_at_once(code if isinstance(code, int) else 0)
 
 
 def _usage_error(error: TyperException, words: list[str]) -> ConfigError:

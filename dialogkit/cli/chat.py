@@ -12,6 +12,7 @@ from dialogkit.cli.generate import sampling
 from dialogkit.cli.options import NoCudaOption, OutputOption
 from dialogkit.cli.output import Output, untrusted
 from dialogkit.errors import ConfigError, DialogKitError, did_you_mean
+from dialogkit.services.reporter import counted
 
 if TYPE_CHECKING:
     from dialogkit.services.chat import Chat
@@ -20,14 +21,28 @@ if TYPE_CHECKING:
 HELP = """\
 /system TEXT     set the system text; without TEXT take it away
 /set NAME VALUE  how replies are sampled: max_new_tokens, temperature, top_k,
-                 top_p, repetition_penalty, seed
+                 top_p, repetition_penalty, seed; /set alone shows them
 /retry           another reply to the last turn
 /undo            take the last turn back
 /reset           begin again
+/history         the dialog so far
 /save FILE       append the dialog to a JSONL file, which train --dataset reads
 /load FILE       go on with the last dialog of a file
 /help            this list
 Ctrl-C stops a reply, Ctrl-D or /exit leaves."""
+
+
+_MEANT = {
+    **dict.fromkeys(("/clear", "/new", "/restart"), "/reset"),
+    **dict.fromkeys(("/again", "/regenerate"), "/retry"),
+    **dict.fromkeys(("/back", "/delete"), "/undo"),
+    **dict.fromkeys(("/settings", "/params"), "/set"),
+    **dict.fromkeys(("/bye", "/q", "/stop"), "/exit"),
+    **dict.fromkeys(("/messages", "/show", "/print"), "/history"),
+    "/?": "/help",
+}
+"""What commands are called elsewhere, and here."""
+_ONE_PROMPT = 'dialogkit generate --prompt "Hello!"'
 
 
 def chat_command(
@@ -49,12 +64,15 @@ def chat_command(
     from dialogkit.services.chat import Chat
 
     output = Output()
+    if sys.stdin is None:
+        raise ConfigError("standard input is closed, so nothing can be typed", hint=_ONE_PROMPT)
     config = sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     device = "cpu" if no_cuda else "auto"
     names = [model, compare] if compare else [model]
     with output.busy("loading the model"):
         chats = [Chat(name, system=system, config=config, output=output_dir, device=device) for name in names]
     output.err.print(untrusted(f"{' and '.join(chat.name for chat in chats)}; /help lists what can be typed"))
+    line = None
     for line in _lines(output):
         if line in ("/exit", "/quit"):
             break
@@ -62,20 +80,22 @@ def chat_command(
             _answer(output, chats, line)
         except DialogKitError as error:
             output.error(error)
+    if line is None and not sys.stdin.isatty():
+        output.err.print(f"standard input was empty: nothing was said; to ask once: {_ONE_PROMPT}")
 
 
 def _lines(output: Output) -> Iterator[str]:
     """Yield what is typed, until Ctrl-D or the end of the input."""
     with suppress(ImportError):
         import readline  # noqa: F401  # gives `input` the arrow keys and a history
-    prompt = "> " if sys.stdin is not None and sys.stdin.isatty() else ""
+    prompt = "> " if sys.stdin.isatty() else ""
     while True:
         try:
             line = input(prompt).strip()
         except KeyboardInterrupt:
             output.err.print("\nCtrl-D leaves")
             continue
-        except (EOFError, RuntimeError):  # the latter where standard input is closed
+        except EOFError:
             if prompt:
                 output.text("")
             return
@@ -90,37 +110,72 @@ def _answer(output: Output, chats: "list[Chat]", line: str) -> None:
     """Do what a command says, or reply."""
     word, _, rest = line.partition(" ")
     rest = rest.strip()
-    commands: dict[str, Callable[[Chat], str | None]] = {
+    commands: dict[str, Callable[[Chat], str]] = {
         "/system": lambda chat: "system text set" if chat.set_system(rest) else "no system text",
-        "/set": lambda chat: f"{rest.partition(' ')[0]} is {chat.set(*_two(rest))}",
+        "/set": lambda chat: _set(chat, rest),
         "/undo": lambda chat: f"taken back: {chat.undo()}",
-        "/reset": lambda chat: f"the dialog begins again, {chat.reset()} messages forgotten",
-        "/save": lambda chat: f"saved: {chat.save(rest)}" if rest else _needs("/save chat.jsonl"),
-        "/load": lambda chat: f"{chat.load(rest)} turns loaded" if rest else _needs("/load chat.jsonl"),
+        "/reset": lambda chat: f"the dialog begins again, {counted(chat.reset(), 'message')} forgotten",
+        "/save": lambda chat: _save(chats, rest),
+        "/load": lambda chat: f"{counted(chat.load(_file(word, rest)), 'turn')} loaded",
     }
     if word == "/help":
         output.text(HELP)
+    elif word == "/history":
+        _show(output, chats)
     elif word == "/retry":
         _reply(output, chats, lambda chat: chat.retry)
     elif word in commands:
         told = [commands[word](chat) for chat in (chats[:1] if word == "/save" else chats)]
-        output.err.print(untrusted(told[0] or ""))
+        output.err.print(untrusted(told[0]), soft_wrap=True)
     elif word.startswith("/"):
-        known = [*commands, "/help", "/retry", "/exit"]
-        raise ConfigError(f"unknown command {word!r}{did_you_mean(word, known)}", hint="/help")
+        known = [*commands, "/help", "/history", "/retry", "/exit"]
+        meant = f" (did you mean {_MEANT[word]!r}?)" if word in _MEANT else did_you_mean(word, known)
+        raise ConfigError(f"unknown command {word!r}{meant}", hint="/help")
     else:
         _reply(output, chats, lambda chat: lambda **how: chat.say(line, **how))
 
 
-def _two(rest: str) -> tuple[str, str]:
-    name, _, value = rest.partition(" ")
-    if not value:
-        _needs("/set temperature 0.5")
-    return name, value.strip()
+def _set(chat: "Chat", rest: str) -> str:
+    """Set what `name value` or `name=value` says; without a value, return the present one, or all of them."""
+    from dialogkit.services.chat import SETTINGS
+
+    if not rest:
+        return "\n".join(f"{name:<20}{chat.get(name)}" for name in SETTINGS)
+    name, _, value = rest.replace("=", " ", 1).partition(" ")
+    return f"{name} is {chat.set(name, value.strip()) if value.strip() else chat.get(name)}"
 
 
-def _needs(example: str) -> str:
-    raise ConfigError("something is missing", hint=example)
+def _file(word: str, rest: str) -> str:
+    """Return the file that a command names. Raises: ConfigError where it names none."""
+    if not rest:
+        raise ConfigError(f"{word} needs the name of a file", hint=f"{word} FILE, such as {word} chat.jsonl")
+    return rest
+
+
+def _save(chats: "list[Chat]", rest: str) -> str:
+    """Save the dialog with the first model, and return what the file holds then."""
+    saved = chats[0].save(_file("/save", rest))
+    holds = f", which now holds {counted(saved.dialogs, 'dialog')}" if saved.was_there else ", a new file"
+    told = f"{'appended to' if saved.was_there else 'saved to'} {saved.path}{holds}"
+    if len(chats) > 1:
+        told += f"; it has the answers of {chats[0].name}, not those of {chats[1].name}"
+    if saved.problem:
+        told += f"; training will leave it out: {saved.problem}"
+    if not saved.trains:
+        told += "; train --dataset takes at least 2 dialogs that differ: save another one to the same file"
+    return told
+
+
+def _show(output: Output, chats: "list[Chat]") -> None:
+    """Print the dialog so far, of two models what each has of it."""
+    for chat in chats:
+        if len(chats) > 1:
+            output.print(untrusted(f"[{chat.name}]", "cyan"))
+        for message in chat.messages:
+            mark = {"user": "> ", "system": "system: "}.get(message.role, "")
+            output.print(untrusted(f"{mark}{message.content or '(empty)'}", "" if not mark else "bold"))
+    if not any(chat.messages for chat in chats):
+        output.err.print("nothing was said yet")
 
 
 def _reply(output: Output, chats: "list[Chat]", how: "Callable[[Chat], Callable[..., ReplyResult]]") -> None:
@@ -131,9 +186,9 @@ def _reply(output: Output, chats: "list[Chat]", how: "Callable[[Chat], Callable[
         with _ctrl_c() as stopped:
             reply = how(chat)(on_text=output.stream, leave=lambda: bool(stopped))
         output.text("" if reply.reply else "(empty)")
-        output.how(reply)
+        output.how(reply, model=chat.name if len(chats) > 1 else None)
         if chat.left_out:
-            output.err.print(f"the context is full: the first {chat.left_out} turns were left out")
+            output.err.print(f"the context is full: the first {counted(chat.left_out, 'turn')} were left out")
         if stopped:
             break
 

@@ -194,8 +194,7 @@ def _render_examples(output: Output, result: "InspectResult") -> None:
     for pair in result.near_pairs:
         rows.append(("near duplicates", f"{pair.similarity:.2f} alike", pair.places[0], pair.beginnings[0]))
         rows.append(("near duplicates", "to", pair.places[1], pair.beginnings[1]))
-    # The file is the same everywhere.
-    places = [re.sub(r".*?(:\d+|\[\d+\])$", r"\1", place, flags=re.DOTALL) for _, _, place, _ in rows]
+    places = [_place(place) for _, _, place, _ in rows]
     titles = [title if n == 0 or rows[n - 1][0] != title else "" for n, (title, *_) in enumerate(rows)]
     taken = sum(max(map(len, column)) + 1 for column in (titles, [value for _, value, *_ in rows], places))
     grid = Table.grid(padding=(0, 1))
@@ -207,6 +206,14 @@ def _render_examples(output: Output, result: "InspectResult") -> None:
         grid.add_row(Text(title), Text(value), untrusted(place, "cyan"), text)
     output.print(Text("worth a look", style="bold"))
     output.print(grid)
+
+
+def _place(place: str) -> str:
+    """Return where in a file a dialog is; the file is the same everywhere."""
+    found = re.fullmatch(r".*(?::(\d+)|\[(\d+)\])", place, flags=re.DOTALL)
+    if found is None:
+        return place
+    return f"line {found[1]}" if found[1] else f"row {found[2]}"
 
 
 def _render_dialog(output: Output, dialog: "ShownDialog") -> None:

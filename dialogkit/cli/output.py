@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -132,14 +133,15 @@ class Output:
         if model is not None:
             self.print(untrusted(f"[{model}]", "cyan"))
         self.print(untrusted(reply.reply or "(empty)"))
-        self.how(reply)
+        self.how(reply, model=model)
 
-    def how(self, reply: "ReplyResult") -> None:
-        """Print to stderr how a reply came about."""
-        words = f"{counted(reply.tokens, 'token')}, {reply.seconds:.2f} s, stopped by {reply.stop_reason}"
+    def how(self, reply: "ReplyResult", *, model: str | None = None) -> None:
+        """Print to stderr how a reply came about, and of which model, where there are several."""
+        words = "" if model is None else f"{model}: "
+        words += f"{counted(reply.tokens, 'token')}, {reply.seconds:.2f} s, stopped by {reply.stop_reason}"
         if reply.cut_tokens:
             words += f"; the first {counted(reply.cut_tokens, 'token')} of the prompt did not fit the context"
-        self.err.print(Text(words, style="dim"))
+        self.err.print(untrusted(words, "dim"), soft_wrap=True)
 
     @contextmanager
     def busy(self, text: str) -> "Iterator[Callable[[], None]]":
@@ -305,6 +307,14 @@ class TrainOutput:
             self._progress = None
 
 
+def date(created: str) -> str:
+    """Return a moment of a record by the clock of this machine."""
+    try:
+        return f"{datetime.fromisoformat(created).astimezone():%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError):
+        return created
+
+
 def parameters(count: int | None) -> str:
     """Return an exact number of parameters with separators."""
     return "?" if count is None else f"{count:,}"
@@ -328,5 +338,5 @@ def options_table(rows: Sequence[tuple[str, Any, str]]) -> Table:
         shown = json.dumps(value, ensure_ascii=False)
         if isinstance(value, list) and len(shown) > 60:
             shown = f"{shorten(shown, 60, placeholder=' ...')} ({len(value)} in all)"
-        made.add_row(name, untrusted(shown), untrusted(origin, "dim"))
+        made.add_row(untrusted(name), untrusted(shown), untrusted(origin, "dim"))
     return made

@@ -45,8 +45,9 @@ def prune_command(
 ) -> None:
     """Delete runs or their checkpoints; nothing but what dialogkit wrote.
 
-    In a terminal it asks first; elsewhere it only says what it would delete, unless --yes. Runs that are not
-    finished are deleted only by name or --status, published models (models/NAME) never.
+    In a terminal it asks first; elsewhere it only says what it would delete, unless --yes.
+
+    Runs that are not finished are deleted only by name or --status, published models (models/NAME) never.
     """
     from dialogkit.services.prune import prune_runs
 

@@ -1,23 +1,22 @@
 """`dialogkit runs`."""
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from dialogkit.cli.figures import print_tasks
 from dialogkit.cli.options import JsonOption, OutputOption
-from dialogkit.cli.output import Output, fitting, parameters, settings_table, table, untrusted
+from dialogkit.cli.output import Output, date, fitting, parameters, table, untrusted
 from dialogkit.services.reporter import counted
 from dialogkit.text import duration
 
 if TYPE_CHECKING:
-    from dialogkit.services.runs import Comparison, RunDetails, RunRow
+    from dialogkit.services.runs import Comparison, RunRow
 
 
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
@@ -26,19 +25,29 @@ def list_command(output_dir: OutputOption = "models", json_output: JsonOption = 
 
     rows = list_run_rows(output=output_dir)
     hint = None if rows else "dialogkit train custom-tiny --preset test"
-    Output(json_mode=json_output).result(rows, lambda out: _render_list(out, rows), hint=hint)
+    none = f"there is no run in {output_dir!r} yet"
+    Output(json_mode=json_output).result(rows, lambda out: _render_list(out, rows, none=none), hint=hint)
 
 
 def show_command(
     name: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")],
+    everything: Annotated[
+        bool, typer.Option("--all", help="All that is recorded, as it is recorded, and replies in full.")
+    ] = False,
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
-    """Show everything that is recorded of a run: its loss as a curve, and how its model was evaluated."""
+    """Show a run: its figures, what it was made of, settings, replies, its loss as a curve, its evaluation."""
+    from dialogkit.cli.details import render_run
+    from dialogkit.services.models import output_option
     from dialogkit.services.runs import show_run
 
     shown = show_run(name, output=output_dir)
-    Output(json_mode=json_output).result(shown, lambda out: _render_run(out, shown))
+    # A program has all of it already.
+    hint = None if everything or json_output else f"dialogkit runs show {name} --all{output_option(output_dir)}"
+    Output(json_mode=json_output).result(
+        shown, lambda out: render_run(out, shown, everything=everything), hint=hint
+    )
 
 
 def compare_command(
@@ -51,7 +60,7 @@ def compare_command(
 
     compared = compare_runs(names, output=output_dir)
     # What was not evaluated on the same dialogs has no intervals to compare.
-    hint = None if compared.evaluations else f"dialogkit evaluate {' '.join(compared.runs)}"
+    hint = shlex.join(compared.evaluate) or None
     Output(json_mode=json_output).result(compared, lambda out: _render_comparison(out, compared), hint=hint)
 
 
@@ -61,7 +70,10 @@ def best_command(output_dir: OutputOption = "models", json_output: JsonOption = 
 
     rows = best_runs(output=output_dir)
     hint = f"dialogkit generate {rows[0].name}" if rows else "dialogkit train custom-tiny --preset test"
-    Output(json_mode=json_output).result(rows, lambda out: _render_list(out, rows, _WITH_DATASET), hint=hint)
+    none = f"there is no finished run in {output_dir!r} yet"
+    Output(json_mode=json_output).result(
+        rows, lambda out: _render_list(out, rows, _WITH_DATASET, none=none), hint=hint
+    )
 
 
 def report_command(
@@ -82,46 +94,6 @@ def report_command(
     output.result(written, lambda out: out.print(untrusted(f"report: {written.path}")))
 
 
-_MAIN_FIGURES = (
-    *("bits_per_byte", "accuracy", "prompt_gain", "hits_at_1", "stop_rate", "repetition", "chrf"),
-    "reply_tokens_per_s",
-)
-"""What is shown of an evaluation where it is not the only thing that is shown."""
-_WIDEST_CURVE = 120
-
-
-def _render_run(output: Output, shown: "RunDetails") -> None:
-    from dialogkit.cli.curve import BLOCKS, loss_curve
-    from dialogkit.cli.evaluate import render_figures
-    from dialogkit.config.load import flatten
-    from dialogkit.tracking.rundir import RunRecord
-
-    kept = shown.model_dump(mode="json", include=set(RunRecord.model_fields) - {"origins"})
-    facts = {name: value for name, value in flatten(kept) if value not in (None, "", [])}
-    output.print(settings_table(facts))
-    try:
-        BLOCKS.encode(output.out.encoding)
-        blocks = True
-    except (UnicodeEncodeError, LookupError):
-        blocks = False
-    width = min(output.out.width, _WIDEST_CURVE)
-    for number, line in enumerate(loss_curve(shown.train_loss, shown.held_out_loss, width=width, blocks=blocks)):
-        if number == 0:
-            output.print("")
-        output.print(Text(line, no_wrap=True))
-    for evaluation in shown.evaluations:
-        row = evaluation.rows[0]
-        output.print("")
-        output.print(untrusted(f"evaluated on {row.dataset}, {counted(row.dialogs, 'dialog')}", "bold"))
-        named = evaluation.model_copy(update={"rows": [row.model_copy(update={"model": shown.name})]})
-        render_figures(output, named, only=_MAIN_FIGURES)
-        for remark in row.remarks:
-            output.print(untrusted(f"{shown.name} {remark}."))
-    if shown.tasks:
-        output.print("")
-        print_tasks(output, {shown.name: shown.tasks})
-
-
 def _render_comparison(output: Output, compared: "Comparison") -> None:
     letters = [chr(ord("A") + number) if number < 26 else str(number) for number in range(len(compared.runs))]
     for letter, name in zip(letters, compared.runs, strict=True):
@@ -137,10 +109,31 @@ def _render_comparison(output: Output, compared: "Comparison") -> None:
             for row in rows:
                 drawn.add_row(untrusted(row.name), *(untrusted(_value(row.name, value)) for value in row.values))
             output.print(drawn)
-    if not compared.same_data:
-        output.err.print("their held-out dialogs differ: figures of different datasets cannot be compared")
+    _tell_of_dialogs(output, compared, letters)
     _render_evaluations(output, compared, letters)
     _render_replies(output, compared, letters)
+
+
+def _tell_of_dialogs(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
+    """Tell where runs were measured on different dialogs, with the numbers of these."""
+    if not compared.same_data:
+        own = [
+            f"{letter}'s are {part.dialogs:,} of {part.dataset}"
+            for letter, part in zip(letters, compared.held_out, strict=True)
+            if part is not None
+        ]
+        numbers = f" ({', '.join(own)})" if own else ""
+        told = f"their held-out dialogs differ{numbers}: figures of different dialogs cannot be compared"
+        output.err.print(untrusted(told), soft_wrap=True)
+    if not compared.evaluate or not any(compared.evaluated_on):
+        return
+    each = [
+        f"{letter} on {' and '.join(f'{part.dialogs:,} of {part.dataset}' for part in parts) or 'none'}"
+        for letter, parts in zip(letters, compared.evaluated_on, strict=True)
+    ]
+    hidden = "" if compared.evaluations else ", so that their evaluations are not side by side here"
+    told = f"they were not evaluated on the same dialogs ({', '.join(each)}){hidden}"
+    output.err.print(untrusted(told), soft_wrap=True)
 
 
 def _render_evaluations(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
@@ -183,9 +176,11 @@ def _render_replies(output: Output, compared: "Comparison", letters: Sequence[st
 
 
 def _value(name: str, value: object) -> str:
+    from dialogkit.services.runs import STOP_RATE
+
     if value is None:
         return "-"
-    if name in ("token accuracy", "stop rate") and isinstance(value, float):
+    if name in ("token accuracy", STOP_RATE) and isinstance(value, float):
         return f"{value:.1%}"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"
@@ -229,17 +224,22 @@ _WITH_DATASET = (
 """Columns that a narrow terminal has no room for, the first ones first."""
 
 
-def _render_list(output: Output, rows: "list[RunRow]", dispensable: Sequence[str] = _DISPENSABLE) -> None:
+def _render_list(
+    output: Output, rows: "list[RunRow]", dispensable: Sequence[str] = _DISPENSABLE, *, none: str = "no run"
+) -> None:
+    if not rows:
+        output.print(untrusted(none))
+        return
     columns: dict[str, Callable[[RunRow], str]] = {
         "run": lambda row: row.name,
         "status": lambda row: row.status,
         "steps": _steps,
         "bits/byte": lambda row: "" if row.bits_per_byte is None else f"{row.bits_per_byte:.3f}",
         "loss": lambda row: "" if row.nats_per_token is None else f"{row.nats_per_token:.3f}",
-        "stop rate": lambda row: "" if row.stop_rate is None else f"{row.stop_rate:.0%}",
+        "stop rate": lambda row: "" if row.stop_rate is None else f"{row.stop_rate:.1%}",
         "tokens/s": lambda row: "" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}",
         "time": lambda row: "" if row.duration_s is None else duration(row.duration_s),
-        "date": lambda row: _date(row.created),
+        "date": lambda row: date(row.created),
         "model": lambda row: row.model,
         "parameters": lambda row: parameters(row.parameters),
         "preset": lambda row: row.preset,
@@ -247,14 +247,6 @@ def _render_list(output: Output, rows: "list[RunRow]", dispensable: Sequence[str
     }
     right = ("steps", "bits/byte", "loss", "stop rate", "tokens/s", "time", "parameters")
     output.print(fitting(output.out, columns, rows, right=right, dispensable=dispensable))
-
-
-def _date(created: str) -> str:
-    """Return when a run was started, by the clock of this machine."""
-    try:
-        return f"{datetime.fromisoformat(created).astimezone():%Y-%m-%d %H:%M}"
-    except (ValueError, OverflowError):
-        return created
 
 
 def _steps(row: "RunRow") -> str:

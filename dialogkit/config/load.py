@@ -363,6 +363,11 @@ def list_settings(loaded: LoadedConfig) -> list[Setting]:
     ]
 
 
+def default_settings() -> dict[str, Any]:
+    """Return the defaults of the settings that have one, as a record holds them."""
+    return dict(flatten(json.loads(json.dumps(_defaults()))))
+
+
 def known_settings() -> list[str]:
     """Return the dotted names of all settings."""
     return [

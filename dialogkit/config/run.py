@@ -1,6 +1,8 @@
 """The whole configuration of a run."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from dialogkit.config.base import Section
 from dialogkit.config.data import DataConfig
@@ -24,3 +26,12 @@ class RunConfig(Section):
     runtime: RuntimeConfig = RuntimeConfig()
     tracking: TrackingConfig = TrackingConfig()
     generate: GenerateConfig = GenerateConfig()
+
+    @model_validator(mode="after")
+    def _check_sharding(self) -> Self:
+        if self.runtime.sharding == "fsdp" and self.train.optimizer == "muon":
+            raise ValueError(
+                "train.optimizer 'muon' takes whole matrices, and runtime.sharding 'fsdp' leaves each process a part: "
+                "set train.optimizer=adamw"
+            )
+        return self

@@ -156,11 +156,7 @@ def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, 
     longest = min(config.max_tokens or context, context)
     tokens, origins, ledger, from_cache = _tokens(config, tokenizer, longest, cache)
     if ledger.kept < 2 or len(np.unique(origins.hashes)) < 2:
-        raise DataError(
-            f"{ledger.dataset} leaves {ledger.kept} usable dialogs; to train and to evaluate takes 2 that differ"
-            + (f" (first unusable row: {ledger.first_bad_row})" if ledger.first_bad_row else ""),
-            hint="--dataset starter",
-        )
+        raise _too_few(ledger, config.dataset, longest)
     train, evaluation = split_by_hash(
         origins.hashes, config.eval_fraction, config.eval_min_dialogs, config.eval_max_dialogs
     )
@@ -172,6 +168,22 @@ def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, 
         origins.select(evaluation),
         ledger,
         from_cache,
+    )
+
+
+def _too_few(ledger: Ledger, dataset: str, longest: int) -> DataError:
+    """Return the error of data of which nothing is left to train on, or to evaluate with."""
+    dialogs = "1 usable dialog" if ledger.kept == 1 else f"{ledger.kept:,} usable dialogs"
+    notes = ["which all say the same"] if ledger.kept > 1 else []
+    if ledger.dropped:
+        notes.append(f"{ledger.dropped:,} more without an answer in their first {longest:,} tokens")
+    if ledger.first_bad_row:
+        notes.append(f"the first unusable row is {ledger.first_bad_row}")
+    noted = f" ({'; '.join(notes)})" if notes else ""
+    more = f"add dialogs to {dataset}, such as by /save in: dialogkit chat"
+    return DataError(
+        f"{ledger.dataset} leaves {dialogs}{noted}; to train and to evaluate takes at least 2 that differ",
+        hint="shorten the prompts, or give the model a longer context" if ledger.dropped else more,
     )
 
 

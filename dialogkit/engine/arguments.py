@@ -78,6 +78,7 @@ def training_arguments(
     fields = TrainingArguments.__dataclass_fields__
     # Its name in the oldest transformers that dialogkit works with is deprecated in the newest.
     recompute = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+    sharded = runtime.sharding == "fsdp"
     names = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -106,7 +107,7 @@ def training_arguments(
         load_best_model_at_end=config.keep == "best",
         metric_for_best_model="eval_nats_per_token",
         greater_is_better=False,
-        **{recompute: config.activation_checkpointing},
+        **_sharding(config) if sharded else {recompute: config.activation_checkpointing},
         bf16=runtime.precision == "bf16",
         use_cpu=runtime.device == "cpu",
         torch_compile=compile,
@@ -128,3 +129,17 @@ def training_arguments(
     # Several visible GPUs make HF multiply the batch and wrap the model in DataParallel, which splits batches.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _sharding(config: TrainConfig) -> dict[str, Any]:
+    """Return the arguments by which HF has accelerate shard the model with FSDP2."""
+    return {
+        "fsdp": True,
+        "fsdp_config": {
+            "version": 2,
+            "reshard_after_forward": True,
+            # torch's distributed format, which any number of processes can read.
+            "state_dict_type": "SHARDED_STATE_DICT",
+            "activation_checkpointing": config.activation_checkpointing,
+        },
+    }

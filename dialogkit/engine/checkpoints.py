@@ -7,6 +7,7 @@ which is written last and synced; what has none, or does not agree with it, is s
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 import stat
@@ -18,6 +19,9 @@ from typing import Any
 MANIFEST = "manifest.json"
 _PICKLED = re.compile(r"(optimizer|scheduler)\.pt|rng_state(_\d+)?\.pth|training_args\.bin")
 """The pickled files that a training writes; HF would read others that are there."""
+_PLAN = ".metadata"
+_SHARD = re.compile(r"(pytorch_model_fsdp_0|optimizer_0)/(\.metadata|__\d+_\d+\.distcp)")
+"""The files of torch's distributed format, by their folders."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 _DOOMED = ".old-"
 _ASIDE = re.compile(r"torn-checkpoint-(\d+)(-\d+)?")
@@ -46,10 +50,12 @@ class Progress:
 def seal(folder: Path, progress: Progress) -> None:
     """Make a checkpoint valid: all that is in it is on disk before its manifest is. Raises: OSError."""
     files = {}
-    for path in sorted(folder.iterdir()):
-        if path.name != MANIFEST:
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
             _sync(path)
-            files[path.name] = [path.stat().st_size, _digest(path)]
+        elif path != folder / MANIFEST:
+            _sync(path)
+            files[path.relative_to(folder).as_posix()] = [path.stat().st_size, _digest(path)]
     beside = folder / f".{MANIFEST}"
     beside.write_text(json.dumps({"progress": asdict(progress), "files": files}, indent=1), encoding="utf-8")
     _sync(beside)
@@ -68,9 +74,9 @@ def read_progress(folder: Path) -> Progress | None:
             path = folder / name
             if Path(name).suffix in (".pt", ".pth", ".bin") and not _PICKLED.fullmatch(name):
                 return None
-            if Path(name).name != name or not _is_file(path) or path.stat().st_size != size:
+            if not (Path(name).name == name or _SHARD.fullmatch(name)) or not _is_file(path) or path.stat().st_size != size:
                 return None
-            if _digest(path) != digest:
+            if _digest(path) != digest or (path.name == _PLAN and not _is_harmless(path)):
                 return None
         return Progress(**manifest["progress"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -117,13 +123,53 @@ def rotate(run: Path, *, keep: int, best_step: int | None) -> None:
 
 def size_of(folder: Path) -> int:
     """Return the bytes of a checkpoint's files."""
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _checkpoints(run: Path) -> Iterator[tuple[int, Path]]:
     for path in run.iterdir():
         if (found := _FOLDER.fullmatch(path.name)) and path.is_dir():
             yield int(found[1]), path
+
+
+class _PlanReader(pickle.Unpickler):
+    """Reads the plan of a distributed checkpoint, which torch would unpickle without looking."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what a plan is made of. Raises: UnpicklingError for anything else."""
+        if name not in _PLAN_PARTS.get(module, ()):
+            raise pickle.UnpicklingError(f"{module}.{name} is no part of a plan")
+        return super().find_class(module, name)
+
+
+_PLAN_PARTS = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", "float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8", "bool"},
+    "collections": {"OrderedDict"},
+    "builtins": {"set"},
+    "pathlib": {"PosixPath"},
+}
+
+
+def _is_harmless(path: Path) -> bool:
+    """Return whether a plan consists of nothing but names, shapes and places of tensors."""
+    try:
+        with path.open("rb") as file:
+            _PlanReader(file).load()
+    except Exception:  # whatever a torn or hostile file does
+        return False
+    return True
 
 
 def _is_file(path: Path) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from types import MethodType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -109,6 +110,17 @@ class DialogTrainer(Trainer):
         self._config = config
         self._plan = plan
         self._evaluation_due = False
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator; accelerate shards on GPUs only, while FSDP2 itself does so on CPUs as well."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+            state = self.accelerator.state
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            state.distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
 
     def get_train_dataloader(self) -> Any:
         """Return the batches of this process; HF's own sampler gives each process batches of its own."""
@@ -306,10 +318,35 @@ def set_aside_torn_best(checkpoint: Path) -> str | None:
     return f"{best.name}, the best so far, is torn or damaged{aside}: the best now begins with {checkpoint.name}"
 
 
+def within_sharded(model: Any) -> Callable[[Callable[[], Any]], Any]:
+    """Return what runs a function that uses a sharded model's modules, as if it were a forward of the model."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    if "run_within" not in model.__dict__:
+        model.run_within = MethodType(lambda self, compute: compute(), model)
+        register_fsdp_forward_method(model, "run_within")
+    run: Callable[[Callable[[], Any]], Any] = model.run_within
+    return run
+
+
+def is_sharded(model: Any) -> bool:
+    """Return whether this process holds only a part of a model's weights."""
+    return any(hasattr(parameter, "to_local") for parameter in model.parameters())
+
+
+def save_model(trainer: Any, folder: Path) -> None:
+    """Save a trained model as a transformers folder; of several processes the first writes, and all take part."""
+    if is_sharded(trainer.model):
+        trainer._save(str(folder), state_dict=trainer.accelerator.get_state_dict(trainer.model))
+    else:
+        trainer.save_model(str(folder))
+
+
 def require_finite(model: Any, step: int, learning_rate: float) -> None:
     """Raise DivergedError if a weight is no number."""
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        held = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # of one that is sharded
+        if not torch.isfinite(held).all():
             raise diverged(f"the weights {name} are no numbers", step, learning_rate)
 
 
@@ -392,7 +429,8 @@ def fit(
     metrics = MetricCallback(sink, counter)
     stop = stop or StopAtSignal()
     callbacks = [metrics, StopAtNonFinite(), stop]
-    if histograms is not None and histogram_every and processes.is_first():
+    whole = runtime.sharding == "none"
+    if histograms is not None and histogram_every and processes.is_first() and whole:
         callbacks.append(HistogramCallback(histograms, every=histogram_every))
     plan = BudgetPlan(config.schedule, config.warmup_fraction, budget) if budget else None
     if budget and plan:
@@ -401,7 +439,8 @@ def fit(
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
     use_packed_attention(model)
     dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
-    install_dialog_loss(model, dtype=dtype, counter=counter)
+    sharded = runtime.sharding == "fsdp"
+    install_dialog_loss(model, dtype=dtype, counter=counter, sharded=sharded)
     try:
         trainer = DialogTrainer(
             model=model,

@@ -3,7 +3,7 @@
 Shapes: S supervised tokens, D width, V vocabulary. The [S, V] matrix of logits is never held whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -169,6 +169,16 @@ def fill_row(input_ids: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch
     return pad(input_ids, (0, more)), pad(position_ids, (0, more))
 
 
+def inside(module: Any, function: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor) -> torch.Tensor:
+    """Return what a function makes of a value in the place of a module's forward, with all that hooks into it."""
+    module.__dict__["forward"] = function
+    try:
+        result: torch.Tensor = module(value)
+        return result
+    finally:
+        del module.__dict__["forward"]
+
+
 _INSTALLED = ("forward", "_original_forward")
 """Attributes of a model in training: our forward, and what accelerate keeps of it where it wraps it."""
 
@@ -203,15 +213,20 @@ class TokenCounter:
         return {"train/tokens": self.all, "train/supervised_tokens": self.supervised}
 
 
-def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter) -> None:
+def install_dialog_loss(
+    model: Any, *, dtype: torch.dtype, counter: TokenCounter, sharded: bool = False
+) -> None:
     """Give a causal model a forward that takes padding-free batches and returns the loss alone.
 
     The loss is the sum of nats over `num_items_in_batch`, the supervised tokens of the whole optimizer step, so
     that accumulation changes nothing. A method on the instance, so that the Trainer, compilation and wrappers for
     several devices see an ordinary model; `remove_dialog_loss` takes it away.
+
+    Of a model that is to be `sharded` every module is called, and no weight is used outside of its module: only
+    there is it whole.
     """
     head, words = model.get_output_embeddings(), model.get_input_embeddings()
-    shares = head.bias is None and _shares_plainly(words, head)
+    shares = head.bias is None and not sharded and _shares_plainly(words, head)
 
     def forward(
         self: Any,
@@ -231,7 +246,11 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
         hidden = self.base_model(**text, position_ids=position_ids, use_cache=False, **kwargs)[0][0]
         hidden = hidden.index_select(0, label_positions)
         if head.bias is None:
-            total = chunked_cross_entropy(hidden, head.weight, labels, dtype=dtype, shared=shared)
+
+            def loss(hidden_SD: torch.Tensor) -> torch.Tensor:
+                return chunked_cross_entropy(hidden_SD, head.weight, labels, dtype=dtype, shared=shared)
+
+            total = inside(head, loss, hidden) if sharded else loss(hidden)
         else:
             total = cross_entropy(linear(hidden, head.weight, head.bias).float(), labels, reduction="sum")
         return {"loss": total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)}

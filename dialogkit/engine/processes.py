@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -394,7 +394,7 @@ def _watch(state: _Joined, store: Any) -> None:
         exit_with(error.exit_code, final=not isinstance(error, ProcessLostError))
 
 
-def exit_with(code: int, *, final: bool) -> None:
+def exit_with(code: int, *, final: bool) -> NoReturn:
     """End this process at once, without waiting for threads of libraries that wait for other processes.
 
     Where `--devices` started it, a code that is `final` is left for it: ending without one asks for a new start.

@@ -24,6 +24,8 @@ class Runtime:
     precision_reason: str
     processes: int = 1
     """Processes that train together, one a device."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """Whether each of them keeps only its part of the model in training."""
 
     def autocast(self) -> torch.autocast:
         """Return a context in which matrix products have the run's precision."""
@@ -39,7 +41,7 @@ def resolve_runtime(config: RuntimeConfig) -> Runtime:
         torch.set_num_threads(config.threads)
     device, device_reason = _device(config.device)
     precision, precision_reason = _precision(config.precision, device)
-    return Runtime(device, _device_name(device), device_reason, precision, precision_reason, processes.count())
+    return Runtime(device, _device_name(device), device_reason, precision, precision_reason, processes.count(), config.sharding if processes.joined() else "none")
 
 
 def _device(request: str) -> tuple[Literal["cpu", "cuda", "mps"], str]:

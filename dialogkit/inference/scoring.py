@@ -4,9 +4,10 @@ Shapes: T tokens of a padding-free batch, S supervised targets, N dialogs, D wid
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,7 @@ def score_batches(
     *,
     device: str,
     autocast: AbstractContextManager[Any] | None = None,
+    within: Callable[[Callable[[], Any]], Any] = lambda compute: compute(),
 ) -> Likelihood:
     """Return the likelihood of the supervised tokens, dialog by dialog.
 
@@ -93,6 +95,7 @@ def score_batches(
         stop_ids: ids that end a turn.
         device: where the model is.
         autocast: precision of the matrix products; None is float32, in which published figures are made.
+        within: runs what uses the model; for one whose weights are whole only in a call of it.
     """
     was_training = model.training
     model.eval()
@@ -103,20 +106,8 @@ def score_batches(
     try:
         for batch, sizes in batches:
             with autocast or nullcontext():
-                hidden = base(
-                    input_ids=batch["input_ids"].to(device),
-                    position_ids=batch["position_ids"].to(device),
-                    dialog_lengths=batch["dialog_lengths"],
-                    use_cache=False,
-                )[0][0].index_select(0, batch["label_positions"].to(device))
                 targets = batch["labels"].to(device)
-                scored = [
-                    _score(
-                        head(hidden[start : start + CHUNK_TOKENS]).float(), targets[start : start + CHUNK_TOKENS]
-                    )
-                    for start in range(0, len(targets), CHUNK_TOKENS)
-                ]
-            nats_S3 = torch.cat(scored) if scored else hidden.new_zeros((0, 3), dtype=torch.float64)
+                nats_S3 = within(partial(_score_batch, base, head, batch, targets))
             is_end = torch.isin(targets, ends)
             columns = torch.cat(
                 [
@@ -138,6 +129,31 @@ def score_batches(
     nats, tokens, answer_nats, number_of_ends, correct, likely = torch.cat(parts).numpy().T
     sized = np.array(answer_bytes, dtype=np.float64)
     return Likelihood(nats, tokens, answer_nats, sized, number_of_ends, correct, likely)
+
+
+def _score_batch(base: Any, head: Any, batch: dict[str, Any], targets_S: torch.Tensor) -> torch.Tensor:
+    """Return what `_score` returns of each target of a batch, [S, 3]; each module is called once."""
+    device = targets_S.device
+    hidden = base(
+        input_ids=batch["input_ids"].to(device),
+        position_ids=batch["position_ids"].to(device),
+        dialog_lengths=batch["dialog_lengths"],
+        use_cache=False,
+    )[0][0].index_select(0, batch["label_positions"].to(device))
+    plain = head.forward
+
+    def score(hidden_SD: torch.Tensor) -> torch.Tensor:
+        chunks = zip(hidden_SD.split(CHUNK_TOKENS), targets_S.split(CHUNK_TOKENS), strict=True)
+        scored = [_score(plain(hidden).float(), targets) for hidden, targets in chunks if len(targets)]
+        return torch.cat(scored) if scored else hidden_SD.new_zeros((0, 3), dtype=torch.float64)
+
+    # In the place of the head's forward: what hooks into it makes its weight whole.
+    head.__dict__["forward"] = score
+    try:
+        nats_S3: torch.Tensor = head(hidden)
+        return nats_S3
+    finally:
+        head.__dict__.pop("forward")
 
 
 def _score(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:

@@ -108,6 +108,23 @@ class ChatTokenizer:
         """Return the text of ids, special tokens left out, without surrounding white space."""
         return str(self.hf.decode(list(ids), skip_special_tokens=True)).strip()
 
+    def prompt_text(self, ids: Sequence[int]) -> str:
+        """Return what is said before a first answer: the user's text, behind the system's in parentheses.
+
+        What opens the answer, and the labels of roles, are left out as far as the format tells them apart.
+        """
+        turns: list[list[int]] = [[]]
+        for token in ids:
+            turns[-1].append(token)
+            if token in self.stop_ids:
+                turns.append([])
+        if len(turns) == 1:  # a format that does not end the turns of others
+            return self.decode(ids)
+        texts = [self.decode(turn) for turn in turns[:-1]]
+        *before, said = (self._format.without_label(text) for text in texts)
+        system = " ".join(filter(None, before))
+        return f"(system: {system}) {said}" if system else said
+
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Return each token as it stands in the text; of a part of a character, its bytes with backslashes."""
         added = {number: token.content for number, token in self.hf.added_tokens_decoder.items()}
@@ -204,6 +221,8 @@ def _added_special(hf: Any) -> list[str]:
     return [token.content for token in hf.added_tokens_decoder.values() if token.special]
 
 
+_ROLE_LINE = re.compile(r"^(?:system|user)\s*\n\s*")
+
 TEMPLATE_SECONDS = 5.0
 TEMPLATE_CHARACTERS = 1_000_000
 """What a template, which is a program, may take for a dialog, and make of it beyond four times what that says."""
@@ -253,6 +272,10 @@ class TemplateFormat:
             done = end
         spans.append(Span(self._pieces(full[done:], texts)))
         return [span for span in spans if span.pieces]
+
+    def without_label(self, text: str) -> str:
+        """Return the decoded text of a turn without the line of its role, which most templates write."""
+        return _ROLE_LINE.sub("", text)
 
     def _mask(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
         """Replace text that looks like a special token, or like a mark, by marks, and return it beside."""

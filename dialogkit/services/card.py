@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dialogkit.config.load import HUB_ID
+from dialogkit.services.reporter import counted
 from dialogkit.tracking.rundir import SAMPLES_FILE, RunRecord
 
 
@@ -45,8 +46,9 @@ def model_card(record: RunRecord) -> str:
             else []
         ),
         *([f"- licence of the base weights: {model['license']}"] if model.get("license") else []),
-        f"- {data['train_dialogs']:,} training dialogs, {data['train_supervised_tokens']:,} supervised tokens; "
-        f"{data['eval_dialogs']:,} dialogs held out by content hash",
+        f"- {counted(data['train_dialogs'], 'training dialog')}, "
+        f"{counted(data['train_supervised_tokens'], 'supervised token')}; "
+        f"{counted(data['eval_dialogs'], 'dialog')} held out by content hash",
         "",
         "## Settings",
         "",

@@ -1,13 +1,14 @@
 """A dialog with a model, turn by turn."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import Message, check_dialog
-from dialogkit.errors import ConfigError, DataError, StorageError, did_you_mean
+from dialogkit.errors import ConfigError, DataError, DialogKitError, StorageError, did_you_mean
 from dialogkit.services.generate import ReplyResult, StreamSink, reply_results
 from dialogkit.services.models import DEFAULT_OUTPUT, resolve_model
 
@@ -15,6 +16,52 @@ if TYPE_CHECKING:
     from dialogkit.models.tokenizer import ChatTokenizer
 
 SETTINGS = tuple(name for name in GenerateConfig.model_fields if name != "test_prompts")
+
+
+class Saved(NamedTuple):
+    """A file that a dialog was saved to.
+
+    Attributes:
+        path: the file.
+        dialogs: dialogs that it holds now.
+        was_there: whether there was such a file before.
+        trains: whether two of its dialogs differ, which a training needs.
+        problem: why a training leaves this dialog out, such as an empty reply; None where it does not.
+    """
+
+    path: Path
+    dialogs: int
+    was_there: bool
+    trains: bool
+    problem: str | None = None
+
+
+class _Held(NamedTuple):
+    """What a file of dialogs held: their number, different ones of them (two at most), whether its end is one."""
+
+    dialogs: int
+    different: list[Any]
+    ended: bool
+
+
+def _held_by(path: Path) -> _Held:
+    """Return what a JSONL file holds. Raises: OSError; ValueError or RecursionError for what is no such file."""
+    if not path.exists():
+        return _Held(0, [], ended=True)
+    if not path.is_file():  # a pipe would never end
+        raise OSError("not a file")
+    dialogs, line = 0, "\n"
+    different: list[Any] = []
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            if not isinstance(row := json.loads(line), dict):
+                raise ValueError
+            dialogs += 1
+            if len(different) < 2 and row.get("messages", row) not in different:
+                different.append(row.get("messages", row))
+    return _Held(dialogs, different, ended=line.endswith("\n"))
 
 
 class Chat:
@@ -106,17 +153,22 @@ class Chat:
         self.messages = [*system, *self.messages[self._first :]]
         return bool(system)
 
+    def get(self, name: str) -> Any:
+        """Return how replies are sampled now. Raises: ConfigError for an unknown setting."""
+        if name not in SETTINGS:
+            known = ", ".join(SETTINGS)
+            raise ConfigError(
+                f"unknown setting {name!r}{did_you_mean(name, SETTINGS)}; there are {known}", hint="/set"
+            )
+        return getattr(self.config, name)
+
     def set(self, name: str, value: str) -> Any:
         """Set how replies are sampled, and return the value. Raises: ConfigError."""
         from pydantic import ValidationError
 
         from dialogkit.config.load import list_problems
 
-        if name not in SETTINGS:
-            known = ", ".join(SETTINGS)
-            raise ConfigError(
-                f"unknown setting {name!r}{did_you_mean(name, SETTINGS)}; there are {known}", hint="/help"
-            )
+        self.get(name)
         try:
             number: Any = json.loads(value)
         except ValueError:
@@ -127,27 +179,50 @@ class Chat:
             raise ConfigError(list_problems(error)[0], hint=f"/set {name} {getattr(self.config, name)}") from None
         return number
 
-    def save(self, path: str | Path) -> Path:
-        """Append the dialog to a JSONL file that `train --dataset` reads. Raises: ConfigError, StorageError."""
+    def save(self, path: str | Path) -> Saved:
+        """Append the dialog to a JSONL file that `train --dataset` reads, or begin one, and return what it holds.
+
+        Raises: ConfigError without a turn, or for another kind of file; StorageError if it cannot be written.
+        """
         self._require_turn()
-        path = Path(path).expanduser()
-        row = {"messages": [message._asdict() for message in self.messages]}
+        path = Path(os.path.expanduser(path))
+        hint = f"/save {path.with_suffix('.jsonl')}" if path.name else "/save chat.jsonl"
+        if path.suffix != ".jsonl":
+            raise ConfigError(f"a file of dialogs, one a line, is a .jsonl file, and not {str(path)!r}", hint=hint)
+        messages = [message._asdict() for message in self.messages]
+        # A terminal may hand on bytes that are no text.
+        line = json.dumps({"messages": messages}, ensure_ascii=False).encode("utf-8", "replace").decode()
         try:
+            was_there = path.exists()
+            held = _held_by(path)
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(f"{'' if held.ended else chr(10)}{line}\n")
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise StorageError(f"{str(path)!r} cannot be written: {reason}", hint="/save chat.jsonl") from None
-        return path
+        except (ValueError, RecursionError):
+            raise ConfigError(
+                f"{str(path)!r} is there and holds something else than a dialog a line, so it is left as it is",
+                hint=f"/save {path.with_stem(f'{path.stem}-2')}",
+            ) from None
+        problem = check_dialog(self.messages)
+        others = [other for other in held.different if other != messages]
+        trains = len(held.different) > 1 or (problem is None and bool(others))
+        return Saved(path, held.dialogs + 1, was_there, trains, problem)
 
     def load(self, path: str | Path) -> int:
         """Take the last dialog of a file in place of this one, and return its turns. Raises: DataError."""
         from dialogkit.config.data import DataConfig
         from dialogkit.data.sources import find_source, read_dialogs
 
-        dialogs = read_dialogs(find_source(DataConfig(dataset=str(path))), DataConfig()).dialogs
+        hint = "/load FILE"
+        try:
+            dialogs = read_dialogs(find_source(DataConfig(dataset=str(path))), DataConfig()).dialogs
+        except DialogKitError as error:
+            error.hint = hint  # what it proposes elsewhere cannot be typed in a dialog
+            raise
         if problem := check_dialog(dialogs[-1]):
-            raise DataError(f"{str(path)!r}: {problem}")
+            raise DataError(f"{str(path)!r}: {problem}", hint=hint)
         self.messages, self.left_out = list(dialogs[-1]), 0
         return self.turns
 

@@ -24,6 +24,10 @@ EXAMPLES = 3
 """Dialogs that are named as the longest, the oddest and so on."""
 ODD_CHARACTERS = 32
 """Shortest text that can be the oddest: that of a few characters always differs from the rest."""
+FEW_DIALOGS = 50
+"""With fewer dialogs in a whole dataset there is little to learn but these."""
+FEW_HELD_OUT = 8
+"""With fewer held-out dialogs, a figure tells little of a model: `data.eval_min_dialogs`."""
 REPETITIVE_BYTES = 256
 """Shortest text that can repeat itself most: what zlib adds to a short one is much of it."""
 LONGEST_CONTEXT = 32_768
@@ -214,16 +218,20 @@ def inspect_data(
 
 
 def _inspect(config: RunConfig, show: int) -> InspectResult:
+    from dialogkit.data.sources import find_source, read_dialogs
+
+    # What is wrong with a file is told before the libraries of models are loaded, which takes seconds.
+    raw = read_dialogs(find_source(config.data), config.data)
+
     from dialogkit.config.paths import cache_dir
     from dialogkit.data.prepare import prepare_data
-    from dialogkit.data.sources import find_source, read_dialogs
     from dialogkit.models.build import read_context
     from dialogkit.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(config.model)
     context = read_context(config.model)
     data = prepare_data(config.data, tokenizer, context=context, cache=cache_dir())
-    texts = _Texts(read_dialogs(find_source(config.data), config.data), data)
+    texts = _Texts(raw, data)
     limit = min(config.data.max_tokens or context, context)
     facts: dict[str, Any] = {
         **_ledger(data, texts),
@@ -436,7 +444,7 @@ def remarks(result: InspectResult, config: RunConfig) -> list[str]:
             f"{copies.near:,} dialogs are near duplicates, in {counted(copies.near_groups, 'group')}: to keep one "
             f"of each group leaves out {extra:,} ({share_of(extra, dialogs)})"
         )
-    told += _held_out_remarks(result)
+    told += _few_remarks(result, from_scratch=config.model.from_scratch) + _held_out_remarks(result)
     if result.supervised_share < 0.1:
         told.append(
             f"only {result.supervised_share:.1%} of the tokens are learned, and the others take as much time: "
@@ -463,6 +471,24 @@ def _held_out_remarks(result: InspectResult) -> list[str]:
         )
     if remark := held_out_remark(held_out, result.kept):
         told.append(remark)
+    return told
+
+
+def _few_remarks(result: InspectResult, *, from_scratch: bool) -> list[str]:
+    """Return what it means that there are few dialogs."""
+    kept, held_out = result.kept, result.held_out.dialogs
+    told = []
+    if kept < FEW_DIALOGS:
+        learned = "at best learns them by heart" if from_scratch else "takes over little more than their manner"
+        told.append(
+            f"only {counted(kept, 'dialog')}: enough to see that all works, but a model {learned}; collect "
+            "hundreds, better thousands"
+        )
+    if held_out < FEW_HELD_OUT:
+        told.append(
+            f"only {counted(held_out, 'dialog')} held out: figures of so few tell little of a model, and which of "
+            "two models is better they cannot tell"
+        )
     return told
 
 

@@ -85,7 +85,7 @@ def exchanges(dialogs: "DialogTokens", tokenizer: "ChatTokenizer") -> list[Excha
         start = learned.index(True, 1) if True in learned[1:] else len(ids)
         end = learned.index(False, start) if False in learned[start:] else len(ids)
         prompt, answer = ids[:start], ids[start:end]
-        found.append(Exchange(prompt, answer, tokenizer.decode(prompt), tokenizer.decode(answer)))
+        found.append(Exchange(prompt, answer, tokenizer.prompt_text(prompt), tokenizer.decode(answer)))
     return found
 
 

@@ -95,10 +95,14 @@ class Parts:
             merge_adapter(self.model)
 
     def leaves(self) -> bool:
-        """Return whether a signal asks to leave what goes on beside the training steps."""
-        return self._stop is not None and self._stop.leaves()
+        """Return whether a signal asks to leave what goes on beside the training steps.
+
+        Where the model is sharded all processes have to make the same calls of it, and none can leave.
+        """
+        return self.runtime.sharding == "none" and self._stop is not None and self._stop.leaves()
 
     def _evaluation_batches(self) -> "Iterator[tuple[dict[str, Any], list[int]]]":
+        from dialogkit.engine import processes
         from dialogkit.engine.callbacks import EvaluationLeft
         from dialogkit.services.judging import batches_of
 
@@ -106,6 +110,15 @@ class Parts:
             if self.leaves():
                 raise EvaluationLeft
             yield batch
+        if self.runtime.sharding == "none":
+            return
+        # Every process calls a sharded model as often as the others, if with nothing to score.
+        size = self.config.train.eval_batch_size
+        made = -(-len(self._evaluated) // size)
+        for _ in range(made, max(processes.gather(made))):
+            batch, _ = next(batches_of(self.data.evaluation, 1))
+            nothing = {name: batch[name][:0] for name in ("labels", "label_positions")}
+            yield {**batch, **nothing}, [0]
 
     def score(self, *, autocast: bool) -> dict[str, float]:
         """Return the figures on the evaluation set; published ones in float32, without autocast.
@@ -115,18 +128,20 @@ class Parts:
         from dialogkit.engine import processes
         from dialogkit.engine.attention import use_packed_attention
         from dialogkit.engine.callbacks import EvaluationLeft
+        from dialogkit.engine.fit import is_sharded, within_sharded
         from dialogkit.inference.scoring import Likelihood, score_batches
 
         use_packed_attention(self.model)
         likelihood, left = None, False
         try:
-            if len(self._evaluated):
+            if len(self._evaluated) or is_sharded(self.model):
                 likelihood = score_batches(
                     self.model,
                     self._evaluation_batches(),
                     self.tokenizer.stop_ids,
                     device=self.runtime.device,
                     autocast=self.runtime.autocast() if autocast else None,
+                    **({"within": within_sharded(self.model)} if is_sharded(self.model) else {}),
                 )
         except EvaluationLeft:
             if processes.count() == 1:
@@ -473,6 +488,6 @@ def held_out_remark(held_out: int, kept: int) -> str | None:
     if held_out < 0.25 * kept or (fewer := max(1, kept // 10)) >= held_out:
         return None
     return (
-        f"{held_out} of only {kept} dialogs are held out for evaluation; "
+        f"{held_out} of only {kept} dialogs {'is' if held_out == 1 else 'are'} held out for evaluation; "
         f"--set data.eval_min_dialogs={fewer} leaves more to train on"
     )

@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, DialogKitError, ProcessLostError
@@ -48,12 +48,13 @@ def start_processes(
     if this_rank() is not None:
         return None  # something else has started the processes already, this one among them
     devices = config.runtime.devices
-    if devices == 1 and rendezvous is None:
+    alone = rendezvous is None and config.runtime.sharding == "none"  # sharding needs a group, if of one
+    if devices == 1 and alone:
         return None
     from dialogkit.engine.elastic import Launch, resolve_devices, start
 
     number = resolve_devices(devices, config.runtime.device)
-    if number == 1 and rendezvous is None:
+    if number == 1 and alone:
         return None
     for machines in range(least, most + 1):
         config.train.require_even(machines * number)
@@ -90,7 +91,16 @@ def leave_others() -> None:
         processes.leave()
 
 
-def end_with(error: BaseException, rank: Rank, say: Any) -> None:
+def end_at_once(code: int) -> NoReturn:
+    """End this process after its work: threads of libraries, which wait for other processes, abort a slow end."""
+    from dialogkit.engine import processes
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    processes.exit_with(code, final=True)
+
+
+def end_with(error: BaseException, rank: Rank, say: Any) -> NoReturn:
     """End this process, and with it all others, because of an error; only one of them says what it is.
 
     Args:

@@ -1,5 +1,6 @@
 """Runs as one HTML page, from their folders alone."""
 
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,9 @@ class ReportResult(Result):
     runs: list[str]
     """The runs on it, in their order."""
     bytes: int
+
+
+_ELSEWHERE = f"--output {REPORT_FILE}"
 
 
 def write_report(
@@ -39,11 +43,12 @@ def write_report(
     else:
         target = runs[0].report_path if len(runs) == 1 else Path(REPORT_FILE)
     _require_report(target)
+    _require_writable(target)
     page = render_report(runs, where=output_option(output))
     try:
         write_text(target, page)
     except StorageError as error:
-        error.hint = f"--output {REPORT_FILE}"
+        error.hint = _ELSEWHERE
         raise
     return ReportResult(path=str(target), runs=[run.name for run in runs], bytes=len(page.encode()))
 
@@ -60,6 +65,16 @@ def write_run_report(run: RunDir) -> str | None:
     except Exception as error:
         return str(error) or type(error).__name__
     return None
+
+
+def _require_writable(target: Path) -> None:
+    """Raise StorageError if a folder takes no file: drawing the page first would take seconds."""
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StorageError(f"{str(target)!r} cannot be written: {reason}", hint=_ELSEWHERE) from None
 
 
 def _require_report(target: Path) -> None:

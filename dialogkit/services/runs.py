@@ -39,9 +39,16 @@ class RunRow(Result):
     nats_per_token: float | None
     success_rate: float | None
     stop_rate: float | None
-    """Share of replies that ended by themselves: of its evaluation, or to the test prompts where there is none."""
+    """Share of the replies to the test prompts that ended by themselves."""
     tokens_per_s: float | None
     """In training steps."""
+
+
+class AnsweredPrompt(Result):
+    """A prompt, and the final reply of each run to it."""
+
+    prompt: str
+    replies: list[str]
 
 
 class RunDetails(RunRecord):
@@ -53,6 +60,8 @@ class RunDetails(RunRecord):
     evaluations: list[EvaluateResult] = Field(default_factory=list)
     """The evaluation of the finished model on each dataset, with its anchors."""
     tasks: list[TaskRow] = Field(default_factory=list)
+    answers: list[AnsweredPrompt] = Field(default_factory=list)
+    """Prompts with the replies of the finished model."""
 
 
 class SyncRow(Result):
@@ -71,13 +80,6 @@ class Differing(Result):
     values: list[Any]
 
 
-class AnsweredPrompt(Result):
-    """A prompt, and the final reply of each run to it."""
-
-    prompt: str
-    replies: list[str]
-
-
 class ComparedEvaluation(Result):
     """The evaluations of several runs on the same dialogs."""
 
@@ -85,6 +87,13 @@ class ComparedEvaluation(Result):
     dialogs: int
     rows: list[EvaluateRow | None]
     """None of a run that was not evaluated on them."""
+
+
+class HeldOut(Result):
+    """Dialogs that a run is measured on."""
+
+    dataset: str
+    dialogs: int
 
 
 class Comparison(Result):
@@ -101,11 +110,20 @@ class Comparison(Result):
     """Versions, device and processor that differ."""
     evaluations: list[ComparedEvaluation]
     """What `evaluate` measured, where it did of two runs on the same dialogs."""
+    held_out: list[HeldOut | None]
+    """The held-out dialogs of each run's own dataset; None where that is not recorded."""
+    evaluated_on: list[list[HeldOut]]
+    """The dialogs that each run was evaluated on."""
+    evaluate: list[str]
+    """Words of the command that evaluates all of them on the same dialogs; empty where all were."""
     tasks: list[list[TaskRow]]
     """Results in tasks, of each run."""
     replies: list[AnsweredPrompt]
     """Prompts that all of them answered at their end."""
 
+
+STOP_RATE = "ends by itself (test prompts)"
+"""What the stop rate is called beside that of an evaluation, which is of replies to held-out prompts."""
 
 _COMPARED = {
     "steps": "train/steps",
@@ -128,20 +146,29 @@ def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -
     figures = [
         Differing(name="parameters", values=[record.model.get("parameters") for record in records]),
         *(Differing(name=name, values=[r.metrics.get(key) for r in records]) for name, key in _COMPARED.items()),
-        Differing(name="stop rate", values=[record.replies.get("stop_rate") for record in records]),
+        Differing(name=STOP_RATE, values=[record.replies.get("stop_rate") for record in records]),
     ]
     machine = [
         {**r.versions, "device": r.runtime.get("device_name"), "precision": r.runtime.get("precision")}
         for r in records
     ]
-    measured = {(record.data.get("revision"), record.data.get("eval_dialogs")) for record in records}
+    same_data = len({_measured(record) for record in records}) == 1
+    evaluations = _compared_evaluations(runs)
     return Comparison(
         runs=[run.name for run in runs],
         figures=[row for row in figures if any(value is not None for value in row.values)],
-        same_data=len(measured) == 1,
+        same_data=same_data,
         settings=_differing([dict(flatten(record.config)) for record in records], leave={"name"}),
         versions=_differing(machine),
-        evaluations=_compared_evaluations(runs),
+        evaluations=evaluations,
+        held_out=[_held_out(record) for record in records],
+        evaluated_on=[
+            [HeldOut(dataset=row.dataset, dialogs=row.dialogs) for kept in _evaluations(run) for row in kept.rows]
+            for run in runs
+        ],
+        evaluate=[]
+        if any(all(evaluation.rows) for evaluation in evaluations)
+        else _evaluation_of_all(runs, records, same_data=same_data),
         tasks=[_tasks(run) for run in runs],
         replies=_common_replies(runs),
     )
@@ -152,12 +179,34 @@ def best_runs(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:
     best: dict[Any, RunRow] = {}
     for run, record in list_runs(Path(output)):
         row = _row(run, record)
-        measured = (record.data.get("revision"), record.data.get("eval_dialogs"))
+        measured = _measured(record)
         if record.status == "completed" and row.bits_per_byte is not None:
             known = best.get(measured)
             if known is None or row.bits_per_byte < (known.bits_per_byte or 0):
                 best[measured] = row
     return list(best.values())
+
+
+def _measured(record: RunRecord) -> tuple[Any, Any]:
+    """Return by what the held-out dialogs of a run are known: the same rows have the same of them."""
+    return record.data.get("revision"), record.data.get("eval_dialogs")
+
+
+def _held_out(record: RunRecord) -> HeldOut | None:
+    dataset, dialogs = record.data.get("dataset"), record.data.get("eval_dialogs")
+    return None if dataset is None or dialogs is None else HeldOut(dataset=dataset, dialogs=dialogs)
+
+
+def _evaluation_of_all(runs: Sequence[RunDir], records: Sequence[RunRecord], *, same_data: bool) -> list[str]:
+    """Return the words of a command that evaluates runs on the same dialogs."""
+    words = ["dialogkit", "evaluate", *(run.name for run in runs)]
+    dataset = records[0].config.get("data", {}).get("dataset")
+    if same_data or not dataset:
+        return words
+    # Held out are the dialogs with the lowest hashes: the first ones of the smallest set are in all others.
+    revision, _ = _measured(records[0])
+    sizes = [number for known, number in map(_measured, records) if known == revision and number]
+    return [*words, "--dataset", str(dataset), *(["--samples", str(min(sizes))] if sizes else [])]
 
 
 def _compared_evaluations(runs: Sequence[RunDir]) -> list[ComparedEvaluation]:
@@ -242,6 +291,7 @@ def show_run(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> RunDetails:
         held_out_loss=_series(points, "eval/nats_per_token"),
         evaluations=_evaluations(run),
         tasks=_tasks(run),
+        answers=_common_replies([run]),
     )
 
 
@@ -300,9 +350,6 @@ def _row(run: RunDir, record: RunRecord) -> RunRow:
         evaluated = [point for point in points if "eval/nats_per_token" in point]
         figures = {name: evaluated[-1].get(f"eval/{name}") if evaluated else None for name in _FIGURES}
         speed = next((value for _, value in reversed(_series(points, "perf/tokens_per_s"))), None)
-    dataset = str(record.data.get("dataset", ""))
-    evaluated_rows = [row for kept in _evaluations(run) for row in kept.rows if row.dataset == dataset]
-    stop_rate = next((row.stop_rate for row in evaluated_rows), record.replies.get("stop_rate"))
     return RunRow(
         name=record.name,
         status=record.status,
@@ -311,11 +358,11 @@ def _row(run: RunDir, record: RunRecord) -> RunRow:
         model=str(record.model.get("name") or record.config.get("model", {}).get("name", "")),
         preset=str(record.config.get("preset", "")),
         parameters=record.model.get("parameters"),
-        dataset=dataset,
+        dataset=str(record.data.get("dataset", "")),
         steps=steps,
         total_steps=total,
         **figures,
         success_rate=record.replies.get("success_rate"),
-        stop_rate=stop_rate,
+        stop_rate=record.replies.get("stop_rate"),
         tokens_per_s=speed,
     )

@@ -367,6 +367,7 @@ def _work(
 ) -> tuple[TrainResult, Any]:
     from dialogkit.engine import processes
     from dialogkit.engine.callbacks import EvaluationLeft
+    from dialogkit.engine.fit import save_model
 
     config = parts.config
     split = parts.require_memory()
@@ -427,14 +428,12 @@ def _work(
         recorder.note(f"goes on from step {checkpoint[1].step}, {checkpoint[0].name}")
         aside_s = 0.0  # known from what the checkpoint has of the plan
     watch = Watch(config)
-    asked, held_out = config.tracking.replies_at_evaluations, config.tracking.held_out_replies
+    held_out = config.tracking.held_out_replies
 
     def sink(step: int, metrics: dict[str, float]) -> None:
-        replies = None
-        if asked + held_out and "eval/nats_per_token" in metrics:
-            replies = parts.reply_to_tests(asked, longest=32) + parts.reply_to_held_out(held_out, longest=32)
-            if parts.leaves():  # they were cut short: the whole evaluation is made when the run goes on
-                raise EvaluationLeft
+        replies = _replies_at(parts, metrics)
+        if replies is not None and parts.leaves():
+            raise EvaluationLeft  # they were cut short: the whole evaluation is made when the run goes on
         recorder.point(step, metrics)
         if (told := watch.point(step, metrics)) is not None:
             recorder.note(told)
@@ -472,7 +471,7 @@ def _work(
     replies = parts.reply_to_tests()
     recorder.replies(fitted.steps, replies + parts.reply_to_held_out(held_out), table="replies/final")
     statistics = reply_statistics(replies)
-    fitted.trainer.save_model(str(run.model_dir))
+    save_model(fitted.trainer, run.model_dir)
     parts.tokenizer.save(run.model_dir)
     record.metrics = metrics
     record.replies = statistics
@@ -586,6 +585,15 @@ def require_started(config: RunConfig, processes: int) -> None:
         )
 
 
+def _replies_at(parts: Parts, metrics: Mapping[str, float]) -> list[ReplyResult] | None:
+    """Return short replies of the model as it stands at an evaluation; None at another point, or without any."""
+    tracking = parts.config.tracking
+    asked, held_out = tracking.replies_at_evaluations, tracking.held_out_replies
+    if not asked + held_out or "eval/nats_per_token" not in metrics:
+        return None
+    return parts.reply_to_tests(asked, longest=32) + parts.reply_to_held_out(held_out, longest=32)
+
+
 def _start_again(run: RunDir, *, command: list[str], reporter: TrainReporter) -> tuple[TrainResult, Any]:
     """Go on with the run that these processes had begun before one of them was lost."""
     from dialogkit.engine import processes
@@ -608,6 +616,7 @@ def _start_again(run: RunDir, *, command: list[str], reporter: TrainReporter) ->
 def _follow() -> tuple[Any, Any]:
     """Do the part of a training that falls to another process than the first: without a word, or a file."""
     from dialogkit.engine import processes
+    from dialogkit.engine.fit import save_model
     from dialogkit.engine.runtime import resolve_runtime
 
     with processes.end_together(), _signals_stop() as raise_lost_stop:
@@ -622,9 +631,20 @@ def _follow() -> tuple[Any, Any]:
         if checkpoint is None:
             parts.score(autocast=False)
         budget = processes.share(None)
-        fitted = parts.fit(folder=folder, sink=lambda step, metrics: None, resume_from=checkpoint, budget=budget)
+        # Each call of a model that is sharded takes all processes.
+        sharded = parts.runtime.sharding != "none"
+
+        def sink(step: int, metrics: dict[str, float]) -> None:
+            if sharded:
+                _replies_at(parts, metrics)
+
+        fitted = parts.fit(folder=folder, sink=sink, resume_from=checkpoint, budget=budget)
         parts.merge()
         parts.score(autocast=False)
+        if sharded:
+            parts.reply_to_tests()
+            parts.reply_to_held_out(config.tracking.held_out_replies)
+            save_model(fitted.trainer, folder / "model")
         return processes.share(None), fitted.trainer
 
 

@@ -72,6 +72,23 @@ def test_without_colours_the_lines_tell_what_is_learned(dialogkit: Run, monkeypa
         assert [(mark, text.rstrip()) for mark, text in tokens_of(lines)] == shown
 
 
+@pytest.mark.parametrize(("name", "where"), [("rows.jsonl", "line"), ("rows.json", "row")])
+def test_the_place_of_a_dialog_is_told_in_words(name: str, where: str, dialogkit: Run) -> None:
+    rows = [{"prompt": f"ask {n}", "response": f"say {n} " * n} for n in range(1, 31)]
+    ends = ("", "\n", "") if where == "line" else ("[", ",", "]")
+    Path(name).write_text(ends[0] + ends[1].join(map(json.dumps, rows)) + ends[2])
+    out = dialogkit("data", "inspect", name).out
+    assert re.search(rf"^longest +[\d,]+ tokens +{where} 30 ask 30", out, re.MULTILINE)
+
+
+def test_of_three_dialogs_it_is_said_what_that_means(dialogkit: Run) -> None:
+    write([{"prompt": f"ask {n}", "response": f"say {n}"} for n in range(3)])
+    out = " ".join(dialogkit("data", "inspect", "rows.jsonl").out.split())
+    assert "only 3 dialogs: enough to see that all works" in out
+    assert "only 1 dialog held out: figures of so few tell little" in out
+    assert "Nothing stands out" not in out
+
+
 def test_with_colours_the_same_is_shown_and_what_is_learned_is_green(
     dialogkit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

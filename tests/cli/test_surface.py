@@ -32,7 +32,7 @@ SURFACE = {
     "models list": "--output-dir --json",
     "models show": "name --output-dir --json",
     "runs list": "--output-dir --json",
-    "runs show": "name --output-dir --json",
+    "runs show": "name --all --output-dir --json",
     "runs compare": "names --output-dir --json",
     "runs best": "--output-dir --json",
     "runs report": "names --output -o --output-dir --json",

@@ -241,7 +241,7 @@ def test_several_problems_of_a_file_are_told_in_one_go(dialogkit: Run) -> None:
         "train nano": "dialogkit models list",
         "data inspect syntax.jsonl": "mend that line, or: --max-bad-rows 1",
         "data inspect folder": "dialogkit data list",
-        "data inspect one.jsonl": "dialogkit data inspect starter",
+        "data inspect one.jsonl": "add dialogs to one.jsonl, such as by /save in: dialogkit chat",
         "data inspect --model rows.csv": "dialogkit data inspect rows.csv",
     }.items(),
 )

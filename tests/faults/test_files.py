@@ -105,7 +105,7 @@ CONTENTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "figures that are none": ("a.jsonl", lambda: b'{"prompt": NaN, "response": 1e999}', "none of the 1 rows"),
     "nulls": ("a.jsonl", lambda: b'{"prompt": null, "response": null}\n' * 9, "none of the 9 rows"),
     "empty texts": ("a.jsonl", lambda: b'{"prompt": "", "response": ""}\n' * 9, "none of the 9 rows"),
-    "one dialog": ("a.jsonl", lambda: GOOD, "a.jsonl leaves 1 usable dialogs"),
+    "one dialog": ("a.jsonl", lambda: GOOD, "a.jsonl leaves 1 usable dialog;"),
     "one dialog many times": ("a.jsonl", lambda: GOOD * 99, "a.jsonl leaves 99 usable dialogs"),
     # Tables
     "many columns without a name": ("a.csv", lambda: b"," * MANY + b"\n" + b"," * MANY, "a.csv has the columns"),

@@ -17,6 +17,7 @@ import pytest
 
 from dialogkit.cli import evaluate, generate, models, prune, runs
 from dialogkit.cli import train as cli_train
+from dialogkit.cli.details import render_run
 from dialogkit.cli.output import (
     Output,
     TrainOutput,
@@ -36,7 +37,7 @@ from dialogkit.services.generate import GenerateResult, ReplyResult
 from dialogkit.services.judging import SliceRow, WorstRow
 from dialogkit.services.models import ModelRow
 from dialogkit.services.prune import PruneResult, PruneRow
-from dialogkit.services.runs import AnsweredPrompt, Comparison, Differing, RunDetails, RunRow
+from dialogkit.services.runs import AnsweredPrompt, Comparison, Differing, HeldOut, RunDetails, RunRow
 from dialogkit.services.tasks import TaskFigure, TaskRow
 from dialogkit.services.train import TrainResult, resume, train
 from dialogkit.text import sanitize
@@ -65,6 +66,7 @@ def print_results(output: Output, text: str) -> None:
         steps=1, total_steps=2, bits_per_byte=1, nats_per_token=1, success_rate=1, stop_rate=1, tokens_per_s=1,
     )  # fmt: skip
     output.result([run], lambda out: runs._render_list(out, [run]))
+    output.result([], lambda out: runs._render_list(out, [], none=text))
     figure = TaskFigure(name=text, filter=text, value=0.5, interval=None, better=1)
     task = TaskRow(name=text, version=text, questions=1, of_questions=1, examples=0, cut=0, figures=[figure])
     pruned = PruneRow(
@@ -76,6 +78,8 @@ def print_results(output: Output, text: str) -> None:
     compared = Comparison(
         runs=[text, text], figures=differing, same_data=False, settings=differing, versions=differing,
         replies=[AnsweredPrompt(prompt=text, replies=[text, text])], evaluations=[], tasks=[[task], [task]],
+        held_out=[HeldOut(dataset=text, dialogs=1), None], evaluated_on=[[HeldOut(dataset=text, dialogs=1)], []],
+        evaluate=[text],
     )  # fmt: skip
     output.result(compared, lambda out: runs._render_comparison(out, compared))
     model = ModelRow(
@@ -95,11 +99,17 @@ def print_results(output: Output, text: str) -> None:
         judged = EvaluateResult(rows=[row, row.model_copy(update={"dataset": "b"})], anchors=anchors)
         output.result(judged, lambda out, judged=judged: evaluate._render(out, judged, slices=True, worst=1))
     details = RunDetails(
-        name=text, created=text, command=[text], environment={text: text}, config={text: text}, origins={},
-        runtime={text: text}, versions={text: text}, train_loss=[(1, 2.0), (2, 1.0)], held_out_loss=[(2, 1.5)],
+        name=text, created=text, command=[text], environment={text: text, "git": {"commit": text, "branch": text}},
+        config={text: text, "preset": text}, origins={text: text} if text else {},
+        model={"name": text, "source": text},
+        runtime={"device": text}, versions={text: text, "torch": text}, data={"dataset": text, "cut": text},
+        wandb={"mode": text, "reason": text, "url": text}, error=text,
+        answers=[AnsweredPrompt(prompt=text, replies=[text])],
+        train_loss=[(1, 2.0), (2, 1.0)], held_out_loss=[(2, 1.5)],
         evaluations=[judged.model_copy(update={"rows": [row]})], tasks=[task],
     )  # fmt: skip
-    output.result(details, lambda out: runs._render_run(out, details))
+    for everything in (False, True):
+        output.result(details, lambda out, all=everything: render_run(out, details, everything=all))
     trained = TrainResult(
         run=text, run_dir=text, model_dir=text, published_dir=text, steps=1, duration_s=1,
         metrics={f"{when}/{name}": 1.0 for when in ("before", "final") for name in figures}
@@ -108,8 +118,8 @@ def print_results(output: Output, text: str) -> None:
     )  # fmt: skip
     output.result(trained, lambda out: cli_train._render(out, trained))
     dry = DryRunResult(
-        model=text, parameters=1, device=text, precision=text, train_dialogs=1, total_steps=1, tokens_per_step=1,
-        longest_batch_tokens=1, tokens_per_s=1, peak_memory_bytes=1, expected_s=1, training_s=1,
+        model=text, parameters=1, trainable_parameters=1, device=text, precision=text, train_dialogs=1,
+        total_steps=1, tokens_per_step=1, longest_batch_tokens=1, tokens_per_s=1, peak_memory_bytes=1, expected_s=1, training_s=1,
         eval_nats_per_token=1, reply=text,
     )  # fmt: skip
     output.result(dry, lambda out: cli_train._render_dry_run(out, dry))

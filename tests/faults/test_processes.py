@@ -106,7 +106,7 @@ def test_fifty_steps_of_two_processes_are_those_of_one(optimizer: str) -> None:
     assert finish("--name", "alone", settings=settings) == 0, err()
     # Muon's iteration is in bfloat16: the last digits of a gradient decide how it rounds, here as in any other
     # order of the sums of a single process.
-    loss, figures = (1e-5, 1e-6) if optimizer == "adamw" else (1e-4, 1e-4)
+    loss, figures = (1e-5, 1e-6) if optimizer == "adamw" else (2e-3, 2e-3)
     for parts in (1, 2):
         name = f"together-{parts}"
         more = {"train.accumulation_steps": parts, "train.batch_size": 8}

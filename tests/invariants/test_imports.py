@@ -55,6 +55,8 @@ LIGHT = [
     "train custom-tiny --set train.epochs=-1",
     "generate no-such-run",
     "evaluate no-such-run",
+    "data inspect no-such-file.json",
+    "data inspect settings.json",
 ]
 
 PROBE = f"""

@@ -93,6 +93,24 @@ def test_the_prompt_is_what_the_chat_template_makes_for_a_reply(kind: str) -> No
         assert tokenizer.encode_prompt(messages[:-1]) == prompt
 
 
+GREETING = [("Hello!", None), ("Hello!", "You are brief.\nVery."), ("User: Hi\nthere", "a")]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CHATS if kind != "sentencepiece template"])
+@pytest.mark.parametrize(("said", "system"), GREETING)
+def test_in_the_text_of_a_prompt_the_system_text_stands_apart(kind: str, said: str, system: str | None) -> None:
+    if system is None and kind.startswith("template"):
+        system = "You are a helpful assistant."  # what this template says of itself
+    text = chat(kind).prompt_text(chat(kind).encode_prompt(dialog(said, system=system)))
+    assert text == (said if system is None else f"(system: {system}) {said}")
+
+
+def test_of_a_format_that_ends_no_turns_but_answers_the_prompt_is_shown_as_it_is() -> None:
+    tokenizer = chat("sentencepiece template")
+    text = tokenizer.prompt_text(tokenizer.encode_prompt(dialog("Hello there", system="Be brief")))
+    assert text.index("Be brief") < text.index("Hello there")
+
+
 def test_the_starter_dialogs_have_the_ids_of_the_chat_template() -> None:
     rows = [json.loads(line)["messages"] for line in STARTER.read_text(encoding="utf-8").splitlines()]
     dialogs = [tuple(Message(turn["role"], turn["content"]) for turn in row) for row in rows]

@@ -5,6 +5,7 @@ import os
 import pty
 import select
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError, DataError, StorageError
 from dialogkit.inference.session import Conversation, generate_replies
-from dialogkit.services.chat import Chat
+from dialogkit.services.chat import SETTINGS, Chat
 from tests.conftest import REPOSITORY, Finished, Trained, run_process
 
 SAID = ["Hello!", "What is the capital of France?", "Thank you."]
@@ -102,20 +103,71 @@ def test_a_dialog_is_saved_beside_others_and_gone_on_with(chat: Chat) -> None:
     chat.set_system("You are brief.")
     chat.say("Hello!")
     chat.messages[-1] = Message("assistant", "Hello.")
-    assert chat.save("dialogs.jsonl") == Path("dialogs.jsonl")
+    assert chat.save("dialogs.jsonl") == (Path("dialogs.jsonl"), 1, False, False, None)
     kept = list(chat.messages)
     chat.say("Again!")
     chat.messages[-1] = Message("assistant", "Again.")
-    chat.save("dialogs.jsonl")
+    assert chat.save("dialogs.jsonl") == (Path("dialogs.jsonl"), 2, True, True, None)
     assert [len(json.loads(line)["messages"]) for line in Path("dialogs.jsonl").read_text().splitlines()] == [3, 5]
     assert chat.load("dialogs.jsonl") == 4
     chat.undo()
     assert chat.messages == kept
     with pytest.raises(StorageError, match="cannot be written: no such file"):
         chat.save("no/such/x.jsonl")
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="does not exist") as refused:
         chat.load("nothing.jsonl")
-    assert chat.messages == kept
+    assert (refused.value.hint, chat.messages) == ("/load FILE", kept)
+
+
+def test_a_dialog_with_an_empty_reply_is_saved_and_told(chat: Chat) -> None:
+    chat.say("Hello!")
+    for answer, saved in (
+        ("Hello.", (1, False, False, None)),
+        ("", (2, True, False, "message 2 (assistant) is empty")),
+    ):
+        chat.messages[-1] = Message("assistant", answer)
+        assert chat.save("empty.jsonl")[1:] == saved
+
+
+def test_a_dialog_that_is_saved_twice_is_not_yet_two_to_train_on(chat: Chat) -> None:
+    chat.say("Hello!")
+    chat.messages[-1] = Message("assistant", "Hello.")
+    assert [chat.save("twice.jsonl").trains for _ in range(2)] == [False, False]
+    chat.messages[-1] = Message("assistant", "Oh.")
+    assert chat.save("twice.jsonl") == (Path("twice.jsonl"), 3, True, True, None)
+
+
+@pytest.mark.parametrize("before", ['{"prompt": "a", "response": "b"}', '{"prompt": "a", "response": "b"}\n', ""])
+def test_saving_to_a_file_of_dialogs_keeps_its_lines(before: str, chat: Chat) -> None:
+    Path("mine.jsonl").write_text(before)
+    chat.say("Hello!")
+    chat.messages[-1] = Message("assistant", "Hello.")
+    saved = chat.save("mine.jsonl")
+    lines = Path("mine.jsonl").read_text().splitlines()
+    assert [sorted(json.loads(line)) for line in lines] == [["prompt", "response"]] * bool(before) + [["messages"]]
+    assert saved == (Path("mine.jsonl"), len(lines), True, bool(before), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("a.json", None, "/save a.jsonl"),
+        ("notes", None, "/save notes.jsonl"),
+        ("a.jsonl", b"some notes\n", "/save a-2.jsonl"),
+        ("a.jsonl", b'[{"prompt": "a", "response": "b"}]', "/save a-2.jsonl"),
+        ("a.jsonl", b"\xff\xfe{}", "/save a-2.jsonl"),
+    ],
+)
+def test_saving_leaves_a_file_of_something_else_as_it_is(
+    name: str, content: bytes | None, hint: str, chat: Chat
+) -> None:
+    chat.say("Hello!")
+    if content is not None:
+        Path(name).write_bytes(content)
+    with pytest.raises(ConfigError) as refused:
+        chat.save(name)
+    assert refused.value.hint == hint
+    assert (Path(name).read_bytes() if Path(name).exists() else None) == content
 
 
 def test_a_setting_that_is_wrong_leaves_the_right_one(chat: Chat) -> None:
@@ -140,7 +192,7 @@ def test_a_reply_that_is_stopped_is_kept_as_far_as_it_came(chat: Chat) -> None:
 
 def test_what_is_piped_is_answered_line_by_line(trained: Trained) -> None:
     words = ["chat", "shared-run", "--output-dir", str(trained.output), "--max-new-tokens", "4"]
-    done = run_process(*words, stdin="Hello!\n\n/set top_k 0\n/nope\n/undo\n/undo\n/set\n/exit\nnever\n")
+    done = run_process(*words, stdin="Hello!\n\n/set top_k 0\n/nope\n/undo\n/undo\n/exit\nnever\n")
     assert done.code == 0
     assert len(done.out.splitlines()) == 1
     told = done.err.splitlines()
@@ -152,27 +204,97 @@ def test_what_is_piped_is_answered_line_by_line(trained: Trained) -> None:
         "taken back: Hello!",
         "error: nothing was said yet",
         "try: /help",
-        "error: something is missing",
-        "try: /set temperature 0.5",
     ]
 
 
-def test_two_models_answer_under_their_names(
+@pytest.fixture
+def talk(
     trained: Trained, dialogkit: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines = iter(["Hello!"])
+) -> Callable[..., Finished]:
+    """Type lines into `chat`."""
 
-    def typed(prompt: str) -> str:
-        try:
-            return next(lines)
-        except StopIteration:
-            raise EOFError from None
+    def type_lines(*lines: str, words: tuple[str, ...] = ()) -> Finished:
+        left = iter(lines)
 
-    monkeypatch.setattr("builtins.input", typed)
-    words = ["chat", "shared-run", "--compare", trained.result.published_dir, "--output-dir", str(trained.output)]
-    done = dialogkit(*words, "--max-new-tokens", "3")
-    assert done.code == 0
+        def typed(prompt: str) -> str:
+            try:
+                return next(left)
+            except StopIteration:
+                raise EOFError from None
+
+        monkeypatch.setattr("builtins.input", typed)
+        start = ("chat", "shared-run", "--output-dir", str(trained.output), "--max-new-tokens", "3")
+        done = dialogkit(*start, *words)
+        assert done.code == 0
+        return done
+
+    return type_lines
+
+
+def test_two_models_answer_under_their_names(trained: Trained, talk: Callable[..., Finished]) -> None:
+    done = talk("Hello!", "/save both.jsonl", words=("--compare", trained.result.published_dir))
     assert [line for line in done.out.splitlines() if line.startswith("[")] == ["[shared-run]", "[custom-nano]"]
+    _, *how, saved = done.err.splitlines()
+    assert [line.partition(": ")[0] for line in how] == ["shared-run", "custom-nano"]
+    assert saved == (
+        "saved to both.jsonl, a new file; it has the answers of shared-run, not those of custom-nano; "
+        "train --dataset takes at least 2 dialogs that differ: save another one to the same file"
+    )
+
+
+def test_settings_are_shown_and_set_with_a_blank_or_an_equals_sign(talk: Callable[..., Finished]) -> None:
+    lines = ("/set temperature=1.5", "/set seed = 7", "/set top_k 9", "/set top_k", "/set")
+    told = [line.split() for line in talk(*lines).err.splitlines()[1:]]
+    assert told[:4] == [[name, "is", value] for name, value in zip(
+        ("temperature", "seed", "top_k", "top_k"), ("1.5", "7", "9", "9"), strict=True
+    )]  # fmt: skip
+    settings = GenerateConfig(max_new_tokens=3, temperature=1.5, seed=7, top_k=9)
+    assert dict(told[4:]) == {name: str(getattr(settings, name)) for name in SETTINGS}
+
+
+@pytest.mark.parametrize(
+    ("line", "told", "hint"),
+    [
+        ("/set foo=1", "unknown setting 'foo'; there are max_new_tokens", "/set"),
+        ("/set temprature=1", "unknown setting 'temprature' (did you mean 'temperature'?)", "/set"),
+        ("/save", "/save needs the name of a file", "/save FILE, such as /save chat.jsonl"),
+        ("/load", "/load needs the name of a file", "/load FILE, such as /load chat.jsonl"),
+        ("/load nope.jsonl", "the dataset file 'nope.jsonl' does not exist", "/load FILE"),
+        ("/clear", "unknown command '/clear' (did you mean '/reset'?)", "/help"),
+        ("/hist", "unknown command '/hist' (did you mean '/history'?)", "/help"),
+    ],
+)
+def test_a_line_that_is_wrong_is_told_with_what_can_be_typed(
+    line: str, told: str, hint: str, talk: Callable[..., Finished]
+) -> None:
+    _, error, tried = talk(line).err.splitlines()
+    assert error.startswith(f"error: {told}")
+    assert tried == f"try: {hint}"
+
+
+def test_a_saved_dialog_is_loaded_and_shown(talk: Callable[..., Finished]) -> None:
+    dialogs = [[("user", "a"), ("assistant", "b")], [("system", "s"), ("user", "c"), ("assistant", "d\nd")]]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in turns]} for turns in dialogs]
+    Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = talk("/history", "/load mine.jsonl", "/history", "/save mine.jsonl")
+    assert done.out.splitlines() == ["system: s", "> c", "d", "d"]
+    told = ["nothing was said yet", "2 turns loaded", "appended to mine.jsonl, which now holds 3 dialogs"]
+    assert done.err.splitlines()[1:] == told
+
+
+def test_without_standard_input_it_says_so(talk: Callable[..., Finished]) -> None:
+    empty = talk()
+    assert empty.out == ""
+    assert "standard input was empty: nothing was said" in empty.err
+    command = 'exec "$0" -m dialogkit chat shared-run <&-'
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    shell = ["sh", "-c", command, sys.executable]
+    closed = subprocess.run(shell, env=environment, capture_output=True, text=True, check=False)
+    assert (closed.returncode, closed.stdout) == (2, "")
+    assert closed.stderr.splitlines() == [
+        "error: standard input is closed, so nothing can be typed",
+        'try: dialogkit generate --prompt "Hello!"',
+    ]
 
 
 class Shown:

@@ -149,6 +149,9 @@ def test_the_command_line_compares_models(
     assert table.code == 0
     assert table.out.splitlines()[0].split() == ["prompt", "newer", "shared-run"]
     monkeypatch.setenv("COLUMNS", "80")
-    below = dialogkit("generate", "newer", "--compare", "shared-run", *words).out.splitlines()
+    narrow = dialogkit("generate", "newer", "--compare", "shared-run", *words)
+    below = narrow.out.splitlines()
     marks = [line for line in below if line.startswith(("> ", "["))]
+    named = [line.partition(": ")[0] for line in narrow.err.splitlines() if "stopped by" in line]
+    assert named == ["newer", "shared-run"] * 2
     assert marks == ["> Hello!", "[newer]", "[shared-run]", "> Why?", "[newer]", "[shared-run]"]

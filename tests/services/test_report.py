@@ -74,6 +74,17 @@ def test_what_cannot_be_written_is_one_sentence_and_changes_nothing(
     assert {path.name for path in Path().iterdir()} == {"models", "notes.html"}
 
 
+def test_a_page_that_has_no_place_is_not_drawn(
+    dialogkit: Run, runs: list[RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dialogkit.tracking.report.render_report", lambda *_, **__: pytest.fail("drawn"))
+    for place in ("no/where.html", "/proc/nowhere/page.html"):
+        done = dialogkit("runs", "report", "first", "-o", place)
+        assert done == Finished(
+            2, "", f"error: '{place}' cannot be written: no such file or directory\ntry: --output report.html\n"
+        )
+
+
 def test_commands_in_a_page_name_the_folder_of_its_runs(runs: list[RunDir]) -> None:
     Path("models").rename("my models")
     written = write_report(["first"], output="my models")

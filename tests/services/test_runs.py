@@ -13,7 +13,7 @@ import pytest
 from dialogkit.services.evaluate import EvaluateRow
 from dialogkit.services.runs import compare_runs, list_run_rows, show_run
 from dialogkit.services.tasks import TaskFigure, TaskRow
-from dialogkit.tracking.rundir import RunDir
+from dialogkit.tracking.rundir import RunDir, RunRecord
 from dialogkit.tracking.wandb_run import offline_folders
 from tests.conftest import Finished, Trained
 
@@ -65,12 +65,24 @@ def keep_evaluation(output: str, name: str, **figures: Any) -> None:
     run.write_evaluation("starter", kept, worst=[], replies=[])
 
 
-def test_the_stop_rate_is_that_of_the_evaluation_where_there_is_one(output: str, trained: Trained) -> None:
-    (row,) = list_run_rows(output=output)
-    assert row.stop_rate == trained.result.stop_rate
-    keep_evaluation(output, "shared-run", stop_rate=0.4375)
-    (row,) = list_run_rows(output=output)
-    assert row.stop_rate == 0.4375
+def test_the_stop_rate_is_that_of_the_test_prompts_wherever_it_is_shown(
+    dialogkit: Run, two: str, trained: Trained
+) -> None:
+    keep_evaluation(two, "shared-run", stop_rate=0.4375)
+    assert {row.stop_rate for row in list_run_rows(output=two)} == {trained.result.stop_rate}
+    shown = f"{trained.result.stop_rate:.1%}"
+    compared = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two).out
+    assert re.search(rf"^ends by itself \(test prompts\) +{shown} +{shown}$", compared, re.MULTILINE)
+    assert shown in dialogkit("runs", "list", "--output-dir", two).out
+
+
+@pytest.mark.parametrize(("command", "kind"), [("list", "run"), ("best", "finished run")])
+def test_where_there_is_no_run_that_is_said(command: str, kind: str, dialogkit: Run) -> None:
+    done = dialogkit("runs", command)
+    assert done == Finished(
+        0, f"there is no {kind} in 'models' yet\n", "next: dialogkit train custom-tiny --preset test\n"
+    )
+    assert dialogkit("runs", command, "--json").json["data"] == []
 
 
 def test_an_unfinished_run_is_listed_with_what_it_came_to(dialogkit: Run, output: str) -> None:
@@ -112,12 +124,63 @@ def test_an_upload_of_which_nothing_arrives_fails(
     assert "permission denied" in done.err
 
 
-def test_a_run_is_shown_whole(dialogkit: Run, output: str) -> None:
-    shown = dialogkit("runs", "show", "shared-run", "--output-dir", output)
-    assert shown.code == 0
+def test_a_run_is_shown_whole(dialogkit: Run, output: str, trained: Trained) -> None:
+    shown = dialogkit("runs", "show", "shared-run", "--all", "--output-dir", output)
+    assert (shown.code, shown.err) == (0, "")
     assert "null" not in shown.out
     for name in ("environment.platform", "config.train.learning_rate", "model.parameters", "exit_code"):
         assert name in shown.out
+    for reply in trained.result.replies:
+        assert f"> {reply.prompt}" in shown.out.splitlines()
+
+
+@pytest.mark.parametrize(("width", "origins"), [(80, {}), (120, {"train.learning_rate": "command line"})])
+def test_a_run_is_shown_in_a_screen_of_rounded_figures(
+    width: int,
+    origins: dict[str, str],
+    dialogkit: Run,
+    output: str,
+    trained: Trained,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    run = RunDir(Path(output) / "runs/shared-run")
+    run.write(run.read().model_copy(update={"origins": origins}))
+    out = dialogkit("runs", "show", "shared-run", "--output-dir", output).out
+    lines = out.splitlines()
+    assert re.match(r"shared-run  completed  \d{4}-\d\d-\d\d \d\d:\d\d, [\d.]+ s$", lines[0])
+    assert len(lines) < 70
+    assert max(map(len, lines)) <= width
+    assert not re.search(r"\d\.\d{5}|\d{8}", out.replace(str(trained.output), ""))
+    metrics = trained.result.metrics
+    bits = [f"{metrics[f'{when}/bits_per_byte']:.3f}" for when in ("before", "final")]
+    assert re.search(rf"^bits per byte +{bits[0]} +{bits[1]}$", out, re.MULTILINE)
+    assert re.search(r"^data +starter, 40 to train on, 15 held out\b", out, re.MULTILINE)
+    settings = out[out.index("setting ") : out.index("replies ")]
+    told = " ".join(["train.learning_rate", "0.01", *origins.values()])
+    assert told in [" ".join(line.split()) for line in settings.splitlines()]
+    assert "train.seed" not in settings
+
+
+def test_a_run_that_is_not_finished_is_shown_as_far_as_it_came(dialogkit: Run, output: str) -> None:
+    run = RunDir(Path(output) / "runs/shared-run")
+    run.write(
+        run.read().model_copy(update={"status": "failed", "metrics": {}, "replies": {}, "error": "no\x1b[m"})
+    )
+    run.cut_after(15)
+    evaluated = [point for point in run.metrics() if "eval/nats_per_token" in point][-1]
+    out = dialogkit("runs", "show", "shared-run", "--output-dir", output).out
+    assert "error: no\\x1b[m" in out.splitlines()
+    assert re.search(rf"^held out +before +at step {evaluated['step']}$", out, re.MULTILINE)
+    assert re.search(rf"^loss \(nats/token\) +{evaluated['eval/nats_per_token']:.3f}$", out, re.MULTILINE)
+    assert re.search(r"^training +15 of 20 steps$", out, re.MULTILINE)
+
+
+def test_a_run_of_which_little_is_recorded_is_shown(dialogkit: Run) -> None:
+    RunDir.create(Path("models"), "bare").write(RunRecord(name="bare", created="once", wandb={"mode": 1}))
+    done = dialogkit("runs", "show", "bare")
+    assert (done.code, done.err) == (0, "next: dialogkit runs show bare --all\n")
+    assert done.out.splitlines() == ["bare  running  once", "", "training  0 steps", "W&B       1"]
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -127,7 +190,7 @@ def test_a_run_is_shown_with_its_curve_and_its_evaluation(
     monkeypatch.setenv("COLUMNS", str(width))
     keep_evaluation(output, "shared-run", bits_per_byte=2.5, intervals={"bits_per_byte": (2.25, 2.75)})
     done = dialogkit("runs", "show", "shared-run", "--output-dir", output)
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.err) == (0, f"next: dialogkit runs show shared-run --all --output-dir {output}\n")
     assert max(map(len, done.out.splitlines())) <= width
     _, _, drawn = done.out.partition("nats/token ")
     assert max(map(len, drawn.splitlines())) <= width
@@ -262,12 +325,38 @@ def test_kept_evaluations_stand_side_by_side_with_their_intervals(
     assert [[task["name"] for task in tasks] for tasks in data["tasks"]] == [["t"], []]
 
 
-def test_evaluations_on_other_dialogs_are_not_set_side_by_side(two: str) -> None:
+def test_evaluations_on_other_dialogs_are_not_set_side_by_side_and_that_is_said(two: str, dialogkit: Run) -> None:
     keep_evaluation(two, "shared-run")
     run = RunDir(Path(two) / "runs/other-run")
     row = EvaluateRow(model="m", dataset="starter", dialogs=5, tokens=100)
     run.write_evaluation("starter", row.model_dump(mode="json"), worst=[], replies=[])
     assert compare_runs(["shared-run", "other-run"], output=two).evaluations == []
+    told = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two).err.splitlines()
+    assert told == [
+        "they were not evaluated on the same dialogs (A on 15 of starter, B on 5 of starter), so that their "
+        "evaluations are not side by side here",
+        "next: dialogkit evaluate shared-run other-run",
+    ]
+
+
+@pytest.mark.parametrize("same_file", [True, False])
+def test_runs_with_other_held_out_dialogs_are_evaluated_on_the_same_ones(
+    same_file: bool, two: str, dialogkit: Run
+) -> None:
+    run = RunDir(Path(two) / "runs/other-run")
+    record = run.read()
+    other = {"eval_dialogs": 2} if same_file else {"eval_dialogs": 2, "dataset": "b.json", "revision": "0"}
+    run.write(record.model_copy(update={"data": {**record.data, **other}}))
+    keep_evaluation(two, "shared-run")
+    told = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two).err.splitlines()
+    name, samples = ("starter", 2) if same_file else ("b.json", 15)
+    assert told == [
+        f"their held-out dialogs differ (A's are 15 of starter, B's are 2 of {name}): figures of different "
+        "dialogs cannot be compared",
+        "they were not evaluated on the same dialogs (A on 15 of starter, B on none), so that their evaluations "
+        "are not side by side here",
+        f"next: dialogkit evaluate shared-run other-run --dataset starter --samples {samples}",
+    ]
 
 
 @pytest.mark.parametrize("width", [80, 120])

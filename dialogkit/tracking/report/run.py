@@ -212,7 +212,7 @@ def tiles_of(run: Seen) -> list[tuple[str, str, str]]:
             f"from {written(run.before('nats_per_token'), '.3f')}",
         ),
         ("accuracy", written(run.after("accuracy"), ".1%"), f"from {written(run.before('accuracy'), '.1%')}"),
-        ("ends by itself", written(run.record.replies.get("stop_rate"), ".0%"), "of the test replies"),
+        ("ends by itself", written(run.record.replies.get("stop_rate"), ".1%"), "of the test replies"),
         ("parameters", short(run.parameters), written(run.parameters, ",.0f")),
         ("steps", written(run.steps, ",.0f"), "" if planned in (None, run.steps) else f"of {planned:,}"),
         ("tokens", short(run.tokens), "seen in training"),

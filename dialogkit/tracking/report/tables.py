@@ -82,7 +82,7 @@ def summary_of(runs: Sequence[Seen]) -> Table:
         "bits/byte after": lambda run: written(run.after("bits_per_byte"), ".3f"),
         "loss (nats/token)": lambda run: written(run.after("nats_per_token"), ".3f"),
         "accuracy": lambda run: written(run.after("accuracy"), ".1%"),
-        "ends by itself": lambda run: written(run.record.replies.get("stop_rate"), ".0%"),
+        "ends by itself (test prompts)": lambda run: written(run.record.replies.get("stop_rate"), ".1%"),
         "parameters": lambda run: written(run.parameters, ",.0f"),
         "steps": lambda run: written(run.steps, ",.0f"),
         "tokens seen": lambda run: short(run.tokens),
@@ -113,7 +113,9 @@ def evaluations_of(runs: Sequence[Seen]) -> list[Evaluation]:
     for run in runs:
         for evaluation in run.evaluations:
             dialogs = number(evaluation.get("dialogs"))
-            measured = f"{evaluation.get('dataset')}, {written(dialogs, ',.0f')} dialogs"
+            measured = (
+                f"{evaluation.get('dataset')}, {written(dialogs, ',.0f')} dialog{'' if dialogs == 1 else 's'}"
+            )
             head = Head(run.name, run.colour, run.letter) if len(runs) > 1 else Head(run.model)
             models.setdefault(measured, []).append((head, evaluation))
             beside = anchors.setdefault(measured, [])
