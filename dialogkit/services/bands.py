@@ -26,7 +26,9 @@ _WITHOUT_EFFECT = (
     "every_steps",
     "fit_batch",
     "keep",
+    "lora_",  # of an adapter, which no band is of
     "max_bad_rows",
+    "merge",
     "model.name",
     "patience",
     "seed",

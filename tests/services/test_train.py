@@ -4,7 +4,10 @@ import hashlib
 import json
 import os
 import re
+import signal
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ from dialogkit.config.load import load_run_config
 from dialogkit.config.run import RunConfig
 from dialogkit.data.sources import STARTER
 from dialogkit.dialog import END_OF_TURN
-from dialogkit.errors import DataError, DivergedError, InterruptedRunError, StorageError
+from dialogkit.errors import ConfigError, DataError, DivergedError, InterruptedRunError, StorageError
+from dialogkit.services.reporter import LogReporter
 from dialogkit.services.train import TrainResult, train
 from dialogkit.tracking.rundir import RunDir, RunRecord
 from tests.conftest import SMALL, Finished, Trained, run_process
@@ -263,6 +267,39 @@ def test_refused_data_leaves_nothing_behind(small_config: SmallConfig, tmp_path:
     with pytest.raises(DataError, match="question"):
         train(small_config({"data.dataset": "bad.jsonl", "name": "bad"}))
     assert names(tmp_path) == {"bad.jsonl"}
+
+
+class Slow(LogReporter):
+    """Takes a second to say what begins."""
+
+    def header(self, facts: Mapping[str, str]) -> None:
+        time.sleep(1)
+
+
+def test_a_budget_that_the_start_took_leaves_nothing_behind(small_config: SmallConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a budget of 1 s leaves no time to train") as told:
+        train(small_config({"train.budget_s": 1.0, "train.max_steps": None}), reporter=Slow())
+    assert str(told.value.hint).startswith("--budget")
+    assert not names(tmp_path / "models/runs")
+
+
+class Lost(LogReporter):
+    """Is told to stop where somebody catches every exception, as libraries do where they look for others."""
+
+    def doing(self, text: str) -> None:
+        with suppress(Exception):
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_stop_that_a_library_lost_is_heard_before_the_first_step(
+    small_config: SmallConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(InterruptedRunError, match="stopped by SIGTERM") as told:
+        train(small_config({"name": "lost"}), reporter=Lost())
+    assert told.value.exit_code == 143
+    run = RunDir(tmp_path / "models/runs/lost")
+    assert run.read().status == "interrupted"
+    assert [point["step"] for point in run.metrics()] == [0]
 
 
 # On the command line
