@@ -139,7 +139,7 @@ def test_memory_that_ends_in_the_midst_is_told_in_a_sentence(
     monkeypatch.setattr(loss, "chunked_cross_entropy", fails)
     with pytest.raises(OutOfMemoryError, match="the machine has not enough memory for 4 dialogs at once") as told:
         train(small_config(BATCH))
-    assert told.value.hint == "--set train.activation_checkpointing=true"
+    assert told.value.hint == "--fit-batch"
 
 
 def test_a_limit_of_the_process_counts() -> None:
