@@ -16,6 +16,9 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 FILES = re.findall(r"`([\w.-]+\.json)`[^`]*?:\n\n```json\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
+# What takes several machines or another launcher: tests/faults/test_processes.py runs such commands.
+ELSEWHERE = re.compile(r"^(torchrun|srun) |--nodes ")
+
 # So that the whole README takes seconds: two steps, short replies, and two layers for models from scratch.
 LIMITS = {"train.max_steps": 2, "generate.max_new_tokens": 4}
 SCRATCH = {name: value for name, value in TINY.items() if name != "model.context"}
@@ -24,6 +27,7 @@ SCRATCH = {name: value for name, value in TINY.items() if name != "model.context
 def commands() -> list[str]:
     """Return the command lines; a `make` target stands for the commands of dialogkit that it runs."""
     lines = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not ELSEWHERE.search(line)]
     return [command for line in lines for command in (made_by(line) if line.startswith("make ") else [line])]
 
 
