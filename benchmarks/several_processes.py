@@ -123,8 +123,10 @@ def simulate_waiting(options: argparse.Namespace) -> dict[str, float]:
     tokenizer = load_tokenizer(load_run_config("custom-tiny").model)
     data = prepare_data(DataConfig(dataset=str(options.dataset)), tokenizer, context=1024, cache=cache_dir())
     lengths = np.random.default_rng(42).permutation(data.train.lengths).tolist()
-    print(f"{len(lengths):,} dialogs of {min(lengths)} to {max(lengths)} tokens, {np.mean(lengths):.0f} on average")
-    found = {}
+    print(
+        f"{len(lengths):,} dialogs of {min(lengths)} to {max(lengths)} tokens, {np.mean(lengths):.0f} on average"
+    )
+    found: dict[str, float] = {}
     for processes in (8, 64, 512):
         for dialogs in (2, 8):
             without, worst_without = waiting(lengths, processes, dialogs, in_turn)

@@ -15,7 +15,7 @@ class RuntimeConfig(Section):
     devices: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = 1
     """Processes on this machine, one a device; they share each batch. auto: one for each GPU, one on a CPU."""
     sharding: Literal["none", "fsdp"] = "none"
-    """fsdp: each of several processes keeps only its part of weights, gradients and optimizer (PyTorch's FSDP2)."""
+    """fsdp: each of several processes keeps only a part of weights, gradients and optimizer (PyTorch's FSDP2)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the matrix products; weights stay in float32. auto: bf16 where the hardware has it."""
     compile: bool = False

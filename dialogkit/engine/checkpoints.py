@@ -74,7 +74,11 @@ def read_progress(folder: Path) -> Progress | None:
             path = folder / name
             if Path(name).suffix in (".pt", ".pth", ".bin") and not _PICKLED.fullmatch(name):
                 return None
-            if not (Path(name).name == name or _SHARD.fullmatch(name)) or not _is_file(path) or path.stat().st_size != size:
+            if (
+                not (Path(name).name == name or _SHARD.fullmatch(name))
+                or not _is_file(path)
+                or path.stat().st_size != size
+            ):
                 return None
             if _digest(path) != digest or (path.name == _PLAN and not _is_harmless(path)):
                 return None

@@ -114,13 +114,13 @@ class DialogTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Make the accelerator; accelerate shards on GPUs only, while FSDP2 itself does so on CPUs as well."""
         super().create_accelerator_and_postprocess()
-        if self.args.fsdp and not self.is_fsdp_enabled:
+        if self.args.fsdp and not getattr(self, "is_fsdp_enabled", False):
             from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
             state = self.accelerator.state
             state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
             state.distributed_type = DistributedType.FSDP
-            self.is_fsdp_enabled = True
+            self.is_fsdp_enabled: bool = True
 
     def get_train_dataloader(self) -> Any:
         """Return the batches of this process; HF's own sampler gives each process batches of its own."""
@@ -211,7 +211,9 @@ class DialogTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         """Load the best weights. Raises: CheckpointError if they are not what was saved."""
-        best = Path(str(self.state.best_model_checkpoint))
+        # HF takes it for the best only if its folder was there already when a process looked.
+        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        self.state.best_model_checkpoint = str(best)
         if read_progress(best) is None:
             raise CheckpointError(f"{best.name}, whose weights are the best, was damaged after it was saved")
         if is_adapted(self.model):
@@ -337,7 +339,15 @@ def is_sharded(model: Any) -> bool:
 def save_model(trainer: Any, folder: Path) -> None:
     """Save a trained model as a transformers folder; of several processes the first writes, and all take part."""
     if is_sharded(trainer.model):
-        trainer._save(str(folder), state_dict=trainer.accelerator.get_state_dict(trainer.model))
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        whole = get_model_state_dict(
+            trainer.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+        )
+        if processes.is_first():
+            # Of weights that two modules share, the first name; a folder of transformers has no other.
+            names = {name for name, _ in (*trainer.model.named_parameters(), *trainer.model.named_buffers())}
+            trainer._save(str(folder), state_dict={name: whole[name] for name in whole if name in names})
     else:
         trainer.save_model(str(folder))
 

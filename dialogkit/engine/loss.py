@@ -213,9 +213,7 @@ class TokenCounter:
         return {"train/tokens": self.all, "train/supervised_tokens": self.supervised}
 
 
-def install_dialog_loss(
-    model: Any, *, dtype: torch.dtype, counter: TokenCounter, sharded: bool = False
-) -> None:
+def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter, sharded: bool = False) -> None:
     """Give a causal model a forward that takes padding-free batches and returns the loss alone.
 
     The loss is the sum of nats over `num_items_in_batch`, the supervised tokens of the whole optimizer step, so
@@ -248,7 +246,10 @@ def install_dialog_loss(
         if head.bias is None:
 
             def loss(hidden_SD: torch.Tensor) -> torch.Tensor:
-                return chunked_cross_entropy(hidden_SD, head.weight, labels, dtype=dtype, shared=shared)
+                nats: torch.Tensor = chunked_cross_entropy(
+                    hidden_SD, head.weight, labels, dtype=dtype, shared=shared
+                )
+                return nats
 
             total = inside(head, loss, hidden) if sharded else loss(hidden)
         else:

@@ -41,7 +41,15 @@ def resolve_runtime(config: RuntimeConfig) -> Runtime:
         torch.set_num_threads(config.threads)
     device, device_reason = _device(config.device)
     precision, precision_reason = _precision(config.precision, device)
-    return Runtime(device, _device_name(device), device_reason, precision, precision_reason, processes.count(), config.sharding if processes.joined() else "none")
+    return Runtime(
+        device,
+        _device_name(device),
+        device_reason,
+        precision,
+        precision_reason,
+        processes.count(),
+        config.sharding if processes.joined() else "none",
+    )
 
 
 def _device(request: str) -> tuple[Literal["cpu", "cuda", "mps"], str]:

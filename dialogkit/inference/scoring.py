@@ -143,8 +143,10 @@ def _score_batch(base: Any, head: Any, batch: dict[str, Any], targets_S: torch.T
     plain = head.forward
 
     def score(hidden_SD: torch.Tensor) -> torch.Tensor:
-        chunks = zip(hidden_SD.split(CHUNK_TOKENS), targets_S.split(CHUNK_TOKENS), strict=True)
-        scored = [_score(plain(hidden).float(), targets) for hidden, targets in chunks if len(targets)]
+        scored = [
+            _score(plain(hidden_SD[start : start + CHUNK_TOKENS]).float(), targets_S[start : start + CHUNK_TOKENS])
+            for start in range(0, len(targets_S), CHUNK_TOKENS)
+        ]
         return torch.cat(scored) if scored else hidden_SD.new_zeros((0, 3), dtype=torch.float64)
 
     # In the place of the head's forward: what hooks into it makes its weight whole.

@@ -116,9 +116,9 @@ class Parts:
         size = self.config.train.eval_batch_size
         made = -(-len(self._evaluated) // size)
         for _ in range(made, max(processes.gather(made))):
-            batch, _ = next(batches_of(self.data.evaluation, 1))
-            nothing = {name: batch[name][:0] for name in ("labels", "label_positions")}
-            yield {**batch, **nothing}, [0]
+            first, _ = next(batches_of(self.data.evaluation, 1))
+            nothing = {name: first[name][:0] for name in ("labels", "label_positions")}
+            yield {**first, **nothing}, [0]
 
     def score(self, *, autocast: bool) -> dict[str, float]:
         """Return the figures on the evaluation set; published ones in float32, without autocast.

@@ -20,12 +20,18 @@ from tests.services.test_processes import SETTINGS, assert_same_learning, points
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
-LONG: dict[str, Any] = {**SMALL, **SETTINGS, "data.samples": 60, "train.max_steps": 60, "train.eval_every_steps": 10}
+LONG: dict[str, Any] = {
+    **SMALL,
+    **SETTINGS,
+    "data.samples": 60,
+    "train.max_steps": 60,
+    "train.eval_every_steps": 10,
+}
 RUN = Path("models/runs/it")
 MODULE = [sys.executable, "-m", "dialogkit"]
 PAIR = ["--devices", "2"]
 
-FAILING = '''
+FAILING = """
 import os
 
 if os.environ.get("RANK") == {rank!r}:
@@ -40,10 +46,12 @@ if os.environ.get("RANK") == {rank!r}:
             {action}
 
     callbacks.MetricCallback.on_step_end = on_step_end
-'''
+"""
 
 
-def start(*words: str, before: list[str] | None = None, settings: dict[str, Any] = LONG, **environment: str) -> Any:
+def start(
+    *words: str, before: list[str] | None = None, settings: dict[str, Any] = LONG, **environment: str
+) -> Any:
     """Start a training that writes what it says to `out` and `err`."""
     command = [*(before or MODULE), "train", "custom-nano", *words, *words_of(settings)]
     with open("out", "ab") as out, open("err", "ab") as err:
@@ -217,7 +225,9 @@ def test_processes_of_torchrun_join() -> None:
     assert finish("--name", "it", before=[*TORCHRUN, "-m", "dialogkit"]) == 0, err()
     assert_completed()
     assert RunDir(RUN).read().runtime["processes"] == 2
-    assert len(re.findall(r"^step 60/60 ", err(), re.MULTILINE)) == 2, "one line of the loss, one of the evaluation"
+    assert len(re.findall(r"^step 60/60 ", err(), re.MULTILINE)) == 2, (
+        "one line of the loss, one of the evaluation"
+    )
 
 
 def test_a_lost_process_of_torchrun_comes_back() -> None:
@@ -332,3 +342,62 @@ def test_a_process_that_is_lost_on_one_of_two_machines_comes_back(machines: list
     assert_completed()
     assert RunDir(RUN).read().runtime["processes"] == 2
     assert len(RunDir(RUN).read().resumed) == 1
+
+
+# Models of which each process holds a part
+
+
+SHARDED = {"runtime.sharding": "fsdp", "train.optimizer": "adamw"}
+
+
+def test_a_sharded_model_learns_the_same_and_goes_on_in_any_number_of_processes() -> None:
+    settings = {**LONG, "train.optimizer": "adamw"}
+    assert finish("--name", "alone", settings=settings) == 0, err()
+    assert finish("--name", "sharded", *PAIR, settings={**settings, **SHARDED}) == 0, err()
+    alone, sharded = (Path("models/runs") / name for name in ("alone", "sharded"))
+    assert_same_learning(alone, sharded)
+    assert (sharded / "checkpoint-60/pytorch_model_fsdp_0/__1_0.distcp").is_file(), "it is sharded"
+    assert not (sharded / "checkpoint-60/model.safetensors").exists()
+    assert_same_model(alone / "model", sharded / "model")
+    for number in ("2", "1"):
+        run = f"stopped-{number}"
+        with started("--name", run, *PAIR, settings={**settings, **SHARDED}) as process:
+            file = Path("models/runs") / run / "metrics.jsonl"
+            wait_for(lambda: file.exists() and max(points(file.parent), default=0) >= 15, process)  # noqa: B023
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(100) == 128 + signal.SIGTERM, err()
+        assert finish("--resume", run, "--devices", number, settings={}) == 0, err()
+        assert_same_learning(alone, Path("models/runs") / run)
+        assert_same_model(alone / "model", Path("models/runs") / run / "model")
+
+
+def assert_same_model(one: Path, other: Path) -> None:
+    """Compare two published models: their files, and names, types and values of their weights."""
+    from safetensors.torch import load_file
+
+    assert {path.name for path in one.iterdir()} == {path.name for path in other.iterdir()}
+    assert (one / "config.json").read_bytes() == (other / "config.json").read_bytes()
+    expected, found = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert (found[name] - tensor).abs().max() < 1e-4, name
+
+
+def test_a_plan_that_would_run_code_makes_a_checkpoint_invalid(in_temporary_folder: Path) -> None:
+    import pickle
+
+    from dialogkit.engine.checkpoints import Progress, read_progress, seal
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(in_temporary_folder / "ran"),)
+
+    folder = in_temporary_folder / "checkpoint-1"
+    (folder / "optimizer_0").mkdir(parents=True)
+    plan = folder / "optimizer_0/.metadata"
+    for content, valid in ((pickle.dumps({"a": set()}), True), (pickle.dumps(Evil()), False), (b"", False)):
+        plan.write_bytes(content)
+        seal(folder, Progress(step=1))
+        assert (read_progress(folder) is not None) is valid
+    assert not (in_temporary_folder / "ran").exists()
