@@ -107,7 +107,7 @@ def _training(words: list[str], name: str | None) -> "tuple[RunConfig, list[str]
     """
     from dialogkit.config.load import load_with_origins, parse_sets
     from dialogkit.services.models import DEFAULT_OUTPUT
-    from dialogkit.tracking.rundir import find_run
+    from dialogkit.services.resume import find_start
 
     words = words[1:] if words[:1] == ["dialogkit"] else words
     if words[:1] != ["train"]:
@@ -151,9 +151,8 @@ def _training(words: list[str], name: str | None) -> "tuple[RunConfig, list[str]
         overrides["train.budget_s"] = seconds_of(given["budget"])
     model = given["model"]
     if given["from_run"] is not None:
-        start = find_run(Path(given["output_dir"] or DEFAULT_OUTPUT), given["from_run"])
-        model = str(start.model_dir)
-        overrides = {"model.name": start.read().config["model"]["name"], **overrides}
+        start, trained = find_start(given["from_run"], output=Path(given["output_dir"] or DEFAULT_OUTPUT))
+        model, overrides = str(start), {"model.name": trained, **overrides}
     typed = {name: value for name, value in overrides.items() if value is not None}
     try:
         loaded = load_with_origins(

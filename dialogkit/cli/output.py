@@ -114,6 +114,12 @@ class Output:
         if error.hint:
             self.err.print(Text.assemble(("try: ", "bold"), sanitize(error.hint)), soft_wrap=True)
 
+    def passed_over(self, runs: Sequence[str]) -> None:
+        """Say which runs were left out of what is told of all."""
+        if runs:
+            names = untrusted(f"passed over, as run.json cannot be read: {', '.join(runs)}")
+            self.err.print(names, soft_wrap=True)
+
     def hint(self, command: str) -> None:
         """Print the next command to type."""
         self.err.print(Text.assemble(("next: ", "bold"), sanitize(command)), soft_wrap=True)

@@ -50,6 +50,7 @@ def prune_command(
     Runs that are not finished are deleted only by name or --status, published models (models/NAME) never.
     """
     from dialogkit.services.prune import prune_runs
+    from dialogkit.services.runs import passed_over
 
     output = Output(json_mode=json_output)
     asks = not yes and not json_output and sys.stdin is not None and sys.stdin.isatty() and output.err.is_terminal
@@ -80,7 +81,13 @@ def prune_command(
     if to_do and asks:
         output.err.print("nothing was deleted")
         return
-    output.result(result, lambda out: _render(out, result), hint=shlex.join(words) if to_do else None)
+
+    def render(out: Output) -> None:
+        _render(out, result)
+        if not names:
+            out.passed_over(passed_over(output=output_dir))
+
+    output.result(result, render, hint=shlex.join(words) if to_do else None)
     if result.pruned and any(row.problem for row in result.rows):
         raise typer.Exit(1)
 

@@ -21,12 +21,20 @@ if TYPE_CHECKING:
 
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
     """List the runs, the newest first."""
-    from dialogkit.services.runs import list_run_rows
+    from dialogkit.services.runs import list_run_rows, passed_over
 
-    rows = list_run_rows(output=output_dir)
+    rows, damaged = list_run_rows(output=output_dir), passed_over(output=output_dir)
     hint = None if rows else "dialogkit train custom-tiny --preset test"
     none = f"there is no run in {output_dir!r} yet"
-    Output(json_mode=json_output).result(rows, lambda out: _render_list(out, rows, none=none), hint=hint)
+    if damaged:
+        hint = shlex.join(["dialogkit", "runs", "show", damaged[0]])
+        hint += f" --output-dir {shlex.quote(output_dir)}" if output_dir != "models" else ""
+
+    def render(out: Output) -> None:
+        _render_list(out, rows, none=none)
+        out.passed_over(damaged)
+
+    Output(json_mode=json_output).result(rows, render, hint=hint)
 
 
 def show_command(

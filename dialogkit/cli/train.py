@@ -85,7 +85,10 @@ def train_command(
         typer.Option("--budget", metavar="TIME", help="Train so long in all: 90s, 20m, 1h30m."),
     ] = None,
     from_run: Annotated[
-        str | None, typer.Option("--from", metavar="RUN", help="A new run that starts from a run's weights.")
+        str | None,
+        typer.Option(
+            "--from", metavar="RUN", help="A new run from the weights of a finished one, or a checkpoint."
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Resume although a difference alters what is learned, or begin again.")
@@ -129,9 +132,8 @@ def train_command(
     from dialogkit.services.dry_run import dry_run
     from dialogkit.services.models import DEFAULT_OUTPUT
     from dialogkit.services.processes import join_others, leave_others, start_processes
-    from dialogkit.services.resume import find_resumable, resumed_config
+    from dialogkit.services.resume import find_resumable, find_start, resumed_config
     from dialogkit.services.train import train
-    from dialogkit.tracking.rundir import find_run
 
     words: dict[str, Any] = {
         "data.samples": samples,
@@ -174,13 +176,14 @@ def train_command(
                 hint=f"dialogkit train --resume {resume_run}",
             )
         run = find_resumable(resume_run, model=model, output=Path(output_dir or DEFAULT_OUTPUT))
-        in_processes(resumed_config(run.read(), overrides, force=force)[0])
+        if (record := run.read()).status != "completed":
+            in_processes(resumed_config(record, overrides, force=force)[0])
         _resume(output, run, overrides, force=force)
         leave_others()
         return
     if from_run is not None:
-        start = find_run(Path(output_dir or DEFAULT_OUTPUT), from_run)
-        model, overrides = str(start.model_dir), {"model.name": _model_of(start), **overrides}
+        start, trained = find_start(from_run, output=Path(output_dir or DEFAULT_OUTPUT))
+        model, overrides = str(start), {"model.name": trained, **overrides}
     try:
         loaded = load_with_origins(model, preset=preset, config_file=config, overrides=overrides)
     except ConfigError as error:
@@ -225,15 +228,19 @@ def number_of(text: str) -> int | str:
 
 def _of_flags(error: ConfigError, given: list[str]) -> ConfigError:
     """Return the error in words of the flags that were typed, in place of the settings that they stand for."""
-    message, hint = error.message, error.hint
+    told, hint = [error.message, *error.details], error.hint
     for name in given:
-        if message.startswith(f"{name}:") and (flag := _FLAGS.get(name)):
-            message = message.replace(name, flag, 1)
+        if flag := _FLAGS.get(name):
+            # Of an option that may be repeated each word is a setting with a number.
+            told = [re.sub(rf"^{re.escape(name)}(\.\d+)?:", f"{flag}:", line) for line in told]
             hint = hint and hint.replace(f"--set {name}=", f"{flag} ")
-    return ConfigError(message, hint=hint, details=error.details)
+    if told[0].startswith("--tracker:"):
+        hint = "--tracker tensorboard"
+    return ConfigError(told[0], hint=hint, details=told[1:])
 
 
 def _resume(output: Output, run: "RunDir", overrides: dict[str, Any], *, force: bool) -> None:
+    from dialogkit.services.models import output_option
     from dialogkit.services.train import resume
 
     drawing = TrainOutput(output)
@@ -246,10 +253,22 @@ def _resume(output: Output, run: "RunDir", overrides: dict[str, Any], *, force: 
     name = _model_of(run)
     if result is None:
         record = run.read()
-        told = lambda out: out.print(untrusted(f"the run {run.name} is finished: there is nothing to do"))  # noqa: E731
-        output.result(record, told, hint=f'dialogkit generate {name} --prompt "Hello!"')
+        # The folder is where the run was found, and no change of it.
+        unused = [_FLAGS.get(setting, setting) for setting in overrides if setting != "runtime.output_dir"]
+        unused += ["--force"] * force
+        told = f"the run {run.name} is finished: there is nothing to do"
+        hint = f'dialogkit generate {name} --prompt "Hello!"'
+        if unused:
+            told += f", and {_listed(unused)} no effect"
+            hint = f"dialogkit train --from {run.name}{output_option(run.path.parent.parent)}"
+            hint += f" --name {overrides['name']}" if "name" in overrides else ""
+        output.result(record, lambda out: out.print(untrusted(told)), hint=hint)
         return
     output.result(result, lambda out: _render(out, result), hint=f'dialogkit generate {name} --prompt "Hello!"')
+
+
+def _listed(words: list[str]) -> str:
+    return f"{words[0]} has" if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]} have"
 
 
 def _model_of(run: "RunDir") -> str:

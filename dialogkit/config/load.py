@@ -7,6 +7,7 @@ Each layer is a JSON object with the sections of `RunConfig`; `$schema` and `des
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,12 +19,16 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from dialogkit.config.model import NAME_PATTERN
-from dialogkit.config.paths import configs_dir, holds_model
+from dialogkit.config.paths import configs_dir, holds_model, nearest_file
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, ModelError, did_you_mean
+from dialogkit.text import convert_command, json_problem, wide_encoding
 
 MAX_FILE_BYTES = 1_000_000
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+
+NEWEST = "last"
+"""What `--resume` calls the newest unfinished run, so that no run can be called it."""
 
 LORA_LEARNING_RATE = 1e-3
 """Peak learning rate of LoRA: what begins with zeros takes larger steps than weights that have learned already."""
@@ -115,14 +120,20 @@ def load_with_origins(
     try:
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
-        problems = list_problems(error)
-        more = {0: "", 1: " (and 1 more problem)"}.get(
-            len(problems) - 1, f" (and {len(problems) - 1} more problems)"
+        raise _refusal(list_problems(error), _remedy(tuple(error.errors()[0]["loc"]), origins)) from None
+    if config.name == NEWEST:
+        raise ConfigError(
+            f"name: must not be {NEWEST!r}, which is what --resume calls the newest unfinished run",
+            hint="--name my-run",
         )
-        hint = _remedy(tuple(error.errors()[0]["loc"]), origins)
-        raise ConfigError(f"{problems[0]}{more}", hint=hint, details=problems[1:]) from None
     known = {name for name, _ in flatten(config.model_dump())}
     return LoadedConfig(config, {name: origins.get(name, "default") for name in sorted(known)})
+
+
+def _refusal(problems: Sequence[str], hint: str | None = None) -> ConfigError:
+    """Return the error of one problem or several: the first, their number, and the others as details."""
+    more = {0: "", 1: " (and 1 more problem)"}.get(len(problems) - 1, f" (and {len(problems) - 1} more problems)")
+    return ConfigError(f"{problems[0]}{more}", hint=hint, details=problems[1:])
 
 
 def _with_rate_of_lora(layers: list[tuple[str, Layer]]) -> list[tuple[str, Layer]]:
@@ -146,7 +157,7 @@ def load_changed(saved: Mapping[str, Any], changes: Mapping[str, Any]) -> RunCon
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError("; ".join(list_problems(error))) from None
+        raise _refusal(list_problems(error)) from None
 
 
 def _describes_model(layer: Layer) -> bool:
@@ -175,6 +186,11 @@ def _defaults() -> Layer:
     }
 
 
+def looks_like_path(name: str) -> bool:
+    """Return whether a name can be nothing but a place on the disk, as it is none of the hub."""
+    return not HUB_ID.match(name) and re.search(r"^[~.]|[/\\]|\.(gguf|json)$", name) is not None
+
+
 def model_layer(model: str) -> tuple[str, Layer]:
     """Return the origin and settings of MODEL as `train` understands it.
 
@@ -194,7 +210,8 @@ def model_layer(model: str) -> tuple[str, Layer]:
                 f"{model!r} holds rows of data and no model", hint=f"dialogkit train --dataset {model}"
             )
         if not is_file:
-            raise ModelError(f"the model file {model!r} does not exist")
+            told, near = _absent("model file", path)
+            raise ModelError(told, hint=f"dialogkit train {near}" if near else None)
         layer = read_layer(path)
         if "model" not in layer:
             raise ModelError(
@@ -209,6 +226,10 @@ def model_layer(model: str) -> tuple[str, Layer]:
         return f"model {model}", {"model": {"name": folder_name(stem), "source": str(path)}}
     if HUB_ID.match(model) and not is_file and path.suffix != ".gguf":
         return f"model {model}", {"model": {"name": folder_name(model.split("/")[-1]), "source": model}}
+    if is_file:
+        raise ModelError(f"{model!r} is a file, and neither a model file (.json) nor GGUF")
+    if looks_like_path(model):
+        raise ModelError(f"there is no file or folder {model!r}")
     raise ModelError(f"unknown model {model!r}{did_you_mean(model, _names('models'))}")
 
 
@@ -259,30 +280,40 @@ def _read_json(path: Path) -> Layer:
 
 
 def _read_object(path: Path) -> Layer:
+    check = f"dialogkit config validate {shlex.quote(str(path))}"
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
             raise ConfigError(f"{path} is larger than 1 MB, so it is no settings file")
+        if (encoding := wide_encoding(content[:4096])) is not None:
+            raise ConfigError(f"{path} is {encoding} and not UTF-8 text", hint=convert_command(path, encoding))
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"the settings file {str(path)!r} does not exist") from None
+        told, near = _absent("settings file", path)
+        raise ConfigError(told, hint=f"dialogkit config validate {near}" if near else None) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})") from None
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})", hint=check) from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
     try:
         layer = json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        reason = f"{error.msg[0].lower()}{error.msg[1:]}"
-        raise ConfigError(f"{path}:{error.lineno}: not valid JSON: {reason}") from None
+        raise ConfigError(f"{path}:{error.lineno}: {json_problem(error)}", hint=check) from None
     except RecursionError:
-        raise ConfigError(f"{path} is nested too deeply") from None
+        raise ConfigError(f"{path} is nested too deeply", hint=check) from None
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{path}: {error}", hint=check) from None
     if not isinstance(layer, dict):
-        raise ConfigError(f"{path} holds no JSON object")
+        raise ConfigError(f"{path} holds no JSON object", hint=check)
     return layer
+
+
+def _absent(kind: str, path: Path) -> tuple[str, str | None]:
+    """Return what is told of a JSON file that is not there, and the one that may be meant as a shell's word."""
+    near = nearest_file(path, (".json",))
+    told = f"the {kind} {str(path)!r} does not exist" + (f" (did you mean {str(near)!r}?)" if near else "")
+    return told, shlex.quote(str(near)) if near else None
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> Layer:
@@ -302,19 +333,37 @@ def _refuse_constant(name: str) -> Any:
 def parse_sets(words: Sequence[str]) -> dict[str, Any]:
     """Return `a.b=value` words as dotted overrides; a value is JSON where it can be, else text.
 
-    Raises: ConfigError for a word without `=`.
+    Raises: ConfigError for words without `=`, and with them for what is wrong with the others.
     """
     overrides: dict[str, Any] = {}
+    wrong = []
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name:
-            raise ConfigError(f"--set {word!r} has no value", hint="--set train.learning_rate=1e-3")
+            wrong.append(f"--set {word!r} has no value")
+            continue
         try:
             value = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError):
             value = text
         overrides[name] = value
+    if wrong:
+        raise _refusal([*wrong, *_problems_of(overrides)], "--set train.learning_rate=1e-3")
     return overrides
+
+
+def _problems_of(overrides: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with settings where the model is custom-tiny: most of it is wrong with any."""
+    merged: Layer = {}
+    _merge(merged, model_layer("custom-tiny")[1])
+    try:
+        _merge(merged, _nested(overrides))
+        RunConfig.model_validate(merged)
+    except ConfigError as error:
+        return [error.message]
+    except ValidationError as error:
+        return list_problems(error)
+    return []
 
 
 def _nested(overrides: Mapping[str, Any]) -> Layer:
@@ -405,6 +454,9 @@ def _problem(location: tuple[Any, ...], kind: str, message: str, given: Any) -> 
     if kind == "string_pattern_mismatch":  # names are the only settings with a pattern
         message = "must be at most 64 letters, digits, dots, dashes or underscores, a letter or digit first"
     message = message.partition(", unable to parse")[0]
+    if given in ("NaN", "Infinity", "-Infinity") and kind.endswith(("_type", "_parsing")):
+        # Words of a command line that JSON does not know as numbers are taken as text.
+        return f"{name}: must be a finite number (got {given})"
     text = "must be a JSON object" if kind == "model_type" else re.sub(r"^\w+ should ", "must ", message)
     shown = json.dumps(given, default=str, ensure_ascii=False)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
@@ -440,7 +492,12 @@ def validate_file(path: Path) -> list[str]:
     A file may leave settings out: what it gives is checked on top of custom-tiny's, or of its own model section.
     Raises: ConfigError if it is not readable JSON.
     """
-    layer = read_layer(path)
+    try:
+        layer = read_layer(path)
+    except ConfigError as error:
+        if (error.hint or "").startswith(f"dialogkit config validate {shlex.quote(str(path))}"):
+            error.hint = "dialogkit config schema"  # what was typed tells no more
+        raise
     merged: Layer = {}
     if not _describes_model(layer):
         _merge(merged, model_layer("custom-tiny")[1])

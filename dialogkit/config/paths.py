@@ -1,8 +1,13 @@
 """Where the shipped settings lie, and where caches go."""
 
 import os
+from collections.abc import Collection
+from contextlib import suppress
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+
+from dialogkit.text import sanitize
 
 ADAPTER_CONFIG = "adapter_config.json"
 """The file in a folder that says of which model it holds an adapter."""
@@ -23,6 +28,24 @@ def configs_dir() -> Path:
 def holds_model(folder: Path) -> bool:
     """Return whether a folder has a model in the format of transformers, or an adapter in that of peft."""
     return any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
+
+
+def files_beside(path: Path, endings: Collection[str]) -> list[Path]:
+    """Return the other files in the folder of a path that have one of the endings; `.gz` may follow it.
+
+    What a terminal does not show as it is cannot be copied from it, and is left out.
+    """
+    with suppress(OSError):
+        others = [file for file in sorted(path.parent.iterdir()) if file.name != path.name and file.is_file()]
+        plain = [file for file in others if sanitize(file.name) == file.name]
+        return [file for file in plain if file.name.removesuffix(".gz").endswith(tuple(endings))]
+    return []
+
+
+def nearest_file(path: Path, endings: Collection[str]) -> Path | None:
+    """Return the file beside a path whose name, endings left out, is most like its own; None if none is."""
+    stems = {file.name.partition(".")[0]: file for file in files_beside(path, endings)}
+    return next((stems[stem] for stem in get_close_matches(path.name.partition(".")[0], stems, n=1)), None)
 
 
 def cache_dir() -> Path:

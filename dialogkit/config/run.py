@@ -31,7 +31,12 @@ class RunConfig(Section):
     def _check_sharding(self) -> Self:
         if self.runtime.sharding == "fsdp" and self.train.optimizer == "muon":
             raise ValueError(
-                "train.optimizer 'muon' takes whole matrices, of which runtime.sharding 'fsdp' leaves a process a part: "
-                "set train.optimizer=adamw"
+                "train.optimizer 'muon' takes whole matrices, and runtime.sharding 'fsdp' leaves each process "
+                "a part of them: set train.optimizer=adamw"
+            )
+        if self.runtime.sharding == "fsdp" and self.train.method == "lora":
+            raise ValueError(
+                "train.method 'lora' keeps its base whole in each process, and runtime.sharding 'fsdp' does not: "
+                "set runtime.sharding=none"
             )
         return self

@@ -12,6 +12,8 @@ import io
 import json
 import os
 import re
+import shlex
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,7 +21,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
+from dialogkit.config.paths import files_beside, nearest_file
+from dialogkit.data.formats import kind_of
 from dialogkit.errors import DataError, shortened
+from dialogkit.text import convert_command, json_problem, wide_encoding
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
 STREAMED = (".jsonl", ".ndjson", ".parquet")
@@ -36,6 +41,12 @@ _BATCH_ROWS, _BATCH_BYTES = 8, 2**28
 _CHUNK = 2**20
 _NO_BLANK = re.compile(r"[^ \t\r\n]")
 MEND = "mend that line, or: --dataset starter"
+
+
+def instead_of(path: Path) -> str:
+    """Return what to give in place of a file: that of the most similar name beside it, another one, or ours."""
+    other = nearest_file(path, SUFFIXES) or next(iter(files_beside(path, SUFFIXES)), None)
+    return f"--dataset {shlex.quote(str(other)) if other else 'starter'}"
 
 
 class Row(NamedTuple):
@@ -73,9 +84,12 @@ def readable(path: Path) -> Iterator[None]:
             f"{path.name}:{_first_bad_line(path)}: not UTF-8 text", hint="save it as UTF-8, or: --dataset starter"
         ) from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
-        raise DataError(f"{path.name} is no gzip file, or only the beginning of one") from None
+        raise DataError(
+            f"{path.name} is no gzip file, or only the beginning of one",
+            hint=f"pack it again, or: {instead_of(path)}",
+        ) from None
     except OSError as error:
-        raise DataError(f"{path.name} cannot be read: {_reason(error)}") from None
+        raise DataError(f"{path.name} cannot be read: {_reason(error)}", hint=instead_of(path)) from None
 
 
 def _reason(error: Exception) -> str:
@@ -91,15 +105,18 @@ def _most_unpacked(path: Path) -> int:
     return max(_FREE_UNPACKED, _MAX_RATIO * os.path.getsize(path))
 
 
-def _unpacks_too_far(name: str) -> DataError:
-    return DataError(f"{name} unpacks to more than {_MAX_RATIO} times its size, which text does not")
+def _unpacks_too_far(path: Path) -> DataError:
+    return DataError(
+        f"{path.name} unpacks to more than {_MAX_RATIO} times its size, which text does not",
+        hint=f"give it unpacked, or: {instead_of(path)}" if path.suffix == ".gz" else instead_of(path),
+    )
 
 
 class _Unpacked(io.RawIOBase):
     """The content of a gzipped file, up to a size that text can have."""
 
     def __init__(self, path: Path) -> None:
-        self._name = path.name
+        self._path = path
         self._file = gzip.GzipFile(path, "rb")  # closed with this
         self._left = _most_unpacked(path)
 
@@ -110,7 +127,7 @@ class _Unpacked(io.RawIOBase):
         count = self._file.readinto(buffer)
         self._left -= count
         if self._left < 0:
-            raise _unpacks_too_far(self._name)
+            raise _unpacks_too_far(self._path)
         return count
 
     def close(self) -> None:
@@ -121,6 +138,16 @@ class _Unpacked(io.RawIOBase):
 def open_file(path: Path) -> BinaryIO:
     """Return a file opened for reading, unpacked if it is gzipped. Raises: OSError."""
     return io.BufferedReader(_Unpacked(path), _CHUNK) if path.suffix == ".gz" else path.open("rb")
+
+
+def open_text(path: Path) -> BinaryIO:
+    """Return a file opened as `open_file` does. Raises: DataError if it is UTF-16 or UTF-32; OSError."""
+    file = open_file(path)
+    head = file.peek(4096)[:4096] if isinstance(file, io.BufferedReader) else b""
+    if (encoding := wide_encoding(head)) is None:
+        return file
+    file.close()
+    raise DataError(f"{path.name} is {encoding} and not UTF-8 text", hint=convert_command(path, encoding))
 
 
 def _first_bad_line(path: Path) -> int:
@@ -158,12 +185,12 @@ class Decoder:
         if self.twice:
             return f"the key {shortened(repr(self.twice[0]), 60)} stands twice"
         if not isinstance(content, dict):
-            return f"a row must be an object, not {type(content).__name__}"
+            return f"a row must be an object, not {kind_of(content)}"
         return None
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    with open_file(path) as file:
+    with open_text(path) as file:
         head = file.peek(4096) if isinstance(file, io.BufferedReader) else b""
         if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
             yield from _Array(path.name, io.TextIOWrapper(file, encoding="utf-8-sig")).rows()
@@ -208,13 +235,16 @@ def parse_line(line: bytes, decoder: Decoder, *, first: bool) -> tuple[Any, str 
     except UnicodeDecodeError:
         return None, "not UTF-8 text"
     except json.JSONDecodeError as error:
-        return None, _json_problem(error)
-    except (RecursionError, ValueError):
-        return None, "nested too deeply, or a number too long"
+        return None, json_problem(error)
+    except (RecursionError, ValueError) as error:
+        return None, _too_much(error)
 
 
-def _json_problem(error: json.JSONDecodeError) -> str:
-    return f"not valid JSON: {error.msg[0].lower()}{error.msg[1:]}"
+def _too_much(error: Exception) -> str:
+    """Return which limit of the decoder a text goes beyond; the other one is that on the digits of a number."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return f"a number of more than {sys.get_int_max_str_digits():,} digits"
 
 
 class _Array:
@@ -249,9 +279,9 @@ class _Array:
             except json.JSONDecodeError as error:
                 ahead = error.pos - self._at
                 if len(self._buffer) - self._at > MAX_ROW or not self._more():
-                    raise self._error(_json_problem(error), self._at + ahead) from None
-            except (RecursionError, ValueError):
-                raise self._error("nested too deeply, or a number too long") from None
+                    raise self._error(json_problem(error), self._at + ahead) from None
+            except (RecursionError, ValueError) as error:
+                raise self._error(_too_much(error)) from None
             else:
                 self._at = end
                 return content
@@ -285,7 +315,7 @@ class _Array:
 
 def _csv_rows(path: Path) -> Iterator[Row]:
     csv.field_size_limit(MAX_ROW)  # 128 KB otherwise, less than a long answer
-    with open_file(path) as file:
+    with open_text(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         taken = 0
 
@@ -323,7 +353,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             if len(fields) > len(columns):
                 yield Row(f"{path.name}:{done}", None, "more fields than the header has")
             elif fields:
-                missing = [None] * (len(columns) - len(fields))
+                missing = [""] * (len(columns) - len(fields))
                 yield Row(f"{path.name}:{done}", dict(zip(columns, [*fields, *missing], strict=True)))
 
 
@@ -374,7 +404,7 @@ class ParquetRows:
                 for batch in file.iter_batches(at_once, row_groups=range(first, len(groups))):
                     most -= batch.nbytes
                     if most < 0:
-                        raise _unpacks_too_far(self.path.name)
+                        raise _unpacks_too_far(self.path)
                     passed_over = max(0, min(self.wanted - number, batch.num_rows))
                     number += passed_over
                     for content, problem in _values(batch.slice(passed_over)):
@@ -384,7 +414,9 @@ class ParquetRows:
         except (pa.ArrowException, OverflowError, OSError, ValueError) as error:
             if isinstance(error, gzip.BadGzipFile) or getattr(error, "errno", None):
                 raise
-            raise DataError(f"{self.path.name} cannot be read after row {number}: {_reason(error)}") from None
+            raise DataError(
+                f"{self.path.name} cannot be read after row {number}: {_reason(error)}", hint=instead_of(self.path)
+            ) from None
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, list[Any]]]:
@@ -401,14 +433,19 @@ class ParquetRows:
             except (pa.ArrowException, OverflowError, OSError, ValueError) as error:
                 if isinstance(error, gzip.BadGzipFile) or getattr(error, "errno", None):
                     raise
-                raise DataError(f"{self.path.name} is no Parquet file, or only a part of one") from None
+                raise DataError(
+                    f"{self.path.name} is no Parquet file, or only a part of one", hint=instead_of(self.path)
+                ) from None
             _require_different(file.schema_arrow.names, self.path.name)
             groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
             largest = max((group.total_byte_size for group in groups), default=0)
             if largest > MAX_GROUP_BYTES:
-                raise DataError(f"{self.path.name} holds a group of rows of {largest / 2**30:.0f} GiB")
+                raise DataError(
+                    f"{self.path.name} holds a group of rows of {largest / 2**30:.0f} GiB",
+                    hint=instead_of(self.path),
+                )
             if sum(group.total_byte_size for group in groups) > self._most:
-                raise _unpacks_too_far(self.path.name)
+                raise _unpacks_too_far(self.path)
             yield file, groups
 
 

@@ -64,7 +64,7 @@ def _text(row: Row, name: str, *, optional: bool = False) -> str:
     if value is None and optional:
         return ""
     if not isinstance(value, str):
-        raise RowError(f"{name} is {_kind(value)}, not text")
+        raise RowError(f"{name} is {_kind(row, name)}, not text")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -72,8 +72,26 @@ def _text(row: Row, name: str, *, optional: bool = False) -> str:
     return value.strip()
 
 
-def _kind(value: Any) -> str:
-    return "missing" if value is None else f"of type {type(value).__name__}"
+def kind_of(value: Any) -> str:
+    """Return what a value is, in the words of JSON."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case Mapping():
+            return "an object"
+        case Sequence():
+            return "a list"
+    return f"of type {type(value).__name__}"
+
+
+def _kind(row: Row, name: str) -> str:
+    return kind_of(row[name]) if name in row else "missing"
 
 
 def _alpaca(row: Row) -> list[Message]:
@@ -87,7 +105,8 @@ def _alpaca(row: Row) -> list[Message]:
 def _prompt_response(row: Row) -> list[Message]:
     answer = next((name for name in ("response", "completion") if row.get(name) is not None), None)
     if answer is None:
-        raise RowError("response or completion is missing, not text")
+        given = next((name for name in ("response", "completion") if name in row), "response or completion")
+        raise RowError(f"{given} is {_kind(row, given)}, not text")
     # Conversational prompt/completion rows hold lists of messages.
     if isinstance(row.get("prompt"), list):
         return _answered([*_turns(row, "prompt", "role", "content"), *_turns(row, answer, "role", "content")])
@@ -97,11 +116,11 @@ def _prompt_response(row: Row) -> list[Message]:
 def _turns(row: Row, column: str, role_key: str, content_key: str) -> list[Message]:
     turns = row.get(column)
     if not isinstance(turns, Sequence) or isinstance(turns, str):
-        raise RowError(f"{column} is {_kind(turns)}, not a list")
+        raise RowError(f"{column} is {_kind(row, column)}, not a list")
     messages: list[Message] = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, Mapping):
-            raise RowError(f"{column}[{number}] is {_kind(turn)}, not an object")
+            raise RowError(f"{column}[{number}] is {kind_of(turn)}, not an object")
         role = turn.get(role_key)
         if not isinstance(role, str) or role not in _ROLES:
             raise RowError(f"{column}[{number}] has the {role_key} {shortened(repr(role), 60)}")

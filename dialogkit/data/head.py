@@ -188,7 +188,9 @@ class _Head:
             raise DataError(
                 f"none of the first {self._rows:,} rows of {self._source.name} is a dialog in the format "
                 f"{self.format}: {self.refused}",
-                hint="dialogkit data list" if self._config.format == "auto" else "--set data.format=auto",
+                hint="mend the rows, or: --dataset starter"
+                if self._config.format == "auto"
+                else "--set data.format=auto",
             )
 
     def _keep_lowest(self, hash: int, dialog: Dialog) -> None:

@@ -20,6 +20,7 @@ from dialogkit.data.files import (
     Decoder,
     ParquetRows,
     open_file,
+    open_text,
     parse_line,
     read_line,
     readable,
@@ -175,7 +176,7 @@ class _LineReader:
         self._name, self._path = name, path
         self.seekable = path.suffix != ".gz"
         self.blocks = -(-path.stat().st_size // BLOCK_BYTES) if self.seekable else None
-        self._file: Any = open_file(path)
+        self._file: Any = open_text(path)
         self._at = 0
         self._starts_line = True
         """Whether a line starts where the file stands."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
-from dialogkit.data.files import STREAMED, SUFFIXES, Row, read_rows, suffix_of
+from dialogkit.config.paths import files_beside, nearest_file
+from dialogkit.data.files import STREAMED, SUFFIXES, Row, instead_of, read_rows, suffix_of
 from dialogkit.data.formats import RowError, parse_row, recognise_format
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, UnavailableError, did_you_mean
@@ -89,15 +90,21 @@ def find_source(config: DataConfig) -> DataSource:
         raise DataError(f"{name!r} is a folder, not a file", hint=example)
     if os.path.isfile(path):
         if suffix_of(path) not in SUFFIXES:
-            raise DataError(f"{name!r} has none of the endings {', '.join(SUFFIXES)} (or .gz after them)")
+            raise DataError(
+                f"{name!r} has none of the endings {', '.join(SUFFIXES)} (or .gz after them)",
+                hint=instead_of(path),
+            )
         return DataSource(path.name, path, None, None)
     if os.path.lexists(path):
         kind = "a link that leads to no file" if os.path.islink(path) else "neither a file nor a folder"
-        raise DataError(f"{name!r} is {kind}", hint="dialogkit data list")
+        raise DataError(f"{name!r} is {kind}", hint=instead_of(path))
     if HUB_ID.match(name) and suffix_of(path) not in SUFFIXES:
         return DataSource(name, None, name, None)
     if "/" in name or path.suffix:
-        raise DataError(f"the dataset file {name!r} does not exist", hint="dialogkit data list")
+        near = nearest_file(path, SUFFIXES)
+        meant = f" (did you mean {str(near)!r}?)" if near else ""
+        hint = instead_of(path) if files_beside(path, SUFFIXES) else "dialogkit data list"
+        raise DataError(f"the dataset file {name!r} does not exist{meant}", hint=hint)
     raise DataError(f"unknown dataset {name!r}{did_you_mean(name, NAMED)}", hint="dialogkit data list")
 
 
@@ -142,26 +149,38 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
         raise refusal_of_rows(malformed.number, malformed.first)
     raw.unusable, raw.bad_rows = malformed.number + refused.number, malformed.first + refused.first
     if not raw.rows:
-        raise DataError(f"{source.name} holds no rows", hint="--dataset starter")
+        raise DataError(f"{source.name} holds no rows", hint=instead_of(source.path) if source.path else _INSTEAD)
     if not raw.dialogs:
+        reasons = [*malformed.reasons(), *refused.reasons()]
         raise DataError(
-            f"none of the {raw.rows} rows of {source.name} is a dialog in the format {raw.format}: "
-            f"{raw.bad_rows[0]}",
-            hint="dialogkit data list" if config.format == "auto" else "--set data.format=auto",
-            details=raw.bad_rows[1:10],
+            f"none of the {raw.rows} rows of {source.name} is a dialog in the format {raw.format}: {reasons[0]}",
+            hint="mend the rows, or: --dataset starter" if config.format == "auto" else "--set data.format=auto",
+            details=reasons[1:TOLD_ROWS],
         )
     return raw
 
 
 @dataclass
 class _Refused:
-    """Rows that are not taken: their number, and the first ones with the reason."""
+    """Rows that are not taken: their number, the first ones with the reason, and how often each reason is one."""
 
     number: int = 0
     first: list[str] = field(default_factory=list)
+    _counted: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Number of rows and the first place by reason, of the first `TOLD_ROWS` reasons."""
+
+    def reasons(self) -> list[str]:
+        """Return each reason with its first place and the number of rows that it concerns."""
+        return [
+            f"{place}: {reason}" + (f" (and {number - 1:,} more such rows)" if number > 1 else "")
+            for reason, (number, place) in self._counted.items()
+        ]
 
     def add(self, place: str, reason: str) -> None:
         self.number += 1
+        if reason in self._counted or len(self._counted) < TOLD_ROWS:
+            number, first = self._counted.get(reason, (0, place))
+            self._counted[reason] = (number + 1, first)
         if len(self.first) < TOLD_ROWS:
             self.first.append(f"{place}: {reason}")
 
@@ -180,7 +199,7 @@ def refusal_of_rows(number: int, first: list[str], *, streamed: bool = False) ->
     return DataError(f"{first[0]}{more}", hint=hint, details=first[1:])
 
 
-_INSTEAD = "--dataset starter (ships with the package), or --dataset FILE"
+_INSTEAD = "--dataset starter"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ and an offset: the first block of a group is found without what is before it, an
 """
 
 import json
+import shlex
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -257,8 +258,8 @@ class DialogStream:
                 raise ValueError("a number below zero")
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DataError(
-                f"{folder.name} holds no place in the stream: {error}",
-                hint="dialogkit train --from RUN, which starts with its weights",
+                f"{folder.name} holds no place in the stream: {error}; a new run can start with its weights",
+                hint=f"dialogkit train --from {shlex.quote(str(folder))}",
             ) from None
         if state.world != world:
             raise DataError(

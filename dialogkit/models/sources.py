@@ -47,7 +47,7 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, **options:
         if isinstance(error, OSError | ValueError) and local is None and options["local_files_only"]:
             raise UnavailableError(
                 f"the hub cannot be reached and {source!r} is not in its cache",
-                hint="dialogkit train custom-tiny",
+                hint="dialogkit doctor --network",
             ) from None
         raise unusable(source, error) from None
 

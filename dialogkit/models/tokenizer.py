@@ -429,7 +429,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int, output: Path) -> i
 
     smallest = 256 + len(SPECIAL_TOKENS)
     if vocabulary < smallest:
-        raise ConfigError(f"a vocabulary of {vocabulary} is too small", hint=f"--vocab-size {smallest} or more")
+        raise ConfigError(f"a vocabulary of {vocabulary} is too small", hint=f"--vocab-size {smallest}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -10,7 +10,7 @@ from filecmp import cmp
 from pathlib import Path
 from typing import Any, Literal
 
-from dialogkit.config.load import HUB_ID, describe, folder_name, load_run_config, model_names
+from dialogkit.config.load import HUB_ID, describe, folder_name, load_run_config, looks_like_path, model_names
 from dialogkit.config.model import NAME_PATTERN, SHIPPED_VOCABULARY, ModelConfig
 from dialogkit.config.paths import ADAPTER_CONFIG, holds_model
 from dialogkit.errors import ModelError, did_you_mean
@@ -59,7 +59,7 @@ def list_models(*, output: str | Path = DEFAULT_OUTPUT) -> list[ModelRow]:
     output, shipped = Path(output), model_names()
     own: dict[str, ModelRow] = {}
     for run, record in list_runs(output):
-        name = _model_name(record)
+        name = trained_name(record)
         folder = published_dir(output, name)
         if record.status == "completed" and name not in own and name not in shipped:
             own[name] = _loadable_row(Loadable(name, _from_folder(name, folder), run), output)
@@ -120,7 +120,7 @@ def _loadable_row(loadable: "Loadable", output: Path) -> ModelRow:
     if loadable.run is not None:
         record = loadable.run.read()
         facts, settings = record.model, record.config.get("model", {})
-        trained = holds_model(published_dir(output, _model_name(record)))
+        trained = holds_model(published_dir(output, trained_name(record)))
     elif folder.is_dir():
         facts = read_shape(folder)
     known = loadable.run is not None or folder.exists()
@@ -146,7 +146,8 @@ def _loadable_row(loadable: "Loadable", output: Path) -> ModelRow:
     )
 
 
-def _model_name(record: RunRecord) -> str:
+def trained_name(record: RunRecord) -> str:
+    """Return the name of the model that a run trains."""
     return str(record.model.get("name") or record.config.get("model", {}).get("name", ""))
 
 
@@ -208,14 +209,14 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
             hint=f"dialogkit evaluate --dataset {name}",
         )
     if path.exists():
-        if RunDir(path).exists:
+        if RunDir(path).exists or RunDir(path).is_damaged:
             return _from_run(RunDir(path))
         if path.is_dir() and not holds_model(path) and not list(path.glob("*.gguf")):
             raise ModelError(f"the folder {name!r} holds no model", hint="dialogkit models list")
         if path.parent.resolve() == output.resolve() and (published := _published(path.name, output)) is not None:
             return published
         around = RunDir(path.parent)  # a checkpoint, or the model itself, is known by its run
-        if not around.exists:
+        if not around.exists or around.is_damaged:
             return Loadable(path.name, _from_folder(path.stem, path))
         named = around.name if path.name == around.model_dir.name else f"{around.name}/{path.name}"
         return Loadable(named, _from_folder(path.stem, path), around)
@@ -228,6 +229,8 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
         return published
     if HUB_ID.match(name):
         return Loadable(name, ModelConfig(name=folder_name(name.split("/")[-1]), source=name))
+    if looks_like_path(name):
+        raise ModelError(f"there is no file or folder {name!r}")
     known = [*model_names(), *(run.name for run, _ in list_runs(output))]
     is_prompt = re.search(r"[\s!?,]", name) is not None
     raise ModelError(
@@ -243,7 +246,7 @@ def _published(name: str, output: Path) -> Loadable | None:
         return None
     # What lies there came from the newest finished run of that model, unless that is deleted.
     for run, record in list_runs(output):
-        made = _model_name(record)
+        made = trained_name(record)
         if record.status == "completed" and published_dir(output, made) == folder and _made(run, folder):
             return Loadable(made, _from_folder(made, folder), run)
     return Loadable(name, _from_folder(name, folder))
@@ -265,7 +268,7 @@ def lasting_source(model: ModelConfig, output: Path) -> ModelConfig:
 
 def is_published(run: RunDir, record: RunRecord, output: Path) -> bool:
     """Return whether the finished model of a run lies in the output folder under its name as well."""
-    return bool(_weights(run.model_dir)) and _made(run, published_dir(output, _model_name(record)))
+    return bool(_weights(run.model_dir)) and _made(run, published_dir(output, trained_name(record)))
 
 
 def _made(run: RunDir, folder: Path) -> bool:
@@ -282,12 +285,29 @@ def _weights(folder: Path) -> dict[str, Path]:
 
 
 def _from_run(run: RunDir) -> Loadable:
+    require_finished_model(run)
+    return Loadable(run.name, _from_folder(run.name, run.model_dir), run)
+
+
+def require_finished_model(run: RunDir) -> None:
+    """Raise ModelError, with the command that goes on with the run, if it has no finished model."""
+    record = run.read()
     if not holds_model(run.model_dir):
         raise ModelError(
-            f"the run {run.name!r} has no finished model (it is {run.read().status})",
-            hint=f"dialogkit train --resume {run.name}",
+            f"the run {run.name!r} has no finished model (it is {record.status})", hint=_command_that_goes_on(run)
         )
-    return Loadable(run.name, _from_folder(run.name, run.model_dir), run)
+
+
+def _command_that_goes_on(run: RunDir) -> str:
+    """Return what to type to go on with a run that is not finished."""
+    from dialogkit.engine.checkpoints import read_progress, steps_aside
+
+    output = output_option(run.path.parent.parent)
+    if run.is_held:
+        return f"dialogkit runs show {run.name}{output}"
+    checkpoints = [path for path in run.remains if path != run.model_dir]
+    is_lost = not any(read_progress(path) for path in checkpoints) and (checkpoints or steps_aside(run.path))
+    return f"dialogkit train --resume {run.name}{output}" + (" --force" if is_lost else "")
 
 
 def _inside_run(run: RunDir, name: str) -> Loadable:

@@ -1,15 +1,19 @@
 """Which run is gone on with, and whether it may be with what is asked for now."""
 
+import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dialogkit.config.load import flatten, load_changed
+from dialogkit.config.load import flatten, folder_name, load_changed
+from dialogkit.config.paths import holds_model
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, ModelError
+from dialogkit.services.models import output_option, require_finished_model, trained_name
 from dialogkit.services.versions import package_versions
-from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs
+from dialogkit.tracking.rundir import RunDir, RunRecord, damaged_runs, find_run, list_runs
 
 if TYPE_CHECKING:
     from dialogkit.services.parts import Parts
@@ -30,22 +34,82 @@ HARMLESS = (
 def find_resumable(name: str, *, model: str | None, output: Path) -> RunDir:
     """Return a run by its name or folder; `last` is the newest unfinished one (of a model).
 
-    Raises: ModelError if there is none.
+    Raises: ModelError if there is none; ConfigError if its record holds no valid settings.
     """
     if name != "last":
-        path = Path(name).expanduser()
-        run = RunDir(path) if RunDir(path).exists else find_run(output, name)
-        made = run.read().config.get("model", {}).get("name")
+        run = _named(name, output)
+        record = run.read()
+        made = record.config.get("model", {}).get("name")
         if model is not None and model != made:
             raise ModelError(
-                f"the run {run.name!r} trains {made}, not {model}", hint=f"dialogkit train --resume {run.name}"
+                f"the run {run.name!r} trains {made}, not {model}",
+                hint=f"dialogkit train --resume {run.name}{output_option(output)}",
             )
+        _require_valid(run, record)
         return run
     for run, record in list_runs(output):
         if record.status != "completed" and model in (None, record.config.get("model", {}).get("name")):
+            _require_valid(run, record)
             return run
     of_model = f" of {model}" if model else ""
-    raise ModelError(f"there is no unfinished run{of_model} in {str(output)!r}", hint="dialogkit runs list")
+    told = f"there is no unfinished run{of_model} in {str(output)!r}"
+    if damaged := damaged_runs(output):
+        # It may have been one; what lies there is told of it alone.
+        hint = f"dialogkit runs show {damaged[0].name}{output_option(output)}"
+        raise ModelError(f"{told} whose run.json can be read", hint=hint)
+    raise ModelError(told, hint=f"dialogkit runs list{output_option(output)}")
+
+
+def find_start(name: str, *, output: Path) -> tuple[Path, str]:
+    """Return the folder of the weights from which `--from` starts, and the name that their model has.
+
+    Args:
+        name: a finished run by its name or folder, or the folder of a checkpoint or a model.
+        output: folder of models and runs.
+
+    Raises: ModelError if there is none, or the run is not finished.
+    """
+    path = Path(name).expanduser()
+    is_run = os.sep not in name and (output / "runs" / name).is_dir()
+    if not is_run and os.path.isdir(path) and holds_model(path):
+        around = RunDir(path.parent)
+        if not (around.exists or around.is_damaged):
+            return path, folder_name(path.name)
+        if path != around.model_dir:
+            _require_whole(path, around)
+        return path, folder_name(around.name) if around.is_damaged else trained_name(around.read())
+    run = _named(name, output)
+    require_finished_model(run)
+    return run.model_dir, trained_name(run.read())
+
+
+def _require_whole(checkpoint: Path, run: RunDir) -> None:
+    """Raise ModelError, with the newest checkpoint that is whole, if this one is not."""
+    from dialogkit.engine.checkpoints import read_progress
+
+    if read_progress(checkpoint) is not None:
+        return
+    whole = next((path for path in run.remains if path != run.model_dir and read_progress(path)), None)
+    instead = f"--from {shlex.quote(str(whole))}" if whole else f"--name {run.name[:60]}-2"
+    raise ModelError(f"the checkpoint {str(checkpoint)!r} is torn or damaged", hint=f"dialogkit train {instead}")
+
+
+def _named(name: str, output: Path) -> RunDir:
+    """Return a run by its name or folder. Raises: ModelError if there is none."""
+    run = RunDir(Path(name).expanduser())
+    return run if run.exists or run.is_damaged else find_run(output, name)
+
+
+def _require_valid(run: RunDir, record: RunRecord) -> None:
+    """Raise ConfigError if the settings in a run's record are none: anybody may have written there."""
+    try:
+        load_changed(record.config, {})
+    except ConfigError as error:
+        raise ConfigError(
+            f"the settings in run.json of the run {run.name!r} are not valid: {error.message}",
+            hint=f"dialogkit config validate {shlex.quote(str(run.record_path))}",
+            details=error.details,
+        ) from None
 
 
 def resumed_config(record: RunRecord, changes: Mapping[str, Any], *, force: bool) -> tuple[RunConfig, list[str]]:
@@ -53,14 +117,20 @@ def resumed_config(record: RunRecord, changes: Mapping[str, Any], *, force: bool
 
     Raises: ConfigError for a change that would alter what is learned, unless `force`.
     """
-    config = load_changed(record.config, changes)
+    if changes.get("name", record.name) != record.name:
+        name, again = changes["name"], f"dialogkit train --resume {record.name}"
+        raise ConfigError(
+            f"a run keeps its name: {record.name!r} cannot go on as {name!r}",
+            hint=f"dialogkit train --from {record.name} --name {name}" if record.status == "completed" else again,
+        )
+    config = load_changed(record.config, {key: value for key, value in changes.items() if key != "name"})
     new = dict(flatten(config.model_dump(mode="json")))
     differing = [
         f"{name} is {old!r}, not {new.get(name)!r}" for name, old in flatten(record.config) if new.get(name) != old
     ]
     altering = [told for told in differing if not told.startswith(HARMLESS)]
     if altering and not force:
-        raise _refusal(record, altering)
+        raise _refusal(record, config, altering)
     return config, differing
 
 
@@ -93,7 +163,7 @@ def require_same(record: RunRecord, parts: "Parts", *, force: bool) -> list[str]
     differing = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in now if before[name] != now[name]]
     differing = [told for told in differing if " was None" not in told]
     if differing and not force:
-        raise _refusal(record, differing)
+        raise _refusal(record, parts.config, differing, " --force")
     return differing
 
 
@@ -103,10 +173,10 @@ def _base_of(facts: Mapping[str, Any]) -> Any:
     return (base.get("revision") or base.get("metadata")) if isinstance(base, dict) else None
 
 
-def _refusal(record: RunRecord, differing: list[str]) -> ConfigError:
+def _refusal(record: RunRecord, config: RunConfig, differing: list[str], option: str = "") -> ConfigError:
     more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
     return ConfigError(
-        f"the run {record.name!r} would not go on as it began: {differing[0]}{more}",
-        hint=f"dialogkit train --resume {record.name}, with --force to go on all the same",
+        f"the run {record.name!r} would not go on as it began: {differing[0]}{more}; --force goes on all the same",
+        hint=f"dialogkit train --resume {record.name}{output_option(config.runtime.output_dir)}{option}",
         details=differing[1:],
     )

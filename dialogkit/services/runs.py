@@ -14,7 +14,7 @@ from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
 from dialogkit.services.models import DEFAULT_OUTPUT
 from dialogkit.services.result import Result
 from dialogkit.services.tasks import TaskRow
-from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs
+from dialogkit.tracking.rundir import RunDir, RunRecord, damaged_runs, find_run, list_runs
 from dialogkit.tracking.wandb_run import find_credentials, offline_folders, sync_folder
 
 _FIGURES = ("bits_per_byte", "nats_per_token")
@@ -279,6 +279,11 @@ def _common_replies(runs: Sequence[RunDir]) -> list[AnsweredPrompt]:
 def list_run_rows(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:
     """Return the runs of an output folder, the newest first."""
     return [_row(run, record) for run, record in list_runs(Path(output))]
+
+
+def passed_over(*, output: str | Path = DEFAULT_OUTPUT) -> list[str]:
+    """Return the names of the runs that `list_run_rows` leaves out because their records cannot be read."""
+    return [run.name for run in damaged_runs(Path(output))]
 
 
 def show_run(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> RunDetails:

@@ -16,10 +16,17 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dialogkit.errors import StorageError
-from dialogkit.tracking.rundir import EVALUATION_FOLDER, PRUNED_FILE, RECORD_FILE, RUN_FILES, RunDir, RunRecord
+from dialogkit.tracking.rundir import (
+    EVALUATION_FOLDER,
+    MANIFEST_FILE,
+    PRUNED_FILE,
+    RECORD_FILE,
+    RUN_FILES,
+    RunDir,
+    RunRecord,
+)
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+|torn-checkpoint-\d+(-\d+)?")
-_MANIFEST = "manifest.json"
 
 # What transformers and its trainer write of a model, a tokenizer and a training.
 _MODEL = (
@@ -108,7 +115,7 @@ def _place_of(name: str, place: str) -> str | None:
 
 def _sealed_files(checkpoint: Path) -> frozenset[str]:
     """Return what the manifest of a checkpoint says that it consists of."""
-    manifest = checkpoint / _MANIFEST
+    manifest = checkpoint / MANIFEST_FILE
     if manifest.is_symlink():
         return frozenset()
     try:
@@ -145,7 +152,7 @@ def delete(run: RunDir, *, checkpoints_only: bool = False) -> Contents:
                 with suppress(FileNotFoundError):  # after a deletion that was cut short
                     os.replace(run.path / RECORD_FILE, run.path / PRUNED_FILE)
             last = [run.path / name for name in (RECORD_FILE, ".lock", PRUNED_FILE)]
-            for path in sorted(found.files, key=lambda path: path.name != _MANIFEST):
+            for path in sorted(found.files, key=lambda path: path.name != MANIFEST_FILE):
                 if path not in last:
                     path.unlink(missing_ok=True)
             for folder in found.folders:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,10 @@ RECORD_FILE = "run.json"
 RUN_FILES = (RECORD_FILE, "metrics.jsonl", SAMPLES_FILE, "histograms.jsonl", "console.log", REPORT_FILE)
 PRUNED_FILE = ".pruned.json"
 """What the record of a run is called while the run is deleted: no run any more, and known to be none."""
+
+MANIFEST_FILE = "manifest.json"
+"""What a checkpoint has once it is whole."""
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 PUBLISHED_MARK = b"\ntags: [dialogkit,"
 """A line of every model card that dialogkit writes."""
@@ -167,13 +172,59 @@ class RunDir:
         write_text(self.record_path, record.model_dump_json(indent=2) + "\n")
 
     def read(self) -> RunRecord:
-        """Return the record of the run. Raises: ModelError if it cannot be read."""
+        """Return the record of the run. Raises: ModelError, with what still lies there, if it cannot be read."""
         try:
-            # What is no file, as a pipe that would never end, counts as empty.
-            content = self.record_path.read_bytes() if self.exists else b""
-            return RunRecord.model_validate_json(content)
-        except (OSError, ValidationError):
-            raise ModelError(f"{str(self.path)!r} holds no readable run.json") from None
+            # What is no file, as a pipe that would never end, counts as missing.
+            content = self.record_path.read_bytes() if self.exists else None
+            if content is not None:
+                return RunRecord.model_validate_json(content)
+            problem = "is missing"
+        except OSError as error:
+            problem = f"cannot be read ({(error.strerror or str(error)).lower()})"
+        except ValidationError as error:
+            problem = f"is damaged ({_reason(error)})"
+        raise self._unreadable(problem)
+
+    @property
+    def remains(self) -> list[Path]:
+        """What a run leaves that can be gone on with: its finished model, and its checkpoints, the newest first.
+
+        A checkpoint without a manifest was never whole.
+        """
+        found: list[tuple[int, Path]] = []
+        with suppress(OSError):
+            for path in self.path.iterdir():
+                if (step := _CHECKPOINT.fullmatch(path.name)) and os.path.isfile(path / MANIFEST_FILE):
+                    found.append((int(step[1]), path))
+        model = [self.model_dir] if os.path.isfile(self.model_dir / "README.md") else []  # written last
+        return [*model, *(path for _, path in sorted(found, reverse=True))]
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether this is the folder of a run whose record cannot be read."""
+        try:
+            names = {path.name for path in self.path.iterdir()}
+            self.read()
+        except OSError:
+            return False
+        except ModelError:
+            return PRUNED_FILE not in names and (bool(self.remains) or not names.isdisjoint(RUN_FILES))
+        return False
+
+    def _unreadable(self, problem: str) -> ModelError:
+        """Return the error of a run whose record cannot be read: why, and what to do with what lies there."""
+        remains = self.remains
+        names = [path.name if path != self.model_dir else "its finished model" for path in remains]
+        there = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+        left = there or "no checkpoint"
+        told = f"run.json of the run {self.name!r} {problem}; {str(self.path)!r} still holds {left}"
+        if remains and remains[0] == self.model_dir:
+            hint = f'dialogkit generate {shlex.quote(str(self.model_dir))} --prompt "Hello!"'
+        elif remains:
+            hint = f"dialogkit train --from {shlex.quote(str(remains[0]))} --name {self.name[:60]}-2"
+        else:
+            hint = f"dialogkit train --name {self.name[:60]}-2"
+        return ModelError(told, hint=hint)
 
     def cut_after(self, step: int) -> None:
         """Leave out of the run's files what was told of later steps: a resumed training tells it again."""
@@ -379,6 +430,19 @@ def _weight(evaluation: Mapping[str, Any]) -> tuple[bool, float]:
     return evaluation.get("trained_on") is not True, dialogs
 
 
+def _reason(error: ValidationError) -> str:
+    """Return in a few words why a record is none."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        return "not valid JSON"
+    if not first["loc"]:
+        return "no JSON object"
+    name = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"{name} is missing"
+    return f"{name}: {first['msg'].removeprefix('Value error, ')}".replace("Input should", "must")
+
+
 def _objects(folder: Path) -> list[dict[str, Any]]:
     """Return the JSON objects of a folder's files."""
     found = []
@@ -522,7 +586,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def list_runs(output: Path) -> Iterator[tuple[RunDir, RunRecord]]:
-    """Yield the runs of an output folder, newest first; folders without a record are passed over."""
+    """Yield the runs of an output folder, newest first; folders without a readable record are passed over."""
     runs: list[tuple[RunDir, RunRecord]] = []
     with suppress(OSError):
         for path in (output / "runs").iterdir():
@@ -531,11 +595,21 @@ def list_runs(output: Path) -> Iterator[tuple[RunDir, RunRecord]]:
     yield from sorted(runs, key=lambda run: (run[1].created, run[0].path.name), reverse=True)
 
 
+def damaged_runs(output: Path) -> list[RunDir]:
+    """Return the runs that `list_runs` passes over because their records cannot be read, by name."""
+    with suppress(OSError):
+        return [RunDir(path) for path in sorted((output / "runs").iterdir()) if RunDir(path).is_damaged]
+    return []
+
+
 def find_run(output: Path, name: str) -> RunDir:
-    """Return a run by its name. Raises: ModelError if there is none."""
+    """Return a run by its name. Raises: ModelError if there is none, or its record cannot be read."""
+    run = RunDir(output / "runs" / name)
+    if re.match(NAME_PATTERN, name) and run.is_damaged:
+        run.read()
     names = [run.name for run, _ in list_runs(output)]
     if name not in names or not re.match(NAME_PATTERN, name):
         raise ModelError(
             f"no run {name!r} in {str(output)!r}{did_you_mean(name, names)}", hint="dialogkit runs list"
         )
-    return RunDir(output / "runs" / name)
+    return run

@@ -148,6 +148,7 @@ def test_a_limit_of_the_process_counts() -> None:
         "resource.setrlimit(resource.RLIMIT_AS, (8 << 40, 8 << 40)); unlimited = free_bytes()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); print(unlimited, free_bytes())"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
     _, limited = map(int, done.stdout.split())
     assert 0 < limited < 8 << 30

@@ -119,8 +119,8 @@ def print_results(output: Output, text: str) -> None:
     output.result(trained, lambda out: cli_train._render(out, trained))
     dry = DryRunResult(
         model=text, parameters=1, trainable_parameters=1, device=text, precision=text, train_dialogs=1,
-        total_steps=1, tokens_per_step=1, longest_batch_tokens=1, tokens_per_s=1, peak_memory_bytes=1, expected_s=1, training_s=1,
-        eval_nats_per_token=1, reply=text,
+        total_steps=1, tokens_per_step=1, longest_batch_tokens=1, tokens_per_s=1, peak_memory_bytes=1,
+        expected_s=1, training_s=1, eval_nats_per_token=1, reply=text,
     )  # fmt: skip
     output.result(dry, lambda out: cli_train._render_dry_run(out, dry))
 
