@@ -31,7 +31,7 @@ class RunConfig(Section):
     def _check_sharding(self) -> Self:
         if self.runtime.sharding == "fsdp" and self.train.optimizer == "muon":
             raise ValueError(
-                "train.optimizer 'muon' takes whole matrices, of which runtime.sharding 'fsdp' leaves a process a part: "
+                "train.optimizer 'muon' takes whole matrices, and runtime.sharding 'fsdp' leaves parts of them: "
                 "set train.optimizer=adamw"
             )
         return self

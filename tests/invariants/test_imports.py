@@ -203,5 +203,5 @@ def test_the_help_loads_neither_settings_nor_services() -> None:
     loaded = ast.literal_eval(done.stdout.splitlines()[-1])
     parts = {name.split(".")[1] for name in loaded if name.startswith("dialogkit.")}
     assert not [name for name in loaded if name.startswith("pydantic")]
-    assert parts <= {"cli", "config", "errors", "services", "text", "tracking"}
+    assert parts <= {"cli", "config", "errors", "ranks", "services", "text", "tracking"}
     assert not [name for name in loaded if name.startswith("dialogkit.config.") and name.endswith("load")]
