@@ -33,8 +33,8 @@ from dialogkit.text import sanitize
 app = typer.Typer(
     name="dialogkit",
     help="Train, test and talk to small dialog models.",
-    epilog="Exit codes: 0 done, 1 failed while it ran, 2 wrong input, 3 the training diverged, 130 or 143 stopped by a "
-    "signal.",
+    epilog="Exit codes: 0 done, 1 failed while it ran, 2 wrong input, 3 the training diverged, "
+    "130 or 143 stopped by a signal.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -168,6 +168,7 @@ def test_a_hub_id_means_the_hub(tmp_path: Path) -> None:
         ("my-run", r"the run 'my-run' has no finished model \(it is failed\)"),
         ("./empty", "the folder './empty' holds no model"),
         ("..", "the folder '..' holds no model"),
+        ("./nowhere", "there is no file or folder './nowhere'"),
         ("../runs", r"no run '\.\./runs' in 'models'"),
     ],
 )
