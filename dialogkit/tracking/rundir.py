@@ -216,8 +216,8 @@ class RunDir:
         remains = self.remains
         names = [path.name if path != self.model_dir else "its finished model" for path in remains]
         there = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-        left = there or "no checkpoint"
-        told = f"run.json of the run {self.name!r} {problem}; {str(self.path)!r} still holds {left}"
+        there = f"{str(self.path)!r} still holds {there or 'no checkpoint'}"
+        told = f"run.json of the run {self.name!r} {problem}; {there}"
         if remains and remains[0] == self.model_dir:
             hint = f'dialogkit generate {shlex.quote(str(self.model_dir))} --prompt "Hello!"'
         elif remains:

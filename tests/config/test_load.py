@@ -205,9 +205,11 @@ def test_a_folder_a_gguf_file_and_a_hub_id_are_sources(made: str | None, model: 
         ("custom-tinny", "did you mean 'custom-tiny'"),
         ("", "the folder '' holds no model"),
         ("nowhere.json", "the model file 'nowhere.json' does not exist"),
-        ("nowhere.gguf", "unknown model 'nowhere.gguf'"),
+        ("nowhere.gguf", "there is no file or folder 'nowhere.gguf'"),
         ("empty", "the folder 'empty' holds no model"),
-        ("~nobody-of-this-name/x", "unknown model"),
+        ("~nobody-of-this-name/x", "there is no file or folder '~nobody-of-this-name/x'"),
+        ("./nowhere", "there is no file or folder './nowhere'"),
+        ("/etc/passwd", "'/etc/passwd' is a file, and neither a model file"),
         ("m" * 5000, "unknown model"),
     ],
 )
@@ -325,7 +327,7 @@ def test_all_problems_are_told_at_once() -> None:
         (b"[1]", "holds no JSON object"),
         (b"null", "holds no JSON object"),
         (b'{"name": "\xe9"}', r"is not UTF-8 text \(byte 10\)"),
-        (b'\xff\xfe{\x00}\x00', "is not UTF-8 text"),
+        (b'\xff\xfe{\x00}\x00', "is UTF-16 and not UTF-8 text"),
         (b'{"train": ' * 100_000, "is nested too deeply"),
         (b'{"train": {"seed": ' + b"9" * 5000 + b"}}", "settings.json: "),
         (b'{"name": "' + b"a" * 1_000_000 + b'"}', "is larger than 1 MB"),
@@ -423,6 +425,57 @@ def test_the_last_of_two_words_counts() -> None:
 def test_a_set_word_without_name_or_value_is_refused(word: str) -> None:
     with pytest.raises(ConfigError, match="has no value"):
         parse_sets([word])
+
+
+def test_words_without_a_value_do_not_keep_other_problems_from_being_told() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_sets(["train.learning_rate=abc", "foo", "train.max_step=4", "data.samples=5", "bar"])
+    assert [refused.value.message, *refused.value.details] == [
+        "--set 'foo' has no value (and 3 more problems)",
+        "--set 'bar' has no value",
+        'train.learning_rate: must be a valid number (got "abc")',
+        "unknown setting 'train.max_step' (did you mean 'train.max_steps'?)",
+    ]
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_a_word_that_is_no_finite_number_is_told_as_such(value: str) -> None:
+    told = problems_of(**{"train.learning_rate": parse_sets([f"x={value}"])["x"]})
+    assert told == [f"train.learning_rate: must be a finite number (got {value})"]
+
+
+def test_no_run_can_be_called_what_resume_calls_the_newest() -> None:
+    assert problems_of(name="last") == [
+        "name: must not be 'last', which is what --resume calls the newest unfinished run"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (b"[", "dialogkit config validate 'a b.json'"),
+        (b"[]", "dialogkit config validate 'a b.json'"),
+        ('{"é": 1}'.encode("utf-16"), "iconv -f UTF-16 -t UTF-8 'a b.json' > 'a b-utf8.json'"),
+    ],
+)
+def test_a_file_that_cannot_be_read_comes_with_the_command_that_checks_it(content: bytes, hint: str) -> None:
+    Path("a b.json").write_bytes(content)
+    with pytest.raises(ConfigError) as refused:
+        load_run_config(config_file="a b.json")
+    assert refused.value.hint == hint
+    with pytest.raises(ConfigError) as refused:
+        validate_file(Path("a b.json"))
+    assert refused.value.hint == ("dialogkit config schema" if "validate" in hint else hint)
+
+
+def test_a_file_that_is_not_there_comes_with_the_one_that_may_be_meant() -> None:
+    write("settings.json", {"train": {"epochs": 1}})
+    with pytest.raises(ConfigError, match=r"did you mean 'settings\.json'") as refused:
+        load_run_config(config_file="setting.json")
+    assert refused.value.hint == "dialogkit config validate settings.json"
+    with pytest.raises(ModelError, match=r"did you mean 'settings\.json'") as unknown:
+        load_run_config("setings.json")
+    assert unknown.value.hint == "dialogkit train settings.json"
 
 
 def test_a_value_cannot_be_a_section_too() -> None:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,10 +35,12 @@ MALFORMED = {
     "not valid JSON: extra data": GOOD + GOOD,
     "the key 'prompt' stands twice": '{"prompt": "a", "prompt": "b", "response": "c"}',
     "the key 'role' stands twice": '{"messages": [{"role": "user", "role": "assistant", "content": "x"}]}',
-    "a row must be an object, not list": "[1]",
-    "nested too deeply, or a number too long": "[" * 200_000,
+    "a row must be an object, not a list": "[1]",
+    "nested too deeply": "[" * 200_000,
+    "a number of more than 4,300 digits": '{"prompt": ' + "9" * 5000 + "}",
+    "a row must be an object, not null": "null",
     "not UTF-8 text": b"\xff\xfe",
-    "not valid JSON: unterminated string starting at": GOOD[:-3],
+    "not valid JSON: unterminated string": GOOD[:-3],
 }
 
 
@@ -62,6 +65,28 @@ def test_of_many_malformed_rows_the_first_ten_and_the_number_are_told() -> None:
     assert "(and 29 more such rows)" in error.value.message
     assert [line.partition(": ")[0] for line in error.value.details] == [f"rows.jsonl:{n}" for n in range(3, 12)]
     assert len(read(content, max_bad_rows=30).dialogs) == 1
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".jsonl.gz"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_another_encoding_is_named_with_the_command_that_converts_it(suffix: str, encoding: str) -> None:
+    text = {".csv": "prompt,response\na,b\n", ".json": f"[{GOOD}]"}.get(suffix, GOOD + "\n")
+    content = text.encode(encoding)
+    with pytest.raises(DataError) as error:
+        read(gzip.compress(content) if suffix.endswith(".gz") else content, f"my rows{suffix}")
+    name = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
+    assert error.value.message == f"my rows{suffix} is {name} and not UTF-8 text"
+    assert f"iconv -f {name} -t UTF-8" in str(error.value.hint)
+    if shutil.which("iconv"):
+        subprocess.run(["sh", "-c", str(error.value.hint)], check=True)
+        made = Path(f"my rows-utf8{suffix.removesuffix('.gz')}")
+        assert len(read(made.read_bytes(), made.name).dialogs) == 1
+
+
+def test_text_of_any_script_is_not_taken_for_another_encoding() -> None:
+    row = json.dumps({"prompt": "你好\u0000", "response": "Привет"}, ensure_ascii=False)
+    assert len(read(f"{row}\n".encode()).dialogs) == 1
+    assert len(read(b"prompt,response\na,\0\0\0\0b\n", "rows.csv").dialogs) == 1
 
 
 def test_a_row_that_is_too_long_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,14 +125,24 @@ def test_a_file_without_any_dialog_shows_why() -> None:
     assert error.message.startswith(
         "none of the 20 rows of rows.jsonl is a dialog in the format prompt-response: "
     )
-    assert "rows.jsonl:1: response is of type int" in error.message
-    assert [line.partition(": ")[0] for line in error.details] == [f"rows.jsonl:{n}" for n in range(2, 11)]
+    assert error.message.endswith(": rows.jsonl:1: response is a number, not text (and 19 more such rows)")
+    assert (error.details, error.hint) == ((), "mend the rows, or: --dataset starter")
+
+
+def test_reasons_that_are_equal_are_told_once_with_their_number() -> None:
+    rows = [{"prompt": "a", "response": answer} for answer in (None, "", None, 5, None, "")]
+    error = refused("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    assert error.message.endswith("rows.jsonl:1: response is null, not text (and 2 more such rows)")
+    assert error.details == (
+        "rows.jsonl:2: message 2 (assistant) is empty (and 1 more such rows)",
+        "rows.jsonl:4: response is a number, not text",
+    )
 
 
 def test_a_format_that_is_named_is_not_guessed() -> None:
     both = b'{"messages": null, "prompt": "a", "response": "b"}\n'
     assert len(read("rows.jsonl", both, format="prompt-response").dialogs) == 1
-    with pytest.raises(DataError, match="messages is missing"):
+    with pytest.raises(DataError, match="messages is null"):
         read("rows.jsonl")
 
 
@@ -145,15 +155,15 @@ DAMAGED = [
     ("a.jsonl", GOOD + b'{"prompt": "a",\n', "a.jsonl:2: not valid JSON: expecting property name"),
     ("a.jsonl", b'{"prompt"\n', "a.jsonl:1: not valid JSON: expecting ':' delimiter"),
     ("a.json", b'[%s,\n\n{"prompt" "b"}]' % GOOD, "a.json:4: not valid JSON: expecting ':' delimiter"),
-    ("a.jsonl", b"5\n", "a.jsonl:1: a row must be an object, not int"),
-    ("a.json", b'[["a", "b"]]', "a.json[1]: a row must be an object, not list"),
+    ("a.jsonl", b"5\n", "a.jsonl:1: a row must be an object, not a number"),
+    ("a.json", b'[["a", "b"]]', "a.json[1]: a row must be an object, not a list"),
     ("a.json", b"[" * 200_000, "a.json:1: nested too deeply"),
     ("a.jsonl", GOOD + b'{"a":' * 200_000, "a.jsonl:2: nested too deeply"),
-    ("a.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", "a.jsonl:1: nested too deeply, or a number too long"),
+    ("a.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", "a.jsonl:1: a number of more than 4,300 digits"),
     ("a.jsonl", GOOD * 2000 + b'{"prompt": "\xff"}\n' + GOOD, "a.jsonl:2001: not UTF-8 text"),
     ("a.json", b'[{"prompt": "a",\n"response": "\xe4"}]', "a.json:2: not UTF-8 text"),
     ("a.csv", b"prompt,response\na,\xfc\n", "a.csv:2: not UTF-8 text"),
-    ("a.jsonl", GOOD.decode().encode("utf-16"), "a.jsonl:1: not UTF-8 text"),
+    ("a.jsonl", GOOD.decode().encode("utf-16"), "a.jsonl is UTF-16 and not UTF-8 text"),
     ("a.csv", b"prompt,response\na,b,c\n", "a.csv:2: more fields than the header has"),
     ("a.csv", b'prompt,response\n"a,b\n', "a.csv: the row after line 1 opens a quote that is never closed"),
     ("a.jsonl.gz", gzip.compress(GOOD * 1000)[:-20], "a.jsonl.gz is no gzip file"),
@@ -196,7 +206,12 @@ def test_the_starter_dialogs_are_found_by_name() -> None:
         ("alpaca", "unknown dataset 'alpaca' (did you mean 'alpaca-gpt4'?)", "dialogkit data list"),
         ("zzz", "unknown dataset 'zzz'", "dialogkit data list"),
         ("x" * 300, "unknown dataset 'xxx", "dialogkit data list"),
-        ("absent.jsonl", "the dataset file 'absent.jsonl' does not exist", "dialogkit data list"),
+        ("absent.jsonl", "the dataset file 'absent.jsonl' does not exist", "--dataset rows.csv"),
+        (
+            "row.jsonl",
+            "the dataset file 'row.jsonl' does not exist (did you mean 'rows.csv'?)",
+            "--dataset rows.csv",
+        ),
         ("absent/rows.jsonl", "the dataset file 'absent/rows.jsonl' does not exist", "dialogkit data list"),
         ("/absent/rows", "the dataset file '/absent/rows' does not exist", "dialogkit data list"),
         (
@@ -208,19 +223,34 @@ def test_the_starter_dialogs_are_found_by_name() -> None:
         (
             "notes.txt",
             "'notes.txt' has none of the endings .json, .jsonl, .ndjson, .csv, .parquet",
-            "dialogkit data list",
+            "--dataset rows.csv",
         ),
-        ("notes.txt.gz", "'notes.txt.gz' has none of the endings", "dialogkit data list"),
+        ("folder/notes.txt", "'folder/notes.txt' has none of the endings", "--dataset folder/rows.jsonl"),
     ],
 )
 def test_a_dataset_that_is_not_there_says_what_to_type(name: str, told: str, hint: str) -> None:
     Path("folder").mkdir()
-    for file in ("notes.txt", "notes.txt.gz", "folder/rows.jsonl", "folder/notes.txt"):
+    for file in ("notes.txt", "rows.csv", "\x1b[31m.csv", "folder/rows.jsonl", "folder/notes.txt"):
         Path(file).touch()
     with pytest.raises(DataError) as error:
         find_source(DataConfig(dataset=name))
     assert error.value.message.startswith(told)
     assert error.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("a.parquet", "--dataset 'other rows.csv'"),
+        ("a.jsonl", "--dataset 'other rows.csv'"),
+        ("a.jsonl.gz", "pack it again, or: --dataset 'other rows.csv'"),
+        ("alone/a.parquet", "--dataset starter"),
+    ],
+)
+def test_in_place_of_a_file_that_cannot_be_read_one_beside_it_is_named(name: str, hint: str) -> None:
+    Path("alone").mkdir()
+    Path("other rows.csv").touch()
+    assert refused(name, b" ").hint == hint
 
 
 def test_home_is_understood() -> None:
@@ -246,7 +276,7 @@ def test_a_hub_dataset_without_a_network_is_told_without_trying(hub_cache: Path)
     for name in ("someone/something", "alpaca-gpt4"):
         with pytest.raises(UnavailableError, match="the hub cannot be reached and the dataset") as error:
             read(name)
-        assert error.value.hint == "--dataset starter (ships with the package), or --dataset FILE"
+        assert error.value.hint == "--dataset starter"
 
 
 def test_a_hub_dataset_in_the_cache_is_read_without_a_network(hub_cache: Path) -> None:

@@ -84,7 +84,7 @@ def test_every_figure_of_a_file_made_by_hand_is_known(by_bytes: dict[str, Any]) 
     assert figures == (32, 29, 1, 1, 2)
     assert result.unusable_rows == [
         "rows.jsonl:30: message 2 (assistant) is empty",
-        "rows.jsonl:31: messages is of type str, not a list",
+        "rows.jsonl:31: messages is text, not a list",
     ]
     used = [r for number, r in enumerate(rows) if number not in (28, 29, 30)]
     lengths = [tokens_of(r) for r in used]

@@ -185,6 +185,7 @@ def test_a_hub_id_means_the_hub(tmp_path: Path) -> None:
         ("my-run/checkpoint-1", r"the run 'my-run' has no checkpoint 'checkpoint-1': it has none"),
         ("./empty", "the folder './empty' holds no model"),
         ("..", "the folder '..' holds no model"),
+        ("./nowhere", "there is no file or folder './nowhere'"),
         ("../runs", r"no run '\.\./runs' in 'models'"),
     ],
 )
