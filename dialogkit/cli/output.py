@@ -117,7 +117,7 @@ class Output:
     def passed_over(self, runs: Sequence[str]) -> None:
         """Say which runs were left out of what is told of all."""
         if runs:
-            names = untrusted(f"passed over, as run.json cannot be read: {', '.join(runs)}")
+            names = untrusted(f"passed over, as the record cannot be read: {', '.join(runs)}")
             self.err.print(names, soft_wrap=True)
 
     def hint(self, command: str) -> None:

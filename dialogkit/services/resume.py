@@ -1,6 +1,7 @@
 """Which run is gone on with, and whether it may be with what is asked for now."""
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -56,7 +57,7 @@ def find_resumable(name: str, *, model: str | None, output: Path) -> RunDir:
     if damaged := damaged_runs(output):
         # It may have been one; what lies there is told of it alone.
         hint = f"dialogkit runs show {damaged[0].name}{output_option(output)}"
-        raise ModelError(f"{told} whose run.json can be read", hint=hint)
+        raise ModelError(f"{told} whose record can be read", hint=hint)
     raise ModelError(told, hint=f"dialogkit runs list{output_option(output)}")
 
 
@@ -64,12 +65,15 @@ def find_start(name: str, *, output: Path) -> tuple[Path, str]:
     """Return the folder of the weights from which `--from` starts, and the name that their model has.
 
     Args:
-        name: a finished run by its name or folder, or the folder of a checkpoint or a model.
+        name: a finished run by its name or folder, or a checkpoint: `run/checkpoint-10`, or its folder, or that of
+            any model.
         output: folder of models and runs.
 
     Raises: ModelError if there is none, or the run is not finished.
     """
     path = Path(name).expanduser()
+    if re.fullmatch(r"[^/]+/checkpoint-\d+", name) and not os.path.isdir(path):
+        path = output / "runs" / name
     is_run = os.sep not in name and (output / "runs" / name).is_dir()
     if not is_run and os.path.isdir(path) and holds_model(path):
         around = RunDir(path.parent)
@@ -106,7 +110,7 @@ def _require_valid(run: RunDir, record: RunRecord) -> None:
         load_changed(record.config, {})
     except ConfigError as error:
         raise ConfigError(
-            f"the settings in run.json of the run {run.name!r} are not valid: {error.message}",
+            f"the settings in {run.record_path.name} of the run {run.name!r} are not valid: {error.message}",
             hint=f"dialogkit config validate {shlex.quote(str(run.record_path))}",
             details=error.details,
         ) from None

@@ -36,7 +36,7 @@ PRUNED_FILE = ".pruned.json"
 
 MANIFEST_FILE = "manifest.json"
 """What a checkpoint has once it is whole."""
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_NUMBERED = re.compile(r"checkpoint-(\d{1,18})", re.ASCII)
 
 PUBLISHED_MARK = b"\ntags: [dialogkit,"
 """A line of every model card that dialogkit writes."""
@@ -194,7 +194,7 @@ class RunDir:
         found: list[tuple[int, Path]] = []
         with suppress(OSError):
             for path in self.path.iterdir():
-                if (step := _CHECKPOINT.fullmatch(path.name)) and os.path.isfile(path / MANIFEST_FILE):
+                if (step := _NUMBERED.fullmatch(path.name)) and os.path.isfile(path / MANIFEST_FILE):
                     found.append((int(step[1]), path))
         model = [self.model_dir] if os.path.isfile(self.model_dir / "README.md") else []  # written last
         return [*model, *(path for _, path in sorted(found, reverse=True))]

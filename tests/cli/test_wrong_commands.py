@@ -16,7 +16,7 @@ Run = Callable[..., Finished]
 
 ROW = {"instruction": "Say hello.", "output": "Hello!"}
 LINE = json.dumps(ROW) + "\n"
-PACKED = gzip.compress((LINE * 50).encode())
+PACKED = gzip.compress((LINE * 50).encode(), mtime=0)
 
 FILES: dict[str, str | bytes] = {
     "good.jsonl": "".join(json.dumps({**ROW, "instruction": f"Say {word}."}) + "\n" for word in "abcdefgh"),

@@ -53,7 +53,7 @@ def refused(name: str, data: bytes) -> DataError:
 def packed(rows: list[Any], suffix: str) -> bytes:
     """Return rows in the file format of a suffix, written by other tools than those that read them."""
     if suffix.endswith(".gz"):
-        return gzip.compress(packed(rows, suffix.removesuffix(".gz")))
+        return gzip.compress(packed(rows, suffix.removesuffix(".gz")), mtime=0)
     if suffix == ".json":
         return json.dumps(rows, indent=1).encode()
     if suffix == ".csv":
@@ -94,7 +94,7 @@ def test_marks_line_ends_and_blank_lines_do_not_matter(suffix: str) -> None:
     rows = [{"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d"}]
     text = gzip.decompress(packed(rows, suffix)) if suffix.endswith(".gz") else packed(rows, suffix)
     changed = b"\xef\xbb\xbf" + text.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n\r\n")
-    changed = gzip.compress(changed) if suffix.endswith(".gz") else changed
+    changed = gzip.compress(changed, mtime=0) if suffix.endswith(".gz") else changed
     assert read(f"changed{suffix}", changed).dialogs == read(f"rows{suffix}", packed(rows, suffix)).dialogs
 
 
@@ -166,16 +166,16 @@ DAMAGED = [
     ("a.jsonl", GOOD.decode().encode("utf-16"), "a.jsonl is UTF-16 and not UTF-8 text"),
     ("a.csv", b"prompt,response\na,b,c\n", "a.csv:2: more fields than the header has"),
     ("a.csv", b'prompt,response\n"a,b\n', "a.csv: the row after line 1 opens a quote that is never closed"),
-    ("a.jsonl.gz", gzip.compress(GOOD * 1000)[:-20], "a.jsonl.gz is no gzip file"),
-    ("a.jsonl.gz", gzip.compress(GOOD * 1000)[:12] + b"\xff" * 20, "a.jsonl.gz is no gzip file"),
-    ("a.jsonl.gz", gzip.compress(GOOD)[:-8] + bytes(8), "a.jsonl.gz is no gzip file"),
+    ("a.jsonl.gz", gzip.compress(GOOD * 1000, mtime=0)[:-20], "a.jsonl.gz is no gzip file"),
+    ("a.jsonl.gz", gzip.compress(GOOD * 1000, mtime=0)[:12] + b"\xff" * 20, "a.jsonl.gz is no gzip file"),
+    ("a.jsonl.gz", gzip.compress(GOOD, mtime=0)[:-8] + bytes(8), "a.jsonl.gz is no gzip file"),
     ("a.jsonl.gz", GOOD, "a.jsonl.gz is no gzip file"),
-    ("a.csv.gz", gzip.compress(b"prompt,response\na,\xfc\n"), "a.csv.gz:2: not UTF-8 text"),
+    ("a.csv.gz", gzip.compress(b"prompt,response\na,\xfc\n", mtime=0), "a.csv.gz:2: not UTF-8 text"),
     ("a.parquet", b"", "a.parquet is no Parquet file, or only a part of one"),
     ("a.parquet", b"PAR1" * 10, "a.parquet is no Parquet file"),
     ("a.parquet", packed(ROWS, ".parquet")[:-9], "a.parquet is no Parquet file"),
-    ("a.parquet.gz", gzip.compress(b"PAR1"), "a.parquet.gz is no Parquet file"),
-    ("a.parquet.gz", gzip.compress(b"PAR1")[:-4], "a.parquet.gz is no gzip file"),
+    ("a.parquet.gz", gzip.compress(b"PAR1", mtime=0), "a.parquet.gz is no Parquet file"),
+    ("a.parquet.gz", gzip.compress(b"PAR1", mtime=0)[:-4], "a.parquet.gz is no gzip file"),
 ]  # fmt: skip
 
 

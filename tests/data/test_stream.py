@@ -52,7 +52,7 @@ def write(path: Path, rows: list[Any]) -> None:
         pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=17)
         return
     text = "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows).encode()
-    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_each_line_is_in_the_block_in_which_it_starts(
     text = "".join(line + "\n" for line in lines)
     text = text if ended else text.removesuffix("\n")
     path = Path("lines.jsonl.gz" if packed else "lines.jsonl")
-    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    path.write_bytes(gzip.compress(text.encode(), mtime=0) if packed else text.encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "BLOCK_BYTES", block)
         blocks = -(-len(text) // block)
@@ -145,7 +145,7 @@ def test_a_line_that_never_ends_takes_no_time_in_each_block() -> None:
     Path("long.jsonl").write_bytes(b'{"a": "' + b"x" * 5_000_000 + b'"}\n{"b": 1}\n')
     for name in ("long.jsonl", "long.jsonl.gz"):
         if name.endswith(".gz"):
-            Path(name).write_bytes(gzip.compress(Path("long.jsonl").read_bytes()))
+            Path(name).write_bytes(gzip.compress(Path("long.jsonl").read_bytes(), mtime=0))
         reader = Shard(name, Path(name)).open()
         number = -(-Path("long.jsonl").stat().st_size // 600)
         found = [(nth, r) for nth in range(number) if reader.has(nth) for r in reader.rows(nth)]

@@ -77,8 +77,8 @@ def test_a_damaged_run_is_passed_over_aloud(damaged: str, dialogkit: Run) -> Non
     made("whole", finished=True)
     done = dialogkit("runs", "list")
     assert "whole" in done.out
-    assert done.err.splitlines() == ["passed over, as run.json cannot be read: r", "next: dialogkit runs show r"]
-    assert dialogkit("runs", "prune").err.splitlines()[0] == "passed over, as run.json cannot be read: r"
+    assert done.err.splitlines() == ["passed over, as the record cannot be read: r", "next: dialogkit runs show r"]
+    assert dialogkit("runs", "prune").err.splitlines()[0] == "passed over, as the record cannot be read: r"
     last = dialogkit("train", "--resume", "last")
     assert last.err.splitlines()[1] == "try: dialogkit runs show r"
     listed = dialogkit("runs", "list", "--json")
@@ -108,7 +108,8 @@ def test_a_new_run_starts_from_a_finished_run_or_a_checkpoint(run: RunDir) -> No
     for name in ("done", "models/runs/done", "models/runs/done/model"):
         assert find_start(name, output=MODELS) == (finished.model_dir, "custom-nano")
     newest = run.path / "checkpoint-10"
-    assert find_start(str(newest), output=MODELS) == (newest, "custom-nano")
+    for name in (str(newest), "r/checkpoint-10"):
+        assert find_start(name, output=MODELS) == (newest, "custom-nano")
     (newest / "model.safetensors").write_text("another")
     with pytest.raises(ModelError, match="is torn or damaged") as told:
         find_start(str(newest), output=MODELS)

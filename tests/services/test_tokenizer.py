@@ -18,7 +18,7 @@ WORD = "Donaudampfschiff"
 def write_rows(path: Path, word: str = WORD) -> Path:
     rows = [{"prompt": f"{word} {number}?", "response": f"{word}!"} for number in range(20)]
     text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
     return path
 
 
