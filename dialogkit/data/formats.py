@@ -44,7 +44,8 @@ def recognise_format(columns: Collection[str], *, source: str) -> str:
         return "alpaca"
     if "prompt" in found and found & {"response", "completion"}:
         return "prompt-response"
-    shown = ", ".join(shortened(name, 60) for name in sorted(found)[:12]) or "none"
+    # A quote that is not closed in the first line of a table takes in the line's end.
+    shown = ", ".join(shortened(" ".join(name.split()), 60) for name in sorted(found)[:12]) or "none"
     raise DataError(
         f"{source} has the columns {shown}, and none of the shapes understood ({'; '.join(SHAPES)})",
         hint="rename the columns, or: --dataset starter",

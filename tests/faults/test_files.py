@@ -60,7 +60,7 @@ def torn_page() -> bytes:
 # What stands in a file, and what the sentence says. Those of tests/data are added below.
 CONTENTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     # Encodings
-    "UTF-16 without a mark": ("a.jsonl", lambda: GOOD.decode().encode("utf-16-le"), "a.jsonl:1: not valid JSON"),
+    "UTF-16 without a mark": ("a.jsonl", lambda: GOOD.decode().encode("utf-16-le"), "a.jsonl is UTF-16LE"),
     "UTF-32": ("a.json", lambda: b"[" + GOOD.decode().encode("utf-32") + b"]", "a.json:1: not UTF-8 text"),
     "Latin-1 in a table": ("a.csv", lambda: b"prompt,response\n\xe9,\xfc\n", "a.csv:2: not UTF-8 text"),
     "a mark in the middle": ("a.jsonl", lambda: GOOD + b"\xef\xbb\xbf" + GOOD, "a.jsonl:2: not valid JSON"),
