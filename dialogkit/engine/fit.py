@@ -431,7 +431,7 @@ def fit(
     Raises: DivergedError, InterruptedRunError, OutOfMemoryError, ConfigError for a budget that is too small.
     """
     config.require_even(processes.count())
-    if runtime.device == "cpu":
+    if runtime.device == "cpu" and runtime.sharding == "none":  # who shards has no memory to keep
         keep_freed_memory()
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
