@@ -303,8 +303,9 @@ def _go_on(
     elif (aside := steps_aside(run.path)) and told > aside[0] and not force:
         command = f"dialogkit train --resume {run.name}{output_option(parts.config.runtime.output_dir)}"
         raise CheckpointError(
-            f"no checkpoint of the run {run.name!r} is whole: {counted(len(aside), 'torn one')} are kept aside",
-            hint=f"{command} --force, which begins again",
+            f"no checkpoint of the run {run.name!r} is whole: {counted(len(aside), 'torn one')} are kept aside; "
+            "--force begins again",
+            hint=f"{command} --force",
         )
     else:
         note("there is no checkpoint to go on from: the run begins again")

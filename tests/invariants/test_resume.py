@@ -355,8 +355,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_as_often_as_it_is_tr
         done = dialogkit("train", "--resume", "stopped")
         assert (done.code, done.out) == (1, "")
         assert done.err.splitlines()[-2:] == [
-            "error: no checkpoint of the run 'stopped' is whole: 2 torn ones are kept aside",
-            "try: dialogkit train --resume stopped --force, which begins again",
+            "error: no checkpoint of the run 'stopped' is whole: 2 torn ones are kept aside; --force begins again",
+            "try: dialogkit train --resume stopped --force",
         ]
         assert len(done.err.splitlines()) <= 4
         assert {path.name for path in run.path.glob("*checkpoint-*")} == {f"torn-{name}" for name in ALL}
