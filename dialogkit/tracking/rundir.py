@@ -205,7 +205,7 @@ class RunDir:
         try:
             names = {path.name for path in self.path.iterdir()}
             self.read()
-        except OSError:
+        except (OSError, ValueError):  # nothing is there, or could be: a null character
             return False
         except ModelError:
             return PRUNED_FILE not in names and (bool(self.remains) or not names.isdisjoint(RUN_FILES))

@@ -86,7 +86,7 @@ def test_what_is_not_in_the_cache_is_one_sentence_at_once(tmp_path: Path) -> Non
     assert (done.code, done.out) == (UnavailableError.exit_code, "")
     assert done.err.splitlines() == [
         "error: the hub cannot be reached and 'openai-community/gpt2-medium' is not in its cache",
-        "try: dialogkit train custom-tiny",
+        "try: dialogkit doctor --network",
     ]
 
 
