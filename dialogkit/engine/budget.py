@@ -129,7 +129,7 @@ class BudgetCallback(TrainerCallback):
             plan.step_s += (took - plan.step_s) * max(1 / plan.measured, NEWEST_STEP_WEIGHT)
         if plan.eval_every:
             if step < plan.end:
-                plan.fit(step, self._no_more_than_allowed(step + self._steps_left(step)))
+                plan.fit(step, self._no_more_than_allowed(self._end_in_time(step)))
                 self._set(state)
             return
         enough = plan.measured >= MEASURED_STEPS and now - self._began >= MEASURED_SHARE * self._budget.seconds
@@ -157,12 +157,29 @@ class BudgetCallback(TrainerCallback):
         affordable = EVALUATED_SHARE * self._budget.seconds / max(self._plan.evaluation_s, 1e-9)
         return max(1, min(EVALUATIONS_PER_RUN, int(affordable)))
 
-    def _steps_left(self, step: int) -> int:
-        """Return how many more steps fit into the time, at least one."""
+    def _end_in_time(self, step: int) -> int:
+        """Return the last step that the time allows, at least the next one.
+
+        The more steps, the more evaluations come before the last one. Where one more would take more time than is
+        left beyond it, it is put off to the end, or if its place was asked for, the training ends with it.
+        """
         plan = self._plan
-        evaluations = max(0, (plan.end - 1) // plan.eval_every - step // plan.eval_every) + 1
-        left = self._budget.seconds - plan.spent_s - plan.end_s - evaluations * plan.evaluation_s
-        return max(1, round(left / plan.step_s))
+        left = self._budget.seconds - plan.spent_s - plan.end_s
+        begun = step // plan.eval_every
+        for between in range(1_000_000):
+            end, end_with_one_more = (
+                step + max(1, round((left - number * plan.evaluation_s) / plan.step_s))
+                for number in (between + 1, between + 2)
+            )
+            latest = (begun + between + 1) * plan.eval_every
+            if end <= latest:
+                return end
+            if end_with_one_more <= latest:
+                if between or self._config.eval_every_steps:
+                    return latest
+                plan.eval_every = end
+                return end
+        return step + 1
 
     def _set(self, state: Any) -> None:
         state.max_steps = self._plan.end

@@ -99,6 +99,17 @@ def test_an_evaluation_that_takes_long_is_made_less_often(monkeypatch: pytest.Mo
     assert training.whole_s() == pytest.approx(100.0, rel=0.05)
 
 
+def test_a_run_that_becomes_faster_ends_on_time_where_one_more_evaluation_would_take_more_than_it_gains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training = Training(monkeypatch, 100.0)
+    training.plan.evaluation_s = 14.0
+    training.begin()
+    training.run(lambda step: 0.11 if step < 60 else 0.1, evaluation_s=14.0)
+    assert len(training.evaluated) == 1
+    assert training.whole_s() == pytest.approx(100.0, rel=0.05)
+
+
 def test_a_number_of_steps_that_comes_first_ends_it_with_the_schedule_at_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
