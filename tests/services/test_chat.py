@@ -318,7 +318,9 @@ def test_in_a_terminal_ctrl_c_stops_a_reply_and_ctrl_d_leaves(trained: Trained) 
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm"}
     process, terminal = pty.fork()
     if process == 0:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests that run in the background may ignore it
+        # As a shell starts it: the process of the tests may ignore or hold back Ctrl-C.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
         os.execve(sys.executable, [sys.executable, "-m", "dialogkit", *words], environment)
     shown = Shown(terminal)
     shown.until("> ")
