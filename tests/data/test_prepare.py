@@ -12,22 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialogkit.config.data import DataConfig
-from dialogkit.config.model import ModelConfig
 from dialogkit.data.prepare import DialogTokens, PreparedData, cut_dialog, hash_dialog, prepare_data, split_by_hash
 from dialogkit.dialog import Encoded, Message, plain_format, turns_format
 from dialogkit.errors import DataError
-from dialogkit.models.tokenizer import ChatTokenizer, load_tokenizer, train_tokenizer
+from dialogkit.models.tokenizer import ChatTokenizer
 from tests.models.foreign import CHATS, chatml, gpt2_like
 
 few = settings(max_examples=60, derandomize=True, deadline=None, database=None)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
-    """The native chat format over a vocabulary of bytes: a token for each byte and each special token."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(["x"], vocabulary=262, output=folder)
-    return load_tokenizer(ModelConfig(tokenizer=str(folder), layers=1, width=8, heads=1, context=64))
 
 
 def row(*turns: str) -> dict[str, Any]:

@@ -16,24 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialogkit.config.data import DataConfig
-from dialogkit.config.model import ModelConfig
 from dialogkit.data import shards, stream
 from dialogkit.data.head import StreamedData, prepare_stream
 from dialogkit.data.prepare import hash_dialog, prepare_data
 from dialogkit.data.shards import Shard, find_stream
 from dialogkit.dialog import Message
 from dialogkit.errors import DataError
-from dialogkit.models.tokenizer import ChatTokenizer, load_tokenizer, train_tokenizer
+from dialogkit.models.tokenizer import ChatTokenizer
 
 few = settings(max_examples=40, derandomize=True, deadline=None, database=None)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
-    """A token for each byte and each special token."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(["x"], vocabulary=262, output=folder)
-    return load_tokenizer(ModelConfig(tokenizer=str(folder), layers=1, width=8, heads=1, context=64))
 
 
 @pytest.fixture(autouse=True)
