@@ -9,6 +9,8 @@ from pathlib import Path
 
 from dialogkit.text import sanitize
 
+MANIFEST = "manifest.json"
+"""The file that a checkpoint has once it is whole."""
 ADAPTER_CONFIG = "adapter_config.json"
 """The file in a folder that says of which model it holds an adapter."""
 

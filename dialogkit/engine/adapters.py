@@ -21,9 +21,8 @@ def complete_adapter(model: Any, folder: Path) -> None:
     path = folder / ADAPTER_CONFIG_NAME
     settings = json.loads(path.read_bytes())
     settings |= {"base_model_name_or_path": base["base"], "revision": base["revision"], "inference_mode": True}
-    settings["target_modules"] = sorted(
-        settings["target_modules"]
-    )  # a set, which has another order in each process
+    # Peft writes a set, which has another order in each process.
+    settings["target_modules"] = sorted(settings["target_modules"])
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     _set_metadata(folder / ADAPTER_SAFE_WEIGHTS_NAME, {"format": "pt", **base["metadata"]})
 

@@ -166,7 +166,10 @@ class BudgetCallback(TrainerCallback):
         plan = self._plan
         left = self._budget.seconds - plan.spent_s - plan.end_s
         begun = step // plan.eval_every
-        for between in range(1_000_000):
+        # About so many evaluations fit before the last one; counting up to them would take long at each step.
+        whole_s = plan.evaluation_s + plan.eval_every * plan.step_s
+        between = max(0, int((left + (step - begun * plan.eval_every) * plan.step_s) / whole_s) - 3)
+        while True:
             end, end_with_one_more = (
                 step + max(1, round((left - number * plan.evaluation_s) / plan.step_s))
                 for number in (between + 1, between + 2)
@@ -179,7 +182,7 @@ class BudgetCallback(TrainerCallback):
                     return latest
                 plan.eval_every = end
                 return end
-        return step + 1
+            between += 1
 
     def _set(self, state: Any) -> None:
         state.max_steps = self._plan.end

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-MANIFEST = "manifest.json"
+from dialogkit.config.paths import MANIFEST
+
 _PICKLED = re.compile(r"(optimizer|scheduler)\.pt|rng_state(_\d+)?\.pth|training_args\.bin")
 """The pickled files that a training writes; HF would read others that are there."""
 _PLAN = ".metadata"

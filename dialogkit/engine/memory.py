@@ -45,6 +45,14 @@ def parts_that_fit(batch_size: int, begin: int, fits: Callable[[int], bool]) -> 
     return next((n for n in range(begin, batch_size + 1) if batch_size % n == 0 and fits(n)), None)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that there is no memory left; torch has one of its own for GPUs alone."""
+    told = ("DefaultCPUAllocator", "Cannot allocate memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+    )
+
+
 def _machine_free() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -64,14 +72,6 @@ def _limit_free() -> int | None:
         return None if limit == resource.RLIM_INFINITY else max(0, limit - pages * resource.getpagesize())
     except (ImportError, OSError, ValueError, IndexError):
         return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that there is no memory left; torch has one of its own for GPUs alone."""
-    told = ("DefaultCPUAllocator", "Cannot allocate memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in told)
-    )
 
 
 def _container_free() -> int | None:

@@ -405,10 +405,9 @@ def _work(
     if there is not None and asked > there and record.origins.get("data.samples") == "command line":
         recorder.note(f"{counted(asked, 'dialog')} were asked for, and {there:,} are there to train on")
     held_out_dialogs = counted(len(parts.data.evaluation), "held-out dialog")
+    allowed_s = config.train.budget_s
     if checkpoint is None:
-        if (allowed_s := config.train.budget_s) is not None and (
-            spent := time.perf_counter() - started
-        ) >= allowed_s:
+        if allowed_s is not None and (spent := time.perf_counter() - started) >= allowed_s:
             raise ConfigError(
                 f"a budget of {allowed_s:,.0f} s leaves no time to train: the start alone took {spent:,.0f} s",
                 hint=f"--budget {max(60, round(10 * spent))}s",
@@ -443,7 +442,7 @@ def _work(
             recorder.talk(step, replies)
 
     budget = None
-    if (allowed_s := config.train.budget_s) is not None:
+    if allowed_s is not None:
         from dialogkit.engine.budget import Budget
 
         budget = Budget(allowed_s, started, evaluation_s=aside_s, end_s=aside_s)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from dialogkit.config.paths import MANIFEST
 from dialogkit.errors import StorageError
 from dialogkit.tracking.rundir import (
     EVALUATION_FOLDER,
-    MANIFEST_FILE,
     PRUNED_FILE,
     RECORD_FILE,
     RUN_FILES,
@@ -115,7 +115,7 @@ def _place_of(name: str, place: str) -> str | None:
 
 def _sealed_files(checkpoint: Path) -> frozenset[str]:
     """Return what the manifest of a checkpoint says that it consists of."""
-    manifest = checkpoint / MANIFEST_FILE
+    manifest = checkpoint / MANIFEST
     if manifest.is_symlink():
         return frozenset()
     try:
@@ -152,7 +152,7 @@ def delete(run: RunDir, *, checkpoints_only: bool = False) -> Contents:
                 with suppress(FileNotFoundError):  # after a deletion that was cut short
                     os.replace(run.path / RECORD_FILE, run.path / PRUNED_FILE)
             last = [run.path / name for name in (RECORD_FILE, ".lock", PRUNED_FILE)]
-            for path in sorted(found.files, key=lambda path: path.name != MANIFEST_FILE):
+            for path in sorted(found.files, key=lambda path: path.name != MANIFEST):
                 if path not in last:
                     path.unlink(missing_ok=True)
             for folder in found.folders:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from dialogkit.config.model import NAME_PATTERN
-from dialogkit.config.paths import holds_model
+from dialogkit.config.paths import MANIFEST, holds_model
 from dialogkit.errors import CheckpointError, ModelError, StorageError, did_you_mean
 
 Status = Literal["running", "completed", "failed", "interrupted", "diverged"]
@@ -28,15 +28,12 @@ SAMPLES_FILE = "samples.jsonl"
 EVALUATION_FOLDER = "evaluation"
 REPORT_FILE = "report.html"
 _TASKS = "tasks"
-_CHECKPOINT = re.compile(r"checkpoint-\d{1,18}", re.ASCII)
+_CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})", re.ASCII)
 RECORD_FILE = "run.json"
 RUN_FILES = (RECORD_FILE, "metrics.jsonl", SAMPLES_FILE, "histograms.jsonl", "console.log", REPORT_FILE)
 PRUNED_FILE = ".pruned.json"
 """What the record of a run is called while the run is deleted: no run any more, and known to be none."""
 
-MANIFEST_FILE = "manifest.json"
-"""What a checkpoint has once it is whole."""
-_NUMBERED = re.compile(r"checkpoint-(\d{1,18})", re.ASCII)
 
 PUBLISHED_MARK = b"\ntags: [dialogkit,"
 """A line of every model card that dialogkit writes."""
@@ -194,7 +191,7 @@ class RunDir:
         found: list[tuple[int, Path]] = []
         with suppress(OSError):
             for path in self.path.iterdir():
-                if (step := _NUMBERED.fullmatch(path.name)) and os.path.isfile(path / MANIFEST_FILE):
+                if (step := _CHECKPOINT.fullmatch(path.name)) and os.path.isfile(path / MANIFEST):
                     found.append((int(step[1]), path))
         model = [self.model_dir] if os.path.isfile(self.model_dir / "README.md") else []  # written last
         return [*model, *(path for _, path in sorted(found, reverse=True))]
