@@ -34,6 +34,7 @@ from dialogkit.engine.callbacks import (
     guard_trackers,
 )
 from dialogkit.engine.checkpoints import Progress, read_progress, rotate, seal, set_aside
+from dialogkit.engine.clipping import clip_gradients, gradient_norm
 from dialogkit.engine.histograms import HistogramCallback, HistogramSink
 from dialogkit.engine.loss import TokenCounter, install_dialog_loss, remove_dialog_loss
 from dialogkit.engine.memory import is_out_of_memory, keep_freed_memory
@@ -164,6 +165,12 @@ class DialogTrainer(Trainer):
                 kwargs.get("optimizer") or self.optimizer, self._plan
             )
         return super().create_scheduler(*args, **kwargs)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        return clip_gradients(model.parameters(), self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        return gradient_norm(model.parameters()) if grad_norm is None else grad_norm
 
     def save_unevaluated(self) -> None:
         """Save after a step whose evaluation was left. Raises: what saving raises."""

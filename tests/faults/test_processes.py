@@ -108,18 +108,27 @@ def assert_completed(steps: int = 60) -> None:
     assert told == [*range(1, steps + 1)]
 
 
+# Muon's iteration is in bfloat16: the last digits of a gradient decide how it rounds, here as in any other order
+# of a single process's sums.
+IN_FLOAT32 = """
+import inspect
+
+import torch.optim._muon as muon
+
+exec(inspect.getsource(muon._zeropower_via_newtonschulz).replace(".bfloat16()", ".float()"), vars(muon))
+"""
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_fifty_steps_of_two_processes_are_those_of_one(optimizer: str) -> None:
+def test_fifty_steps_of_two_processes_are_those_of_one(in_temporary_folder: Path, optimizer: str) -> None:
     settings = {**LONG, "train.max_steps": 50, "train.optimizer": optimizer, "data.samples": 100}
-    assert finish("--name", "alone", settings=settings) == 0, err()
-    # Muon's iteration is in bfloat16: the last digits of a gradient decide how it rounds, here as in any other
-    # order of the sums of a single process.
-    loss, figures = (1e-5, 1e-6) if optimizer == "adamw" else (2e-3, 2e-3)
+    environment = in_every_process(in_temporary_folder, IN_FLOAT32) if optimizer == "muon" else {}
+    assert finish("--name", "alone", settings=settings, **environment) == 0, err()
     for parts in (1, 2):
         name = f"together-{parts}"
         more = {"train.accumulation_steps": parts, "train.batch_size": 8}
-        assert finish("--name", name, *PAIR, settings={**settings, **more}) == 0, err()
-        assert_same_learning(Path("models/runs/alone"), Path("models/runs") / name, loss=loss, figures=figures)
+        assert finish("--name", name, *PAIR, settings={**settings, **more}, **environment) == 0, err()
+        assert_same_learning(Path("models/runs/alone"), Path("models/runs") / name)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -145,8 +154,13 @@ def test_processes_that_are_lost_again_and_again_end_the_run(in_temporary_folder
 
 def failing(folder: Path, rank: str, action: str) -> dict[str, str]:
     """Return the environment in which a process does something after step 5."""
+    return in_every_process(folder, FAILING.format(rank=rank, action=action))
+
+
+def in_every_process(folder: Path, code: str) -> dict[str, str]:
+    """Return the environment in which every process runs this code first."""
     (folder / "site").mkdir()
-    (folder / "site/sitecustomize.py").write_text(FAILING.format(rank=rank, action=action))
+    (folder / "site/sitecustomize.py").write_text(code)
     return {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(folder / "site")])}
 
 
@@ -355,8 +369,7 @@ def test_a_sharded_model_learns_the_same_and_goes_on_in_any_number_of_processes(
     assert finish("--name", "alone", settings=settings) == 0, err()
     assert finish("--name", "sharded", *PAIR, settings={**settings, **SHARDED}) == 0, err()
     alone, sharded = (Path("models/runs") / name for name in ("alone", "sharded"))
-    # Single steps over gloo differ in the fourth digit.
-    assert_same_learning(alone, sharded, loss=1e-3, figures=1e-4)
+    assert_same_learning(alone, sharded)
     assert (sharded / "checkpoint-60/pytorch_model_fsdp_0/__1_0.distcp").is_file(), "it is sharded"
     assert not (sharded / "checkpoint-60/model.safetensors").exists()
     assert_same_model(alone / "model", sharded / "model")
@@ -368,7 +381,7 @@ def test_a_sharded_model_learns_the_same_and_goes_on_in_any_number_of_processes(
             process.send_signal(signal.SIGTERM)
             assert process.wait(100) == 128 + signal.SIGTERM, err()
         assert finish("--resume", run, "--devices", number, settings={}) == 0, err()
-        assert_same_learning(alone, Path("models/runs") / run, loss=1e-3, figures=1e-4)
+        assert_same_learning(alone, Path("models/runs") / run)
         assert_same_model(alone / "model", Path("models/runs") / run / "model")
 
 
