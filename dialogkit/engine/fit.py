@@ -188,6 +188,9 @@ class DialogTrainer(Trainer):
         run, step = Path(self.args.output_dir), self.state.global_step
         folder = run / f"checkpoint-{step}"
         require_finite(self.model, step, self.args.learning_rate)
+        if self.state.best_global_step is not None:
+            # HF does so only in a process that sees the folder already; the others would not load it at the end.
+            self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
         self._counter.gather()
         losses = processes.gather(float(self._tr_loss))
         try:
@@ -218,9 +221,7 @@ class DialogTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         """Load the best weights. Raises: CheckpointError if they are not what was saved."""
-        # HF takes it for the best only if its folder was there already when a process looked.
         best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
-        self.state.best_model_checkpoint = str(best)
         if read_progress(best) is None:
             raise CheckpointError(f"{best.name}, whose weights are the best, was damaged after it was saved")
         if is_adapted(self.model):

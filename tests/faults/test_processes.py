@@ -385,6 +385,31 @@ def test_a_sharded_model_learns_the_same_and_goes_on_in_any_number_of_processes(
         assert_same_model(alone / "model", Path("models/runs") / run / "model")
 
 
+# As on a file system over a network, where one process sees a folder later than another.
+LATE = """
+import os, time
+
+exists = os.path.exists
+
+def late(path):
+    if "checkpoint-" not in str(path):
+        return exists(path)
+    until = time.monotonic() + 3
+    while os.environ.get("RANK") == "0" and not exists(path) and time.monotonic() < until:
+        time.sleep(0.01)
+    return os.environ.get("RANK") == "0" and exists(path)
+
+os.path.exists = late
+"""
+
+
+def test_all_load_the_best_weights_whoever_sees_them(in_temporary_folder: Path) -> None:
+    settings = {**LONG, **SHARDED, "train.max_steps": 10, "train.keep": "best"}
+    late = in_every_process(in_temporary_folder, LATE)
+    assert finish("--name", "it", *PAIR, settings=settings, timeout=120, **late) == 0, err()
+    assert_completed(10)
+
+
 def assert_same_model(one: Path, other: Path) -> None:
     """Compare two published models: their files, and names, types and values of their weights."""
     from safetensors.torch import load_file
