@@ -446,6 +446,8 @@ def _work(
         from dialogkit.engine.budget import Budget
 
         budget = Budget(allowed_s, started, evaluation_s=aside_s, end_s=aside_s)
+        if (told := costly_evaluations(allowed_s, aside_s, len(parts.data.evaluation))) is not None:
+            recorder.note(told)
     budget = processes.share(budget)
     with tracker_places(run.path, Path(config.runtime.output_dir), config.tracking.project):
         try:
@@ -583,6 +585,18 @@ def require_started(config: RunConfig, processes: int) -> None:
             f"runtime.devices is {devices}, and this program is a single process",
             hint=f"torchrun --nproc-per-node {devices} PROGRAM, or dialogkit train --devices {devices}",
         )
+
+
+def costly_evaluations(budget_s: float, evaluation_s: float, dialogs: int) -> str | None:
+    """Return what to tell where evaluations take much of a budget: at the start, after training, at the end."""
+    share = 3 * evaluation_s / budget_s
+    fewer = 50 * round(dialogs * 0.1 / share / 50) or 50 if share > 0 else dialogs
+    if share < 0.25 or fewer >= dialogs:
+        return None
+    return (
+        f"three evaluations of {dialogs:,} dialogs take {min(share, 1):.0%} of the budget: "
+        f"--set data.eval_max_dialogs={fewer} leaves more of it to train"
+    )
 
 
 def _replies_at(parts: Parts, metrics: Mapping[str, float]) -> list[ReplyResult] | None:

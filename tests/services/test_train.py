@@ -19,7 +19,7 @@ from dialogkit.data.sources import STARTER
 from dialogkit.dialog import END_OF_TURN
 from dialogkit.errors import ConfigError, DataError, DivergedError, InterruptedRunError, StorageError
 from dialogkit.services.reporter import LogReporter
-from dialogkit.services.train import TrainResult, train
+from dialogkit.services.train import TrainResult, costly_evaluations, train
 from dialogkit.tracking.rundir import RunDir, RunRecord
 from tests.conftest import SMALL, Finished, Trained, run_process
 
@@ -370,3 +370,21 @@ def test_a_model_of_the_gpt2_architecture_trains_from_scratch(small_config: Smal
     counts = config.model.parameter_counts()
     assert counts is not None
     assert record_of(result).model["parameters"] == counts.total
+
+
+@pytest.mark.parametrize(
+    ("budget_s", "evaluation_s", "dialogs", "told"),
+    [
+        (300, 35, 1000, ("1,000 dialogs take 35%", "=300 ")),
+        (300, 100, 1000, ("take 100%", "=100 ")),
+        (300, 400, 1000, ("take 100%", "=50 ")),
+        (3600, 35, 1000, None),
+        (60, 10, 40, None),
+        (60, 0.0, 40, None),
+    ],
+)
+def test_evaluations_that_take_much_of_a_budget_are_told(
+    budget_s: float, evaluation_s: float, dialogs: int, told: tuple[str, str] | None
+) -> None:
+    line = costly_evaluations(budget_s, evaluation_s, dialogs)
+    assert line is None if told is None else line is not None and all(part in line for part in told)
