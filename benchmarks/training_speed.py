@@ -11,6 +11,8 @@ dialogkit   padding-free, attention inside each dialog, chunked loss, bf16 where
 plain       HF Trainer as most tutorials write it: padded to 512, float32
 expert      HF Trainer with dynamic padding and bf16
 trl         TRL's SFTTrainer, bf16, padded and packed, in an environment of its own (made in --trl-env)
+loop        a bare loop as nanoGPT has it: dialogs joined and cut into blocks, without regard to where one begins,
+            bf16, fused AdamW, compiled on a GPU before its clock starts; runs by default where there is a GPU
 """
 
 import argparse
@@ -24,7 +26,7 @@ from statistics import median
 from typing import Any
 
 LONGEST = 512
-ARMS = ("dialogkit", "plain", "expert", "trl")
+ARMS = ("dialogkit", "plain", "expert", "trl", "loop")
 
 
 def prepare(words: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -163,6 +165,56 @@ def train_hf(words: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"seconds": trained_s[0], "losses": losses}
 
 
+def train_loop(words: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Train in a bare loop; imports nothing of dialogkit."""
+    import time
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    ids, labels = ([value for row in rows for value in row[name]] for name in ("input_ids", "labels"))
+    missing = -len(ids) % LONGEST
+    blocks = torch.tensor([ids + [0] * missing, labels + [-100] * missing]).view(2, -1, LONGEST).to(device)
+    # As many tokens a step as the other arms have.
+    size = max(1, round(words.batch_size * len(ids) / len(rows) / LONGEST))
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).to(device)
+    compiled = torch.compile(model) if device == "cuda" else model
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=words.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
+    torch.manual_seed(42)
+    batches: Any = torch.split(torch.randperm(blocks.shape[1]), size)
+
+    def loss_of(batch: torch.Tensor) -> Any:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            return compiled(input_ids=blocks[0, batch], labels=blocks[1, batch], use_cache=False).loss
+
+    loss_of(batches[0]).backward()
+    optimizer.zero_grad()
+    losses = []
+    synchronize(device)
+    started = time.perf_counter()
+    for batch in batches:
+        loss = loss_of(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    synchronize(device)
+    return {"seconds": time.perf_counter() - started, "losses": [float(loss) for loss in losses]}
+
+
+def synchronize(device: str) -> None:
+    """Wait for what a GPU has to do."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def matmul_rate(dtype_name: str) -> float:
     """Return the best rate of a large matrix product here, in operations a second."""
     import time
@@ -170,15 +222,29 @@ def matmul_rate(dtype_name: str) -> float:
     import torch
 
     dtype = getattr(torch, dtype_name)
-    a, b = torch.randn(1024, 1024).to(dtype), torch.randn(1024, 4096).to(dtype)
-    out = torch.empty(1024, 4096, dtype=dtype)
+    device, rows, width = ("cuda", 8192, 8192) if torch.cuda.is_available() else ("cpu", 1024, 4096)
+    a, b = (torch.randn(rows, columns, device=device).to(dtype) for columns in (rows, width))
+    out = torch.empty(rows, width, dtype=dtype, device=device)
     best = 0.0
     for _ in range(12):
+        synchronize(device)
         started = time.perf_counter()
         for _ in range(4):
             torch.mm(a, b, out=out)
-        best = max(best, 4 * 2 * 1024 * 1024 * 4096 / (time.perf_counter() - started))
+        synchronize(device)
+        best = max(best, 4 * 2 * rows * rows * width / (time.perf_counter() - started))
     return best
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has held: of the GPU, where there is one."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def run_arm(words: argparse.Namespace, arm: str, folder: Path) -> dict[str, Any]:
@@ -261,20 +327,24 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="default: all that suit the machine")
     parser.add_argument("--trl-env", type=Path, default=Path(tempfile.gettempdir()) / "dialogkit-bench-trl")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.arm is None:
+        if words.arms is None:
+            import torch
+
+            words.arms = ARMS if torch.cuda.is_available() else ARMS[:-1]
         compare(words)
         return
-    figures = train_dialogkit(words) if words.arm == "dialogkit" else train_hf(words, words.folder)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print("\n" + json.dumps({**figures, "peak_bytes": peak}))
+    if words.arm == "dialogkit":
+        figures = train_dialogkit(words)
+    else:
+        figures = (train_loop if words.arm == "loop" else train_hf)(words, words.folder)
+    print("\n" + json.dumps({**figures, "peak_bytes": peak_bytes()}))
 
 
 if __name__ == "__main__":
