@@ -54,6 +54,7 @@ class StreamedData:
     def ledger(self) -> Ledger:
         """What became of the rows of the first pass so far."""
         counts, source = self.stream.counts, self.source
+        first = [text for _, text in counts.malformed_first + counts.refused_first]
         return Ledger(
             dataset=source.name,
             format=self.stream.plan.format,
@@ -63,7 +64,7 @@ class StreamedData:
             unusable=counts.malformed + counts.refused,
             cut=counts.cut,
             dropped=counts.dropped,
-            first_bad_row=next(iter(counts.malformed_first + counts.refused_first), None),
+            first_bad_row=next(iter(first), None),
         )
 
     def known(self) -> PreparedData:

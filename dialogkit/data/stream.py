@@ -10,9 +10,11 @@ and an offset: the first block of a group is found without what is before it, an
 
 import json
 import shlex
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import reduce
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +47,7 @@ class Place(NamedTuple):
 
 @dataclass
 class Counts:
-    """What became of the rows of the first pass so far, as far as this process has read them."""
+    """What became of the rows of the first pass so far."""
 
     rows: int = 0
     malformed: int = 0
@@ -57,18 +59,37 @@ class Counts:
     train: int = 0
     train_tokens: int = 0
     train_supervised_tokens: int = 0
-    malformed_first: list[str] = field(default_factory=list)
-    """`place: reason` of the first of them."""
-    refused_first: list[str] = field(default_factory=list)
+    malformed_first: list[tuple[int, str]] = field(default_factory=list)
+    """Number of the block in the pass, and `place: reason`, of the first of them."""
+    refused_first: list[tuple[int, str]] = field(default_factory=list)
 
     def plus(self, other: "Counts") -> "Counts":
-        """Return the sum."""
+        """Return the sum, whose first rows are those of the first blocks, whichever process read them."""
         return Counts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}).shortened()
 
     def shortened(self) -> "Counts":
         """Return the same with no more rows than are told."""
-        first = {name: getattr(self, name)[:TOLD_ROWS] for name in ("malformed_first", "refused_first")}
+        first: dict[str, Any] = {
+            name: sorted(getattr(self, name), key=itemgetter(0))[:TOLD_ROWS] for name in _FIRST
+        }
         return replace(self, **first)
+
+    def malformed_alone(self) -> "Counts":
+        """Return the same of the malformed rows and nothing else."""
+        return Counts(malformed=self.malformed, malformed_first=self.malformed_first)
+
+    @classmethod
+    def read(cls, held: dict[str, Any]) -> "Counts":
+        """Return what JSON made of counts. Raises: KeyError, TypeError, ValueError."""
+        return cls(**{**held, **{name: [(int(number), text) for number, text in held[name]] for name in _FIRST}})
+
+
+_FIRST = ("malformed_first", "refused_first")
+
+
+def _sum_of(counts: Iterable[Counts]) -> Counts:
+    """Return the sum of counts."""
+    return reduce(Counts.plus, counts, Counts())
 
 
 @dataclass(frozen=True)
@@ -173,7 +194,7 @@ class _Blocks(IterableDataset[Any]):
                 kind, first = "malformed", counts.malformed_first
             if place.epoch == 0 and self._told[kind] < TOLD_ROWS:
                 self._told[kind] += 1  # no more, as finding a line's number takes reading what is before it
-                first.append(f"{reader.place(block, number)}: {problem}")
+                first.append((place.number, f"{reader.place(block, number)}: {problem}"))
         (tokens, origins), counts.dropped, counts.cut = encode(dialogs, plan.tokenizer, plan.longest)
         train = np.flatnonzero(origins.hashes >= np.uint64(plan.below))
         counts.held_out = len(origins.hashes) - len(train)
@@ -205,11 +226,7 @@ class _Group:
 
     def counts(self) -> Counts:
         """Return what became of the rows, if they are of the first pass."""
-        total = Counts()
-        if self.place.epoch == 0:
-            for block in self.blocks:
-                total = total.plus(block.counts)
-        return total
+        return _sum_of(block.counts for block in self.blocks if block.place.epoch == 0)
 
 
 @dataclass
@@ -226,7 +243,9 @@ class _State:
     pass_blocks: int | None = None
     """Blocks of a pass, where it ends before the shards do."""
     counts: Counts = field(default_factory=Counts)
-    """Of the groups before this one."""
+    """Of this process's rows, up to the group."""
+    reached: Counts = field(default_factory=Counts)
+    """The same, up to the end of the group."""
 
 
 class DialogStream:
@@ -234,12 +253,12 @@ class DialogStream:
 
     Attributes:
         plan: what decides them.
-        counts: what became of the rows of the first pass so far.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.counts = Counts()
+        self._read = self._others = Counts()
+        """Of this process's rows with those read ahead, and of the other processes' rows as they last told."""
         self._state: _State | None = None
         self._group: _Group | None = None
         self._going: Generator[dict[str, Any]] | None = None
@@ -248,12 +267,14 @@ class DialogStream:
         """Go to the place that a checkpoint holds, or to the beginning. Raises: DataError."""
         self.close()
         rank, world = process_share()
-        self._state, self._group, self.counts = _State(world), None, Counts()
+        self._state, self._group = _State(world), None
+        self._read = self._others = Counts()
         if folder is None:
             return
         try:
             held = json.loads((folder / _file_name(rank)).read_text(encoding="utf-8"))
-            state = _State(**{**held, "place": Place(*held["place"]), "counts": Counts(**held["counts"])})
+            counts = {name: Counts.read(held[name]) for name in ("counts", "reached")}
+            state = _State(**{**held, **counts, "place": Place(*held["place"])})
             if any(number < 0 for number in (*state.place, state.offset, state.taken, state.pass_blocks or 0)):
                 raise ValueError("a number below zero")
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -266,13 +287,33 @@ class DialogStream:
                 f"the stream was read by {state.world} processes and not by {world}, and the places of those say "
                 "nothing of another number"
             )
-        self._state, self.counts = state, state.counts
+        self._state, self._read = state, state.counts
 
     def save(self, folder: Path) -> None:
         """Write the place after the last batch into a checkpoint, one file for each process. Raises: OSError."""
         rank, world = process_share()
         state = self._state or _State(world)
         (folder / _file_name(rank)).write_text(json.dumps(asdict(state)), encoding="utf-8")
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the rows of the first pass so far: of this process's, and the others' as last told."""
+        return self._others if self._state is None else self._state.reached.plus(self._others)
+
+    def tell(self) -> tuple[Counts, Counts]:
+        """Return what became of this process's rows so far, and those malformed, of which some were read ahead."""
+        return (self._state.reached if self._state else Counts()), self._read.malformed_alone()
+
+    def hear(self, told: Sequence[tuple[Counts, Counts]]) -> None:
+        """Take what each process tells, in their order. Raises: DataError for more malformed rows than allowed."""
+        rank, _ = process_share()
+        self._others = _sum_of(so_far for number, (so_far, _) in enumerate(told) if number != rank)
+        self._require_sound(_sum_of(malformed for _, malformed in told))
+
+    def _require_sound(self, read: Counts) -> None:
+        if read.malformed > self.plan.max_bad_rows:
+            first = [text for _, text in read.malformed_first]
+            raise refusal_of_rows(read.malformed, first, streamed=True)
 
     @property
     def passes(self) -> float:
@@ -319,7 +360,7 @@ class DialogStream:
                 upcoming: _Group | int = 0
                 self._group = group
                 state.place, state.taken = group.place, group.taken
-                self.counts = state.counts.plus(group.counts())
+                state.reached = state.counts.plus(group.counts())
                 for index in range(state.offset, len(group)):
                     # Block by block, so that there is never a whole group to wait for.
                     if not isinstance(upcoming, _Group) and upcoming <= index:
@@ -328,16 +369,15 @@ class DialogStream:
                     yield group[index]
                 while not isinstance(upcoming, _Group):
                     upcoming = next(groups)
-                group, state.counts, state.offset = upcoming, self.counts, 0
+                group, state.counts, state.offset = upcoming, state.reached, 0
 
     def _groups(self, state: _State, workers: int) -> "Generator[_Group | int]":
         """Yield each group; before it, after each of its blocks, how many dialogs it has so far."""
         plan, (rank, world) = self.plan, process_share()
-        quota, taken, malformed = self._quota(rank, world), state.taken, state.counts.malformed
+        quota, taken = self._quota(rank, world), state.taken
         blocks: list[Prepared] = []
         collected, start = 0, state.place
-        told = state.counts.malformed_first
-        trained_on = state.counts.train
+        self._read, trained_on = state.counts, state.counts.train
         while True:
             ended_early = False
             with closing(self._blocks(start, rank, world, workers)) as read:
@@ -349,10 +389,8 @@ class DialogStream:
                             raise DataError(f"{plan.name} leaves no dialog to train on", hint="--dataset starter")
                         blocks, collected, taken, start = [], 0, 0, block.place
                     if start.epoch == 0:
-                        malformed += block.counts.malformed
-                        told = (told + block.counts.malformed_first)[:TOLD_ROWS]
-                        if malformed > plan.max_bad_rows:
-                            raise refusal_of_rows(malformed, told, streamed=True)
+                        self._read = self._read.plus(block.counts)
+                        self._require_sound(self._read)
                     if quota is not None:
                         block.train = block.train[: quota - taken]
                     self._count(block)

@@ -72,6 +72,12 @@ class Streamed(Protocol):
     def save(self, folder: Path) -> None:
         """Write the place into a checkpoint."""
 
+    def tell(self) -> Any:
+        """Return what the other processes are to know of what this one has read."""
+
+    def hear(self, told: Sequence[Any]) -> None:
+        """Take what each process tells; may raise what is then to end all of them."""
+
     def close(self) -> None:
         """End what reads ahead."""
 
@@ -285,15 +291,24 @@ class _Restore(TrainerCallback):
             self._trainer.make_up_evaluation()
 
 
-class _Passes(TrainerCallback):
-    """Tells how often a stream was passed through, in place of HF's share of all steps."""
+class _Reading(TrainerCallback):
+    """Tells how often a stream was passed through, in place of HF's share of all steps, and all what each read."""
 
     def __init__(self, stream: Streamed) -> None:
         self._stream = stream
+        self._told: Any = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the epoch that is logged."""
         state.epoch = self._stream.passes
+        self.exchange()
+
+    def exchange(self) -> None:
+        """Let each process hear the others, if one has news; all call this at the same step."""
+        news = self._stream.tell()
+        if processes.total([int(news != self._told)])[0]:
+            self._told = news
+            self._stream.hear(processes.gather(news))
 
 
 def planned_steps(checkpoint: Path) -> int:
@@ -491,7 +506,9 @@ def fit(
         if isinstance(train_set, Streamed):
             train_set.restore(resume_from[0] if resume_from else None)
             trainer.args.ignore_data_skip = True
-            trainer.add_callback(_Passes(train_set))
+            reading = _Reading(train_set)
+            reading.exchange()  # a training that is through makes no step
+            trainer.add_callback(reading)
         if resume_from is None:
             trainer.train()
         else:

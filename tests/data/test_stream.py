@@ -3,7 +3,7 @@
 import gzip
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -255,6 +255,46 @@ def test_processes_have_disjoint_shares_that_are_all(
         data.stream.restore(Path())
 
 
+def test_processes_that_hear_each_other_count_what_one_counts(
+    tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[Any] = [row(number) for number in range(400)]
+    for number in (30, 130, 131, 330):
+        rows[number] = "{"
+    rows[200] = rows[201] = {"prompt": "no answer", "response": ""}
+    write(Path("a.jsonl"), rows)
+    alone = prepare("a.jsonl", tokenizer, max_bad_rows=4)
+    first(alone, tokenizer, 500)
+
+    def streams(world: int) -> Iterator[StreamedData]:
+        for rank in range(world):
+            monkeypatch.setattr(stream, "process_share", lambda: (rank, world))  # noqa: B023
+            yield prepare("a.jsonl", tokenizer, max_bad_rows=4)
+
+    for world in (2, 3):
+        together = []
+        for data in streams(world):
+            first(data, tokenizer, 60)  # in the second group, so that the first one is behind
+            data.stream.save(Path())
+            data.stream.restore(Path())
+            before = data.ledger
+            first(data, tokenizer, 1)
+            assert 400 / world > data.ledger.rows == before.rows > 40
+            while data.stream.passes < 1:
+                first(data, tokenizer, 20)
+            together.append(data)
+        told = [data.stream.tell() for data in together]
+        for rank, data in enumerate(together):
+            monkeypatch.setattr(stream, "process_share", lambda: (rank, world))  # noqa: B023
+            for _ in range(2):  # what is heard again is not counted again
+                data.stream.hear(told)
+                assert (data.ledger, data.stream.counts) == (alone.ledger, alone.stream.counts)
+            data.stream.plan = replace(data.stream.plan, max_bad_rows=3)
+            with pytest.raises(DataError, match=r"^a.jsonl:\d+: not valid JSON.*and at least 3 more") as refused:
+                data.stream.hear(told)
+            assert refused.value.message.split(" (")[0] == alone.ledger.first_bad_row
+
+
 def test_more_processes_than_blocks_are_refused(tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     write(Path("few.jsonl"), [row(number) for number in range(20)])
     monkeypatch.setattr(stream, "process_share", lambda: (8, 9))
@@ -289,7 +329,9 @@ def test_malformed_rows_are_told_by_file_and_line(
         "a.jsonl:251: not valid JSON: expecting value",
         "a.jsonl:371: a row must be an object, not list",
     )
-    assert data.stream.counts.refused_first == ["a.jsonl:331: message 2 (assistant) is empty"]
+    assert [text for _, text in data.stream.counts.refused_first] == [
+        "a.jsonl:331: message 2 (assistant) is empty"
+    ]
 
 
 @pytest.mark.parametrize(

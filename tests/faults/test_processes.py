@@ -16,7 +16,7 @@ import pytest
 
 from dialogkit.tracking.rundir import RunDir
 from tests.conftest import REPOSITORY, SMALL
-from tests.services.test_processes import SETTINGS, assert_same_learning, points, words_of
+from tests.services.test_processes import SETTINGS, assert_same_learning, points, words_of, write_shards
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -356,6 +356,47 @@ def test_a_process_that_is_lost_on_one_of_two_machines_comes_back(machines: list
     assert_completed()
     assert RunDir(RUN).read().runtime["processes"] == 2
     assert len(RunDir(RUN).read().resumed) == 1
+
+
+# Data that is read as a stream
+
+
+STREAMED = {**LONG, "data.dataset": "shards", "data.streaming": True, "data.samples": None}
+
+
+@pytest.mark.parametrize("allowed", [0, 3])
+def test_more_malformed_rows_than_all_may_have_read_are_the_end_of_all(allowed: int) -> None:
+    from dialogkit.data.stream import shuffled
+
+    # Two of the six are read for the held-out dialogs; of the other four no process has more than three.
+    write_shards(6, 600, bad=shuffled(6, 0)[2:].tolist())
+    settings = {**STREAMED, "data.eval_fraction": 0.05, "data.eval_max_dialogs": 4, "data.max_bad_rows": allowed}
+    assert finish("--name", "it", *PAIR, settings=settings, timeout=120) == 2, err()
+    assert len(re.findall(r"^error: \d.jsonl:7: not valid JSON", err(), re.MULTILINE)) == 1, err()
+    assert err().count("error:") == 1
+    assert "Traceback" not in err()
+    assert ("and at least 3 more such rows" in " ".join(err().split())) == (allowed == 3)
+    record = RunDir(RUN).read()
+    assert (record.status, record.exit_code) == ("failed", 2)
+    if allowed:
+        assert (record.data["rows"], record.data["unusable"]) == (3600, 10)
+
+
+def test_a_stream_that_was_stopped_counts_no_row_twice() -> None:
+    write_shards(8, 60, bad=[1, 6])
+    settings = {**STREAMED, "data.shuffle_dialogs": 10, "data.max_bad_rows": 2}
+    assert finish("--name", "alone", settings=settings) == 0, err()
+    with started("--name", "it", *PAIR, settings=settings) as process:
+        wait_for_step(17, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(100) == 128 + signal.SIGTERM, err()
+    # Each is in the second of its four blocks, or the third.
+    assert RunDir(RUN).read().data["rows"] in (240, 300, 360)
+    assert finish("--resume", "it", settings={}) == 0, err()
+    assert_completed()
+    alone = RunDir(Path("models/runs/alone")).read().data
+    assert alone["rows"] == 480
+    assert RunDir(RUN).read().data == alone
 
 
 # Models of which each process holds a part

@@ -1,7 +1,7 @@
 """Two processes learn what one learns; one of them speaks and writes for both."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,6 +106,48 @@ def test_a_checkpoint_has_the_random_state_of_each_process(pair: Pair) -> None:
     folder, progress = found
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in folder.iterdir()}
     assert progress.tokens == RunDir(pair.together).read().metrics["train/tokens"]
+
+
+def test_the_ledger_of_a_stream_has_the_rows_of_all_processes(
+    in_temporary_folder: Path, small_config: Callable[..., Any]
+) -> None:
+    from dialogkit.services.train import train
+    from tests.conftest import SMALL
+
+    write_shards(4, 20, bad=(0, 3))  # the first one that is read is the second process's
+    # A group of dialogs is as long as a pass: its rows are counted at the first step.
+    settings: dict[str, Any] = {
+        **SMALL,
+        "data.dataset": "shards",
+        "data.streaming": True,
+        "data.samples": None,
+        "data.max_bad_rows": 2,
+        "train.batch_size": 4,
+    }
+    train(small_config({**settings, "name": "alone"}))
+    finished = run_process("train", "custom-nano", "--devices", "2", "--name", "together", *words_of(settings))
+    assert finished.code == 0, finished.err
+    one, other = (RunDir(Path("models/runs") / name).read() for name in ("alone", "together"))
+    assert other.data == one.data
+    assert (one.data["rows"], one.data["unusable"], one.data["kept"]) == (80, 6, 74)
+    assert one.data["first_bad_row"].startswith("3.jsonl:7: not valid JSON")
+    told = "80 rows so far, 74 kept"
+    assert told in " ".join(finished.err.split())
+    assert told in Path("models/runs/together/console.log").read_text()
+
+
+def write_shards(shards: int, rows: int, *, bad: Sequence[int]) -> None:
+    """Write small files of dialogs, a block each: in each an unusable row, in the `bad` ones a malformed one."""
+    Path("shards").mkdir()
+    for shard in range(shards):
+        lines = [
+            json.dumps({"prompt": f"Count to {n}.", "response": f"{n} " * (1 + n % 9)})
+            for n in range(shard * rows, (shard + 1) * rows)
+        ]
+        lines[3] = json.dumps({"prompt": "And?", "response": ""})
+        if shard in bad:
+            lines[6] = "{"
+        Path(f"shards/{shard}.jsonl").write_text("\n".join(lines) + "\n")
 
 
 @pytest.mark.parametrize(
