@@ -50,7 +50,7 @@ def prune_command(
     Runs that are not finished are deleted only by name or --status, published models (models/NAME) never.
     """
     from dialogkit.services.prune import prune_runs
-    from dialogkit.services.runs import passed_over
+    from dialogkit.services.run_rows import passed_over
 
     output = Output(json_mode=json_output)
     asks = not yes and not json_output and sys.stdin is not None and sys.stdin.isatty() and output.err.is_terminal

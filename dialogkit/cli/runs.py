@@ -16,12 +16,13 @@ from dialogkit.services.reporter import counted
 from dialogkit.text import duration
 
 if TYPE_CHECKING:
-    from dialogkit.services.runs import Comparison, RunRow
+    from dialogkit.services.run_rows import RunRow
+    from dialogkit.services.runs import Comparison
 
 
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
     """List the runs, the newest first."""
-    from dialogkit.services.runs import list_run_rows, passed_over
+    from dialogkit.services.run_rows import list_run_rows, passed_over
 
     rows, damaged = list_run_rows(output=output_dir), passed_over(output=output_dir)
     hint = None if rows else "dialogkit train custom-tiny --preset test"
@@ -74,7 +75,7 @@ def compare_command(
 
 def best_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
     """Name the finished run with the fewest bits per byte, for each dataset."""
-    from dialogkit.services.runs import best_runs
+    from dialogkit.services.run_rows import best_runs
 
     rows = best_runs(output=output_dir)
     hint = f"dialogkit generate {rows[0].name}" if rows else "dialogkit train custom-tiny --preset test"

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 
 from dialogkit.config.data import DataConfig
 from dialogkit.config.load import list_problems
-from dialogkit.data.sources import NAMED, looks_like_file
+from dialogkit.data.sources import NAMED, find_source, looks_like_file
 from dialogkit.errors import ConfigError, DataError
 from dialogkit.services.keeping import Keeper, KeptRow, TrackedRow, require_mode
 from dialogkit.services.measuring import EvaluateRow, ProgressSink, measure
@@ -75,6 +75,10 @@ def evaluate(
     if model is not None:
         names = [str(model)] if isinstance(model, str | Path) else [str(name) for name in model]
     chosen = [resolve_model(name, output=output) for name in names]
+    datasets = [_dataset_of(loadable, dataset, whole=whole) for loadable in chosen]
+    for config in datasets:
+        if not config.streaming:
+            find_source(config)  # what is not there is told before a model is loaded
     keeps = not quick or bool(tasks)
     keepers = [Keeper(loadable, wandb=wandb if keeps else "disabled", output=Path(output)) for loadable in chosen]
     suite = TaskSuite([tasks] if isinstance(tasks, str) else tasks) if tasks else None
@@ -83,8 +87,7 @@ def evaluate(
     anchors: list[EvaluateRow] = []
     kept: list[KeptRow] = []
     tracked: list[TrackedRow] = []
-    for number, (loadable, keeper) in enumerate(zip(chosen, keepers, strict=True)):
-        config = _dataset_of(loadable, dataset, whole=whole)
+    for number, (loadable, keeper, config) in enumerate(zip(chosen, keepers, datasets, strict=True)):
         if max_bad_rows:
             config = config.model_copy(update={"max_bad_rows": max_bad_rows})
 

@@ -1,6 +1,5 @@
 """What was trained here, read from the run folders alone, and the upload of offline W&B runs."""
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,35 +12,10 @@ from dialogkit.errors import ConfigError, ModelError
 from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
 from dialogkit.services.models import DEFAULT_OUTPUT
 from dialogkit.services.result import Result
+from dialogkit.services.run_rows import held_out_identity, series_of
 from dialogkit.services.tasks import TaskRow
-from dialogkit.tracking.rundir import RunDir, RunRecord, damaged_runs, find_run, list_runs
+from dialogkit.tracking.rundir import RunDir, RunRecord, find_run
 from dialogkit.tracking.wandb_run import find_credentials, offline_folders, sync_folder
-
-_FIGURES = ("bits_per_byte", "nats_per_token")
-
-
-class RunRow(Result):
-    """One run and its main figures; None for what it has not come to."""
-
-    name: str
-    status: str
-    created: str
-    duration_s: float | None
-    model: str
-    preset: str
-    parameters: int | None
-    dataset: str
-    steps: int | None
-    """Steps that were made, as far as they were logged."""
-    total_steps: int | None
-    bits_per_byte: float | None
-    """On the held-out dialogs: of the finished model, or of the last evaluation where there is none."""
-    nats_per_token: float | None
-    success_rate: float | None
-    stop_rate: float | None
-    """Share of the replies to the test prompts that ended by themselves."""
-    tokens_per_s: float | None
-    """In training steps."""
 
 
 class AnsweredPrompt(Result):
@@ -152,7 +126,7 @@ def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -
         {**r.versions, "device": r.runtime.get("device_name"), "precision": r.runtime.get("precision")}
         for r in records
     ]
-    same_data = len({_measured(record) for record in records}) == 1
+    same_data = len({held_out_identity(record) for record in records}) == 1
     evaluations = _compared_evaluations(runs)
     return Comparison(
         runs=[run.name for run in runs],
@@ -174,24 +148,6 @@ def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -
     )
 
 
-def best_runs(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:
-    """Return the finished run with the fewest bits per byte of each dataset; only on one can runs be compared."""
-    best: dict[Any, RunRow] = {}
-    for run, record in list_runs(Path(output)):
-        row = _row(run, record)
-        measured = _measured(record)
-        if record.status == "completed" and row.bits_per_byte is not None:
-            known = best.get(measured)
-            if known is None or row.bits_per_byte < (known.bits_per_byte or 0):
-                best[measured] = row
-    return list(best.values())
-
-
-def _measured(record: RunRecord) -> tuple[Any, Any]:
-    """Return by what the held-out dialogs of a run are known: the same rows have the same of them."""
-    return record.data.get("revision"), record.data.get("eval_dialogs")
-
-
 def _held_out(record: RunRecord) -> HeldOut | None:
     dataset, dialogs = record.data.get("dataset"), record.data.get("eval_dialogs")
     return None if dataset is None or dialogs is None else HeldOut(dataset=dataset, dialogs=dialogs)
@@ -204,8 +160,8 @@ def _evaluation_of_all(runs: Sequence[RunDir], records: Sequence[RunRecord], *, 
     if same_data or not dataset:
         return words
     # Held out are the dialogs with the lowest hashes: the first ones of the smallest set are in all others.
-    revision, _ = _measured(records[0])
-    sizes = [number for known, number in map(_measured, records) if known == revision and number]
+    revision, _ = held_out_identity(records[0])
+    sizes = [number for known, number in map(held_out_identity, records) if known == revision and number]
     return [*words, "--dataset", str(dataset), *(["--samples", str(min(sizes))] if sizes else [])]
 
 
@@ -276,38 +232,18 @@ def _common_replies(runs: Sequence[RunDir]) -> list[AnsweredPrompt]:
     ]
 
 
-def list_run_rows(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:
-    """Return the runs of an output folder, the newest first."""
-    return [_row(run, record) for run, record in list_runs(Path(output))]
-
-
-def passed_over(*, output: str | Path = DEFAULT_OUTPUT) -> list[str]:
-    """Return the names of the runs that `list_run_rows` leaves out because their records cannot be read."""
-    return [run.name for run in damaged_runs(Path(output))]
-
-
 def show_run(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> RunDetails:
     """Return the whole record of a run, its loss and its evaluations. Raises: ModelError if there is none."""
     run = find_run(Path(output), name)
     points = run.metrics()
     return RunDetails(
         **run.read().model_dump(),
-        train_loss=_series(points, "train/loss"),
-        held_out_loss=_series(points, "eval/nats_per_token"),
+        train_loss=series_of(points, "train/loss"),
+        held_out_loss=series_of(points, "eval/nats_per_token"),
         evaluations=_evaluations(run),
         tasks=_tasks(run),
         answers=_common_replies([run]),
     )
-
-
-def _series(points: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
-    """Return the steps at which a figure was logged with its values; what is no number is left out."""
-    found = [(point.get("step"), point.get(name)) for point in points]
-    return [
-        (step, float(value))
-        for step, value in found
-        if isinstance(step, int) and isinstance(value, int | float) and math.isfinite(value)
-    ]
 
 
 def sync_runs(names: list[str] | None = None, *, output: str | Path = DEFAULT_OUTPUT) -> list[SyncRow]:
@@ -341,33 +277,3 @@ def _folders_of(run: RunDir, folders: list[Path]) -> list[Path]:
     if not found:
         raise ModelError(f"the run {run.name!r} has no offline W&B record", hint="dialogkit runs list")
     return found
-
-
-def _row(run: RunDir, record: RunRecord) -> RunRow:
-    total = steps = record.schedule.get("total_steps")
-    speed = record.metrics.get("perf/tokens_per_s")
-    if record.status == "completed":
-        total = steps = int(record.metrics.get("train/steps", total or 0))  # early stopping makes fewer
-        figures: Mapping[str, Any] = {name: record.metrics.get(f"final/{name}") for name in _FIGURES}
-    else:
-        points = run.metrics()
-        steps = max((int(point["step"]) for point in points), default=None)
-        evaluated = [point for point in points if "eval/nats_per_token" in point]
-        figures = {name: evaluated[-1].get(f"eval/{name}") if evaluated else None for name in _FIGURES}
-        speed = next((value for _, value in reversed(_series(points, "perf/tokens_per_s"))), None)
-    return RunRow(
-        name=record.name,
-        status=record.status,
-        created=record.created,
-        duration_s=record.duration_s,
-        model=str(record.model.get("name") or record.config.get("model", {}).get("name", "")),
-        preset=str(record.config.get("preset", "")),
-        parameters=record.model.get("parameters"),
-        dataset=str(record.data.get("dataset", "")),
-        steps=steps,
-        total_steps=total,
-        **figures,
-        success_rate=record.replies.get("success_rate"),
-        stop_rate=record.replies.get("stop_rate"),
-        tokens_per_s=speed,
-    )

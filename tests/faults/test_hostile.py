@@ -37,7 +37,8 @@ from dialogkit.services.generate import GenerateResult, ReplyResult
 from dialogkit.services.judging import SliceRow, WorstRow
 from dialogkit.services.models import ModelRow
 from dialogkit.services.prune import PruneResult, PruneRow
-from dialogkit.services.runs import AnsweredPrompt, Comparison, Differing, HeldOut, RunDetails, RunRow
+from dialogkit.services.run_rows import RunRow
+from dialogkit.services.runs import AnsweredPrompt, Comparison, Differing, HeldOut, RunDetails
 from dialogkit.services.tasks import TaskFigure, TaskRow
 from dialogkit.services.train import TrainResult, resume, train
 from dialogkit.text import sanitize

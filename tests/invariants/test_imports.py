@@ -194,19 +194,33 @@ def test_below_the_services_no_function_takes_the_whole_configuration() -> None:
     assert {path.split("/")[0] for path in owners("RunConfig")} <= {"config", "services", "cli", "__init__.py"}
 
 
-def test_the_help_loads_neither_settings_nor_services() -> None:
+def loaded_by(*words: str) -> list[str]:
+    """Return the modules that a command has loaded at its end."""
     script = (
         "import sys\n"
         "from dialogkit.cli.app import main\n"
         "try:\n"
-        "    main(['--help'])\n"
+        f"    main({list(words)!r})\n"
         "except SystemExit:\n"
-        "    print(sorted(name for name in sys.modules if name.startswith(('pydantic', 'dialogkit.'))))\n"
+        "    print()\n"
+        "    print(sorted(sys.modules))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    loaded = ast.literal_eval(done.stdout.splitlines()[-1])
+    modules: list[str] = ast.literal_eval(done.stdout.splitlines()[-1])
+    return modules
+
+
+def test_the_help_loads_neither_settings_nor_services() -> None:
+    loaded = loaded_by("--help")
     parts = {name.split(".")[1] for name in loaded if name.startswith("dialogkit.")}
     assert not [name for name in loaded if name.startswith("pydantic")]
     assert parts <= {"cli", "config", "errors", "ranks", "services", "text", "tracking"}
     assert not [name for name in loaded if name.startswith("dialogkit.config.") and name.endswith("load")]
+
+
+def test_a_list_of_runs_loads_nothing_that_measures_or_tracks() -> None:
+    loaded = loaded_by("runs", "list")
+    assert "dialogkit.services.run_rows" in loaded
+    assert not {f"dialogkit.services.{name}" for name in ("measuring", "evaluate", "keeping")} & set(loaded)
+    assert not {"dialogkit.tracking.wandb_run", "dialogkit.data"} & set(loaded)

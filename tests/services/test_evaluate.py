@@ -179,8 +179,10 @@ def test_a_run_is_evaluated_on_the_dialogs_that_it_held_out(small_config: Callab
 def test_what_cannot_be_evaluated_is_one_sentence(
     trained: Trained, options: dict[str, Any], error: type[Exception], sentence: str
 ) -> None:
+    begun: list[str] = []
     with pytest.raises(error, match=sentence):
-        evaluate(**{"output": trained.output, **options})
+        evaluate(**{"output": trained.output, **options}, on_progress=lambda what, share: begun.append(what))
+    assert not begun, "it is told before a model is loaded"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from dialogkit.services.evaluate import EvaluateRow
-from dialogkit.services.runs import compare_runs, list_run_rows, show_run
+from dialogkit.services.run_rows import list_run_rows
+from dialogkit.services.runs import compare_runs, show_run
 from dialogkit.services.tasks import TaskFigure, TaskRow
 from dialogkit.tracking.rundir import RunDir, RunRecord
 from dialogkit.tracking.wandb_run import offline_folders
