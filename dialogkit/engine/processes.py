@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 from dialogkit.errors import DialogKitError, InterruptedRunError, ProcessLostError
-from dialogkit.ranks import LAUNCH_FOLDER, Rank, tell_torch, this_rank
+from dialogkit.ranks import LAUNCH_FOLDER, Rank, keep_own_settings, tell_torch, this_rank
 
 T = TypeVar("T")
 
@@ -84,9 +84,10 @@ def joined() -> bool:
 def join() -> bool:
     """Join the processes that were started with this one; return whether there is anything to join.
 
-    Raises: ProcessLostError if the others do not come.
+    Raises: ProcessLostError if the others do not come; what `keep_own_settings` raises.
     """
     global _joined
+    keep_own_settings()
     rank = this_rank()
     if _joined is not None or rank is None:
         return _joined is not None
