@@ -373,8 +373,8 @@ def save_model(trainer: Any, folder: Path) -> None:
 
 
 def _own_name(name: str) -> str:
-    """Return the name of a weight without the wrappers of layers whose activations are recomputed."""
-    return name.replace("_checkpoint_wrapped_module.", "")
+    """Return the name of a weight without wrappers: of a compiled model, of layers that are computed again."""
+    return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
 
 
 def require_finite(model: Any, step: int, learning_rate: float) -> None:
