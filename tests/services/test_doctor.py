@@ -28,7 +28,7 @@ LAPTOP = Facts(
     dialogkit="0.1.0",
     packages=(
         Package("torch", "<3,>=2.11", "2.13.0", True),
-        Package("transformers", "<6,>=5.17", "5.23.0", True),
+        Package("transformers", "<6,>=5.18", "5.23.0", True),
         Package("gguf", "<1,>=0.17", "0.19.0", True, "gguf"),
         Package("lm-eval", "<0.5,>=0.4.13", None, False, "lm-eval"),
     ),
@@ -91,8 +91,8 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: Facts) -> None:
         ),
         (
             LAPTOP,
-            {"packages": (Package("transformers", "<6,>=5.17", "4.40.0", False),)},
-            *("packages", "could be better", "transformers 4.40.0 (not <6,>=5.17)", "pip install 'transformers<6"),
+            {"packages": (Package("transformers", "<6,>=5.18", "4.40.0", False),)},
+            *("packages", "could be better", "transformers 4.40.0 (not <6,>=5.18)", "pip install 'transformers<6"),
         ),
         (LAPTOP, {"packages": ()}, "packages", "could be better", "without being installed", "pip install -e ."),
         (
