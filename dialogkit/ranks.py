@@ -5,7 +5,10 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+
+from dialogkit.errors import ConfigError
 
 LAUNCH_FOLDER = "DIALOGKIT_LAUNCH_FOLDER"
 """Names a folder in which `--devices` and the processes that it starts leave word for each other."""
@@ -39,6 +42,44 @@ def this_rank() -> Rank | None:
 def tell_torch() -> None:
     """Put the place of this process into the environment under the names that torch and accelerate read."""
     os.environ.update(_of_torch(os.environ) or _of_slurm(os.environ) or {})
+
+
+_OF_ACCELERATE = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "other ways to split a model",
+}
+_SEVERAL = "accelerate launch --multi_gpu --num_processes 2 --module dialogkit train"
+
+
+@cache  # accelerate itself sets such variables later on
+def keep_own_settings() -> None:
+    """Have `accelerate launch` start processes and no more: how they compute is told by settings, and recorded.
+
+    Raises: ConfigError if it was asked for what this way of starting would leave undone without a word.
+    """
+    for name, asked in _OF_ACCELERATE.items():
+        if is_true(name):
+            more = " --set runtime.sharding=fsdp --set train.optimizer=adamw" if asked == "FSDP" else ""
+            raise ConfigError(
+                f"accelerate launch is asked for {asked} ({name}=true); it starts processes here, and how they "
+                "train is told by settings of dialogkit",
+                hint=_SEVERAL + more,
+            )
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
+        raise ConfigError(
+            "accelerate launch has started one process in place of several, as it does on a CPU",
+            hint=f"{_SEVERAL}, or: dialogkit train --devices 2",
+        )
+    for name in list(os.environ):
+        if name.startswith(("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_", "ACCELERATE_GRADIENT_", "FSDP_")):
+            del os.environ[name]
+
+
+def is_true(name: str) -> bool:
+    """Return whether a variable of the environment says yes, as accelerate reads it."""
+    return os.environ.get(name, "").lower() in ("1", "true", "yes", "y", "on", "t")
 
 
 def _of_torch(environment: Mapping[str, str]) -> dict[str, str] | None:

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from dialogkit.ranks import Rank, first_host, tell_torch, this_rank
+from dialogkit.errors import ConfigError
+from dialogkit.ranks import Rank, first_host, keep_own_settings, tell_torch, this_rank
 
 TORCHRUN = {
     "RANK": "3",
@@ -77,3 +78,38 @@ def test_what_slurm_tells_is_told_to_torch(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_the_first_host_of_a_list(hosts: str, first: str) -> None:
     assert first_host(hosts) == first
+
+
+ACCELERATE = {
+    "ACCELERATE_MIXED_PRECISION": "bf16",
+    "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",
+    "FSDP_OFFLOAD_PARAMS": "true",
+    "ACCELERATE_USE_CPU": "False",
+}
+
+
+@pytest.mark.parametrize("started", [{}, TORCHRUN])
+def test_accelerate_launch_does_not_choose_how_to_compute(
+    started: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {**ACCELERATE, **started})
+    keep_own_settings.__wrapped__()
+    assert os.environ == {"ACCELERATE_USE_CPU": "False", **started}
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true", **TORCHRUN}, "asked for FSDP"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asked for DeepSpeed"),
+        # What it sets where several processes are asked for on a CPU, of which it starts one.
+        ({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}, "one process in place of several"),
+    ],
+)
+def test_accelerate_launch_is_not_left_to_do_less_than_it_was_asked_for(
+    asked: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {**ACCELERATE, **asked})
+    with pytest.raises(ConfigError, match=told) as error:
+        keep_own_settings.__wrapped__()
+    assert "accelerate launch --multi_gpu --num_processes 2 --module dialogkit train" in str(error.value.hint)

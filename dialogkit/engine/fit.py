@@ -121,13 +121,24 @@ class DialogTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Make the accelerator; accelerate shards on GPUs only, while FSDP2 itself does so on CPUs as well."""
         super().create_accelerator_and_postprocess()
-        if self.args.fsdp and not getattr(self, "is_fsdp_enabled", False):
+        if not self.args.fsdp:
+            return
+        state = self.accelerator.state
+        if not getattr(self, "is_fsdp_enabled", False):
             from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-            state = self.accelerator.state
             state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
             state.distributed_type = DistributedType.FSDP
             self.is_fsdp_enabled: bool = True
+        # Accelerate's own, on GPUs, would have gradients summed and losses told in bf16, and would leave no way to
+        # measure in float32. Products alone are in the run's precision, as they are where nothing is sharded.
+        state.fsdp_plugin.mixed_precision_policy = None
+
+    def autocast_smart_context_manager(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a context with the run's precision; HF leaves that to accelerate, which sees to whole models."""
+        if self.args.fsdp:
+            return self.accelerator.autocast()
+        return super().autocast_smart_context_manager(*args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
         """Return the batches of this process; HF's own sampler gives each process batches of its own."""
@@ -369,10 +380,16 @@ def save_model(trainer: Any, folder: Path) -> None:
         )
         if processes.is_first():
             # Of weights that two modules share, the first name; a folder of transformers has no other.
-            names = {name for name, _ in (*trainer.model.named_parameters(), *trainer.model.named_buffers())}
-            trainer._save(str(folder), state_dict={name: whole[name] for name in whole if name in names})
+            learned = [_own_name(name) for name, _ in trainer.model.named_parameters()]
+            held = [name for name, _ in trainer.model.named_buffers() if name in whole]
+            trainer._save(str(folder), state_dict={name: whole[name] for name in (*learned, *held)})
     else:
         trainer.save_model(str(folder))
+
+
+def _own_name(name: str) -> str:
+    """Return the name of a weight without wrappers: of a compiled model, of layers that are computed again."""
+    return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
 
 
 def require_finite(model: Any, step: int, learning_rate: float) -> None:

@@ -7,6 +7,7 @@ test prompts for minutes. A thread in each process watches for the end of all: a
 
 import json
 import os
+import re
 import threading
 import time
 import uuid
@@ -20,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 from dialogkit.errors import DialogKitError, InterruptedRunError, ProcessLostError
-from dialogkit.ranks import LAUNCH_FOLDER, Rank, tell_torch, this_rank
+from dialogkit.ranks import LAUNCH_FOLDER, Rank, keep_own_settings, tell_torch, this_rank
 
 T = TypeVar("T")
 
@@ -35,6 +36,10 @@ _TOLD, _CLAIMS = "error", "claims"
 _WATCH_S = 0.5
 _GRACE_S = 15.0
 """Seconds for a process to leave by itself once another has told of an error: rank 0 keeps its record."""
+_OF_CONNECTION = re.compile(
+    r"gloo|nccl|connection closed by peer|connection reset|\b(?:tcp|prefix)?store\b", re.IGNORECASE
+)
+"""Words of torch's errors without a type of their own; "restore" and "storage" are none of them."""
 RESTART = 75
 """Exit code of a process that ended because another one did: whoever started it may start all again."""
 
@@ -84,9 +89,10 @@ def joined() -> bool:
 def join() -> bool:
     """Join the processes that were started with this one; return whether there is anything to join.
 
-    Raises: ProcessLostError if the others do not come.
+    Raises: ProcessLostError if the others do not come; what `keep_own_settings` raises.
     """
     global _joined
+    keep_own_settings()
     rank = this_rank()
     if _joined is not None or rank is None:
         return _joined is not None
@@ -286,8 +292,7 @@ def is_loss_of_another(error: BaseException) -> bool:
         return True
     if not isinstance(error, RuntimeError):
         return False
-    text = str(error).lower()
-    return any(sign in text for sign in ("gloo", "nccl", "connection closed by peer", "connection reset", "store"))
+    return _OF_CONNECTION.search(str(error)) is not None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from dialogkit.config.runtime import RuntimeConfig
 from dialogkit.engine import processes
 from dialogkit.errors import UnavailableError
 from dialogkit.machine import processor_flags, processor_name
+from dialogkit.ranks import is_true
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def _device(request: str) -> tuple[Literal["cpu", "cuda", "mps"], str]:
             if not torch.backends.mps.is_available():
                 raise UnavailableError("no Apple MPS device can be used here", hint="--no-cuda")
             return "mps", "requested"
+    if is_true("ACCELERATE_USE_CPU"):
+        return "cpu", "accelerate launch --cpu"
     if torch.cuda.is_available():
         return "cuda", "a CUDA device is there"
     if torch.backends.mps.is_available():

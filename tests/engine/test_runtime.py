@@ -49,6 +49,13 @@ def test_the_fastest_device_is_taken(machine: Any, there: dict[str, Any], device
     assert (made.device, made.device_reason) == (device, because)
 
 
+def test_accelerate_launch_can_ask_for_the_cpu(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(cuda=(9, 0))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    made = resolve_runtime(RuntimeConfig())
+    assert (made.device, made.device_reason) == ("cpu", "accelerate launch --cpu")
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
 def test_a_requested_device_that_is_there_is_taken(machine: Any, device: Any) -> None:
     machine(cuda=(8, 0), mps=True)

@@ -254,6 +254,35 @@ def test_a_lost_process_of_torchrun_comes_back() -> None:
     assert len(RunDir(RUN).read().resumed) == 1
 
 
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
+
+
+def test_processes_of_accelerate_launch_join_and_compute_as_settings_say() -> None:
+    settings = {**LONG, "train.max_steps": 20}
+    assert finish("--name", "alone", settings=settings) == 0, err()
+    more = ["--multi_gpu", "--main_process_port", "0", "--mixed_precision", "bf16", "--dynamo_backend", "inductor"]
+    before = [*ACCELERATE, *more, "--module", "dialogkit"]
+    assert finish("--name", "it", before=before, settings=settings) == 0, err()
+    assert_completed(20)
+    assert RunDir(RUN).read().runtime["processes"] == 2
+    assert_same_learning(Path("models/runs/alone"), RUN)
+
+
+def test_an_error_of_one_process_of_accelerate_launch_is_the_end_of_all(in_temporary_folder: Path) -> None:
+    action = 'raise DataError("row 7 is not to be read", hint="dialogkit data inspect")'
+    before = [*ACCELERATE, "--multi_gpu", "--main_process_port", "0", "--module", "dialogkit"]
+    assert finish("--name", "it", before=before, **failing(in_temporary_folder, "1", action)) == 1
+    assert err().count("error: row 7 is not to be read\ntry: dialogkit data inspect\n") == 1
+    assert "DataError" not in err(), "torch tells of exit codes, and nothing else has a traceback"
+    assert RunDir(RUN).read().error == "row 7 is not to be read"
+
+
+def test_accelerate_launch_that_starts_one_process_in_place_of_two_is_refused() -> None:
+    assert finish("--name", "it", before=[*ACCELERATE, "--cpu", "--module", "dialogkit"]) == 1
+    assert "error: accelerate launch has started one process in place of several" in err()
+    assert not Path("models").exists()
+
+
 def test_tasks_of_slurm_join() -> None:
     tasks = []
     for task in range(2):
@@ -399,6 +428,83 @@ def test_a_stream_that_was_stopped_counts_no_row_twice() -> None:
     assert RunDir(RUN).read().data == alone
 
 
+# The second process is the slower one in each step, and its clock another one.
+SLOW = """
+import os, time
+
+if os.environ.get("RANK") == "1":
+    import dialogkit.engine.callbacks as callbacks
+
+    clock = time.perf_counter
+    time.perf_counter = lambda: 3 * clock()
+    before = callbacks.MetricCallback.on_step_end
+
+    def on_step_end(self, *args, **kwargs):
+        time.sleep(0.03)
+        before(self, *args, **kwargs)
+
+    callbacks.MetricCallback.on_step_end = on_step_end
+"""
+
+
+def test_a_budget_of_two_processes_is_kept_by_both_and_what_is_left_of_it_when_it_goes_on(
+    in_temporary_folder: Path,
+) -> None:
+    settings = {name: value for name, value in LONG.items() if name != "train.max_steps"}
+    settings |= {"train.eval_every_steps": 20, "train.budget_s": 24}
+    slow = in_every_process(in_temporary_folder, SLOW)
+    assert finish("--name", "whole", *PAIR, settings=settings, **slow) == 0, err()
+    with started("--name", "it", *PAIR, settings=settings, **slow) as process:
+        wait_for_step(15, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(100) == 143, err()
+    assert finish("--resume", "it", settings={}, **slow) == 0, err()
+    whole, went_on = (RunDir(Path("models/runs") / name).read() for name in ("whole", "it"))
+    assert (whole.status, went_on.status) == ("completed", "completed")
+    for record in (whole, went_on):
+        assert record.metrics["train/steps"] == record.schedule["total_steps"]
+        told = max(point["step"] for point in RunDir(Path("models/runs") / record.name).metrics())
+        assert told == record.metrics["train/steps"] > 15
+
+
+# Of two processes on a machine, one finds less memory than the other: what fits it is taken by both.
+CRAMPED = """
+import os
+
+if "RANK" in os.environ:
+    import dialogkit.engine.memory as memory
+
+    memory.free_bytes = lambda: {"0": 26, "1": 14}[os.environ["RANK"]] * 2**20
+"""
+
+
+def test_two_processes_train_an_adapter_in_parts_that_fit_both(in_temporary_folder: Path) -> None:
+    assert finish("--name", "base", settings={**LONG, "train.max_steps": 10}) == 0, err()
+    # Of a model that has learned already, the shape is known.
+    settings = {name: value for name, value in LONG.items() if not name.startswith("model.")}
+    settings |= {"train.method": "lora", "train.fit_batch": True, "train.max_steps": 30}
+    cramped = in_every_process(in_temporary_folder, CRAMPED)
+    lora = ["--from", "base", "--name"]
+    assert finish(*lora, "alone", settings=settings, **cramped) == 0, err()
+    assert finish(*lora, "whole", *PAIR, settings=settings, **cramped) == 0, err()
+    with started(*lora, "it", *PAIR, settings=settings, **cramped) as process:
+        wait_for_step(15, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(100) == 143, err()
+    assert finish("--resume", "it", settings={}, **cramped) == 0, err()
+    alone, whole = (Path("models/runs") / name for name in ("alone", "whole"))
+    parts = [RunDir(run).read().config["train"]["accumulation_steps"] for run in (alone, whole, RUN)]
+    assert parts == [1, 4, 4]
+    assert_same_learning(alone, whole)
+    assert points(RUN) == points(whole)
+    assert_same_model(alone / "model", whole / "model")
+    one, other, published = (
+        (folder / "model.safetensors").read_bytes()
+        for folder in (whole / "model", RUN / "model", Path("models/custom_nano"))
+    )
+    assert one == other == published
+
+
 # Models of which each process holds a part
 
 
@@ -424,6 +530,54 @@ def test_a_sharded_model_learns_the_same_and_goes_on_in_any_number_of_processes(
         assert finish("--resume", run, "--devices", number, settings={}) == 0, err()
         assert_same_learning(alone, Path("models/runs") / run)
         assert_same_model(alone / "model", Path("models/runs") / run / "model")
+
+
+# What the layers compute in, in training.
+TELLING = """
+import os
+import torch
+import transformers.models.llama.modeling_llama as llama
+
+forward = llama.LlamaMLP.forward
+
+def telling(self, hidden):
+    made = forward(self, hidden)
+    if torch.is_grad_enabled():
+        with open("dtypes", "a") as file:
+            print(made.dtype, file=file)
+    return made
+
+llama.LlamaMLP.forward = telling
+"""
+
+
+def test_a_sharded_model_in_bf16_whose_activations_are_recomputed_is_whole_in_the_end(
+    in_temporary_folder: Path,
+) -> None:
+    settings = {**LONG, "runtime.precision": "bf16", "train.activation_checkpointing": True, "train.keep": "best"}
+    settings |= {"train.optimizer": "adamw", "train.max_steps": 30}
+    assert finish("--name", "alone", settings=settings) == 0, err()
+    telling = in_every_process(in_temporary_folder, TELLING)
+    settings |= SHARDED
+    assert finish("--name", "whole", *PAIR, settings=settings, **telling) == 0, err()
+    assert set(Path("dtypes").read_text().split()) == {"torch.bfloat16"}
+    with started("--name", "it", *PAIR, settings=settings) as process:
+        wait_for_step(13, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(100) == 143, err()
+    assert finish("--resume", "it", settings={}) == 0, err()
+    alone, whole = (Path("models/runs") / name for name in ("alone", "whole"))
+    assert_same_learning(alone, whole, loss=1e-3, figures=1e-3)
+    assert points(RUN) == points(whole)
+    weights = [
+        folder / "model.safetensors" for folder in (whole / "model", RUN / "model", Path("models/custom_nano"))
+    ]
+    assert len({file.read_bytes() for file in weights}) == 1
+    from dialogkit.services.evaluate import evaluate
+
+    # The sharded model is measured in float32 at the end, and what is published is that model.
+    (row,) = evaluate("whole", quick=True, device="cpu").rows
+    assert RunDir(whole).read().metrics["final/nats_per_token"] == pytest.approx(row.nats_per_token, rel=1e-6)
 
 
 # As on a file system over a network, where one process sees a folder later than another.
