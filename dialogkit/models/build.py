@@ -135,9 +135,18 @@ def _new_model(config: ModelConfig, tokenizer: ChatTokenizer, dropout: float) ->
     return LlamaForCausalLM(shape)
 
 
+def has_dropout(model: Any) -> bool:
+    """Return whether `train.dropout` does anything to a model; Llama's layers, for one, have none."""
+    return any(_drops(name, module) for name, module in model.named_modules())
+
+
+def _drops(name: str, module: torch.nn.Module) -> bool:
+    # Attention inside packed dialogs has no dropout.
+    return isinstance(module, torch.nn.Dropout) and "attn_dropout" not in name and "attention_dropout" not in name
+
+
 def _set_dropout(model: Any, dropout: float) -> None:
     """Set the configuration, and every dropout module: once these exist, the former alone changes nothing."""
-    # Attention inside packed dialogs has no dropout.
     for name in ("attn_pdrop", "attention_dropout"):
         if hasattr(model.config, name):
             setattr(model.config, name, 0.0)
@@ -146,7 +155,7 @@ def _set_dropout(model: Any, dropout: float) -> None:
             setattr(model.config, name, dropout)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0 if "attn_dropout" in name or "attention_dropout" in name else dropout
+            module.p = dropout if _drops(name, module) else 0.0
 
 
 def _remove_quantization_marks(model: Any) -> None:

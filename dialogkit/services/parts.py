@@ -439,11 +439,13 @@ class Parts:
         )
 
     def warnings(self) -> list[str]:
-        """Return what a user may not expect of the data."""
-        if self.streamed:
-            return []
-        remark = held_out_remark(len(self.data.evaluation), self.data.ledger.kept)
-        return [remark] if remark else []
+        """Return what a user may not expect of the data and the settings."""
+        from dialogkit.models.build import has_dropout
+
+        told = None if self.streamed else held_out_remark(len(self.data.evaluation), self.data.ledger.kept)
+        dropout = self.config.train.dropout
+        idle = f"train.dropout={dropout:g} does nothing: the layers of this model have no dropout"
+        return [*([told] if told else []), *([idle] if dropout and not has_dropout(self.model) else [])]
 
     def _share(self) -> str:
         """Return how many dialogs there are to train on, and of how many where not all are used."""

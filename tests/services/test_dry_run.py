@@ -65,3 +65,12 @@ def test_the_command_line_has_it_too(dialogkit: Callable[..., Finished], scratch
     assert DryRunResult.model_validate(done.json["data"]).train_dialogs == 8
     assert list(Path.cwd().iterdir()) == []
     assert [path for path in scratch.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(("architecture", "told"), [("llama", True), ("gpt2", False)])
+def test_dropout_that_does_nothing_is_told(
+    architecture: str, told: bool, small_config: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "dialogkit"):
+        dry_run(small_config({"train.dropout": 0.1, "model.architecture": architecture}))
+    assert ("train.dropout=0.1 does nothing" in caplog.text) == told
