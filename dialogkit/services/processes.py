@@ -1,6 +1,7 @@
 """Trains in several processes: starts them, joins those that are started, and ends all with one sentence."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,6 +24,20 @@ def nodes_of(text: str | None) -> tuple[int, int]:
     return least, most
 
 
+def _require_place(rendezvous: str) -> None:
+    """Raise ConfigError unless words are a host and a port, as torch takes them."""
+    host, _, port = rendezvous.rpartition(":")
+    if not port.isascii() or not port.isdecimal():
+        host, port = rendezvous, "29400"
+    elif re.fullmatch(r"[\w.:-]+", host) and 0 < int(port) < 65_536:
+        return
+    host = (re.findall(r"[\w.-]+", host) or ["HOST"])[-1]  # of an address in the manner of the web as well
+    raise ConfigError(
+        f"--rendezvous {rendezvous!r} is not HOST:PORT, with a port from 1 to 65535",
+        hint=f"--rendezvous {host}:{port if 0 < int(port) < 65_536 else 29400}",
+    )
+
+
 def start_processes(
     config: RunConfig,
     words: Sequence[str],
@@ -43,8 +58,19 @@ def start_processes(
             "--nodes needs --rendezvous HOST:PORT, at which the machines meet",
             hint=f"--nodes {nodes} --node-rank 0 --rendezvous HOST:29400",
         )
-    if rendezvous is not None and not rendezvous.rpartition(":")[2].isdigit():
-        raise ConfigError(f"--rendezvous {rendezvous!r} is not HOST:PORT", hint=f"--rendezvous {rendezvous}:29400")
+    for option, given in (("--rendezvous", rendezvous), ("--node-rank", node_rank)):
+        if nodes is None and given is not None:  # left alone, each machine would train for itself
+            raise ConfigError(
+                f"{option} {given!r} is of several machines, and --nodes does not say how many",
+                hint=f"--nodes 2 {option} {given}",
+            )
+    if rendezvous is not None:
+        _require_place(rendezvous)
+    if node_rank is not None and node_rank >= most:
+        raise ConfigError(
+            f"--node-rank {node_rank} is no number of {most} machines, which are counted from 0",
+            hint=f"--node-rank {most - 1}",
+        )
     if this_rank() is not None:
         return None  # something else has started the processes already, this one among them
     devices = config.runtime.devices

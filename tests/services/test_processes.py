@@ -159,6 +159,13 @@ def write_shards(shards: int, rows: int, *, bad: Sequence[int]) -> None:
         ("--nodes 2", "--nodes needs --rendezvous HOST:PORT"),
         ("--nodes many --rendezvous a:1", "--nodes 'many' is not a number of machines"),
         ("--nodes 2 --rendezvous a", "--rendezvous 'a' is not HOST:PORT"),
+        ("--nodes 2 --rendezvous a:99999", "--rendezvous 'a:99999' is not HOST:PORT"),
+        ("--nodes 2 --rendezvous a:0", "try: --rendezvous a:29400"),
+        ("--nodes 2 --rendezvous :29400", "try: --rendezvous HOST:29400"),
+        ("--nodes 2 --rendezvous http://a:29400", "try: --rendezvous a:29400"),
+        ("--nodes 2 --node-rank 2 --rendezvous a:1", "--node-rank 2 is no number of 2 machines"),
+        ("--rendezvous a:1", "--rendezvous 'a:1' is of several machines, and --nodes does not say how many"),
+        ("--devices 2 --node-rank 1", "try: --nodes 2 --node-rank 1"),
     ],
 )
 def test_words_that_cannot_be_are_refused_before_anything_starts(
