@@ -1,6 +1,7 @@
 """`dialogkit train`."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from textwrap import shorten
@@ -11,6 +12,7 @@ import typer
 from dialogkit.cli.options import ConfigOption, JsonOption, NoCudaOption, SetOption
 from dialogkit.cli.output import Output, TrainOutput, table, untrusted
 from dialogkit.errors import ConfigError
+from dialogkit.ranks import this_rank
 from dialogkit.services.reporter import counted
 from dialogkit.text import duration
 
@@ -188,8 +190,14 @@ def train_command(
         loaded = load_with_origins(model, preset=preset, config_file=config, overrides=overrides)
     except ConfigError as error:
         raise _of_flags(error, [name for name, value in words.items() if value is not None]) from None
+    require_lora(loaded.config, no_merge=no_merge)
     if not dry:
         in_processes(loaded.config)
+    elif (rank := this_rank()) is not None:
+        raise ConfigError(
+            f"--dry-run measures one process, and this is one of {rank.count}",
+            hint=f"dialogkit {shlex.join(context.obj or sys.argv[1:])}",
+        )
     drawing = TrainOutput(output)
     try:
         if dry:
@@ -224,6 +232,15 @@ def number_of(text: str) -> int | str:
     if text == "auto" or re.fullmatch(r"[1-9][0-9]{0,3}", text):
         return text if text == "auto" else int(text)
     raise ConfigError(f"--devices {text!r} is not a number of devices, or auto", hint="--devices auto")
+
+
+def require_lora(config: "RunConfig", *, no_merge: bool) -> None:
+    """Raise ConfigError for `--no-merge` where there will be nothing to merge: all weights would be trained."""
+    if no_merge and config.train.method != "lora":
+        raise ConfigError(
+            f"--no-merge keeps what LoRA learned, and --method is {config.train.method!r}",
+            hint="--method lora --no-merge",
+        )
 
 
 def _of_flags(error: ConfigError, given: list[str]) -> ConfigError:
