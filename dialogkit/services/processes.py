@@ -4,7 +4,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from dialogkit.config.run import RunConfig
@@ -77,7 +78,8 @@ def start_processes(
     alone = rendezvous is None and config.runtime.sharding == "none"  # sharding needs a group, if of one
     if devices == 1 and alone:
         return None
-    from dialogkit.engine.elastic import Launch, resolve_devices, start
+    with _torch_says_nothing():
+        from dialogkit.engine.elastic import Launch, resolve_devices, start
 
     number = resolve_devices(devices, config.runtime.device)
     if number == 1 and alone:
@@ -94,6 +96,20 @@ def start_processes(
         threads=config.runtime.threads,
     )
     return start(launch, words)
+
+
+@contextmanager
+def _torch_says_nothing() -> Iterator[None]:
+    """Have torch, which is imported here, print no lines of its C++ in this process, where errors are one sentence."""
+    name = "TORCH_CPP_LOG_LEVEL"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "FATAL"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def join_others() -> bool:
