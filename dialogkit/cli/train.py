@@ -212,9 +212,7 @@ def train_command(
         drawing.close()
     leave_others()
     output.result(
-        result,
-        lambda out: _render(out, result),
-        hint=f'dialogkit generate {loaded.config.model.name} --prompt "Hello!"',
+        result, lambda out: _render(out, result), hint=_talk_to(loaded.config.model.name, result.run_dir)
     )
 
 
@@ -274,14 +272,24 @@ def _resume(output: Output, run: "RunDir", overrides: dict[str, Any], *, force: 
         unused = [_FLAGS.get(setting, setting) for setting in overrides if setting != "runtime.output_dir"]
         unused += ["--force"] * force
         told = f"the run {run.name} is finished: there is nothing to do"
-        hint = f'dialogkit generate {name} --prompt "Hello!"'
+        hint = _talk_to(name, run.path)
         if unused:
             told += f", and {_listed(unused)} no effect"
             hint = f"dialogkit train --from {run.name}{output_option(run.path.parent.parent)}"
             hint += f" --name {overrides['name']}" if "name" in overrides else ""
         output.result(record, lambda out: out.print(untrusted(told)), hint=hint)
         return
-    output.result(result, lambda out: _render(out, result), hint=f'dialogkit generate {name} --prompt "Hello!"')
+    output.result(result, lambda out: _render(out, result), hint=_talk_to(name, run.path))
+
+
+def _talk_to(model: str, run: Path | str) -> str:
+    """Return the command that lets the finished model of a run answer."""
+    from dialogkit.services.models import name_to_type, output_option
+    from dialogkit.tracking.rundir import RunDir
+
+    output = Path(run).parent.parent
+    name = name_to_type(model, RunDir(Path(run)), output)
+    return f'dialogkit generate {name}{output_option(output)} --prompt "Hello!"'
 
 
 def _listed(words: list[str]) -> str:

@@ -148,7 +148,7 @@ def _own_address(rendezvous: str) -> str | None:
 def _environment(launch: Launch, folder: Path) -> dict[str, str]:
     told = {LAUNCH_FOLDER: str(folder)}
     if launch.rendezvous:
-        # A launcher tells where its store is once, so that a machine that comes back later would wait for it in vain.
+        # A launcher tells where its store is once, so that a machine that comes back would wait in vain.
         told["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     # Started by its own path or from a checkout, the package need not be where Python looks.
     package = Path(__file__).resolve().parents[2]

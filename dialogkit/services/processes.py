@@ -100,7 +100,7 @@ def start_processes(
 
 @contextmanager
 def _torch_says_nothing() -> Iterator[None]:
-    """Have torch, which is imported here, print no lines of its C++ in this process, where errors are one sentence."""
+    """Have torch, which is imported within, print no lines of its C++ where errors are one sentence."""
     name = "TORCH_CPP_LOG_LEVEL"
     if name in os.environ:
         yield
@@ -115,9 +115,15 @@ def _torch_says_nothing() -> Iterator[None]:
 def join_others() -> bool:
     """Join the processes that were started with this one; return whether this one is to speak.
 
-    Raises: ProcessLostError if they do not come.
+    Raises: ProcessLostError if they do not come, ConfigError if nobody tells where they are.
     """
     if this_rank() is None:
+        count = os.environ.get("WORLD_SIZE", "")
+        if "RANK" in os.environ and "MASTER_ADDR" not in os.environ and count.isdecimal() and int(count) > 1:
+            raise ConfigError(
+                f"RANK and WORLD_SIZE make this one of {count} processes, and no MASTER_ADDR says where they meet",
+                hint="unset RANK WORLD_SIZE, or start all with: torchrun --nproc-per-node N -m dialogkit train",
+            )
         return True
     from dialogkit.engine import processes
 

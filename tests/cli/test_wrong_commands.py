@@ -247,7 +247,6 @@ def test_several_problems_of_a_file_are_told_in_one_go(dialogkit: Run) -> None:
         "train --name ../x": "--name my-run",
         "train --set tracking.wandb=on": "--set tracking.wandb=auto",
         "train --set runtime.sharding=fsdp --set train.optimizer=muon": "--set train.optimizer=adamw",
-        "train --set runtime.sharding=fsdp --set train.optimizer=adamw --method lora": "--set runtime.sharding=none",
         "train --set foo.bar=1": "dialogkit config show",
         "train --config wrong-type.json": "dialogkit config validate wrong-type.json",
         "train settings.json": "dialogkit train --config settings.json",

@@ -179,6 +179,18 @@ def test_words_that_cannot_be_are_refused_before_anything_starts(
     assert not Path("models").exists()
 
 
+def test_one_of_several_that_does_not_know_where_the_others_are_is_refused(
+    dialogkit: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    done = dialogkit("train", "custom-nano", "--no-cuda")
+    assert (done.code, done.out) == (2, "")
+    assert "RANK and WORLD_SIZE make this one of 2 processes, and no MASTER_ADDR says where they meet" in done.err
+    assert not Path("models").exists()
+
+
 def test_a_port_that_is_taken_is_told_at_once(dialogkit: Callable[..., Finished]) -> None:
     with socket.socket() as other:
         other.bind(("0.0.0.0", 0))
