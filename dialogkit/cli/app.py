@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -182,6 +183,9 @@ def _usage_error(error: TyperException, words: list[str]) -> ConfigError:
     extra = re.search(r"unexpected extra argument(?:s|\(s\))? \((.*)\)$", message)
     if extra and command == "dialogkit generate":
         hint = f'dialogkit generate --prompt "{extra[1]}"'
+    if command.startswith("dialogkit launch ") and "train" in words and "--" not in words:
+        begins = words.index("train")  # without the dashes, the options of the training are taken for the job's
+        hint = f"dialogkit {shlex.join([*words[:begins], '--', *words[begins:]])}"
     return ConfigError(f"{message[0].lower()}{message[1:]}", hint=hint)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dialogkit.cli.output import Output
-from dialogkit.cli.train import _FLAGS, _of_flags, seconds_of, train_command
-from dialogkit.errors import ConfigError
+from dialogkit.cli.train import _FLAGS, _of_flags, require_lora, seconds_of, train_command
+from dialogkit.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from dialogkit.config.run import RunConfig
@@ -163,6 +163,7 @@ def _training(words: list[str], name: str | None) -> "tuple[RunConfig, list[str]
         )
     except ConfigError as error:
         raise _of_flags(error, list(typed)) from None
+    require_lora(loaded.config, no_merge=given["no_merge"])
     return loaded.config, list(words[1:])
 
 
@@ -174,5 +175,9 @@ def _give(text: str, file: Path | None, submit: str, usual: str) -> None:
     if file is None:
         output.text(text)
     else:
-        write_text(file, text)
+        try:
+            write_text(file, text)
+        except StorageError as error:
+            error.hint = f"--output {usual}"
+            raise
     output.hint(f"{submit} {shlex.quote(str(file or usual))}")

@@ -1,6 +1,7 @@
 """`dialogkit train`."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from textwrap import shorten
@@ -11,6 +12,7 @@ import typer
 from dialogkit.cli.options import ConfigOption, JsonOption, NoCudaOption, SetOption
 from dialogkit.cli.output import Output, TrainOutput, table, untrusted
 from dialogkit.errors import ConfigError
+from dialogkit.ranks import this_rank
 from dialogkit.services.reporter import counted
 from dialogkit.text import duration
 
@@ -188,8 +190,14 @@ def train_command(
         loaded = load_with_origins(model, preset=preset, config_file=config, overrides=overrides)
     except ConfigError as error:
         raise _of_flags(error, [name for name, value in words.items() if value is not None]) from None
+    require_lora(loaded.config, no_merge=no_merge)
     if not dry:
         in_processes(loaded.config)
+    elif (rank := this_rank()) is not None:
+        raise ConfigError(
+            f"--dry-run measures one process, and this is one of {rank.count}",
+            hint=f"dialogkit {shlex.join(context.obj or sys.argv[1:])}",
+        )
     drawing = TrainOutput(output)
     try:
         if dry:
@@ -204,9 +212,7 @@ def train_command(
         drawing.close()
     leave_others()
     output.result(
-        result,
-        lambda out: _render(out, result),
-        hint=f'dialogkit generate {loaded.config.model.name} --prompt "Hello!"',
+        result, lambda out: _render(out, result), hint=_talk_to(loaded.config.model.name, result.run_dir)
     )
 
 
@@ -224,6 +230,15 @@ def number_of(text: str) -> int | str:
     if text == "auto" or re.fullmatch(r"[1-9][0-9]{0,3}", text):
         return text if text == "auto" else int(text)
     raise ConfigError(f"--devices {text!r} is not a number of devices, or auto", hint="--devices auto")
+
+
+def require_lora(config: "RunConfig", *, no_merge: bool) -> None:
+    """Raise ConfigError for `--no-merge` where there will be nothing to merge: all weights would be trained."""
+    if no_merge and config.train.method != "lora":
+        raise ConfigError(
+            f"--no-merge keeps what LoRA learned, and --method is {config.train.method!r}",
+            hint="--method lora --no-merge",
+        )
 
 
 def _of_flags(error: ConfigError, given: list[str]) -> ConfigError:
@@ -257,14 +272,24 @@ def _resume(output: Output, run: "RunDir", overrides: dict[str, Any], *, force: 
         unused = [_FLAGS.get(setting, setting) for setting in overrides if setting != "runtime.output_dir"]
         unused += ["--force"] * force
         told = f"the run {run.name} is finished: there is nothing to do"
-        hint = f'dialogkit generate {name} --prompt "Hello!"'
+        hint = _talk_to(name, run.path)
         if unused:
             told += f", and {_listed(unused)} no effect"
             hint = f"dialogkit train --from {run.name}{output_option(run.path.parent.parent)}"
             hint += f" --name {overrides['name']}" if "name" in overrides else ""
         output.result(record, lambda out: out.print(untrusted(told)), hint=hint)
         return
-    output.result(result, lambda out: _render(out, result), hint=f'dialogkit generate {name} --prompt "Hello!"')
+    output.result(result, lambda out: _render(out, result), hint=_talk_to(name, run.path))
+
+
+def _talk_to(model: str, run: Path | str) -> str:
+    """Return the command that lets the finished model of a run answer."""
+    from dialogkit.services.models import name_to_type, output_option
+    from dialogkit.tracking.rundir import RunDir
+
+    output = Path(run).parent.parent
+    name = name_to_type(model, RunDir(Path(run)), output)
+    return f'dialogkit generate {name}{output_option(output)} --prompt "Hello!"'
 
 
 def _listed(words: list[str]) -> str:

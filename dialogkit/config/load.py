@@ -120,7 +120,8 @@ def load_with_origins(
     try:
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
-        raise _refusal(list_problems(error), _remedy(tuple(error.errors()[0]["loc"]), origins)) from None
+        first = error.errors()[0]
+        raise _refusal(list_problems(error), _remedy(tuple(first["loc"]), origins, first["msg"])) from None
     if config.name == NEWEST:
         raise ConfigError(
             f"name: must not be {NEWEST!r}, which is what --resume calls the newest unfinished run",
@@ -450,7 +451,10 @@ def _problem(location: tuple[Any, ...], kind: str, message: str, given: Any) -> 
     if kind == "missing":
         return f"{name}: is required"
     if kind == "value_error":
-        return f"{name}: {message.removeprefix('Value error, ')}"
+        told = message.removeprefix("Value error, ")
+        return f"{name}: {told}" if name else told  # settings that do not go together have no one name
+    if kind in ("bool_type", "bool_parsing"):
+        message = "must be true or false"
     if kind == "string_pattern_mismatch":  # names are the only settings with a pattern
         message = "must be at most 64 letters, digits, dots, dashes or underscores, a letter or digit first"
     message = message.partition(", unable to parse")[0]
@@ -463,8 +467,10 @@ def _problem(location: tuple[Any, ...], kind: str, message: str, given: Any) -> 
     return f"{name}: {text} (got {shown})"
 
 
-def _remedy(location: tuple[Any, ...], origins: Mapping[str, str]) -> str | None:
+def _remedy(location: tuple[Any, ...], origins: Mapping[str, str], message: str) -> str | None:
     """Return what to type in the place of a wrong value: its file's check, or a value that is right."""
+    if not location:  # of settings that do not go together the message ends with what mends it
+        return f"--set {asked[1]}" if (asked := re.search(r"set (\S+=\S+)$", message)) else None
     name = ".".join(str(part) for part in location)
     if (origin := origins.get(name, "")).endswith(".json"):
         return f"dialogkit config validate {origin}"

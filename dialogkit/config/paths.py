@@ -14,6 +14,9 @@ MANIFEST = "manifest.json"
 ADAPTER_CONFIG = "adapter_config.json"
 """The file in a folder that says of which model it holds an adapter."""
 
+PARTS = "pytorch_model_fsdp_0"
+"""The folder in a checkpoint that holds the parts of a sharded model, as accelerate calls it."""
+
 PACKAGE_DIR = Path(__file__).resolve().parent.parent
 
 

@@ -284,8 +284,9 @@ class DialogStream:
             ) from None
         if state.world != world:
             raise DataError(
-                f"the stream was read by {state.world} processes and not by {world}, and the places of those say "
-                "nothing of another number"
+                f"the stream was read by {state.world} process{'es' * (state.world > 1)} and not by {world}, "
+                "and the places of those say nothing of another number",
+                hint=f"the same command with --devices {state.world}, or that many processes over all machines",
             )
         self._state, self._read = state, state.counts
 

@@ -71,9 +71,11 @@ def start(launch: Launch, words: Sequence[str]) -> int:
     """Run `dialogkit WORDS` in several processes until all have ended; return the exit code.
 
     Signals go on to the processes, which save and end by themselves; a second one ends them at once.
-    Raises: ProcessLostError if processes are lost more often than `max_restarts`, UnavailableError if the machines
-        do not find each other.
+    Raises: ProcessLostError if processes are lost more often than `max_restarts` or the machines lose each other,
+        UnavailableError if these do not find each other.
     """
+    if launch.rendezvous and launch.node_rank == 0:
+        _require_free(launch.rendezvous)
     folder = Path(tempfile.mkdtemp(prefix="dialogkit-launch-"))
     # What the launcher has to say of its processes is said here, in a sentence.
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
@@ -88,11 +90,7 @@ def start(launch: Launch, words: Sequence[str]) -> int:
             raise _lost(error, launch, folder) from None
     except (RendezvousError, DistError, TimeoutError, ConnectionError) as error:
         if not (signals.received or _codes(folder)):
-            where = launch.rendezvous or "this machine"
-            raise UnavailableError(
-                f"the {launch.nodes} machines did not find each other at {where} ({type(error).__name__})",
-                hint="dialogkit train --help",
-            ) from None
+            raise _apart(error, launch, folder) from None
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -123,6 +121,21 @@ def _config(launch: Launch, folder: Path) -> LaunchConfig:
     )
 
 
+def _require_free(rendezvous: str) -> None:
+    """Raise UnavailableError if something else listens where the machines are to meet on this one."""
+    host, _, port = rendezvous.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", int(port)))
+        except OSError as error:
+            raise UnavailableError(
+                f"the machines cannot meet at {rendezvous}: port {port} of this one is not to be had "
+                f"({(error.strerror or str(error)).lower()})",
+                hint=f"--rendezvous {host}:{int(port) + 1 if int(port) < 65_535 else PORT}, on all of them",
+            ) from None
+
+
 def _own_address(rendezvous: str) -> str | None:
     """Return the address of this machine on the way to where the machines meet; None if it is not known."""
     host, _, port = rendezvous.rpartition(":")
@@ -134,6 +147,9 @@ def _own_address(rendezvous: str) -> str | None:
 
 def _environment(launch: Launch, folder: Path) -> dict[str, str]:
     told = {LAUNCH_FOLDER: str(folder)}
+    if launch.rendezvous:
+        # A launcher tells where its store is once, so that a machine that comes back would wait in vain.
+        told["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     # Started by its own path or from a checkout, the package need not be where Python looks.
     package = Path(__file__).resolve().parents[2]
     if package.name not in ("site-packages", "dist-packages"):
@@ -218,8 +234,31 @@ def _lost(error: ChildFailedError, launch: Launch, folder: Path) -> DialogKitErr
     else:
         what = f"a process ended with code {first.exitcode}"
     again = f" and {launch.max_restarts} new starts did not help" if launch.max_restarts else ""
-    hint = None
+    run = _begun(folder)
+    return ProcessLostError(what + again, hint=f"dialogkit train --resume {run}" if run else None)
+
+
+def _apart(error: Exception, launch: Launch, folder: Path) -> DialogKitError:
+    """Return what is told when the machines do not meet: at the beginning, or again after one of them was lost."""
+    where, kind = launch.rendezvous or "this machine", type(error).__name__
+    if run := _begun(folder):
+        return ProcessLostError(
+            f"the {launch.nodes} machines that met at {where} have lost each other ({kind})",
+            hint=f"dialogkit train --resume {run}, with the same --nodes and --rendezvous on each",
+        )
+    host, _, port = where.rpartition(":")
+    told = f"the {launch.nodes} machines did not find each other at {where} ({kind})"
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        told += f": the name {host!r} is not known here"
+    return UnavailableError(
+        told, hint=f"the same command with --node-rank 0 on {host}, its port {port} open to the others"
+    )
+
+
+def _begun(folder: Path) -> str | None:
+    """Return the run that the processes have begun."""
     with suppress(OSError):
-        run = Path((folder / "run").read_text(encoding="utf-8"))
-        hint = f"dialogkit train --resume {run}"
-    return ProcessLostError(what + again, hint=hint)
+        return (folder / "run").read_text(encoding="utf-8")
+    return None

@@ -56,6 +56,10 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     config = with_lasting_base(config)
     reporter = reporter or LogReporter()
     reporter.note("dry run: nothing will be kept")
+    if config.runtime.devices not in (1, "auto"):
+        reporter.note(
+            f"measured in one process, of which the training would have {config.runtime.devices} a machine"
+        )
     runtime = resolve_runtime(config.runtime)
     parts = Parts(config, runtime)
     split = parts.require_memory()

@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from filecmp import cmp
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any, Literal
 
 from dialogkit.config.load import HUB_ID, describe, folder_name, load_run_config, looks_like_path, model_names
 from dialogkit.config.model import NAME_PATTERN, SHIPPED_VOCABULARY, ModelConfig
-from dialogkit.config.paths import ADAPTER_CONFIG, holds_model
-from dialogkit.errors import ModelError, did_you_mean
+from dialogkit.config.paths import ADAPTER_CONFIG, PARTS, holds_model
+from dialogkit.errors import DialogKitError, ModelError, did_you_mean
 from dialogkit.services.result import Result
 from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs, published_dir, published_dirs
 
@@ -316,6 +317,7 @@ def _inside_run(run: RunDir, name: str) -> Loadable:
         return _from_run(run)
     checkpoints = run.checkpoints()
     folder = checkpoints.get(name)
+    refuse_parts(run, run.path / name)
     if folder is None:
         known = f"has {' and '.join(checkpoints)}" if checkpoints else "has none"
         newest = f"/{list(checkpoints)[-1]}" if checkpoints else ""
@@ -324,6 +326,26 @@ def _inside_run(run: RunDir, name: str) -> Loadable:
             hint=f"dialogkit evaluate {run.name}{newest}",
         )
     return Loadable(f"{run.name}/{name}", _from_folder(name, folder), run)
+
+
+def refuse_parts(run: RunDir, checkpoint: Path) -> None:
+    """Raise ModelError if a checkpoint holds the parts of a sharded model, which is none for transformers."""
+    if checkpoint.parent == run.path and (checkpoint / PARTS).is_dir():
+        finished = holds_model(run.model_dir)
+        raise ModelError(
+            f"'{run.name}/{checkpoint.name}' holds the parts of a sharded model, which only --resume reads",
+            hint=f"dialogkit generate {run.name}{output_option(run.path.parent.parent)}"
+            if finished
+            else _command_that_goes_on(run),
+        )
+
+
+def name_to_type(name: str, run: RunDir, output: Path) -> str:
+    """Return what MODEL has to be for the model of a run: its name, or the run's where the name means another."""
+    with suppress(DialogKitError):
+        if (found := resolve_model(name, output=output).run) is not None and found.name == run.name:
+            return name
+    return run.name
 
 
 def _from_folder(name: str, folder: Path) -> ModelConfig:

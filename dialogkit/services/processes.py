@@ -1,9 +1,11 @@
 """Trains in several processes: starts them, joins those that are started, and ends all with one sentence."""
 
 import os
+import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from dialogkit.config.run import RunConfig
@@ -21,6 +23,20 @@ def nodes_of(text: str | None) -> tuple[int, int]:
     if not 1 <= least <= most <= 65_536:
         raise ConfigError(f"--nodes {text!r} is not a number of machines such as 2 or 1:2", hint="--nodes 2")
     return least, most
+
+
+def _require_place(rendezvous: str) -> None:
+    """Raise ConfigError unless words are a host and a port, as torch takes them."""
+    host, _, port = rendezvous.rpartition(":")
+    if not port.isascii() or not port.isdecimal():
+        host, port = rendezvous, "29400"
+    elif re.fullmatch(r"[\w.:-]+", host) and 0 < int(port) < 65_536:
+        return
+    host = (re.findall(r"[\w.-]+", host) or ["HOST"])[-1]  # of an address in the manner of the web as well
+    raise ConfigError(
+        f"--rendezvous {rendezvous!r} is not HOST:PORT, with a port from 1 to 65535",
+        hint=f"--rendezvous {host}:{port if 0 < int(port) < 65_536 else 29400}",
+    )
 
 
 def start_processes(
@@ -43,15 +59,27 @@ def start_processes(
             "--nodes needs --rendezvous HOST:PORT, at which the machines meet",
             hint=f"--nodes {nodes} --node-rank 0 --rendezvous HOST:29400",
         )
-    if rendezvous is not None and not rendezvous.rpartition(":")[2].isdigit():
-        raise ConfigError(f"--rendezvous {rendezvous!r} is not HOST:PORT", hint=f"--rendezvous {rendezvous}:29400")
+    for option, given in (("--rendezvous", rendezvous), ("--node-rank", node_rank)):
+        if nodes is None and given is not None:  # left alone, each machine would train for itself
+            raise ConfigError(
+                f"{option} {given!r} is of several machines, and --nodes does not say how many",
+                hint=f"--nodes 2 {option} {given}",
+            )
+    if rendezvous is not None:
+        _require_place(rendezvous)
+    if node_rank is not None and node_rank >= most:
+        raise ConfigError(
+            f"--node-rank {node_rank} is no number of {most} machines, which are counted from 0",
+            hint=f"--node-rank {most - 1}",
+        )
     if this_rank() is not None:
         return None  # something else has started the processes already, this one among them
     devices = config.runtime.devices
     alone = rendezvous is None and config.runtime.sharding == "none"  # sharding needs a group, if of one
     if devices == 1 and alone:
         return None
-    from dialogkit.engine.elastic import Launch, resolve_devices, start
+    with _torch_says_nothing():
+        from dialogkit.engine.elastic import Launch, resolve_devices, start
 
     number = resolve_devices(devices, config.runtime.device)
     if number == 1 and alone:
@@ -70,12 +98,32 @@ def start_processes(
     return start(launch, words)
 
 
+@contextmanager
+def _torch_says_nothing() -> Iterator[None]:
+    """Have torch, which is imported within, print no lines of its C++ where errors are one sentence."""
+    name = "TORCH_CPP_LOG_LEVEL"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "FATAL"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
 def join_others() -> bool:
     """Join the processes that were started with this one; return whether this one is to speak.
 
-    Raises: ProcessLostError if they do not come.
+    Raises: ProcessLostError if they do not come, ConfigError if nobody tells where they are.
     """
     if this_rank() is None:
+        count = os.environ.get("WORLD_SIZE", "")
+        if "RANK" in os.environ and "MASTER_ADDR" not in os.environ and count.isdecimal() and int(count) > 1:
+            raise ConfigError(
+                f"RANK and WORLD_SIZE make this one of {count} processes, and no MASTER_ADDR says where they meet",
+                hint="unset RANK WORLD_SIZE, or start all with: torchrun --nproc-per-node N -m dialogkit train",
+            )
         return True
     from dialogkit.engine import processes
 

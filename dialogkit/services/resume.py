@@ -12,7 +12,7 @@ from dialogkit.config.load import flatten, folder_name, load_changed
 from dialogkit.config.paths import holds_model
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, ModelError
-from dialogkit.services.models import output_option, require_finished_model, trained_name
+from dialogkit.services.models import output_option, refuse_parts, require_finished_model, trained_name
 from dialogkit.services.versions import package_versions
 from dialogkit.tracking.rundir import RunDir, RunRecord, damaged_runs, find_run, list_runs
 
@@ -74,6 +74,7 @@ def find_start(name: str, *, output: Path) -> tuple[Path, str]:
     path = Path(name).expanduser()
     if re.fullmatch(r"[^/]+/checkpoint-\d+", name) and not os.path.isdir(path):
         path = output / "runs" / name
+        refuse_parts(RunDir(path.parent), path)
     is_run = os.sep not in name and (output / "runs" / name).is_dir()
     if not is_run and os.path.isdir(path) and holds_model(path):
         around = RunDir(path.parent)

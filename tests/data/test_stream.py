@@ -251,8 +251,9 @@ def test_processes_have_disjoint_shares_that_are_all(
     (Path("stream-0.json")).write_text(
         Path("stream-0.json").read_text().replace(f'"world": {world}', '"world": 9')
     )
-    with pytest.raises(DataError, match="was read by 9 processes and not by"):
+    with pytest.raises(DataError, match="was read by 9 processes and not by") as refused:
         data.stream.restore(Path())
+    assert str(refused.value.hint).startswith("the same command with --devices 9")
 
 
 def test_processes_that_hear_each_other_count_what_one_counts(

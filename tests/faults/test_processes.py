@@ -387,6 +387,27 @@ def test_a_process_that_is_lost_on_one_of_two_machines_comes_back(machines: list
     assert len(RunDir(RUN).read().resumed) == 1
 
 
+def test_a_machine_that_was_lost_comes_back(machines: list[str]) -> None:
+    first, second = on_both(machines, "2")
+    try:
+        wait_for_step(15, first)
+        for pid in subprocess.run(
+            ["ip", "netns", "pids", machines[1]], capture_output=True, text=True, check=True
+        ).stdout.split():
+            os.kill(int(pid), signal.SIGKILL)
+        second.wait()
+        meet = ["--resume", "it", "--nodes", "2", "--rendezvous", "10.77.0.1:29400", "--node-rank", "1"]
+        second = start(*meet, before=on(machines[1]), settings={})
+        assert [first.wait(400), second.wait(400)] == [0, 0], err()
+    finally:
+        first.kill()
+        second.kill()
+    assert_completed()
+    assert RunDir(RUN).read().runtime["processes"] == 2
+    assert len(RunDir(RUN).read().resumed) == 1
+    assert "Traceback" not in err()
+
+
 # Data that is read as a stream
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import InterruptedRunError
+from dialogkit.ranks import Rank
 from dialogkit.services.dry_run import DryRunResult, dry_run
 from dialogkit.services.train import train
 from tests.conftest import SMALL, Finished
@@ -37,6 +38,16 @@ def test_a_dry_run_measures_and_writes_nothing(small_config: Callable[..., RunCo
     assert min(measured.tokens_per_s, measured.peak_memory_bytes, measured.expected_s) > 0
     assert measured.training_s == pytest.approx(1000 * measured.tokens_per_step / measured.tokens_per_s)
     assert measured.expected_s > measured.training_s
+
+
+def test_a_dry_run_is_none_of_several_processes(
+    scratch: Path, dialogkit: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "train custom-nano --dry-run --no-cuda"
+    monkeypatch.setattr("dialogkit.cli.train.this_rank", lambda: Rank(0, 2, 0, 2))
+    assert dialogkit(*words.split()) == Finished(
+        2, "", f"error: --dry-run measures one process, and this is one of 2\ntry: dialogkit {words}\n"
+    )
 
 
 def test_a_dry_run_that_is_stopped_kept_nothing(

@@ -304,6 +304,7 @@ def test_hostile_text_stays_text(dialogkit: Run, cluster: dict[str, str]) -> Non
         ["custom-tiny", "--sample", "5"],
         ["custom-tiny", "--tracker", "none"],
         ["custom-tiny", "--wandb", "of"],
+        ["custom-tiny", "--no-merge"],
     ],
 )
 def test_what_train_refuses_is_refused_in_the_same_words(words: list[str], dialogkit: Run) -> None:
@@ -362,6 +363,14 @@ def test_a_job_file_is_written_where_it_is_asked_for(dialogkit: Run) -> None:
     done = dialogkit("launch", "slurm", "--name", "it", "--output", "my job.sh", "--", "train")
     assert done == Finished(0, "", "next: sbatch 'my job.sh'\n")
     assert Path("my job.sh").read_text().startswith("#!/bin/bash\n#SBATCH --job-name=it\n")
+
+
+def test_what_to_try_of_a_job(dialogkit: Run) -> None:
+    done = dialogkit("launch", "slurm", "--output", "no/where.sh", "--", "train")
+    assert (done.code, done.err.splitlines()[-1]) == (2, "try: --output job.sh")
+    done = dialogkit("launch", "slurm", "--gpus", "2", "train", "custom-tiny", "--preset", "test")
+    meant = "try: dialogkit launch slurm --gpus 2 -- train custom-tiny --preset test"
+    assert (done.code, done.err.splitlines()[-1]) == (2, meant)
 
 
 @pytest.mark.parametrize(

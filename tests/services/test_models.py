@@ -10,7 +10,7 @@ import pytest
 
 from dialogkit.config.load import load_run_config, model_names
 from dialogkit.errors import ModelError
-from dialogkit.services.models import describe_architecture, list_models, resolve_model, show_model
+from dialogkit.services.models import describe_architecture, list_models, name_to_type, resolve_model, show_model
 from dialogkit.services.train import train
 from dialogkit.tracking.rundir import RunDir
 from tests.conftest import Trained
@@ -160,6 +160,20 @@ def test_a_catalogue_name_belongs_to_the_newest_finished_run_of_that_model(finis
     run = resolve_model("custom-nano", output=output).run
     assert run is not None
     assert run.name == "newer"
+
+
+def test_the_name_of_a_model_is_told_where_it_means_that_model_and_else_its_run(
+    trained: Trained, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert name_to_type("custom-nano", RunDir(finished), trained.output) == "custom-nano"
+    facts = json.loads((finished / "run.json").read_text())["model"]
+    run = RunDir(copy_run(finished, tmp_path / "models", "mine-1", model={**facts, "name": "mine"}))
+    shutil.copytree(run.model_dir, tmp_path / "models/mine")
+    monkeypatch.chdir(tmp_path)
+    assert name_to_type("mine", run, Path("models")) == "mine"
+    assert name_to_type("custom-nano", run, Path("models")) == "mine-1"
+    shutil.copytree(run.model_dir, "mine")  # what it was trained from, for example
+    assert name_to_type("mine", run, Path("models")) == "mine-1"
 
 
 @pytest.mark.parametrize("name", [n for n in model_names() if not n.startswith("custom")])

@@ -1,6 +1,8 @@
 """Two processes learn what one learns; one of them speaks and writes for both."""
 
 import json
+import os
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +12,7 @@ import pytest
 from dialogkit.errors import ConfigError
 from dialogkit.services.processes import nodes_of
 from dialogkit.tracking.rundir import RunDir
-from tests.conftest import Finished, run_process
+from tests.conftest import REPOSITORY, Finished, run_process
 
 SETTINGS: dict[str, Any] = {
     "runtime.precision": "fp32",
@@ -159,6 +161,13 @@ def write_shards(shards: int, rows: int, *, bad: Sequence[int]) -> None:
         ("--nodes 2", "--nodes needs --rendezvous HOST:PORT"),
         ("--nodes many --rendezvous a:1", "--nodes 'many' is not a number of machines"),
         ("--nodes 2 --rendezvous a", "--rendezvous 'a' is not HOST:PORT"),
+        ("--nodes 2 --rendezvous a:99999", "--rendezvous 'a:99999' is not HOST:PORT"),
+        ("--nodes 2 --rendezvous a:0", "try: --rendezvous a:29400"),
+        ("--nodes 2 --rendezvous :29400", "try: --rendezvous HOST:29400"),
+        ("--nodes 2 --rendezvous http://a:29400", "try: --rendezvous a:29400"),
+        ("--nodes 2 --node-rank 2 --rendezvous a:1", "--node-rank 2 is no number of 2 machines"),
+        ("--rendezvous a:1", "--rendezvous 'a:1' is of several machines, and --nodes does not say how many"),
+        ("--devices 2 --node-rank 1", "try: --nodes 2 --node-rank 1"),
     ],
 )
 def test_words_that_cannot_be_are_refused_before_anything_starts(
@@ -167,6 +176,66 @@ def test_words_that_cannot_be_are_refused_before_anything_starts(
     done = dialogkit("train", "custom-nano", "--no-cuda", *words.split())
     assert (done.code, done.out) == (2, "")
     assert told in done.err
+    assert not Path("models").exists()
+
+
+def test_one_of_several_that_does_not_know_where_the_others_are_is_refused(
+    dialogkit: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    done = dialogkit("train", "custom-nano", "--no-cuda")
+    assert (done.code, done.out) == (2, "")
+    assert "RANK and WORLD_SIZE make this one of 2 processes, and no MASTER_ADDR says where they meet" in done.err
+    assert not Path("models").exists()
+
+
+def test_a_port_that_is_taken_is_told_at_once(dialogkit: Callable[..., Finished]) -> None:
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        place = f"localhost:{other.getsockname()[1]}"
+        words = f"train custom-nano --no-cuda --nodes 2 --node-rank 0 --rendezvous {place}"
+        done = dialogkit(*words.split())
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: the machines cannot meet at {place}: port ")
+    assert "try: --rendezvous localhost:" in done.err
+    assert not Path("models").exists()
+
+
+IMPATIENT = """
+from contextlib import contextmanager
+
+import dialogkit.services.processes as processes
+
+before = processes._torch_says_nothing
+
+@contextmanager
+def and_waits_a_second():
+    with before():
+        yield
+    import torch.distributed.elastic.rendezvous.c10d_rendezvous_backend as backend
+
+    create = backend.create_backend
+    backend.create_backend = lambda params: (params.config.update(read_timeout="1"), create(params))[1]
+
+processes._torch_says_nothing = and_waits_a_second
+"""
+
+
+def test_machines_that_do_not_meet_are_told_in_one_sentence(in_temporary_folder: Path) -> None:
+    (in_temporary_folder / "hooks").mkdir()
+    (in_temporary_folder / "hooks/sitecustomize.py").write_text(IMPATIENT)
+    hooks = f"{in_temporary_folder / 'hooks'}{os.pathsep}{REPOSITORY}"
+    words = "train custom-nano --no-cuda --nodes 2 --node-rank 1 --rendezvous nowhere.invalid:29400"
+    assert run_process(*words.split(), PYTHONPATH=hooks) == Finished(
+        2,
+        "",
+        "error: the 2 machines did not find each other at nowhere.invalid:29400 (RendezvousConnectionError): the "
+        "name 'nowhere.invalid' is not known here\n"
+        "try: the same command with --node-rank 0 on nowhere.invalid, its port 29400 open to the others\n",
+    )
     assert not Path("models").exists()
 
 

@@ -116,6 +116,24 @@ def test_a_new_run_starts_from_a_finished_run_or_a_checkpoint(run: RunDir) -> No
     assert told.value.hint == "dialogkit train --from models/runs/r/checkpoint-3"
 
 
+@pytest.mark.parametrize("words", ["train --from {}/checkpoint-10", "generate {}/checkpoint-10"])
+@pytest.mark.parametrize(
+    ("name", "command"), [("done", "dialogkit generate done"), ("r", "dialogkit train --resume r")]
+)
+def test_the_parts_of_a_sharded_model_are_called_so(
+    words: str, name: str, command: str, run: RunDir, dialogkit: Run
+) -> None:
+    checkpoint = (run if name == "r" else made("done", finished=True)).path / "checkpoint-10"
+    for file in checkpoint.iterdir():
+        file.unlink()
+    (checkpoint / "pytorch_model_fsdp_0").mkdir()
+    (checkpoint / "trainer_state.json").write_text("{}")
+    seal(checkpoint, Progress())
+    done = dialogkit(*words.format(name).split())
+    told = "holds the parts of a sharded model, which only --resume reads"
+    assert done == Finished(2, "", f"error: '{name}/checkpoint-10' {told}\ntry: {command}\n")
+
+
 @pytest.mark.parametrize("output", ["models", "elsewhere"])
 @pytest.mark.parametrize("words", ["train --from r", "generate r"])
 @pytest.mark.parametrize(
@@ -177,7 +195,7 @@ def test_a_run_keeps_its_name(run: RunDir, dialogkit: Run) -> None:
             "dialogkit train --from done",
         ),
         ("--name other", ", and --name has no effect", "dialogkit train --from done --name other"),
-        ("--output-dir models", "", 'dialogkit generate custom-nano --prompt "Hello!"'),
+        ("--output-dir models", "", 'dialogkit generate done --prompt "Hello!"'),  # nothing is published
     ],
 )
 def test_a_finished_run_says_what_has_no_effect(words: str, told: str, hint: str, dialogkit: Run) -> None:
