@@ -42,6 +42,7 @@ TINY: dict[str, Any] = {
     "model.heads": 2,
     "model.context": 256,
     "train.optimizer": "adamw",
+    "train.adam_beta2": 0.95,
 }
 """Overrides that make custom-nano a model of 2 layers, small enough for many trainings.
 

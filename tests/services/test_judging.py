@@ -149,7 +149,7 @@ def test_each_fault_is_told_in_words_and_nothing_else_is(changed: dict[str, Any]
 
 
 def judged(run: str) -> EvaluateRow:
-    (row,) = evaluate(run, samples=24, device="cpu").rows
+    (row,) = evaluate(run, device="cpu").rows
     return row
 
 
