@@ -16,7 +16,14 @@ import pytest
 
 from dialogkit.tracking.rundir import RunDir
 from tests.conftest import REPOSITORY, SMALL
-from tests.services.test_processes import SETTINGS, assert_same_learning, points, words_of, write_shards
+from tests.services.test_processes import (
+    SETTINGS,
+    assert_same_learning,
+    in_every_process,
+    points,
+    words_of,
+    write_shards,
+)
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -155,13 +162,6 @@ def test_processes_that_are_lost_again_and_again_end_the_run(in_temporary_folder
 def failing(folder: Path, rank: str, action: str) -> dict[str, str]:
     """Return the environment in which a process does something after step 5."""
     return in_every_process(folder, FAILING.format(rank=rank, action=action))
-
-
-def in_every_process(folder: Path, code: str) -> dict[str, str]:
-    """Return the environment in which every process runs this code first."""
-    (folder / "site").mkdir()
-    (folder / "site/sitecustomize.py").write_text(code)
-    return {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(folder / "site")])}
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
@@ -333,11 +333,15 @@ def machines() -> Iterator[list[str]]:
         delete(names)
 
 
+def kill_all_on(machine: str) -> None:
+    inside = subprocess.run(["ip", "netns", "pids", machine], capture_output=True, text=True).stdout.split()
+    for pid in inside:
+        os.kill(int(pid), signal.SIGKILL)
+
+
 def delete(names: list[str]) -> None:
     for name in names:
-        inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split()
-        for pid in inside:
-            os.kill(int(pid), signal.SIGKILL)
+        kill_all_on(name)
         subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
@@ -345,26 +349,31 @@ def on(machine: str) -> list[str]:
     return ["ip", "netns", "exec", machine, *MODULE]
 
 
-def on_both(machines: list[str], nodes: str) -> list[Any]:
-    meet = ["--name", "it", "--nodes", nodes, "--rendezvous", "10.77.0.1:29400"]
-    return [
-        start(*meet, "--node-rank", str(number), before=on(machine)) for number, machine in enumerate(machines)
-    ]
+MEET = ["--rendezvous", "10.77.0.1:29400"]
+
+
+@contextmanager
+def started_on_both(machines: list[str], nodes: str) -> Iterator[tuple[Any, Any]]:
+    words = ["--name", "it", "--nodes", nodes, *MEET, "--node-rank"]
+    with (
+        started(*words, "0", before=on(machines[0])) as first,
+        started(*words, "1", before=on(machines[1])) as second,
+    ):
+        yield first, second
+
+
+def assert_both_completed() -> None:
+    assert_completed()
+    assert RunDir(RUN).read().runtime["processes"] == 2
+    assert len(RunDir(RUN).read().resumed) == 1
 
 
 def test_a_machine_that_is_lost_is_done_without(machines: list[str]) -> None:
-    first, second = on_both(machines, "1:2")
-    try:
+    with started_on_both(machines, "1:2") as (first, _):
         wait_for_step(15, first)
         assert RunDir(RUN).read().runtime["processes"] == 2
-        for pid in subprocess.run(
-            ["ip", "netns", "pids", machines[1]], capture_output=True, text=True, check=True
-        ).stdout.split():
-            os.kill(int(pid), signal.SIGKILL)
+        kill_all_on(machines[1])
         assert first.wait(400) == 0, err()
-    finally:
-        first.kill()
-        second.kill()
     assert_completed()
     record = RunDir(RUN).read()
     assert record.runtime["processes"] == 1
@@ -374,37 +383,22 @@ def test_a_machine_that_is_lost_is_done_without(machines: list[str]) -> None:
 
 
 def test_a_process_that_is_lost_on_one_of_two_machines_comes_back(machines: list[str]) -> None:
-    first, second = on_both(machines, "2")
-    try:
+    with started_on_both(machines, "2") as (first, second):
         wait_for_step(15, first)
         os.kill(children(second)[0], signal.SIGKILL)
         assert [first.wait(400), second.wait(400)] == [0, 0], err()
-    finally:
-        first.kill()
-        second.kill()
-    assert_completed()
-    assert RunDir(RUN).read().runtime["processes"] == 2
-    assert len(RunDir(RUN).read().resumed) == 1
+    assert_both_completed()
 
 
 def test_a_machine_that_was_lost_comes_back(machines: list[str]) -> None:
-    first, second = on_both(machines, "2")
-    try:
+    with started_on_both(machines, "2") as (first, second):
         wait_for_step(15, first)
-        for pid in subprocess.run(
-            ["ip", "netns", "pids", machines[1]], capture_output=True, text=True, check=True
-        ).stdout.split():
-            os.kill(int(pid), signal.SIGKILL)
+        kill_all_on(machines[1])
         second.wait()
-        meet = ["--resume", "it", "--nodes", "2", "--rendezvous", "10.77.0.1:29400", "--node-rank", "1"]
-        second = start(*meet, before=on(machines[1]), settings={})
-        assert [first.wait(400), second.wait(400)] == [0, 0], err()
-    finally:
-        first.kill()
-        second.kill()
-    assert_completed()
-    assert RunDir(RUN).read().runtime["processes"] == 2
-    assert len(RunDir(RUN).read().resumed) == 1
+        words = ["--resume", "it", "--nodes", "2", *MEET, "--node-rank", "1"]
+        with started(*words, before=on(machines[1]), settings={}) as again:
+            assert [first.wait(400), again.wait(400)] == [0, 0], err()
+    assert_both_completed()
     assert "Traceback" not in err()
 
 

@@ -138,6 +138,13 @@ def test_the_ledger_of_a_stream_has_the_rows_of_all_processes(
     assert told in Path("models/runs/together/console.log").read_text()
 
 
+def in_every_process(folder: Path, code: str) -> dict[str, str]:
+    """Return the environment in which every process runs this code first."""
+    (folder / "site").mkdir()
+    (folder / "site/sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(folder / "site")])}
+
+
 def write_shards(shards: int, rows: int, *, bad: Sequence[int]) -> None:
     """Write small files of dialogs, a block each: in each an unusable row, in the `bad` ones a malformed one."""
     Path("shards").mkdir()
@@ -225,11 +232,9 @@ processes._torch_says_nothing = and_waits_a_second
 
 
 def test_machines_that_do_not_meet_are_told_in_one_sentence(in_temporary_folder: Path) -> None:
-    (in_temporary_folder / "hooks").mkdir()
-    (in_temporary_folder / "hooks/sitecustomize.py").write_text(IMPATIENT)
-    hooks = f"{in_temporary_folder / 'hooks'}{os.pathsep}{REPOSITORY}"
+    impatient = in_every_process(in_temporary_folder, IMPATIENT)
     words = "train custom-nano --no-cuda --nodes 2 --node-rank 1 --rendezvous nowhere.invalid:29400"
-    assert run_process(*words.split(), PYTHONPATH=hooks) == Finished(
+    assert run_process(*words.split(), **impatient) == Finished(
         2,
         "",
         "error: the 2 machines did not find each other at nowhere.invalid:29400 (RendezvousConnectionError): the "
