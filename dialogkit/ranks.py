@@ -12,6 +12,8 @@ from dialogkit.errors import ConfigError
 
 LAUNCH_FOLDER = "DIALOGKIT_LAUNCH_FOLDER"
 """Names a folder in which `--devices` and the processes that it starts leave word for each other."""
+PORT = 29400
+"""Where machines meet if nothing else is said, as torchrun has it."""
 
 
 @dataclass(frozen=True)

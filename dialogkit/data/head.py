@@ -54,7 +54,6 @@ class StreamedData:
     def ledger(self) -> Ledger:
         """What became of the rows of the first pass so far."""
         counts, source = self.stream.counts, self.source
-        first = [text for _, text in counts.malformed_first + counts.refused_first]
         return Ledger(
             dataset=source.name,
             format=self.stream.plan.format,
@@ -64,7 +63,7 @@ class StreamedData:
             unusable=counts.malformed + counts.refused,
             cut=counts.cut,
             dropped=counts.dropped,
-            first_bad_row=next(iter(first), None),
+            first_bad_row=next((text for _, text in counts.malformed_first + counts.refused_first), None),
         )
 
     def known(self) -> PreparedData:

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dialogkit.config.paths import MANIFEST
+from dialogkit.config.paths import MANIFEST, PARTS
 
 _PICKLED = re.compile(r"(optimizer|scheduler)\.pt|rng_state(_\d+)?\.pth|training_args\.bin")
 """The pickled files that a training writes; HF would read others that are there."""
 _PLAN = ".metadata"
-_SHARD = re.compile(r"(pytorch_model_fsdp_0|optimizer_0)/(\.metadata|__\d+_\d+\.distcp)")
+_SHARD = re.compile(rf"({PARTS}|optimizer_0)/(\.metadata|__\d+_\d+\.distcp)")
 """The files of torch's distributed format, by their folders."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 _DOOMED = ".old-"

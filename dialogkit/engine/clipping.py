@@ -6,10 +6,11 @@ step has it too.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from dialogkit.engine.sharding import is_part, own_part
 
 _ROW = 1024
 """Numbers that are summed at once."""
@@ -17,8 +18,8 @@ _ROW = 1024
 
 def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
     """Return the Euclidean norm of all gradients as one vector, a scalar; sharded ones count in all processes."""
-    gradients: list[Any] = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    held = [grad.to_local() if hasattr(grad, "to_local") else grad for grad in gradients]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    held = [own_part(grad) for grad in gradients]
     if not held:
         return torch.zeros(())
     norm: torch.Tensor
@@ -26,7 +27,7 @@ def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
         norm = torch.linalg.vector_norm(torch.stack([_norm(grad) for grad in held]))
     else:
         norm = get_total_norm(held)
-    if any(hasattr(grad, "to_local") for grad in gradients):
+    if any(is_part(grad) for grad in gradients):
         squares = norm.square()
         torch.distributed.all_reduce(squares)
         norm = squares.sqrt()

@@ -24,9 +24,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dialogkit.engine.processes import RESTART
 from dialogkit.errors import DialogKitError, InterruptedRunError, ProcessLostError, UnavailableError
-from dialogkit.ranks import LAUNCH_FOLDER
+from dialogkit.ranks import LAUNCH_FOLDER, PORT
 
-PORT = 29400
 JOIN_S = 900
 """How long a machine waits for the others."""
 REGROUP_S = 15

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from types import MethodType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -40,6 +39,7 @@ from dialogkit.engine.loss import TokenCounter, install_dialog_loss, remove_dial
 from dialogkit.engine.memory import is_out_of_memory, keep_freed_memory
 from dialogkit.engine.optimizer import muon_with_adamw
 from dialogkit.engine.runtime import Runtime
+from dialogkit.engine.sharding import own_part
 from dialogkit.errors import CheckpointError, ModelError, OutOfMemoryError
 
 # Where WANDB_MODE is offline, transformers prints a line to stdout, which belongs to results.
@@ -354,49 +354,10 @@ def set_aside_torn_best(checkpoint: Path) -> str | None:
     return f"{best.name}, the best so far, is torn or damaged{aside}: the best now begins with {checkpoint.name}"
 
 
-def within_sharded(model: Any) -> Callable[[Callable[[], Any]], Any]:
-    """Return what runs a function that uses a sharded model's modules, as if it were a forward of the model."""
-    from torch.distributed.fsdp import register_fsdp_forward_method
-
-    if "run_within" not in model.__dict__:
-        model.run_within = MethodType(lambda self, compute: compute(), model)
-        register_fsdp_forward_method(model, "run_within")
-    run: Callable[[Callable[[], Any]], Any] = model.run_within
-    return run
-
-
-def is_sharded(model: Any) -> bool:
-    """Return whether this process holds only a part of a model's weights."""
-    return any(hasattr(parameter, "to_local") for parameter in model.parameters())
-
-
-def save_model(trainer: Any, folder: Path) -> None:
-    """Save a trained model as a transformers folder; of several processes the first writes, and all take part."""
-    if is_sharded(trainer.model):
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-        whole = get_model_state_dict(
-            trainer.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-        )
-        if processes.is_first():
-            # Of weights that two modules share, the first name; a folder of transformers has no other.
-            learned = [_own_name(name) for name, _ in trainer.model.named_parameters()]
-            held = [name for name, _ in trainer.model.named_buffers() if name in whole]
-            trainer._save(str(folder), state_dict={name: whole[name] for name in (*learned, *held)})
-    else:
-        trainer.save_model(str(folder))
-
-
-def _own_name(name: str) -> str:
-    """Return the name of a weight without wrappers: of a compiled model, of layers that are computed again."""
-    return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
-
-
 def require_finite(model: Any, step: int, learning_rate: float) -> None:
     """Raise DivergedError if a weight is no number."""
     for name, parameter in model.named_parameters():
-        held = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # of one that is sharded
-        if not torch.isfinite(held).all():
+        if not torch.isfinite(own_part(parameter)).all():
             raise diverged(f"the weights {name} are no numbers", step, learning_rate)
 
 

@@ -128,7 +128,7 @@ class Parts:
         from dialogkit.engine import processes
         from dialogkit.engine.attention import use_packed_attention
         from dialogkit.engine.callbacks import EvaluationLeft
-        from dialogkit.engine.fit import is_sharded, within_sharded
+        from dialogkit.engine.sharding import is_sharded, within_sharded
         from dialogkit.inference.scoring import Likelihood, score_batches
 
         use_packed_attention(self.model)
@@ -442,10 +442,12 @@ class Parts:
         """Return what a user may not expect of the data and the settings."""
         from dialogkit.models.build import has_dropout
 
-        told = None if self.streamed else held_out_remark(len(self.data.evaluation), self.data.ledger.kept)
-        dropout = self.config.train.dropout
-        idle = f"train.dropout={dropout:g} does nothing: the layers of this model have no dropout"
-        return [*([told] if told else []), *([idle] if dropout and not has_dropout(self.model) else [])]
+        told = []
+        if not self.streamed and (remark := held_out_remark(len(self.data.evaluation), self.data.ledger.kept)):
+            told.append(remark)
+        if (dropout := self.config.train.dropout) and not has_dropout(self.model):
+            told.append(f"train.dropout={dropout:g} does nothing: the layers of this model have no dropout")
+        return told
 
     def _share(self) -> str:
         """Return how many dialogs there are to train on, and of how many where not all are used."""

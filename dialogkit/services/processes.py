@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, DialogKitError, ProcessLostError
-from dialogkit.ranks import LAUNCH_FOLDER, Rank, this_rank
+from dialogkit.ranks import LAUNCH_FOLDER, PORT, Rank, this_rank
 
 
 def nodes_of(text: str | None) -> tuple[int, int]:
@@ -29,13 +29,13 @@ def _require_place(rendezvous: str) -> None:
     """Raise ConfigError unless words are a host and a port, as torch takes them."""
     host, _, port = rendezvous.rpartition(":")
     if not port.isascii() or not port.isdecimal():
-        host, port = rendezvous, "29400"
+        host, port = rendezvous, str(PORT)
     elif re.fullmatch(r"[\w.:-]+", host) and 0 < int(port) < 65_536:
         return
     host = (re.findall(r"[\w.-]+", host) or ["HOST"])[-1]  # of an address in the manner of the web as well
     raise ConfigError(
         f"--rendezvous {rendezvous!r} is not HOST:PORT, with a port from 1 to 65535",
-        hint=f"--rendezvous {host}:{port if 0 < int(port) < 65_536 else 29400}",
+        hint=f"--rendezvous {host}:{port if 0 < int(port) < 65_536 else PORT}",
     )
 
 
@@ -57,7 +57,7 @@ def start_processes(
     if most > 1 and rendezvous is None:
         raise ConfigError(
             "--nodes needs --rendezvous HOST:PORT, at which the machines meet",
-            hint=f"--nodes {nodes} --node-rank 0 --rendezvous HOST:29400",
+            hint=f"--nodes {nodes} --node-rank 0 --rendezvous HOST:{PORT}",
         )
     for option, given in (("--rendezvous", rendezvous), ("--node-rank", node_rank)):
         if nodes is None and given is not None:  # left alone, each machine would train for itself

@@ -368,7 +368,7 @@ def _work(
 ) -> tuple[TrainResult, Any]:
     from dialogkit.engine import processes
     from dialogkit.engine.callbacks import EvaluationLeft
-    from dialogkit.engine.fit import save_model
+    from dialogkit.engine.sharding import save_model
 
     config = parts.config
     split = parts.require_memory()
@@ -590,8 +590,10 @@ def require_started(config: RunConfig, processes: int) -> None:
 def costly_evaluations(budget_s: float, evaluation_s: float, dialogs: int) -> str | None:
     """Return what to tell where evaluations take much of a budget: at the start, after training, at the end."""
     share = 3 * evaluation_s / budget_s
-    fewer = 50 * round(dialogs * 0.1 / share / 50) or 50 if share > 0 else dialogs
-    if share < 0.25 or fewer >= dialogs:
+    if share < 0.25:
+        return None
+    fewer = max(50, 50 * round(dialogs * 0.1 / share / 50))  # take a tenth, in fifties
+    if fewer >= dialogs:
         return None
     return (
         f"three evaluations of {dialogs:,} dialogs take {min(share, 1):.0%} of the budget: "
@@ -630,8 +632,8 @@ def _start_again(run: RunDir, *, command: list[str], reporter: TrainReporter) ->
 def _follow() -> tuple[Any, Any]:
     """Do the part of a training that falls to another process than the first: without a word, or a file."""
     from dialogkit.engine import processes
-    from dialogkit.engine.fit import save_model
     from dialogkit.engine.runtime import resolve_runtime
+    from dialogkit.engine.sharding import save_model
 
     with processes.end_together(), _signals_stop() as raise_lost_stop:
         told = processes.share(None)

@@ -34,7 +34,6 @@ RUN_FILES = (RECORD_FILE, "metrics.jsonl", SAMPLES_FILE, "histograms.jsonl", "co
 PRUNED_FILE = ".pruned.json"
 """What the record of a run is called while the run is deleted: no run any more, and known to be none."""
 
-
 PUBLISHED_MARK = b"\ntags: [dialogkit,"
 """A line of every model card that dialogkit writes."""
 
