@@ -171,7 +171,7 @@ def _usage_error(error: TyperException, words: list[str]) -> ConfigError:
     if "pydantic" in sys.modules:  # otherwise nothing of it can have been raised, and importing it takes its time
         from pydantic import ValidationError
 
-        from dialogkit.config.load import list_problems
+        from dialogkit.config.problems import list_problems
 
         if isinstance(error.__cause__, ValidationError):
             option = error.param.get_error_hint()  # type: ignore[attr-defined]

@@ -101,7 +101,7 @@ def sampling(**given: Any) -> "GenerateConfig":
     from pydantic import ValidationError
 
     from dialogkit.config.generate import GenerateConfig
-    from dialogkit.config.load import list_problems
+    from dialogkit.config.problems import list_problems
 
     try:
         return GenerateConfig(**{name: value for name, value in given.items() if value is not None})

@@ -11,7 +11,6 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from dialogkit.config.model import NAME_PATTERN
 from dialogkit.config.paths import configs_dir, holds_model, nearest_file
+from dialogkit.config.problems import list_problems, refusal, remedy
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, ModelError, did_you_mean
 from dialogkit.text import convert_command, json_problem, wide_encoding
@@ -120,8 +120,7 @@ def load_with_origins(
     try:
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise _refusal(list_problems(error), _remedy(tuple(first["loc"]), origins, first["msg"])) from None
+        raise refusal(list_problems(error), remedy(error, origins)) from None
     if config.name == NEWEST:
         raise ConfigError(
             f"name: must not be {NEWEST!r}, which is what --resume calls the newest unfinished run",
@@ -129,12 +128,6 @@ def load_with_origins(
         )
     known = {name for name, _ in flatten(config.model_dump())}
     return LoadedConfig(config, {name: origins.get(name, "default") for name in sorted(known)})
-
-
-def _refusal(problems: Sequence[str], hint: str | None = None) -> ConfigError:
-    """Return the error of one problem or several: the first, their number, and the others as details."""
-    more = {0: "", 1: " (and 1 more problem)"}.get(len(problems) - 1, f" (and {len(problems) - 1} more problems)")
-    return ConfigError(f"{problems[0]}{more}", hint=hint, details=problems[1:])
 
 
 def _with_rate_of_lora(layers: list[tuple[str, Layer]]) -> list[tuple[str, Layer]]:
@@ -158,7 +151,7 @@ def load_changed(saved: Mapping[str, Any], changes: Mapping[str, Any]) -> RunCon
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
-        raise _refusal(list_problems(error)) from None
+        raise refusal(list_problems(error)) from None
 
 
 def _describes_model(layer: Layer) -> bool:
@@ -349,7 +342,7 @@ def parse_sets(words: Sequence[str]) -> dict[str, Any]:
             value = text
         overrides[name] = value
     if wrong:
-        raise _refusal([*wrong, *_problems_of(overrides)], "--set train.learning_rate=1e-3")
+        raise refusal([*wrong, *_problems_of(overrides)], "--set train.learning_rate=1e-3")
     return overrides
 
 
@@ -416,80 +409,6 @@ def list_settings(loaded: LoadedConfig) -> list[Setting]:
 def default_settings() -> dict[str, Any]:
     """Return the defaults of the settings that have one, as a record holds them."""
     return dict(flatten(json.loads(json.dumps(_defaults()))))
-
-
-def known_settings() -> list[str]:
-    """Return the dotted names of all settings."""
-    return [
-        f"{section}.{field}" if fields else section
-        for section, fields in _sections().items()
-        for field in (fields or {"": None})
-    ]
-
-
-def _sections() -> dict[str, Mapping[str, Any]]:
-    sections: dict[str, Mapping[str, Any]] = {}
-    for name, field in RunConfig.model_fields.items():
-        kind = field.annotation
-        is_section = isinstance(kind, type) and issubclass(kind, BaseModel)
-        sections[name] = kind.model_fields if is_section else {}  # type: ignore[union-attr]
-    return sections
-
-
-def list_problems(error: ValidationError) -> list[str]:
-    """Return one sentence for each problem, as `train.learning_rate: must be greater than 0 (got -1)`."""
-    return [_problem(tuple(item["loc"]), item["type"], item["msg"], item["input"]) for item in error.errors()]
-
-
-def _problem(location: tuple[Any, ...], kind: str, message: str, given: Any) -> str:
-    name = ".".join(str(part) for part in location)
-    if kind == "extra_forbidden" and isinstance(given, dict):
-        known = [section for section, fields in _sections().items() if fields]
-        return f"unknown section {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}"
-    if kind == "extra_forbidden":
-        return f"unknown setting {name!r}{_nearest_setting(name)}"
-    if kind == "missing":
-        return f"{name}: is required"
-    if kind == "value_error":
-        told = message.removeprefix("Value error, ")
-        return f"{name}: {told}" if name else told  # settings that do not go together have no one name
-    if kind in ("bool_type", "bool_parsing"):
-        message = "must be true or false"
-    if kind == "string_pattern_mismatch":  # names are the only settings with a pattern
-        message = "must be at most 64 letters, digits, dots, dashes or underscores, a letter or digit first"
-    message = message.partition(", unable to parse")[0]
-    if given in ("NaN", "Infinity", "-Infinity") and kind.endswith(("_type", "_parsing")):
-        # Words of a command line that JSON does not know as numbers are taken as text.
-        return f"{name}: must be a finite number (got {given})"
-    text = "must be a JSON object" if kind == "model_type" else re.sub(r"^\w+ should ", "must ", message)
-    shown = json.dumps(given, default=str, ensure_ascii=False)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return f"{name}: {text} (got {shown})"
-
-
-def _remedy(location: tuple[Any, ...], origins: Mapping[str, str], message: str) -> str | None:
-    """Return what to type in the place of a wrong value: its file's check, or a value that is right."""
-    if not location:  # of settings that do not go together the message ends with what mends it
-        return f"--set {asked[1]}" if (asked := re.search(r"set (\S+=\S+)$", message)) else None
-    name = ".".join(str(part) for part in location)
-    if (origin := origins.get(name, "")).endswith(".json"):
-        return f"dialogkit config validate {origin}"
-    fields: Mapping[str, Any] = RunConfig.model_fields
-    for part in location[:-1]:
-        fields = _sections().get(str(part), {}) if fields is RunConfig.model_fields else {}
-    field = fields.get(str(location[-1])) if location else None
-    right = (field.examples or [field.default])[0] if field is not None else None
-    if right is None or isinstance(right, BaseModel | tuple) or "." not in name:
-        return "--name my-run" if name == "name" else None
-    return f"--set {name}={right if isinstance(right, str) else json.dumps(right)}"
-
-
-def _nearest_setting(name: str) -> str:
-    """Return a suggestion by the last part of a name; of several settings that of the same section."""
-    section, _, key = name.rpartition(".")
-    known = sorted([*_sections(), *known_settings()], key=lambda k: k.rpartition(".")[0] == section)
-    names = {setting.rpartition(".")[2]: setting for setting in known}
-    return "".join(f" (did you mean {names[nearest]!r}?)" for nearest in get_close_matches(key, names, n=1))
 
 
 def validate_file(path: Path) -> list[str]:

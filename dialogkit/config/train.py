@@ -34,7 +34,7 @@ class TrainConfig(Section):
     """LoRA's matrices are scaled by alpha over rank. None: twice the rank."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout of what goes into LoRA's matrices."""
-    lora_targets: tuple[LayerName, ...] = Field((), max_length=100, strict=False)
+    lora_targets: tuple[LayerName, ...] = Field((), examples=[["q_proj", "v_proj"]], max_length=100, strict=False)
     """Linear layers that get LoRA's matrices, by names such as q_proj. Empty: all those of the blocks."""
     merge: bool = True
     """Add LoRA's matrices to the weights of the finished model. false: it is a peft adapter beside its base."""

@@ -166,7 +166,7 @@ class Chat:
         """Set how replies are sampled, and return the value. Raises: ConfigError."""
         from pydantic import ValidationError
 
-        from dialogkit.config.load import list_problems
+        from dialogkit.config.problems import list_problems
 
         self.get(name)
         try:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from dialogkit.config.data import DataConfig
-from dialogkit.config.load import list_problems
+from dialogkit.config.problems import list_problems
 from dialogkit.data.sources import NAMED, find_source, looks_like_file
 from dialogkit.errors import ConfigError, DataError
 from dialogkit.services.keeping import Keeper, KeptRow, TrackedRow, require_mode

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from dialogkit.config.load import list_problems
+from dialogkit.config.problems import list_problems
 from dialogkit.config.tracking import TrackingConfig
 from dialogkit.errors import ConfigError, StorageError
 from dialogkit.services.measuring import EvaluateRow

@@ -13,8 +13,9 @@ import typer.main
 
 import dialogkit as package
 from dialogkit.cli.app import app
-from dialogkit.config.load import known_settings, load_with_origins, model_names, preset_names, schema_text
+from dialogkit.config.load import load_with_origins, model_names, preset_names, schema_text
 from dialogkit.config.paths import configs_dir
+from dialogkit.config.problems import known_settings
 from dialogkit.errors import did_you_mean
 from tests.conftest import REPOSITORY, SMALL, Finished, Trained, run_process
 
@@ -103,6 +104,15 @@ def test_help_fits_into_80_columns_and_names_everything(
     }
     expected = below if words in GROUPS else {name for name in SURFACE[words].split() if name.startswith("-")}
     assert expected <= set(done.out.split())
+
+
+def test_help_shows_all_that_is_written_for_it(dialogkit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    for words, command in commands():
+        shown = dialogkit(*words.split(), "--help").out
+        for parameter in command.params:
+            # A word in brackets, as of what an option is if it is left out, would be taken for a colour.
+            assert (parameter.help or "").replace("\\[", "[") in shown, (words, parameter.name)
 
 
 @pytest.mark.parametrize("words", GROUPS)

@@ -1,6 +1,7 @@
 """Settings: every shipped file loads, layers merge in their order, and every problem is named."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from dialogkit.config.load import (
     describe,
     flatten,
     folder_name,
-    known_settings,
     load_run_config,
     load_with_origins,
     model_names,
@@ -22,6 +22,7 @@ from dialogkit.config.load import (
     validate_file,
 )
 from dialogkit.config.paths import configs_dir
+from dialogkit.config.problems import OF_OTHERS, known_settings
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, ModelError
 from tests.conftest import Trained
@@ -285,11 +286,37 @@ def test_a_value_of_another_type_or_out_of_bounds_is_refused_and_shown(name: str
         ("train.compile", "runtime.compile"),
         ("model.layer", "model.layers"),
         ("nam", "name"),
+        ("train.lr", "train.learning_rate"),
+        ("train.checkpoint_every_steps", "train.eval_every_steps"),
+        ("train.gradient_accumulation_steps", "train.accumulation_steps"),
     ],
 )
 def test_an_unknown_setting_is_refused_with_the_nearest_known(name: str, nearest: str) -> None:
     (problem,) = problems_of(**{name.replace(".", "__"): 1})
     assert problem == f"unknown setting {name!r} (did you mean {nearest!r}?)"
+
+
+def test_what_other_tools_call_a_setting_names_one_that_is_there() -> None:
+    assert set(OF_OTHERS.values()) <= set(known_settings())
+    assert not {name.rpartition(".")[2] for name in known_settings()} & set(OF_OTHERS)
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("runtime.sharding=fspd", "--set runtime.sharding=fsdp"),
+        ("runtime.precision=BF16", "--set runtime.precision=bf16"),
+        ("data.format=xml", "--set data.format=auto"),
+        ("train.lora_targets=q_proj", """--set train.lora_targets='["q_proj", "v_proj"]'"""),
+        ("train.batch_size=many", "--set train.batch_size=8"),
+        ("runtime.sharding=fsdp", "--set train.optimizer=adamw"),
+    ],
+)
+def test_the_hint_is_a_value_that_is_taken(word: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_run_config(overrides=parse_sets([word]))
+    assert refused.value.hint == hint
+    load_run_config(overrides=parse_sets([word, "train.optimizer=adamw", *shlex.split(hint)[1:]]))
 
 
 def test_a_setting_like_no_other_gets_no_suggestion() -> None:

@@ -26,8 +26,9 @@ from dialogkit.cli.output import (
     settings_table,
     untrusted,
 )
-from dialogkit.config.load import known_settings, load_with_origins
+from dialogkit.config.load import load_with_origins
 from dialogkit.config.model import ModelConfig
+from dialogkit.config.problems import known_settings
 from dialogkit.engine.checkpoints import read_progress, seal
 from dialogkit.errors import CheckpointError, DataError, DialogKitError, ModelError, StorageError
 from dialogkit.models.tokenizer import with_format

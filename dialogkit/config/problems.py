@@ -1,0 +1,143 @@
+"""What is wrong with settings, told as a user would have to mend it: in one sentence, with what to type."""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from dialogkit.config.base import NOT_TOGETHER
+from dialogkit.config.run import RunConfig
+from dialogkit.errors import ConfigError, did_you_mean
+
+OF_OTHERS = {
+    "lr": "train.learning_rate",
+    "num_train_epochs": "train.epochs",
+    "steps": "train.max_steps",
+    "gradient_accumulation_steps": "train.accumulation_steps",
+    "per_device_train_batch_size": "train.batch_size",
+    "per_device_eval_batch_size": "train.eval_batch_size",
+    "warmup_ratio": "train.warmup_fraction",
+    "warmup_steps": "train.warmup_fraction",
+    "lr_scheduler_type": "train.schedule",
+    "optim": "train.optimizer",
+    "gradient_checkpointing": "train.activation_checkpointing",
+    "eval_steps": "train.eval_every_steps",
+    "save_steps": "train.eval_every_steps",
+    "save_every_steps": "train.eval_every_steps",
+    "checkpoint_every_steps": "train.eval_every_steps",
+    "save_total_limit": "train.keep_checkpoints",
+    "logging_steps": "train.log_every_steps",
+    "lora_r": "train.lora_rank",
+    "target_modules": "train.lora_targets",
+    "bf16": "runtime.precision",
+    "fp16": "runtime.precision",
+    "fsdp": "runtime.sharding",
+    "torch_compile": "runtime.compile",
+    "dataloader_num_workers": "runtime.workers",
+    "max_length": "data.max_tokens",
+    "max_seq_length": "data.max_tokens",
+    "report_to": "tracking.trackers",
+}
+"""What HF's arguments and other tools call a setting, evaluations and checkpoints being at the same steps here."""
+
+
+def known_settings() -> list[str]:
+    """Return the dotted names of all settings."""
+    return [
+        f"{section}.{field}" if fields else section
+        for section, fields in _sections().items()
+        for field in (fields or {"": None})
+    ]
+
+
+def _sections() -> dict[str, Mapping[str, Any]]:
+    sections: dict[str, Mapping[str, Any]] = {}
+    for name, field in RunConfig.model_fields.items():
+        kind = field.annotation
+        is_section = isinstance(kind, type) and issubclass(kind, BaseModel)
+        sections[name] = kind.model_fields if is_section else {}  # type: ignore[union-attr]
+    return sections
+
+
+def refusal(problems: Sequence[str], hint: str | None = None) -> ConfigError:
+    """Return the error of one problem or several: the first, their number, and the others as details."""
+    more = {0: "", 1: " (and 1 more problem)"}.get(len(problems) - 1, f" (and {len(problems) - 1} more problems)")
+    return ConfigError(f"{problems[0]}{more}", hint=hint, details=problems[1:])
+
+
+def list_problems(error: ValidationError) -> list[str]:
+    """Return one sentence for each problem, as `train.learning_rate: must be greater than 0 (got -1)`."""
+    return [_problem(item) for item in error.errors()]
+
+
+def _problem(item: ErrorDetails) -> str:
+    name, kind, message, given = _name(item), item["type"], item["msg"], item["input"]
+    if kind == "extra_forbidden" and isinstance(given, dict):
+        known = [section for section, fields in _sections().items() if fields]
+        return f"unknown section {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}"
+    if kind == "extra_forbidden":
+        return f"unknown setting {name!r}{_nearest_setting(name)}"
+    if kind == "missing":
+        return f"{name}: is required"
+    if kind in ("value_error", NOT_TOGETHER):
+        told = message.removeprefix("Value error, ")
+        return f"{name}: {told}" if name else told  # settings that do not go together have no one name
+    if kind in ("bool_type", "bool_parsing"):
+        message = "must be true or false"
+    if kind == "tuple_type":
+        message = "must be a list of values"
+    if kind == "string_pattern_mismatch":  # names are the only settings with a pattern
+        message = "must be at most 64 letters, digits, dots, dashes or underscores, a letter or digit first"
+    message = message.partition(", unable to parse")[0]
+    if given in ("NaN", "Infinity", "-Infinity") and kind.endswith(("_type", "_parsing")):
+        # Words of a command line that JSON does not know as numbers are taken as text.
+        return f"{name}: must be a finite number (got {given})"
+    text = "must be a JSON object" if kind == "model_type" else re.sub(r"^\w+ should ", "must ", message)
+    shown = json.dumps(given, default=str, ensure_ascii=False)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return f"{name}: {text} (got {shown})"
+
+
+def _name(item: ErrorDetails) -> str:
+    return ".".join(str(part) for part in item["loc"])
+
+
+def remedy(error: ValidationError, origins: Mapping[str, str]) -> str | None:
+    """Return what to type in the place of the first wrong value: its file's check, or a value that is right.
+
+    Args:
+        error: what pydantic found.
+        origins: the layer that decided each setting, by its dotted name.
+    """
+    item = error.errors()[0]
+    name, location, context = _name(item), item["loc"], item.get("ctx", {})
+    if item["type"] == NOT_TOGETHER:
+        return f"--set {context['remedy']}"
+    if (origin := origins.get(name, "")).endswith(".json"):
+        return f"dialogkit config validate {origin}"
+    fields: Mapping[str, Any] = RunConfig.model_fields
+    for part in location[:-1]:
+        fields = _sections().get(str(part), {}) if fields is RunConfig.model_fields else {}
+    field = fields.get(str(location[-1])) if location else None
+    right = (field.examples or [field.default])[0] if field is not None else None
+    if item["type"] == "literal_error":
+        allowed = re.findall(r"'([^']*)'", context["expected"])
+        right = next(iter(get_close_matches(str(item["input"]).lower(), allowed, n=1)), right)
+    if right is None or isinstance(right, BaseModel | tuple) or "." not in name:
+        return "--name my-run" if name == "name" else None
+    return f"--set {name}={right if isinstance(right, str) else shlex.quote(json.dumps(right))}"
+
+
+def _nearest_setting(name: str) -> str:
+    """Return a suggestion by the last part of a name; of several settings that of the same section."""
+    section, _, key = name.rpartition(".")
+    if key in OF_OTHERS:
+        return f" (did you mean {OF_OTHERS[key]!r}?)"
+    known = sorted([*_sections(), *known_settings()], key=lambda k: k.rpartition(".")[0] == section)
+    names = {setting.rpartition(".")[2]: setting for setting in known}
+    return "".join(f" (did you mean {names[nearest]!r}?)" for nearest in get_close_matches(key, names, n=1))
