@@ -12,10 +12,10 @@ from dialogkit.text import sanitize
 
 
 def show_command(
-    model: Annotated[str | None, typer.Argument(help="The model. [custom-tiny]")] = None,
+    model: Annotated[str | None, typer.Argument(help=r"The model. \[custom-tiny]")] = None,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", "-c", metavar="PRESET", help="test, development or production. [test]"),
+        typer.Option("--preset", "-c", metavar="PRESET", help=r"test, development or production. \[test]"),
     ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,

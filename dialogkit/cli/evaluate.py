@@ -73,7 +73,7 @@ def evaluate_command(
     ] = 8,
     wandb: Annotated[
         str | None,
-        typer.Option("--wandb", metavar="MODE", help="auto, online, offline or disabled. [the run's]"),
+        typer.Option("--wandb", metavar="MODE", help=r"auto, online, offline or disabled. \[the run's]"),
     ] = None,
     no_cuda: NoCudaOption = False,
     output_dir: OutputOption = "models",

@@ -89,7 +89,7 @@ def report_command(
     names: Annotated[list[str], typer.Argument(metavar="RUN", help="One run, or several side by side.")],
     to: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="HTML file. [of one run: in its folder]"),
+        typer.Option("--output", "-o", metavar="FILE", help=r"HTML file. \[of one run: in its folder]"),
     ] = None,
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
