@@ -30,7 +30,7 @@ RestartsOption = Annotated[
 ]
 NameOption = Annotated[str | None, typer.Option("--name", metavar="RUN", help="Name of the job and its run.")]
 OutputFileOption = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write it. [standard output]")
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help=r"Where to write it. \[standard output]")
 ]
 
 
@@ -54,10 +54,11 @@ def slurm_command(
     output: OutputFileOption = None,
 ) -> None:
     """Print an sbatch script that trains, and that goes on after a requeue or the time limit."""
-    from dialogkit.services.launch import plan
+    from dialogkit.services.launch import plan, require_dataset
     from dialogkit.services.slurm import slurm_script
 
     config, typed = _training(words, name)
+    require_dataset(config)
     asked: dict[str, Any] = {"nodes": nodes, "gpus": gpus, "cpus": cpus, "max_restarts": max_restarts}
     job = plan(config, typed, memory=memory, time=time, **asked)
     command = ["dialogkit", *sys.argv[1:]]

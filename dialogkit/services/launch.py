@@ -15,7 +15,7 @@ from dialogkit.tracking.rundir import run_name
 
 _SECRET_NAME = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
 _SHORTEST_SECRET = 8
-_MEMORY = re.compile(r"[1-9]\d{0,6}[MGT]")
+_MEMORY = re.compile(r"([1-9]\d{0,6}[MGT])i?B?")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def plan(
             "the words of the training hold what seems to be a secret, and a job file is read by many",
             hint="set it in the environment of the job, as WANDB_API_KEY",
         )
-    if memory is not None and not _MEMORY.fullmatch(memory):
+    size = memory and _MEMORY.fullmatch(memory)
+    if memory is not None and not size:
         raise ConfigError(f"--memory {memory!r} is not a size such as 64G", hint="--memory 64G")
     devices = max(1, gpus)
     job = Job(
@@ -103,12 +104,26 @@ def plan(
         devices=devices,
         gpus=gpus,
         cpus=cpus or 4 * devices,
-        memory=memory,
+        memory=size[1] if size else None,
         max_restarts=max_restarts,
         time_s=None if time is None else seconds_of(time),
     )
     config.train.require_even(job.processes)
     return job
+
+
+def require_dataset(config: RunConfig) -> None:
+    """Raise DataError if the dataset is no file or folder here that can be read; of the hub nothing is asked."""
+    from dialogkit.data.shards import find_stream
+    from dialogkit.data.sources import NAMED, find_source, looks_like_file
+
+    name = config.data.dataset
+    if name in NAMED or not (looks_like_file(name) or Path(name).expanduser().exists()):
+        return
+    if config.data.streaming:
+        find_stream(config.data)
+    else:
+        find_source(config.data)
 
 
 def seconds_of(text: str) -> int:

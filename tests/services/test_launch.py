@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -230,7 +231,7 @@ def test_a_real_training_is_stopped_goes_on_and_is_then_left_alone(dialogkit: Ru
 
 
 def test_one_node_is_a_job_and_several_are_a_pytorchjob(dialogkit: Run) -> None:
-    words = ["--gpus", "2", "--memory", "64G", "--time", "12h", "--namespace", "lab", "--secret", "keys"]
+    words = ["--gpus", "2", "--memory", "64Gi", "--time", "12h", "--namespace", "lab", "--secret", "keys"]
     rest = ["--name", "Long_run.2", "--", "train", "custom-nano", "--set", "train.batch_size=8"]
     one = Job.model_validate(manifest(dialogkit, *words, *rest)[1])
     several = PyTorchJob.model_validate(manifest(dialogkit, "--nodes", "4", *words, *rest)[1])
@@ -305,6 +306,7 @@ def test_hostile_text_stays_text(dialogkit: Run, cluster: dict[str, str]) -> Non
         ["custom-tiny", "--tracker", "none"],
         ["custom-tiny", "--wandb", "of"],
         ["custom-tiny", "--no-merge"],
+        ["custom-tiny", "--set", "runtime.sharding=fspd"],
     ],
 )
 def test_what_train_refuses_is_refused_in_the_same_words(words: list[str], dialogkit: Run) -> None:
@@ -312,6 +314,26 @@ def test_what_train_refuses_is_refused_in_the_same_words(words: list[str], dialo
     assert known.code == 2
     for command in (("launch", "slurm"), KUBERNETES):
         assert dialogkit(*command, "--", "train", *words) == known
+
+
+@pytest.mark.parametrize("more", [[], ["--set", "data.streaming=true"]])
+@pytest.mark.parametrize("dataset", ["nosuch.jsonl", "no/such/folder", "empty"])
+def test_a_slurm_job_without_its_data_is_refused_in_the_words_of_train(
+    dataset: str, more: list[str], dialogkit: Run
+) -> None:
+    Path("empty").mkdir()
+    words = ["custom-nano", "--no-cuda", "--dataset", dataset, "--set", "train.max_steps=2", *more]
+    known = dialogkit("train", *words)
+    assert known.code == 2
+    assert dialogkit("launch", "slurm", "--gpus", "0", "--", "train", *words) == known
+    # What lies on the claim cannot be seen from here.
+    assert dialogkit(*KUBERNETES, "--", "train", *words).code == 0
+
+
+def test_a_slurm_job_with_data_of_the_hub_asks_nobody(dialogkit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "create_connection", None)
+    for name in ("alpaca-gpt4", "somebody/something"):
+        script(dialogkit, "--", "train", "--dataset", name, "--set", "data.streaming=true")
 
 
 @pytest.mark.parametrize(
