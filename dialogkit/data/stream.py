@@ -28,7 +28,7 @@ from dialogkit.data.prepare import DialogTokens, encode
 from dialogkit.data.shards import Reader, Shard
 from dialogkit.data.sources import TOLD_ROWS, refusal_of_rows
 from dialogkit.dialog import ChatTokenizer, Dialog
-from dialogkit.errors import DataError, DialogKitError
+from dialogkit.errors import ConfigError, DataError, DialogKitError
 
 
 def shuffled(count: int, *key: int) -> NDArray[np.int64]:
@@ -264,13 +264,22 @@ class DialogStream:
         self._going: Generator[dict[str, Any]] | None = None
 
     def restore(self, folder: Path | None) -> None:
-        """Go to the place that a checkpoint holds, or to the beginning. Raises: DataError."""
+        """Go to the place that a checkpoint holds, or to the beginning. Raises: what `require_place` raises."""
         self.close()
-        rank, world = process_share()
-        self._state, self._group = _State(world), None
+        self._group = None
         self._read = self._others = Counts()
         if folder is None:
+            self._state = _State(process_share()[1])
             return
+        self._state = self._held(folder)
+        self._read = self._state.counts
+
+    def require_place(self, folder: Path) -> None:
+        """Raise DataError if a checkpoint holds no place, ConfigError if that of another number of processes."""
+        self._held(folder)
+
+    def _held(self, folder: Path) -> _State:
+        rank, world = process_share()
         try:
             held = json.loads((folder / _file_name(rank)).read_text(encoding="utf-8"))
             counts = {name: Counts.read(held[name]) for name in ("counts", "reached")}
@@ -283,12 +292,12 @@ class DialogStream:
                 hint=f"dialogkit train --from {shlex.quote(str(folder))}",
             ) from None
         if state.world != world:
-            raise DataError(
+            raise ConfigError(
                 f"the stream was read by {state.world} process{'es' * (state.world > 1)} and not by {world}, "
                 "and the places of those say nothing of another number",
                 hint=f"the same command with --devices {state.world}, or that many processes over all machines",
             )
-        self._state, self._read = state, state.counts
+        return state
 
     def save(self, folder: Path) -> None:
         """Write the place after the last batch into a checkpoint, one file for each process. Raises: OSError."""

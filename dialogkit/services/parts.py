@@ -423,6 +423,11 @@ class Parts:
         train = self.data.sample
         return len(train), int(train.lengths.sum()), train.supervised_tokens
 
+    def require_place(self, checkpoint: Path) -> None:
+        """Raise what `DialogStream.require_place` does if a stream cannot go on from a checkpoint."""
+        if self.streamed:
+            self.data.stream.require_place(checkpoint)  # type: ignore[union-attr]
+
     def ledger_line(self) -> str:
         """Return in one line what became of the rows; of a stream, of those that were read so far."""
         ledger, (dialogs, tokens, supervised) = self.data.ledger, self._trained_on()

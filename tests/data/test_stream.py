@@ -21,7 +21,7 @@ from dialogkit.data.head import StreamedData, prepare_stream
 from dialogkit.data.prepare import hash_dialog, prepare_data
 from dialogkit.data.shards import Shard, find_stream
 from dialogkit.dialog import Message
-from dialogkit.errors import DataError
+from dialogkit.errors import ConfigError, DataError
 from dialogkit.models.tokenizer import ChatTokenizer
 
 few = settings(max_examples=40, derandomize=True, deadline=None, database=None)
@@ -251,7 +251,7 @@ def test_processes_have_disjoint_shares_that_are_all(
     (Path("stream-0.json")).write_text(
         Path("stream-0.json").read_text().replace(f'"world": {world}', '"world": 9')
     )
-    with pytest.raises(DataError, match="was read by 9 processes and not by") as refused:
+    with pytest.raises(ConfigError, match="was read by 9 processes and not by") as refused:
         data.stream.restore(Path())
     assert str(refused.value.hint).startswith("the same command with --devices 9")
 
