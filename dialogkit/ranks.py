@@ -12,6 +12,8 @@ from dialogkit.errors import ConfigError
 
 LAUNCH_FOLDER = "DIALOGKIT_LAUNCH_FOLDER"
 """Names a folder in which `--devices` and the processes that it starts leave word for each other."""
+SPEAKER = "speaker"
+"""File of that folder that names the machine of the first process, on each other machine."""
 PORT = 29400
 """Where machines meet if nothing else is said, as torchrun has it."""
 
@@ -26,6 +28,11 @@ class Rank:
     local_index: int
     """From 0 on each machine; also the number of its device."""
     local_count: int
+
+    @property
+    def machine(self) -> int:
+        """Index of the first process of this one's machine; 0 on the machine that speaks for all."""
+        return self.index - self.local_index
 
 
 def this_rank() -> Rank | None:

@@ -43,14 +43,14 @@ def train_command(
     context: typer.Context,
     model: Annotated[
         str | None,
-        typer.Argument(help="Catalogue name, model file (.json), folder, GGUF file or hub id. [custom-tiny]"),
+        typer.Argument(help=r"Catalogue name, model file (.json), folder, GGUF file or hub id. \[custom-tiny]"),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", "-c", metavar="PRESET", help="test, development or production. [test]"),
+        typer.Option("--preset", "-c", metavar="PRESET", help=r"test, development or production. \[test]"),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", "-s", metavar="N", help="Training dialogs to use. [the preset's]")
+        int | None, typer.Option("--samples", "-s", metavar="N", help=r"Training dialogs to use. \[the preset's]")
     ] = None,
     dataset: Annotated[
         str | None,
@@ -66,7 +66,7 @@ def train_command(
         str | None, typer.Option("--wandb", metavar="MODE", help="auto, online, offline or disabled.")
     ] = None,
     output_dir: Annotated[
-        str | None, typer.Option("--output-dir", metavar="DIR", help="Folder of models and runs. [models]")
+        str | None, typer.Option("--output-dir", metavar="DIR", help=r"Folder of models and runs. \[models]")
     ] = None,
     tags: Annotated[
         list[str] | None, typer.Option("--tag", metavar="TAG", help="A further W&B tag; may be repeated.")
@@ -117,7 +117,8 @@ def train_command(
         typer.Option("--max-restarts", metavar="N", min=0, help="New starts after a lost process. [3]"),
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", metavar="METHOD", help="full, or lora: small matrices learn. [full]")
+        str | None,
+        typer.Option("--method", metavar="METHOD", help=r"full, or lora: small matrices learn. \[full]"),
     ] = None,
     no_merge: Annotated[
         bool, typer.Option("--no-merge", help="Keep what LoRA learned as an adapter beside its base.")
@@ -167,6 +168,7 @@ def train_command(
             node_rank=node_rank,
             rendezvous=rendezvous,
             max_restarts=max_restarts,
+            say=lambda text: output.err.print(untrusted(text)),
         )
         if code is not None:
             raise SystemExit(code)

@@ -8,9 +8,11 @@ import socket
 import struct
 import sys
 import tempfile
+import threading
+import time
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,10 +26,12 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dialogkit.engine.processes import RESTART
 from dialogkit.errors import DialogKitError, InterruptedRunError, ProcessLostError, UnavailableError
-from dialogkit.ranks import LAUNCH_FOLDER, PORT
+from dialogkit.ranks import LAUNCH_FOLDER, PORT, SPEAKER
 
 JOIN_S = 900
 """How long a machine waits for the others."""
+PATIENCE_S = 5.0
+"""How long a machine waits for the others before it says so."""
 REGROUP_S = 15
 """How long the machines that are left wait for one that is lost, where they may go on without it."""
 
@@ -66,9 +70,10 @@ def resolve_devices(request: int | str, device: str) -> int:
     return int(request)
 
 
-def start(launch: Launch, words: Sequence[str]) -> int:
+def start(launch: Launch, words: Sequence[str], say: Callable[[str], None]) -> int:
     """Run `dialogkit WORDS` in several processes until all have ended; return the exit code.
 
+    What only this machine has to tell, as that it waits for others, is said through `say`.
     Signals go on to the processes, which save and end by themselves; a second one ends them at once.
     Raises: ProcessLostError if processes are lost more often than `max_restarts` or the machines lose each other,
         UnavailableError if these do not find each other.
@@ -82,7 +87,7 @@ def start(launch: Launch, words: Sequence[str]) -> int:
     os.environ.update(_environment(launch, folder))
     signals = _Signals(folder)
     try:
-        with signals:
+        with signals, _telling(launch, folder, say):
             elastic_launch(_config(launch, folder), sys.executable)("-P", "-m", "dialogkit", *words)
     except ChildFailedError as error:
         if not signals.received:
@@ -179,6 +184,31 @@ def _interface(address: str | None) -> str | None:
     return None
 
 
+@contextmanager
+def _telling(launch: Launch, folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Tell, on one of several machines, what its processes do not: that others are waited for, and who speaks."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        started, waits = time.monotonic(), False
+        while not ended.wait(0.2):
+            if (speaker := _left_word(folder / SPEAKER)) is not None:
+                say(f"the training has begun; {speaker} tells how it goes, for all machines")
+                return
+            met = any(folder.glob("process-*"))
+            if not (met or waits) and time.monotonic() - started > PATIENCE_S:
+                waits = True
+                count = f"{launch.least_nodes} to {launch.nodes}" * (launch.least_nodes < launch.nodes)
+                say(f"waiting for {count or launch.nodes} machines to meet at {launch.rendezvous}")
+
+    if launch.rendezvous is not None:
+        threading.Thread(target=tell, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
 class _Signals:
     """Hands Ctrl-C and SIGTERM on to the processes of this machine."""
 
@@ -258,6 +288,11 @@ def _apart(error: Exception, launch: Launch, folder: Path) -> DialogKitError:
 
 def _begun(folder: Path) -> str | None:
     """Return the run that the processes have begun."""
+    return _left_word(folder / "run")
+
+
+def _left_word(file: Path) -> str | None:
+    """Return what a process wrote for its launcher; None as long as there is nothing."""
     with suppress(OSError):
-        return (folder / "run").read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8") or None
     return None

@@ -8,6 +8,7 @@ test prompts for minutes. A thread in each process watches for the end of all: a
 import json
 import os
 import re
+import socket
 import threading
 import time
 import uuid
@@ -21,7 +22,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 from dialogkit.errors import DialogKitError, InterruptedRunError, ProcessLostError
-from dialogkit.ranks import LAUNCH_FOLDER, Rank, keep_own_settings, tell_torch, this_rank
+from dialogkit.ranks import LAUNCH_FOLDER, SPEAKER, Rank, keep_own_settings, tell_torch, this_rank
 
 T = TypeVar("T")
 
@@ -278,8 +279,11 @@ def begin_run(run: Path) -> None:
     """Keep the folder of the run that begins, should the processes be started again; every process calls this."""
     if _joined is None:
         return
+    speaker = share(socket.gethostname())
     if (folder := _launch_folder()) is not None:
         (folder / "run").write_text(str(run), encoding="utf-8")
+        if _joined.rank.machine:
+            (folder / SPEAKER).write_text(speaker, encoding="utf-8")
     elif is_first():
         _joined.kept.set(_BEGUN, str(run))
 
@@ -307,7 +311,7 @@ def end_together(on_end: Callable[[DialogKitError], None] | None = None) -> Iter
     try:
         yield
     except BaseException as error:
-        if _joined is None or getattr(error, "told", False):
+        if _joined is None or hasattr(error, "told"):
             raise
         end = agreed(error)
         end.agreed = True  # type: ignore[attr-defined]
@@ -324,7 +328,7 @@ _on_end: Callable[[DialogKitError], None] | None = None
 def agreed(error: BaseException) -> BaseException:
     """Return the error with which all end: this one, or the one that another process told of first.
 
-    The latter has an attribute `told`: it is printed already.
+    The latter has an attribute `told`, the machine whose process prints it.
     """
     state = _joined
     if state is None:
@@ -337,7 +341,11 @@ def agreed(error: BaseException) -> BaseException:
     with suppress(RuntimeError):
         if state.store.add(_CLAIMS, 1) > 1:
             return _told(state, wait_s=3.0) or error
-        end = {"message": str(error) or type(error).__name__, "code": getattr(error, "exit_code", 1)}
+        end = {
+            "message": str(error) or type(error).__name__,
+            "code": getattr(error, "exit_code", 1),
+            "machine": state.rank.machine,
+        }
         state.store.set(_TOLD, json.dumps(end))
     return error
 
@@ -372,7 +380,7 @@ def _as_error(told: bytes) -> DialogKitError:
     else:
         error = DialogKitError(content["message"])
         error.exit_code = content["code"]
-    error.told = True  # type: ignore[attr-defined]
+    error.told = content["machine"]  # type: ignore[attr-defined]
     return error
 
 

@@ -1,13 +1,16 @@
 """Trains in several processes: starts them, joins those that are started, and ends all with one sentence."""
 
+import json
 import os
 import re
+import socket
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from dialogkit.config.load import flatten
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, DialogKitError, ProcessLostError
 from dialogkit.ranks import LAUNCH_FOLDER, PORT, Rank, this_rank
@@ -47,6 +50,7 @@ def start_processes(
     node_rank: int | None,
     rendezvous: str | None,
     max_restarts: int | None,
+    say: Callable[[str], None],
 ) -> int | None:
     """Run `dialogkit WORDS` in as many processes as are asked for; return the exit code, None if one is enough.
 
@@ -95,7 +99,7 @@ def start_processes(
         max_restarts=3 if max_restarts is None else max_restarts,
         threads=config.runtime.threads,
     )
-    return start(launch, words)
+    return start(launch, words, say)
 
 
 @contextmanager
@@ -131,6 +135,44 @@ def join_others() -> bool:
     return processes.is_first()
 
 
+def require_same_training(config: RunConfig) -> None:
+    """Raise ConfigError, in every process alike, unless all of them were given the same settings for a new run.
+
+    Each machine may have a number of devices of its own.
+    """
+    settings = flatten(config.model_dump(mode="json", exclude={"runtime": {"devices"}}))
+    _require_same({"--resume": None, **dict(settings)})
+
+
+def require_same_resume(run: str, changes: Mapping[str, Any], *, force: bool) -> None:
+    """Raise ConfigError, in every process alike, unless all of them go on with the same run in the same manner."""
+    changes = {name: value for name, value in changes.items() if name != "runtime.devices"}
+    _require_same({"--resume": run, **({"--force": True} if force else {}), **changes})
+
+
+def _require_same(asked: Mapping[str, Any]) -> None:
+    from dialogkit.engine import processes
+
+    if processes.count() == 1 or processes.begun_run() is not None:  # all go on with the run that they had begun
+        return
+    first, *others = processes.gather((socket.gethostname(), asked))
+    for index, other in enumerate(others, 1):
+        names = [name for name in {**first[1], **other[1]} if first[1].get(name) != other[1].get(name)]
+        if not names:
+            continue
+        # What follows from another way to begin says no more.
+        name = "--resume" if "--resume" in names else names[0]
+        one, its = (
+            f"{json.dumps(told[name]) if told.get(name) is not None else 'left out'} in process {number} on {host}"
+            for number, (host, told) in ((0, first), (index, other))
+        )
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 and name != "--resume" else ""
+        raise ConfigError(
+            f"the processes of a training take the same words, and {name} is {one} and {its}{more}",
+            hint="the same command everywhere, but for --node-rank and --devices",
+        )
+
+
 def leave_others() -> None:
     """Leave the other processes at the end of the work."""
     if this_rank() is not None:
@@ -158,13 +200,16 @@ def end_with(error: BaseException, rank: Rank, say: Any) -> NoReturn:
     """
     from dialogkit.engine import processes
 
-    if not getattr(error, "told", False) and not getattr(error, "agreed", False):
+    if not hasattr(error, "told") and not hasattr(error, "agreed"):
         error = processes.agreed(error)
-    told = getattr(error, "told", False)
-    lost = isinstance(error, ProcessLostError)
-    first_to_know = rank.index == 0 or processes.joined()
-    # Of a lost process, whoever starts all again tells; a launcher of others knows nothing of our sentences.
-    speaks = not told and first_to_know and not (lost and (LAUNCH_FOLDER in os.environ or rank.index))
+    launched, lost = LAUNCH_FOLDER in os.environ, isinstance(error, ProcessLostError)
+    if hasattr(error, "told"):
+        # One process has said it; each other machine that `--nodes` had start its own has a terminal of its own.
+        speaks = launched and rank.local_index == 0 and error.told != rank.machine
+    else:
+        first_to_know = rank.index == 0 or processes.joined()
+        # Of a lost process, whoever starts all again tells; a launcher of others knows nothing of our sentences.
+        speaks = first_to_know and not (lost and (launched or rank.index))
     if isinstance(error, DialogKitError):
         if speaks:
             say(error)

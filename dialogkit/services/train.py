@@ -28,6 +28,7 @@ from dialogkit.services.evaluate import find_dataset
 from dialogkit.services.generate import ReplyResult
 from dialogkit.services.models import output_option
 from dialogkit.services.parts import Parts
+from dialogkit.services.processes import require_same_resume, require_same_training
 from dialogkit.services.recorder import Recorder, reply_statistics
 from dialogkit.services.report import write_run_report
 from dialogkit.services.reporter import LogReporter, TrainReporter, counted, show_log
@@ -149,6 +150,7 @@ def resume(
     from dialogkit.engine import processes
 
     processes.join()
+    require_same_resume(run.name, changes or {}, force=force)
     if not processes.is_first():
         followed: TrainResult | None = _follow()[0]
         return followed
@@ -183,6 +185,8 @@ def _train(
 
     started = time.perf_counter()
     processes.join()
+    if resumed is None:
+        require_same_training(config)
     if not processes.is_first():
         return _follow()
     if resumed is None and (begun := processes.begun_run()) is not None:
@@ -211,6 +215,7 @@ def _train(
     else:
         run, record = resumed, resumed.read()
         name = record.name
+    before = record.model_copy(deep=True)
     wandb_run: WandbRun | None = None
 
     def end(error: DialogKitError) -> None:
@@ -253,7 +258,11 @@ def _train(
                 run.remove()
                 raise
             if isinstance(error, ConfigError) and resumed is not None:
-                raise  # refused as well: the run stays as it is
+                # Refused as well: the run stays as it was.
+                if wandb_run is not None:
+                    wandb_run.finish(exit_code=error.exit_code)
+                run.write(before)
+                raise
             record.status = _status(error)
             record.finished, record.error = now(), str(error) or type(error).__name__
             record.duration_s, record.exit_code = time.perf_counter() - started, getattr(error, "exit_code", 1)
@@ -288,11 +297,13 @@ def _go_on(
         reporter.note(text)
 
     require_same(record, parts, force=force or restarted)
+    checkpoint = newest_valid(run.path, note)
+    if checkpoint is not None:
+        parts.require_place(checkpoint[0])
     before, count = record.runtime.get("processes", 1), parts.runtime.processes
     if before != count:
         note(f"the number of processes was {before} and is {count}: the last digits of figures differ from now on")
     record.runtime["processes"] = count
-    checkpoint = newest_valid(run.path, note)
     step = checkpoint[1].step if checkpoint else 0
     told = max((point["step"] for point in run.metrics()), default=-1)
     if checkpoint is not None:

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -402,6 +403,32 @@ def test_a_machine_that_was_lost_comes_back(machines: list[str]) -> None:
     assert "Traceback" not in err()
 
 
+def test_machines_with_other_words_are_refused_and_each_is_told(in_temporary_folder: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meet = ["--nodes", "2", "--rendezvous", f"127.0.0.1:{probe.getsockname()[1]}", "--node-rank"]
+    with (
+        started(*meet, "1", settings={**LONG, "train.batch_size": 4}) as second,
+        started(*meet, "0") as first,
+    ):
+        assert [first.wait(100), second.wait(100)] == [2, 2], err()
+    told = [line for line in err().splitlines() if line.startswith("error:")]
+    assert (len(told), len(set(told))) == (2, 1), err()
+    assert "train.batch_size is " in told[0]
+    assert "Traceback" not in err()
+    assert not Path("models").exists()
+
+
+def test_a_machine_that_waits_says_so_and_then_who_speaks(machines: list[str]) -> None:
+    words = ["--name", "it", "--nodes", "2", *MEET, "--node-rank"]
+    with started(*words, "0", before=on(machines[0])) as first:
+        wait_for(lambda: "waiting for 2 machines to meet at 10.77.0.1:29400\n" in err(), first)
+        with started(*words, "1", before=on(machines[1])) as second:
+            assert [first.wait(400), second.wait(400)] == [0, 0], err()
+    assert_completed()
+    assert err().count("tells how it goes, for all machines") == err().count("waiting for") == 1
+
+
 # Data that is read as a stream
 
 
@@ -436,6 +463,10 @@ def test_a_stream_that_was_stopped_counts_no_row_twice() -> None:
         assert process.wait(100) == 128 + signal.SIGTERM, err()
     # Each is in the second of its four blocks, or the third.
     assert RunDir(RUN).read().data["rows"] in (240, 300, 360)
+    before = [(RUN / name).read_bytes() for name in ("run.json", "metrics.jsonl")]
+    assert finish("--resume", "it", "--devices", "1", settings={}) == 2
+    assert "the stream was read by 2 processes and not by 1" in err()
+    assert [(RUN / name).read_bytes() for name in ("run.json", "metrics.jsonl")] == before
     assert finish("--resume", "it", settings={}) == 0, err()
     assert_completed()
     alone = RunDir(Path("models/runs/alone")).read().data

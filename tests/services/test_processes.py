@@ -4,13 +4,14 @@ import json
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from dialogkit.errors import ConfigError
-from dialogkit.services.processes import nodes_of
+from dialogkit.services.processes import nodes_of, require_same_resume, require_same_training
 from dialogkit.tracking.rundir import RunDir
 from tests.conftest import REPOSITORY, Finished, run_process
 
@@ -249,6 +250,82 @@ def test_a_program_of_one_process_does_not_start_others(small_config: Callable[.
 
     with pytest.raises(ConfigError, match=r"runtime.devices is 2, and this program is a single process"):
         train(small_config({"runtime.devices": 2}))
+
+
+def as_two(monkeypatch: pytest.MonkeyPatch, first: Callable[[], None], other: Callable[[], None]) -> None:
+    """Run something as the first of two processes, the second of which does something else."""
+    from dialogkit.engine import processes
+
+    said: list[Any] = []
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "gather", lambda value: (said.append(("b", value[1])), [value])[1])
+    other()
+    monkeypatch.setattr(processes, "gather", lambda value: [("a", value[1]), *said])
+    first()
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"train.batch_size": 4}, "train.batch_size is 8 in process 0 on a and 4 in process 1 on b"),
+        ({"train.max_steps": 5}, "train.max_steps is 7 in process 0 on a and 5 in process 1 on b"),
+        ({"train.max_steps": None}, "train.max_steps is 7 in process 0 on a and left out in process 1 on b"),
+        (
+            {"name": "it", "train.seed": 1},
+            'name is left out in process 0 on a and "it" in process 1 on b (and 1 more)',
+        ),
+        ({"runtime.devices": 2}, None),
+        ({}, None),
+    ],
+)
+def test_processes_that_were_given_other_settings_are_refused(
+    other: dict[str, Any], told: str | None, small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError) if told else nullcontext() as refused:
+        as_two(
+            monkeypatch,
+            lambda: require_same_training(small_config(SETTINGS)),
+            lambda: require_same_training(small_config({**SETTINGS, **other})),
+        )
+    assert told is None or told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("run", "changes", "force", "told"),
+    [
+        ("it", {}, False, None),
+        ("it", {"runtime.devices": 3}, False, None),
+        ("other", {}, False, '--resume is "it" in process 0 on a and "other" in process 1 on b'),
+        ("it", {}, True, "--force is left out in process 0 on a and true in process 1 on b"),
+        (
+            "it",
+            {"tracking.notes": "x"},
+            False,
+            'tracking.notes is left out in process 0 on a and "x" in process 1',
+        ),
+    ],
+)
+def test_processes_that_go_on_with_something_else_are_refused(
+    run: str, changes: dict[str, Any], force: bool, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError) if told else nullcontext() as refused:
+        as_two(
+            monkeypatch,
+            lambda: require_same_resume("it", {}, force=False),
+            lambda: require_same_resume(run, changes, force=force),
+        )
+    assert told is None or told in str(refused.value)
+
+
+def test_one_that_begins_and_one_that_goes_on_are_refused(
+    small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r'--resume is "it" in process 0 on a and left out in process 1 on b$'):
+        as_two(
+            monkeypatch,
+            lambda: require_same_resume("it", {}, force=False),
+            lambda: require_same_training(small_config(SETTINGS)),
+        )
 
 
 def test_numbers_of_machines() -> None:
