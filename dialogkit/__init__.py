@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from dialogkit.services.inspect import InspectResult as InspectResult
     from dialogkit.services.inspect import inspect_data as inspect_data
     from dialogkit.services.models import list_models as list_models
-    from dialogkit.services.train import TrainResult as TrainResult
     from dialogkit.services.train import train as train
     from dialogkit.services.train import train_single_model as train_single_model
+    from dialogkit.services.training import TrainResult as TrainResult
 
 _EXPORTS = {
     "load_run_config": "config.load",
@@ -38,7 +38,7 @@ _EXPORTS = {
     "InspectResult": "services.inspect",
     "inspect_data": "services.inspect",
     "list_models": "services.models",
-    "TrainResult": "services.train",
+    "TrainResult": "services.training",
     "train": "services.train",
     "train_single_model": "services.train",
 }

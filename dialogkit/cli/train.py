@@ -19,7 +19,7 @@ from dialogkit.text import duration
 if TYPE_CHECKING:
     from dialogkit.config.run import RunConfig
     from dialogkit.services.dry_run import DryRunResult
-    from dialogkit.services.train import TrainResult
+    from dialogkit.services.training import TrainResult
     from dialogkit.tracking.rundir import RunDir
 
 

@@ -41,7 +41,8 @@ from dialogkit.services.prune import PruneResult, PruneRow
 from dialogkit.services.run_rows import RunRow
 from dialogkit.services.runs import AnsweredPrompt, Comparison, Differing, HeldOut, RunDetails
 from dialogkit.services.tasks import TaskFigure, TaskRow
-from dialogkit.services.train import TrainResult, resume, train
+from dialogkit.services.train import resume, train
+from dialogkit.services.training import TrainResult
 from dialogkit.text import sanitize
 from dialogkit.tracking.rundir import RunDir
 from tests.conftest import REPOSITORY, Finished

@@ -17,7 +17,8 @@ from dialogkit.engine.checkpoints import MANIFEST, newest_valid, read_progress, 
 from dialogkit.errors import CheckpointError, ConfigError, InterruptedRunError, ModelError, StorageError
 from dialogkit.services.parts import Parts
 from dialogkit.services.resume import find_resumable
-from dialogkit.services.train import TrainResult, resume, train
+from dialogkit.services.train import resume, train
+from dialogkit.services.training import TrainResult
 from dialogkit.tracking.rundir import RunDir
 from tests.conftest import SMALL, Finished
 from tests.wandb_log import history as wandb_history

@@ -20,7 +20,8 @@ from dialogkit.services.dry_run import dry_run
 from dialogkit.services.evaluate import evaluate
 from dialogkit.services.generate import generate
 from dialogkit.services.models import list_models, show_model
-from dialogkit.services.train import TrainResult, resume, train
+from dialogkit.services.train import resume, train
+from dialogkit.services.training import TrainResult
 from dialogkit.tracking.rundir import RunDir
 from tests.conftest import SMALL, Finished, Trained
 from tests.invariants.test_resume import KillAt, Killed, flip

@@ -11,7 +11,8 @@ from dialogkit.config.load import load_run_config
 from dialogkit.dialog import plain_format, turns_format
 from dialogkit.errors import UnavailableError
 from dialogkit.services.generate import generate
-from dialogkit.services.train import TrainResult, train
+from dialogkit.services.train import train
+from dialogkit.services.training import TrainResult
 from dialogkit.tracking.rundir import RunDir
 from tests.conftest import SMALL, Finished, run_process
 from tests.hub import write_gpt2

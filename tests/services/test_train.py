@@ -19,7 +19,8 @@ from dialogkit.data.sources import STARTER
 from dialogkit.dialog import END_OF_TURN
 from dialogkit.errors import ConfigError, DataError, DivergedError, InterruptedRunError, StorageError
 from dialogkit.services.reporter import LogReporter
-from dialogkit.services.train import TrainResult, costly_evaluations, train
+from dialogkit.services.train import train
+from dialogkit.services.training import TrainResult, costly_evaluations
 from dialogkit.tracking.rundir import RunDir, RunRecord
 from tests.conftest import SMALL, Finished, Trained, run_process
 
