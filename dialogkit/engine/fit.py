@@ -38,7 +38,7 @@ from dialogkit.engine.histograms import HistogramCallback, HistogramSink
 from dialogkit.engine.loss import TokenCounter, install_dialog_loss, remove_dialog_loss
 from dialogkit.engine.memory import is_out_of_memory, keep_freed_memory
 from dialogkit.engine.optimizer import muon_with_adamw
-from dialogkit.engine.runtime import Runtime
+from dialogkit.engine.runtime import Precision, Runtime
 from dialogkit.engine.sharding import own_part
 from dialogkit.errors import CheckpointError, ModelError, OutOfMemoryError
 
@@ -106,6 +106,7 @@ class DialogTrainer(Trainer):
         counter: TokenCounter,
         metrics: MetricCallback,
         config: TrainConfig,
+        precision: Precision,
         plan: BudgetPlan | None,
         **kw: Any,
     ):
@@ -115,6 +116,7 @@ class DialogTrainer(Trainer):
         self._counter = counter
         self._metrics = metrics
         self._config = config
+        self._precision = precision
         self._plan = plan
         self._evaluation_due = False
 
@@ -172,7 +174,7 @@ class DialogTrainer(Trainer):
         """Make the optimizer; HF has no way to give Muon's matrices and the rest their own."""
         if self.optimizer is None and self._config.optimizer == "muon":
             decayed = self.get_decay_parameter_names(self.model)
-            self.optimizer: Any = muon_with_adamw(self.model, decayed, self._config)
+            self.optimizer: Any = muon_with_adamw(self.model, decayed, self._config, self._precision)
         return super().create_optimizer(*args, **kwargs)
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
@@ -475,6 +477,7 @@ def fit(
             counter=counter,
             metrics=metrics,
             config=config,
+            precision=runtime.precision,
             plan=plan,
         )
         trainer.remove_callback(PrinterCallback)  # what is printed is the reporter's business

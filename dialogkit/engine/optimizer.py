@@ -7,6 +7,45 @@ import torch
 from torch.optim import AdamW, Muon, Optimizer
 
 from dialogkit.config.train import TrainConfig
+from dialogkit.engine.runtime import Precision
+
+
+class Float32Muon(Muon):
+    """torch's Muon with its iteration in float32; torch's is in bfloat16, which many CPUs only emulate."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Step as `torch.optim.Muon` does with Nesterov's momentum and rates that match AdamW's."""
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if (gradient := matrix.grad) is None:
+                    continue
+                state = self.state[matrix]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(gradient)
+                mean = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+                direction = orthogonalized(gradient.lerp(mean, group["momentum"]))
+                rate = group["lr"]
+                matrix.mul_(1 - rate * group["weight_decay"])
+                matrix.add_(direction, alpha=-0.2 * max(matrix.shape) ** 0.5 * rate)
+        return loss
+
+
+def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
+    """Return a matrix of the same singular vectors, with all singular values near 1 (0.5 to 1.5).
+
+    Five steps of the quintic Newton-Schulz iteration with the coefficients of Jordan et al. 2024, as torch makes
+    them, but in the type of the matrix.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrix.shape[0] > matrix.shape[1]
+    found = matrix.T if tall else matrix
+    found = found / found.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = found @ found.T
+        found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
+    return found.T if tall else found
 
 
 class MuonWithAdamW(Optimizer):
@@ -18,10 +57,14 @@ class MuonWithAdamW(Optimizer):
     """
 
     def __init__(
-        self, matrices: list[torch.nn.Parameter], others: list[dict[str, Any]], config: TrainConfig
+        self,
+        matrices: list[torch.nn.Parameter],
+        others: list[dict[str, Any]],
+        config: TrainConfig,
+        precision: Precision,
     ) -> None:
         self._parts: list[Optimizer] = [
-            Muon(
+            (Muon if precision == "bf16" else Float32Muon)(
                 matrices,
                 lr=config.learning_rate,
                 weight_decay=config.weight_decay,
@@ -55,13 +98,16 @@ class MuonWithAdamW(Optimizer):
         self.param_groups = [group for part in self._parts for group in part.param_groups]
 
 
-def muon_with_adamw(model: Any, decayed: Iterable[str], config: TrainConfig) -> MuonWithAdamW:
+def muon_with_adamw(
+    model: Any, decayed: Iterable[str], config: TrainConfig, precision: Precision
+) -> MuonWithAdamW:
     """Return the optimizer of a model.
 
     Args:
         model: a causal transformers model.
         decayed: names of the parameters that weight decay applies to.
         config: learning rate, decay and AdamW's settings.
+        precision: that of the products, Muon's among them.
     """
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
     if hasattr(model.base_model, "wpe"):
@@ -82,4 +128,4 @@ def muon_with_adamw(model: Any, decayed: Iterable[str], config: TrainConfig) -> 
         {"params": decays, "weight_decay": config.weight_decay},
         {"params": keeps, "weight_decay": 0.0},
     ]
-    return MuonWithAdamW(matrices, [group for group in others if group["params"]], config)
+    return MuonWithAdamW(matrices, [group for group in others if group["params"]], config, precision)

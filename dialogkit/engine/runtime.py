@@ -13,6 +13,8 @@ from dialogkit.errors import UnavailableError
 from dialogkit.machine import processor_flags, processor_name
 from dialogkit.ranks import is_true
 
+Precision = Literal["fp32", "bf16"]
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -21,7 +23,7 @@ class Runtime:
     device: Literal["cpu", "cuda", "mps"]
     device_name: str
     device_reason: str
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     precision_reason: str
     processes: int = 1
     """Processes that train together, one a device."""
@@ -74,7 +76,7 @@ def _device(request: str) -> tuple[Literal["cpu", "cuda", "mps"], str]:
     return "cpu", "no GPU is there"
 
 
-def _precision(request: str, device: str) -> tuple[Literal["fp32", "bf16"], str]:
+def _precision(request: str, device: str) -> tuple[Precision, str]:
     if request == "fp32":
         return "fp32", "requested"
     if request == "bf16":
@@ -90,6 +92,11 @@ def _precision(request: str, device: str) -> tuple[Literal["fp32", "bf16"], str]
                 return "bf16", f"the CPU has {flag}"
         return "fp32", "the CPU has no bf16 arithmetic"
     return "fp32", "MPS"
+
+
+def emulates_bf16(runtime: Runtime) -> bool:
+    """Return whether a run computes in bf16 on a CPU without such arithmetic, which is many times slower."""
+    return runtime.device == "cpu" and runtime.precision == "bf16" and _precision("auto", "cpu")[0] == "fp32"
 
 
 def _device_name(device: str) -> str:

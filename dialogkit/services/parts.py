@@ -445,6 +445,7 @@ class Parts:
 
     def warnings(self) -> list[str]:
         """Return what a user may not expect of the data and the settings."""
+        from dialogkit.engine.runtime import emulates_bf16
         from dialogkit.models.build import has_dropout
 
         told = []
@@ -452,6 +453,8 @@ class Parts:
             told.append(remark)
         if (dropout := self.config.train.dropout) and not has_dropout(self.model):
             told.append(f"train.dropout={dropout:g} does nothing: the layers of this model have no dropout")
+        if emulates_bf16(self.runtime):
+            told.append("this CPU only emulates bf16: --set runtime.precision=fp32 is many times faster")
         return told
 
     def _share(self) -> str:

@@ -1,15 +1,17 @@
 """Muon for matrices and AdamW for the rest are one optimizer."""
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
 import torch
-from torch.optim import AdamW, Muon
+from torch.optim import AdamW, Muon, _muon
 
 from dialogkit.config.load import load_run_config
 from dialogkit.config.train import TrainConfig
-from dialogkit.engine.optimizer import MuonWithAdamW, muon_with_adamw
+from dialogkit.engine.optimizer import Float32Muon, MuonWithAdamW, muon_with_adamw, orthogonalized
+from dialogkit.engine.runtime import Precision
 from dialogkit.models.build import build_model
 from dialogkit.models.tokenizer import load_tokenizer
 from tests.conftest import TINY
@@ -31,7 +33,7 @@ def give_gradients(model: Any, seed: int) -> None:
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_matrices_of_layers_are_muons_and_all_else_is_adamws(architecture: str) -> None:
     model = make_model(architecture)
-    optimizer = muon_with_adamw(model, [n for n, p in model.named_parameters() if p.ndim == 2], CONFIG)
+    optimizer = muon_with_adamw(model, [n for n, p in model.named_parameters() if p.ndim == 2], CONFIG, "fp32")
     names = {id(p): n for n, p in model.named_parameters()}
     muon, *others = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
     assert muon
@@ -41,11 +43,17 @@ def test_matrices_of_layers_are_muons_and_all_else_is_adamws(architecture: str) 
     assert sorted(muon + rest) == sorted(names.values())
 
 
-def test_a_step_is_that_of_the_two_optimizers() -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_step_is_that_of_the_two_optimizers(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    if precision == "fp32":  # torch's has bfloat16 written into it
+        source = inspect.getsource(_muon._zeropower_via_newtonschulz)
+        assert source.count(".bfloat16()") == 1
+        exec(source.replace(".bfloat16()", ".float()"), scope := dict(vars(_muon)))
+        monkeypatch.setattr(_muon, "_zeropower_via_newtonschulz", scope["_zeropower_via_newtonschulz"])
     model = make_model("llama")
     twin = copy.deepcopy(model)
     decayed = [n for n, p in model.named_parameters() if p.ndim == 2]
-    optimizer = muon_with_adamw(model, decayed, CONFIG)
+    optimizer = muon_with_adamw(model, decayed, CONFIG, precision)
     inside = [p for n, p in twin.named_parameters() if p.ndim == 2 and "layers." in n]
     outside = [p for n, p in twin.named_parameters() if p.ndim == 2 and "layers." not in n]
     norms = [p for p in twin.parameters() if p.ndim != 2]
@@ -59,7 +67,35 @@ def test_a_step_is_that_of_the_two_optimizers() -> None:
         muon.step()
         adamw.step()
     for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
-        assert torch.equal(ours, theirs), name
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-7), name
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (48, 160), (160, 48)])
+def test_a_direction_has_the_singular_vectors_of_the_matrix_and_values_near_one(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    direction = orthogonalized(matrix)
+    along = left.T @ direction @ right.T
+    assert torch.allclose(along, along.diag().diag(), atol=1e-4)
+    assert 0.5 < along.diag().min() < along.diag().max() < 1.5
+    assert values.max() / values.min() > 2  # they were not near each other before
+    theirs = _muon._zeropower_via_newtonschulz(matrix, (3.4445, -4.7750, 2.0315), 5, 1e-7).float()
+    assert (direction - theirs).norm() < 0.03 * theirs.norm()
+
+
+def test_products_of_the_iteration_have_the_precision_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+    product = torch.addmm
+    monkeypatch.setattr(torch, "addmm", lambda *t, **k: (seen.append(t[0].dtype), product(*t, **k))[1])
+    model = make_model("llama")
+    give_gradients(model, 0)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        optimizer = muon_with_adamw(model, [], CONFIG, precision)  # type: ignore[arg-type]
+        assert isinstance(optimizer._parts[0], Float32Muon) == (precision == "fp32")
+        optimizer.step()
+        assert set(seen) == {dtype}
+        seen.clear()
 
 
 def test_a_schedule_reaches_both_and_a_restored_state_goes_on_the_same() -> None:
@@ -70,7 +106,7 @@ def test_a_schedule_reaches_both_and_a_restored_state_goes_on_the_same() -> None
             scheduler.step()
 
     def make(model: Any) -> tuple[MuonWithAdamW, Any]:
-        optimizer = muon_with_adamw(model, [], CONFIG)
+        optimizer = muon_with_adamw(model, [], CONFIG, "fp32")
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + step))
 
     model = make_model("llama")
