@@ -31,7 +31,7 @@ class Rank:
 
     @property
     def machine(self) -> int:
-        """Index of the first process of this one's machine; 0 on the machine that speaks for all."""
+        """Index of the first process of this one's machine, where those of a machine follow each other."""
         return self.index - self.local_index
 
 

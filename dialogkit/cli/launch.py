@@ -58,7 +58,8 @@ def slurm_command(
     from dialogkit.services.slurm import slurm_script
 
     config, typed = _training(words, name)
-    require_dataset(config)
+    if not setup:  # which may lead to another folder, or put the data there
+        require_dataset(config)
     asked: dict[str, Any] = {"nodes": nodes, "gpus": gpus, "cpus": cpus, "max_restarts": max_restarts}
     job = plan(config, typed, memory=memory, time=time, **asked)
     command = ["dialogkit", *sys.argv[1:]]

@@ -125,7 +125,7 @@ def remedy(error: ValidationError, origins: Mapping[str, str]) -> str | None:
         fields = _sections().get(str(part), {}) if fields is RunConfig.model_fields else {}
     field = fields.get(str(location[-1])) if location else None
     right = (field.examples or [field.default])[0] if field is not None else None
-    if item["type"] == "literal_error":
+    if item["type"] == "literal_error" and field is not None:
         allowed = re.findall(r"'([^']*)'", context["expected"])
         right = next(iter(get_close_matches(str(item["input"]).lower(), allowed, n=1)), right)
     if right is None or isinstance(right, BaseModel | tuple) or "." not in name:
@@ -136,8 +136,9 @@ def remedy(error: ValidationError, origins: Mapping[str, str]) -> str | None:
 def _nearest_setting(name: str) -> str:
     """Return a suggestion by the last part of a name; of several settings that of the same section."""
     section, _, key = name.rpartition(".")
-    if key in OF_OTHERS:
-        return f" (did you mean {OF_OTHERS[key]!r}?)"
+    meant = OF_OTHERS.get(key)
+    if meant is not None and section in ("", "train", meant.partition(".")[0]):
+        return f" (did you mean {meant!r}?)"
     known = sorted([*_sections(), *known_settings()], key=lambda k: k.rpartition(".")[0] == section)
     names = {setting.rpartition(".")[2]: setting for setting in known}
     return "".join(f" (did you mean {names[nearest]!r}?)" for nearest in get_close_matches(key, names, n=1))

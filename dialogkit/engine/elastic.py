@@ -30,8 +30,8 @@ from dialogkit.ranks import LAUNCH_FOLDER, PORT, SPEAKER
 
 JOIN_S = 900
 """How long a machine waits for the others."""
-PATIENCE_S = 5.0
-"""How long a machine waits for the others before it says so."""
+PATIENCE_S = 10.0
+"""How long a machine has no process, as it waits for the others, before it says so."""
 REGROUP_S = 15
 """How long the machines that are left wait for one that is lost, where they may go on without it."""
 
@@ -190,13 +190,14 @@ def _telling(launch: Launch, folder: Path, say: Callable[[str], None]) -> Iterat
     ended = threading.Event()
 
     def tell() -> None:
-        started, waits = time.monotonic(), False
-        while not ended.wait(0.2):
-            if (speaker := _left_word(folder / SPEAKER)) is not None:
+        idle_since, waits, told = time.monotonic(), False, None
+        while not ended.wait(0.5):
+            if (speaker := _left_word(folder / SPEAKER)) is not None and speaker != told:
+                told = speaker
                 say(f"the training has begun; {speaker} tells how it goes, for all machines")
-                return
-            met = any(folder.glob("process-*"))
-            if not (met or waits) and time.monotonic() - started > PATIENCE_S:
+            if _has_processes(folder) or _codes(folder):
+                idle_since, waits = time.monotonic(), False
+            elif not waits and time.monotonic() - idle_since > PATIENCE_S:
                 waits = True
                 count = f"{launch.least_nodes} to {launch.nodes}" * (launch.least_nodes < launch.nodes)
                 say(f"waiting for {count or launch.nodes} machines to meet at {launch.rendezvous}")
@@ -207,6 +208,15 @@ def _telling(launch: Launch, folder: Path, say: Callable[[str], None]) -> Iterat
         yield
     finally:
         ended.set()
+
+
+def _has_processes(folder: Path) -> bool:
+    """Return whether a process that wrote down its number is there."""
+    for file in folder.glob("process-*"):
+        with suppress(OSError, ValueError):
+            os.kill(int(file.read_text(encoding="utf-8")), 0)
+            return True
+    return False
 
 
 class _Signals:

@@ -16,8 +16,10 @@ class Float32Muon(Muon):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Step as `torch.optim.Muon` does with Nesterov's momentum and rates that match AdamW's."""
-        loss = None if closure is None else closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
+            iteration = group["ns_coefficients"], group["ns_steps"], group["eps"]
             for matrix in group["params"]:
                 if (gradient := matrix.grad) is None:
                     continue
@@ -25,24 +27,25 @@ class Float32Muon(Muon):
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(gradient)
                 mean = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-                direction = orthogonalized(gradient.lerp(mean, group["momentum"]))
+                direction = orthogonalized(gradient.lerp(mean, group["momentum"]), *iteration)
                 rate = group["lr"]
                 matrix.mul_(1 - rate * group["weight_decay"])
                 matrix.add_(direction, alpha=-0.2 * max(matrix.shape) ** 0.5 * rate)
         return loss
 
 
-def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
+def orthogonalized(
+    matrix: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> torch.Tensor:
     """Return a matrix of the same singular vectors, with all singular values near 1 (0.5 to 1.5).
 
-    Five steps of the quintic Newton-Schulz iteration with the coefficients of Jordan et al. 2024, as torch makes
-    them, but in the type of the matrix.
+    The quintic Newton-Schulz iteration of Jordan et al. 2024 as torch makes it, but in the matrix's own type.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
+    a, b, c = coefficients
     tall = matrix.shape[0] > matrix.shape[1]
     found = matrix.T if tall else matrix
-    found = found / found.norm().clamp(min=1e-7)
-    for _ in range(5):
+    found = found / found.norm().clamp(min=eps)
+    for _ in range(steps):
         gram = found @ found.T
         found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
     return found.T if tall else found

@@ -276,7 +276,10 @@ def _begun_run() -> Path | None:
 
 
 def begin_run(run: Path) -> None:
-    """Keep the folder of the run that begins, should the processes be started again; every process calls this."""
+    """Keep the folder of the run that begins, should the processes be started again; every process calls this.
+
+    Other machines than the first process's are left word which one that is.
+    """
     if _joined is None:
         return
     speaker = share(socket.gethostname())
@@ -284,6 +287,8 @@ def begin_run(run: Path) -> None:
         (folder / "run").write_text(str(run), encoding="utf-8")
         if _joined.rank.machine:
             (folder / SPEAKER).write_text(speaker, encoding="utf-8")
+        else:
+            (folder / SPEAKER).unlink(missing_ok=True)  # of an earlier start
     elif is_first():
         _joined.kept.set(_BEGUN, str(run))
 
@@ -344,6 +349,7 @@ def agreed(error: BaseException) -> BaseException:
         end = {
             "message": str(error) or type(error).__name__,
             "code": getattr(error, "exit_code", 1),
+            "hint": getattr(error, "hint", None),
             "machine": state.rank.machine,
         }
         state.store.set(_TOLD, json.dumps(end))
@@ -380,6 +386,7 @@ def _as_error(told: bytes) -> DialogKitError:
     else:
         error = DialogKitError(content["message"])
         error.exit_code = content["code"]
+    error.hint = content["hint"]
     error.told = content["machine"]  # type: ignore[attr-defined]
     return error
 

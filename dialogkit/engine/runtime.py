@@ -96,7 +96,9 @@ def _precision(request: str, device: str) -> tuple[Precision, str]:
 
 def emulates_bf16(runtime: Runtime) -> bool:
     """Return whether a run computes in bf16 on a CPU without such arithmetic, which is many times slower."""
-    return runtime.device == "cpu" and runtime.precision == "bf16" and _precision("auto", "cpu")[0] == "fp32"
+    if runtime.device != "cpu" or runtime.precision != "bf16" or not processor_flags():  # not all systems tell
+        return False
+    return _precision("auto", "cpu")[0] == "fp32"
 
 
 def _device_name(device: str) -> str:

@@ -118,7 +118,8 @@ def require_dataset(config: RunConfig) -> None:
     from dialogkit.data.sources import NAMED, find_source, looks_like_file
 
     name = config.data.dataset
-    if name in NAMED or not (looks_like_file(name) or Path(name).expanduser().exists()):
+    # Unlike pathlib's, these functions answer for any text, be it too long for a name.
+    if name in NAMED or not (looks_like_file(name) or os.path.exists(os.path.expanduser(name))):
         return
     if config.data.streaming:
         find_stream(config.data)

@@ -135,18 +135,17 @@ def join_others() -> bool:
     return processes.is_first()
 
 
-def require_same_training(config: RunConfig) -> None:
-    """Raise ConfigError, in every process alike, unless all of them were given the same settings for a new run.
+_OWN = ("name", "runtime.devices", "runtime.output_dir")
+"""Settings of which each process may have its own: of the places, the first one's is taken."""
 
-    Each machine may have a number of devices of its own.
-    """
-    settings = flatten(config.model_dump(mode="json", exclude={"runtime": {"devices"}}))
-    _require_same({"--resume": None, **dict(settings)})
+
+def require_same_training(config: RunConfig) -> None:
+    """Raise ConfigError, in every process alike, unless all of them were given the same settings for a new run."""
+    _require_same({"--resume": None, **dict(flatten(config.model_dump(mode="json")))})
 
 
 def require_same_resume(run: str, changes: Mapping[str, Any], *, force: bool) -> None:
     """Raise ConfigError, in every process alike, unless all of them go on with the same run in the same manner."""
-    changes = {name: value for name, value in changes.items() if name != "runtime.devices"}
     _require_same({"--resume": run, **({"--force": True} if force else {}), **changes})
 
 
@@ -157,7 +156,11 @@ def _require_same(asked: Mapping[str, Any]) -> None:
         return
     first, *others = processes.gather((socket.gethostname(), asked))
     for index, other in enumerate(others, 1):
-        names = [name for name in {**first[1], **other[1]} if first[1].get(name) != other[1].get(name)]
+        names = [
+            name
+            for name in {**first[1], **other[1]}
+            if name not in _OWN and first[1].get(name) != other[1].get(name)
+        ]
         if not names:
             continue
         # What follows from another way to begin says no more.
@@ -169,7 +172,7 @@ def _require_same(asked: Mapping[str, Any]) -> None:
         more = f" (and {len(names) - 1} more)" if len(names) > 1 and name != "--resume" else ""
         raise ConfigError(
             f"the processes of a training take the same words, and {name} is {one} and {its}{more}",
-            hint="the same command everywhere, but for --node-rank and --devices",
+            hint="start all of them with the same settings",
         )
 
 

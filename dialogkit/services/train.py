@@ -221,11 +221,12 @@ def _train(
                     wandb_run.finish(exit_code=error.exit_code)
                 run.remove()
                 raise
-            if isinstance(error, ConfigError) and resumed is not None:
+            if isinstance(error, ConfigError) and resumed is not None and processes.begun_run() is None:
                 # Refused as well: the run stays as it was.
                 if wandb_run is not None:
                     wandb_run.finish(exit_code=error.exit_code)
-                run.write(before)
+                with suppress(StorageError):
+                    run.write(before)
                 raise
             record.status = _status(error)
             record.finished, record.error = now(), str(error) or type(error).__name__

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dialogkit.config.run import RunConfig
 from dialogkit.errors import CheckpointError, ConfigError, OutOfMemoryError
 from dialogkit.services.bands import Watch
 from dialogkit.services.card import model_card
@@ -79,7 +80,9 @@ class Training:
         started: float,
         checkpoint: "tuple[Path, Progress] | None",
     ) -> None:
-        """Take what a training consists of.
+        """Take what a training consists of, and split its batch where it does not fit into the memory.
+
+        Every process comes here at the same time: all tell what memory they have.
 
         Args:
             parts: model, data and how they are trained.
@@ -89,13 +92,14 @@ class Training:
             reporter: takes what happens.
             started: when it began, by `time.perf_counter`.
             checkpoint: where it goes on; None at its beginning.
+
+        Raises: OutOfMemoryError where it cannot fit.
         """
         self.parts, self.run, self.record, self.wandb_run, self.reporter = parts, run, record, wandb_run, reporter
         self._started, self._checkpoint = started, checkpoint
         # Of a budget the steps are known once the speed is.
         self._limited = parts.config.train.budget_s is not None
-        self._split = parts.require_memory()  # may split the batch
-        self.config = parts.config
+        self._split = parts.require_memory()
         self.recorder = Recorder(
             run,
             wandb_run,
@@ -106,6 +110,11 @@ class Training:
         )
         self._watch = Watch(self.config)
         self._held_out = counted(len(parts.data.evaluation), "held-out dialog")
+
+    @property
+    def config(self) -> RunConfig:
+        """The settings, in which the batch may be split into more parts than was asked for."""
+        return self.parts.config
 
     def complete(self) -> tuple[TrainResult, Any]:
         """Train to the end; return the result and HF's trainer. Raises: DialogKitError."""
@@ -224,7 +233,6 @@ class Training:
             step = checkpoint[1].step if checkpoint else 0
             self.run.cut_after(step)
             parts.begin_again()
-            self.config = parts.config
             self.record.config = self.config.model_dump(mode="json")
             self.run.write(self.record)
             at_once = counted(self.config.train.batch_size // self.config.train.accumulation_steps, "dialog")

@@ -100,6 +100,22 @@ def test_a_requested_precision_is_taken(machine: Any, there: dict[str, Any], pre
     assert (made.precision, made.precision_reason) == (precision, "requested")
 
 
+@pytest.mark.parametrize(
+    ("there", "precision", "emulated"),
+    [
+        ({"cpu_flags": "avx2"}, "bf16", True),
+        ({"cpu_flags": "avx2"}, "fp32", False),
+        ({"cpu_flags": "avx512_bf16"}, "bf16", False),
+        ({"cuda": (7, 5), "cpu_flags": "avx2"}, "bf16", False),
+    ],
+)
+def test_bf16_that_a_cpu_does_not_have_is_emulated(
+    machine: Any, there: dict[str, Any], precision: Any, emulated: bool
+) -> None:
+    machine(**there)
+    assert runtime.emulates_bf16(resolve_runtime(RuntimeConfig(precision=precision))) == emulated
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_autocast_gives_matrix_products_the_precision_of_the_run(precision: Any, dtype: torch.dtype) -> None:
     ones = torch.ones(2, 2)

@@ -566,6 +566,30 @@ def test_a_sharded_model_learns_the_same_and_goes_on_in_any_number_of_processes(
         assert_same_model(alone / "model", Path("models/runs") / run / "model")
 
 
+def test_a_sharded_model_learns_of_a_stream_on_two_machines_what_a_whole_one_does(machines: list[str]) -> None:
+    write_shards(8, 60, bad=[])
+    streamed = {**STREAMED, "data.shuffle_dialogs": 10, "train.optimizer": "adamw", "train.max_steps": 30}
+    assert finish("--name", "whole", *PAIR, settings=streamed) == 0, err()
+    words = ["--nodes", "2", *MEET, "--node-rank"]
+    with (
+        started("--name", "it", *words, "0", before=on(machines[0]), settings={**streamed, **SHARDED}) as first,
+        started("--name", "it", *words, "1", before=on(machines[1]), settings={**streamed, **SHARDED}) as second,
+    ):
+        wait_for_step(13, first)
+        first.send_signal(signal.SIGTERM)
+        assert [first.wait(100), second.wait(100)] == [143, 143], err()
+    with (
+        started("--resume", "it", *words, "0", before=on(machines[0]), settings={}) as first,
+        started("--resume", "it", *words, "1", before=on(machines[1]), settings={}) as second,
+    ):
+        assert [first.wait(400), second.wait(400)] == [0, 0], err()
+    assert_completed(30)
+    whole = Path("models/runs/whole")
+    assert_same_learning(whole, RUN, figures=1e-5)
+    assert_same_model(whole / "model", RUN / "model")
+    assert RunDir(RUN).read().data == RunDir(whole).read().data
+
+
 # What the layers compute in, in training.
 TELLING = """
 import os

@@ -317,7 +317,7 @@ def test_what_train_refuses_is_refused_in_the_same_words(words: list[str], dialo
 
 
 @pytest.mark.parametrize("more", [[], ["--set", "data.streaming=true"]])
-@pytest.mark.parametrize("dataset", ["nosuch.jsonl", "no/such/folder", "empty"])
+@pytest.mark.parametrize("dataset", ["nosuch.jsonl", "no/such/folder", "empty", f"{'a' * 300}/b"])
 def test_a_slurm_job_without_its_data_is_refused_in_the_words_of_train(
     dataset: str, more: list[str], dialogkit: Run
 ) -> None:
@@ -326,8 +326,9 @@ def test_a_slurm_job_without_its_data_is_refused_in_the_words_of_train(
     known = dialogkit("train", *words)
     assert known.code == 2
     assert dialogkit("launch", "slurm", "--gpus", "0", "--", "train", *words) == known
-    # What lies on the claim cannot be seen from here.
+    # What lies on the claim, or where the set-up of the job leads to, cannot be seen from here.
     assert dialogkit(*KUBERNETES, "--", "train", *words).code == 0
+    assert dialogkit("launch", "slurm", "--gpus", "0", "--setup", "cd /scratch", "--", "train", *words).code == 0
 
 
 def test_a_slurm_job_with_data_of_the_hub_asks_nobody(dialogkit: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,10 +271,10 @@ def as_two(monkeypatch: pytest.MonkeyPatch, first: Callable[[], None], other: Ca
         ({"train.max_steps": 5}, "train.max_steps is 7 in process 0 on a and 5 in process 1 on b"),
         ({"train.max_steps": None}, "train.max_steps is 7 in process 0 on a and left out in process 1 on b"),
         (
-            {"name": "it", "train.seed": 1},
-            'name is left out in process 0 on a and "it" in process 1 on b (and 1 more)',
+            {"name": "it", "train.seed": 1, "generate.seed": 1},
+            "train.seed is 42 in process 0 on a and 1 in process 1 on b (and 1 more)",
         ),
-        ({"runtime.devices": 2}, None),
+        ({"runtime.devices": 2, "name": "it", "runtime.output_dir": "there"}, None),
         ({}, None),
     ],
 )
@@ -294,7 +294,7 @@ def test_processes_that_were_given_other_settings_are_refused(
     ("run", "changes", "force", "told"),
     [
         ("it", {}, False, None),
-        ("it", {"runtime.devices": 3}, False, None),
+        ("it", {"runtime.devices": 3, "runtime.output_dir": "models"}, False, None),
         ("other", {}, False, '--resume is "it" in process 0 on a and "other" in process 1 on b'),
         ("it", {}, True, "--force is left out in process 0 on a and true in process 1 on b"),
         (
