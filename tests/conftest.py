@@ -65,6 +65,14 @@ SMALL: dict[str, Any] = {
 """Overrides that make a whole training of custom-nano last about a second: 4 steps, one prompt, no W&B or page."""
 
 
+LONGEST = ("test_readme.py", "test_notebook.py", "test_judging.py")
+"""Files that take minutes: begun first, they do not keep one of two processes busy at the end, alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def isolated_home() -> Path:
     """Home and caches of this process and of those that tests start: a temporary folder."""
