@@ -171,7 +171,7 @@ def _training(words: list[str], name: str | None) -> "tuple[RunConfig, list[str]
 
 def _give(text: str, file: Path | None, submit: str, usual: str) -> None:
     """Print a job file or write it, and tell how it is submitted."""
-    from dialogkit.tracking.rundir import write_text
+    from dialogkit.tracking.writing import write_text
 
     output = Output()
     if file is None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError
 from dialogkit.services.models import lasting_source, output_option
-from dialogkit.tracking.rundir import published_dir
+from dialogkit.tracking.publishing import published_dir
 
 
 def with_lasting_base(config: RunConfig) -> RunConfig:

@@ -16,7 +16,8 @@ from dialogkit.config.model import NAME_PATTERN, SHIPPED_VOCABULARY, ModelConfig
 from dialogkit.config.paths import ADAPTER_CONFIG, PARTS, holds_model
 from dialogkit.errors import DialogKitError, ModelError, did_you_mean
 from dialogkit.services.result import Result
-from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs, published_dir, published_dirs
+from dialogkit.tracking.publishing import published_dir, published_dirs
+from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs
 
 DEFAULT_OUTPUT = "models"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from dialogkit.errors import StorageError
 from dialogkit.services.models import DEFAULT_OUTPUT, output_option
 from dialogkit.services.result import Result
-from dialogkit.tracking.rundir import REPORT_FILE, RunDir, find_run, write_text
+from dialogkit.tracking.rundir import REPORT_FILE, RunDir, find_run
+from dialogkit.tracking.writing import write_text
 
 
 class ReportResult(Result):

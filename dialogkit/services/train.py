@@ -28,14 +28,8 @@ from dialogkit.services.stops import signals_stop
 from dialogkit.services.training import Training, TrainResult, follow
 from dialogkit.services.versions import package_versions
 from dialogkit.tracking.environment import environment_facts, without_secrets
-from dialogkit.tracking.rundir import (
-    RunDir,
-    RunRecord,
-    now,
-    published_dir,
-    require_publishable,
-    run_name,
-)
+from dialogkit.tracking.publishing import published_dir, require_publishable
+from dialogkit.tracking.rundir import RunDir, RunRecord, now, run_name
 from dialogkit.tracking.trackers import require_trackers
 from dialogkit.tracking.wandb_run import WandbRun, decide, open_wandb
 

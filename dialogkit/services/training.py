@@ -22,17 +22,11 @@ from dialogkit.services.report import write_run_report
 from dialogkit.services.reporter import TrainReporter, counted
 from dialogkit.services.result import Result
 from dialogkit.services.stops import signals_stop
-from dialogkit.tracking.rundir import (
-    RunDir,
-    RunRecord,
-    now,
-    ordinary_permissions,
-    publish,
-    published_dir,
-    write_text,
-)
+from dialogkit.tracking.publishing import publish, published_dir
+from dialogkit.tracking.rundir import RunDir, RunRecord, now
 from dialogkit.tracking.trackers import tracker_places
 from dialogkit.tracking.wandb_run import WandbRun
+from dialogkit.tracking.writing import ordinary_permissions, write_text
 
 if TYPE_CHECKING:
     from dialogkit.engine.arguments import Schedule

@@ -17,14 +17,7 @@ from pydantic import ValidationError
 
 from dialogkit.config.paths import MANIFEST
 from dialogkit.errors import StorageError
-from dialogkit.tracking.rundir import (
-    EVALUATION_FOLDER,
-    PRUNED_FILE,
-    RECORD_FILE,
-    RUN_FILES,
-    RunDir,
-    RunRecord,
-)
+from dialogkit.tracking.rundir import EVALUATION_FOLDER, PRUNED_FILE, RECORD_FILE, RUN_FILES, RunDir, RunRecord
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+|torn-checkpoint-\d+(-\d+)?")
 

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from dialogkit.config.model import NAME_PATTERN
 from dialogkit.config.paths import MANIFEST, holds_model
 from dialogkit.errors import CheckpointError, ModelError, StorageError, did_you_mean
+from dialogkit.tracking.writing import write_text
 
 Status = Literal["running", "completed", "failed", "interrupted", "diverged"]
 
@@ -33,9 +33,6 @@ RECORD_FILE = "run.json"
 RUN_FILES = (RECORD_FILE, "metrics.jsonl", SAMPLES_FILE, "histograms.jsonl", "console.log", REPORT_FILE)
 PRUNED_FILE = ".pruned.json"
 """What the record of a run is called while the run is deleted: no run any more, and known to be none."""
-
-PUBLISHED_MARK = b"\ntags: [dialogkit,"
-"""A line of every model card that dialogkit writes."""
 
 
 def _as_utf8(text: str) -> str:
@@ -485,100 +482,6 @@ def run_name(model: str, preset: str, output: Path) -> str:
     while (output / "runs" / name).exists():
         name, number = f"{base}-{number}", number + 1
     return name
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it, so that it is never half there."""
-    try:
-        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(beside, 0o666 & ~_umask())
-            os.replace(beside, path)
-        finally:
-            Path(beside).unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"{str(path)!r} cannot be written: {(error.strerror or str(error)).lower()}") from None
-
-
-def ordinary_permissions(folder: Path) -> None:
-    """Give the files of a folder the permissions that the umask allows: safetensors writes mode 0600."""
-    for path in folder.iterdir():
-        if path.is_file() and not path.is_symlink():
-            path.chmod(0o666 & ~_umask())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def published_dir(output: Path, model: str) -> Path:
-    """Return the folder of the newest finished model of a name."""
-    return output / model.replace("-", "_")
-
-
-def published_dirs(output: Path) -> list[Path]:
-    """Return the folders of finished models that dialogkit published in an output folder."""
-    with suppress(OSError):
-        return [path for path in sorted(output.iterdir()) if _is_published(path)]
-    return []
-
-
-def publish(model_dir: Path, target: Path) -> None:
-    """Replace `target` by the files of a finished run, by hard links where the file system has them.
-
-    The old folder is moved aside first and removed last: at every moment one of the two is whole.
-    Raises: StorageError if `target` holds something else, or cannot be written; then it is as it was.
-    """
-    require_publishable(target)
-    beside, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
-    try:
-        for left_over in (beside, old):
-            shutil.rmtree(left_over, ignore_errors=True)
-        shutil.copytree(model_dir, beside, copy_function=_link_or_copy)
-        if target.exists():
-            target.rename(old)
-        beside.rename(target)
-    except OSError as error:
-        # Of several files that could not be copied the first tells enough.
-        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or str(error)
-        raise StorageError(
-            f"{str(target)!r} cannot be written: {reason.lower()}; the model is in {str(model_dir)!r}"
-        ) from None
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        for left_over in (beside, old):
-            shutil.rmtree(left_over, ignore_errors=True)
-
-
-def require_publishable(target: Path) -> None:
-    """Raise StorageError if `target` is there and is not a model that dialogkit published.
-
-    Such a model is known by its card. Anything else may be the only copy of somebody's work.
-    """
-    if not (target.exists() or target.is_symlink()):
-        return
-    if not _is_published(target):
-        raise StorageError(
-            f"{str(target)!r} is there already and was not made by dialogkit, so it is left as it is",
-            hint=f"--set model.name=my-{target.name}",
-        )
-
-
-def _is_published(folder: Path) -> bool:
-    card = folder / "README.md"
-    return not folder.is_symlink() and card.is_file() and PUBLISHED_MARK in card.read_bytes()
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def list_runs(output: Path) -> Iterator[tuple[RunDir, RunRecord]]:

@@ -13,7 +13,8 @@ from dialogkit.errors import ModelError, StorageError
 from dialogkit.services.models import list_models, resolve_model
 from dialogkit.services.prune import PruneResult, prune_runs
 from dialogkit.tracking.pruning import contents
-from dialogkit.tracking.rundir import RunDir, RunRecord, list_runs, publish
+from dialogkit.tracking.publishing import publish
+from dialogkit.tracking.rundir import RunDir, RunRecord, list_runs
 from tests.conftest import Finished, Trained
 
 Run = Callable[..., Finished]

@@ -17,18 +17,9 @@ import pytest
 from dialogkit.config.model import NAME_PATTERN
 from dialogkit.errors import ModelError, StorageError
 from dialogkit.tracking import rundir
-from dialogkit.tracking.rundir import (
-    RunDir,
-    RunRecord,
-    find_run,
-    list_runs,
-    ordinary_permissions,
-    publish,
-    published_dir,
-    run_name,
-    worst_beside,
-    write_text,
-)
+from dialogkit.tracking.publishing import publish, published_dir
+from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs, run_name, worst_beside
+from dialogkit.tracking.writing import ordinary_permissions, write_text
 
 CARD = "---\nlicense: other\ntags: [dialogkit, conversational]\n---\n"
 
