@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dialogkit.cli.output import Output
+from dialogkit.cli.output import Output, untrusted
 from dialogkit.cli.train import _FLAGS, _of_flags, require_lora, seconds_of, train_command
 from dialogkit.errors import ConfigError, StorageError
 
@@ -55,7 +55,7 @@ def slurm_command(
 ) -> None:
     """Print an sbatch script that trains, and that goes on after a requeue or the time limit."""
     from dialogkit.services.launch import plan, require_dataset
-    from dialogkit.services.slurm import slurm_script
+    from dialogkit.services.slurm import refusal, slurm_script
 
     config, typed = _training(words, name)
     if not setup:  # which may lead to another folder, or put the data there
@@ -64,7 +64,8 @@ def slurm_command(
     job = plan(config, typed, memory=memory, time=time, **asked)
     command = ["dialogkit", *sys.argv[1:]]
     script = slurm_script(job, command, partition=partition, account=account, setup=setup or [])
-    _give(script, output, "sbatch", "job.sh")
+    told = refusal(script)
+    _give(script, output, "sbatch", "job.sh", warning=told and f"Slurm would not take it here: {told}")
 
 
 def kubernetes_command(
@@ -169,8 +170,8 @@ def _training(words: list[str], name: str | None) -> "tuple[RunConfig, list[str]
     return loaded.config, list(words[1:])
 
 
-def _give(text: str, file: Path | None, submit: str, usual: str) -> None:
-    """Print a job file or write it, and tell how it is submitted."""
+def _give(text: str, file: Path | None, submit: str, usual: str, *, warning: str | None = None) -> None:
+    """Print a job file or write it, and tell what is against it and how it is submitted."""
     from dialogkit.tracking.writing import write_text
 
     output = Output()
@@ -182,4 +183,6 @@ def _give(text: str, file: Path | None, submit: str, usual: str) -> None:
         except StorageError as error:
             error.hint = f"--output {usual}"
             raise
+    if warning:
+        output.err.print(untrusted(f"warning: {warning}"))
     output.hint(f"{submit} {shlex.quote(str(file or usual))}")

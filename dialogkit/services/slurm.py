@@ -1,6 +1,8 @@
 """A training as a batch script of Slurm."""
 
 import re
+import shutil
+import subprocess
 from collections.abc import Sequence
 
 from dialogkit.errors import ConfigError
@@ -111,6 +113,27 @@ def slurm_script(
         *_AGAIN.replace("@MOST@", str(MOST_REQUEUES)).splitlines(),
     ]
     return require_no_secrets("\n".join(lines) + "\n")
+
+
+def refusal(script: str) -> str | None:
+    """Return why the Slurm of this machine would not take a script, which is not submitted; None where it would.
+
+    None as well where there is no Slurm, or where it does not answer.
+    """
+    if shutil.which("sbatch") is None:
+        return None
+    try:
+        asked = subprocess.run(
+            ["sbatch", "--test-only"], input=script, capture_output=True, text=True, errors="replace", timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if asked.returncode == 0:
+        return None
+    told = [
+        line.removeprefix("sbatch: ").removeprefix("error: ") for line in asked.stderr.split("\n") if line.strip()
+    ]
+    return told[0] if told else f"sbatch --test-only ends with {asked.returncode}"
 
 
 def _step(job: Job) -> str:

@@ -316,8 +316,32 @@ def test_what_train_refuses_is_refused_in_the_same_words(words: list[str], dialo
         assert dialogkit(*command, "--", "train", *words) == known
 
 
+@pytest.mark.parametrize(
+    ("sbatch", "warning"),
+    [
+        ("echo 'sbatch: Job 7 to start at noon' >&2", None),
+        (
+            "echo 'sbatch: error: invalid partition specified: x\x1b[2J' >&2\n"
+            "echo 'allocation failure: Invalid partition name specified' >&2\nexit 1",
+            "warning: Slurm would not take it here: invalid partition specified: x\\x1b[2J\n",
+        ),
+        ("exit 3", "warning: Slurm would not take it here: sbatch --test-only ends with 3\n"),
+    ],
+)
+def test_slurm_is_asked_whether_it_would_take_the_job(
+    sbatch: str, warning: str | None, dialogkit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = script(dialogkit, "--name", "it", "--", "train")
+    environment = install(tmp_path / "slurm", {"sbatch": f'echo "$@" >asked\ncat >script\n{sbatch}\n'})
+    monkeypatch.setenv("PATH", environment["PATH"])
+    done = dialogkit("launch", "slurm", "--name", "it", "--", "train")
+    assert done == Finished(0, text, (warning or "") + "next: sbatch job.sh\n")
+    assert Path("asked").read_text() == "--test-only\n"
+    assert Path("script").read_text() == text
+
+
 @pytest.mark.parametrize("more", [[], ["--set", "data.streaming=true"]])
-@pytest.mark.parametrize("dataset", ["nosuch.jsonl", "no/such/folder", "empty", f"{'a' * 300}/b"])
+@pytest.mark.parametrize("dataset", ["nosuch.jsonl", "no/such/folder", "empty", f"{'a' * 300}.jsonl"])
 def test_a_slurm_job_without_its_data_is_refused_in_the_words_of_train(
     dataset: str, more: list[str], dialogkit: Run
 ) -> None:
