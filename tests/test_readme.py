@@ -22,6 +22,9 @@ LIMITS = {"train.max_steps": 2, "generate.max_new_tokens": 4}
 SCRATCH = {name: value for name, value in TINY.items() if name != "model.context"}
 
 
+BRIEF = {**SCRATCH, "generate.max_new_tokens": 8, "tracking.replies_at_evaluations": 0}
+
+
 def commands() -> list[str]:
     """Return the command lines; a `make` target stands for the commands of dialogkit that it runs."""
     lines = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line.strip()]
@@ -88,7 +91,7 @@ def test_the_python_of_the_readme_runs(in_temporary_folder: Path) -> None:
     blocks = [text for kind, text in BLOCKS if kind == "python"]
     assert len(blocks) == 2
     for text in blocks:
-        brief = '"generate.max_new_tokens": 8, "tracking.replies_at_evaluations": 0'
+        brief = ", ".join(f'"{name}": {value!r}' for name, value in BRIEF.items())
         text = text.replace("overrides={", f'overrides={{"data.samples": 8, {brief}, ')
         text = text.replace("max_samples=50", f"max_samples=8, overrides={{{brief}}}")
         exec(compile(text, "README.md", "exec"), {})

@@ -131,11 +131,12 @@ def train_command(
     json_output: JsonOption = False,
 ) -> None:
     """Train MODEL, evaluate it, let it answer test prompts, and keep it."""
-    from dialogkit.config.load import load_with_origins, parse_sets
+    from dialogkit.config.load import NEWEST, load_with_origins, parse_sets
     from dialogkit.services.dry_run import dry_run
     from dialogkit.services.models import DEFAULT_OUTPUT
     from dialogkit.services.processes import join_others, leave_others, start_processes
     from dialogkit.services.resume import find_resumable, find_start, resumed_config
+    from dialogkit.services.run_rows import passed_over
     from dialogkit.services.train import train
 
     words: dict[str, Any] = {
@@ -180,6 +181,8 @@ def train_command(
                 hint=f"dialogkit train --resume {resume_run}",
             )
         run = find_resumable(resume_run, model=model, output=Path(output_dir or DEFAULT_OUTPUT))
+        if resume_run == NEWEST:
+            output.passed_over(passed_over(output=output_dir or DEFAULT_OUTPUT))
         if (record := run.read()).status != "completed":
             in_processes(resumed_config(record, overrides, force=force)[0])
         _resume(output, run, overrides, force=force)

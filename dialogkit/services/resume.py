@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dialogkit.config.load import flatten, folder_name, load_changed
+from dialogkit.config.load import NEWEST, flatten, folder_name, load_changed
 from dialogkit.config.paths import holds_model
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, ModelError
@@ -37,7 +37,7 @@ def find_resumable(name: str, *, model: str | None, output: Path) -> RunDir:
 
     Raises: ModelError if there is none; ConfigError if its record holds no valid settings.
     """
-    if name != "last":
+    if name != NEWEST:
         run = _named(name, output)
         record = run.read()
         made = record.config.get("model", {}).get("name")
