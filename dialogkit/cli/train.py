@@ -1,5 +1,6 @@
 """`dialogkit train`."""
 
+import os
 import re
 import shlex
 import sys
@@ -12,7 +13,7 @@ import typer
 from dialogkit.cli.options import ConfigOption, JsonOption, NoCudaOption, SetOption
 from dialogkit.cli.output import Output, TrainOutput, table, untrusted
 from dialogkit.errors import ConfigError
-from dialogkit.ranks import this_rank
+from dialogkit.ranks import LAUNCH_FOLDER, this_rank
 from dialogkit.services.reporter import counted
 from dialogkit.text import duration
 
@@ -181,7 +182,7 @@ def train_command(
                 hint=f"dialogkit train --resume {resume_run}",
             )
         run = find_resumable(resume_run, model=model, output=Path(output_dir or DEFAULT_OUTPUT))
-        if resume_run == NEWEST:
+        if resume_run == NEWEST and LAUNCH_FOLDER not in os.environ:  # who starts several processes says it
             output.passed_over(passed_over(output=output_dir or DEFAULT_OUTPUT))
         if (record := run.read()).status != "completed":
             in_processes(resumed_config(record, overrides, force=force)[0])
