@@ -546,7 +546,8 @@ SHARDED = {"runtime.sharding": "fsdp", "train.optimizer": "adamw"}
 
 
 def test_a_sharded_model_learns_the_same_and_goes_on_in_any_number_of_processes() -> None:
-    settings = {**LONG, "train.optimizer": "adamw"}
+    # At the rate of the other tests a gradient is fifty times the usual once, and so is what rounding makes of it.
+    settings = {**LONG, "train.optimizer": "adamw", "train.learning_rate": 2e-3}
     assert finish("--name", "alone", settings=settings) == 0, err()
     assert finish("--name", "sharded", *PAIR, settings={**settings, **SHARDED}) == 0, err()
     alone, sharded = (Path("models/runs") / name for name in ("alone", "sharded"))
