@@ -48,6 +48,22 @@ def this_rank() -> Rank | None:
     return None if rank.count == 1 and "TORCHELASTIC_RUN_ID" not in os.environ else rank
 
 
+def require_sound_rank() -> None:
+    """Raise ConfigError if what the environment tells of this process's place cannot be: it would wait in vain."""
+    told = _of_torch(os.environ) or _of_slurm(os.environ)
+    if told is None:
+        return
+    hint = "unset RANK WORLD_SIZE, or start all with: torchrun --nproc-per-node N -m dialogkit train"
+    for name, value in {**told, "MASTER_PORT": os.environ.get("MASTER_PORT", str(PORT))}.items():
+        if name != "MASTER_ADDR" and not (value.isascii() and value.isdecimal()):
+            raise ConfigError(f"{name} is {value!r} in the environment, and no number", hint=hint)
+    if int(told["RANK"]) >= int(told["WORLD_SIZE"]):
+        raise ConfigError(
+            f"RANK is {told['RANK']} in the environment, and no place among {told['WORLD_SIZE']}, counted from 0",
+            hint=hint,
+        )
+
+
 def tell_torch() -> None:
     """Put the place of this process into the environment under the names that torch and accelerate read."""
     os.environ.update(_of_torch(os.environ) or _of_slurm(os.environ) or {})

@@ -26,6 +26,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dialogkit.engine.processes import RESTART
 from dialogkit.errors import DialogKitError, InterruptedRunError, ProcessLostError, UnavailableError
+from dialogkit.interrupts import ended_by_signals, name_of
 from dialogkit.ranks import LAUNCH_FOLDER, PORT, SPEAKER
 
 JOIN_S = 900
@@ -86,8 +87,14 @@ def start(launch: Launch, words: Sequence[str], say: Callable[[str], None]) -> i
     before = dict(os.environ)
     os.environ.update(_environment(launch, folder))
     signals = _Signals(folder)
+
+    def end(number: int) -> None:
+        say(f"error: stopped by {name_of(number)}")
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(128 + number)
+
     try:
-        with signals, _telling(launch, folder, say):
+        with signals, _telling(launch, folder, say), ended_by_signals(end, lambda: bool(signals.received)):
             elastic_launch(_config(launch, folder), sys.executable)("-P", "-m", "dialogkit", *words)
     except ChildFailedError as error:
         if not signals.received:
@@ -246,8 +253,7 @@ class _Signals:
                 os.kill(int(file.read_text(encoding="utf-8")), number)
                 handed += 1
         if not handed:  # nobody is there yet
-            name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-            raise InterruptedRunError(f"stopped by {name}", exit_code=128 + number)
+            raise InterruptedRunError(f"stopped by {name_of(number)}", exit_code=128 + number)
 
 
 def _codes(folder: Path) -> list[int]:

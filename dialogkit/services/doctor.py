@@ -303,7 +303,7 @@ def _cluster(facts: Facts) -> Iterator[Finding]:
         if _joined(facts):
             yield Finding(area="cluster", verdict="ok", text=f"{text}; dialogkit train joins the others")
         else:
-            text += ", but MASTER_ADDR does not say where the others are, so each would train alone"
+            text += ", but MASTER_ADDR does not say where the others are, which dialogkit train refuses"
             yield Finding(area="cluster", verdict="could be better", text=text)
     elif "SLURM_JOB_ID" in around:
         job, nodes = around["SLURM_JOB_ID"], around.get("SLURM_JOB_NUM_NODES", "1")

@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 from dialogkit.config.load import flatten
 from dialogkit.config.run import RunConfig
-from dialogkit.errors import ConfigError, DialogKitError, ProcessLostError
+from dialogkit.errors import ConfigError, DialogKitError, InterruptedRunError, ProcessLostError
+from dialogkit.interrupts import ended_by_signals, name_of
 from dialogkit.ranks import LAUNCH_FOLDER, PORT, Rank, this_rank
 
 
@@ -31,14 +32,15 @@ def nodes_of(text: str | None) -> tuple[int, int]:
 def _require_place(rendezvous: str) -> None:
     """Raise ConfigError unless words are a host and a port, as torch takes them."""
     host, _, port = rendezvous.rpartition(":")
-    if not port.isascii() or not port.isdecimal():
-        host, port = rendezvous, str(PORT)
-    elif re.fullmatch(r"[\w.:-]+", host) and 0 < int(port) < 65_536:
+    sound = port.isascii() and port.isdecimal() and 0 < int(port) < 65_536
+    if sound and re.fullmatch(r"[\w.:-]+", host):
         return
-    host = (re.findall(r"[\w.-]+", host) or ["HOST"])[-1]  # of an address in the manner of the web as well
+    meant = re.fullmatch(
+        r"(?:\w+://)?([\w.-]+)(?::.*)?", rendezvous
+    )  # of an address in the manner of the web as well
     raise ConfigError(
         f"--rendezvous {rendezvous!r} is not HOST:PORT, with a port from 1 to 65535",
-        hint=f"--rendezvous {host}:{port if 0 < int(port) < 65_536 else PORT}",
+        hint=f"--rendezvous {meant[1] if meant else 'HOST'}:{port if sound else PORT}",
     )
 
 
@@ -61,13 +63,13 @@ def start_processes(
     if most > 1 and rendezvous is None:
         raise ConfigError(
             "--nodes needs --rendezvous HOST:PORT, at which the machines meet",
-            hint=f"--nodes {nodes} --node-rank 0 --rendezvous HOST:{PORT}",
+            hint=f"--nodes {nodes} --node-rank {node_rank or 0} --rendezvous HOST:{PORT}",
         )
     for option, given in (("--rendezvous", rendezvous), ("--node-rank", node_rank)):
         if nodes is None and given is not None:  # left alone, each machine would train for itself
             raise ConfigError(
                 f"{option} {given!r} is of several machines, and --nodes does not say how many",
-                hint=f"--nodes 2 {option} {given}",
+                hint=f"--nodes 2 --node-rank {node_rank or 0} --rendezvous {rendezvous or f'HOST:{PORT}'}",
             )
     if rendezvous is not None:
         _require_place(rendezvous)
@@ -129,9 +131,15 @@ def join_others() -> bool:
                 hint="unset RANK WORLD_SIZE, or start all with: torchrun --nproc-per-node N -m dialogkit train",
             )
         return True
-    from dialogkit.engine import processes
+    with _torch_says_nothing():
+        from dialogkit.engine import processes
 
-    processes.join()
+    def end(number: int) -> None:
+        sys.stderr.write(f"error: stopped by {name_of(number)}\n")
+        end_at_once(128 + number)
+
+    with ended_by_signals(end):
+        processes.join()
     return processes.is_first()
 
 
@@ -201,6 +209,12 @@ def end_with(error: BaseException, rank: Rank, say: Any) -> NoReturn:
         rank: the place of this process.
         say: takes a DialogKitError that is to be told; for any other error it is called with None.
     """
+    if isinstance(error, InterruptedRunError) and "dialogkit.engine.processes" not in sys.modules:
+        # Stopped while torch is loaded, which cannot be begun again; nobody is joined yet.
+        if rank.index == 0:
+            say(error)
+        sys.stderr.flush()
+        os._exit(error.exit_code)
     from dialogkit.engine import processes
 
     if not hasattr(error, "told") and not hasattr(error, "agreed"):

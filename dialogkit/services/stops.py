@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from dialogkit.errors import DialogKitError, InterruptedRunError, ProcessLostError
+from dialogkit.interrupts import name_of
 from dialogkit.ranks import is_asked_to_stop
 
 
@@ -21,8 +22,7 @@ def signals_stop() -> Iterator[Callable[[], None]]:
         if not is_asked_to_stop():
             stops.append(ProcessLostError("another process of this training ended"))
         else:
-            name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-            stops.append(InterruptedRunError(f"stopped by {name}", exit_code=128 + number))
+            stops.append(InterruptedRunError(f"stopped by {name_of(number)}", exit_code=128 + number))
         raise stops[-1]
 
     def raise_lost() -> None:

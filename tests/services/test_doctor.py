@@ -201,7 +201,7 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: Facts) -> None:
         (
             SERVER,
             {"environment": {"RANK": "3", "WORLD_SIZE": "16"}},
-            *("cluster", "could be better", "each would train alone", None),
+            *("cluster", "could be better", "dialogkit train refuses", None),
         ),
         (
             SERVER,

@@ -2,7 +2,11 @@
 
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -163,6 +167,65 @@ def write_shards(shards: int, rows: int, *, bad: Sequence[int]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"RANK": "5"}, "RANK is 5 in the environment, and no place among 2, counted from 0"),
+        ({"RANK": "x"}, "RANK is 'x' in the environment, and no number"),
+        ({"RANK": "0", "MASTER_PORT": "abc"}, "MASTER_PORT is 'abc' in the environment, and no number"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused_before_anything_is_waited_for(
+    environment: dict[str, str], told: str, dialogkit: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", **environment}.items():
+        monkeypatch.setenv(name, value)
+    done = dialogkit("train", "custom-nano", "--no-cuda")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: {told}\ntry: unset RANK WORLD_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("words", "environment"),
+    [
+        ("--nodes 2 --node-rank 1 --rendezvous nowhere.invalid:29400", {}),
+        ("", {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29399"}),
+    ],
+)
+def test_ctrl_c_ends_what_waits_for_others(
+    words: str, environment: dict[str, str], in_temporary_folder: Path
+) -> None:
+    waiting = in_every_process(in_temporary_folder, WAITING)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dialogkit", "train", "custom-nano", "--no-cuda", *words.split()],
+        env={**os.environ, **environment, **waiting},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not Path("waits").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    time.sleep(0.3)  # it is in torch now, in C
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert told == ("" if environment else "error: stopped by Ctrl-C\n")  # one of several speaks
+
+
+WAITING = """
+import dialogkit.interrupts as interrupts
+
+before = interrupts.ended_by_signals
+
+def and_tells(*words):
+    open("waits", "w").close()
+    return before(*words)
+
+interrupts.ended_by_signals = and_tells
+"""
+
+
+@pytest.mark.parametrize(
     ("words", "told"),
     [
         ("--devices 3 --set train.batch_size=8", "8 does not split evenly over 3 processes: 6 or 9 would"),
@@ -175,9 +238,11 @@ def write_shards(shards: int, rows: int, *, bad: Sequence[int]) -> None:
         ("--nodes 2 --rendezvous a:0", "try: --rendezvous a:29400"),
         ("--nodes 2 --rendezvous :29400", "try: --rendezvous HOST:29400"),
         ("--nodes 2 --rendezvous http://a:29400", "try: --rendezvous a:29400"),
+        ("--nodes 2 --rendezvous host-a:abc", "try: --rendezvous host-a:29400"),
+        ("--nodes 2 --node-rank 1", "try: --nodes 2 --node-rank 1 --rendezvous HOST:29400"),
         ("--nodes 2 --node-rank 2 --rendezvous a:1", "--node-rank 2 is no number of 2 machines"),
         ("--rendezvous a:1", "--rendezvous 'a:1' is of several machines, and --nodes does not say how many"),
-        ("--devices 2 --node-rank 1", "try: --nodes 2 --node-rank 1"),
+        ("--devices 2 --node-rank 1", "try: --nodes 2 --node-rank 1 --rendezvous HOST:29400"),
     ],
 )
 def test_words_that_cannot_be_are_refused_before_anything_starts(
