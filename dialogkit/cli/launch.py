@@ -57,7 +57,7 @@ def slurm_command(
     from dialogkit.services.launch import plan, require_dataset
     from dialogkit.services.slurm import refusal, slurm_script
 
-    config, typed = _training(words, name)
+    config, typed = _training(words, name, "dialogkit launch slurm")
     if not setup:  # which may lead to another folder, or put the data there
         require_dataset(config)
     asked: dict[str, Any] = {"nodes": nodes, "gpus": gpus, "cpus": cpus, "max_restarts": max_restarts}
@@ -93,7 +93,7 @@ def kubernetes_command(
     from dialogkit.services.kubernetes import FOLDER, kubernetes_manifest
     from dialogkit.services.launch import plan
 
-    config, typed = _training(words, name)
+    config, typed = _training(words, name, f"dialogkit launch kubernetes --image {image} --claim {claim}")
     asked: dict[str, Any] = {"nodes": nodes, "gpus": gpus, "cpus": cpus, "max_restarts": max_restarts}
     job = plan(config, typed, memory=memory, time=time, **asked)
     command = ["dialogkit", *sys.argv[1:]]
@@ -103,12 +103,12 @@ def kubernetes_command(
     _give(manifest, output, "kubectl apply -f", "job.yaml")
 
 
-def _training(words: list[str], name: str | None) -> "tuple[RunConfig, list[str]]":
+def _training(words: list[str], name: str | None, command: str) -> "tuple[RunConfig, list[str]]":
     """Return the settings that words give to a training, checked as `train` checks them, and what follows `train`.
 
     Raises: ConfigError, also for words that only make sense where one types them.
     """
-    from dialogkit.config.load import load_with_origins, parse_sets
+    from dialogkit.config.load import NEWEST, load_with_origins, parse_sets
     from dialogkit.services.models import DEFAULT_OUTPUT
     from dialogkit.services.resume import find_start
 
@@ -116,7 +116,7 @@ def _training(words: list[str], name: str | None) -> "tuple[RunConfig, list[str]
     if words[:1] != ["train"]:
         raise ConfigError(
             f"a job is a training, so its words begin with train and not {words[0]!r}",
-            hint="dialogkit launch slurm -- train custom-tiny",
+            hint=f"{command} -- train custom-tiny",
         )
     if name is not None:
         if any(word.split("=")[0] == "--name" for word in words):
@@ -125,7 +125,7 @@ def _training(words: list[str], name: str | None) -> "tuple[RunConfig, list[str]
     parser = typer.Typer(add_completion=False)
     parser.command("train")(train_command)
     given = typer.main.get_command(parser).make_context("dialogkit train", list(words[1:])).params
-    goes_on = f"--name {given['resume_run']}"
+    goes_on = f"--name {'my-run' if given['resume_run'] == NEWEST else given['resume_run']}"
     for parameter, reason, hint in (
         ("dry", "--dry-run measures where it is typed", f"dialogkit {shlex.join(words)}"),
         ("resume_run", "--resume is what a job does by itself with the run of its name", goes_on),
@@ -167,6 +167,8 @@ def _training(words: list[str], name: str | None) -> "tuple[RunConfig, list[str]
     except ConfigError as error:
         raise _of_flags(error, list(typed)) from None
     require_lora(loaded.config, no_merge=given["no_merge"])
+    if loaded.config.runtime.devices != 1:
+        raise ConfigError("runtime.devices is in the job file already", hint="--gpus 8")
     return loaded.config, list(words[1:])
 
 
@@ -178,6 +180,7 @@ def _give(text: str, file: Path | None, submit: str, usual: str, *, warning: str
     if file is None:
         output.text(text)
     else:
+        _require_own(file, usual)
         try:
             write_text(file, text)
         except StorageError as error:
@@ -185,4 +188,26 @@ def _give(text: str, file: Path | None, submit: str, usual: str, *, warning: str
             raise
     if warning:
         output.err.print(untrusted(f"warning: {warning}"))
-    output.hint(f"{submit} {shlex.quote(str(file or usual))}")
+    if file is None:
+        output.hint(f"--output {usual} writes it; then {submit} {usual}")
+    else:
+        output.hint(f"{submit} {shlex.quote(str(file))}")
+
+
+def _require_own(file: Path, usual: str) -> None:
+    """Raise StorageError unless nothing but an older job file would be lost by writing there."""
+    from dialogkit.services.launch import WRITTEN_BY
+
+    if file.is_dir():
+        raise StorageError(
+            f"--output {str(file)!r} is a folder", hint=f"--output {shlex.quote(str(file / usual))}"
+        )
+    if not file.is_file():
+        return
+    with file.open("rb") as there:
+        if WRITTEN_BY.encode() in there.read(8192):
+            return
+    raise StorageError(
+        f"{str(file)!r} is there already and is no job file of dialogkit, so it is left as it is",
+        hint=f"--output {file.stem}-{usual}",
+    )

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from dialogkit.errors import ConfigError
 from dialogkit.services.launch import Job, heading, require_no_secrets, shell_words
+from dialogkit.tracking.environment import without_secrets
 
 RETRIES = 6
 GRACE_S = 300
@@ -42,6 +44,9 @@ def kubernetes_manifest(
     """
     import yaml
 
+    if secret is not None and without_secrets([f"x={secret}"]) != [f"x={secret}"]:
+        raise ConfigError("--secret is the name of a Secret, and holds a secret itself", hint="--secret wandb")
+    _require_on_claim(job)
     for option, value in (("--claim", claim), ("--namespace", namespace), ("--secret", secret)):
         if value is not None and not _LABEL.fullmatch(value):
             raise ConfigError(
@@ -72,7 +77,23 @@ def kubernetes_manifest(
 
     Dumper.add_representer(str, text)
     drawn = yaml.dump(manifest, Dumper=Dumper, sort_keys=False, width=10_000)
-    return require_no_secrets("\n".join([*heading(job, command), drawn]))
+    return require_no_secrets("\n".join([*heading(job, command, goes_on=False), drawn]))
+
+
+def _require_on_claim(job: Job) -> None:
+    """Raise ConfigError for a place that no pod sees: only what is on the claim outlives it."""
+    places = {
+        "--output-dir": job.output,
+        "--dataset": job.config.data.dataset,
+        "MODEL": job.config.model.source or "",
+    }
+    for what, place in places.items():
+        path = PurePosixPath(place)
+        if path.is_absolute() and not path.is_relative_to(FOLDER):
+            raise ConfigError(
+                f"{what} {place!r} is not on the claim, which a pod sees as {FOLDER}",
+                hint=f"{what} {path.name}" if what.startswith("--") else f"{path.name} in its place",
+            )
 
 
 def kubernetes_name(run: str) -> str:

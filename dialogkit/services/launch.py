@@ -15,7 +15,9 @@ from dialogkit.tracking.rundir import run_name
 
 _SECRET_NAME = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
 _SHORTEST_SECRET = 8
-_MEMORY = re.compile(r"([1-9]\d{0,6}[MGT])i?B?")
+_MEMORY = re.compile(r"([1-9]\d{0,6}[MGT])I?B?")
+WRITTEN_BY = "# Written by: "
+"""What a line of each job file begins with."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,9 @@ class Job:
     def summary(self) -> list[str]:
         """Return what the job is, for people who read its file."""
         train = self.config.train
-        parts = f"{self.processes} processes" if self.processes > 1 else "one process"
         each = train.batch_size // (self.processes * train.accumulation_steps)
-        size = f"{train.batch_size} dialogs in a step: {each} at once on each of {parts}"
+        size = f"{train.batch_size} dialogs in a step: {each} at once"
+        size += f" on each of {self.processes} processes" if self.processes > 1 else ""
         size += f", {train.accumulation_steps} times" if train.accumulation_steps > 1 else ""
         return [f"{self.config.model.name}, preset {self.config.preset}, run {self.run}", size]
 
@@ -92,9 +94,13 @@ def plan(
             "the words of the training hold what seems to be a secret, and a job file is read by many",
             hint="set it in the environment of the job, as WANDB_API_KEY",
         )
-    size = memory and _MEMORY.fullmatch(memory)
+    size = memory and _MEMORY.fullmatch(memory.upper())
     if memory is not None and not size:
         raise ConfigError(f"--memory {memory!r} is not a size such as 64G", hint="--memory 64G")
+    if gpus and config.runtime.device == "cpu":
+        raise ConfigError(f"--gpus {gpus} reserves what a training on the CPU does not use", hint="--gpus 0")
+    if not gpus and config.runtime.device == "cuda":
+        raise ConfigError("runtime.device is 'cuda', and --gpus 0 reserves no GPU", hint="--gpus 1")
     devices = max(1, gpus)
     job = Job(
         config=config,
@@ -130,7 +136,7 @@ def require_dataset(config: RunConfig) -> None:
 def seconds_of(text: str) -> int:
     """Return the seconds of 90m, 12h, 2d, 1h30m, 12:00:00 or 2-12:00:00. Raises: ConfigError for anything else."""
     asked = text.strip().lower()
-    clock = re.fullmatch(r"(?:(\d{1,3})-)?(\d{1,3}):(\d{2}):(\d{2})", asked)
+    clock = re.fullmatch(r"(?:(\d{1,3})-)?(\d{1,3}):([0-5]\d):([0-5]\d)", asked)
     units = re.fullmatch(r"(?:(\d{1,3})d)?(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,7})s)?", asked)
     found = clock or units
     days, hours, minutes, seconds = (int(part or 0) for part in (found.groups() if found else "0000"))
@@ -147,12 +153,13 @@ def comment(text: str) -> str:
     return sanitize(text.replace("\n", "\\n").replace("\t", "\\t"))
 
 
-def heading(job: Job, command: Sequence[str]) -> list[str]:
-    """Return the lines of comment that a job file begins with."""
-    told = [f"Written by: {shlex.join(command)}", *job.summary()]
+def heading(job: Job, command: Sequence[str], *, goes_on: bool) -> list[str]:
+    """Return the lines of comment that a job file begins with; `goes_on` after its time is over."""
+    told = [shlex.join(command), *job.summary()]
     if job.time_s is not None:
-        told.append(f"at most {duration(job.time_s)} at a time")
-    return [f"# {comment(line)}" for line in told]
+        told.append(f"at most {duration(job.time_s)}{' at a time' if goes_on else ''}")
+    first, *others = map(comment, told)
+    return [f"{WRITTEN_BY}{first}", *(f"# {line}" for line in others)]
 
 
 def require_no_secrets(text: str, environment: Mapping[str, str] = os.environ) -> str:

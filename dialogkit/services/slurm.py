@@ -70,6 +70,7 @@ def slurm_script(
             f"--setup sets what seems to be a secret: {line.split('=')[0]!r}",
             hint="set it in the shell from which you submit: a job inherits its environment",
         )
+    _require_shell(setup)
     options = {
         "job-name": job.run,
         "nodes": job.nodes,
@@ -89,7 +90,7 @@ def slurm_script(
     lines += [
         f"#SBATCH --{name}" + f"={value}" * (value != "") for name, value in options.items() if value is not None
     ]
-    lines += ["#", *heading(job, command), "", *setup, "set -u"]
+    lines += ["#", *heading(job, command, goes_on=True), "", *setup, "set -u"]
     lines += [
         "command -v dialogkit >/dev/null || {",
         '    echo "dialogkit is not on the PATH: activate its environment before sbatch, or see --setup" >&2',
@@ -113,6 +114,22 @@ def slurm_script(
         *_AGAIN.replace("@MOST@", str(MOST_REQUEUES)).splitlines(),
     ]
     return require_no_secrets("\n".join(lines) + "\n")
+
+
+def _require_shell(setup: Sequence[str]) -> None:
+    """Raise ConfigError if lines of set-up are no sound shell, as far as there is one here to tell."""
+    if not setup or shutil.which("bash") is None:
+        return
+    checked = subprocess.run(
+        ["bash", "-n"], input="\n".join(setup) + "\n", capture_output=True, text=True, timeout=30
+    )
+    if checked.returncode:
+        reason = (
+            checked.stderr.strip().splitlines()[0].rpartition(": ")[2] if checked.stderr.strip() else "bash -n"
+        )
+        raise ConfigError(
+            f"--setup is no sound shell ({reason}): {' '.join(setup)!r}", hint='--setup "module load cuda"'
+        )
 
 
 def refusal(script: str) -> str | None:

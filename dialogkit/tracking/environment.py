@@ -12,6 +12,8 @@ from typing import Any
 from dialogkit.machine import processor_name
 
 _SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)  # not max_new_tokens
+_KEY = re.compile(r"[0-9a-f]{40}|.*\bhf_\w{16,}.*|.*\bwandb_v1_\w{16,}.*", re.DOTALL)
+"""What keys of W&B and of the hub look like; a commit looks like the first."""
 
 
 def environment_facts(folder: Path) -> dict[str, Any]:
@@ -49,12 +51,15 @@ def without_secrets(words: list[str]) -> list[str]:
     shown: list[str] = []
     hide = False
     for word in words:
-        name, equals, _ = word.partition("=")
+        *names, value = word.split("=")
+        secret = next((number for number, name in enumerate(names) if _SECRET.search(name)), None)
+        if secret is None and _KEY.fullmatch(value) and not word.partition("=")[0].endswith("revision"):
+            secret = len(names) - 1
         if hide:
             shown.append("***")
             hide = False
-        elif _SECRET.search(name) and equals:
-            shown.append(f"{name}=***")
+        elif secret is not None:
+            shown.append("=".join([*names[: secret + 1], "***"]))
         else:
             shown.append(word)
             hide = word.startswith("--") and bool(_SECRET.search(word))

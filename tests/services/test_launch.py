@@ -78,7 +78,7 @@ def cluster(tmp_path: Path) -> dict[str, str]:
 def script(dialogkit: Run, *words: str) -> str:
     done = dialogkit("launch", "slurm", *words)
     assert done.code == 0, done.err
-    assert done.err == "next: sbatch job.sh\n"
+    assert done.err == "next: --output job.sh writes it; then sbatch job.sh\n"
     checked = subprocess.run(["bash", "-n"], input=done.out, capture_output=True, text=True)
     assert (checked.returncode, checked.stderr) == (0, "")
     if shutil.which("shellcheck"):
@@ -97,7 +97,7 @@ def run_job(text: str, environment: dict[str, str], **more: str) -> subprocess.C
 def manifest(dialogkit: Run, *words: str) -> tuple[str, Any]:
     done = dialogkit(*KUBERNETES, *words)
     assert done.code == 0, done.err
-    assert done.err.endswith("next: kubectl apply -f job.yaml\n")
+    assert done.err.endswith("next: --output job.yaml writes it; then kubectl apply -f job.yaml\n")
     return done.out, yaml.safe_load(done.out)
 
 
@@ -335,7 +335,7 @@ def test_slurm_is_asked_whether_it_would_take_the_job(
     environment = install(tmp_path / "slurm", {"sbatch": f'echo "$@" >asked\ncat >script\n{sbatch}\n'})
     monkeypatch.setenv("PATH", environment["PATH"])
     done = dialogkit("launch", "slurm", "--name", "it", "--", "train")
-    assert done == Finished(0, text, (warning or "") + "next: sbatch job.sh\n")
+    assert done == Finished(0, text, (warning or "") + "next: --output job.sh writes it; then sbatch job.sh\n")
     assert Path("asked").read_text() == "--test-only\n"
     assert Path("script").read_text() == text
 
@@ -351,7 +351,7 @@ def test_a_slurm_job_without_its_data_is_refused_in_the_words_of_train(
     assert known.code == 2
     assert dialogkit("launch", "slurm", "--gpus", "0", "--", "train", *words) == known
     # What lies on the claim, or where the set-up of the job leads to, cannot be seen from here.
-    assert dialogkit(*KUBERNETES, "--", "train", *words).code == 0
+    assert dialogkit(*KUBERNETES, "--gpus", "0", "--", "train", *words).code == 0
     assert dialogkit("launch", "slurm", "--gpus", "0", "--setup", "cd /scratch", "--", "train", *words).code == 0
 
 
@@ -377,6 +377,15 @@ def test_a_slurm_job_with_data_of_the_hub_asks_nobody(dialogkit: Run, monkeypatc
         (["--setup", "export WANDB_API_KEY=abc"], ["train"], "--setup sets what seems to be a secret"),
         (["--gpus", "3"], ["train", "--set", "train.batch_size=8"], "batch_size 8 does not split evenly over 3"),
         (["--gpus", "-1"], ["train"], "--gpus"),
+        ([], ["train", "--no-cuda"], "--gpus 1 reserves what a training on the CPU does not use"),
+        (["--gpus", "0"], ["train", "--set", "runtime.device=cuda"], "and --gpus 0 reserves no GPU"),
+        ([], ["train", "--set", "runtime.devices=4"], "runtime.devices is in the job file already"),
+        ([], ["train", "--resume", "last"], "try: --name my-run"),
+        ([], ["train", "--set", "tracking.notes=WANDB_API_KEY=01234567"], "hold what seems to be a secret"),
+        ([], ["train", "--tag", "hf_" + "a" * 30], "hold what seems to be a secret"),
+        ([], ["train", "--project", "0123456789" * 4], "hold what seems to be a secret"),
+        (["--setup", "if true"], ["train"], "--setup is no sound shell (unexpected end of file): 'if true'"),
+        (["--time", "25:61:61"], ["train"], "--time '25:61:61' is not a time"),
     ],
 )
 def test_what_no_job_could_run_is_told_now(
@@ -389,12 +398,46 @@ def test_what_no_job_could_run_is_told_now(
 
 @pytest.mark.parametrize(
     "options",
-    [["--claim", "a b"], ["--namespace", "A"], ["--secret", "x\ny"], ["--image", "a b"], ["--image", "-x"]],
+    [
+        ["--claim", "a b"],
+        ["--namespace", "A"],
+        ["--secret", "x\ny"],
+        ["--secret", "WANDB_API_KEY=0123456789abcdef"],
+        ["--image", "a b"],
+        ["--image", "-x"],
+    ],
 )
 def test_names_that_kubernetes_does_not_know_are_refused(options: list[str], dialogkit: Run) -> None:
     done = dialogkit(*KUBERNETES, *options, "--", "train")
     assert (done.code, done.out) == (2, "")
     assert options[0] in done.err
+    assert "0123456789abcdef" not in done.err
+
+
+@pytest.mark.parametrize(("option", "place"), [("--output-dir", "/elsewhere"), ("--dataset", "/data/rows.jsonl")])
+def test_what_no_pod_would_see_is_refused(option: str, place: str, dialogkit: Run) -> None:
+    done = dialogkit(*KUBERNETES, "--", "train", option, place)
+    assert (done.code, done.out) == (2, "")
+    assert f"{option} {place!r} is not on the claim" in done.err
+    assert dialogkit(*KUBERNETES, "--", "train", option, f"/workspace{place}").code == 0
+
+
+def test_a_commit_is_no_secret(dialogkit: Run) -> None:
+    assert f"data.revision={'a1' * 20}" in script(dialogkit, "--", "train", "--set", f"data.revision={'a1' * 20}")
+
+
+def test_a_job_file_replaces_nothing_but_a_job_file(dialogkit: Run) -> None:
+    Path("rows.jsonl").write_text("my only copy\n")
+    Path("folder").mkdir()
+    for file, told in (("rows.jsonl", "is no job file of dialogkit"), ("folder", "is a folder")):
+        done = dialogkit("launch", "slurm", "--output", file, "--", "train")
+        assert (done.code, done.out) == (2, "")
+        assert told in done.err
+    assert Path("rows.jsonl").read_text() == "my only copy\n"
+    for seed in ("1", "2"):
+        words = ["--output", "job.sh", "--", "train", "--set", f"train.seed={seed}"]
+        assert dialogkit("launch", "slurm", *words).code == 0
+    assert "train.seed=2" in Path("job.sh").read_text()
 
 
 def test_no_secret_of_the_shell_comes_into_a_job_file(dialogkit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
