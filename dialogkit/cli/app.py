@@ -28,7 +28,7 @@ from dialogkit.cli import (
 )
 from dialogkit.cli.output import Output
 from dialogkit.errors import ConfigError, DialogKitError, InterruptedRunError
-from dialogkit.ranks import enter, silence, this_rank
+from dialogkit.ranks import enter, require_sound_rank, silence, this_rank
 from dialogkit.text import sanitize
 
 app = typer.Typer(
@@ -111,9 +111,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Telemetry and progress bars of libraries have no place in our output.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if words[:1] == ["train"] and this_rank() is not None:
-        _one_of_several(words, output)
     try:
+        if words[:1] == ["train"]:
+            require_sound_rank()
+            if this_rank() is not None:
+                _one_of_several(words, output)
         code = app(words, prog_name="dialogkit", standalone_mode=False, obj=words)
         sys.stdout.flush()
     except DialogKitError as error:
@@ -157,6 +159,8 @@ def _one_of_several(words: list[str], output: Output) -> NoReturn:
             raise InterruptedRunError("stopped by Ctrl-C", exit_code=130)
     except TyperException as error:
         end_with(_usage_error(error, words), rank, say)
+    except KeyboardInterrupt:
+        end_with(InterruptedRunError("stopped by Ctrl-C", exit_code=130), rank, say)
     except BaseException as error:
         end_with(error, rank, say)
     end_at_once(code if isinstance(code, int) else 0)
@@ -180,6 +184,14 @@ def _usage_error(error: TyperException, words: list[str]) -> ConfigError:
     message = re.sub(r"^(?:Invalid value for )?'(--[\w-]+)'(?: / '-\w')?: ", r"\1: ", message)
     message = re.sub(r" \(Possible options: (.*)\)$", r" (did you mean \1?)", message)
     hint = f"{command} --help"
+    if (unknown := re.match(r"[Nn]o such option: --([\w-]+)", message)) and command == "dialogkit train":
+        from dialogkit.config.problems import setting_of
+
+        if (setting := setting_of(unknown[1].replace("-", "_"))) is not None:
+            message, hint = (
+                f"no such option: --{unknown[1]}; it is the setting {setting}",
+                f"--set {setting}=VALUE",
+            )
     extra = re.search(r"unexpected extra argument(?:s|\(s\))? \((.*)\)$", message)
     if extra and command == "dialogkit generate":
         hint = f'dialogkit generate --prompt "{extra[1]}"'

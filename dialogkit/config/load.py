@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from dialogkit.config.model import NAME_PATTERN
 from dialogkit.config.paths import configs_dir, holds_model, nearest_file
-from dialogkit.config.problems import list_problems, refusal, remedy
+from dialogkit.config.problems import known_settings, list_problems, refusal, remedy
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, ModelError, did_you_mean
 from dialogkit.text import convert_command, json_problem, wide_encoding
@@ -239,7 +239,7 @@ def preset_layer(preset: str) -> tuple[str, Layer]:
     if preset not in names:
         raise ConfigError(
             f"unknown preset {preset!r}{did_you_mean(preset, names)}; there are {', '.join(names)}",
-            hint=f"--preset {names[0]}",
+            hint=f"--preset {next((name for name in names if name.startswith(preset[:3])), names[0])}",
         )
     layer = _read_json(configs_dir() / "presets" / f"{preset}.json")
     return f"preset {preset}", {**layer, "preset": preset}
@@ -342,7 +342,11 @@ def parse_sets(words: Sequence[str]) -> dict[str, Any]:
             value = text
         overrides[name] = value
     if wrong:
-        raise refusal([*wrong, *_problems_of(overrides)], "--set train.learning_rate=1e-3")
+        meant = next(
+            (word.replace(":", "=", 1) for word in words if word.partition(":")[0] in known_settings()), None
+        )
+        hint = f"--set {shlex.quote(meant)}" if meant else "--set train.learning_rate=1e-3"
+        raise refusal([*wrong, *_problems_of(overrides)], hint)
     return overrides
 
 

@@ -99,7 +99,7 @@ def _problem(item: ErrorDetails) -> str:
         return f"{name}: must be a finite number (got {given})"
     text = "must be a JSON object" if kind == "model_type" else re.sub(r"^\w+ should ", "must ", message)
     shown = json.dumps(given, default=str, ensure_ascii=False)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    shown = shown if len(shown) <= 60 else shown[:57] + "..." + '"' * shown.startswith('"')
     return f"{name}: {text} (got {shown})"
 
 
@@ -125,12 +125,19 @@ def remedy(error: ValidationError, origins: Mapping[str, str]) -> str | None:
         fields = _sections().get(str(part), {}) if fields is RunConfig.model_fields else {}
     field = fields.get(str(location[-1])) if location else None
     right = (field.examples or [field.default])[0] if field is not None else None
+    if isinstance(right, bool) and str(item["input"]).lower() in ("yes", "on", "1", "no", "off", "0"):
+        right = str(item["input"]).lower() in ("yes", "on", "1")
     if item["type"] == "literal_error" and field is not None:
         allowed = re.findall(r"'([^']*)'", context["expected"])
         right = next(iter(get_close_matches(str(item["input"]).lower(), allowed, n=1)), right)
     if right is None or isinstance(right, BaseModel | tuple) or "." not in name:
         return "--name my-run" if name == "name" else None
     return f"--set {name}={right if isinstance(right, str) else shlex.quote(json.dumps(right))}"
+
+
+def setting_of(word: str) -> str | None:
+    """Return the setting that a word alone names, be it what other tools call it; None if it names none."""
+    return OF_OTHERS.get(word) or next((name for name in known_settings() if name.endswith(f".{word}")), None)
 
 
 def _nearest_setting(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.run import RunConfig
+from dialogkit.config.train import TrainConfig
 from dialogkit.errors import ConfigError, OutOfMemoryError
 from dialogkit.services.generate import ReplyResult, reply_results
 from dialogkit.services.models import describe_architecture
@@ -453,6 +454,11 @@ class Parts:
             told.append(remark)
         if (dropout := self.config.train.dropout) and not has_dropout(self.model):
             told.append(f"train.dropout={dropout:g} does nothing: the layers of this model have no dropout")
+        train, defaults = self.config.train, TrainConfig()
+        of_lora = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+        unused = [name for name in of_lora if getattr(train, name) != getattr(defaults, name)]
+        if train.method == "full" and unused:
+            told.append(f"train.{unused[0]} does nothing: train.method is full, and lora has a use for it")
         if emulates_bf16(self.runtime):
             told.append("this CPU only emulates bf16: --set runtime.precision=fp32 is many times faster")
         return told

@@ -228,6 +228,10 @@ def test_several_problems_of_a_file_are_told_in_one_go(dialogkit: Run) -> None:
     ("words", "hint"),
     {
         "train --samples -5": "--samples 100",
+        "train --batch-size 8": "--set train.batch_size=VALUE",
+        "train --learning_rate 1e-3": "--set train.learning_rate=VALUE",
+        "train --per_device_train_batch_size 8": "--set train.batch_size=VALUE",
+        "train --preset prod": "--preset production",
         "train my.json": "dialogkit train --dataset my.json",
         "train rows.csv": "dialogkit train --dataset rows.csv",
         "train --preset tset": "--preset test",

@@ -310,15 +310,18 @@ def test_what_other_tools_call_a_setting_names_one_that_is_there() -> None:
         ("train.lora_targets=q_proj", """--set train.lora_targets='["q_proj", "v_proj"]'"""),
         ("train.batch_size=many", "--set train.batch_size=8"),
         ("runtime.sharding=fsdp", "--set train.optimizer=adamw"),
-        ('tracking.trackers=["tensorbord"]', None),
+        ('tracking.trackers=["tensorbord"]', "dialogkit config show"),
+        ("data.streaming=yes", "--set data.streaming=true"),
+        ("train.batch_size:4", "--set train.batch_size=4"),
     ],
 )
-def test_the_hint_is_a_value_that_is_taken(word: str, hint: str | None) -> None:
+def test_the_hint_is_a_value_that_is_taken(word: str, hint: str) -> None:
     with pytest.raises(ConfigError) as refused:
         load_run_config(overrides=parse_sets([word]))
     assert refused.value.hint == hint
-    if hint is not None:
-        load_run_config(overrides=parse_sets([word, "train.optimizer=adamw", *shlex.split(hint)[1:]]))
+    if hint.startswith("--set"):
+        words = [word] if "optimizer" in hint else []
+        load_run_config(overrides=parse_sets([*words, "train.optimizer=adamw", *shlex.split(hint)[1:]]))
 
 
 def test_a_setting_like_no_other_gets_no_suggestion() -> None:
