@@ -20,7 +20,7 @@ demo: setup
 	$(BIN)/dialogkit generate
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: setup
 	$(BIN)/python -m pytest -m faults
