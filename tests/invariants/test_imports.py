@@ -22,7 +22,7 @@ LEVELS = {
     "cli": 3,
     "services": 2,
     **dict.fromkeys(["data", "models", "engine", "inference", "tracking"], 1),
-    **dict.fromkeys(["config", "dialog", "errors", "machine", "network", "ranks", "text"], 0),
+    **dict.fromkeys(["config", "dialog", "errors", "interrupts", "machine", "network", "ranks", "text"], 0),
 }
 """An import may only lead to a lower level; on the lowest, each part may use the others."""
 

@@ -201,6 +201,8 @@ def test_ctrl_c_ends_what_waits_for_others(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # Whoever starts the tests in the background may have Ctrl-C ignored by all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not Path("waits").exists():
         assert process.poll() is None
