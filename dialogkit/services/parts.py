@@ -455,7 +455,7 @@ class Parts:
         if (dropout := self.config.train.dropout) and not has_dropout(self.model):
             told.append(f"train.dropout={dropout:g} does nothing: the layers of this model have no dropout")
         train, defaults = self.config.train, TrainConfig()
-        of_lora = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+        of_lora = (name for name in TrainConfig.model_fields if name.startswith("lora_"))
         unused = [name for name in of_lora if getattr(train, name) != getattr(defaults, name)]
         if train.method == "full" and unused:
             told.append(f"train.{unused[0]} does nothing: train.method is full, and lora has a use for it")

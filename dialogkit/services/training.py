@@ -116,7 +116,12 @@ class Training:
 
         self._record_facts()
         self._tell_facts()
-        aside_s = self._measure_untrained() if self._checkpoint is None else self._tell_where_it_goes_on()
+        aside_s = 0.0  # of a run that goes on it is known from what the checkpoint has of the plan
+        if self._checkpoint is None:
+            aside_s = self._measure_untrained()
+        else:
+            folder, progress = self._checkpoint
+            self.recorder.note(f"goes on from step {progress.step}, {folder.name}")
         budget = processes.share(self._budget(aside_s))
         with tracker_places(self.run.path, Path(self.config.runtime.output_dir), self.config.tracking.project):
             try:
@@ -184,12 +189,6 @@ class Training:
         self.record.metrics = {f"before/{name}": value for name, value in before.items()}
         self.run.write(self.record)
         return aside_s
-
-    def _tell_where_it_goes_on(self) -> float:
-        assert self._checkpoint is not None
-        folder, progress = self._checkpoint
-        self.recorder.note(f"goes on from step {progress.step}, {folder.name}")
-        return 0.0  # how long measuring takes is known from what the checkpoint has of the plan
 
     def _budget(self, aside_s: float) -> "Budget | None":
         allowed_s = self.config.train.budget_s

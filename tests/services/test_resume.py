@@ -86,7 +86,7 @@ def test_a_damaged_run_is_passed_over_aloud(damaged: str, dialogkit: Run) -> Non
     assert refused.err.splitlines()[0] == "passed over, as the record cannot be read: r"
     assert "the run 'left' would not go on as it began: train.seed" in refused.err
     listed = dialogkit("runs", "list", "--json")
-    assert (listed.err, {row["name"] for row in listed.json["data"]}) == ("", {"whole", "left"})
+    assert (listed.err, [row["name"] for row in listed.json["data"]]) == ("", ["whole", "left"])
 
 
 def test_folders_that_are_no_runs_are_passed_over_in_silence(run: RunDir, dialogkit: Run) -> None:
