@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from dialogkit.errors import InterruptedRunError
+
 PATIENCE_S = 1.5
 """How long Python has to handle a signal by itself."""
 
@@ -13,6 +15,11 @@ PATIENCE_S = 1.5
 def name_of(number: int) -> str:
     """Return what a signal is called in what is told of it."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def stopped_by(number: int) -> InterruptedRunError:
+    """Return the error of a training that a signal stopped."""
+    return InterruptedRunError(f"stopped by {name_of(number)}", exit_code=128 + number)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -27,7 +28,7 @@ from dialogkit.cli import (
     train,
 )
 from dialogkit.cli.output import Output
-from dialogkit.errors import ConfigError, DialogKitError, InterruptedRunError
+from dialogkit.errors import ConfigError, DialogKitError
 from dialogkit.ranks import enter, require_sound_rank, silence, this_rank
 from dialogkit.text import sanitize
 
@@ -139,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _one_of_several(words: list[str], output: Output) -> NoReturn:
     """Run a command as one of several processes: one of them speaks, and an error of one is the end of all."""
+    from dialogkit.interrupts import stopped_by
     from dialogkit.services.processes import end_at_once, end_with
 
     enter()
@@ -156,11 +158,11 @@ def _one_of_several(words: list[str], output: Output) -> NoReturn:
         code = app(words, prog_name="dialogkit", standalone_mode=False, obj=words)
         sys.stdout.flush()
         if code == 130:
-            raise InterruptedRunError("stopped by Ctrl-C", exit_code=130)
+            raise stopped_by(signal.SIGINT)
     except TyperException as error:
         end_with(_usage_error(error, words), rank, say)
     except KeyboardInterrupt:
-        end_with(InterruptedRunError("stopped by Ctrl-C", exit_code=130), rank, say)
+        end_with(stopped_by(signal.SIGINT), rank, say)
     except BaseException as error:
         end_with(error, rank, say)
     end_at_once(code if isinstance(code, int) else 0)

@@ -15,6 +15,7 @@ from dialogkit.engine import processes
 from dialogkit.engine.checkpoints import Progress
 from dialogkit.engine.loss import TokenCounter
 from dialogkit.errors import DivergedError, InterruptedRunError, ProcessLostError
+from dialogkit.interrupts import name_of
 from dialogkit.ranks import is_asked_to_stop
 
 logger = logging.getLogger(__name__)
@@ -234,7 +235,7 @@ class StopAtSignal(TrainerCallback):
     def raise_if_stopped(self, step: int) -> None:
         """Raise InterruptedRunError if a signal ended the training."""
         if (received := self._agreed()) is not None:
-            name = "Ctrl-C" if received == signal.SIGINT else "SIGTERM"
             raise InterruptedRunError(
-                f"stopped by {name} after step {step}; its checkpoint is kept", exit_code=128 + received
+                f"stopped by {name_of(received)} after step {step}; its checkpoint is kept",
+                exit_code=128 + received,
             )

@@ -25,8 +25,8 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dialogkit.engine.processes import RESTART
-from dialogkit.errors import DialogKitError, InterruptedRunError, ProcessLostError, UnavailableError
-from dialogkit.interrupts import ended_by_signals, name_of
+from dialogkit.errors import DialogKitError, ProcessLostError, UnavailableError
+from dialogkit.interrupts import ended_by_signals, stopped_by
 from dialogkit.ranks import LAUNCH_FOLDER, PORT, SPEAKER
 
 JOIN_S = 900
@@ -89,7 +89,7 @@ def start(launch: Launch, words: Sequence[str], say: Callable[[str], None]) -> i
     signals = _Signals(folder)
 
     def end(number: int) -> None:
-        say(f"error: stopped by {name_of(number)}")
+        say(f"error: {stopped_by(number).message}")
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(128 + number)
 
@@ -253,7 +253,7 @@ class _Signals:
                 os.kill(int(file.read_text(encoding="utf-8")), number)
                 handed += 1
         if not handed:  # nobody is there yet
-            raise InterruptedRunError(f"stopped by {name_of(number)}", exit_code=128 + number)
+            raise stopped_by(number)
 
 
 def _codes(folder: Path) -> list[int]:

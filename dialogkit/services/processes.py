@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from dialogkit.config.load import flatten
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, DialogKitError, InterruptedRunError, ProcessLostError
-from dialogkit.interrupts import ended_by_signals, name_of
+from dialogkit.interrupts import ended_by_signals, stopped_by
 from dialogkit.ranks import LAUNCH_FOLDER, PORT, Rank, this_rank
 
 
@@ -135,7 +135,7 @@ def join_others() -> bool:
         from dialogkit.engine import processes
 
     def end(number: int) -> None:
-        sys.stderr.write(f"error: stopped by {name_of(number)}\n")
+        sys.stderr.write(f"error: {stopped_by(number).message}\n")
         end_at_once(128 + number)
 
     with ended_by_signals(end):

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from dialogkit.errors import DialogKitError, InterruptedRunError, ProcessLostError
-from dialogkit.interrupts import name_of
+from dialogkit.errors import DialogKitError, ProcessLostError
+from dialogkit.interrupts import stopped_by
 from dialogkit.ranks import is_asked_to_stop
 
 
@@ -22,7 +22,7 @@ def signals_stop() -> Iterator[Callable[[], None]]:
         if not is_asked_to_stop():
             stops.append(ProcessLostError("another process of this training ended"))
         else:
-            stops.append(InterruptedRunError(f"stopped by {name_of(number)}", exit_code=128 + number))
+            stops.append(stopped_by(number))
         raise stops[-1]
 
     def raise_lost() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dialogkit.machine import processor_name
 
-_SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)  # not max_new_tokens
+SECRET_NAME = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)  # not max_new_tokens
 _KEY = re.compile(r"[0-9a-f]{40}|.*\bhf_\w{16,}.*|.*\bwandb_v1_\w{16,}.*", re.DOTALL)
 """What keys of W&B and of the hub look like; a commit looks like the first."""
 
@@ -52,7 +52,7 @@ def without_secrets(words: list[str]) -> list[str]:
     hide = False
     for word in words:
         *names, value = word.split("=")
-        secret = next((number for number, name in enumerate(names) if _SECRET.search(name)), None)
+        secret = next((number for number, name in enumerate(names) if SECRET_NAME.search(name)), None)
         if secret is None and _KEY.fullmatch(value) and not word.partition("=")[0].endswith("revision"):
             secret = len(names) - 1
         if hide:
@@ -62,7 +62,7 @@ def without_secrets(words: list[str]) -> list[str]:
             shown.append("=".join([*names[: secret + 1], "***"]))
         else:
             shown.append(word)
-            hide = word.startswith("--") and bool(_SECRET.search(word))
+            hide = word.startswith("--") and bool(SECRET_NAME.search(word))
     return shown
 
 
