@@ -4,19 +4,29 @@ HF writes a checkpoint file by file. Here each becomes valid by a manifest with 
 which is written last and synced; what has none, or does not agree with it, is set aside and never loaded.
 """
 
-import hashlib
 import json
 import os
 import pickle
 import re
-import shutil
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dialogkit.config.paths import MANIFEST, PARTS
+from dialogkit.ownership import (
+    Entry,
+    entry_of,
+    is_as_written,
+    listed_contents,
+    mounts_in,
+    parse_entries,
+    read_regular,
+    regular_files,
+    remove,
+    remove_empty,
+)
 
 _PICKLED = re.compile(r"(optimizer|scheduler)\.pt|rng_state(_\d+)?\.pth|training_args\.bin")
 """The pickled files that a training writes; HF would read others that are there."""
@@ -24,7 +34,8 @@ _PLAN = ".metadata"
 _SHARD = re.compile(rf"({PARTS}|optimizer_0)/(\.metadata|__\d+_\d+\.distcp)")
 """The files of torch's distributed format, by their folders."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
-_DOOMED = ".old-"
+DOOMED = f".old-{MANIFEST}"
+"""What the manifest of a checkpoint is called while its files are removed."""
 _ASIDE = re.compile(r"torn-checkpoint-(\d+)(-\d+)?")
 
 
@@ -48,15 +59,23 @@ class Progress:
     """Whether the evaluation of this step was left and is to be made first."""
 
 
-def seal(folder: Path, progress: Progress) -> None:
-    """Make a checkpoint valid: all that is in it is on disk before its manifest is. Raises: OSError."""
+def seal(folder: Path, progress: Progress, *, besides: Collection[str] = ()) -> None:
+    """Make a checkpoint valid: all that is in it is on disk before its manifest is. Raises: OSError.
+
+    Args:
+        folder: the checkpoint.
+        progress: what its manifest holds besides the list of files.
+        besides: names of files that do not belong to it (`foreign_files`).
+    """
     files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
+    for path in regular_files(folder):
+        name = path.relative_to(folder).as_posix()
+        if name != MANIFEST and name not in besides:
             _sync(path)
-        elif path != folder / MANIFEST:
-            _sync(path)
-            files[path.relative_to(folder).as_posix()] = [path.stat().st_size, _digest(path)]
+            files[name] = list(entry_of(path))
+    for inside in {folder / name for name in files}:
+        if inside.parent != folder:
+            _sync(inside.parent)
     beside = folder / f".{MANIFEST}"
     beside.write_text(json.dumps({"progress": asdict(progress), "files": files}, indent=1), encoding="utf-8")
     _sync(beside)
@@ -65,23 +84,35 @@ def seal(folder: Path, progress: Progress) -> None:
     _sync(folder.parent)
 
 
+def foreign_files(folder: Path) -> frozenset[str]:
+    """Return the names of the files in a sealed checkpoint that its manifest does not list."""
+    with suppress(OSError, ValueError):
+        entries = _manifest_of(folder)[1]
+        there = {path.relative_to(folder).as_posix() for path in regular_files(folder)}
+        return frozenset(there - entries.keys() - {MANIFEST})
+    return frozenset()
+
+
+def _manifest_of(folder: Path, name: str = MANIFEST) -> tuple[dict[str, Any], dict[str, Entry]]:
+    """Return the manifest of a checkpoint, and the files that it lists. Raises: ValueError if there is none."""
+    try:
+        manifest = json.loads(read_regular(folder / name) or b"")
+        return manifest, parse_entries(manifest["files"])
+    except (TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"no manifest: {error}") from None
+
+
 def read_progress(folder: Path) -> Progress | None:
     """Return the progress of a checkpoint; None unless every file is as its manifest says."""
     try:
-        if not _is_file(folder / MANIFEST):
-            return None
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
-        for name, (size, digest) in manifest["files"].items():
+        manifest, entries = _manifest_of(folder)
+        for name, entry in entries.items():
             path = folder / name
             if Path(name).suffix in (".pt", ".pth", ".bin") and not _PICKLED.fullmatch(name):
                 return None
-            if (
-                not (Path(name).name == name or _SHARD.fullmatch(name))
-                or not _is_file(path)
-                or path.stat().st_size != size
-            ):
+            if not (Path(name).name == name or _SHARD.fullmatch(name)) or not is_as_written(path, entry):
                 return None
-            if _digest(path) != digest or (path.name == _PLAN and not _is_harmless(path)):
+            if path.name == _PLAN and not _is_harmless(path):
                 return None
         return Progress(**manifest["progress"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -110,25 +141,60 @@ def steps_aside(run: Path) -> list[int]:
     return sorted(int(found[1]) for path in run.iterdir() if (found := _ASIDE.fullmatch(path.name)))
 
 
-def rotate(run: Path, *, keep: int, best_step: int | None) -> None:
-    """Delete the oldest valid checkpoints; the newest and the best one stay."""
+def rotate(run: Path, *, keep: int, best_step: int | None) -> list[str]:
+    """Remove the files of the oldest valid checkpoints; the newest and the best one stay.
+
+    What dialogkit did not write stays where it is. What cannot be removed is tried again the next time.
+
+    Returns: a sentence for each checkpoint that could not be removed.
+    """
     sealed = sorted((step, folder) for step, folder in _checkpoints(run) if (folder / MANIFEST).is_file())
     newest = [step for step, _ in sealed][-1:]
     wanted = {*newest, *([best_step] if best_step else [])}
     for step, _ in reversed(sealed):
         if len(wanted) < keep:
             wanted.add(step)
-    for left_over in run.glob(f"{_DOOMED}checkpoint-*"):  # of a process that was ended here
-        shutil.rmtree(left_over)
-    for step, folder in sealed:
-        if step not in wanted and not folder.is_symlink():
-            # Renamed first: what is half deleted never looks like a checkpoint.
-            shutil.rmtree(folder.rename(run / f"{_DOOMED}{folder.name}"))
+    problems = []
+    doomed = [folder for step, folder in sealed if step not in wanted]
+    # A process that was ended here left others half removed; 0.1.0 gave these another name.
+    begun = [path.parent for path in (*run.glob(f"checkpoint-*/{DOOMED}"), *run.glob(f".old-*/{MANIFEST}"))]
+    for folder in (*begun, *doomed):
+        if folder.is_symlink():
+            continue
+        try:
+            _remove(folder)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            problems.append(f"{folder.name} is of no more use and cannot be removed: {reason.lower()}")
+    return problems
 
 
-def size_of(folder: Path) -> int:
-    """Return the bytes of a checkpoint's files."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _remove(folder: Path) -> None:
+    """Remove what a checkpoint's manifest lists, as it was written. Raises: OSError, ValueError."""
+    mounts = mounts_in(folder)
+    if "." in mounts:
+        raise ValueError("it is a mount")
+    is_whole = os.path.lexists(folder / MANIFEST)
+    _, entries = _manifest_of(folder, MANIFEST if is_whole else DOOMED)
+    if is_whole:
+        # First of all it stops being a checkpoint, and the list of what is to go stays till the end.
+        os.replace(folder / MANIFEST, folder / DOOMED)
+    found = listed_contents(folder, entries, besides=DOOMED)
+    found.files.remove(folder / DOOMED)
+    remove(found)
+    (folder / DOOMED).unlink()
+    remove_empty(folder)
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove a checkpoint that could not be written to its end."""
+    with suppress(OSError):
+        for path in regular_files(folder):
+            with suppress(OSError):
+                path.unlink()
+        for name in (PARTS, "optimizer_0"):
+            remove_empty(folder / name)
+    remove_empty(folder)
 
 
 def _checkpoints(run: Path) -> Iterator[tuple[int, Path]]:
@@ -175,16 +241,6 @@ def _is_harmless(path: Path) -> bool:
     except Exception:  # whatever a torn or hostile file does
         return False
     return True
-
-
-def _is_file(path: Path) -> bool:
-    """Return whether a path is a file itself: reading a pipe would never end."""
-    return stat.S_ISREG(path.lstat().st_mode)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -1,6 +1,8 @@
 """Fits a model to dialogs with HF Trainer."""
 
 import errno
+import logging
+import os
 import pickle
 import shutil
 import warnings
@@ -32,7 +34,15 @@ from dialogkit.engine.callbacks import (
     diverged,
     guard_trackers,
 )
-from dialogkit.engine.checkpoints import Progress, read_progress, rotate, seal, set_aside
+from dialogkit.engine.checkpoints import (
+    Progress,
+    foreign_files,
+    read_progress,
+    remove_torn,
+    rotate,
+    seal,
+    set_aside,
+)
 from dialogkit.engine.clipping import clip_gradients, gradient_norm
 from dialogkit.engine.histograms import HistogramCallback, HistogramSink
 from dialogkit.engine.loss import TokenCounter, install_dialog_loss, remove_dialog_loss
@@ -47,6 +57,8 @@ with redirect_stdout(StringIO()):
     from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
     from transformers.trainer_utils import seed_worker
     from transformers.utils import logging as hf_logging
+
+logger = logging.getLogger(__name__)
 
 _BEST_BY = "eval_nats_per_token"
 _BESIDE_ADAPTER_BYTES = 16 * 2**20
@@ -119,6 +131,7 @@ class DialogTrainer(Trainer):
         self._precision = precision
         self._plan = plan
         self._evaluation_due = False
+        self._warned: set[str] = set()
 
     def create_accelerator_and_postprocess(self) -> None:
         """Make the accelerator; accelerate shards on GPUs only, while FSDP2 itself does so on CPUs as well."""
@@ -212,9 +225,12 @@ class DialogTrainer(Trainer):
             self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
         self._counter.gather()
         losses = processes.gather(float(self._tr_loss))
+        is_again = False
         try:
             if processes.is_first():
+                is_again = self._make_room(folder)
                 require_space(run, self.model)
+            foreign = foreign_files(folder) if is_again else frozenset()
             super()._save_checkpoint(*args, **kwargs)
             if isinstance(self.train_dataset, Streamed):
                 self.train_dataset.save(folder)
@@ -222,8 +238,8 @@ class DialogTrainer(Trainer):
             if processes.is_first():
                 progress = self._metrics.progress(step, sum(losses) / len(losses))
                 parts = losses if len(losses) > 1 else []
-                seal(folder, replace(progress, evaluation_due=self._evaluation_due, window_losses=parts))
-                rotate(run, keep=self._config.keep_checkpoints, best_step=self.state.best_global_step)
+                sealed = replace(progress, evaluation_due=self._evaluation_due, window_losses=parts)
+                seal(folder, sealed, besides=foreign)
             processes.wait_for_all()  # nobody looks for it before it is there
         except (OSError, SafetensorError, RuntimeError) as error:
             if processes.is_loss_of_another(error):
@@ -231,12 +247,34 @@ class DialogTrainer(Trainer):
             # torch tells of a full disk by a RuntimeError of its zip writer.
             if isinstance(error, RuntimeError) and "inline_container" not in str(error):
                 raise
-            shutil.rmtree(folder, ignore_errors=True)
+            if not is_again:
+                remove_torn(folder)
             reason = getattr(error, "strerror", None) or no_space()
             raise CheckpointError(
                 f"the checkpoint of step {step} cannot be written: {reason[0].lower()}{reason[1:]}; "
                 "earlier ones are kept"
             ) from None
+        # What is sealed stays, whatever happens to older ones.
+        if processes.is_first():
+            for problem in rotate(run, keep=self._config.keep_checkpoints, best_step=self.state.best_global_step):
+                self._warn_once(problem)
+
+    def _make_room(self, folder: Path) -> bool:
+        """Return whether the checkpoint of this step is there already and is written again.
+
+        Whatever else is in its place is set aside, and nothing in it is written over.
+        """
+        if not os.path.lexists(folder):
+            return False
+        if read_progress(folder) is not None:
+            return True
+        self._warn_once(f"{folder.name} was there already and is kept as {set_aside(folder).name}")
+        return False
+
+    def _warn_once(self, sentence: str) -> None:
+        if sentence not in self._warned:
+            self._warned.add(sentence)
+            logger.warning(sentence)
 
     def _load_best_model(self) -> None:
         """Load the best weights. Raises: CheckpointError if they are not what was saved."""

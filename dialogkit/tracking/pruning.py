@@ -1,6 +1,7 @@
 """What lies in a run folder, what of it dialogkit wrote, and how that is deleted.
 
-Files are known by their places and names. All else stays where it is, and no link is followed.
+Files are known by the lists of their folders; where there is none, by their places and names. All else stays where
+it is, and no link or mount is entered.
 """
 
 import json
@@ -8,91 +9,119 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from dialogkit.config.paths import MANIFEST
+from dialogkit.config.paths import MANIFEST, PARTS
 from dialogkit.errors import StorageError
-from dialogkit.tracking.rundir import EVALUATION_FOLDER, PRUNED_FILE, RECORD_FILE, RUN_FILES, RunDir, RunRecord
+from dialogkit.ownership import (
+    FILE_LIST,
+    Contents,
+    Entry,
+    is_as_written,
+    listed_contents,
+    mounts_in,
+    parse_entries,
+    read_list,
+    read_regular,
+    remove_empty,
+)
+from dialogkit.tracking.publishing import CARD_MARK
+from dialogkit.tracking.report import is_own_report
+from dialogkit.tracking.rundir import (
+    EVALUATION_FOLDER,
+    EVENTS_FOLDER,
+    PRUNED_FILE,
+    RECORD_FILE,
+    REPORT_FILE,
+    RUN_FILES,
+    TASKS_FOLDER,
+    RunDir,
+    RunRecord,
+)
 
-_CHECKPOINT = re.compile(r"checkpoint-\d+|torn-checkpoint-\d+(-\d+)?")
+_CHECKPOINT = re.compile(r"(torn-|\.old-)?checkpoint-\d+(-\d+)?")
+_HALF_SAVED = re.compile(r"\.model\.new-[a-z0-9_]{8}(-old)?")
+"""The model of a process that was killed while it saved."""
+_REMOVING = f".old-{MANIFEST}"
+"""The manifest of a checkpoint whose removal was cut short."""
 
-# What transformers and its trainer write of a model, a tokenizer and a training.
+# What 0.1.0 wrote without a list, and what a process that was killed could not list any more. Files that people
+# put beside a model, such as `spm.model`, are not among them.
 _MODEL = (
-    r"((generation_|tokenizer_)?config|tokenizer|vocab|added_tokens|special_tokens_map|chat_template)\.json",
-    r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?",
+    r"((generation_|tokenizer_)?config|tokenizer|added_tokens|special_tokens_map)\.json",
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json",
     r"adapter_(config\.json|model\.safetensors)",
-    r"(chat_template\.jinja|merges\.txt|vocab\.txt|[\w.]+\.model|training_args\.bin|README\.md)",
+    r"chat_template\.jinja|training_args\.bin",
 )
 _TRAINING = (
     r"(optimizer|scheduler|scaler)\.pt",
     r"rng_state(_\d+)?\.pth",
-    r"trainer_state\.json",
-    r"\.?manifest\.json",
+    r"(trainer_state|stream-\d+)\.json",
+    r"(\.|\.old-)?manifest\.json",
 )
-_KNOWN = {
+_SHARDS = (r"\.metadata|__\d+_\d+\.distcp",)
+_NAMES = {
     "": [*map(re.escape, RUN_FILES), re.escape(PRUNED_FILE), r"\.lock"],
-    "model": list(_MODEL),
+    "model": [*_MODEL, r"README\.md", re.escape(FILE_LIST)],
     "checkpoint": [*_MODEL, *_TRAINING],
+    f"checkpoint/{PARTS}": _SHARDS,
+    "checkpoint/optimizer_0": _SHARDS,
     EVALUATION_FOLDER: [r"[\w-]+\.json", r"[\w-]+-(worst|replies)\.jsonl"],
-    f"{EVALUATION_FOLDER}/tasks": [r"[\w-]+\.json"],
-    "tensorboard": [r"events\.out\.tfevents\..*"],
+    f"{EVALUATION_FOLDER}/{TASKS_FOLDER}": [r"[\w-]+\.json"],
+    EVENTS_FOLDER: [r"events\.out\.tfevents\.\d+\..+\.\d+\.\d+(\.v2)?"],
 }
-"""Names of files by the folder in a run that they lie in."""
+"""Names of files without a list, by the folder in a run that they lie in."""
 _PATTERNS = {
     # A file that is being written has eight further characters until it is whole.
     folder: re.compile("|".join([*names, *(rf"\.({name})\.[a-z0-9_]{{8}}" for name in names)]))
-    for folder, names in _KNOWN.items()
+    for folder, names in _NAMES.items()
 }
 
 
-@dataclass
-class Contents:
-    """The content of a run's folder, or of its checkpoints alone."""
+def contents(run: RunDir, *, checkpoints_only: bool = False, exact: bool = True) -> Contents:
+    """Return what lies in the folder of a run, by who wrote it.
 
-    files: list[Path] = field(default_factory=list)
-    """What dialogkit wrote."""
-    folders: list[Path] = field(default_factory=list)
-    """Folders that dialogkit made, each after those inside it."""
-    foreign: list[Path] = field(default_factory=list)
-    """All else: files and links, and folders with all that is in them."""
+    Args:
+        run: the run.
+        checkpoints_only: leave out all but its checkpoints.
+        exact: whether to compare the content of each file with its list; otherwise its size alone.
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of the known files."""
-        return sum(path.lstat().st_size for path in self.files)
-
-
-def contents(run: RunDir, *, checkpoints_only: bool = False) -> Contents:
-    """Return what lies in the folder of a run. Raises: StorageError if it cannot be read, or is a link."""
+    Raises: StorageError if the folder cannot be read, or is a link or a mount.
+    """
     if run.path.is_symlink():
         raise StorageError(f"{str(run.path)!r} is a link, which dialogkit does not follow")
     found = Contents()
     try:
-        _look(run.path, "", found, checkpoints_only=checkpoints_only)
+        if "." in mounts_in(run.path):
+            raise StorageError(f"{str(run.path)!r} is a mount, which dialogkit does not enter")
+        _look(run.path, "", found, checkpoints_only=checkpoints_only, exact=exact)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise StorageError(f"{str(run.path)!r} cannot be read: {reason}") from None
     return found
 
 
-def _look(folder: Path, place: str, found: Contents, *, checkpoints_only: bool = False) -> None:
-    sealed = _sealed_files(folder) if place == "checkpoint" else frozenset()
+def _look(folder: Path, place: str, found: Contents, *, exact: bool, checkpoints_only: bool = False) -> None:
+    entries, list_name = _list_of(folder, place)
+    if entries is not None and place != "":
+        _add_listed(folder, entries, list_name, found, exact=exact)
+        return
+    mounts = mounts_in(folder)
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path = folder / entry.name
         inside = _place_of(entry.name, place) if entry.is_dir(follow_symlinks=False) else None
         if checkpoints_only and place == "" and inside != "checkpoint":
             continue
-        if inside is not None:
-            _look(path, inside, found)
+        if entry.name in mounts:
+            found.foreign.append(path)
+        elif inside is not None:
+            _look(path, inside, found, exact=exact)
             found.folders.append(path)
-        elif entry.is_file(follow_symlinks=False) and (
-            entry.name in sealed or _PATTERNS[place].fullmatch(entry.name)
-        ):
+        elif entry.is_file(follow_symlinks=False) and _is_own(path, place, entries or {}, exact=exact):
             found.files.append(path)
         else:
             found.foreign.append(path)
@@ -101,20 +130,62 @@ def _look(folder: Path, place: str, found: Contents, *, checkpoints_only: bool =
 def _place_of(name: str, place: str) -> str | None:
     """Return which of the known folders a folder is; None if it is none of them."""
     if place == "":
-        return "checkpoint" if _CHECKPOINT.fullmatch(name) else name if name in _KNOWN else None
+        if _HALF_SAVED.fullmatch(name):
+            return "model"
+        return "checkpoint" if _CHECKPOINT.fullmatch(name) else name if name in _NAMES else None
     inside = f"{place}/{name}"
-    return inside if inside in _KNOWN else None
+    return inside if inside in _NAMES else None
 
 
-def _sealed_files(checkpoint: Path) -> frozenset[str]:
-    """Return what the manifest of a checkpoint says that it consists of."""
-    manifest = checkpoint / MANIFEST
-    if manifest.is_symlink():
-        return frozenset()
-    try:
-        return frozenset(map(str, json.loads(manifest.read_bytes())["files"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return frozenset()
+def _list_of(folder: Path, place: str) -> tuple[dict[str, Entry] | None, str]:
+    """Return the list of a folder in a run, and the name of the file that holds it; None where there is none."""
+    if place != "checkpoint":
+        return read_list(folder), FILE_LIST
+    for name in (MANIFEST, _REMOVING):
+        if (content := read_regular(folder / name)) is not None:
+            with suppress(ValueError, KeyError, TypeError, RecursionError):
+                return parse_entries(json.loads(content)["files"]), name
+    return None, MANIFEST
+
+
+def _add_listed(folder: Path, entries: dict[str, Entry], list_name: str, found: Contents, *, exact: bool) -> None:
+    listed = listed_contents(folder, entries, exact=exact, besides=list_name)
+    found.files += listed.files
+    found.folders += listed.folders
+    for path in listed.foreign:
+        # What is damaged in a checkpoint that was set aside for it was dialogkit's all the same.
+        is_torn = folder.name.startswith("torn-") and stat.S_ISREG(path.lstat().st_mode)
+        is_own = is_torn and path.relative_to(folder).as_posix() in entries
+        (found.files if is_own else found.foreign).append(path)
+
+
+def _is_own(path: Path, place: str, entries: dict[str, Entry], *, exact: bool) -> bool:
+    """Return whether a file that no list of its folder names is dialogkit's."""
+    if place == "":
+        if path.name == FILE_LIST:
+            return bool(entries)
+        if path.name == REPORT_FILE:
+            return is_own_report(path)
+        if path.name in entries:  # of a run that has ended
+            return not exact or is_as_written(path, entries[path.name])
+    if _PATTERNS[place].fullmatch(path.name) is None:
+        return False
+    if place == "model" and path.name == "README.md":
+        return CARD_MARK in (read_regular(path) or b"")
+    if place.startswith(EVALUATION_FOLDER) and not path.name.startswith("."):
+        stem = path.name.removesuffix(".json").removesuffix("-worst.jsonl").removesuffix("-replies.jsonl")
+        return _is_evaluation(path.with_name(f"{stem}.json"))
+    return True
+
+
+def _is_evaluation(path: Path) -> bool:
+    """Return whether a file holds what `evaluate` found: of a dataset, or of a task."""
+    with suppress(ValueError, RecursionError):
+        kept = json.loads(read_regular(path) or b"")
+        return isinstance(kept, dict) and (
+            ("dataset" in kept and "dialogs" in kept) or ("questions" in kept and "figures" in kept)
+        )
+    return False
 
 
 def freed_bytes(files: Iterable[Path]) -> int:
@@ -144,26 +215,44 @@ def delete(run: RunDir, *, checkpoints_only: bool = False) -> Contents:
                     )
                 with suppress(FileNotFoundError):  # after a deletion that was cut short
                     os.replace(run.path / RECORD_FILE, run.path / PRUNED_FILE)
-            last = [run.path / name for name in (RECORD_FILE, ".lock", PRUNED_FILE)]
-            for path in sorted(found.files, key=lambda path: path.name != MANIFEST):
-                if path not in last:
-                    path.unlink(missing_ok=True)
-            for folder in found.folders:
-                _remove_empty(folder)
+            last = [run.path / name for name in (RECORD_FILE, ".lock", FILE_LIST, PRUNED_FILE)]
+            _remove(found, besides=last)
             if not checkpoints_only:
                 for path in last:
                     path.unlink(missing_ok=True)
-                _remove_empty(run.path)
+                remove_empty(run.path)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise StorageError(f"{str(error.filename or run.path)!r} cannot be deleted: {reason}") from None
     return found
 
 
-def _remove_empty(folder: Path) -> None:
-    """Remove a folder, unless something is in it that is not dialogkit's."""
-    with suppress(OSError):
-        folder.rmdir()
+def _remove(found: Contents, besides: Collection[Path] = ()) -> None:
+    """Remove files and the folders that this leaves empty.
+
+    First a checkpoint stops being one; the list of a folder goes last, so that a removal that is cut short can be
+    ended.
+    """
+    files = [path for path in found.files if path not in besides]
+    for path in files:
+        if path.name == MANIFEST:
+            os.replace(path, path.with_name(_REMOVING))
+    # What belongs to an evaluation without a list is known by its `.json`.
+    for path in sorted(files, key=lambda path: path.suffix == ".json"):
+        if path.name not in (MANIFEST, _REMOVING, FILE_LIST):
+            path.unlink(missing_ok=True)
+    for path in files:
+        (path.with_name(_REMOVING) if path.name == MANIFEST else path).unlink(missing_ok=True)
+    for folder in found.folders:
+        remove_empty(folder)
+
+
+def remove_unbegun(run: RunDir) -> None:
+    """Remove what this process wrote of a run that was refused, with the folders that were made for it."""
+    with suppress(OSError, StorageError):
+        _remove(contents(run))
+    for folder in (run.path, *run.made):
+        remove_empty(folder)
 
 
 def half_deleted(output: Path) -> Iterator[tuple[RunDir, RunRecord]]:

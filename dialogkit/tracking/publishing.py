@@ -1,14 +1,38 @@
-"""The folders of finished models: replaced in one move, and only where dialogkit made them."""
+"""The folders of finished models: `models/<model>` is always one whole model, and loses nobody's files."""
 
 import os
 import shutil
-from contextlib import suppress
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from filecmp import cmp
 from pathlib import Path
 
 from dialogkit.errors import StorageError
+from dialogkit.ownership import (
+    FILE_LIST,
+    Contents,
+    Entry,
+    entry_of,
+    exchange,
+    free_name,
+    list_folder,
+    listed_contents,
+    mounts_in,
+    read_list,
+    read_regular,
+    regular_files,
+    remove,
+    remove_empty,
+    write_list,
+)
+from dialogkit.tracking.writing import umask
 
-PUBLISHED_MARK = b"\ntags: [dialogkit,"
+CARD_MARK = b"\ntags: [dialogkit,"
 """A line of every model card that dialogkit writes."""
+LOCK_TIMEOUT_S = 600.0
+"""How long to wait for other runs that publish into the same folder."""
 
 
 def published_dir(output: Path, model: str) -> Path:
@@ -17,61 +41,233 @@ def published_dir(output: Path, model: str) -> Path:
 
 
 def published_dirs(output: Path) -> list[Path]:
-    """Return the folders of finished models that dialogkit published in an output folder."""
+    """Return the folders in an output folder that look like models of dialogkit, for lists of them."""
     with suppress(OSError):
-        return [path for path in sorted(output.iterdir()) if _is_published(path)]
+        return [path for path in sorted(output.iterdir()) if not path.name.startswith(".") and _has_mark(path)]
     return []
 
 
-def publish(model_dir: Path, target: Path) -> None:
-    """Replace `target` by the files of a finished run, by hard links where the file system has them.
+def publish(model_dir: Path, target: Path) -> list[str]:
+    """Put the files of a finished model in place of those of an older one, by hard links where the disk has them.
 
-    The old folder is moved aside first and removed last: at every moment one of the two is whole.
-    Raises: StorageError if `target` holds something else, or cannot be written; then it is as it was.
+    What dialogkit did not write stays in `target`; a file of the old model that was changed since is renamed. Runs
+    that finish together publish one after the other, and the last one stays.
+
+    Returns: a sentence for each file that was renamed or could not be removed.
+    Raises: StorageError if `target` is not a model of dialogkit, or cannot be written; then it is as it was.
     """
-    require_publishable(target)
-    beside, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+
+    def fill(beside: Path) -> None:
+        for path in regular_files(model_dir):
+            if path.name != FILE_LIST:
+                place = beside / path.relative_to(model_dir)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                _link_or_copy(path, place)
+
+    return replace_folder(target, fill)
+
+
+def replace_folder(target: Path, fill: Callable[[Path], None]) -> list[str]:
+    """Make a folder anew: it is complete before it and the old one change places.
+
+    Args:
+        target: where it goes. What dialogkit did not write there stays; what was changed since is renamed.
+        fill: writes the files into an empty folder.
+
+    Returns: a sentence for each file that was renamed or could not be removed.
+    Raises: StorageError if `target` is not a folder of dialogkit, or cannot be written; then it is as it was.
+    """
     try:
-        for left_over in (beside, old):
-            shutil.rmtree(left_over, ignore_errors=True)
-        shutil.copytree(model_dir, beside, copy_function=_link_or_copy)
-        if target.exists():
-            target.rename(old)
-        beside.rename(target)
+        with _alone(target.parent):
+            for left_over in _left_overs(target):  # by processes that were killed
+                _clear(left_over, target)
+            require_publishable(target)
+            has_foreign = os.path.lexists(target) and bool(_adopt(target).foreign)
+            beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.new-"))
+            try:
+                write_list(beside, {}, name=target.name)
+                fill(beside)
+                list_folder(beside, name=target.name)
+                beside.chmod(0o777 & ~umask())
+                if has_foreign:
+                    # Should this process end now, its owner finds what is theirs.
+                    beside = beside.rename(target.with_name(f"{target.name}.replaced-{beside.name[-8:]}"))
+                _put_in_place(beside, target)
+            finally:
+                problems = _clear(beside, target)
+            return problems
     except OSError as error:
-        # Of several files that could not be copied the first tells enough.
-        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or str(error)
         raise StorageError(
-            f"{str(target)!r} cannot be written: {reason.lower()}; the model is in {str(model_dir)!r}"
+            f"{str(target)!r} cannot be written: {(error.strerror or str(error)).lower()}"
         ) from None
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        for left_over in (beside, old):
-            shutil.rmtree(left_over, ignore_errors=True)
 
 
 def require_publishable(target: Path) -> None:
-    """Raise StorageError if `target` is there and is not a model that dialogkit published.
+    """Raise StorageError if something is at `target` that is not a model that dialogkit published there.
 
-    Such a model is known by its card. Anything else may be the only copy of somebody's work.
+    Anything else may be the only copy of somebody's work.
     """
-    if not (target.exists() or target.is_symlink()):
+    if not os.path.lexists(target):
         return
-    if not _is_published(target):
+    hint = f"--set model.name=my-{target.name}"
+    if _entries(target) is None:
         raise StorageError(
-            f"{str(target)!r} is there already and was not made by dialogkit, so it is left as it is",
-            hint=f"--set model.name=my-{target.name}",
+            f"{str(target)!r} is there already and was not made by dialogkit, so it is left as it is", hint=hint
+        )
+    if mounts := mounts_in(target):
+        raise StorageError(
+            f"{str(target / min(mounts))!r} is a mount, so {str(target)!r} is left as it is", hint=hint
         )
 
 
-def _is_published(folder: Path) -> bool:
-    card = folder / "README.md"
-    return not folder.is_symlink() and card.is_file() and PUBLISHED_MARK in card.read_bytes()
+def _entries(folder: Path) -> dict[str, Entry] | None:
+    """Return the files of a published folder; None if dialogkit did not publish it under this name."""
+    if not _is_folder(folder):
+        return None
+    if os.path.lexists(folder / FILE_LIST):
+        return read_list(folder)
+    return _entries_of_unlisted(folder) if _has_mark(folder) else None
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def _entries_of_unlisted(folder: Path) -> dict[str, Entry] | None:
+    """Return the files of a model that dialogkit 0.1.0 published, which kept no list.
+
+    It is known by the run that made it: all of that run's model has to lie here, byte by byte.
+    """
+    for model in sorted((folder.parent / "runs").glob("*/model"), reverse=True):
+        with suppress(OSError):
+            names = [path.relative_to(model).as_posix() for path in regular_files(model)]
+            if not {"README.md", "model.safetensors"}.isdisjoint(names) and all(
+                _is_same(model / name, folder / name) for name in names
+            ):
+                return {name: entry_of(folder / name) for name in names}
+    return None
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    is_file = other.is_file() and not other.is_symlink()
+    return is_file and (one.samefile(other) or cmp(one, other, shallow=False))
+
+
+def _has_mark(folder: Path) -> bool:
+    card = read_regular(folder / "README.md")
+    return not folder.is_symlink() and card is not None and CARD_MARK in card
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from publishing into a folder. Raises: StorageError after a long wait."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        wait_until = time.monotonic() + LOCK_TIMEOUT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > wait_until:
+                    raise StorageError(
+                        f"other processes have been publishing into {str(folder)!r} for {LOCK_TIMEOUT_S:,.0f} s"
+                    ) from None
+                time.sleep(0.02)
+            except OSError:  # a disk without locks; names of its own keep each process out of another's way
+                break
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _adopt(folder: Path) -> Contents:
+    """Return what lies in a published folder, and give it a list if it has none. Raises: OSError."""
+    entries = _entries(folder) or {}
+    if not os.path.lexists(folder / FILE_LIST):
+        write_list(folder, entries)
+    return listed_contents(folder, entries)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def _put_in_place(beside: Path, target: Path) -> None:
+    """Move a new folder to its place; the old one is then where the new one was. Raises: OSError."""
+    if not os.path.lexists(target):
+        beside.rename(target)
+    elif not exchange(beside, target):
+        # Without a way to exchange them, there is a moment in which neither is in place.
+        old = beside.with_name(f"{beside.name}-old")
+        target.rename(old)
+        try:
+            beside.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+        old.rename(beside)
+
+
+def _left_overs(target: Path) -> list[Path]:
+    names = (f".{target.name}.new-*", f"{target.name}.replaced-*")
+    found = [path for name in names for path in target.parent.glob(name)]
+    return [path for path in found if _is_folder(path)]
+
+
+def _clear(left_over: Path, target: Path) -> list[str]:
+    """Empty a folder that is of no more use, and move what dialogkit did not write to where it was.
+
+    Returns: a sentence for each file that was renamed or could not be removed.
+    """
+    entries = read_list(left_over, name=target.name) if left_over.is_dir() else None
+    if entries is None:
+        if left_over.name.startswith("."):  # of a process that was killed before it listed anything
+            for path in left_over.glob(f"{FILE_LIST}.*"):
+                path.unlink()
+        remove_empty(left_over)
+        return []
+    problems = []
+    try:
+        if entries:
+            found = listed_contents(left_over, entries)
+        else:  # it was being filled, by a process that gave it this name
+            there = {_name(path, left_over): Entry(path.stat().st_size, "") for path in regular_files(left_over)}
+            found = listed_contents(left_over, there, exact=False)
+        if entries and not os.path.lexists(target) and set(entries) <= {_name(p, left_over) for p in found.files}:
+            left_over.rename(target)  # its process was ended between two moves
+            return []
+        for path in found.foreign:
+            problems += _move_back(path, target / path.relative_to(left_over))
+        remove(found)
+        remove_empty(left_over)
+    except OSError as error:
+        problems.append(f"{str(left_over)!r} cannot be removed: {(error.strerror or str(error)).lower()}")
+    return problems
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _move_back(path: Path, place: Path) -> list[str]:
+    """Move a file or folder that dialogkit did not write; return where, if another is in its place by now."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not os.path.lexists(place):
+        path.rename(place)
+        return []
+    if _is_folder(path) and _is_folder(place):
+        told = [line for inside in sorted(path.iterdir()) for line in _move_back(inside, place / inside.name)]
+        remove_empty(path)
+        return told
+    kept = free_name(place)
+    path.rename(kept)
+    return [f"{str(place)!r} was not as dialogkit wrote it: it is kept as {kept.name}"]

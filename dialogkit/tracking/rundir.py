@@ -4,11 +4,11 @@ Only this module knows the names of the files in it. Every file is written besid
 """
 
 import json
+import logging
 import math
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -20,14 +20,27 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from dialogkit.config.model import NAME_PATTERN
 from dialogkit.config.paths import MANIFEST, holds_model
 from dialogkit.errors import CheckpointError, ModelError, StorageError, did_you_mean
+from dialogkit.ownership import (
+    FILE_LIST,
+    add_to_list,
+    entry_of,
+    free_name,
+    is_as_written,
+    read_list,
+    write_list,
+)
 from dialogkit.tracking.writing import write_text
+
+logger = logging.getLogger(__name__)
 
 Status = Literal["running", "completed", "failed", "interrupted", "diverged"]
 
 SAMPLES_FILE = "samples.jsonl"
 EVALUATION_FOLDER = "evaluation"
 REPORT_FILE = "report.html"
-_TASKS = "tasks"
+TASKS_FOLDER = "tasks"
+EVENTS_FOLDER = "tensorboard"
+_LOGS = ("metrics.jsonl", "samples.jsonl", "histograms.jsonl", "console.log")
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})", re.ASCII)
 RECORD_FILE = "run.json"
 RUN_FILES = (RECORD_FILE, "metrics.jsonl", SAMPLES_FILE, "histograms.jsonl", "console.log", REPORT_FILE)
@@ -94,7 +107,8 @@ class RunDir:
 
     def __init__(self, path: Path, *, made: Sequence[Path] = ()) -> None:
         self.path = path
-        self._made = made
+        self.made = made
+        """Folders that were made for this one."""
 
     @property
     def name(self) -> str:
@@ -141,13 +155,6 @@ class RunDir:
                 f"{str(path)!r} cannot be made: {(error.strerror or str(error)).lower()}",
             ) from None
         return cls(path, made=made)
-
-    def remove(self) -> None:
-        """Remove a run that never began, with the folders that were made for it."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        for folder in self._made:
-            with suppress(OSError):
-                folder.rmdir()
 
     @property
     def exists(self) -> bool:
@@ -218,6 +225,20 @@ class RunDir:
         else:
             hint = f"dialogkit train --name {self.name[:60]}-2"
         return ModelError(told, hint=hint)
+
+    def list_files(self) -> None:
+        """List the logs and TensorBoard's files as a training leaves them; a resumed one goes on with them."""
+        with suppress(OSError):
+            logs = [self.path / name for name in _LOGS]
+            write_list(self.path, {path.name: entry_of(path) for path in logs if path.is_file()})
+            events = self.path / EVENTS_FOLDER
+            if events.is_dir():
+                add_to_list(events, *(path for path in events.iterdir() if ".tfevents." in path.name))
+
+    def unlist_files(self) -> None:
+        """Drop the list of the logs, which are written on."""
+        for folder in (self.path, self.path / EVENTS_FOLDER):
+            (folder / FILE_LIST).unlink(missing_ok=True)
 
     def cut_after(self, step: int) -> None:
         """Leave out of the run's files what was told of later steps: a resumed training tells it again."""
@@ -320,15 +341,16 @@ class RunDir:
         if isinstance(dialogs := result.get("dialogs"), int):
             stem += f"-{dialogs}-dialogs" if dialogs != 1 else "-1-dialog"
         path = folder / f"{stem}.json"
-        write_text(path, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
+        _write_listed(folder, path, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
         for rows, beside in ((worst, worst_beside(path)), (replies, replies_beside(path))):
-            write_text(beside, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            _write_listed(folder, beside, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return path
 
     def write_task(self, name: str, result: dict[str, Any]) -> None:
         """Keep the result of a task, in place of an earlier one of the same. Raises: StorageError."""
         text = json.dumps(result, ensure_ascii=False, indent=2)
-        write_text(self._evaluation_folder(_TASKS) / f"{_stem(name, 'task')}.json", text + "\n")
+        path = self._evaluation_folder(TASKS_FOLDER) / f"{_stem(name, 'task')}.json"
+        _write_listed(self.path / EVALUATION_FOLDER, path, text + "\n")
 
     def _evaluation_folder(self, inside: str = "") -> Path:
         folder = self.path / EVALUATION_FOLDER / inside
@@ -359,7 +381,7 @@ class RunDir:
 
     def tasks(self) -> list[dict[str, Any]]:
         """Return the kept results of tasks, one for each; what cannot be read is left out."""
-        return _objects(self.path / EVALUATION_FOLDER / _TASKS)
+        return _objects(self.path / EVALUATION_FOLDER / TASKS_FOLDER)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the logged points; a line that is none, as the last that a crash cut off, is left out."""
@@ -404,6 +426,22 @@ class RunDir:
         # JSON knows no NaN; what is no number is written as text.
         clean = {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in record.items()}
         self._append_line(file, json.dumps(clean, ensure_ascii=False, allow_nan=False))
+
+
+def _write_listed(folder: Path, path: Path, text: str) -> None:
+    """Write a file and enter it in the list of a folder; what somebody else wrote in its place is renamed first.
+
+    Raises: StorageError.
+    """
+    try:
+        written = (read_list(folder) or {}).get(path.relative_to(folder).as_posix())
+        if os.path.lexists(path) and (written is None or not is_as_written(path, written)):
+            kept = path.rename(free_name(path))
+            logger.warning("%s was not as dialogkit wrote it: it is kept as %s", path, kept.name)
+        write_text(path, text)
+        add_to_list(folder, path)
+    except OSError as error:
+        raise StorageError(f"{str(path)!r} cannot be written: {(error.strerror or str(error)).lower()}") from None
 
 
 def worst_beside(evaluation: Path) -> Path:

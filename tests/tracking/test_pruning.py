@@ -1,11 +1,13 @@
 """What is deleted of a run is what dialogkit wrote of it, and a deletion that is cut short leaves no half run."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from dialogkit.errors import ModelError, StorageError
+from dialogkit.ownership import entry_of
 from dialogkit.tracking import pruning
 from dialogkit.tracking.pruning import contents, delete, freed_bytes, half_deleted
 from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs
@@ -35,14 +37,26 @@ FOREIGN = [
     "checkpoint-4/mine.pt",
     "model/adapter/adapter_config.json",
     "evaluation/plot.png",
+    "evaluation/my-analysis.json",
+    "evaluation/human-replies.jsonl",
+    "model/spm.model",
+    "checkpoint-4/my.model",
     "tensorboard/events.csv",
 ]
+
+
+KNOWN_BY_CONTENT = {
+    "model/README.md": b"---\ntags: [dialogkit, conversational]\n---\n",
+    "evaluation/starter.json": b'{"dataset": "starter", "dialogs": 8}',
+    "evaluation/tasks/arc_easy.json": b'{"questions": 1, "figures": []}',
+}
+"""Files without a list whose names alone could be anybody's."""
 
 
 def put(folder: Path, names: list[str], size: int = 100) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"x" * size)
+        (folder / name).write_bytes(KNOWN_BY_CONTENT.get(name, b"x" * size))
 
 
 @pytest.fixture
@@ -82,9 +96,14 @@ def test_the_checkpoints_alone_go(run: RunDir) -> None:
 
 
 def test_what_a_manifest_names_was_written(run: RunDir) -> None:
-    (run.path / "checkpoint-4/manifest.json").write_text('{"files": {"odd.name": [1, "x"]}}')
     put(run.path, ["checkpoint-4/odd.name", "checkpoint-8/odd.name"])
+    listed = ["odd.name", "optimizer.pt", "model-00001-of-00002.safetensors"]
+    files = {name: entry_of(run.path / "checkpoint-4" / name) for name in listed}
+    (run.path / "checkpoint-4/manifest.json").write_text(json.dumps({"files": files}))
     assert contents(run).foreign == [run.path / "checkpoint-8/odd.name"]
+    # The same size and another content.
+    (run.path / "checkpoint-4/optimizer.pt").write_bytes(b"y" * 100)
+    assert contents(run).foreign == [run.path / "checkpoint-4/optimizer.pt", run.path / "checkpoint-8/odd.name"]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +143,7 @@ def test_what_another_link_keeps_is_not_free(run: RunDir, tmp_path: Path) -> Non
     everything = contents(run).bytes
     os.link(weights, tmp_path / "published")
     assert freed_bytes(contents(run).files) == everything - 100
-    os.link(weights, run.path / "model/config.model")  # both names of a file count once
+    os.link(weights, run.path / "model/generation_config.json")  # both names of a file count once
     os.unlink(tmp_path / "published")
     assert freed_bytes(contents(run).files) == everything
 

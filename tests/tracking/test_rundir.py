@@ -1,12 +1,10 @@
 """A run folder is whole at every moment, and publishing loses nothing."""
 
-import errno
 import json
 import math
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +15,6 @@ import pytest
 from dialogkit.config.model import NAME_PATTERN
 from dialogkit.errors import ModelError, StorageError
 from dialogkit.tracking import rundir
-from dialogkit.tracking.publishing import publish, published_dir
 from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs, run_name, worst_beside
 from dialogkit.tracking.writing import ordinary_permissions, write_text
 
@@ -239,145 +236,6 @@ def test_a_name_that_is_no_run_is_refused(tmp_path: Path, name: str) -> None:
     new_run(tmp_path, "first")
     with pytest.raises(ModelError, match=r"did you mean 'first'" if name == "frist" else "no run"):
         find_run(tmp_path, name)
-
-
-# Publishing
-
-
-def new_model(folder: Path, weights: str, *more: str) -> Path:
-    for name in ("config.json", *more):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("{}")
-    (folder / "README.md").write_text(CARD)
-    (folder / "model.safetensors").write_text(weights)
-    return folder
-
-
-def content(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_a_model_is_published_under_its_name_with_underscores(tmp_path: Path) -> None:
-    assert published_dir(tmp_path, "custom-tiny") == tmp_path / "custom_tiny"
-
-
-def test_publishing_replaces_the_older_model_as_a_whole(tmp_path: Path) -> None:
-    old = new_model(tmp_path / "runs/1/model", "old", "only_old.json")
-    new = new_model(tmp_path / "runs/2/model", "new", "templates/only_new.jinja")
-    target = tmp_path / "m"
-    publish(old, target)
-    publish(new, target)
-    assert content(target) == content(new)
-    assert content(old)["model.safetensors"] == "old"
-    assert {path.name for path in tmp_path.iterdir()} == {"m", "runs"}
-
-
-def test_a_published_model_takes_no_further_room(tmp_path: Path) -> None:
-    model = new_model(tmp_path / "runs/1/model", "weights")
-    publish(model, tmp_path / "m")
-    assert (tmp_path / "m/model.safetensors").samefile(model / "model.safetensors")
-
-
-def test_without_hard_links_the_files_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
-    model = new_model(tmp_path / "runs/1/model", "weights")
-    publish(model, tmp_path / "m")
-    assert content(tmp_path / "m") == content(model)
-    assert not (tmp_path / "m/model.safetensors").samefile(model / "model.safetensors")
-
-
-def a_file(target: Path) -> None:
-    target.write_text("thesis")
-
-
-def a_folder_of_mine(target: Path) -> None:
-    target.mkdir()
-    (target / "thesis.tex").write_text("thesis")
-
-
-def a_model_from_elsewhere(target: Path) -> None:
-    new_model(target, "downloaded")
-    (target / "README.md").write_text("---\nlicense: mit\n---\nI like dialogkit.")
-
-
-def a_model_without_a_card(target: Path) -> None:
-    new_model(target, "downloaded")
-    (target / "README.md").unlink()
-
-
-def a_link_to_another_model(target: Path) -> None:
-    target.symlink_to(new_model(target.with_name("another"), "other"))
-
-
-@pytest.mark.parametrize(
-    "make", [a_file, a_folder_of_mine, a_model_from_elsewhere, a_model_without_a_card, a_link_to_another_model]
-)
-def test_what_dialogkit_did_not_publish_is_never_replaced(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    model = new_model(tmp_path / "runs/1/model", "new")
-    make(tmp_path / "m")
-    before = content(tmp_path)
-    with pytest.raises(StorageError, match="left as it is"):
-        publish(model, tmp_path / "m")
-    assert content(tmp_path) == before
-
-
-def stop_at(turn: int, real: Callable[..., Any], failure: BaseException) -> Callable[..., Any]:
-    """Return `real`, which fails the `turn`-th time that it is called."""
-    turns = iter(range(1, 1000))
-
-    def called(*words: Any, **options: Any) -> Any:
-        if next(turns) == turn:
-            raise failure
-        return real(*words, **options)
-
-    return called
-
-
-@pytest.mark.parametrize("function", ["copy2", "rename"])
-@pytest.mark.parametrize("turn", [1, 2])
-@pytest.mark.parametrize(
-    ("failure", "becomes", "sentence"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), StorageError, "no space left on device"),
-        (KeyboardInterrupt(), KeyboardInterrupt, None),
-    ],
-    ids=["disk full", "Ctrl-C"],
-)
-def test_wherever_publishing_stops_the_older_model_stays_whole(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    function: str,
-    turn: int,
-    failure: BaseException,
-    becomes: type[BaseException],
-    sentence: str | None,
-) -> None:
-    old = new_model(tmp_path / "runs/1/model", "old", "only_old.json")
-    new = new_model(tmp_path / "runs/2/model", "new", "only_new.json")
-    target = tmp_path / "m"
-    publish(old, target)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "link", lambda *_: os.stat("/nowhere"))
-        module = {"copy2": shutil, "rename": os}[function]
-        patch.setattr(module, function, stop_at(turn, getattr(module, function), failure))
-        with pytest.raises(becomes, match=sentence):
-            publish(new, target)
-    assert content(target) == content(old)
-    assert {path.name for path in tmp_path.iterdir()} == {"m", "runs"}
-    publish(new, target)
-    assert content(target) == content(new)
-
-
-def test_publishing_goes_on_after_a_process_was_killed_between_the_two_renames(tmp_path: Path) -> None:
-    new = new_model(tmp_path / "runs/2/model", "new")
-    for left_over in (".m.old", ".m.new"):
-        new_model(tmp_path / left_over, "old")
-    publish(new, tmp_path / "m")
-    assert content(tmp_path / "m") == content(new)
-    assert {path.name for path in tmp_path.iterdir()} == {"m", "runs"}
 
 
 def test_the_name_of_a_run_that_was_killed_before_it_began_is_free(tmp_path: Path) -> None:

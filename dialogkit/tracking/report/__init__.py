@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dialogkit import __version__
+from dialogkit.ownership import is_signed, read_regular
 from dialogkit.text import sanitize
 from dialogkit.tracking.report.charts import charts_of
 from dialogkit.tracking.report.replies import diary_of, final_replies_of
@@ -35,6 +36,19 @@ if TYPE_CHECKING:
 GENERATOR = f"dialogkit {__version__}"
 MARK = '<meta name="generator" content="dialogkit '
 """By this, in its beginning, a page is known as one that dialogkit wrote."""
+
+COMMENT = "<!-- {} -->"
+"""What the sum of a page stands in."""
+
+
+def is_own_report(path: Path) -> bool:
+    """Return whether a file is a page that dialogkit wrote, as it was written as far as that can be known.
+
+    Pages of 0.1.0 have no sum in their last line.
+    """
+    content = read_regular(path, 256 * 2**20) or b""
+    is_unsigned = b"sha256:" not in content[content.rstrip().rfind(b"\n") + 1 :]
+    return is_signed(path) or (is_unsigned and MARK.encode() in content[:1024])
 
 
 def render_report(runs: Sequence[RunDir], *, where: str = "") -> str:

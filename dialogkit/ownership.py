@@ -1,0 +1,304 @@
+"""Which files dialogkit wrote. Only these are ever removed or replaced, and only as they were written.
+
+A folder that dialogkit fills holds a list of its files with their sizes and SHA-256 sums: `.dialogkit-files`,
+or the manifest of a checkpoint. Whatever else lies there belongs to somebody else. Links and mounts are never
+entered. A single file (a report, a job file) carries the sum of its own text in its last line.
+"""
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+FILE_LIST = ".dialogkit-files"
+"""The list of a folder's files. It names the folder too: a copy under another name belongs to whoever made it."""
+
+_MAX_LIST_BYTES = 16 * 2**20
+_MAX_SIGNED_BYTES = 256 * 2**20
+_SIGNATURE = re.compile(rb"[^\n]*\bsha256:([0-9a-f]{64})[^\n]*\n?")
+
+
+class Entry(NamedTuple):
+    """A file as it was written."""
+
+    size: int
+    sha256: str
+
+
+Entries = Mapping[str, Entry]
+"""Files by their POSIX paths relative to the folder of the list."""
+
+
+@dataclass
+class Contents:
+    """What lies in a folder, by who wrote it."""
+
+    files: list[Path] = field(default_factory=list)
+    """Files that dialogkit wrote, as they were written."""
+    folders: list[Path] = field(default_factory=list)
+    """Folders that dialogkit made, each after those inside it."""
+    foreign: list[Path] = field(default_factory=list)
+    """All else: files, links and mounts, and folders with all that is in them."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the files that dialogkit wrote."""
+        return sum(path.lstat().st_size for path in self.files)
+
+
+def entry_of(path: Path) -> Entry:
+    """Return size and sum of a file. Raises: OSError."""
+    with path.open("rb") as file:
+        return Entry(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def is_as_written(path: Path, entry: Entry) -> bool:
+    """Return whether a path is a regular file with the size and the content of its entry."""
+    try:
+        status = path.lstat()
+        return stat.S_ISREG(status.st_mode) and status.st_size == entry.size and entry_of(path) == entry
+    except OSError:
+        return False
+
+
+def read_regular(path: Path, limit: int = _MAX_LIST_BYTES) -> bytes | None:
+    """Return the content of a regular file; None for a link, a pipe, a file beyond the limit, or none at all."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError):
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+            return None
+        return file.read(limit)
+
+
+def parse_entries(files: Any) -> dict[str, Entry]:
+    """Return the entries of a list as JSON has it: `{name: [size, sum]}`. Raises: ValueError for anything else."""
+    if not isinstance(files, dict):
+        raise ValueError("no list of files")
+    entries = {}
+    for name, entry in files.items():
+        size, digest = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+        if type(size) is not int or not isinstance(digest, str) or not _is_inside(name):
+            raise ValueError(f"no entry of a file: {name!r}")
+        entries[name] = Entry(size, digest)
+    return entries
+
+
+def _is_inside(name: str) -> bool:
+    """Return whether a listed name is that of a file below its folder, in its only spelling."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and str(path) == name
+
+
+def read_list(folder: Path, *, name: str | None = None) -> dict[str, Entry] | None:
+    """Return the list of a folder's files; None where there is none, or it is that of a folder of another name.
+
+    Args:
+        folder: where it lies.
+        name: what the folder was called when its list was written; None for its present name.
+    """
+    content = read_regular(folder / FILE_LIST)
+    if content is None:
+        return None
+    try:
+        found = json.loads(content)
+        if found["folder"] != (name or folder.name):
+            return None
+        return parse_entries(found["files"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def write_list(folder: Path, entries: Entries, *, name: str | None = None) -> None:
+    """Write the list of a folder's files in one move. Raises: OSError."""
+    text = json.dumps({"folder": name or folder.name, "files": {k: entries[k] for k in sorted(entries)}}, indent=1)
+    beside = folder / f"{FILE_LIST}.{os.getpid()}"
+    try:
+        beside.write_text(text + "\n", encoding="utf-8")
+        os.replace(beside, folder / FILE_LIST)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def list_folder(folder: Path, *, name: str | None = None) -> None:
+    """List all files of a folder that this process has filled. Raises: OSError."""
+    paths = [path for path in regular_files(folder) if path != folder / FILE_LIST]
+    write_list(folder, {path.relative_to(folder).as_posix(): entry_of(path) for path in paths}, name=name)
+
+
+def add_to_list(folder: Path, *paths: Path) -> None:
+    """Enter files that were written just now in the list of a folder. Raises: OSError."""
+    added = {path.relative_to(folder).as_posix(): entry_of(path) for path in paths}
+    write_list(folder, {**(read_list(folder) or {}), **added})
+
+
+def regular_files(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, without entering links and mounts. Raises: OSError."""
+    mounts = mounts_in(folder)
+
+    def look(inside: Path) -> Iterator[Path]:
+        for entry in sorted(os.scandir(inside), key=lambda entry: entry.name):
+            path = inside / entry.name
+            if path.relative_to(folder).as_posix() in mounts:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from look(path)
+            elif entry.is_file(follow_symlinks=False):
+                yield path
+
+    yield from look(folder)
+
+
+def listed_contents(folder: Path, entries: Entries, *, exact: bool = True, besides: str = FILE_LIST) -> Contents:
+    """Return the content of a folder by its list.
+
+    Args:
+        folder: where the files lie.
+        entries: what its list says.
+        exact: whether to compare the content of each file; otherwise its size alone, which is quick.
+        besides: the name of the list itself, which counts as written by dialogkit.
+
+    Raises: OSError.
+    """
+    made = {str(parent) for name in entries for parent in PurePosixPath(name).parents}
+    mounts = mounts_in(folder)
+    found = Contents()
+
+    def look(inside: Path) -> None:
+        for entry in sorted(os.scandir(inside), key=lambda entry: entry.name):
+            path = inside / entry.name
+            name = path.relative_to(folder).as_posix()
+            if name in mounts:
+                found.foreign.append(path)
+            elif entry.is_dir(follow_symlinks=False) and name in made:
+                look(path)
+                found.folders.append(path)
+            elif not entry.is_file(follow_symlinks=False):
+                found.foreign.append(path)
+            elif name == besides or (
+                name in entries
+                and entry.stat(follow_symlinks=False).st_size == entries[name].size
+                and (not exact or is_as_written(path, entries[name]))
+            ):
+                found.files.append(path)
+            else:
+                found.foreign.append(path)
+
+    look(folder)
+    return found
+
+
+def remove(found: Contents) -> None:
+    """Remove files and the folders that this leaves empty. Raises: OSError at the first that cannot be removed.
+
+    The list goes last: what is left by a process that is killed is still known.
+    """
+    for path in sorted(found.files, key=lambda path: path.name == FILE_LIST):
+        path.unlink(missing_ok=True)
+    for folder in found.folders:
+        remove_empty(folder)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder unless something is in it."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def free_name(path: Path) -> Path:
+    """Return where to keep what somebody else wrote in the place of a file of dialogkit: `NAME.kept-1`, or so."""
+    number = 1
+    while os.path.lexists(free := path.with_name(f"{path.name}.kept-{number}")):
+        number += 1
+    return free
+
+
+# Mounts
+
+
+def mounts_in(folder: Path) -> frozenset[str]:
+    """Return what is mounted below a folder, as POSIX paths relative to it; `.` is the folder itself.
+
+    A bind mount of the same disk looks like any folder or file: Linux's own list is asked.
+    """
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return frozenset({"."} if os.path.ismount(folder) else ())
+    real = os.path.realpath(folder)
+    inside = [place for place in _places(tuple(lines)) if place == real or place.startswith(f"{real}{os.sep}")]
+    return frozenset(Path(place).relative_to(real).as_posix() for place in inside)
+
+
+@cache
+def _places(lines: tuple[bytes, ...]) -> tuple[str, ...]:
+    # Blanks and the like are written as octal numbers: `\040`.
+    octal = re.compile(rb"\\([0-7]{3})")
+    return tuple(
+        os.fsdecode(octal.sub(lambda found: bytes([int(found[1], 8)]), line.split()[4])) for line in lines
+    )
+
+
+# Folders that change places
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one move; return False where the system or the disk cannot.
+
+    Raises: OSError for any other reason.
+    """
+    rename = _renameat2()
+    if rename is None:
+        return False
+    at_fdcwd, rename_exchange = -100, 2
+    if rename(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+@cache
+def _renameat2() -> Any:
+    """Return Linux's call that renames with flags; None elsewhere."""
+    try:
+        return ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return None
+
+
+# Single files
+
+
+def signed(text: str, *, comment: str) -> str:
+    """Return text with a last line that holds its sum.
+
+    Args:
+        text: what the file says.
+        comment: a comment of its language, with `{}` where the sum goes.
+    """
+    text = text if text.endswith("\n") else f"{text}\n"
+    return text + comment.format(f"sha256:{hashlib.sha256(text.encode('utf-8')).hexdigest()}") + "\n"
+
+
+def is_signed(path: Path) -> bool:
+    """Return whether a file is as `signed` made it: nobody has changed it since."""
+    content = read_regular(path, _MAX_SIGNED_BYTES)
+    if not content:
+        return False
+    start = content.rstrip(b"\n").rfind(b"\n") + 1
+    found = _SIGNATURE.fullmatch(content[start:])
+    return found is not None and hashlib.sha256(content[:start]).hexdigest() == found[1].decode()
