@@ -1,5 +1,6 @@
 """`dialogkit launch`."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -174,7 +175,7 @@ def _training(words: list[str], name: str | None, command: str) -> "tuple[RunCon
 
 def _give(text: str, file: Path | None, submit: str, usual: str, *, warning: str | None = None) -> None:
     """Print a job file or write it, and tell what is against it and how it is submitted."""
-    from dialogkit.tracking.writing import write_text
+    from dialogkit.tracking.writing import write_signed
 
     output = Output()
     if file is None:
@@ -182,7 +183,7 @@ def _give(text: str, file: Path | None, submit: str, usual: str, *, warning: str
     else:
         _require_own(file, usual)
         try:
-            write_text(file, text)
+            write_signed(file, text, comment="# {}")
         except StorageError as error:
             error.hint = f"--output {usual}"
             raise
@@ -195,19 +196,15 @@ def _give(text: str, file: Path | None, submit: str, usual: str, *, warning: str
 
 
 def _require_own(file: Path, usual: str) -> None:
-    """Raise StorageError unless nothing but an older job file would be lost by writing there."""
-    from dialogkit.services.launch import WRITTEN_BY
+    """Raise StorageError unless nothing but a job file as dialogkit wrote it would be lost by writing there."""
+    from dialogkit.ownership import is_signed
 
     if file.is_dir():
         raise StorageError(
             f"--output {str(file)!r} is a folder", hint=f"--output {shlex.quote(str(file / usual))}"
         )
-    if not file.is_file():
-        return
-    with file.open("rb") as there:
-        if WRITTEN_BY.encode() in there.read(8192):
-            return
-    raise StorageError(
-        f"{str(file)!r} is there already and is no job file of dialogkit, so it is left as it is",
-        hint=f"--output {file.stem}-{usual}",
-    )
+    if os.path.lexists(file) and not is_signed(file):
+        raise StorageError(
+            f"{str(file)!r} is there already and is not a job file as dialogkit wrote it, so it is left as it is",
+            hint=f"--output {file.stem}-{usual}",
+        )

@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from dialogkit.errors import StorageError
+from dialogkit.ownership import Contents
 from dialogkit.services.models import DEFAULT_OUTPUT, is_published
 from dialogkit.services.result import Result
-from dialogkit.tracking.pruning import Contents, contents, delete, freed_bytes, half_deleted
+from dialogkit.tracking.pruning import contents, delete, freed_bytes, half_deleted
 from dialogkit.tracking.rundir import RunDir, RunRecord, Status, find_run, list_runs
 
 
@@ -125,7 +126,7 @@ def _planned(run: RunDir, record: RunRecord, output: Path, *, checkpoints_only: 
         if run.is_held:
             problem = f"the run {run.name!r} is being trained"
         else:
-            found = contents(run, checkpoints_only=checkpoints_only)
+            found = contents(run, checkpoints_only=checkpoints_only, exact=False)
     except StorageError as error:
         problem = error.message
     goes = record.status == "completed" and any(path.parent == run.model_dir for path in found.files)
@@ -146,7 +147,7 @@ def _deleted(run: RunDir, row: PruneRow) -> PruneRow:
     try:
         if run.exists and (now := run.read().status) != row.status:
             return row.model_copy(update={"problem": f"the run {run.name!r} is {now} by now", "freed_bytes": 0})
-        delete(run, checkpoints_only=row.checkpoints_only)
+        found = delete(run, checkpoints_only=row.checkpoints_only)
     except StorageError as error:
         return row.model_copy(update={"problem": error.message, "freed_bytes": 0})
-    return row
+    return row.model_copy(update={"foreign": [str(path) for path in found.foreign]})

@@ -1,15 +1,19 @@
 """Runs as one HTML page, from their folders alone."""
 
+import logging
+import os
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from dialogkit.errors import StorageError
+from dialogkit.ownership import is_signed
 from dialogkit.services.models import DEFAULT_OUTPUT, output_option
 from dialogkit.services.result import Result
 from dialogkit.tracking.rundir import REPORT_FILE, RunDir, find_run
-from dialogkit.tracking.writing import write_text
+from dialogkit.tracking.writing import write_signed
+
+logger = logging.getLogger(__name__)
 
 
 class ReportResult(Result):
@@ -43,15 +47,16 @@ def write_report(
         target = Path(to).expanduser()
     else:
         target = runs[0].report_path if len(runs) == 1 else Path(REPORT_FILE)
-    _require_report(target)
+    if to is not None or len(runs) > 1:
+        _require_report(target)
     _require_writable(target)
     page = render_report(runs, where=output_option(output))
     try:
-        write_text(target, page)
+        _write(target, page)
     except StorageError as error:
         error.hint = _ELSEWHERE
         raise
-    return ReportResult(path=str(target), runs=[run.name for run in runs], bytes=len(page.encode()))
+    return ReportResult(path=str(target), runs=[run.name for run in runs], bytes=target.stat().st_size)
 
 
 def write_run_report(run: RunDir) -> str | None:
@@ -62,10 +67,18 @@ def write_run_report(run: RunDir) -> str | None:
     try:
         from dialogkit.tracking.report import render_report
 
-        write_text(run.report_path, render_report([run], where=output_option(run.path.parent.parent)))
+        _write(run.report_path, render_report([run], where=output_option(run.path.parent.parent)))
     except Exception as error:
         return str(error) or type(error).__name__
     return None
+
+
+def _write(target: Path, page: str) -> None:
+    """Write a page; one in its place that somebody has changed is renamed first. Raises: StorageError."""
+    from dialogkit.tracking.report import COMMENT
+
+    if (kept := write_signed(target, page, comment=COMMENT)) is not None:
+        logger.warning("%s was not as dialogkit wrote it: it is kept as %s", target, kept.name)
 
 
 def _require_writable(target: Path) -> None:
@@ -79,20 +92,11 @@ def _require_writable(target: Path) -> None:
 
 
 def _require_report(target: Path) -> None:
-    """Raise StorageError if `target` is there and is no page of dialogkit's."""
-    from dialogkit.tracking.report import MARK
-
+    """Raise StorageError if `target` is there and is not a page as dialogkit wrote it."""
     if target.is_dir():
         raise StorageError(f"{str(target)!r} is a folder", hint=f"--output {target / REPORT_FILE}")
-    if not (target.exists() or target.is_symlink()):
-        return
-    beginning = ""
-    with suppress(OSError):
-        if target.is_file():
-            with target.open(encoding="utf-8", errors="replace") as file:
-                beginning = file.read(1024)
-    if MARK not in beginning:
+    if os.path.lexists(target) and not is_signed(target):
         raise StorageError(
-            f"{str(target)!r} is there already and is no report of dialogkit's, so it is left as it is",
+            f"{str(target)!r} is there already and is not a report as dialogkit wrote it, so it is left as it is",
             hint=f"--output {target.with_name(f'{target.stem}-2.html')}",
         )

@@ -28,6 +28,7 @@ from dialogkit.services.stops import signals_stop
 from dialogkit.services.training import Training, TrainResult, follow
 from dialogkit.services.versions import package_versions
 from dialogkit.tracking.environment import environment_facts, without_secrets
+from dialogkit.tracking.pruning import remove_unbegun
 from dialogkit.tracking.publishing import published_dir, require_publishable
 from dialogkit.tracking.rundir import RunDir, RunRecord, now, run_name
 from dialogkit.tracking.trackers import require_trackers
@@ -182,6 +183,7 @@ def _train(
         try:
             with processes.end_together(end):
                 processes.share((config, run.path))
+                run.unlist_files()
                 processes.begin_run(run.path)
                 parts = Parts(config, runtime, raise_lost_stop=raise_lost_stop)
                 checkpoint = _go_on(run, record, parts, reporter, force=force) if resumed else None
@@ -213,7 +215,7 @@ def _train(
                 # Refused before its first step: there is nothing to tell that the error does not say.
                 if wandb_run is not None:
                     wandb_run.finish(exit_code=error.exit_code)
-                run.remove()
+                remove_unbegun(run)
                 raise
             if isinstance(error, ConfigError) and resumed is not None and processes.begun_run() is None:
                 # Refused as well: the run stays as it was.
@@ -234,7 +236,9 @@ def _train(
                     run.append_console(f"try: {hint}")
             if wandb_run is not None:
                 wandb_run.finish(exit_code=getattr(error, "exit_code", 1))
+            run.list_files()
             raise
+        run.list_files()
     return result, trainer
 
 

@@ -4,6 +4,8 @@
 takes all processes (a model that is measured, `share`) stands in both in the same order.
 """
 
+import os
+import shlex
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,17 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.run import RunConfig
-from dialogkit.errors import CheckpointError, ConfigError, OutOfMemoryError
+from dialogkit.errors import CheckpointError, ConfigError, OutOfMemoryError, StorageError
+from dialogkit.ownership import free_name
 from dialogkit.services.bands import Watch
 from dialogkit.services.card import model_card
 from dialogkit.services.generate import ReplyResult
+from dialogkit.services.models import output_option
 from dialogkit.services.parts import Parts
 from dialogkit.services.recorder import Recorder, reply_statistics
 from dialogkit.services.report import write_run_report
 from dialogkit.services.reporter import TrainReporter, counted
 from dialogkit.services.result import Result
 from dialogkit.services.stops import signals_stop
-from dialogkit.tracking.publishing import publish, published_dir
+from dialogkit.tracking.publishing import publish, published_dir, replace_folder
 from dialogkit.tracking.rundir import RunDir, RunRecord, now
 from dialogkit.tracking.trackers import tracker_places
 from dialogkit.tracking.wandb_run import WandbRun
@@ -278,17 +282,39 @@ class Training:
         return metrics, replies
 
     def _publish(self, fitted: "FitResult", metrics: dict[str, float], replies: list[ReplyResult]) -> Path:
-        """Write the model into the run and publish it; return the folder of the newest model of its name."""
+        """Write the model into the run and publish it; return the folder of the newest model of its name.
+
+        Raises: StorageError, which says where the model lies whole if it could not be published.
+        """
         from dialogkit.engine.sharding import save_model
 
-        folder = self.run.model_dir
-        save_model(fitted.trainer, folder)
-        self.parts.tokenizer.save(folder)
         self.record.metrics, self.record.replies = metrics, reply_statistics(replies)
-        write_text(folder / "README.md", model_card(self.record))
-        ordinary_permissions(folder)
-        target = published_dir(Path(self.config.runtime.output_dir), self.config.model.name)
-        publish(folder, target)
+
+        def save(folder: Path) -> None:
+            save_model(fitted.trainer, folder)
+            self.parts.tokenizer.save(folder)
+            write_text(folder / "README.md", model_card(self.record))
+            ordinary_permissions(folder)
+
+        run, output = self.run, Path(self.config.runtime.output_dir)
+        problems = replace_folder(run.model_dir, save)
+        target = published_dir(output, self.config.model.name)
+        try:
+            problems += publish(run.model_dir, target)
+        except StorageError as error:
+            resumed = f"dialogkit train --resume {run.name}{output_option(output)}"
+            aside = free_name(target)
+            refused = StorageError(
+                f"{error.message}; the finished model lies whole in {str(run.model_dir)!r}, and is published once "
+                "its place is free",
+                hint=f"mv {shlex.quote(str(target))} {shlex.quote(str(aside))} && {resumed}"
+                if os.path.lexists(target)
+                else resumed,
+            )
+            refused.exit_code = 1  # all the work is done
+            raise refused from None
+        for problem in problems:
+            self.recorder.note(problem)
         return target
 
     def _close(self) -> None:

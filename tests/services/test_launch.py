@@ -429,7 +429,7 @@ def test_a_commit_is_no_secret(dialogkit: Run) -> None:
 def test_a_job_file_replaces_nothing_but_a_job_file(dialogkit: Run) -> None:
     Path("rows.jsonl").write_text("my only copy\n")
     Path("folder").mkdir()
-    for file, told in (("rows.jsonl", "is no job file of dialogkit"), ("folder", "is a folder")):
+    for file, told in (("rows.jsonl", "is not a job file as dialogkit wrote it"), ("folder", "is a folder")):
         done = dialogkit("launch", "slurm", "--output", file, "--", "train")
         assert (done.code, done.out) == (2, "")
         assert told in done.err
@@ -438,6 +438,10 @@ def test_a_job_file_replaces_nothing_but_a_job_file(dialogkit: Run) -> None:
         words = ["--output", "job.sh", "--", "train", "--set", f"train.seed={seed}"]
         assert dialogkit("launch", "slurm", *words).code == 0
     assert "train.seed=2" in Path("job.sh").read_text()
+    edited = Path("job.sh").read_text().replace("#SBATCH", "#SBATCH --account=mine\n#SBATCH", 1)
+    Path("job.sh").write_text(edited)
+    assert dialogkit("launch", "slurm", *words).code == 2
+    assert Path("job.sh").read_text() == edited
 
 
 def test_no_secret_of_the_shell_comes_into_a_job_file(dialogkit: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,10 +131,10 @@ class Listener:
 def test_a_run_without_its_page_is_complete(
     small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*words: Any) -> None:
+    def full(*words: Any, **options: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("dialogkit.services.report.write_text", full)
+    monkeypatch.setattr("dialogkit.services.report.write_signed", full)
     listener = Listener()
     result = train(small_config({"tracking.report": True, "name": "small"}), reporter=listener)
     assert (result.report, RunDir(Path(result.run_dir)).read().status) == (None, "completed")

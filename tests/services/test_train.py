@@ -18,6 +18,7 @@ from dialogkit.config.run import RunConfig
 from dialogkit.data.sources import STARTER
 from dialogkit.dialog import END_OF_TURN
 from dialogkit.errors import ConfigError, DataError, DivergedError, InterruptedRunError, StorageError
+from dialogkit.ownership import FILE_LIST
 from dialogkit.services.reporter import LogReporter
 from dialogkit.services.train import train
 from dialogkit.services.training import TrainResult, costly_evaluations
@@ -25,6 +26,7 @@ from dialogkit.tracking.rundir import RunDir, RunRecord
 from tests.conftest import SMALL, Finished, Trained, run_process
 
 MODEL_FILES = {
+    FILE_LIST,
     "README.md",
     "chat_template.jinja",
     "config.json",
@@ -81,6 +83,7 @@ def test_a_training_leaves_exactly_the_promised_tree(trained: Trained) -> None:
         "console.log",
         "report.html",
         ".lock",
+        FILE_LIST,
     }
     evaluated_by_other_tests = {"evaluation"}
     assert names(run) - checkpoints - evaluated_by_other_tests == {*files, "model"}
@@ -90,7 +93,7 @@ def test_a_training_leaves_exactly_the_promised_tree(trained: Trained) -> None:
 
 
 def test_the_published_files_are_those_of_the_run_and_anybody_may_read_them(trained: Trained) -> None:
-    for name in MODEL_FILES:
+    for name in MODEL_FILES - {FILE_LIST}:
         published = Path(trained.result.published_dir) / name
         assert published.samefile(Path(trained.result.model_dir) / name)
         assert (
