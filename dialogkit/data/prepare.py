@@ -230,7 +230,9 @@ def _tokens(
         key = json.dumps({"version": CACHE_VERSION, **made_from}, sort_keys=True)
         cached = _restored(read_entry(path, key), tokenizer, longest)
         if cached is not None:
-            return *cached, True
+            told = cached[2]
+            if (told.dataset, told.license, told.revision) == (source.name, source.license, revision):
+                return *cached, True
     raw = read_dialogs(source, config)
     encoded, dropped, cut = encode(raw.dialogs, tokenizer, longest)
     ledger = Ledger(
