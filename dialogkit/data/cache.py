@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from dialogkit.errors import DialogKitError
+
 _TRAILER = struct.Struct("<8sQ32s")
 """After NumPy's archive, which readers of archives allow: a mark, the archive's length and its SHA-256."""
 _MARK = b"dkcache1"
@@ -42,6 +44,8 @@ def read_entry(path: Path, key: str) -> dict[str, NDArray[Any]] | None:
                 if str(archive["key"]) != key:
                     return None
                 return {name: archive[name] for name in archive.files if name != "key"}
+    except DialogKitError:  # a signal asks to stop
+        raise
     except Exception:  # whatever is wrong with an entry, it can be made again
         return None
 
@@ -59,7 +63,10 @@ def write_entry(path: Path, key: str, arrays: Mapping[str, Any]) -> None:
             size = file.seek(0, os.SEEK_END)
             file.write(_TRAILER.pack(_MARK, size, _digest(file, size)))
         os.replace(beside, path)
+        beside = None
     except OSError:
+        pass
+    finally:
         if beside is not None:
             with suppress(OSError):
                 os.unlink(beside)
@@ -118,6 +125,7 @@ def _remove_stale(folder: Path) -> None:
     """Remove what writers that were killed have left."""
     for entry in os.scandir(folder):
         if re.fullmatch(r"\.writing-\w{8}\.npz", entry.name):
-            status = entry.stat(follow_symlinks=False)
-            if _is_own(status, stat.S_ISREG) and time.time() - status.st_mtime > _STALE_S:
-                os.unlink(entry)
+            with suppress(OSError):  # another process may remove it as well
+                status = entry.stat(follow_symlinks=False)
+                if _is_own(status, stat.S_ISREG) and time.time() - status.st_mtime > _STALE_S:
+                    os.unlink(entry)

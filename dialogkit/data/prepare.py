@@ -389,8 +389,6 @@ def _restored(
             # The first token of a dialog is never predicted.
             and bool((np.add.reduceat(supervised, offsets[:-1], dtype=np.int64) > supervised[offsets[:-1]]).all())
         )
-    return (
-        (DialogTokens(ids, supervised, offsets, answer_bytes), Origins(hashes, whole_tokens), ledger)
-        if sound
-        else None
-    )
+    if not sound:
+        return None
+    return DialogTokens(ids, supervised, offsets, answer_bytes), Origins(hashes, whole_tokens), ledger
