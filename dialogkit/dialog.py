@@ -58,6 +58,10 @@ class ChatTokenizer(Protocol):
         """The id that fills a batch."""
 
     @property
+    def highest_id(self) -> int:
+        """The highest id of the vocabulary."""
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over the vocabulary and the chat format."""
 

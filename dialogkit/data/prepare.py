@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
-import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -14,14 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from dialogkit.config.data import DataConfig
+from dialogkit.data.cache import read_entry, write_entry
 from dialogkit.data.sources import file_digest, find_source, read_dialogs
 from dialogkit.dialog import ChatTokenizer, Dialog, Encoded
 from dialogkit.errors import DataError
 
 # Raised whenever the meaning of a cached file changes.
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 _CHUNK_DIALOGS, _CHUNK_CHARACTERS = 4096, 4 * 2**20
 """Dialogs that are tokenized at once: a token takes a hundred times the memory of its text meanwhile."""
 
@@ -213,21 +213,26 @@ def _tokens(
 ) -> tuple[DialogTokens, Origins, Ledger, bool]:
     source = find_source(config)
     # Hub datasets have a cache of their own, which is asked for the fingerprint; files are known by their bytes.
-    path = None
+    path, key, revision = cache, "", ""
     if source.path is not None:
-        key = {
-            "version": CACHE_VERSION,
-            "bytes": file_digest(source.path),
+        revision = file_digest(source.path)
+        made_from = {
+            "bytes": revision,
             "name": source.name,
+            "license": source.license,
             "tokenizer": tokenizer.fingerprint,
             "format": config.format,
             "max_bad_rows": config.max_bad_rows,
             "longest": longest,
         }
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        path = cache / "prepared" / f"{digest[:32]}.npz"
-        if (cached := _load(path)) is not None:
-            return *cached, True
+        name = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
+        path = cache / "prepared" / f"{name}.npz"
+        key = json.dumps({"version": CACHE_VERSION, **made_from}, sort_keys=True)
+        cached = _restored(read_entry(path, key), tokenizer, longest)
+        if cached is not None:
+            told = cached[2]
+            if (told.dataset, told.license, told.revision) == (source.name, source.license, revision):
+                return *cached, True
     raw = read_dialogs(source, config)
     encoded, dropped, cut = encode(raw.dialogs, tokenizer, longest)
     ledger = Ledger(
@@ -241,8 +246,10 @@ def _tokens(
         dropped=dropped,
         first_bad_row=raw.bad_rows[0] if raw.bad_rows else None,
     )
-    if path is not None:
-        _save(path, *encoded, ledger)
+    # A file that changed while it was read is no longer what the key says.
+    with suppress(DataError):
+        if source.path is not None and raw.revision == revision == file_digest(source.path):
+            write_entry(path, key, _flat(*encoded, ledger))
     return *encoded, ledger, False
 
 
@@ -329,35 +336,59 @@ def _runs(encoded: Encoded) -> Iterator[list[int]]:
             yield [token for _, token in group]
 
 
-def _load(path: Path) -> tuple[DialogTokens, Origins, Ledger] | None:
-    """Return a cached preparation; a damaged file counts as none and is made again."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            tokens = DialogTokens(file["ids"], file["supervised"], file["offsets"], file["answer_bytes"])
-            origins = Origins(file["hashes"], file["whole_tokens"])
-            return tokens, origins, Ledger(**json.loads(str(file["ledger"])))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+_ARRAYS = {
+    "ids": np.dtype(np.int32),
+    "supervised": np.dtype(np.bool_),
+    "offsets": np.dtype(np.int64),
+    "answer_bytes": np.dtype(np.int64),
+    "hashes": np.dtype(np.uint64),
+    "whole_tokens": np.dtype(np.int64),
+}
+
+
+def _flat(tokens: DialogTokens, origins: Origins, ledger: Ledger) -> dict[str, NDArray[Any]]:
+    """Return a preparation as arrays for the cache."""
+    return {
+        "ids": tokens.ids,
+        "supervised": tokens.supervised,
+        "offsets": tokens.offsets,
+        "answer_bytes": tokens.answer_bytes,
+        "hashes": origins.hashes,
+        "whole_tokens": origins.whole_tokens,
+        "ledger": np.array(json.dumps(asdict(ledger))),
+    }
+
+
+def _restored(
+    arrays: dict[str, NDArray[Any]] | None, tokenizer: ChatTokenizer, longest: int
+) -> tuple[DialogTokens, Origins, Ledger] | None:
+    """Return a cached preparation, or None if its arrays cannot be what `encode` makes."""
+    if arrays is None or arrays.keys() != {*_ARRAYS, "ledger"}:
         return None
-
-
-def _save(path: Path, tokens: DialogTokens, origins: Origins, ledger: Ledger) -> None:
-    """Write the cache beside and rename it; a cache that cannot be written is no reason to stop."""
-    beside = None
+    if any(arrays[name].dtype != dtype or arrays[name].ndim != 1 for name, dtype in _ARRAYS.items()):
+        return None
+    ids, supervised, offsets, answer_bytes, hashes, whole_tokens = (arrays[name] for name in _ARRAYS)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, beside = tempfile.mkstemp(dir=path.parent, suffix=".npz")
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(
-                file,
-                ids=tokens.ids,
-                supervised=tokens.supervised,
-                offsets=tokens.offsets,
-                answer_bytes=tokens.answer_bytes,
-                hashes=origins.hashes,
-                whole_tokens=origins.whole_tokens,
-                ledger=json.dumps(asdict(ledger)),
-            )
-        os.replace(beside, path)
-    except OSError:
-        if beside is not None:
-            Path(beside).unlink(missing_ok=True)
+        ledger = TypeAdapter(Ledger).validate_json(str(arrays["ledger"]), strict=True)
+    except ValidationError:
+        return None
+    number, lengths = len(answer_bytes), np.diff(offsets)
+    sound = (
+        min(ledger.rows, ledger.unusable, ledger.cut, ledger.dropped) >= 0
+        and ledger.kept == number == len(hashes) == len(whole_tokens) == len(lengths)
+        and offsets[:1].tolist() == [0]
+        and offsets[-1] == len(ids) == len(supervised)
+        and ledger.cut == (whole_tokens > longest).sum()
+        and bool(((lengths == whole_tokens) | (whole_tokens > longest)).all())
+    )
+    if sound and number:
+        sound = (
+            2 <= lengths.min() <= lengths.max() <= longest
+            and 0 <= ids.min() <= ids.max() <= tokenizer.highest_id
+            and answer_bytes.min() >= 0
+            # The first token of a dialog is never predicted.
+            and bool((np.add.reduceat(supervised, offsets[:-1], dtype=np.int64) > supervised[offsets[:-1]]).all())
+        )
+    if not sound:
+        return None
+    return DialogTokens(ids, supervised, offsets, answer_bytes), Origins(hashes, whole_tokens), ledger

@@ -97,7 +97,8 @@ def training_arguments(
         seed=config.seed,
         logging_strategy="steps",
         logging_steps=schedule.log_every_steps,
-        logging_first_step=config.budget_s is None,  # nothing is told before the number of steps is known
+        # Nothing is logged before the number of steps is known.
+        logging_first_step=config.budget_s is None or config.max_steps is not None,
         # HF's default writes 0.0 for a loss that is not a number.
         logging_nan_inf_filter=False,
         eval_strategy="steps",

@@ -20,6 +20,8 @@ EVALUATED_SHARE = 0.15
 """Part of the time that evaluations may take."""
 MEASURED_SHARE = 0.02
 """Part of the time after which the speed is believed, if there were enough steps."""
+FEW_STEPS = 5
+"""If the first step alone shows that no more than this many fit, none is spent on measuring the speed."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class BudgetPlan:
         self.since, self.reached, self.end = 0, 0.0, UNPLANNED
         self.eval_every = 0
         """Steps between evaluations; 0 before the first fit."""
+        self.unfitted_eval_every = 0
+        """Steps between evaluations before the first fit, where `max_steps` says how many steps there are."""
         self.step_s, self.measured = 0.0, 0
         self.evaluation_s, self.end_s = budget.evaluation_s, budget.end_s
         self.spent_s = 0.0
@@ -58,16 +62,22 @@ class BudgetPlan:
         share = (step - self.since) / max(1, self.end - self.since)
         return min(1.0, self.reached + (1.0 - self.reached) * share)
 
+    def begin(self, step: int, end: int) -> None:
+        """Plan a known number of steps; from step 0 on, this is the schedule of a run without a budget."""
+        self.warmup_fraction = round(self.warmup_fraction * end) / end
+        self.fit(step, end)
+
     def fit(self, step: int, end: int) -> None:
         """Spread what is left of the schedule over the steps up to `end`."""
-        self.since, self.reached, self.end = step, self.progress(step), end
+        if end != self.end:
+            self.since, self.reached, self.end = step, self.progress(step), end
 
     def __call__(self, step: int) -> float:
         """Return the factor of the learning rate at a step."""
         progress = self.progress(step)
         if progress < self.warmup_fraction:
             return progress / self.warmup_fraction
-        fallen = (progress - self.warmup_fraction) / (1.0 - self.warmup_fraction)
+        fallen = (progress - self.warmup_fraction) / max(1e-9, 1.0 - self.warmup_fraction)
         match self.schedule:
             case "linear":
                 return 1.0 - fallen
@@ -87,6 +97,8 @@ class BudgetCallback(TrainerCallback):
         self._spent_before = 0.0
         self._began = self._step_began = self._step_ended = 0.0
         self._first = True
+        if config.max_steps:  # before the scheduler takes the rate of the first step from it
+            plan.begin(0, config.max_steps)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock; a training that goes on keeps its plan. Raises: ConfigError if no time is left."""
@@ -97,12 +109,18 @@ class BudgetCallback(TrainerCallback):
         needed = plan.spent_s + plan.evaluation_s + plan.end_s
         if plan.eval_every:
             self._set(state)
-        elif needed >= self._budget.seconds and processes.is_first():
+            return
+        if needed >= self._budget.seconds and not state.global_step and processes.is_first():
             raise ConfigError(
                 f"a budget of {self._budget.seconds:,.0f} s leaves no time to train: "
                 f"start, evaluations and saving take {needed:,.0f} s",
                 hint=f"--budget {math.ceil(needed / 5) * 10}s",
             )
+        if self._config.max_steps:
+            if plan.end == UNPLANNED:  # an older version left it open while it measured
+                plan.begin(state.global_step, self._config.max_steps)
+            plan.unfitted_eval_every = plan.unfitted_eval_every or self._eval_every(plan.end)
+            self._set(state)
 
     def _look_at_clock(self) -> float:
         now = time.perf_counter()
@@ -127,20 +145,27 @@ class BudgetCallback(TrainerCallback):
         else:
             plan.measured += 1
             plan.step_s += (took - plan.step_s) * max(1 / plan.measured, NEWEST_STEP_WEIGHT)
+        plan.step_s = plan.step_s or took
         if plan.eval_every:
             if step < plan.end:
                 plan.fit(step, self._no_more_than_allowed(self._end_in_time(step)))
                 self._set(state)
             return
+        total, known = self._total(step), plan.end
+        few = step == 1 and total < known and total <= FEW_STEPS
         enough = plan.measured >= MEASURED_STEPS and now - self._began >= MEASURED_SHARE * self._budget.seconds
-        if enough or plan.spent_s + plan.evaluation_s + plan.end_s >= self._budget.seconds:
-            plan.step_s = plan.step_s or took
-            total = self._total(step)
-            plan.eval_every = self._config.eval_every_steps or max(1, math.ceil(total / self._evaluations()))
-            plan.fit(step, total)
+        if few or enough or plan.spent_s + plan.evaluation_s + plan.end_s >= self._budget.seconds:
+            plan.eval_every = plan.unfitted_eval_every if total == known else self._eval_every(total)
+            if few:
+                plan.begin(0, total)
+            else:
+                plan.fit(step, total)
             self._set(state)
-        else:  # until the speed is known, the warm-up follows the clock
-            plan.since, plan.reached = step, (now - self._began) / self._budget.seconds
+        elif total < known:  # until the speed is known, the schedule follows the clock
+            plan.since, plan.reached = step, max(plan.progress(step), (now - self._began) / self._budget.seconds)
+
+    def _eval_every(self, total: int) -> int:
+        return self._config.eval_every_steps or max(1, math.ceil(total / self._evaluations()))
 
     def _total(self, step: int) -> int:
         plan, every = self._plan, self._config.eval_every_steps
@@ -186,7 +211,7 @@ class BudgetCallback(TrainerCallback):
 
     def _set(self, state: Any) -> None:
         state.max_steps = self._plan.end
-        state.eval_steps = state.save_steps = self._plan.eval_every
+        state.eval_steps = state.save_steps = self._plan.eval_every or self._plan.unfitted_eval_every
         state.logging_steps = self._config.log_every_steps or points_apart(self._plan.end)
         self._planned(Schedule(state.max_steps, state.logging_steps, state.eval_steps))
 

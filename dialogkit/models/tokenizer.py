@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import __version__ as tokenizers_version
 
 from dialogkit.config.model import ModelConfig
 from dialogkit.dialog import (
@@ -75,6 +76,11 @@ class ChatTokenizer:
         return len(self.hf)
 
     @property
+    def highest_id(self) -> int:
+        """The highest id of the vocabulary, which may have gaps."""
+        return max(self._ids.values())
+
+    @property
     def end_of_turn_id(self) -> int:
         """The id that ends an answer."""
         return self._ids[self._format.end_of_turn]
@@ -86,10 +92,13 @@ class ChatTokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the vocabulary, its rules and the chat format."""
-        digest = hashlib.sha256(self._backend.to_str().encode())
-        digest.update(str(self.hf.chat_template).encode())
-        return digest.hexdigest()
+        """SHA-256 over the vocabulary, its rules, the chat format, and the library that applies them."""
+        named = sorted((name, str(token)) for name, token in self.hf.special_tokens_map.items())
+        parts = [
+            *(self._backend.to_str(), str(self.hf.chat_template), type(self._format).__name__),
+            *(named, sorted(self.stop_ids), self._special.pattern, tokenizers_version),
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def encode_dialogs(self, dialogs: Sequence[Dialog]) -> list[Encoded]:
         """Return ids and supervision of each dialog: its answers, each with its end of turn.

@@ -97,6 +97,7 @@ class Training:
         self._started, self._checkpoint = started, checkpoint
         # Of a budget the steps are known once the speed is.
         self._limited = parts.config.train.budget_s is not None
+        self._told_steps: int | None = None
         self._split = parts.require_memory()
         self.recorder = Recorder(
             run,
@@ -249,9 +250,10 @@ class Training:
             self.recorder.talk(step, replies)
 
     def _take_plan(self, schedule: "Schedule") -> None:
-        first, self.recorder.total_steps = self.recorder.total_steps is None, schedule.total_steps
-        if not first:
+        self.recorder.total_steps = schedule.total_steps
+        if self._told_steps is not None and schedule.total_steps > 0.9 * self._told_steps:
             return
+        self._told_steps = schedule.total_steps
         self.record.schedule = asdict(schedule)
         self.run.write(self.record)
         self.recorder.note(

@@ -1,15 +1,19 @@
 """A training with a budget ends on time, with its schedule walked through to the end."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from transformers import get_scheduler
 
 from dialogkit.cli.train import seconds_of
 from dialogkit.config.train import TrainConfig
 from dialogkit.engine import budget as budget_module
-from dialogkit.engine.arguments import UNPLANNED, Schedule
+from dialogkit.engine.arguments import UNPLANNED, Schedule, resolve_schedule, training_arguments
 from dialogkit.engine.budget import Budget, BudgetCallback, BudgetPlan
+from dialogkit.engine.runtime import Runtime
 from dialogkit.errors import ConfigError
 
 
@@ -119,6 +123,113 @@ def test_a_number_of_steps_that_comes_first_ends_it_with_the_schedule_at_its_end
     training.run(lambda step: 1.0)
     assert training.state.global_step == training.evaluated[-1] == 200
     assert training.factors[-1] < 0.02
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 8, 12, 20, 50, 1000])
+def test_a_budget_that_does_not_bind_has_the_learning_rates_and_evaluations_of_a_run_without_one(
+    monkeypatch: pytest.MonkeyPatch, steps: int, schedule: str
+) -> None:
+    training = Training(monkeypatch, 3600.0, schedule=schedule, max_steps=steps)
+    training.begin()
+    # The first step is slow, the others vary: more or less than what makes the speed believed.
+    training.run(lambda step: 9.0 if step == 1 else 0.3 + 0.2 * (step % 3))
+    plain = training.config.model_copy(update={"budget_s": None})
+    assert training.factors == pytest.approx(factors_without_budget(plain, steps), abs=1e-9)
+    expected = resolve_schedule(plain, 10**6)
+    assert training.told[0] == expected
+    assert training.state.global_step == training.state.max_steps == steps
+    assert training.evaluated == [*range(expected.eval_every_steps, steps, expected.eval_every_steps), steps]
+
+
+def factors_without_budget(config: TrainConfig, steps: int) -> list[float]:
+    """Return the factor of the learning rate at each step, from the scheduler that HF makes."""
+    runtime = Runtime("cpu", "", "", "fp32", "")
+    arguments = training_arguments(
+        config, runtime, resolve_schedule(config, 10**6), folder=Path("run"), compile=False, workers=0
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_scheduler(
+        arguments.lr_scheduler_type, optimizer, arguments.get_warmup_steps(steps), num_training_steps=steps
+    )
+    factors = []
+    for _ in range(steps):
+        factors.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return factors
+
+
+@pytest.mark.parametrize("seconds", [60.0, 100.0, 200.0, 600.0])
+@pytest.mark.parametrize("max_steps", [100, 1000, 10_000])
+def test_more_steps_than_fit_end_on_time_with_the_schedule_at_its_end(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, max_steps: int
+) -> None:
+    training = Training(monkeypatch, seconds, max_steps=max_steps)
+    training.begin()
+    training.run(lambda step: seconds / 80)
+    assert training.whole_s() == pytest.approx(seconds, rel=0.05)
+    assert training.told[0].total_steps == max_steps
+    assert training.factors[-1] < 0.06
+    assert max(training.factors) > 0.9
+    assert training.evaluated[-1] == training.state.max_steps
+
+
+@pytest.mark.parametrize("max_steps", [None, 4, 50])
+@pytest.mark.parametrize("fitting", [2, 3, 4, 5, 8, 12])
+def test_of_few_steps_that_fit_most_are_learned_from(
+    monkeypatch: pytest.MonkeyPatch, fitting: int, max_steps: int | None
+) -> None:
+    training = Training(monkeypatch, 1000.0, max_steps=max_steps)
+    training.begin()
+    step_s = (1000.0 - 5.0 - 3.0) / (fitting + 0.4)
+    training.run(lambda step: step_s)
+    steps = training.state.global_step
+    assert steps == min(fitting, max_steps or fitting)
+    plain = factors_without_budget(TrainConfig(max_steps=steps), steps)
+    # At most the first two steps go into measuring the speed.
+    assert sum(training.factors) >= sum(sorted(plain)[:-2])
+    assert sum(factor > 0.1 for factor in training.factors) >= max(1, steps - 2)
+    assert training.factors[-1] == min(training.factors[2:], default=training.factors[-1]) < 0.7
+
+
+def test_a_training_that_goes_on_before_its_speed_is_known_has_the_same_learning_rates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = Training(monkeypatch, 3600.0, max_steps=12)
+    whole.begin()
+    whole.run(lambda step: 0.3)
+    first = Training(monkeypatch, 3600.0, max_steps=12)
+    first.begin()
+    first.run(lambda step: 0.3, until=5)
+    again = Training(monkeypatch, 3600.0, max_steps=12)
+    again.plan.__dict__.update(first.plan.__dict__)  # as torch restores it from a checkpoint
+    again.state.global_step = 5
+    again.begin()
+    again.run(lambda step: 0.3)
+    assert first.factors + again.factors == whole.factors
+    assert first.evaluated + again.evaluated == whole.evaluated
+
+
+@pytest.mark.parametrize("fitted", [True, False])
+def test_a_training_begun_by_an_older_version_goes_on(monkeypatch: pytest.MonkeyPatch, fitted: bool) -> None:
+    again = Training(monkeypatch, 3600.0, max_steps=40)
+    older = {  # what those kept of a plan at step 10
+        "schedule": "linear", "warmup_fraction": 0.1, "step_s": 1.0, "measured": 9, "evaluation_s": 2.0,
+        "end_s": 3.0, "spent_s": 60.0,
+    } | (
+        {"since": 10, "reached": 0.25, "end": 40, "eval_every": 10}
+        if fitted
+        else {"since": 10, "reached": 0.01, "end": UNPLANNED, "eval_every": 0}
+    )  # fmt: skip
+    again.plan.__dict__.update(older)
+    again.state.global_step = 10
+    again.begin()
+    again.run(lambda step: 1.0)
+    assert again.state.global_step == 40
+    assert again.evaluated == [20, 30, 40]
+    assert again.factors[0] == pytest.approx((1 - 0.25) / 0.9 if fitted else 0.1)
+    assert again.factors[-1] < 0.05
 
 
 def test_the_distance_of_evaluations_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,6 +287,28 @@ def test_a_budget_that_the_start_took_leaves_nothing_behind(small_config: SmallC
     assert not list((tmp_path / "models").glob("runs/*"))
 
 
+def test_a_budget_that_does_not_bind_changes_nothing_that_is_learned_or_logged(
+    small_config: SmallConfig, tmp_path: Path
+) -> None:
+    runs = [
+        train(small_config({"train.budget_s": budget, "name": name, "runtime.output_dir": str(tmp_path / name)}))
+        for name, budget in (("plain", None), ("budget", 3600.0))
+    ]
+    assert digest(runs[0].model_dir) == digest(runs[1].model_dir)
+    records = [record_of(result) for result in runs]
+    assert records[0].schedule == records[1].schedule
+    points = [
+        [
+            (point["step"], name, value)
+            for point in RunDir(Path(result.run_dir)).metrics()
+            for name, value in point.items()
+            if name.startswith(("train/loss", "train/learning_rate", "eval/nats_per_token"))
+        ]
+        for result in runs
+    ]
+    assert points[0] == points[1]
+
+
 class Lost(LogReporter):
     """Is told to stop where somebody catches every exception, as libraries do where they look for others."""
 
