@@ -20,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from dialogkit.config.model import NAME_PATTERN
 from dialogkit.config.paths import MANIFEST, holds_model
 from dialogkit.errors import CheckpointError, ModelError, StorageError, did_you_mean
+from dialogkit.text import lines_of
 from dialogkit.tracking.writing import write_text
 
 Status = Literal["running", "completed", "failed", "interrupted", "diverged"]
@@ -223,7 +224,7 @@ class RunDir:
         """Leave out of the run's files what was told of later steps: a resumed training tells it again."""
         for name in ("metrics.jsonl", SAMPLES_FILE, "histograms.jsonl"):
             path = self.path / name
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+            lines = lines_of(path.read_bytes().decode("utf-8", "replace")) if path.is_file() else []
             kept = [line for line in lines if _step_of(line) <= step]
             if len(kept) < len(lines):
                 write_text(path, "".join(f"{line}\n" for line in kept))
@@ -379,7 +380,7 @@ class RunDir:
         lines, path = [], self.path / name
         if not path.is_file():  # a pipe would never end
             return []
-        with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+        with suppress(OSError), path.open(encoding="utf-8", errors="replace", newline="\n") as file:
             for line in file:
                 with suppress(ValueError, RecursionError):
                     entry = json.loads(line)
