@@ -21,7 +21,7 @@ def sanitize(text: str) -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """Return the lines of a text, which only `\\n` and `\\r\\n` end.
+    r"""Return the lines of a text, which only `\n` and `\r\n` end.
 
     `str.splitlines` also splits at characters that text may hold, such as U+2028, form feeds and U+0085.
     """

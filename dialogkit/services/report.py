@@ -45,7 +45,7 @@ def write_report(
         target = runs[0].report_path if len(runs) == 1 else Path(REPORT_FILE)
     _require_report(target)
     _require_writable(target)
-    page = render_report(runs, where=output_option(output))
+    page = render_report(runs, where=output_option(runs[0].output or output))
     try:
         write_text(target, page)
     except StorageError as error:
@@ -62,7 +62,7 @@ def write_run_report(run: RunDir) -> str | None:
     try:
         from dialogkit.tracking.report import render_report
 
-        write_text(run.report_path, render_report([run], where=output_option(run.path.parent.parent)))
+        write_text(run.report_path, render_report([run], where=output_option(run.output or DEFAULT_OUTPUT)))
     except Exception as error:
         return str(error) or type(error).__name__
     return None

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dialogkit.config.data import DataConfig
 from dialogkit.errors import ConfigError, DataError, StorageError
+from dialogkit.services.alone import alone
 from dialogkit.services.result import Result
 from dialogkit.text import lines_of
 
@@ -17,6 +18,7 @@ class TokenizerResult(Result):
     files: list[str]
 
 
+@alone()
 def train_tokenizer(files: Sequence[str | Path], *, vocabulary: int, output: str | Path) -> TokenizerResult:
     """Train a byte-level BPE tokenizer with the chat format and write it as a folder.
 
