@@ -1,5 +1,6 @@
 """What ends a line of a file, and what is only a character in it: what is written is read back."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from dialogkit.cli.chat import _lines
 from dialogkit.cli.generate import _prompts
+from dialogkit.cli.output import Output
 from dialogkit.config.data import DataConfig
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.data.sources import find_source, read_dialogs
@@ -17,7 +20,7 @@ from dialogkit.services.tokenizer import _texts
 from dialogkit.text import lines_of
 from dialogkit.tracking.rundir import RunDir, RunRecord
 from dialogkit.tracking.wandb_run import read_dotenv
-from tests.conftest import Finished, Trained, run_process
+from tests.conftest import Finished, Trained
 
 ENDS = [char for char in map(chr, range(0x3000)) if len(f"a{char}b".splitlines()) == 2]
 """Every character at which `str.splitlines` splits."""
@@ -93,16 +96,11 @@ def test_a_value_of_a_dotenv_file_does_not_begin_another_setting() -> None:
     assert read_dotenv(Path(".env")) == {"WANDB_ENTITY": "me"}
 
 
-def test_a_turn_that_is_piped_into_a_chat_keeps_its_characters(trained: Trained) -> None:
-    said = [f"one{char}two" for char in ("\r", "\x0b", "\x85", "\u2028")]
-    done = run_process(
-        "chat", "shared-run", "--output-dir", str(trained.output), "--max-new-tokens", "1",
-        stdin="\r\n".join([*said, "/save said.jsonl"]), PYTHONIOENCODING="utf-8",
-    )  # fmt: skip
-    assert done.code == 0, done.err
-    (line,) = lines_of(Path("said.jsonl").read_text(encoding="utf-8"))
-    turns = [message["content"] for message in json.loads(line)["messages"] if message["role"] == "user"]
-    assert turns == said
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_turn_that_is_piped_into_a_chat_keeps_its_characters(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    piped = io.TextIOWrapper(io.BytesIO(end.join(WORDS).encode()), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", piped)
+    assert list(_lines(Output())) == WORDS
 
 
 def test_replies_to_a_prompts_file_are_as_many_as_its_lines(

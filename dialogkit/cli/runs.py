@@ -84,9 +84,7 @@ def best_command(output_dir: OutputOption = "models", json_output: JsonOption = 
 
     rows = best_runs(output=output_dir)
     hint = (
-        f"dialogkit generate {shlex.quote(rows[0].name)}"
-        if rows
-        else "dialogkit train custom-tiny --preset test"
+        f"dialogkit generate {shlex.quote(rows[0].name)}" if rows else "dialogkit train custom-tiny --preset test"
     )
     none = f"there is no finished run in {output_dir!r} yet"
     Output(json_mode=json_output).result(
