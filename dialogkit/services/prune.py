@@ -114,7 +114,7 @@ def _named(output: Path, name: str) -> str:
     run = find_run(output, name)
     if run.output is None or run.output.resolve() != output.resolve():
         raise ModelError(
-            f"the run {name!r} does not lie in {str(output)!r}", hint=f"dialogkit runs show {known_as(run)}"
+            f"the run {name!r} does not lie in {str(output)!r}", hint=f"dialogkit runs prune {known_as(run)}"
         )
     return run.name
 
