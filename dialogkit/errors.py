@@ -115,6 +115,27 @@ class InterruptedRunError(DialogKitError):
         self.exit_code = exit_code
 
 
+def is_interruption(error: BaseException) -> bool:
+    """Return whether an error stops the work from outside, such as Ctrl-C or `sys.exit`."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(is_interruption, error.exceptions))
+    return isinstance(error, InterruptedRunError) or not isinstance(error, Exception)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code of a program that an error ends: 0 is of none."""
+    if isinstance(error, DialogKitError):
+        return error.exit_code
+    if isinstance(error, BaseExceptionGroup):
+        leaves = error.exceptions
+        return exit_code_of(next(filter(is_interruption, leaves), leaves[0]))
+    if isinstance(error, SystemExit) and error.code is not None and not isinstance(error.code, int):
+        return 1  # a text, which Python prints
+    if isinstance(error, SystemExit) and error.code:
+        return int(error.code)
+    return 130 if is_interruption(error) else 1
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the nearest known word or one that holds it, or an empty string."""
     words = list(known)

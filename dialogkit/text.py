@@ -20,6 +20,17 @@ def sanitize(text: str) -> str:
     return text.translate(UNSAFE)
 
 
+def lines_of(text: str) -> list[str]:
+    r"""Return the lines of a text, which only `\n` and `\r\n` end.
+
+    `str.splitlines` also splits at characters that text may hold, such as U+2028, form feeds and U+0085.
+    """
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
 def json_problem(error: JSONDecodeError) -> str:
     """Return what keeps a text from being JSON; the place, at which the decoder's own words end, is left out."""
     reason = re.sub(r"( starting)? at$", "", error.msg)

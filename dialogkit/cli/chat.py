@@ -1,5 +1,6 @@
 """`dialogkit chat`."""
 
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -89,6 +90,8 @@ def _lines(output: Output) -> Iterator[str]:
     with suppress(ImportError):
         import readline  # noqa: F401  # gives `input` the arrow keys and a history
     prompt = "> " if sys.stdin.isatty() else ""
+    if isinstance(sys.stdin, io.TextIOWrapper) and not prompt:
+        sys.stdin.reconfigure(newline="\n")  # a carriage return within a line does not end it
     while True:
         try:
             line = input(prompt).strip()

@@ -11,6 +11,7 @@ import typer
 from dialogkit.cli.options import JsonOption, NoCudaOption, OutputOption
 from dialogkit.cli.output import Output, table, untrusted
 from dialogkit.errors import ConfigError
+from dialogkit.text import lines_of
 
 if TYPE_CHECKING:
     from dialogkit.config.generate import GenerateConfig
@@ -118,7 +119,7 @@ def _prompts(prompts: list[str] | None, file: str | None) -> list[str] | None:
         hint = 'dialogkit generate --prompt "Hello!"'
         try:
             content = _standard_input() if file == "-" else Path(file).read_bytes()
-            lines = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+            lines = [line for line in lines_of(content.decode("utf-8-sig")) if line.strip()]
         except UnicodeDecodeError as error:
             raise ConfigError(
                 f"the prompts file {file!r} is not UTF-8 text (byte {error.start})", hint=hint

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
     """List the runs, the newest first."""
     from dialogkit.services.run_rows import list_run_rows, passed_over
+    from dialogkit.tracking.rundir import is_ahead
 
     rows, damaged = list_run_rows(output=output_dir), passed_over(output=output_dir)
     hint = None if rows else "dialogkit train custom-tiny --preset test"
@@ -33,6 +34,9 @@ def list_command(output_dir: OutputOption = "models", json_output: JsonOption = 
 
     def render(out: Output) -> None:
         _render_list(out, rows, none=none)
+        if ahead := [row for row in rows if is_ahead(row.created)]:
+            told = ", ".join(f"{row.name} ({row.created})" for row in ahead)
+            out.err.print(untrusted(f"listed last, as the clock was wrong: {told}"), soft_wrap=True)
         out.passed_over(damaged)
 
     Output(json_mode=json_output).result(rows, render, hint=hint)
@@ -52,8 +56,9 @@ def show_command(
     from dialogkit.services.runs import show_run
 
     shown = show_run(name, output=output_dir)
+    option = output_option(output_dir)
     # A program has all of it already.
-    hint = None if everything or json_output else f"dialogkit runs show {name} --all{output_option(output_dir)}"
+    hint = None if everything or json_output else f"dialogkit runs show {shlex.quote(name)} --all{option}"
     Output(json_mode=json_output).result(
         shown, lambda out: render_run(out, shown, everything=everything), hint=hint
     )
@@ -78,7 +83,9 @@ def best_command(output_dir: OutputOption = "models", json_output: JsonOption = 
     from dialogkit.services.run_rows import best_runs
 
     rows = best_runs(output=output_dir)
-    hint = f"dialogkit generate {rows[0].name}" if rows else "dialogkit train custom-tiny --preset test"
+    hint = (
+        f"dialogkit generate {shlex.quote(rows[0].name)}" if rows else "dialogkit train custom-tiny --preset test"
+    )
     none = f"there is no finished run in {output_dir!r} yet"
     Output(json_mode=json_output).result(
         rows, lambda out: _render_list(out, rows, _WITH_DATASET, none=none), hint=hint

@@ -185,7 +185,7 @@ def train_command(
         if resume_run == NEWEST and LAUNCH_FOLDER not in os.environ:  # who starts several processes says it
             output.passed_over(passed_over(output=output_dir or DEFAULT_OUTPUT))
         if (record := run.read()).status != "completed":
-            in_processes(resumed_config(record, overrides, force=force)[0])
+            in_processes(resumed_config(run, record, overrides, force=force)[0])
         _resume(output, run, overrides, force=force)
         leave_others()
         return
@@ -261,7 +261,7 @@ def _of_flags(error: ConfigError, given: list[str]) -> ConfigError:
 
 
 def _resume(output: Output, run: "RunDir", overrides: dict[str, Any], *, force: bool) -> None:
-    from dialogkit.services.models import output_option
+    from dialogkit.services.models import known_as
     from dialogkit.services.train import resume
 
     drawing = TrainOutput(output)
@@ -281,7 +281,7 @@ def _resume(output: Output, run: "RunDir", overrides: dict[str, Any], *, force: 
         hint = _talk_to(name, run.path)
         if unused:
             told += f", and {_listed(unused)} no effect"
-            hint = f"dialogkit train --from {run.name}{output_option(run.path.parent.parent)}"
+            hint = f"dialogkit train --from {known_as(run)}"
             hint += f" --name {overrides['name']}" if "name" in overrides else ""
         output.result(record, lambda out: out.print(untrusted(told)), hint=hint)
         return
@@ -290,12 +290,14 @@ def _resume(output: Output, run: "RunDir", overrides: dict[str, Any], *, force: 
 
 def _talk_to(model: str, run: Path | str) -> str:
     """Return the command that lets the finished model of a run answer."""
-    from dialogkit.services.models import name_to_type, output_option
+    from dialogkit.services.models import known_as, name_to_type, output_option
     from dialogkit.tracking.rundir import RunDir
 
-    output = Path(run).parent.parent
-    name = name_to_type(model, RunDir(Path(run)), output)
-    return f'dialogkit generate {name}{output_option(output)} --prompt "Hello!"'
+    made = RunDir(Path(run))
+    name = known_as(made)
+    if made.output is not None and name_to_type(model, made, made.output) == model:
+        name = f"{model}{output_option(made.output)}"
+    return f'dialogkit generate {name} --prompt "Hello!"'
 
 
 def _listed(words: list[str]) -> str:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from dialogkit.errors import DialogKitError, InterruptedRunError, ProcessLostError
+from dialogkit.errors import DialogKitError, InterruptedRunError, ProcessLostError, exit_code_of
 from dialogkit.ranks import LAUNCH_FOLDER, SPEAKER, Rank, keep_own_settings, tell_torch, this_rank
 
 T = TypeVar("T")
@@ -348,7 +348,7 @@ def agreed(error: BaseException) -> BaseException:
             return _told(state, wait_s=3.0) or error
         end = {
             "message": str(error) or type(error).__name__,
-            "code": getattr(error, "exit_code", 1),
+            "code": exit_code_of(error),
             "hint": getattr(error, "hint", None),
             "machine": state.rank.machine,
         }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import Message, check_dialog
 from dialogkit.errors import ConfigError, DataError, DialogKitError, StorageError, did_you_mean
+from dialogkit.services.alone import alone
 from dialogkit.services.generate import ReplyResult, StreamSink, reply_results
 from dialogkit.services.models import DEFAULT_OUTPUT, resolve_model
 
@@ -74,6 +75,7 @@ class Chat:
         config: how replies are sampled.
     """
 
+    @alone()
     def __init__(
         self,
         model: str | Path | None = None,
@@ -230,6 +232,7 @@ class Chat:
         if self.turns < 2:
             raise ConfigError("nothing was said yet", hint="/help")
 
+    @alone()
     def _reply(
         self, messages: list[Message], on_text: StreamSink | None, leave: Callable[[], bool] | None
     ) -> ReplyResult:

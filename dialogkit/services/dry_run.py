@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import InterruptedRunError
 from dialogkit.services.adapters import with_lasting_base
+from dialogkit.services.alone import alone, require_threads
 from dialogkit.services.parts import Parts
 from dialogkit.services.reporter import LogReporter, TrainReporter, counted
 from dialogkit.services.result import Result
@@ -43,6 +44,7 @@ class DryRunResult(Result):
     reply: str
 
 
+@alone()
 def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryRunResult:
     """Resolve everything, build the model, and measure two steps on the longest batch. Writes nothing.
 
@@ -54,6 +56,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     from dialogkit.engine.runtime import resolve_runtime
 
     config = with_lasting_base(config)
+    require_threads(config.runtime.threads)
     reporter = reporter or LogReporter()
     reporter.note("dry run: nothing will be kept")
     if config.runtime.devices not in (1, "auto"):

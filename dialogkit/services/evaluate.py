@@ -10,6 +10,7 @@ from dialogkit.config.data import DataConfig
 from dialogkit.config.problems import list_problems
 from dialogkit.data.sources import NAMED, find_source, looks_like_file
 from dialogkit.errors import ConfigError, DataError
+from dialogkit.services.alone import alone
 from dialogkit.services.keeping import Keeper, KeptRow, TrackedRow, require_mode
 from dialogkit.services.measuring import EvaluateRow, ProgressSink, measure
 from dialogkit.services.models import DEFAULT_OUTPUT, Loadable, resolve_model
@@ -32,6 +33,7 @@ class EvaluateResult(Result):
     """The W&B runs that were told of it."""
 
 
+@alone()
 def evaluate(
     model: str | Path | Sequence[str] | None = None,
     *,

@@ -9,6 +9,7 @@ from pydantic import computed_field
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError
+from dialogkit.services.alone import alone
 from dialogkit.services.models import DEFAULT_OUTPUT, resolve_model
 from dialogkit.services.result import Result
 
@@ -66,6 +67,7 @@ class GenerateResult(Result):
         return self.replies[0].reply
 
 
+@alone()
 def generate(
     model: str | Path | Sequence[str] | None = None,
     prompts: str | Sequence[str] | None = None,

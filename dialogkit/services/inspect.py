@@ -9,6 +9,7 @@ from dialogkit.config.load import load_run_config
 from dialogkit.config.run import RunConfig
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, DialogKitError
+from dialogkit.services.alone import alone
 from dialogkit.services.parts import held_out_remark
 from dialogkit.services.reporter import counted, share_of
 from dialogkit.services.result import Result
@@ -180,6 +181,7 @@ class InspectResult(Result):
     shown: list[ShownDialog]
 
 
+@alone()
 def inspect_data(
     dataset: str | Path = "starter",
     *,

@@ -27,6 +27,13 @@ def output_option(output: str | Path) -> str:
     return "" if Path(output) == Path(DEFAULT_OUTPUT) else f" --output-dir {shlex.quote(str(output))}"
 
 
+def known_as(run: RunDir) -> str:
+    """Return what RUN has to be in a command that is typed here: its name, or its path where no name will do."""
+    if run.output is None or not re.match(NAME_PATTERN, run.name):
+        return shlex.quote(str(run.path))
+    return f"{run.name}{output_option(run.output)}"
+
+
 class ModelRow(Result):
     """One model; None for what is not known of it."""
 
@@ -304,12 +311,11 @@ def _command_that_goes_on(run: RunDir) -> str:
     """Return what to type to go on with a run that is not finished."""
     from dialogkit.engine.checkpoints import read_progress, steps_aside
 
-    output = output_option(run.path.parent.parent)
     if run.is_held:
-        return f"dialogkit runs show {run.name}{output}"
+        return f"dialogkit runs show {known_as(run)}"
     checkpoints = [path for path in run.remains if path != run.model_dir]
     is_lost = not any(read_progress(path) for path in checkpoints) and (checkpoints or steps_aside(run.path))
-    return f"dialogkit train --resume {run.name}{output}" + (" --force" if is_lost else "")
+    return f"dialogkit train --resume {known_as(run)}" + (" --force" if is_lost else "")
 
 
 def _inside_run(run: RunDir, name: str) -> Loadable:
@@ -335,9 +341,7 @@ def refuse_parts(run: RunDir, checkpoint: Path) -> None:
         finished = holds_model(run.model_dir)
         raise ModelError(
             f"'{run.name}/{checkpoint.name}' holds the parts of a sharded model, which only --resume reads",
-            hint=f"dialogkit generate {run.name}{output_option(run.path.parent.parent)}"
-            if finished
-            else _command_that_goes_on(run),
+            hint=f"dialogkit generate {known_as(run)}" if finished else _command_that_goes_on(run),
         )
 
 

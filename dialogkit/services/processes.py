@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from dialogkit.config.load import flatten
 from dialogkit.config.run import RunConfig
-from dialogkit.errors import ConfigError, DialogKitError, InterruptedRunError, ProcessLostError
+from dialogkit.errors import ConfigError, DialogKitError, InterruptedRunError, ProcessLostError, exit_code_of
 from dialogkit.interrupts import ended_by_signals, stopped_by
 from dialogkit.ranks import LAUNCH_FOLDER, PORT, Rank, this_rank
 
@@ -235,4 +235,4 @@ def end_with(error: BaseException, rank: Rank, say: Any) -> NoReturn:
         traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    processes.exit_with(getattr(error, "exit_code", 1), final=not lost)
+    processes.exit_with(exit_code_of(error), final=not lost)

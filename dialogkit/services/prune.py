@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from dialogkit.errors import StorageError
+from dialogkit.errors import ModelError, StorageError
 from dialogkit.ownership import Contents
-from dialogkit.services.models import DEFAULT_OUTPUT, is_published
+from dialogkit.services.models import DEFAULT_OUTPUT, is_published, known_as
 from dialogkit.services.result import Result
 from dialogkit.tracking.pruning import contents, delete, freed_bytes, half_deleted
-from dialogkit.tracking.rundir import RunDir, RunRecord, Status, find_run, list_runs
+from dialogkit.tracking.rundir import RunDir, RunRecord, Status, began, find_run, list_runs
 
 
 class PruneRow(Result):
@@ -96,28 +96,28 @@ def _chosen(
     status: Sequence[Status] | None,
 ) -> list[tuple[RunDir, RunRecord]]:
     half = {run.name for run, _ in half_deleted(output)}
-    for name in names or ():
-        if name not in half:
-            find_run(output, name)
+    named = {_named(output, name) for name in names or () if name not in half}
     runs: Iterator[tuple[RunDir, RunRecord]] = list_runs(output)
-    kept = [(run, record) for run, record in runs if not names or run.name in names]
+    kept = [(run, record) for run, record in runs if not names or run.name in named]
     if status:
         kept = [(run, record) for run, record in kept if record.status in status]
     elif not names:
         kept = [(run, record) for run, record in kept if record.status == "completed"]
     if older_than_s is not None:
         limit = datetime.now(UTC) - timedelta(seconds=older_than_s)
-        kept = [(run, record) for run, record in kept if _began(record, limit) < limit]
+        # A run that does not say when it began is taken to be young.
+        kept = [(run, record) for run, record in kept if (began(record.created) or limit) < limit]
     return kept[keep or 0 :]
 
 
-def _began(record: RunRecord, otherwise: datetime) -> datetime:
-    """Return when a run began; a record without a readable time is taken to be young."""
-    try:
-        began = datetime.fromisoformat(record.created)
-    except ValueError:
-        return otherwise
-    return began if began.tzinfo else began.replace(tzinfo=UTC)
+def _named(output: Path, name: str) -> str:
+    """Return the name of a run of the output folder. Raises: ModelError if there is none."""
+    run = find_run(output, name)
+    if run.output is None or run.output.resolve() != output.resolve():
+        raise ModelError(
+            f"the run {name!r} does not lie in {str(output)!r}", hint=f"dialogkit runs prune {known_as(run)}"
+        )
+    return run.name
 
 
 def _planned(run: RunDir, record: RunRecord, output: Path, *, checkpoints_only: bool) -> PruneRow:

@@ -50,7 +50,7 @@ def write_report(
     if to is not None or len(runs) > 1:
         _require_report(target)
     _require_writable(target)
-    page = render_report(runs, where=output_option(output))
+    page = render_report(runs, where=output_option(runs[0].output or output))
     try:
         _write(target, page)
     except StorageError as error:
@@ -67,7 +67,7 @@ def write_run_report(run: RunDir) -> str | None:
     try:
         from dialogkit.tracking.report import render_report
 
-        _write(run.report_path, render_report([run], where=output_option(run.path.parent.parent)))
+        _write(run.report_path, render_report([run], where=output_option(run.output or DEFAULT_OUTPUT)))
     except Exception as error:
         return str(error) or type(error).__name__
     return None

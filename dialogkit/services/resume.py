@@ -12,9 +12,9 @@ from dialogkit.config.load import NEWEST, flatten, folder_name, load_changed
 from dialogkit.config.paths import holds_model
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, ModelError
-from dialogkit.services.models import output_option, refuse_parts, require_finished_model, trained_name
+from dialogkit.services.models import known_as, output_option, refuse_parts, require_finished_model, trained_name
 from dialogkit.services.versions import package_versions
-from dialogkit.tracking.rundir import RunDir, RunRecord, damaged_runs, find_run, list_runs
+from dialogkit.tracking.rundir import RunDir, RunRecord, damaged_runs, find_run, list_runs, plain_name
 
 if TYPE_CHECKING:
     from dialogkit.services.parts import Parts
@@ -44,7 +44,7 @@ def find_resumable(name: str, *, model: str | None, output: Path) -> RunDir:
         if model is not None and model != made:
             raise ModelError(
                 f"the run {run.name!r} trains {made}, not {model}",
-                hint=f"dialogkit train --resume {run.name}{output_option(output)}",
+                hint=f"dialogkit train --resume {known_as(run)}",
             )
         _require_valid(run, record)
         return run
@@ -56,7 +56,7 @@ def find_resumable(name: str, *, model: str | None, output: Path) -> RunDir:
     told = f"there is no unfinished run{of_model} in {str(output)!r}"
     if damaged := damaged_runs(output):
         # It may have been one; what lies there is told of it alone.
-        hint = f"dialogkit runs show {damaged[0].name}{output_option(output)}"
+        hint = f"dialogkit runs show {known_as(damaged[0])}"
         raise ModelError(f"{told} whose record can be read", hint=hint)
     raise ModelError(told, hint=f"dialogkit runs list{output_option(output)}")
 
@@ -71,7 +71,7 @@ def find_start(name: str, *, output: Path) -> tuple[Path, str]:
 
     Raises: ModelError if there is none, or the run is not finished.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if re.fullmatch(r"[^/]+/checkpoint-\d+", name) and not os.path.isdir(path):
         path = output / "runs" / name
         refuse_parts(RunDir(path.parent), path)
@@ -95,13 +95,13 @@ def _require_whole(checkpoint: Path, run: RunDir) -> None:
     if read_progress(checkpoint) is not None:
         return
     whole = next((path for path in run.remains if path != run.model_dir and read_progress(path)), None)
-    instead = f"--from {shlex.quote(str(whole))}" if whole else f"--name {run.name[:60]}-2"
+    instead = f"--from {shlex.quote(str(whole))}" if whole else f"--name {plain_name(run.name)}-2"
     raise ModelError(f"the checkpoint {str(checkpoint)!r} is torn or damaged", hint=f"dialogkit train {instead}")
 
 
 def _named(name: str, output: Path) -> RunDir:
     """Return a run by its name or folder. Raises: ModelError if there is none."""
-    run = RunDir(Path(name).expanduser())
+    run = RunDir(Path(os.path.expanduser(name)))
     return run if run.exists or run.is_damaged else find_run(output, name)
 
 
@@ -117,16 +117,21 @@ def _require_valid(run: RunDir, record: RunRecord) -> None:
         ) from None
 
 
-def resumed_config(record: RunRecord, changes: Mapping[str, Any], *, force: bool) -> tuple[RunConfig, list[str]]:
+def resumed_config(
+    run: RunDir, record: RunRecord, changes: Mapping[str, Any], *, force: bool
+) -> tuple[RunConfig, list[str]]:
     """Return the settings with which a run goes on, and what is told of harmless changes.
 
+    Its output folder is the one that it lies in, wherever it is resumed from, unless another is asked for.
     Raises: ConfigError for a change that would alter what is learned, unless `force`.
     """
     if changes.get("name", record.name) != record.name:
-        name, again = changes["name"], f"dialogkit train --resume {record.name}"
+        name, again = changes["name"], f"dialogkit train --resume {known_as(run)}"
         raise ConfigError(
             f"a run keeps its name: {record.name!r} cannot go on as {name!r}",
-            hint=f"dialogkit train --from {record.name} --name {name}" if record.status == "completed" else again,
+            hint=f"dialogkit train --from {known_as(run)} --name {name}"
+            if record.status == "completed"
+            else again,
         )
     config = load_changed(record.config, {key: value for key, value in changes.items() if key != "name"})
     new = dict(flatten(config.model_dump(mode="json")))
@@ -135,11 +140,14 @@ def resumed_config(record: RunRecord, changes: Mapping[str, Any], *, force: bool
     ]
     altering = [told for told in differing if not told.startswith(HARMLESS)]
     if altering and not force:
-        raise _refusal(record, config, altering)
+        raise _refusal(run, altering)
+    if "runtime.output_dir" not in changes and run.output is not None:
+        runtime = config.runtime.model_copy(update={"output_dir": str(run.output)})
+        config = config.model_copy(update={"runtime": runtime})
     return config, differing
 
 
-def require_same(record: RunRecord, parts: "Parts", *, force: bool) -> list[str]:
+def require_same(run: RunDir, record: RunRecord, parts: "Parts", *, force: bool) -> list[str]:
     """Return what differs on this machine from where the run was; most of it alters the last digits of figures.
 
     Raises: ConfigError if anything does, unless `force`.
@@ -168,7 +176,7 @@ def require_same(record: RunRecord, parts: "Parts", *, force: bool) -> list[str]
     differing = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in now if before[name] != now[name]]
     differing = [told for told in differing if " was None" not in told]
     if differing and not force:
-        raise _refusal(record, parts.config, differing, " --force")
+        raise _refusal(run, differing, " --force")
     return differing
 
 
@@ -178,10 +186,10 @@ def _base_of(facts: Mapping[str, Any]) -> Any:
     return (base.get("revision") or base.get("metadata")) if isinstance(base, dict) else None
 
 
-def _refusal(record: RunRecord, config: RunConfig, differing: list[str], option: str = "") -> ConfigError:
+def _refusal(run: RunDir, differing: list[str], option: str = "") -> ConfigError:
     more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
     return ConfigError(
-        f"the run {record.name!r} would not go on as it began: {differing[0]}{more}; --force goes on all the same",
-        hint=f"dialogkit train --resume {record.name}{output_option(config.runtime.output_dir)}{option}",
+        f"the run {run.name!r} would not go on as it began: {differing[0]}{more}; --force goes on all the same",
+        hint=f"dialogkit train --resume {known_as(run)}{option}",
         details=differing[1:],
     )

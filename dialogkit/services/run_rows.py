@@ -87,7 +87,7 @@ def _row(run: RunDir, record: RunRecord) -> RunRow:
         figures = {name: evaluated[-1].get(f"eval/{name}") if evaluated else None for name in _FIGURES}
         speed = next((value for _, value in reversed(series_of(points, "perf/tokens_per_s"))), None)
     return RunRow(
-        name=record.name,
+        name=run.name,
         status=record.status,
         created=record.created,
         duration_s=record.duration_s,

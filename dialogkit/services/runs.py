@@ -262,7 +262,7 @@ def sync_runs(names: list[str] | None = None, *, output: str | Path = DEFAULT_OU
         chosen = []
         for name in names:
             run = find_run(Path(output), name)
-            chosen += _folders_of(run, folders)
+            chosen += _folders_of(run, offline_folders(run.output or Path(output)))
         folders = chosen
     rows = []
     for folder in folders:

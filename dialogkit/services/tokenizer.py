@@ -5,7 +5,9 @@ from pathlib import Path
 
 from dialogkit.config.data import DataConfig
 from dialogkit.errors import ConfigError, DataError, StorageError
+from dialogkit.services.alone import alone
 from dialogkit.services.result import Result
+from dialogkit.text import lines_of
 
 
 class TokenizerResult(Result):
@@ -16,6 +18,7 @@ class TokenizerResult(Result):
     files: list[str]
 
 
+@alone()
 def train_tokenizer(files: Sequence[str | Path], *, vocabulary: int, output: str | Path) -> TokenizerResult:
     """Train a byte-level BPE tokenizer with the chat format and write it as a folder.
 
@@ -62,7 +65,7 @@ def _texts(files: Sequence[str | Path]) -> Iterator[str]:
     for file in files:
         if Path(file).suffix == ".txt":
             try:
-                yield from Path(file).read_text(encoding="utf-8-sig").splitlines()
+                yield from lines_of(Path(file).read_bytes().decode("utf-8-sig"))
             except UnicodeDecodeError:
                 raise DataError(
                     f"{str(file)!r} is not UTF-8 text",

@@ -1,5 +1,6 @@
 """Trains a model: from a validated configuration to a published model and its record."""
 
+import shlex
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,12 +15,14 @@ from dialogkit.errors import (
     ConfigError,
     DialogKitError,
     DivergedError,
-    InterruptedRunError,
     StorageError,
+    exit_code_of,
+    is_interruption,
 )
 from dialogkit.services.adapters import with_lasting_base
+from dialogkit.services.alone import alone, require_threads
 from dialogkit.services.evaluate import find_dataset
-from dialogkit.services.models import output_option
+from dialogkit.services.models import known_as, output_option
 from dialogkit.services.parts import Parts
 from dialogkit.services.processes import require_same_resume, require_same_training
 from dialogkit.services.reporter import LogReporter, TrainReporter, counted, show_log
@@ -55,7 +58,9 @@ def train(
 
     Raises: DialogKitError, with the run's record telling how it ended.
     """
-    return _train(config, origins=origins or {}, command=command or [], reporter=reporter or LogReporter())[0]
+    reporter = reporter or LogReporter()
+    with alone(reporter.note):
+        return _train(config, origins=origins or {}, command=command or [], reporter=reporter)[0]
 
 
 def train_single_model(
@@ -79,7 +84,8 @@ def train_single_model(
     chosen = {name: value for name, value in words.items() if value is not None} | dict(overrides or {})
     config = load_run_config(model_name, preset=config_type, overrides=chosen)
     show_log()
-    result, trainer = _train(config, origins={}, command=[], reporter=LogReporter())
+    with alone():
+        result, trainer = _train(config, origins={}, command=[], reporter=LogReporter())
     return trainer, result.metrics
 
 
@@ -103,10 +109,18 @@ def resume(
     Returns None, and changes nothing, if the run is finished.
     Raises: what `train` raises; ConfigError for settings or a machine that alter what is learned.
     """
+    reporter = reporter or LogReporter()
+    with alone(reporter.note):
+        return _resume(run, changes=changes or {}, force=force, command=command or [], reporter=reporter)
+
+
+def _resume(
+    run: RunDir, *, changes: Mapping[str, Any], force: bool, command: list[str], reporter: TrainReporter
+) -> TrainResult | None:
     from dialogkit.engine import processes
 
     processes.join()
-    require_same_resume(run.name, changes or {}, force=force)
+    require_same_resume(run.name, changes, force=force)
     if not processes.is_first():
         followed: TrainResult | None = follow()[0]
         return followed
@@ -116,15 +130,14 @@ def resume(
         return None
     with run.locked():
         pass  # another process that trains it is told of at once, before anything is loaded
-    config, differing = resumed_config(record, changes or {}, force=force)
-    if "data.dataset" not in (changes or {}):
+    config, differing = resumed_config(run, record, changes, force=force)
+    if "data.dataset" not in changes:
         # A relative file is looked for where the run was started; that it is the same is known by its digest.
         data = config.data.model_copy(update={"dataset": find_dataset(record)})
         config = config.model_copy(update={"data": data})
-    reporter = reporter or LogReporter()
     for told in differing:
         reporter.note(f"changed: {told}")
-    return _train(config, origins={}, command=command or [], reporter=reporter, resumed=run, force=force)[0]
+    return _train(config, origins={}, command=command, reporter=reporter, resumed=run, force=force)[0]
 
 
 def _train(
@@ -149,6 +162,7 @@ def _train(
         return _start_again(RunDir(begun), command=command, reporter=reporter)
     require_started(config, processes.count())
     config = with_lasting_base(config)
+    require_threads(config.runtime.threads)
     runtime = resolve_runtime(config.runtime)
     output = Path(config.runtime.output_dir)
     # What can be known to be wrong is told before anything is made.
@@ -207,6 +221,8 @@ def _train(
                 result, trainer = training.complete()
                 processes.share(result)
         except BaseException as error:
+            if run.is_gone:
+                raise _end_without_folder(error, run, record, wandb_run) from None
             if (
                 resumed is None
                 and isinstance(error, DialogKitError)
@@ -226,20 +242,37 @@ def _train(
                 raise
             record.status = _status(error)
             record.finished, record.error = now(), str(error) or type(error).__name__
-            record.duration_s, record.exit_code = time.perf_counter() - started, getattr(error, "exit_code", 1)
-            if isinstance(error, InterruptedRunError | CheckpointError):
-                error.hint = error.hint or f"dialogkit train --resume {name}{output_option(output)}"
+            record.duration_s, record.exit_code = time.perf_counter() - started, exit_code_of(error)
+            hint = getattr(error, "hint", None)
+            if is_interruption(error) or isinstance(error, CheckpointError):
+                hint = hint or f"dialogkit train --resume {known_as(run)}"
+            if isinstance(error, DialogKitError):
+                error.hint = hint
             with suppress(StorageError, CheckpointError):  # as where the disk is full: the error itself is told
                 run.write(record)
                 run.append_console(f"error: {record.error}")
-                if hint := getattr(error, "hint", None):
+                if hint:
                     run.append_console(f"try: {hint}")
             if wandb_run is not None:
-                wandb_run.finish(exit_code=getattr(error, "exit_code", 1))
+                wandb_run.finish(exit_code=exit_code_of(error))
             run.list_files()
             raise
         run.list_files()
     return result, trainer
+
+
+def _end_without_folder(
+    error: BaseException, run: RunDir, record: RunRecord, wandb_run: WandbRun | None
+) -> BaseException:
+    """Return the error of a training whose run folder is gone: there is nothing to write to, or to resume."""
+    if not is_interruption(error):
+        error = CheckpointError(f"the run folder {str(run.path)!r} was removed or moved while training")
+    if isinstance(error, DialogKitError):
+        listed = f"dialogkit runs list{output_option(run.output or run.path.parent.parent)}"
+        error.hint = shlex.join(record.command) if record.command else listed
+    if wandb_run is not None:
+        wandb_run.finish(exit_code=exit_code_of(error))
+    return error
 
 
 def _go_on(
@@ -259,7 +292,7 @@ def _go_on(
         run.append_console(text)
         reporter.note(text)
 
-    require_same(record, parts, force=force or restarted)
+    require_same(run, record, parts, force=force or restarted)
     checkpoint = newest_valid(run.path, note)
     if checkpoint is not None:
         parts.require_place(checkpoint[0])
@@ -275,7 +308,7 @@ def _go_on(
             note(lost)
     # A run that went on after a save had that checkpoint; one that ended in its first save never had any.
     elif (aside := steps_aside(run.path)) and told > aside[0] and not force:
-        command = f"dialogkit train --resume {run.name}{output_option(parts.config.runtime.output_dir)}"
+        command = f"dialogkit train --resume {known_as(run)}"
         raise CheckpointError(
             f"no checkpoint of the run {run.name!r} is whole: {counted(len(aside), 'torn one')} are kept aside; "
             "--force begins again",
@@ -294,10 +327,8 @@ def _status(error: BaseException) -> Any:
     match error:
         case DivergedError():
             return "diverged"
-        case InterruptedRunError() | KeyboardInterrupt():
-            return "interrupted"
         case _:
-            return "failed"
+            return "interrupted" if is_interruption(error) else "failed"
 
 
 def require_started(config: RunConfig, processes: int) -> None:
@@ -323,7 +354,7 @@ def _start_again(run: RunDir, *, command: list[str], reporter: TrainReporter) ->
     line = "a process was lost: all are started again" + (f" ({times})" if times else "")
     run.append_console(line)
     reporter.note(line)
-    config, _ = resumed_config(record, {}, force=True)
+    config, _ = resumed_config(run, record, {}, force=True)
     data = config.data.model_copy(update={"dataset": find_dataset(record)})
     config = config.model_copy(update={"data": data})
     return _train(config, origins={}, command=command, reporter=reporter, resumed=run)

@@ -281,6 +281,7 @@ class Training:
         replies = parts.reply_to_tests()
         held_out = parts.reply_to_held_out(self.config.tracking.held_out_replies)
         self.recorder.replies(fitted.steps, replies + held_out, table="replies/final")
+        self.run.require_there()  # saving the model would make its folder anew
         return metrics, replies
 
     def _publish(self, fitted: "FitResult", metrics: dict[str, float], replies: list[ReplyResult]) -> Path:

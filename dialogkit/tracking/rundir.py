@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +29,7 @@ from dialogkit.ownership import (
     read_list,
     write_list,
 )
+from dialogkit.text import lines_of
 from dialogkit.tracking.writing import write_text
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,8 @@ class RunRecord(BaseModel):
     replies: dict[str, float] = {}
     wandb: dict[str, Any] = {}
     error: str | None = None
+    _made_as: str | None = None
+    """The name in the file, which a renamed run keeps there."""
 
 
 class RunDir:
@@ -109,11 +112,37 @@ class RunDir:
         self.path = path
         self.made = made
         """Folders that were made for this one."""
+        self._trained: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
-        """Name of the run."""
-        return self.path.name
+        """Name of the run: that of its folder, also where the folder was renamed."""
+        return os.path.basename(os.path.abspath(self.path))
+
+    @property
+    def output(self) -> Path | None:
+        """The folder of models and runs that this run lies in; None where it lies outside of one."""
+        whole = Path(os.path.abspath(self.path))
+        if whole.parent.name != "runs":
+            return None
+        output = whole.parent.parent
+        return output if self.path.is_absolute() else Path(os.path.relpath(output))
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the folder that this process trains in was removed or moved, or another stands in its place."""
+        if self._trained is None:
+            return False
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return True
+        return (found.st_dev, found.st_ino) != self._trained
+
+    def require_there(self) -> None:
+        """Raise CheckpointError if the folder was removed or moved while this process trains in it."""
+        if self.is_gone:
+            raise CheckpointError(f"the run folder {str(self.path)!r} was removed or moved while training")
 
     @property
     def model_dir(self) -> Path:
@@ -169,15 +198,23 @@ class RunDir:
 
     def write(self, record: RunRecord) -> None:
         """Write `run.json`."""
-        write_text(self.record_path, record.model_dump_json(indent=2) + "\n")
+        self.require_there()
+        kept = record.model_copy(update={"name": record._made_as or record.name})
+        write_text(self.record_path, kept.model_dump_json(indent=2) + "\n")
 
     def read(self) -> RunRecord:
-        """Return the record of the run. Raises: ModelError, with what still lies there, if it cannot be read."""
+        """Return the record of the run, under the name that its folder has now.
+
+        Raises: ModelError, with what still lies there, if it cannot be read.
+        """
         try:
             # What is no file, as a pipe that would never end, counts as missing.
             content = self.record_path.read_bytes() if self.exists else None
             if content is not None:
-                return RunRecord.model_validate_json(content)
+                record = RunRecord.model_validate_json(content)
+                if record.name != self.name:
+                    record._made_as, record.name = record.name, self.name
+                return record
             problem = "is missing"
         except OSError as error:
             problem = f"cannot be read ({(error.strerror or str(error)).lower()})"
@@ -221,13 +258,15 @@ class RunDir:
         if remains and remains[0] == self.model_dir:
             hint = f'dialogkit generate {shlex.quote(str(self.model_dir))} --prompt "Hello!"'
         elif remains:
-            hint = f"dialogkit train --from {shlex.quote(str(remains[0]))} --name {self.name[:60]}-2"
+            hint = f"dialogkit train --from {shlex.quote(str(remains[0]))} --name {plain_name(self.name)}-2"
         else:
-            hint = f"dialogkit train --name {self.name[:60]}-2"
+            hint = f"dialogkit train --name {plain_name(self.name)}-2"
         return ModelError(told, hint=hint)
 
     def list_files(self) -> None:
         """List the logs and TensorBoard's files as a training leaves them; a resumed one goes on with them."""
+        if self.is_gone:
+            return
         with suppress(OSError):
             logs = [self.path / name for name in _LOGS]
             write_list(self.path, {path.name: entry_of(path) for path in logs if path.is_file()})
@@ -244,7 +283,7 @@ class RunDir:
         """Leave out of the run's files what was told of later steps: a resumed training tells it again."""
         for name in ("metrics.jsonl", SAMPLES_FILE, "histograms.jsonl"):
             path = self.path / name
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+            lines = lines_of(path.read_bytes().decode("utf-8", "replace")) if path.is_file() else []
             kept = [line for line in lines if _step_of(line) <= step]
             if len(kept) < len(lines):
                 write_text(path, "".join(f"{line}\n" for line in kept))
@@ -267,6 +306,7 @@ class RunDir:
             yield
             return
         with path.open("a+", encoding="utf-8") as file:
+            place = os.stat(self.path)
             try:
                 # Let go by the system when the process ends, however it ends.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -279,7 +319,11 @@ class RunDir:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            yield
+            self._trained = place.st_dev, place.st_ino
+            try:
+                yield
+            finally:
+                self._trained = None
 
     @property
     def is_held(self) -> bool:
@@ -401,7 +445,7 @@ class RunDir:
         lines, path = [], self.path / name
         if not path.is_file():  # a pipe would never end
             return []
-        with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+        with suppress(OSError), path.open(encoding="utf-8", errors="replace", newline="\n") as file:
             for line in file:
                 with suppress(ValueError, RecursionError):
                     entry = json.loads(line)
@@ -415,6 +459,7 @@ class RunDir:
 
     def _append_line(self, file: str, line: str) -> None:
         """Append a line. Raises: CheckpointError if it cannot be written, as when the disk is full."""
+        self.require_there()
         try:
             with (self.path / file).open("a", encoding="utf-8") as stream:
                 stream.write(f"{line}\n")
@@ -522,14 +567,53 @@ def run_name(model: str, preset: str, output: Path) -> str:
     return name
 
 
+def plain_name(name: str) -> str:
+    """Return the beginning of a name for a new run, from that of a folder, which may hold any characters."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:60] or "run"
+
+
 def list_runs(output: Path) -> Iterator[tuple[RunDir, RunRecord]]:
-    """Yield the runs of an output folder, newest first; folders without a readable record are passed over."""
+    """Yield the runs of an output folder, newest first; folders without a readable record are passed over.
+
+    Runs that do not say when they began come last, as those whose clock was ahead.
+    """
     runs: list[tuple[RunDir, RunRecord]] = []
     with suppress(OSError):
         for path in (output / "runs").iterdir():
             with suppress(ModelError):
                 runs.append((RunDir(path), RunDir(path).read()))
-    yield from sorted(runs, key=lambda run: (run[1].created, run[0].path.name), reverse=True)
+    yield from sorted(runs, key=lambda run: _age(*run), reverse=True)
+
+
+_EARLIEST = datetime.min.replace(tzinfo=UTC)
+_AHEAD = timedelta(days=1)
+
+
+def _age(run: RunDir, record: RunRecord) -> tuple[bool, datetime, str]:
+    # Where this machine's own clock is behind, all runs are ahead of it, and keep their order.
+    return began(record.created) is not None, _moment(record.created) or _EARLIEST, run.name
+
+
+def began(created: str) -> datetime | None:
+    """Return when a run began, by its record; None for what is no time, or is more than a day ahead of now.
+
+    Such a time is of a clock that was wrong: the run would be the newest of all until then.
+    """
+    return None if is_ahead(created) else _moment(created)
+
+
+def is_ahead(created: str) -> bool:
+    """Return whether a run's record says that it begins more than a day from now."""
+    when = _moment(created)
+    return when is not None and when > datetime.now(UTC) + _AHEAD
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
 def damaged_runs(output: Path) -> list[RunDir]:
@@ -540,12 +624,20 @@ def damaged_runs(output: Path) -> list[RunDir]:
 
 
 def find_run(output: Path, name: str) -> RunDir:
-    """Return a run by its name. Raises: ModelError if there is none, or its record cannot be read."""
-    run = RunDir(output / "runs" / name)
-    if re.match(NAME_PATTERN, name) and run.is_damaged:
+    """Return a run by its name, or by the path of its folder.
+
+    Raises: ModelError if there is none, or its record cannot be read.
+    """
+    if os.sep in name or name == os.curdir:
+        run = RunDir(Path(os.path.expanduser(name)))
+        if run.exists or run.is_damaged:
+            run.read()
+            return run
+    run, is_name = RunDir(output / "runs" / name), bool(re.match(NAME_PATTERN, name))
+    if is_name and run.is_damaged:
         run.read()
     names = [run.name for run, _ in list_runs(output)]
-    if name not in names or not re.match(NAME_PATTERN, name):
+    if name not in names:
         raise ModelError(
             f"no run {name!r} in {str(output)!r}{did_you_mean(name, names)}", hint="dialogkit runs list"
         )

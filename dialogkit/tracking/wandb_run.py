@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from dialogkit.config.tracking import TrackingConfig
 from dialogkit.errors import StorageError, UnavailableError
 from dialogkit.network import reachable
+from dialogkit.text import lines_of
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def read_dotenv(path: Path) -> dict[str, str]:
     """Return the W&B settings of a `.env` file: `NAME=value` lines of known names; others are not touched."""
     values: dict[str, str] = {}
     with suppress(OSError, UnicodeDecodeError):
-        for line in path.read_text(encoding="utf-8-sig").splitlines():
+        for line in lines_of(path.read_text(encoding="utf-8-sig")):
             name, equals, value = line.strip().removeprefix("export ").partition("=")
             if equals and name.strip() in _DOTENV_KEYS:
                 values[name.strip()] = value.strip().strip("\"'")

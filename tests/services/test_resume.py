@@ -3,7 +3,9 @@
 import json
 import os
 import shlex
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from dialogkit.config.load import load_run_config
 from dialogkit.engine.checkpoints import Progress, seal, set_aside
 from dialogkit.errors import ConfigError, ModelError
 from dialogkit.services.models import resolve_model
+from dialogkit.services.reporter import LogReporter
 from dialogkit.services.resume import find_resumable, find_start
-from dialogkit.tracking.rundir import RunDir, RunRecord
+from dialogkit.services.train import train
+from dialogkit.tracking.rundir import RunDir, RunRecord, list_runs
 from tests.conftest import Finished
 
 Run = Callable[..., Finished]
@@ -225,3 +229,173 @@ def test_settings_that_are_none_are_told_with_the_run(name: str, run: RunDir) ->
         find_resumable(name, model=None, output=MODELS)
     assert told.value.hint == "dialogkit config validate models/runs/r/run.json"
     assert len(told.value.details) == 1
+
+
+# Which run is the newest
+
+
+NOW = datetime.now(UTC)
+WRONG = ["2153-01-01T00:00:00+00:00", "21530101T000000Z", "9999-12-31T23:59:59-12:00", "no time", ""]
+"""Times of a clock that was wrong, and what is no time."""
+
+
+def begun(name: str, created: str, *, finished: bool = False) -> RunDir:
+    run = made(name, finished=finished)
+    run.write(run.read().model_copy(update={"created": created}))
+    return run
+
+
+@pytest.mark.parametrize("created", WRONG)
+def test_a_run_that_does_not_say_when_it_began_is_not_the_newest(created: str, dialogkit: Run) -> None:
+    begun("wrong", created, finished=True)
+    begun("right", (NOW - timedelta(days=300)).isoformat(), finished=True)
+    begun("wrong-too", created)
+    begun("right-too", (NOW - timedelta(days=301)).isoformat())
+    assert resolve_model(None, output=MODELS).name == "right"
+    assert find_resumable("last", model=None, output=MODELS).name == "right-too"
+    listed = dialogkit("runs", "list", "--json").json["data"]
+    assert [row["name"] for row in listed] == ["right", "right-too", "wrong-too", "wrong"]
+    told = dialogkit("runs", "list").err
+    assert told == (
+        f"listed last, as the clock was wrong: wrong-too ({created}), wrong ({created})\n"
+        if created in WRONG[:3]
+        else ""
+    )
+    published = MODELS / "custom_nano"
+    shutil.copytree(MODELS / "runs/right/model", published)
+    shutil.copy(published / "model.safetensors", MODELS / "runs/wrong/model")
+    found = resolve_model("custom-nano", output=MODELS).run
+    assert found is not None
+    assert found.name == "right"
+
+
+def test_where_all_clocks_were_ahead_runs_keep_their_order() -> None:
+    for year in (2153, 2154, 2152):
+        begun(f"r{year}", f"{year}-01-01T00:00:00+00:00")
+    assert find_resumable("last", model=None, output=MODELS).name == "r2154"
+
+
+def test_times_are_compared_and_not_their_texts() -> None:
+    day = f"{NOW - timedelta(days=2):%Y-%m-%d}"
+    created = [
+        f"{day}T03:00:00+09:00",
+        f"{day}T00:00:00",
+        f"{day.replace('-', '')}T010000Z",
+        f"{day}T01:30:00-01:00",
+    ]
+    for number, text in enumerate(created):
+        begun(f"r{number}", text)
+    assert [run.name for run, _ in list_runs(MODELS)] == ["r3", "r2", "r1", "r0"]
+    assert find_resumable("last", model=None, output=MODELS).name == "r3"
+
+
+def test_a_clock_that_is_a_little_ahead_counts() -> None:
+    begun("ahead", (NOW + timedelta(hours=20)).isoformat())
+    begun("now", NOW.isoformat())
+    assert find_resumable("last", model=None, output=MODELS).name == "ahead"
+
+
+# A run folder that was renamed
+
+
+def test_a_renamed_run_is_known_by_the_name_of_its_folder(dialogkit: Run) -> None:
+    os.rename(made("old", finished=True).path, "models/runs/new")
+    before = Path("models/runs/new/run.json").read_bytes()
+    made("other", finished=True)
+    assert {row["name"] for row in dialogkit("runs", "list", "--json").json["data"]} == {"new", "other"}
+    assert dialogkit("runs", "show", "new", "--json").json["data"]["name"] == "new"
+    assert dialogkit("runs", "show", "new").out.split()[0] == "new"
+    assert dialogkit("runs", "compare", "new", "other", "--json").json["data"]["runs"] == ["new", "other"]
+    assert resolve_model("new", output=MODELS).name == "new"
+    assert dialogkit("train", "--resume", "new").out.startswith("the run new is finished")
+    assert dialogkit("runs", "report", "new").code == 0
+    page = Path("models/runs/new/report.html").read_text()
+    assert "<title>new" in page
+    assert "dialogkit train --resume old" not in page
+    for words in ("runs show old", "train --resume old", "runs report old", "runs prune old"):
+        assert "no run 'old'" in dialogkit(*words.split()).err
+    assert Path("models/runs/new/run.json").read_bytes() == before
+    assert dialogkit("runs", "prune", "new", "--yes").code == 0
+
+
+def test_a_renamed_run_is_refused_under_its_name(run: RunDir, dialogkit: Run) -> None:
+    os.rename(run.path, "models/runs/new")
+    done = dialogkit("train", "--resume", "new", "--set", "train.batch_size=4")
+    assert done.err.startswith("error: the run 'new' would not go on")
+    assert done.err.splitlines()[-1] == "try: dialogkit train --resume new"
+
+
+@pytest.mark.parametrize("name", ["my run", "-dash", "é", "a$b", "x" * 100])
+def test_a_run_of_any_name_is_found_by_its_path_and_by_what_hints_say(name: str, dialogkit: Run) -> None:
+    folder = Path("models/runs") / name
+    os.rename(made("old", finished=True).path, folder)
+    other = made("other", finished=True)
+    assert {row["name"] for row in dialogkit("runs", "list", "--json").json["data"]} == {name, "other"}
+    path = str(folder)
+    assert dialogkit("runs", "show", path, "--json").json["data"]["name"] == name
+    assert dialogkit("runs", "compare", path, str(other.path), "--json").json["data"]["runs"] == [name, "other"]
+    assert dialogkit("runs", "report", path).code == 0
+    assert find_resumable(path, model=None, output=MODELS).name == name
+    assert resolve_model(path, output=MODELS).name == name
+    if not name.startswith("-"):
+        assert dialogkit("runs", "show", name, "--json").json["data"]["name"] == name
+    done = dialogkit("train", "--resume", path, "--force")
+    assert done.err == f"next: dialogkit train --from {shlex.quote(path)}\n"
+    shutil.rmtree(folder / "model")
+    hint = dialogkit("generate", path).err.splitlines()[-1]
+    assert hint == f"try: dialogkit train --resume {shlex.quote(path)}"
+    assert dialogkit("runs", "prune", path, "--yes").code == 0
+    assert not folder.exists()
+
+
+def test_a_run_of_another_output_folder_is_not_pruned_from_here(dialogkit: Run) -> None:
+    made("r", finished=True)
+    os.rename("models", "elsewhere")
+    made("r", finished=True)
+    done = dialogkit("runs", "prune", "elsewhere/runs/r", "--yes")
+    assert (done.code, done.err.splitlines()) == (
+        2,
+        [
+            "error: the run 'elsewhere/runs/r' does not lie in 'models'",
+            "try: dialogkit runs prune r --output-dir elsewhere",
+        ],
+    )
+    assert dialogkit("runs", "prune", "--output-dir", "elsewhere", "elsewhere/runs/r", "--yes").code == 0
+    assert Path("models/runs/r").is_dir()
+
+
+# A run that is resumed from elsewhere
+
+
+@pytest.mark.parametrize("way", ["relative", "absolute", "inside"])
+def test_a_run_resumed_by_its_path_publishes_where_it_lies(
+    way: str, small_config: Callable[..., Any], dialogkit: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"name": "r", "train.eval_every_steps": 2, "tracking.wandb": "offline"}
+    project = Path("project").absolute()
+    project.mkdir()
+    monkeypatch.chdir(project)
+    reporter = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        train(small_config(settings), reporter=reporter)
+    here = {"relative": project.parent, "absolute": project.parent, "inside": project / "models/runs/r"}[way]
+    monkeypatch.chdir(here)
+    whole = project / "models/runs/r"
+    path = {"relative": "project/models/runs/r", "absolute": str(whole), "inside": "."}[way]
+    refused = dialogkit("train", "--resume", path, "--set", "train.batch_size=4")
+    done = dialogkit("train", "--resume", path)
+    assert done.code == 0, done.err
+    assert (project / "models/custom_nano/config.json").is_file()
+    assert len(list((project / "models/wandb").glob("offline-run-*"))) == 2
+    assert not (here / "models").exists()
+    output = {"relative": "project/models", "absolute": str(project / "models"), "inside": "../.."}[way]
+    assert refused.err.splitlines()[-1] == f"try: dialogkit train --resume r --output-dir {output}"
+    hint = done.err.splitlines()[-1]
+    assert hint == f'next: dialogkit generate custom-nano --output-dir {output} --prompt "Hello!"'
+    assert dialogkit(*shlex.split(hint)[2:], "--max-new-tokens", "1").code == 0
+
+
+class Interrupting(LogReporter):
+    def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
+        if step == 3:
+            raise KeyboardInterrupt

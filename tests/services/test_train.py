@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import time
+from asyncio import CancelledError
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,10 +19,17 @@ from dialogkit.config.load import load_run_config
 from dialogkit.config.run import RunConfig
 from dialogkit.data.sources import STARTER
 from dialogkit.dialog import END_OF_TURN
-from dialogkit.errors import ConfigError, DataError, DivergedError, InterruptedRunError, StorageError
+from dialogkit.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    InterruptedRunError,
+    StorageError,
+)
 from dialogkit.ownership import FILE_LIST
 from dialogkit.services.reporter import LogReporter
-from dialogkit.services.train import train
+from dialogkit.services.train import resume, train
 from dialogkit.services.training import TrainResult, costly_evaluations
 from dialogkit.tracking.rundir import RunDir, RunRecord
 from tests.conftest import SMALL, Finished, Trained, run_process
@@ -242,28 +251,117 @@ class Failing:
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "reason"),
+    ("error", "status", "code", "reason"),
     [
-        (RuntimeError("the disk is gone"), "failed", "the disk is gone"),
-        (ZeroDivisionError(), "failed", "ZeroDivisionError"),
-        (DivergedError("loss is nan"), "diverged", "loss is nan"),
-        (InterruptedRunError("stopped by SIGTERM", exit_code=143), "interrupted", "stopped by SIGTERM"),
-        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt"),
+        (RuntimeError("the disk is gone"), "failed", 1, "the disk is gone"),
+        (ZeroDivisionError(), "failed", 1, "ZeroDivisionError"),
+        (ExceptionGroup("two", [OSError(), ValueError()]), "failed", 1, "two (2 sub-exceptions)"),
+        (DivergedError("loss is nan"), "diverged", 3, "loss is nan"),
+        (InterruptedRunError("stopped by SIGTERM", exit_code=143), "interrupted", 143, "stopped by SIGTERM"),
+        (KeyboardInterrupt(), "interrupted", 130, "KeyboardInterrupt"),
+        (SystemExit(), "interrupted", 130, "SystemExit"),
+        (SystemExit(7), "interrupted", 7, "7"),
+        (SystemExit("no more"), "interrupted", 1, "no more"),
+        (GeneratorExit(), "interrupted", 130, "GeneratorExit"),
+        (CancelledError(), "interrupted", 130, "CancelledError"),
+        (
+            BaseExceptionGroup("two", [OSError(), KeyboardInterrupt()]),
+            "interrupted",
+            130,
+            "two (2 sub-exceptions)",
+        ),
     ],
 )
 def test_a_training_that_ends_early_says_why_and_publishes_nothing(
-    small_config: SmallConfig, tmp_path: Path, error: BaseException, status: str, reason: str
+    small_config: SmallConfig, tmp_path: Path, error: BaseException, status: str, code: int, reason: str
 ) -> None:
     with pytest.raises(type(error)):
         train(small_config({"name": "early"}), reporter=Failing(error))
     assert names(tmp_path / "models") == {"runs"}
     run = RunDir(tmp_path / "models/runs/early")
     record = run.read()
-    assert (record.status, record.error) == (status, reason)
+    assert (record.status, record.exit_code, record.error) == (status, code, reason)
+    told = (run.path / "console.log").read_text().splitlines()[-1]
+    assert told.endswith("try: dialogkit train --resume early") == (status == "interrupted")
     assert record.finished is not None
     assert record.data["train_dialogs"] == 8
     assert [point["step"] for point in run.metrics()] == [0, 1, 2]
     assert not run.model_dir.exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(7)])
+def test_a_training_that_a_reporter_interrupts_is_resumed_to_the_same_weights(
+    small_config: SmallConfig, twins: list[TrainResult], error: BaseException
+) -> None:
+    settings = {"train.seed": 1, "name": "early", "train.eval_every_steps": 1}
+    with pytest.raises(type(error)):
+        train(small_config(settings), reporter=Failing(error))
+    run = RunDir(Path("models/runs/early"))
+    assert run.checkpoints()
+    result = resume(run)
+    assert result is not None
+    assert (record_of(result).status, record_of(result).exit_code) == ("completed", 0)
+    assert digest(result.model_dir) == digest(twins[0].model_dir)
+
+
+# Without its folder
+
+
+class Losing(LogReporter):
+    """Removes or moves the run folder at a step, or once the training is done."""
+
+    def __init__(self, when: int | str, do: Callable[[], object]) -> None:
+        self.when, self.do = when, do
+
+    def doing(self, text: str) -> None:
+        if text == self.when:
+            self.do()
+
+    def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
+        if step == self.when:
+            self.do()
+            self.steps = step
+        assert self.when not in range(1, step), "a step was logged after the folder was gone"
+
+
+RUN = Path("models/runs/gone")
+LOSSES: dict[str, Callable[[], object]] = {
+    "removed": lambda: shutil.rmtree(RUN),
+    "moved": lambda: RUN.rename("models/runs/other"),
+    "all removed": lambda: shutil.rmtree("models"),
+    "replaced": lambda: (RUN.rename("other"), RUN.mkdir(), (RUN / "mine").touch()),
+}
+
+
+@pytest.mark.parametrize("when", [2, "answering the test prompts"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_run_folder_that_goes_while_training_is_one_true_sentence(
+    small_config: SmallConfig, loss: str, when: int | str
+) -> None:
+    config = small_config({"name": "gone", "generate.test_prompts": [], "tracking.held_out_replies": 0})
+    words = ["dialogkit", "train", "custom-nano", "--tag", "two words"]
+    with pytest.raises(CheckpointError) as told:
+        train(config, command=words, reporter=Losing(when, LOSSES[loss]))
+    assert (told.value.message, told.value.exit_code) == (
+        f"the run folder '{RUN}' was removed or moved while training", 1,
+    )  # fmt: skip
+    assert told.value.hint == "dialogkit train custom-nano --tag 'two words'"
+    assert not Path("models/custom_nano").exists()
+    assert names(RUN) == {"mine"} if loss == "replaced" else not RUN.exists()
+
+
+def test_of_a_run_folder_that_was_moved_the_list_shows_the_new_name(
+    small_config: SmallConfig, dialogkit: Callable[..., Finished]
+) -> None:
+    config = small_config({"name": "gone", "train.eval_every_steps": 1})
+    with pytest.raises(CheckpointError) as told:
+        train(config, reporter=Losing(2, LOSSES["moved"]))
+    assert told.value.hint == "dialogkit runs list"
+    assert [row["name"] for row in dialogkit("runs", "list", "--json").json["data"]] == ["other"]
+    done = dialogkit("train", "--resume", "other")
+    assert done.code == 0, done.err
+    assert dialogkit("runs", "show", "other", "--json").json["data"]["status"] == "completed"
+    assert json.loads(Path("models/runs/other/run.json").read_text())["name"] == "gone"
 
 
 def test_refused_data_leaves_nothing_behind(small_config: SmallConfig, tmp_path: Path) -> None:

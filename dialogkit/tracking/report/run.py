@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from dialogkit.text import duration
-from dialogkit.tracking.rundir import RunDir, RunRecord
+from dialogkit.tracking.rundir import RunDir, RunRecord, plain_name
 
 COLOURS = 8
 """Colours that the page's style has for runs."""
@@ -127,7 +127,7 @@ def see(run: RunDir, order: int) -> Seen:
     """Return a run, the how-manieth of its page. Raises: ModelError if its record cannot be read."""
     record = run.read()
     # Of a run that was given a name there is one already.
-    named = f" --name {shlex.quote(f'{record.name}-again')}" if record.config.get("name") else ""
+    named = f" --name {f'{plain_name(record.name)[:58]}-again'}" if record.config.get("name") else ""
     return Seen(
         letter=chr(ord("A") + order) if order < 26 else str(order + 1),
         colour=f"--s{order % COLOURS + 1}",

@@ -1,0 +1,90 @@
+"""Keeps what computes in this process from running at the same time, and from hanging in a forked one.
+
+Random numbers, the number of threads, the verbosity of libraries and the import of transformers' lazy modules
+belong to the whole process. Two threads that train at once would draw from one generator, or fail to import.
+"""
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from dialogkit.errors import UnavailableError
+
+logger = logging.getLogger("dialogkit")
+
+WAITING = "waiting for another training, evaluation or reply in this process"
+SPAWN = 'multiprocessing.get_context("spawn")'
+ONE_THREAD = "this process was forked from one that had loaded torch: it computes with one thread"
+
+_lock = threading.RLock()
+_busy_at_fork = False
+_forked_with_torch = False
+_forked_while_busy = False
+
+
+@contextmanager
+def alone(note: Callable[[str], None] = logger.info) -> Iterator[None]:
+    """Wait until no other thread of this process computes, and keep others waiting meanwhile.
+
+    A thread that is inside may enter again.
+
+    Args:
+        note: takes a line where this has to wait, or computes otherwise than it would elsewhere.
+
+    Raises: UnavailableError in a forked process that cannot compute.
+    """
+    lock = _lock  # a fork within gets a new one
+    if not lock.acquire(blocking=False):
+        note(WAITING)
+        lock.acquire()
+    try:
+        if _forked_with_torch:
+            _compute_in_fork(note)
+        yield
+    finally:
+        lock.release()
+
+
+def require_threads(threads: int | None) -> None:
+    """Raise UnavailableError if several threads are asked for in a forked process, where they would hang."""
+    if _forked_with_torch and (threads or 1) > 1:
+        raise UnavailableError(
+            f"runtime.threads is {threads}, and this process was forked from one that had loaded torch, whose "
+            "threads it lacks",
+            hint=f"{SPAWN}, or runtime.threads=1",
+        )
+
+
+def _compute_in_fork(note: Callable[[str], None]) -> None:
+    """Make torch compute in a forked process: OpenMP would wait for threads that only the parent has."""
+    import torch
+
+    if _forked_while_busy or torch.cuda._is_in_bad_fork():
+        used = "another thread was computing" if _forked_while_busy else "it had used the GPU"
+        raise UnavailableError(
+            f"this process was forked while {used}, and cannot compute: it has to be started anew", hint=SPAWN
+        )
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+        note(ONE_THREAD)
+
+
+def _before_fork() -> None:
+    global _busy_at_fork
+    _busy_at_fork = not _lock.acquire(blocking=False)
+    if not _busy_at_fork:
+        _lock.release()
+
+
+def _in_child() -> None:
+    global _lock, _forked_with_torch, _forked_while_busy
+    _lock = threading.RLock()
+    _forked_with_torch = _forked_with_torch or "torch" in sys.modules
+    _forked_while_busy = _forked_while_busy or _busy_at_fork
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(before=_before_fork, after_in_child=_in_child)
