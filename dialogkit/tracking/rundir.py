@@ -20,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from dialogkit.config.model import NAME_PATTERN
 from dialogkit.config.paths import MANIFEST, holds_model
 from dialogkit.errors import CheckpointError, ModelError, StorageError, did_you_mean
+from dialogkit.redaction import redact
 from dialogkit.tracking.writing import write_text
 
 Status = Literal["running", "completed", "failed", "interrupted", "diverged"]
@@ -389,7 +390,7 @@ class RunDir:
 
     def append_console(self, line: str) -> None:
         """Append one line of what was told to `console.log`."""
-        self._append_line("console.log", f"{now()} {line}")
+        self._append_line("console.log", f"{now()} {redact(line)}")
 
     def _append_line(self, file: str, line: str) -> None:
         """Append a line. Raises: CheckpointError if it cannot be written, as when the disk is full."""
