@@ -61,7 +61,7 @@ def redact(text: str) -> str:
 
 
 def secret_in(text: str, *, named: bool = True) -> str | None:
-    """Return what secret a text holds: that of a variable of W&B or the hub, or what looks like one; None for none.
+    """Return what secret a text holds: that of W&B or the hub here, or what looks like one; None for none.
 
     Args:
         text: a setting, or what is to be written.
