@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from dialogkit.errors import UnavailableError
 from dialogkit.redaction import redact, remember
-from dialogkit.text import read_small, wide_encoding
+from dialogkit.text import read_small, sanitize, wide_encoding
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,8 @@ def _match(environment: _Source, files: list[_Source]) -> tuple[str | None, str 
 def server_problem(url: str) -> str | None:
     """Return an address with why it is none of a server, without its password; None if it is one."""
     start, at, end = url.rpartition("@")
-    shown = repr(redact(f"{start.partition('://')[0]}://***@{end}" if at else url)[:200])
+    scheme = f"{start.partition('://')[0]}://" if "://" in start else ""
+    shown = repr(sanitize(redact(re.split("[?#]", f"{scheme}***@{end}" if at else url)[0]))[:200])
     if not re.fullmatch(r"[!-~]{1,2048}", url) or "\\" in url:
         return f"{shown}, which holds characters that no address has"
     try:

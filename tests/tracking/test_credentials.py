@@ -123,8 +123,23 @@ def test_a_key_that_goes_over_a_network_unencrypted_is_told() -> None:
 
 
 WRONG = (
-    *("file:///etc/passwd", "ftp://host", "host", "://", "https://", "http://[", "https://host:port", "https://a b"),
-    *("https://user:c4nary@host", "https://c4nary@host", "http://u:c4nary@", "x:c4nary@host", "https://u:c4@nary@h"),
+    *(
+        "file:///etc/passwd",
+        "ftp://host",
+        "host",
+        "://",
+        "https://",
+        "http://[",
+        "https://host:port",
+        "https://a b",
+    ),
+    *(
+        "https://user:c4nary@host",
+        "https://c4nary@host",
+        "http://u:c4nary@",
+        "x:c4nary@host",
+        "https://u:c4@nary@h",
+    ),
     *("https://host/?api_key=c4nary", "https://host#c4nary=1", "https://h\x1b[2J", "https://h\u202ehost", "\\\\h"),
     "https://" + "h" * 5000,
 )
@@ -138,15 +153,17 @@ def test_a_server_that_is_no_plain_address_gets_nothing(server: str, source: str
     found = find_credentials(Path.cwd())
     assert (found.key, found.server) == (None, DEFAULT)
     (note,) = found.notes
-    assert not {"c4nary", "nary@", OURS, "\x1b", "\u202e"} & {part for part in WRONG if part in note}
-    assert "c4nary" not in note and "\x1b" not in note and len(note) < 400
+    assert [part for part in ("c4nary", "nary@", OURS, "\x1b", "\u202e") if part in note] == []
+    assert len(note) < 400
     if source == "environment":
         assert decide(TrackingConfig(wandb="auto"), Path.cwd()).mode == "offline"
         with pytest.raises(UnavailableError, match="names the W&B server"):
             decide(TrackingConfig(wandb="online"), Path.cwd())
 
 
-@pytest.mark.parametrize("server", [DEFAULT, "http://localhost:8080", "https://host/wandb", "https://[2001:db8::1]:1"])
+@pytest.mark.parametrize(
+    "server", [DEFAULT, "http://localhost:8080", "https://host/wandb", "https://[2001:db8::1]:1"]
+)
 def test_a_plain_address_is_one(server: str) -> None:
     assert server_problem(server) is None
 
@@ -255,7 +272,9 @@ def test_a_file_s_server_gets_the_key_of_the_same_file(place: str, server: Wandb
 
 
 @pytest.mark.parametrize("setting", ["http_proxy", "https_proxy", "x_extra_http_headers", "root_dir", "mode"])
-def test_w_and_b_takes_no_setting_from_the_working_folder(setting: str, server: WandbServer, tmp_path: Path) -> None:
+def test_w_and_b_takes_no_setting_from_the_working_folder(
+    setting: str, server: WandbServer, tmp_path: Path
+) -> None:
     own = WandbServer("accept")
     values = {"root_dir": str(tmp_path / "away"), "mode": "disabled", "x_extra_http_headers": '{"a": "b"}'}
     Path("wandb").mkdir()
