@@ -18,7 +18,7 @@ _KEYS = re.compile(
     r"|hf_(?:oauth_|jwt_)?[A-Za-z0-9]{16,}"
     r"|(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Z])"
     r"|(?:gh[pousr]_|github_pat_|glpat-|xox[abprs]-)[\w-]{16,}"
-    r"|sk-(?=[\w-]*\d)[\w-]{32,}"
+    r"|sk-(?=[\w-]{0,100}\d)[\w-]{32,}"
     r")"
 )
 _HEXADECIMAL = re.compile(
@@ -26,9 +26,11 @@ _HEXADECIMAL = re.compile(
     r"(?P<commit>(?:revision|commit|sha1?)\W{0,4})?(?<![\w/\\@-])[0-9a-f]{40}(?![\w/\\-])",
     re.IGNORECASE,
 )
-_IN_URL = re.compile(r"://(?:[^\s/:@'\"]*:[^\s'\"]*|[^\s/@'\"]+)@")
+# A path of an address has lost one of its slashes. Bounded, as texts of any length are searched.
+_IN_URL = re.compile(r"(:/{1,2})(?:[^\s/:@'\"]{0,256}:[^\s'\"]{0,1024}|[^\s/@'\"]{1,1024})@")
 _NAMED = re.compile(
-    rf"((?:[\w.-]+key|[\w.-]*(?:{_NAMES}))(?:\s*=\s*[\"']?|[\"']\s*:\s*[\"']))([^\s\"'&;,]+)", re.IGNORECASE
+    rf"((?:(?<=[\w.-])key|{_NAMES})(?:\s{{0,8}}=\s{{0,8}}[\"']?|[\"']\s{{0,8}}:\s{{0,8}}[\"']))([^\s\"'&;,]+)",
+    re.IGNORECASE,
 )
 _HEADER = re.compile(r"(authorization['\"]?\s*:\s*['\"]?(?:(?:bearer|basic)\s+)?)[^\s'\"]+", re.IGNORECASE)
 
@@ -101,7 +103,7 @@ def _without(text: str, secrets: set[str]) -> str:
 
 
 def _redacted(text: str, *, named: bool) -> str:
-    text = _IN_URL.sub("://***@", text)
+    text = _IN_URL.sub(r"\1***@", text)
     text = _KEYS.sub("***", text)
     text = _HEXADECIMAL.sub(lambda found: found[0] if found["commit"] else "***", text)
     text = _HEADER.sub(r"\1***", text)

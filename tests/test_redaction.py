@@ -1,5 +1,6 @@
 """No key in tags, addresses or words reaches a file, an error or a job file, and no commit is taken for one."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +122,15 @@ def test_what_only_looks_a_little_like_a_secret_stays(text: str) -> None:
 )
 def test_a_secret_is_left_out_of_text(text: str, shown: str) -> None:
     assert redact(text) == shown
+
+
+@pytest.mark.parametrize(
+    "piece", ["h", "key", "http://a:", "sk-", "token =", "revision ", "'secret' ", "a_", "://"]
+)
+def test_a_long_text_is_searched_at_once(piece: str) -> None:
+    began = time.monotonic()
+    redact(piece * (300_000 // len(piece)))
+    assert time.monotonic() - began < 20
 
 
 def test_secrets_of_this_process_are_left_out_whatever_they_look_like(monkeypatch: pytest.MonkeyPatch) -> None:

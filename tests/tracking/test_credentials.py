@@ -140,7 +140,14 @@ WRONG = (
         "x:c4nary@host",
         "https://u:c4@nary@h",
     ),
-    *("https://host/?api_key=c4nary", "https://host#c4nary=1", "https://h\x1b[2J", "https://h\u202ehost", "\\\\h"),
+    *(
+        "https://a b",
+        "https://host/?api_key=c4nary",
+        "https://host#c4nary=1",
+        "https://h\x1b[2J",
+        "https://h\u202ehost",
+        "\\\\h",
+    ),
     "https://" + "h" * 5000,
 )
 
@@ -271,6 +278,7 @@ def test_a_file_s_server_gets_the_key_of_the_same_file(place: str, server: Wandb
     assert server.keys == {f"api:{THEIRS}"}
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("setting", ["http_proxy", "https_proxy", "x_extra_http_headers", "root_dir", "mode"])
 def test_w_and_b_takes_no_setting_from_the_working_folder(
     setting: str, server: WandbServer, tmp_path: Path
@@ -289,6 +297,7 @@ def test_w_and_b_takes_no_setting_from_the_working_folder(
         own.vanish()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("name", [".env", "wandb/settings", "~/.config/wandb/settings", "~/.netrc"])
 def test_a_pipe_holds_up_no_run(name: str, server: WandbServer) -> None:
     path = Path(name).expanduser()
