@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+from dialogkit.redaction import redact
+
 LONGEST = 800
 """Longest message, in characters."""
 
@@ -31,11 +33,11 @@ class DialogKitError(Exception):
     default_hint: str | None = None
 
     def __init__(self, message: str, *, hint: str | None = None, details: Sequence[str] = ()) -> None:
-        message = shortened(message)  # a value that somebody gave can be of any length
+        message = shortened(redact(message))  # a value that somebody gave can be of any length, and a secret
         super().__init__(message)
         self.message = message
-        self.hint = hint or self.default_hint
-        self.details = tuple(shortened(detail) for detail in details)
+        self.hint = redact(hint) if hint else self.default_hint
+        self.details = tuple(shortened(redact(detail)) for detail in details)
 
 
 class ConfigError(DialogKitError):

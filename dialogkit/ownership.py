@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from dialogkit.text import read_small
+
 FILE_LIST = ".dialogkit-files"
 """The list of a folder's files. It names the folder too: a copy under another name belongs to whoever made it."""
 
@@ -73,14 +75,10 @@ def is_as_written(path: Path, entry: Entry) -> bool:
 def read_regular(path: Path, limit: int = _MAX_LIST_BYTES) -> bytes | None:
     """Return the content of a regular file; None for a link, a pipe, a file beyond the limit, or none at all."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        content = b"" if path.is_symlink() else read_small(path, limit)
     except (OSError, ValueError):
         return None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-            return None
-        return file.read(limit)
+    return None if path.is_symlink() or len(content) > limit else content
 
 
 def parse_entries(files: Any) -> dict[str, Entry]:

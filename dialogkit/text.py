@@ -1,7 +1,12 @@
 """How text from outside is made harmless to look at, and how figures are written for people."""
 
+import errno
+import os
 import re
+import select
 import shlex
+import stat
+import time
 from json import JSONDecodeError
 from pathlib import Path
 
@@ -29,6 +34,40 @@ def lines_of(text: str) -> list[str]:
     if not lines[-1]:
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
+
+
+PIPE_WAIT_S = 5.0
+"""How long what writes into a pipe may take."""
+
+
+def read_small(path: Path, longest: int, *, pipes: bool = False) -> bytes:
+    """Return the content of a file, of a longer one its first `longest` + 1 bytes. It never waits for long.
+
+    Args:
+        path: a regular file.
+        longest: bytes that are of interest.
+        pipes: also read a pipe, as a shell's `<(command)`, which has 5 s to give all it has.
+
+    Raises: OSError if it cannot be read, or is no file but a pipe, a device or the like.
+    """
+    # Opened so, a pipe into which nobody writes does not block.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISDIR(mode):
+        os.close(descriptor)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with open(descriptor, "rb", buffering=0) as file:
+        if not stat.S_ISREG(mode) and not (pipes and stat.S_ISFIFO(mode)):
+            raise OSError(None, "not a regular file", str(path))
+        content, until = b"", time.monotonic() + PIPE_WAIT_S
+        while len(content) <= longest:
+            if stat.S_ISFIFO(mode) and not select.select([file], [], [], max(0.0, until - time.monotonic()))[0]:
+                raise OSError(None, "nothing comes out of this pipe", str(path))
+            piece = file.read(longest + 1 - len(content))
+            if not piece:
+                break
+            content += piece
+        return content
 
 
 def json_problem(error: JSONDecodeError) -> str:

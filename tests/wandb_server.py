@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+from base64 import b64decode
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -37,6 +38,8 @@ class WandbServer:
         self.behaviour = behaviour
         self._then = then
         self.asked: list[str] = []
+        self.keys: set[str] = set()
+        """Keys and whatever else came as authorization."""
         self.history: list[dict[str, Any]] = []
         self._gone = threading.Event()
         self._connections: list[socket.socket] = []
@@ -69,6 +72,9 @@ class WandbServer:
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("content-length") or 0))
         self.asked.append(request.path)
+        for said in filter(None, (request.headers.get(name) for name in ("authorization", "proxy-authorization"))):
+            scheme, _, content = said.partition(" ")
+            self.keys.add(b64decode(content).decode() if scheme == "Basic" else content)
         status, kind, content = 200, "application/json", json.dumps({"data": ACCEPTED}).encode()
         starts = b"UpsertBucket" in body
         if self.behaviour == "vanish":

@@ -30,6 +30,7 @@ from dialogkit.cli import (
 from dialogkit.cli.output import Output
 from dialogkit.errors import ConfigError, DialogKitError
 from dialogkit.ranks import enter, require_sound_rank, silence, this_rank
+from dialogkit.redaction import redact
 from dialogkit.text import sanitize
 
 app = typer.Typer(
@@ -96,10 +97,10 @@ def _root(
 
 
 class _Sanitized(logging.Formatter):
-    """Warnings of libraries may quote what they read."""
+    """Warnings of libraries may quote what they read, and addresses with passwords."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return sanitize(super().format(record))
+        return sanitize(redact(super().format(record)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

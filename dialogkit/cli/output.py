@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dialogkit.errors import DialogKitError
+from dialogkit.redaction import redact
 from dialogkit.services.reporter import counted, step_line
 from dialogkit.text import UNSAFE, sanitize
 
@@ -99,11 +100,12 @@ class Output:
 
     def error(self, error: DialogKitError) -> None:
         """Print an error: one sentence, its details if there are any, and the next command to type."""
+        hint = redact(error.hint) if error.hint else None
         if self.json_mode:
             body = {
                 "code": error.code,
                 "message": error.message,
-                "hint": error.hint,
+                "hint": hint,
                 "details": error.details,
             }
             _write_json({"error": body})
@@ -111,8 +113,8 @@ class Output:
         self.err.print(Text.assemble(("error: ", "bold red"), sanitize(error.message)), soft_wrap=True)
         for detail in error.details[:10]:
             self.err.print(Text(f"       {sanitize(detail)}"), soft_wrap=True)
-        if error.hint:
-            self.err.print(Text.assemble(("try: ", "bold"), sanitize(error.hint)), soft_wrap=True)
+        if hint:
+            self.err.print(Text.assemble(("try: ", "bold"), sanitize(hint)), soft_wrap=True)
 
     def passed_over(self, runs: Sequence[str]) -> None:
         """Say which runs were left out of what is told of all."""
@@ -122,7 +124,7 @@ class Output:
 
     def hint(self, command: str) -> None:
         """Print the next command to type."""
-        self.err.print(Text.assemble(("next: ", "bold"), sanitize(command)), soft_wrap=True)
+        self.err.print(Text.assemble(("next: ", "bold"), sanitize(redact(command))), soft_wrap=True)
 
     def print(self, item: RenderableType) -> None:
         """Print to stdout."""
@@ -256,7 +258,7 @@ class TrainOutput:
     def doing(self, text: str) -> None:
         """Tell what goes on until the next event: turning in a terminal, as a line elsewhere."""
         if not self._console.is_terminal:
-            self._console.print(untrusted(f"{text} ..."), soft_wrap=True)
+            self._console.print(untrusted(redact(f"{text} ...")), soft_wrap=True)
         elif self._progress is None:  # what runs within a training has its bar
             self._idle()
             self._status = self._console.status(untrusted(text))
@@ -272,13 +274,13 @@ class TrainOutput:
         self._idle()
         grid = Table.grid(padding=(0, 2))
         for name, value in facts.items():
-            grid.add_row(Text(name, style="bold"), untrusted(value))
+            grid.add_row(Text(name, style="bold"), untrusted(redact(value)))
         _print(self._console, grid)
 
     def note(self, text: str) -> None:
         """Print a line."""
         self._idle()
-        self._console.print(untrusted(text))
+        self._console.print(untrusted(redact(text)))
 
     def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
         """Move the bar, or print a line; an evaluation is always a line of its own."""

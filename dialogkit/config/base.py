@@ -1,7 +1,11 @@
 """The base of every settings section."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
+
+from dialogkit.redaction import secret_in
 
 NOT_TOGETHER = "not_together"
 """Kind of the error of settings that are sound by themselves."""
@@ -23,3 +27,15 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _refuse_secrets(cls, value: Any, info: ValidationInfo) -> Any:
+        """Settings are recorded, printed and uploaded, so that no secret may be among them."""
+        # A commit looks like a key. A prompt may ask about `password=...`.
+        name = info.field_name or ""
+        texts = [text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)]
+        found = [secret_in(text, named=name != "test_prompts") for text in texts if name != "revision"]
+        if secret := next(filter(None, found), None):
+            raise ValueError(f"must not hold {secret}: settings are recorded and shown")
+        return value

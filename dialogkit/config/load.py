@@ -22,7 +22,7 @@ from dialogkit.config.paths import configs_dir, holds_model, nearest_file
 from dialogkit.config.problems import known_settings, list_problems, refusal, remedy
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, ModelError, did_you_mean
-from dialogkit.text import convert_command, json_problem, wide_encoding
+from dialogkit.text import convert_command, json_problem, read_small, wide_encoding
 
 MAX_FILE_BYTES = 1_000_000
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -248,6 +248,8 @@ def preset_layer(preset: str) -> tuple[str, Layer]:
 def folder_name(text: str) -> str:
     """Return text as a name that is safe as a folder's."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-_")[:64]
+    if re.fullmatch(r"[0-9a-f]{40}", name):  # a commit, as in the hub's cache; whole, it looks like a key
+        name = name[:12]
     return name if re.match(NAME_PATTERN, name) else "model"
 
 
@@ -276,8 +278,7 @@ def _read_json(path: Path) -> Layer:
 def _read_object(path: Path) -> Layer:
     check = f"dialogkit config validate {shlex.quote(str(path))}"
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+        content = read_small(path, MAX_FILE_BYTES, pipes=True)
         if len(content) > MAX_FILE_BYTES:
             raise ConfigError(f"{path} is larger than 1 MB, so it is no settings file")
         if (encoding := wide_encoding(content[:4096])) is not None:

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from dialogkit.config.base import NOT_TOGETHER
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, did_you_mean
+from dialogkit.redaction import redact
 
 OF_OTHERS = {
     "lr": "train.learning_rate",
@@ -98,7 +99,7 @@ def _problem(item: ErrorDetails) -> str:
         # Words of a command line that JSON does not know as numbers are taken as text.
         return f"{name}: must be a finite number (got {given})"
     text = "must be a JSON object" if kind == "model_type" else re.sub(r"^\w+ should ", "must ", message)
-    shown = json.dumps(given, default=str, ensure_ascii=False)
+    shown = redact(json.dumps(given, default=str, ensure_ascii=False))  # before a part of it is left out
     shown = shown if len(shown) <= 60 else shown[:57] + "..." + '"' * shown.startswith('"')
     return f"{name}: {text} (got {shown})"
 

@@ -223,7 +223,11 @@ def _written(folder: Place, area: str, what: str, command: str) -> Finding:
 
 
 def _wandb(facts: Facts) -> Iterator[Finding]:
-    key = "a key is there (it is not shown)" if facts.wandb_key else "there is no key"
+    origin = f", from {facts.wandb_key_from}" if facts.wandb_key_from else ""
+    key = f"a key is there (it is not shown{origin})" if facts.wandb_key else "there is no key"
+    server = facts.wandb_server
+    if facts.wandb_server_from != "default":
+        server += f" (from {facts.wandb_server_from})"
     asked = facts.environment.get("WANDB_MODE", "")
     command = None
     if asked in ("offline", "disabled"):
@@ -231,20 +235,32 @@ def _wandb(facts: Facts) -> Iterator[Finding]:
     elif not facts.wandb_key:
         mode, command = "runs are logged offline", "wandb login"
     elif facts.server_answers is None:
-        mode = f"runs are logged online if {facts.wandb_server} answers (--network asks), offline otherwise"
+        mode = f"runs are logged online if {server} answers (--network asks), offline otherwise"
     else:
         answer = "answers" if facts.server_answers else "does not answer"
-        mode = f"runs are logged {'online' if facts.server_answers else 'offline'}: {facts.wandb_server} {answer}"
+        mode = f"runs are logged {'online' if facts.server_answers else 'offline'}: {server} {answer}"
     yield Finding(area="wandb", verdict="ok", text=f"{key}; {mode}", command=command)
+    if facts.wandb_problem:
+        text = facts.wandb_problem
+        yield Finding(area="wandb", verdict="could be better", text=text, command="unset WANDB_BASE_URL")
+    for note in facts.wandb_notes:
+        if note != facts.wandb_problem:
+            yield Finding(area="wandb", verdict="could be better", text=note)
     if facts.open_dotenv:
         text = ".env holds the key, and others can read it"
         yield Finding(area="wandb", verdict="could be better", text=text, command="chmod 600 .env")
 
 
 def _hub(facts: Facts) -> Iterator[Finding]:
+    origin = f", from {facts.hub_token_from}" if facts.hub_token_from else ""
     token = (
-        "a token is there (it is not shown)" if facts.hub_token else "no token, which public models do not need"
+        f"a token is there (it is not shown{origin})"
+        if facts.hub_token
+        else "no token, which public models do not need"
     )
+    if facts.hub_problem:
+        text = f"HF_ENDPOINT is {facts.hub_problem}"
+        yield Finding(area="hub", verdict="could be better", text=text, command="unset HF_ENDPOINT")
     offline = [
         name
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")

@@ -20,7 +20,7 @@ from dialogkit import __version__
 from dialogkit.config.paths import cache_dir
 from dialogkit.machine import processor_flags, processor_name
 from dialogkit.network import hub_reachable, reachable
-from dialogkit.tracking.wandb_run import find_credentials, read_dotenv
+from dialogkit.tracking.credentials import find_credentials, read_dotenv, server_problem
 
 SMI_TIMEOUT_S = 1.5
 """How long the GPU's driver may take to answer."""
@@ -115,6 +115,15 @@ class Facts:
     server_answers: bool | None = None
     """Whether W&B's server answers; None: not asked."""
     hub_answers: bool | None = None
+    wandb_key_from: str | None = None
+    wandb_server_from: str = "default"
+    wandb_problem: str | None = None
+    """Why what the environment says of W&B cannot be used."""
+    wandb_notes: tuple[str, ...] = ()
+    """What was read of W&B and is not used."""
+    hub_token_from: str | None = None
+    hub_problem: str | None = None
+    """Why HF_ENDPOINT cannot be used."""
 
 
 def gather(output: Path, *, network: bool = False) -> Facts:
@@ -130,6 +139,7 @@ def gather(output: Path, *, network: bool = False) -> Facts:
         none: _Torch = (None, None, None)
         torch, torch_cuda, torch_hip = _guarded(_torch, none)
         total, free = _guarded(_memory, untold)
+        hub_token = _guarded(_hub_token, None)
         limit, left = _guarded(_container, untold)
         return Facts(
             system=platform.system(),
@@ -151,7 +161,13 @@ def gather(output: Path, *, network: bool = False) -> Facts:
             output=place(output),
             cache=place(_guarded(cache_dir, Path())),
             hub_cache=place(_guarded(_hub_cache, Path())),
-            hub_token=_guarded(_hub_token, False),
+            hub_token=hub_token is not None,
+            hub_token_from=hub_token,
+            hub_problem=server_problem(endpoint) if (endpoint := os.environ.get("HF_ENDPOINT")) else None,
+            wandb_key_from=credentials.key_from if credentials else None,
+            wandb_server_from=credentials.server_from if credentials else "default",
+            wandb_problem=credentials.problem if credentials else None,
+            wandb_notes=credentials.notes if credentials else (),
             wandb_key=bool(credentials and credentials.key),
             wandb_server=server,
             open_dotenv=_guarded(_open_dotenv, False),
@@ -317,10 +333,14 @@ def _hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
 
 
-def _hub_token() -> bool:
-    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
-    file = Path(os.environ.get("HF_TOKEN_PATH") or _hub_cache().parent / "token").expanduser()
-    return bool(token) or (file.is_file() and file.stat().st_size > 0)
+def _hub_token() -> str | None:
+    """Return where a token of the hub comes from; None: there is none."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if os.environ.get(name):
+            return name
+    named = os.environ.get("HF_TOKEN_PATH")
+    file = Path(named or _hub_cache().parent / "token").expanduser()
+    return ("HF_TOKEN_PATH" if named else "hf auth login") if file.is_file() and file.stat().st_size > 0 else None
 
 
 def _open_dotenv() -> bool:

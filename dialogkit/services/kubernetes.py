@@ -6,8 +6,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from dialogkit.errors import ConfigError
+from dialogkit.redaction import without_secrets
 from dialogkit.services.launch import Job, heading, require_no_secrets, shell_words
-from dialogkit.tracking.environment import without_secrets
 
 RETRIES = 6
 GRACE_S = 300
@@ -53,6 +53,11 @@ def kubernetes_manifest(
                 f"{option} {value!r} is no name that Kubernetes knows: lower-case letters, digits and dashes",
                 hint=f"{option} dialogkit",
             )
+    if "@" in image.rpartition("/")[0]:
+        raise ConfigError(
+            "--image holds a user or a password, and a job file is read by many",
+            hint="--image registry.example/dialogkit:1",
+        )
     if not _IMAGE.fullmatch(image):
         raise ConfigError(f"--image {image!r} is no name of an image", hint="--image registry.example/dialogkit:1")
     metadata = {

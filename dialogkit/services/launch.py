@@ -9,11 +9,10 @@ from pathlib import Path
 
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError
+from dialogkit.redaction import secret_in, secrets_of, without_secrets
 from dialogkit.text import duration, sanitize
-from dialogkit.tracking.environment import SECRET_NAME, without_secrets
 from dialogkit.tracking.rundir import run_name
 
-_SHORTEST_SECRET = 8
 _MEMORY = re.compile(r"([1-9]\d{0,6}[MGT])I?B?")
 WRITTEN_BY = "# Written by: "
 """What a line of each job file begins with."""
@@ -163,12 +162,17 @@ def heading(job: Job, command: Sequence[str], *, goes_on: bool) -> list[str]:
 
 def require_no_secrets(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """Return the text of a job file. Raises: ConfigError if it holds the value of a secret of this shell."""
-    for name, value in environment.items():
-        if SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET and value in text:
+    for name, value in secrets_of(environment).items():
+        if value in text:
             raise ConfigError(
                 f"the job file would hold the value of {name}, and a job file is read by many",
                 hint=f"leave it out of the words: the job takes {name} from its environment",
             )
+    if secret_in(text, named=False):
+        raise ConfigError(
+            "the job file would hold what seems to be a secret, and a job file is read by many",
+            hint="set it in the environment of the job, as WANDB_API_KEY",
+        )
     return text
 
 

@@ -14,8 +14,9 @@ from dialogkit.services.models import DEFAULT_OUTPUT
 from dialogkit.services.result import Result
 from dialogkit.services.run_rows import held_out_identity, series_of
 from dialogkit.services.tasks import TaskRow
+from dialogkit.tracking.credentials import find_credentials
 from dialogkit.tracking.rundir import RunDir, RunRecord, find_run
-from dialogkit.tracking.wandb_run import find_credentials, offline_folders, sync_folder
+from dialogkit.tracking.wandb_run import offline_folders, sync_folder
 
 
 class AnsweredPrompt(Result):
@@ -256,6 +257,8 @@ def sync_runs(names: list[str] | None = None, *, output: str | Path = DEFAULT_OU
     Raises: UnavailableError without a key; ModelError for an unknown run or one that has no offline record.
     """
     credentials = find_credentials(Path.cwd())
+    if credentials.problem is None:  # which is the error
+        credentials.tell()
     credentials.require_key()
     folders = offline_folders(Path(output))
     if names:

@@ -6,13 +6,13 @@ import subprocess
 from collections.abc import Sequence
 
 from dialogkit.errors import ConfigError
+from dialogkit.redaction import redact, secret_in
 from dialogkit.services.launch import Job, heading, require_no_secrets, shell_words
 
 MOST_REQUEUES = 100
 """How often a job puts itself back into the queue: a job that never comes to a checkpoint ends some time."""
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,@+-]{0,127}")
-_SECRET_SET = re.compile(r"(key|token|secret|password)\s*=", re.IGNORECASE)
 
 _STEP = """\
 # What srun starts on each node. Slurm's signal reaches every process of the step, so all but this shell ignore it;
@@ -65,9 +65,9 @@ def slurm_script(
     for option, value in (("--partition", partition), ("--account", account)):
         if value is not None and not _WORD.fullmatch(value):
             raise ConfigError(f"{option} {value!r} is no name that Slurm knows", hint=f"{option} main")
-    if line := next((line for line in setup if _SECRET_SET.search(line)), None):
+    if line := next((line for line in setup if secret_in(line)), None):
         raise ConfigError(
-            f"--setup sets what seems to be a secret: {line.split('=')[0]!r}",
+            f"--setup sets what seems to be a secret: {redact(line)!r}",
             hint="set it in the shell from which you submit: a job inherits its environment",
         )
     _require_shell(setup)

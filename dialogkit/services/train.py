@@ -19,6 +19,7 @@ from dialogkit.errors import (
     exit_code_of,
     is_interruption,
 )
+from dialogkit.redaction import redact, without_secrets
 from dialogkit.services.adapters import with_lasting_base
 from dialogkit.services.alone import alone, require_threads
 from dialogkit.services.evaluate import find_dataset
@@ -30,7 +31,7 @@ from dialogkit.services.resume import require_same, resumed_config
 from dialogkit.services.stops import signals_stop
 from dialogkit.services.training import Training, TrainResult, follow
 from dialogkit.services.versions import package_versions
-from dialogkit.tracking.environment import environment_facts, without_secrets
+from dialogkit.tracking.environment import environment_facts
 from dialogkit.tracking.pruning import remove_unbegun
 from dialogkit.tracking.publishing import published_dir, require_publishable
 from dialogkit.tracking.rundir import RunDir, RunRecord, now, run_name
@@ -178,7 +179,7 @@ def _train(
             command=without_secrets(command),
             environment={**environment_facts(Path.cwd()), "gpu": gpu_facts(runtime.device)},
             config=config.model_dump(mode="json"),
-            origins=dict(origins),
+            origins={name: redact(origin) for name, origin in origins.items()},
             runtime=asdict(runtime),
             versions=package_versions(),
         )
@@ -241,7 +242,7 @@ def _train(
                     run.write(before)
                 raise
             record.status = _status(error)
-            record.finished, record.error = now(), str(error) or type(error).__name__
+            record.finished, record.error = now(), redact(str(error)) or type(error).__name__
             record.duration_s, record.exit_code = time.perf_counter() - started, exit_code_of(error)
             hint = getattr(error, "hint", None)
             if is_interruption(error) or isinstance(error, CheckpointError):

@@ -29,6 +29,7 @@ from dialogkit.ownership import (
     read_list,
     write_list,
 )
+from dialogkit.redaction import redact
 from dialogkit.text import lines_of
 from dialogkit.tracking.writing import write_text
 
@@ -455,7 +456,7 @@ class RunDir:
 
     def append_console(self, line: str) -> None:
         """Append one line of what was told to `console.log`."""
-        self._append_line("console.log", f"{now()} {line}")
+        self._append_line("console.log", f"{now()} {redact(line)}")
 
     def _append_line(self, file: str, line: str) -> None:
         """Append a line. Raises: CheckpointError if it cannot be written, as when the disk is full."""

@@ -6,23 +6,22 @@ guarded: the first failure is one warning, after which the run goes on without W
 
 import atexit
 import logging
-import netrc
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 from dialogkit.config.tracking import TrackingConfig
-from dialogkit.errors import StorageError, UnavailableError
+from dialogkit.errors import StorageError
 from dialogkit.network import reachable
-from dialogkit.text import lines_of
+from dialogkit.redaction import redact, without_secrets
+from dialogkit.tracking.credentials import Credentials, find_credentials, user_settings, warn_of_open_dotenv
 
 logger = logging.getLogger(__name__)
 
@@ -34,58 +33,8 @@ EXIT_WAIT_S = 1.0
 """How long W&B's service has to end after a failure before it is ended."""
 
 _EMPTY_BYTES = 7  # a `.wandb` file's header without a record
-DEFAULT_SERVER = "https://api.wandb.ai"
-_DOTENV_KEYS = frozenset({"WANDB_API_KEY", "WANDB_ENTITY", "WANDB_BASE_URL"})
 
 Mode = Literal["online", "offline", "disabled"]
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """What the environment, `.env` and netrc say; the key itself is never logged or stored."""
-
-    key: str | None
-    server: str
-    entity: str | None = None
-
-    def require_key(self, *, hint: str = "wandb login") -> str:
-        """Return the key. Raises: UnavailableError if there is none."""
-        if self.key is None:
-            raise UnavailableError(
-                "W&B needs a key, and WANDB_API_KEY is neither set nor in .env, nor is one in netrc", hint=hint
-            )
-        return self.key
-
-    def __repr__(self) -> str:
-        return f"Credentials(key={'set' if self.key else None}, server={self.server!r}, entity={self.entity!r})"
-
-
-def read_dotenv(path: Path) -> dict[str, str]:
-    """Return the W&B settings of a `.env` file: `NAME=value` lines of known names; others are not touched."""
-    values: dict[str, str] = {}
-    with suppress(OSError, UnicodeDecodeError):
-        for line in lines_of(path.read_text(encoding="utf-8-sig")):
-            name, equals, value = line.strip().removeprefix("export ").partition("=")
-            if equals and name.strip() in _DOTENV_KEYS:
-                values[name.strip()] = value.strip().strip("\"'")
-    return values
-
-
-def find_credentials(folder: Path) -> Credentials:
-    """Return key, server and entity: from the environment, then `.env` in `folder`, then netrc."""
-    settings = {**read_dotenv(folder / ".env"), **{k: v for k, v in os.environ.items() if k in _DOTENV_KEYS}}
-    server = settings.get("WANDB_BASE_URL") or DEFAULT_SERVER
-    key = settings.get("WANDB_API_KEY") or _netrc_key(urlsplit(server).hostname or "")
-    return Credentials(key or None, server, settings.get("WANDB_ENTITY") or None)
-
-
-def warn_of_open_dotenv(path: Path) -> None:
-    """Warn if others can read a `.env` that holds the key."""
-    with suppress(OSError):
-        if path.stat().st_mode & 0o077 and "WANDB_API_KEY" in read_dotenv(path):
-            logger.warning(
-                "%s holds a key and others can read it; close it by: chmod 600 %s", path.name, path.name
-            )
 
 
 def offline_folders(output: Path) -> list[Path]:
@@ -102,24 +51,46 @@ def sync_folder(folder: Path, credentials: Credentials) -> str | None:
     files = list(folder.glob("*.wandb"))
     if not files or files[0].stat().st_size <= _EMPTY_BYTES:
         return f"{folder.name} holds no record: its run ended before W&B wrote any"
-    command = [sys.executable, "-m", "wandb", "sync", str(folder)]
+    # What lies in the working folder, as modules and W&B's settings, is not to be loaded beside the key.
+    command = [sys.executable, "-P", "-m", "wandb", "sync", str(folder.absolute())]
     environment = {**os.environ, "WANDB_API_KEY": credentials.require_key(), "WANDB_BASE_URL": credentials.server}
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        with tempfile.TemporaryDirectory() as empty:
+            environment |= _sound_settings(empty)
+            done = subprocess.run(command, env=environment, cwd=empty, capture_output=True, text=True, timeout=600)
     except (OSError, subprocess.SubprocessError) as error:
         return f"{folder.name}: {type(error).__name__}"
     said = f"{done.stdout}\n{done.stderr}".strip()
     if done.returncode == 0 and "rror" not in said:
         return None
     last = (said.splitlines() or ["no reason given"])[-1].replace(credentials.require_key(), "***")
-    return f"{folder.name}: {last}"
+    return f"{folder.name}: {redact(last)}"
 
 
-def _netrc_key(host: str) -> str | None:
-    with suppress(OSError, UnicodeDecodeError, netrc.NetrcParseError):
-        entry = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host)
-        return entry[2] if entry else None
-    return None
+def _sound_settings(empty: str) -> dict[str, str]:
+    """Return the environment in which W&B does not read settings of the user that are no file, as a pipe."""
+    settings = user_settings()
+    return {"WANDB_CONFIG_DIR": empty} if settings.exists() and not settings.is_file() else {}
+
+
+def _set_up() -> None:
+    """Let W&B read its settings, but none that lie in the working folder: they could lead the key elsewhere."""
+    import wandb
+
+    here = Path.cwd()
+    if not any((here / place / "settings").exists() for place in ("wandb", ".wandb")) and not _sound_settings(""):
+        return  # W&B does it by itself
+    with tempfile.TemporaryDirectory() as empty:
+        before = os.environ.get("WANDB_CONFIG_DIR")
+        os.environ.update(_sound_settings(empty))
+        os.chdir(empty)
+        try:
+            settings = wandb.setup().settings
+        finally:
+            os.chdir(here)
+            _restore({"WANDB_CONFIG_DIR": before})
+    if settings.root_dir in (empty, os.path.realpath(empty)):
+        settings.root_dir = str(here)
 
 
 class Decision(NamedTuple):
@@ -137,6 +108,8 @@ def decide(config: TrackingConfig, folder: Path) -> Decision:
     """
     credentials = find_credentials(folder)
     warn_of_open_dotenv(folder / ".env")
+    if config.wandb in ("auto", "online"):
+        credentials.tell()
     return Decision(*resolve_mode(config.wandb, credentials), credentials)
 
 
@@ -156,7 +129,7 @@ def resolve_mode(request: str, credentials: Credentials) -> tuple[Mode, str]:
     if os.environ.get("WANDB_MODE", "") in ("offline", "disabled"):
         return ("disabled" if os.environ["WANDB_MODE"] == "disabled" else "offline"), "WANDB_MODE"
     if credentials.key is None:
-        return "offline", "no key found"
+        return "offline", credentials.problem or "no key found"
     if not reachable(credentials.server):
         return "offline", "the server does not answer"
     return "online", "a key was found"
@@ -335,13 +308,19 @@ def _init(
     settings: Mapping[str, Any],
     resume_id: str | None,
 ) -> Any:
-    before = {key: os.environ.get(key) for key in ("WANDB_SILENT", "WANDB_API_KEY", "WANDB_ERROR_REPORTING")}
-    os.environ.update({"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"})
+    changed = ("WANDB_SILENT", "WANDB_API_KEY", "WANDB_ERROR_REPORTING", "WANDB_BASE_URL")
+    before = {key: os.environ.get(key) for key in changed}
+    os.environ.update(
+        {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_BASE_URL": credentials.server}
+    )
     if mode == "online" and credentials.key:
         os.environ["WANDB_API_KEY"] = credentials.key
+    arguments = sys.argv
     try:
         import wandb
 
+        _set_up()
+        sys.argv = [*arguments[:1], *without_secrets(arguments[1:])]  # W&B records it
         run = wandb.init(
             project=config.project,
             entity=config.entity or credentials.entity,
@@ -379,11 +358,17 @@ def _init(
         logger.warning("W&B could not start %s (%s)", mode, type(error).__name__)
         return None
     finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
+        sys.argv = arguments
+        _restore(before)
+
+
+def _restore(environment: Mapping[str, str | None]) -> None:
+    """Give variables of the environment the values that they had; None: they were not set."""
+    for key, value in environment.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
 
 
 def _limit_exit() -> None:

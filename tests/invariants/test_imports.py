@@ -22,7 +22,9 @@ LEVELS = {
     "cli": 3,
     "services": 2,
     **dict.fromkeys(["data", "models", "engine", "inference", "tracking"], 1),
-    **dict.fromkeys(["config", "dialog", "errors", "interrupts", "machine", "network", "ranks", "text"], 0),
+    **dict.fromkeys(
+        ["config", "dialog", "errors", "interrupts", "machine", "network", "ranks", "redaction", "text"], 0
+    ),
 }
 """An import may only lead to a lower level; on the lowest, each part may use the others."""
 
@@ -68,7 +70,7 @@ def heavy():
 found = {{}}
 import dialogkit
 found["import dialogkit"] = heavy()
-for part in ("cli", "config", "dialog", "errors", "machine", "network", "ranks", "services", "text", "tracking"):
+for part in {sorted(LEVELS.keys() - {"data", "models", "engine", "inference"})!r}:
     module = importlib.import_module(f"dialogkit.{{part}}")
     for inner in pkgutil.iter_modules(getattr(module, "__path__", []), f"{{module.__name__}}."):
         importlib.import_module(inner.name)

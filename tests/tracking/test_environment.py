@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dialogkit.tracking.environment import environment_facts, git_state, process_memory_bytes, without_secrets
+from dialogkit.redaction import without_secrets
+from dialogkit.tracking.environment import environment_facts, process_memory_bytes
+from dialogkit.tracking.git import git_state
 
 
 def git(folder: Path, *words: str) -> None:

@@ -19,8 +19,9 @@ from dialogkit.config.tracking import TrackingConfig
 from dialogkit.errors import StorageError, UnavailableError
 from dialogkit.network import reachable
 from dialogkit.tracking import wandb_run
+from dialogkit.tracking.credentials import Credentials, find_credentials
 from dialogkit.tracking.rundir import RunDir
-from dialogkit.tracking.wandb_run import Credentials, WandbRun, decide, find_credentials, open_wandb, resolve_mode
+from dialogkit.tracking.wandb_run import WandbRun, decide, open_wandb, resolve_mode
 from tests.wandb_log import history, only_offline_run, records, values
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -103,7 +104,7 @@ def test_the_environment_goes_before_dotenv_and_dotenv_before_netrc(
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example")
     assert find_credentials(tmp_path) == Credentials("from-netrc", "https://wandb.example")
-    (tmp_path / ".env").write_text("WANDB_API_KEY=from-dotenv\nWANDB_BASE_URL=https://other\nWANDB_ENTITY=team")
+    (tmp_path / ".env").write_text("WANDB_API_KEY=from-dotenv\nWANDB_ENTITY=team")
     assert find_credentials(tmp_path) == Credentials("from-dotenv", "https://wandb.example", "team")
     monkeypatch.setenv("WANDB_API_KEY", "from-environment")
     assert find_credentials(tmp_path).key == "from-environment"

@@ -1,0 +1,250 @@
+"""Which W&B server gets which key. The two come from one source, so that no file sends a key of another elsewhere.
+
+A key of the environment goes to the environment's server or to W&B's own, and a key in a file to the server in
+that file, else to the environment's or W&B's own. A key in netrc goes to the server that its entry names.
+"""
+
+import configparser
+import ipaddress
+import logging
+import netrc
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from dialogkit.errors import UnavailableError
+from dialogkit.redaction import redact, remember
+from dialogkit.text import lines_of, read_small, sanitize, wide_encoding
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_SERVER = "https://api.wandb.ai"
+_ENVIRONMENT = "the environment"
+_LARGEST_FILE = 1_000_000
+_KEY = re.compile(r"[!-~]{1,1024}")
+_SETTINGS = {"WANDB_API_KEY": "api_key", "WANDB_ENTITY": "entity", "WANDB_BASE_URL": "base_url"}
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Server, key and entity; the key itself is never logged or stored."""
+
+    key: str | None
+    server: str
+    entity: str | None = None
+    key_from: str | None = field(default=None, compare=False)
+    """What named the key: the environment, a file, or None."""
+    server_from: str = field(default="default", compare=False)
+    problem: str | None = field(default=None, compare=False)
+    """Why what the environment says cannot be used."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What was not used as it may have been meant, and what is dangerous."""
+
+    def require_key(self, *, hint: str = "wandb login") -> str:
+        """Return the key. Raises: UnavailableError if there is none."""
+        if self.key is None:
+            raise UnavailableError(
+                self.problem
+                or "W&B needs a key, and WANDB_API_KEY is neither set nor in .env, nor is one in netrc",
+                hint=hint,
+            )
+        return self.key
+
+    def tell(self) -> None:
+        """Log a warning for each note."""
+        for note in self.notes:
+            logger.warning("%s", note)
+
+    def __repr__(self) -> str:
+        return f"Credentials(key={'set' if self.key else None}, server={self.server!r}, entity={self.entity!r})"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What one place says; only its own server may get its key, unless it names none."""
+
+    name: str
+    server: str | None = None
+    key: str | None = None
+    entity: str | None = None
+
+
+def find_credentials(folder: Path) -> Credentials:
+    """Return what goes together: from the environment, files of `folder`, W&B's settings of the user, or netrc."""
+    notes: list[str] = []
+    try:
+        environment = _source(_ENVIRONMENT, {short: os.environ.get(name) for name, short in _SETTINGS.items()})
+    except ValueError as error:
+        return Credentials(None, DEFAULT_SERVER, problem=str(error), notes=(str(error),))
+    files = []
+    for name, path in _files(folder):
+        try:
+            files.append(_read(name, path))
+        except ValueError as error:
+            notes.append(f"{error}; nothing in that file is used for W&B")
+    key, key_from, server, server_from = _match(environment, files)
+    for source in files:
+        if source.server not in (None, server):
+            used = f"the key from {key_from} goes to {server}" if key else "there is none"
+            notes.append(
+                f"{source.name} names the W&B server {source.server}, which only gets {_its(source)}; {used}"
+            )
+    if key is not None and not _is_private(server):
+        notes.append(f"the W&B key goes to {server} unencrypted")
+    sources = [environment, *files]
+    entity = next((s.entity for s in sources if s.entity and s.server in (None, server)), None)
+    return Credentials(key, server, entity, key_from, server_from, notes=tuple(notes))
+
+
+def _its(source: _Source) -> str:
+    return "the key beside it" if source.key else "a key from the same file"
+
+
+def _match(environment: _Source, files: list[_Source]) -> tuple[str | None, str | None, str, str]:
+    """Return a key with its source, and the server that it may be sent to with its own."""
+    default = environment if environment.server else _Source("default", DEFAULT_SERVER)
+    assert default.server is not None
+    for source in (environment, *files):
+        if source.key and environment.server and source.server not in (None, environment.server):
+            continue  # the environment's server is meant, and this key is another's
+        if source.key:
+            named = source if source.server else default
+            return source.key, source.name, named.server or DEFAULT_SERVER, named.name
+    for source in (default,) if environment.server else (*files, default):
+        mine = source is environment
+        if source.server and (mine or _is_private(source.server)) and (key := _netrc_key(source.server, mine)):
+            return key, "netrc", source.server, source.name
+    return None, None, default.server, default.name
+
+
+def server_problem(url: str) -> str | None:
+    """Return an address with why it is none of a server, without its password; None if it is one."""
+    start, at, end = url.rpartition("@")
+    scheme = f"{start.partition('://')[0]}://" if "://" in start else ""
+    shown = repr(sanitize(redact(re.split("[?#]", f"{scheme}***@{end}" if at else url)[0]))[:200])
+    if not re.fullmatch(r"[!-~]{1,2048}", url) or "\\" in url:
+        return f"{shown}, which holds characters that no address has"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return f"{shown}, which is no address"
+    if at:
+        return f"{shown}, and an address must not hold a user or a password"
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return f"{shown}, which does not begin with https:// and a host"
+    if parts.query or parts.fragment:
+        return f"{shown}, which has more than a host and a path"
+    return None
+
+
+def _source(name: str, said: dict[str, str | None]) -> _Source:
+    """Return what a place says. Raises: ValueError with a sentence if an address or a key is none."""
+    server = (said.get("base_url") or "").strip().rstrip("/") or None
+    key = (said.get("api_key") or "").strip() or None
+    if key is not None:
+        remember(key)
+    if server is not None and (problem := server_problem(server)):
+        raise ValueError(f"{name} names the W&B server {problem}")
+    if key is not None and not _KEY.fullmatch(key):
+        raise ValueError(f"the W&B key in {name} holds characters that no key has")
+    return _Source(name, server, key, (said.get("entity") or "").strip() or None)
+
+
+def user_settings() -> Path:
+    """Return the file of W&B's settings that `wandb login --host` writes for the user."""
+    folder = os.environ.get("WANDB_CONFIG_DIR") or os.path.join("~", ".config", "wandb")
+    return Path(os.path.expanduser(folder), "settings")
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    yield ".env", folder / ".env"
+    yield os.path.join("wandb", "settings"), folder / "wandb" / "settings"
+    yield "W&B's settings of the user", user_settings()
+
+
+def _read(name: str, path: Path) -> _Source:
+    """Return what a file says; nothing if there is none. Raises: ValueError with a sentence."""
+    text = _text(name, path)
+    if path.name == ".env":
+        return _source(name, {short: _dotenv(text).get(long) for long, short in _SETTINGS.items()})
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string(text)
+    except configparser.Error:
+        raise ValueError(f"{name} cannot be understood") from None
+    return _source(name, dict(parser.items("default")) if parser.has_section("default") else {})
+
+
+def _text(name: str, path: Path) -> str:
+    try:
+        content = read_small(path, _LARGEST_FILE)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {(error.strerror or str(error)).lower()}") from None
+    if len(content) > _LARGEST_FILE:
+        raise ValueError(f"{name} is larger than 1 MB")
+    return content.decode(wide_encoding(content[:4096]) or "utf-8-sig", "replace").removeprefix("\ufeff")
+
+
+def read_dotenv(path: Path) -> dict[str, str]:
+    """Return the W&B settings of a `.env` file: `NAME=value` lines of known names; others are not touched."""
+    with suppress(ValueError):
+        return _dotenv(_text(path.name, path))
+    return {}
+
+
+def _dotenv(text: str) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for line in lines_of(text):
+        name, equals, value = line.strip().removeprefix("export ").partition("=")
+        if equals and name.strip() in _SETTINGS:
+            values[name.strip()] = value.strip().strip("\"'")
+    return values
+
+
+def warn_of_open_dotenv(path: Path) -> None:
+    """Warn if others can read a `.env` that holds the key."""
+    with suppress(OSError):
+        if path.stat().st_mode & 0o077 and "WANDB_API_KEY" in read_dotenv(path):
+            logger.warning(
+                "%s holds a key and others can read it; close it by: chmod 600 %s", path.name, path.name
+            )
+
+
+def _netrc_key(server: str, any_port: bool) -> str | None:
+    """Return the key of the entry for a server's host; `default` is no entry for W&B.
+
+    Args:
+        server: address.
+        any_port: also take an entry for the host alone where the address has a port.
+    """
+    parts = urlsplit(server)
+    hosts = [parts.netloc, *([parts.hostname] if any_port or parts.port is None else [])]
+    named = os.environ.get("NETRC")
+    places = [Path(os.path.expanduser(named))] if named else [Path.home() / name for name in (".netrc", "_netrc")]
+    with suppress(OSError, UnicodeDecodeError, netrc.NetrcParseError):
+        path = next(place for place in (*places, places[0]) if place.exists() or place is places[0])
+        if not path.is_file() or path.stat().st_size > _LARGEST_FILE:
+            return None
+        entries = netrc.netrc(path).hosts
+        for host in hosts:
+            if host in entries and host != "default" and (key := entries[host][2]) and _KEY.fullmatch(key):
+                return remember(key)
+    return None
+
+
+def _is_private(server: str) -> bool:
+    """Return whether nobody on the way to a server can read along."""
+    parts = urlsplit(server)
+    host = parts.hostname or ""
+    if parts.scheme == "https" or host == "localhost":
+        return True
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
