@@ -144,7 +144,8 @@ def sampling_of(
 
     settings, notes = [], []
     for loadable in models:
-        hint = f"dialogkit {command} {shlex.quote(loadable.known_as)}{output_option(output)}"
+        typed = loadable.known_as if loadable.run else loadable.model.source or loadable.name
+        hint = f"dialogkit {command} {shlex.quote(typed)}{output_option(output)}"
         chosen = choose_settings(config, loadable.model, hint=hint)
         settings.append(chosen.config)
         notes.append(f"{loadable.known_as}: {chosen.note}")
