@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dialogkit.cli.generate import sampling
-from dialogkit.cli.options import NoCudaOption, OutputOption
+from dialogkit.cli.options import ModelSettingsOption, NoCudaOption, OutputOption
 from dialogkit.cli.output import Output, untrusted
 from dialogkit.errors import ConfigError, DialogKitError, did_you_mean
 from dialogkit.services.reporter import counted
@@ -58,6 +58,7 @@ def chat_command(
     max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest reply, in tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(metavar="T", help="0: always the most probable.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="S", help="The same seed gives the same replies.")] = None,
+    use_model_settings: ModelSettingsOption = False,
     no_cuda: NoCudaOption = False,
     output_dir: OutputOption = "models",
 ) -> None:
@@ -67,12 +68,19 @@ def chat_command(
     output = Output()
     if sys.stdin is None:
         raise ConfigError("standard input is closed, so nothing can be typed", hint=_ONE_PROMPT)
-    config = sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    config = sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        use_model_settings=use_model_settings,
+    )
     device = "cpu" if no_cuda else "auto"
     names = [model, compare] if compare else [model]
     with output.busy("loading the model"):
         chats = [Chat(name, system=system, config=config, output=output_dir, device=device) for name in names]
     output.err.print(untrusted(f"{' and '.join(chat.name for chat in chats)}; /help lists what can be typed"))
+    for note in (note for chat in chats for note in chat.notes):
+        output.err.print(untrusted(note), soft_wrap=True)
     line = None
     for line in _lines(output):
         if line in ("/exit", "/quit"):

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from dialogkit.cli.figures import best_of, fits, print_side_by_side, print_tasks
-from dialogkit.cli.options import JsonOption, ModelsArgument, NoCudaOption, OutputOption
+from dialogkit.cli.options import JsonOption, ModelsArgument, ModelSettingsOption, NoCudaOption, OutputOption
 from dialogkit.cli.output import Output, fitting, table, untrusted
 from dialogkit.errors import ConfigError
 from dialogkit.services.reporter import counted
@@ -71,6 +71,7 @@ def evaluate_command(
     batch_size: Annotated[
         int, typer.Option(min=1, max=65_536, metavar="N", help="Dialogs at once; changes no figure.")
     ] = 8,
+    use_model_settings: ModelSettingsOption = False,
     wandb: Annotated[
         str | None,
         typer.Option("--wandb", metavar="MODE", help=r"auto, online, offline or disabled. \[the run's]"),
@@ -87,6 +88,11 @@ def evaluate_command(
         raise ConfigError(
             f"{left_out[0]} shows what --quick does not measure", hint=f"dialogkit evaluate {left_out[0]} ..."
         )
+    if quick and use_model_settings:
+        raise ConfigError(
+            "--use-model-settings is for replies, which --quick does not measure",
+            hint=" ".join(["dialogkit evaluate", *map(shlex.quote, models or []), "--use-model-settings"]),
+        )
     shown = Output(json_mode=json_output)
     with shown.progress() as on_progress:
         result = evaluate(
@@ -98,11 +104,14 @@ def evaluate_command(
             batch_size=batch_size,
             quick=quick,
             tasks=[name for name in map(str.strip, (tasks or "").split(",")) if name],
+            use_model_settings=use_model_settings,
             wandb=wandb,
             output=output_dir,
             device="cpu" if no_cuda else "auto",
             on_progress=on_progress,
         )
+    for note in (row.model_settings for row in result.rows if row.model_settings):
+        shown.err.print(untrusted(note), soft_wrap=True)
     asked = _Asked(models or [], dataset, samples, whole, output_option(output_dir))
     shown.result(
         result, lambda out: _render(out, result, asked, slices=slices, worst=worst), hint=_next(result, asked)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dialogkit.cli.options import JsonOption, NoCudaOption, OutputOption
+from dialogkit.cli.options import JsonOption, ModelSettingsOption, NoCudaOption, OutputOption
 from dialogkit.cli.output import Output, table, untrusted
 from dialogkit.errors import ConfigError
 from dialogkit.text import lines_of
@@ -46,6 +46,7 @@ def generate_command(
     top_p: Annotated[float | None, typer.Option(metavar="P", help="Among tokens of this probability.")] = None,
     repetition_penalty: Annotated[float | None, typer.Option(metavar="R", help="1: off.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="S", help="The same seed gives the same reply.")] = None,
+    use_model_settings: ModelSettingsOption = False,
     no_cuda: NoCudaOption = False,
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
@@ -60,6 +61,7 @@ def generate_command(
         top_p=top_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
+        use_model_settings=use_model_settings,
     )
     prompts = _prompts(prompt, prompts_file)
     if twice := [name for name in {model, *(compare or [])} if [model, *(compare or [])].count(name) > 1]:
@@ -85,6 +87,8 @@ def generate_command(
             device="cpu" if no_cuda else "auto",
             on_text=stream if streams else None,
         )
+    for note in result.notes:
+        output.err.print(untrusted(note), soft_wrap=True)
     output.result(result, lambda out: _render(out, result, streamed=streams))
 
 

@@ -15,6 +15,9 @@ SetOption = Annotated[
 ]
 OutputOption = Annotated[str, typer.Option("--output-dir", metavar="DIR", help="Folder of models and runs.")]
 NoCudaOption = Annotated[bool, typer.Option("--no-cuda", help="Use the CPU even where there is a GPU.")]
+ModelSettingsOption = Annotated[
+    bool, typer.Option("--use-model-settings", help="Sampling that comes with the model, where none is given.")
+]
 ModelsArgument = Annotated[
     list[str] | None,
     typer.Argument(

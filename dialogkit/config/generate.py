@@ -35,5 +35,7 @@ class GenerateConfig(Section):
     """Lower the probability of tokens that are already there. 1: off."""
     seed: int = Field(42, ge=0, le=2**32 - 1)
     """Seed of the sampling."""
+    use_model_settings: bool = False
+    """Take settings that are not given from those that come with the model, as far as there are equivalents."""
     test_prompts: tuple[Prompt, ...] = Field(TEST_PROMPTS, max_length=1000, strict=False)
     """Prompts answered after a training, and by `generate` without a prompt."""

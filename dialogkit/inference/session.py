@@ -1,7 +1,8 @@
 """Replies of a model to prompts."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal
@@ -147,7 +148,7 @@ def continue_prompts(
     was_training = model.training
     model.eval()
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), _without_own_settings(model):
             torch.manual_seed(config.seed)
             for chosen in batches:
                 ids, limit = [encoded[i] for i in chosen], limits[chosen[0]]
@@ -188,6 +189,19 @@ def _generation_config(config: GenerateConfig, tokenizer: ChatTokenizer, longest
         pad_token_id=tokenizer.pad_id,
         **options,
     )
+
+
+@contextmanager
+def _without_own_settings(model: Any) -> Iterator[None]:
+    """Give a model an empty generation config for a while: transformers fills what ours leaves unset from it."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class Conversation:
@@ -233,7 +247,7 @@ class Conversation:
         clock = _Clock(leave)
         devices = [torch.cuda.current_device()] if self._device == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=devices):
+            with torch.random.fork_rng(devices=devices), _without_own_settings(self._model):
                 torch.manual_seed(config.seed)
                 inputs = torch.tensor([ids], device=self._device)
                 output = self._model.generate(

@@ -1,5 +1,7 @@
 """Models: from a shape with random weights, or with the weights of a source."""
 
+from contextlib import suppress
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -7,7 +9,8 @@ import torch
 from dialogkit.config.model import ModelConfig
 from dialogkit.errors import ModelError
 from dialogkit.models.adapters import find_adapter, merge_into
-from dialogkit.models.sources import load_from_source
+from dialogkit.models.generation import without_generation_settings
+from dialogkit.models.sources import load_from_source, unusable
 from dialogkit.models.tokenizer import ChatTokenizer
 
 
@@ -31,12 +34,16 @@ def build_model(config: ModelConfig, tokenizer: ChatTokenizer, *, seed: int = 42
             torch.manual_seed(seed)
             model = _new_model(config, tokenizer, dropout)
     else:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
         adapter = find_adapter(config)
+        source = config if adapter is None else adapter.base
         model, report = load_from_source(
             AutoModelForCausalLM.from_pretrained,
-            config if adapter is None else adapter.base,
+            source,
+            config=without_generation_settings(load_from_source(AutoConfig.from_pretrained, source)),
+            # In the place of the model's own, which is then not read.
+            generation_config=GenerationConfig(),
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -64,11 +71,31 @@ def build_model(config: ModelConfig, tokenizer: ChatTokenizer, *, seed: int = 42
 
 
 def end_at_turn(model: Any, tokenizer: ChatTokenizer) -> None:
-    """Make the end of turn the end of a generated text, whatever tool generates it."""
-    model.generation_config.eos_token_id = sorted(tokenizer.stop_ids)
-    model.generation_config.pad_token_id = tokenizer.pad_id
+    """Make the end of turn the end of a generated text, whatever tool generates it.
+
+    The model's generation config has special tokens and nothing else.
+    """
+    from transformers import GenerationConfig
+
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.hf.bos_token_id,
+        eos_token_id=sorted(tokenizer.stop_ids),
+        pad_token_id=tokenizer.pad_id,
+    )
     model.config.eos_token_id = tokenizer.end_of_turn_id
     model.config.pad_token_id = tokenizer.pad_id
+
+
+def require_savable(model: Any, source: ModelConfig) -> None:
+    """Raise ModelError if transformers would refuse to save a model's configs, as at the first checkpoint."""
+    with TemporaryDirectory(prefix="dialogkit-configs-") as folder, suppress(OSError):
+        try:
+            model.config.save_pretrained(folder)
+            model.generation_config.save_pretrained(folder)
+        except OSError:  # about this disk, and not about the model
+            raise
+        except Exception as error:
+            raise unusable(source.source or source.name, error) from None
 
 
 def context_length(model: Any) -> int:

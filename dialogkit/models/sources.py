@@ -13,7 +13,7 @@ from dialogkit.errors import ModelError, UnavailableError
 from dialogkit.network import hub_reachable
 
 
-def load_from_source(loader: Callable[..., Any], config: ModelConfig, **options: Any) -> Any:
+def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **options: Any) -> Any:
     """Call a `from_pretrained` for the source of a model; remote code is never run.
 
     Raises: ModelError if the source is not usable; UnavailableError if it lies on an unreachable hub and is

@@ -10,13 +10,15 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import Message, check_dialog
 from dialogkit.errors import ConfigError, DataError, DialogKitError, StorageError, did_you_mean
 from dialogkit.services.alone import alone
-from dialogkit.services.generate import ReplyResult, StreamSink, reply_results
+from dialogkit.services.generate import ReplyResult, StreamSink, reply_results, sampling_of
 from dialogkit.services.models import DEFAULT_OUTPUT, resolve_model
 
 if TYPE_CHECKING:
     from dialogkit.models.tokenizer import ChatTokenizer
 
-SETTINGS = tuple(name for name in GenerateConfig.model_fields if name != "test_prompts")
+SETTINGS = tuple(
+    name for name in GenerateConfig.model_fields if name not in ("test_prompts", "use_model_settings")
+)
 
 
 class Saved(NamedTuple):
@@ -73,6 +75,7 @@ class Chat:
         messages: the dialog so far, the system text included.
         left_out: turns at its beginning that the last reply could not see, for want of context.
         config: how replies are sampled.
+        notes: what was used of the model's own settings, where that was asked for.
     """
 
     @alone()
@@ -87,12 +90,14 @@ class Chat:
     ) -> None:
         """Load a model. Raises: ModelError, UnavailableError."""
         loadable = resolve_model(None if model is None else str(model), output=output)
+        (self.config,), self.notes = sampling_of(
+            [loadable], config or GenerateConfig(), command="chat", output=output
+        )
         from dialogkit.inference.session import Conversation
         from dialogkit.services.loading import load_for_inference
 
         loaded = load_for_inference(loadable, device=device)
         self.name = loaded.name
-        self.config = config or GenerateConfig()
         self.messages: list[Message] = []
         self.left_out = 0
         self._attempt = 0

@@ -7,10 +7,12 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from dialogkit.config.data import DataConfig
+from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.problems import list_problems
 from dialogkit.data.sources import NAMED, find_source, looks_like_file
 from dialogkit.errors import ConfigError, DataError
 from dialogkit.services.alone import alone
+from dialogkit.services.generate import sampling_of
 from dialogkit.services.keeping import Keeper, KeptRow, TrackedRow, require_mode
 from dialogkit.services.measuring import EvaluateRow, ProgressSink, measure
 from dialogkit.services.models import DEFAULT_OUTPUT, Loadable, resolve_model
@@ -44,6 +46,7 @@ def evaluate(
     batch_size: int = 8,
     quick: bool = False,
     tasks: str | Sequence[str] = (),
+    use_model_settings: bool = False,
     wandb: str | None = None,
     output: str | Path = DEFAULT_OUTPUT,
     device: str = "auto",
@@ -63,6 +66,7 @@ def evaluate(
         batch_size: dialogs at once; the figures do not depend on it.
         quick: only how well the answers are predicted: no replies, no anchors.
         tasks: tasks of the lm-evaluation-harness, by name or file; `samples` limits their questions as well.
+        use_model_settings: sample replies with the settings that come with each model; tasks keep their own.
         wandb: W&B mode: auto, online, offline or disabled; None is that of the run. One that was trained without
             W&B stays without it.
         output: folder of models and runs.
@@ -77,6 +81,8 @@ def evaluate(
     if model is not None:
         names = [str(model)] if isinstance(model, str | Path) else [str(name) for name in model]
     chosen = [resolve_model(name, output=output) for name in names]
+    asked = GenerateConfig(use_model_settings=use_model_settings)
+    sampling, notes = sampling_of(chosen, asked, command="evaluate", output=output)
     datasets = [_dataset_of(loadable, dataset, whole=whole) for loadable in chosen]
     for config in datasets:
         if not config.streaming:
@@ -104,9 +110,12 @@ def evaluate(
             batch_size=batch_size,
             quick=quick,
             own_data=dataset is None,
+            sampling=sampling[number],
             device=device,
             told=told,
         )
+        if notes:
+            row = row.model_copy(update={"model_settings": notes[number]})
         if suite is not None:
             row = row.model_copy(update={"tasks": _ask(suite, loadable, samples, batch_size, device, told)})
             keeper.tasks(row.tasks)

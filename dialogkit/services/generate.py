@@ -1,16 +1,17 @@
 """Replies to prompts, by one model or several side by side."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import computed_field
+from pydantic import Field, computed_field
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError
 from dialogkit.services.alone import alone
-from dialogkit.services.models import DEFAULT_OUTPUT, resolve_model
+from dialogkit.services.models import DEFAULT_OUTPUT, Loadable, output_option, resolve_model
 from dialogkit.services.result import Result
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class GenerateResult(Result):
     """Replies, prompt by prompt in each model."""
 
     replies: list[ReplyResult]
+    notes: list[str] = Field(default_factory=list)
+    """What was used of each model's own settings, where that was asked for."""
 
     @property
     def text(self) -> str:
@@ -108,13 +111,14 @@ def generate(
         raise ConfigError("a prompt is empty", hint=f'{words} --prompt "Hello!"')
     # All names are looked up first: a typing error in the last must not cost the loading of the others.
     chosen = [resolve_model(name, output=output) for name in names]
+    settings, notes = sampling_of(chosen, config, command="generate", output=output)
 
     from dialogkit.inference.session import generate_replies
     from dialogkit.services.loading import load_for_inference
 
     start = [Message("system", system)] if system else []
     replies = []
-    for loadable in chosen:
+    for loadable, config in zip(chosen, settings, strict=True):
         loaded = load_for_inference(loadable, device=device)
         made = generate_replies(
             loaded.model,
@@ -126,7 +130,28 @@ def generate(
             on_text=on_text,
         )
         replies += reply_results(loaded.name, texts, made)
-    return GenerateResult(replies=replies)
+    return GenerateResult(replies=replies, notes=notes)
+
+
+def sampling_of(
+    models: Sequence[Loadable], config: GenerateConfig, *, command: str, output: str | Path
+) -> tuple[list[GenerateConfig], list[str]]:
+    """Return the sampling settings of each model, and what was used of its own ones where `config` asks for them.
+
+    Raises: ModelError, with the command without them, if they cannot be read or are out of range.
+    """
+    if not config.use_model_settings:
+        return [config] * len(models), []
+    from dialogkit.models.generation import choose_settings
+
+    settings, notes = [], []
+    for loadable in models:
+        typed = loadable.known_as if loadable.run else loadable.model.source or loadable.name
+        hint = f"dialogkit {command} {shlex.quote(typed)}{output_option(output)}"
+        chosen = choose_settings(config, loadable.model, hint=hint)
+        settings.append(chosen.config)
+        notes.append(f"{loadable.known_as}: {chosen.note}")
+    return settings, notes
 
 
 def reply_results(

@@ -242,8 +242,8 @@ class Talk(NamedTuple):
     replies: list[dict[str, Any]]
 
 
-def talk(subject: Subject, pairs: Sequence[Exchange]) -> Talk:
-    """Let a model answer prompts in one batch, with the settings that `generate` has, and measure its replies."""
+def talk(subject: Subject, pairs: Sequence[Exchange], config: GenerateConfig | None = None) -> Talk:
+    """Let a model answer prompts in one batch and measure its replies; without `config` as `generate` would."""
     from dialogkit.engine.attention import plain_attention
     from dialogkit.inference.metrics import ReplyFigures, Spoken
     from dialogkit.inference.session import continue_prompts
@@ -254,7 +254,7 @@ def talk(subject: Subject, pairs: Sequence[Exchange]) -> Talk:
             subject.model,
             subject.tokenizer,
             [pair.prompt_ids for pair in pairs],
-            GenerateConfig(),
+            config or GenerateConfig(),
             context=subject.context,
             device=subject.device,
             batch_size=len(pairs),

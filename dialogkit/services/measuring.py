@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import Field
 
 from dialogkit.config.data import DataConfig
+from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.load import load_changed
 from dialogkit.errors import DialogKitError
 from dialogkit.services.judging import (
@@ -102,6 +103,8 @@ class EvaluateRow(Result):
     worst: list[WorstRow] = Field(default_factory=list)
     remarks: list[str] = Field(default_factory=list)
     """What is wrong with the model, in words."""
+    model_settings: str | None = None
+    """What its replies owe to settings that came with the model, where that was asked for."""
     tasks: list[TaskRow] = Field(default_factory=list)
 
     def figures(self) -> dict[str, float]:
@@ -147,12 +150,13 @@ def measure(
     batch_size: int,
     quick: bool,
     own_data: bool,
+    sampling: GenerateConfig,
     device: str,
     told: ProgressSink,
 ) -> Measured:
     """Return what a model is like on dialogs; see `evaluate` for the arguments.
 
-    `own_data` tells that they are of the dataset that it was trained on.
+    `own_data` tells that they are of the dataset that it was trained on; `sampling` is for its replies.
     """
     from dialogkit.config.paths import cache_dir
     from dialogkit.data.prepare import prepare_data
@@ -192,7 +196,7 @@ def measure(
     start = _untrained(loadable, subject)
     per_model = len(dialogs) + 2 * len(pairs[:GAIN_DIALOGS]) + CANDIDATES * len(pairs[:RANKED_DIALOGS]) + REPLIES
     work = _Work(told, per_model * (1 if start is None else 2) + (len(knows) if knows is not None else 0))
-    row, replies = _in_full(subject, dialogs, pairs, common, batch_size=batch_size, work=work)
+    row, replies = _in_full(subject, dialogs, pairs, common, sampling=sampling, batch_size=batch_size, work=work)
     beside: list[EvaluateRow] = []
     unigram = unigram_likelihood(
         data.train if len(data.train) else dialogs,
@@ -207,7 +211,7 @@ def measure(
         row = row.model_copy(update={"trained_bits_per_byte": bits})
     if start is not None:
         work.of = "untrained, "
-        anchor, _ = _in_full(start, dialogs, pairs, common, batch_size=batch_size, work=work)
+        anchor, _ = _in_full(start, dialogs, pairs, common, sampling=sampling, batch_size=batch_size, work=work)
         cleared: dict[str, Any] = {"anchor": "untrained", "slices": [], "scarce": {}, "worst": []}
         # It is of one size with the model, whose speed is its own.
         cleared |= dict.fromkeys(("first_token_s", "reply_tokens_per_s", "peak_memory_bytes"))
@@ -244,6 +248,7 @@ def _in_full(
     pairs: "Sequence[Exchange]",
     common: dict[str, Any],
     *,
+    sampling: GenerateConfig,
     batch_size: int,
     work: _Work,
 ) -> tuple[EvaluateRow, list[dict[str, Any]]]:
@@ -270,7 +275,7 @@ def _in_full(
         if ranked[1]:
             bounds["hits_at_1"] = ranked[1]
     work.begin("answering prompts")
-    talked = talk(subject, pairs[:REPLIES])
+    talked = talk(subject, pairs[:REPLIES], sampling)
     work(REPLIES)
     row = EvaluateRow(
         **common,

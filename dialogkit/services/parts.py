@@ -39,14 +39,17 @@ class Parts:
         from dialogkit.engine import processes
         from dialogkit.engine.arguments import resolve_schedule
         from dialogkit.models.build import context_length
+        from dialogkit.models.generation import choose_settings
         from dialogkit.models.tokenizer import load_tokenizer
 
-        self.config, self.runtime = config, runtime
         config.train.require_even(processes.count())
         built = None
         context = config.model.context
         self.data: PreparedData | StreamedData
         with processes.first_goes_first():  # the others find in caches what it fetches and prepares
+            chosen = choose_settings(config.generate, config.model, hint="--set generate.use_model_settings=false")
+            config = config.model_copy(update={"generate": chosen.config})
+            self.config, self.runtime, self._settings_note = config, runtime, chosen.note
             self.tokenizer: ChatTokenizer = load_tokenizer(config.model)
             if context is None or not config.model.from_scratch:
                 built = self._build()
@@ -80,10 +83,12 @@ class Parts:
 
     def _build(self) -> Any:
         from dialogkit.models.adapters import add_adapter
-        from dialogkit.models.build import build_model
+        from dialogkit.models.build import build_model, require_savable
 
         model, train = self.config.model, self.config.train
         built = build_model(model, self.tokenizer, seed=train.seed, dropout=train.dropout)
+        if not model.from_scratch:
+            require_savable(built, model)
         if train.method == "lora":
             add_adapter(built, train, model)
         return built
@@ -449,7 +454,7 @@ class Parts:
         from dialogkit.engine.runtime import emulates_bf16
         from dialogkit.models.build import has_dropout
 
-        told = []
+        told = [self._settings_note] if self._settings_note else []
         if not self.streamed and (remark := held_out_remark(len(self.data.evaluation), self.data.ledger.kept)):
             told.append(remark)
         if (dropout := self.config.train.dropout) and not has_dropout(self.model):

@@ -26,10 +26,11 @@ SURFACE = {
     "--wandb --output-dir --tag --tracker --log-model --resume --budget --from --force --fit-batch --devices "
     "--nodes --node-rank --rendezvous --max-restarts --method --no-merge --config --set --dry-run --json",
     "generate": "[model] --prompt -p --prompts-file --system --compare --max-new-tokens --temperature --top-k "
-    "--top-p --repetition-penalty --seed --no-cuda --output-dir --json",
-    "chat": "[model] --system --compare --max-new-tokens --temperature --seed --no-cuda --output-dir",
+    "--top-p --repetition-penalty --seed --use-model-settings --no-cuda --output-dir --json",
+    "chat": "[model] --system --compare --max-new-tokens --temperature --seed --use-model-settings --no-cuda "
+    "--output-dir",
     "evaluate": "[models] --dataset -d --samples -s --max-bad-rows --whole --quick --slices --worst --tasks "
-    "--batch-size --wandb --no-cuda --output-dir --json",
+    "--batch-size --use-model-settings --wandb --no-cuda --output-dir --json",
     "models list": "--output-dir --json",
     "models show": "name --output-dir --json",
     "runs list": "--output-dir --json",

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import Message
-from dialogkit.inference.session import Reply, generate_replies
+from dialogkit.inference.session import Conversation, Reply, generate_replies
+from tests.models.foreign import GENERATION_SETTINGS
 
 CONTEXT = 256
 GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0}
@@ -226,3 +227,22 @@ def test_the_repetition_penalty_keeps_a_model_from_saying_the_same_again(model: 
         for penalty in (1.0, 10.0)
     )
     assert len(set(ids_of(small, penalised.text))) > len(set(ids_of(small, plain.text)))
+
+
+def test_generation_settings_of_a_model_change_no_reply(small: Any) -> None:
+    model = small.model(seed=1, initializer_range=0.4)
+    few = GenerateConfig(max_new_tokens=3)
+
+    def talk() -> list[Any]:
+        conversation = Conversation(model, small.tokenizer, context=CONTEXT, device="cpu")
+        turns = [Message("user", "Hello!")]
+        first = conversation.reply(turns, few)
+        turns += [Message("assistant", first.text), Message("user", "And you?")]
+        return [*replies(model, small, PROMPTS[:2], max_new_tokens=3), first, conversation.reply(turns, few)]
+
+    plain, own = talk(), model.generation_config
+    for brought in GENERATION_SETTINGS:
+        model.generation_config = held = copy.deepcopy(own)
+        vars(held).update(brought)
+        assert talk() == plain, brought
+        assert model.generation_config is held

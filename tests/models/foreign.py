@@ -116,3 +116,37 @@ def save(hf: Any, folder: Path) -> Path:
     """Write a tokenizer as other projects do, and return its folder."""
     hf.save_pretrained(str(folder))
     return folder
+
+
+SOME = list(range(100, 300))
+
+GENERATION_SETTINGS: list[dict[str, Any]] = [
+    {"num_return_sequences": 2}, {"num_return_sequences": 2, "do_sample": True}, {"min_new_tokens": 11},
+    {"min_length": 60}, {"max_time": 0.0}, {"num_beams": 3}, {"num_beams": 4, "num_beam_groups": 2},
+    {"suppress_tokens": SOME}, {"begin_suppress_tokens": SOME}, {"sequence_bias": [[[150], 100.0]]},
+    {"forced_bos_token_id": 120}, {"forced_eos_token_id": 121}, {"bad_words_ids": [[i] for i in SOME]},
+    {"no_repeat_ngram_size": 1}, {"guidance_scale": 3.0}, {"typical_p": 0.1}, {"min_p": 0.9}, {"top_h": 0.1},
+    {"watermarking_config": {"bias": 50.0}}, {"epsilon_cutoff": 0.5}, {"eta_cutoff": 0.9},
+    {"encoder_repetition_penalty": 3.0}, {"encoder_no_repeat_ngram_size": 1}, {"renormalize_logits": True},
+    {"exponential_decay_length_penalty": [1, 50.0]}, {"length_penalty": 5.0}, {"early_stopping": True},
+    {"max_new_tokens": 1}, {"max_length": 3}, {"temperature": 0.0}, {"temperature": 0.9, "top_p": 0.6},
+    {"temperature": "hot"}, {"top_k": -5}, {"repetition_penalty": -1.0}, {"eos_token_id": SOME},
+    # Those that end in an error of transformers.
+    {"stop_strings": ["e"]}, {"prompt_lookup_num_tokens": 3}, {"dola_layers": "high"}, {"constraints": ["x"]},
+    {"force_words_ids": [[120]]}, {"token_healing": True}, {"cache_implementation": "static"},
+    {"cache_implementation": "quantized"}, {"cache_implementation": "offloaded"}, {"use_cache": False},
+    {"cache_implementation": "unknown"}, {"penalty_alpha": 0.6, "top_k": 4}, {"assistant_early_exit": 1},
+    {"use_mtp": True}, {"speculation_type": "dflash"}, {"is_assistant": True}, {"early_stopping": 7},
+    {"return_dict_in_generate": True}, {"output_scores": True}, {"output_attentions": True},
+    {"output_hidden_states": True}, {"output_logits": True}, {"compile_config": {"fullgraph": True}},
+    {"watermarking_config": {"unknown": 1}}, {"suppress_tokens": 5}, {"min_new_tokens": "many"},
+    {"max_time": "soon"}, {"pad_token_id": -7}, {"prefill_chunk_size": 2}, {"low_memory": True},
+    {"continuous_batching_config": {}}, {"of_a_later_release": [1]}, {"_from_model_config": True, "num_beams": 2},
+]  # fmt: skip
+"""Generation settings of a model that change replies, end in an error, or cannot be saved."""
+
+FILE_ONLY: list[dict[str, Any]] = [
+    {"bos_token_id": "x"}, {"validate": 1}, {"to_dict": 1}, {"update": 1}, {"logits_processor": [1]},
+    {"assistant_model": "x/y"}, {"streamer": 1}, {"custom_generate": "x/y", "trust_remote_code": True},
+]  # fmt: skip
+"""Further ones, of a generation_config.json alone."""

@@ -1,6 +1,8 @@
 """Pretrained models train by their names from the hub's cache, without a network, and keep their chat format."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,16 @@ import pytest
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.load import load_run_config
 from dialogkit.dialog import plain_format, turns_format
-from dialogkit.errors import UnavailableError
+from dialogkit.errors import ModelError, UnavailableError
+from dialogkit.services.chat import Chat
+from dialogkit.services.evaluate import evaluate
 from dialogkit.services.generate import generate
-from dialogkit.services.train import train
+from dialogkit.services.train import resume, train
 from dialogkit.services.training import TrainResult
 from dialogkit.tracking.rundir import RunDir
-from tests.conftest import SMALL, Finished, run_process
+from tests.conftest import SMALL, Finished, Trained, run_process
 from tests.hub import write_gpt2
+from tests.invariants.test_resume import KillAt, Killed
 from tests.models.foreign import INST, chatml, sentencepiece_like
 
 END = "<|endoftext|>"
@@ -118,3 +123,168 @@ def test_a_model_folder_keeps_the_chat_template_that_it_brings(tokenizer: Any) -
     ours = [reply.reply for reply in generate(None, prompts, config=greedy).replies]
     assert ours == [turn["content"].strip() for turn in theirs]
     assert all(ours)
+
+
+# Generation settings that a base brings
+
+
+ODD_BASES: dict[str, tuple[str, Any, str]] = {
+    "no sampling": (
+        "generation_config.json",
+        {"temperature": 0.9, "top_p": 0.6, "max_length": 20},
+        "not used from generation_config.json: temperature, top_p, max_length",
+    ),
+    "beams": (
+        "generation_config.json",
+        {"num_beams": 3, "stop_strings": ["a"], "min_new_tokens": 5, "cache_implementation": "static"},
+        "not used from generation_config.json: num_beams, stop_strings, min_new_tokens, cache_implementation",
+    ),
+    "legacy": (
+        "config.json",
+        {"temperature": 0.5, "num_beams": 4, "cache_implementation": "unknown", "output_hidden_states": True},
+        "not used from config.json: temperature, num_beams, cache_implementation",
+    ),
+    "a list": ("generation_config.json", [], "generation_config.json holds no JSON object and is not used"),
+}
+
+
+@pytest.fixture(scope="module")
+def plain_base(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder without generation settings."""
+    folder = tmp_path_factory.mktemp("base") / "base"
+    shutil.copytree(trained.result.model_dir, folder)
+    (folder / "generation_config.json").unlink()
+    return folder
+
+
+def copy_with(plain_base: Path, file: str = "config.json", settings: Any = None) -> Path:
+    """Return a copy of the base in this folder that brings generation settings."""
+    folder = Path("base")
+    shutil.copytree(plain_base, folder)
+    old = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    (folder / file).write_text(json.dumps({**old, **settings} if isinstance(settings, dict) else settings))
+    return folder
+
+
+def config_of(base: Path, run: str, **more: Any) -> Any:
+    settings = {name: value for name, value in SMALL.items() if not name.startswith("model.")}
+    return load_run_config(str(base), overrides={**settings, "train.eval_every_steps": 2, "name": run, **more})
+
+
+def spoken(result: TrainResult) -> list[tuple[str, int, str]]:
+    return [(reply.reply, reply.tokens, reply.stop_reason) for reply in result.replies]
+
+
+@pytest.fixture(scope="module")
+def from_plain(plain_base: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A training from the base without generation settings."""
+    output = tmp_path_factory.mktemp("from-plain")
+    return train(config_of(plain_base, "plain", **{"runtime.output_dir": str(output)}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "killed"), [("no sampling", True), ("beams", False), ("legacy", False), ("a list", False)]
+)
+def test_a_base_with_odd_generation_settings_trains_and_is_published_as_one_without(
+    kind: str, killed: bool, plain_base: Path, from_plain: TrainResult
+) -> None:
+    file, settings, note = ODD_BASES[kind]
+    config = config_of(copy_with(plain_base, file, settings), "odd")
+    if killed:
+        with pytest.raises(Killed):
+            train(config, reporter=KillAt(3))
+    result = resume(RunDir(Path("models/runs/odd"))) if killed else train(config)
+    assert result is not None
+    run = Path(result.run_dir)
+    told = [line for line in (run / "console.log").read_text().splitlines() if line.endswith(note)]
+    assert len(told) == (2 if killed else 1)
+    for folder in (run / "checkpoint-2", run / "checkpoint-4", Path(result.published_dir)):
+        for name in ("config.json", "generation_config.json"):
+            plain = Path(from_plain.run_dir) / folder.name if folder.parent == run else Path(from_plain.model_dir)
+            assert (folder / name).read_bytes() == (plain / name).read_bytes()
+    same = (Path(found.model_dir, "model.safetensors").read_bytes() for found in (result, from_plain))
+    assert next(same) == next(same)
+    assert spoken(result) == spoken(from_plain)
+    assert generate("odd", "Hello!").text == generate(from_plain.model_dir, "Hello!").text
+
+
+def test_an_adapter_of_such_a_base_trains_and_replies(plain_base: Path) -> None:
+    base = copy_with(plain_base, *ODD_BASES["no sampling"][:2])
+    result = train(config_of(base, "adapted", **{"train.method": "lora", "train.merge": False}))
+    left = json.loads((Path(result.model_dir) / "generation_config.json").read_text())
+    assert left.keys() == {"eos_token_id", "pad_token_id", "transformers_version"}
+    held = "not used from generation_config.json: temperature, top_p, max_length"
+    assert held in (Path(result.run_dir) / "console.log").read_text()
+    assert generate("adapted", "Hello!").replies[0].tokens > 0
+
+
+def test_figures_do_not_depend_on_generation_settings(plain_base: Path) -> None:
+    steering = {"num_beams": 2, "min_new_tokens": 40, "suppress_tokens": list(range(300)), "max_time": 0.0}
+    odd = copy_with(plain_base, "generation_config.json", steering)
+    rows = evaluate([str(plain_base), str(odd)], dataset="starter", samples=3, device="cpu").rows
+    timed = {"model", "first_token_s", "reply_tokens_per_s", "peak_memory_bytes"}
+    first, second = (row.model_dump(exclude=timed) for row in rows)
+    assert first["chrf"] is not None
+    assert first == second
+
+
+def test_generation_settings_that_are_asked_for_are_those_of_the_base_also_after_a_resume(
+    plain_base: Path,
+) -> None:
+    own = {"do_sample": True, "temperature": 1.5, "top_k": 0, "num_beams": 2}
+    base = copy_with(plain_base, "generation_config.json", own)
+    asked = {"generate.use_model_settings": True, "generate.seed": 3}
+    with pytest.raises(Killed):
+        train(config_of(base, "stopped", **asked), reporter=KillAt(3))
+    resumed = resume(RunDir(Path("models/runs/stopped")))
+    assert resumed is not None
+    by_hand = {"generate.temperature": 1.5, "generate.top_k": 0, "generate.seed": 3}
+    assert spoken(resumed) == spoken(train(config_of(base, "by-hand", **by_hand)))
+    note = "used from generation_config.json: do_sample true, temperature 1.5, top_k 0; not used: num_beams"
+    assert note in (Path(resumed.run_dir) / "console.log").read_text()
+    (base / "generation_config.json").write_text('{"temperature": 50}')
+    with pytest.raises(ModelError, match="temperature: must be less than or equal to 10") as told:
+        train(config_of(base, "refused", **asked))
+    assert told.value.hint == "--set generate.use_model_settings=false"
+    assert not Path("models/runs/refused").exists()
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_settings_of_the_model_take_effect_by_an_option(
+    command: str, plain_base: Path, dialogkit: Callable[..., Finished]
+) -> None:
+    own = {"do_sample": True, "temperature": 2.0, "top_p": 1.0, "num_beams": 2}
+    copy_with(plain_base, "generation_config.json", own)
+    few = (
+        ["--prompt", "Hello!", "--max-new-tokens", "8"] if command == "generate" else ["-d", "starter", "-s", "2"]
+    )
+    words = [command, "base", *few, "--no-cuda", "--json"]
+    alone, asked = dialogkit(*words), dialogkit(*words, "--use-model-settings")
+    note = (
+        "base: used from generation_config.json: do_sample true, temperature 2.0, top_p 1.0; not used: num_beams"
+    )
+    assert (alone.code, asked.code) == (0, 0)
+    assert (note in alone.err, note in asked.err) == (False, True)
+    if command == "generate":
+        by_hand = dialogkit(*words, "--temperature", "2", "--top-p", "1").json["data"]["replies"][0]["reply"]
+        assert asked.json["data"]["replies"][0]["reply"] == by_hand != alone.json["data"]["replies"][0]["reply"]
+        cooler = dialogkit(*words, "--use-model-settings", "--temperature", "0.7", "--top-p", "0.95")
+        assert cooler.json["data"]["replies"][0]["reply"] == alone.json["data"]["replies"][0]["reply"]
+        assert asked.json["data"]["notes"] == [note]
+    else:
+        rows = [done.json["data"]["rows"][0] for done in (alone, asked)]
+        assert [row["model_settings"] for row in rows] == [None, note]
+        assert rows[0]["nats_per_token"] == rows[1]["nats_per_token"]
+        assert rows[0]["chrf"] != rows[1]["chrf"]
+        quick = dialogkit("evaluate", "base", "--quick", "--use-model-settings")
+        assert (quick.code, quick.err.splitlines()[1]) == (2, "try: dialogkit evaluate base --use-model-settings")
+
+
+def test_a_chat_takes_the_settings_of_the_model_where_it_is_asked_to(plain_base: Path) -> None:
+    copy_with(plain_base, "generation_config.json", {"do_sample": False, "top_k": 3})
+    chat = Chat("base", config=GenerateConfig(use_model_settings=True, top_k=9))
+    assert (chat.get("temperature"), chat.get("top_k"), chat.get("top_p")) == (0.0, 9, 0.95)
+    assert chat.notes == ["base: used from generation_config.json: do_sample false; not used: top_k"]
+    chat.set("temperature", "0.5")
+    assert (chat.get("temperature"), chat.get("top_k")) == (0.5, 9)
+    assert Chat("base").notes == []

@@ -1,0 +1,192 @@
+"""The generation settings that come with a model, which nothing obeys unless the user asks for it.
+
+Transformers fills every setting that a caller leaves unset from the model's own, fails at some of them, and
+refuses to save others. Loaded models therefore have none; here they are read for those who want them.
+"""
+
+import json
+import os
+import stat
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from dialogkit.config.generate import GenerateConfig
+from dialogkit.config.model import ModelConfig
+from dialogkit.config.problems import list_problems
+from dialogkit.errors import ModelError
+from dialogkit.models.adapters import _fetch, find_adapter
+from dialogkit.models.sources import find_gguf
+
+GENERATION_CONFIG = "generation_config.json"
+_LEGACY = "config.json"
+_MAX_BYTES = 1_000_000
+_NAMED = 12
+"""Settings that a note names; of more it gives the number."""
+
+_EQUIVALENT = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
+"""Settings that mean the same there and here."""
+_NO_STEERING = frozenset(
+    {
+        "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version",
+        "use_cache", "_from_model_config", "_commit_hash",
+    }
+)  # fmt: skip
+"""What says nothing about how replies are sampled: the token ids come from the tokenizer."""
+
+
+@dataclass(frozen=True)
+class BroughtSettings:
+    """Generation settings that come with a model.
+
+    Attributes:
+        file: name of the file that they are in.
+        values: by the names of transformers, unchecked.
+        problem: why the file cannot be used; None where it can.
+    """
+
+    file: str = GENERATION_CONFIG
+    values: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+
+class ChosenSettings(NamedTuple):
+    """How replies of a model are sampled.
+
+    Attributes:
+        config: the settings.
+        note: one sentence on what is used of the model's own settings and what is not; None if it brings none.
+    """
+
+    config: GenerateConfig
+    note: str | None
+
+
+def without_generation_settings(config: Any) -> Any:
+    """Return a transformers config, changed in place, whose model generates and returns what its caller asks for.
+
+    Old models keep generation settings in their config.json. Fields that a config class declares stay, since they
+    describe the model.
+    """
+    from transformers import GenerationConfig
+
+    for part in (config, config.get_text_config(decoder=True)):
+        declared = {entry.name for entry in fields(part)}
+        for name in {*vars(GenerationConfig()), "task_specific_params"} - declared - _NO_STEERING:
+            part.__dict__.pop(name, None)
+        part.output_attentions, part.output_hidden_states, part.return_dict = False, False, True
+    return config
+
+
+def read_brought(model: ModelConfig) -> BroughtSettings:
+    """Return the generation settings in the files of a model; of an adapter without any, those of its base.
+
+    Raises: ModelError for an adapter that cannot be used.
+    """
+    if model.from_scratch:
+        return BroughtSettings()
+    adapter = find_adapter(model)
+    for source in (model,) if adapter is None else (model, adapter.base):
+        if find_gguf(source) is not None:
+            continue
+        if (path := _find(source, GENERATION_CONFIG)) is not None:
+            return _read(path)
+        if (path := _find(source, _LEGACY)) is not None and (values := _legacy(_read(path).values)):
+            return BroughtSettings(_LEGACY, values)
+    return BroughtSettings()
+
+
+def choose_settings(config: GenerateConfig, model: ModelConfig, *, hint: str) -> ChosenSettings:
+    """Return the settings for the replies of a model.
+
+    With `use_model_settings` the model's own take the place of those that the user has not set, as far as they
+    have an equivalent. Without, they are only named.
+
+    Args:
+        config: what the user has set.
+        model: the model.
+        hint: what to type where its settings cannot be used.
+
+    Raises: ModelError if settings are asked for that cannot be read or are out of range.
+    """
+    brought = read_brought(model)
+    if not config.use_model_settings:
+        unused = [brought.problem] if brought.problem else _unused(brought, set())
+        return ChosenSettings(config, unused[0] if brought.problem else _sentence(brought, [], unused))
+    if brought.problem:
+        raise ModelError(f"the model's own settings cannot be used: {brought.problem}", hint=hint)
+    given, values = config.model_fields_set, brought.values
+    own = {name: values[name] for name in _EQUIVALENT if values.get(name) is not None and name not in given}
+    if values.get("do_sample") is False and "temperature" not in given:
+        own["temperature"] = 0.0
+    try:
+        config = GenerateConfig.model_validate({**config.model_dump(), **own})
+    except ValidationError as error:
+        raise ModelError(
+            f"the model's own settings cannot be used: {brought.file}: {list_problems(error)[0]}", hint=hint
+        ) from None
+    used = {name for name in _EQUIVALENT if name in values and values[name] == getattr(config, name)}
+    if isinstance(values.get("do_sample"), bool) and values["do_sample"] == (config.temperature > 0):
+        used.add("do_sample")
+    told = [f"{name} {json.dumps(values[name])}" for name in values if name in used]
+    note = _sentence(brought, told, _unused(brought, used))
+    return ChosenSettings(config, note or "the model brings no generation settings of its own")
+
+
+def _unused(brought: BroughtSettings, used: set[str]) -> list[str]:
+    """Return the names of the settings that are not used, those left out that are off anyway."""
+    return [
+        _printable(name)
+        for name, value in brought.values.items()
+        if name not in _NO_STEERING | used and value is not None and (value is not False or name == "do_sample")
+    ]
+
+
+def _sentence(brought: BroughtSettings, used: list[str], unused: list[str]) -> str | None:
+    if len(unused) > _NAMED:
+        unused = [*unused[:_NAMED], f"and {len(unused) - _NAMED} more"]
+    if used:
+        rest = f"; not used: {', '.join(unused)}" if unused else ""
+        return f"used from {brought.file}: {', '.join(used)}{rest}"
+    return f"not used from {brought.file}: {', '.join(unused)}" if unused else None
+
+
+def _printable(name: str) -> str:
+    return name if name.isidentifier() and len(name) <= 40 else ascii(name[:40])
+
+
+def _find(source: ModelConfig, file: str) -> Path | None:
+    folder = os.path.expanduser(source.source or "")
+    if not os.path.exists(folder):
+        return _fetch(source, file)
+    path = Path(folder) / file
+    return path if os.path.lexists(path) else None
+
+
+def _read(path: Path) -> BroughtSettings:
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            return BroughtSettings(path.name, problem=f"{path.name} is no regular file and is not used")
+        if info.st_size > _MAX_BYTES:
+            told = f"{path.name} is not used: it is larger than {_MAX_BYTES:,} bytes"
+            return BroughtSettings(path.name, problem=told)
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        return BroughtSettings(path.name, problem=f"{path.name} cannot be read and is not used: {reason}")
+    except (ValueError, RecursionError):
+        return BroughtSettings(path.name, problem=f"{path.name} is not valid JSON and is not used")
+    if not isinstance(values, dict):
+        return BroughtSettings(path.name, problem=f"{path.name} holds no JSON object and is not used")
+    return BroughtSettings(path.name, values)
+
+
+def _legacy(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the generation settings among those of a model's config."""
+    from transformers import GenerationConfig
+
+    names = set(vars(GenerationConfig())) - _NO_STEERING - {"output_attentions", "output_hidden_states"}
+    return {name: value for name, value in config.items() if name in names and value is not None}
