@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,8 @@ from dialogkit.dialog import (
 )
 from dialogkit.errors import ConfigError, DataError, ModelError
 from dialogkit.models.adapters import tokenizer_source
+from dialogkit.models.folder import require_sound
+from dialogkit.models.limits import panics_raised, time_limit
 from dialogkit.models.sources import find_gguf, load_from_source, unusable
 
 SHIPPED_TOKENIZER = Path(__file__).parent / "shipped_tokenizer"
@@ -75,6 +76,11 @@ class ChatTokenizer:
         return len(self.hf)
 
     @property
+    def largest_id(self) -> int:
+        """The largest id, which is beyond the number of ids where some are left out."""
+        return max(self._ids.values(), default=-1)
+
+    @property
     def end_of_turn_id(self) -> int:
         """The id that ends an answer."""
         return self._ids[self._format.end_of_turn]
@@ -106,7 +112,8 @@ class ChatTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens left out, without surrounding white space."""
-        return str(self.hf.decode(list(ids), skip_special_tokens=True)).strip()
+        with _own_rules("decode"):
+            return str(self.hf.decode(list(ids), skip_special_tokens=True)).strip()
 
     def prompt_text(self, ids: Sequence[int]) -> str:
         """Return what is said before a first answer: the user's text, behind the system's in parentheses.
@@ -159,8 +166,9 @@ class ChatTokenizer:
         """
         token = self._format.end_of_turn
         pieces = ("Hi there. ", token, " Hi there.\n", "Hi there.")
-        alone = [self._backend.encode(piece, add_special_tokens=False).ids for piece in pieces]
-        joint = self._backend.encode("".join(pieces), add_special_tokens=False).ids
+        with _own_rules("encode"):
+            alone = [self._backend.encode(piece, add_special_tokens=False).ids for piece in pieces]
+            joint = self._backend.encode("".join(pieces), add_special_tokens=False).ids
         return alone[1] == [self._ids[token]] and joint == [i for ids in alone for i in ids]
 
     def _encode(self, dialogs: Sequence[Sequence[Span]]) -> list[Encoded]:
@@ -169,7 +177,8 @@ class ChatTokenizer:
         texts = [p.text for spans in dialogs for span in spans for p in span.pieces if not p.special]
         self._backend.encode_special_tokens = True  # what a person typed is text, whatever it looks like
         try:
-            encoded = iter(self._backend.encode_batch_fast(texts, add_special_tokens=False))
+            with _own_rules("encode"):
+                encoded = iter(self._backend.encode_batch_fast(texts, add_special_tokens=False))
         finally:
             self._backend.encode_special_tokens = False
         result = []
@@ -197,9 +206,20 @@ class ChatTokenizer:
                 text += piece.text if piece.special else self._special.sub(_broken, piece.text)
             if span.supervised:
                 answers.append(range(start, len(text)))
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        with _own_rules("encode"):
+            encoding = self._backend.encode(text, add_special_tokens=False)
         supervised = [any(start in answer for answer in answers) for start, _ in encoding.offsets]
         return Encoded(list(encoding.ids), supervised)
+
+
+@contextmanager
+def _own_rules(task: str) -> Iterator[None]:
+    """Raise ModelError where the rules of a tokenizer, which are patterns of a stranger, fail at a text."""
+    try:
+        with panics_raised():
+            yield
+    except ValueError as error:
+        raise ModelError(f"the tokenizer cannot {task} a text by its own rules: {error}") from None
 
 
 def _bytes_by_letter() -> dict[str, int]:
@@ -306,7 +326,7 @@ class TemplateFormat:
 
         hint = "--set model.chat_format=plain"
         try:
-            with _time_limit(TEMPLATE_SECONDS):
+            with time_limit(TEMPLATE_SECONDS):
                 text = str(
                     self._hf.apply_chat_template(
                         [message._asdict() for message in messages], tokenize=False, add_generation_prompt=reply
@@ -322,26 +342,6 @@ class TemplateFormat:
         return text
 
 
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in what takes longer, where the system has alarms and this is the main thread."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError
-
-    try:
-        before = signal.signal(signal.SIGALRM, stop)
-    except (ValueError, AttributeError):  # another thread, Windows
-        yield
-        return
-    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, left)
-        signal.signal(signal.SIGALRM, before)
-
-
 def load_tokenizer(config: ModelConfig) -> ChatTokenizer:
     """Return the tokenizer of a model with its chat format.
 
@@ -353,8 +353,10 @@ def load_tokenizer(config: ModelConfig) -> ChatTokenizer:
         folder = Path(config.tokenizer).expanduser() if config.tokenizer else SHIPPED_TOKENIZER
         if not (folder / "tokenizer.json").is_file():
             raise ModelError(f"no tokenizer.json in {str(folder)!r}", hint="dialogkit tokenizer train --help")
+        require_sound(folder)
         try:
-            hf = PreTrainedTokenizerFast.from_pretrained(str(folder))
+            with panics_raised():
+                hf = PreTrainedTokenizerFast.from_pretrained(str(folder))
         except Exception as error:
             raise unusable(str(folder), error) from None
         return with_format(hf, config)
