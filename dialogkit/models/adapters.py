@@ -145,7 +145,6 @@ def find_adapter(config: ModelConfig) -> Adapter | None:
             return None
         if next((f for kind in ("model*.safetensors", "pytorch_model*.bin") for f in path.glob(kind)), None):
             raise ModelError(f"{source!r} holds whole weights and an adapter: keep them in folders of their own")
-        require_sound(path)
         folder = path
     elif HUB_ID.match(source):
         fetched = _fetch(config, ADAPTER_CONFIG)
@@ -159,6 +158,7 @@ def find_adapter(config: ModelConfig) -> Adapter | None:
     else:
         return None
     settings = _read_settings(source, folder / ADAPTER_CONFIG)
+    require_sound(folder)
     return Adapter(folder, _base_of(source, config, folder, settings), settings)
 
 
@@ -191,7 +191,7 @@ def merge_into(model: Any, adapter: Adapter) -> None:
             f"the adapter {told!r} was trained on other weights than those in {adapter.base.source!r}",
             hint=f"put them back, or {_name_it(adapter.folder)}",
         )
-    require_finite(f"the weights of the adapter {told!r}", tensors.items())
+    require_finite(f"the adapter {told!r}", tensors.items())
     _merge_tensors(model, told, adapter.settings, tensors)
 
 
@@ -204,7 +204,7 @@ def require_finite(what: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> No
         least, most = torch.aminmax(tensor)  # of a NaN, both are one; takes no memory, unlike a mask
         if not (torch.isfinite(least) and torch.isfinite(most)):
             found = "NaN" if torch.isnan(least) else "infinity"
-            raise ModelError(f"{what} are damaged: {name!r} holds {found}", hint="dialogkit models list")
+            raise ModelError(f"{what} cannot be loaded: its tensor {name!r} holds {found}")
 
 
 def _merge_tensors(model: Any, told: str, settings: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:

@@ -31,6 +31,26 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
+def memory_limit(more: int) -> Iterator[None]:
+    """Raise MemoryError in what takes more than so many further bytes, where the system has such a limit."""
+    try:
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as file:
+            taken = int(file.read().split()[0]) * resource.getpagesize()
+        before = soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        bounds = [limit for limit in (taken + more, soft, hard) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
+    except (ImportError, OSError, ValueError):  # Windows, macOS
+        yield
+        return
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@contextmanager
 def panics_raised() -> Iterator[None]:
     """Raise a panic of a library in Rust as ValueError, without what Rust itself writes to stderr about it.
 

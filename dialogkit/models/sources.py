@@ -10,7 +10,7 @@ from typing import Any
 
 from dialogkit.config.model import ModelConfig
 from dialogkit.errors import ModelError, UnavailableError
-from dialogkit.models.folder import require_regular, require_sound
+from dialogkit.models.folder import require_regular, require_sound, weights_bytes
 from dialogkit.models.limits import panics_raised
 from dialogkit.network import hub_reachable
 
@@ -74,6 +74,15 @@ def require_sound_source(path: Path) -> None:
         require_sound(path)
     else:
         require_regular(path)
+
+
+def size_of(config: ModelConfig) -> int | None:
+    """Return the bytes of the weights of a source on this disk; None if it lies on the hub."""
+    local = _local(config.source or "")
+    if local is None:
+        return None
+    gguf = find_gguf(config)
+    return weights_bytes(local) if gguf is None else gguf.stat().st_size
 
 
 def _local(source: str) -> Path | None:

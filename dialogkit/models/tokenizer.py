@@ -28,7 +28,7 @@ from dialogkit.dialog import (
 from dialogkit.errors import ConfigError, DataError, ModelError
 from dialogkit.models.adapters import tokenizer_source
 from dialogkit.models.folder import require_sound
-from dialogkit.models.limits import panics_raised, time_limit
+from dialogkit.models.limits import memory_limit, panics_raised, time_limit
 from dialogkit.models.sources import find_gguf, load_from_source, unusable
 
 SHIPPED_TOKENIZER = Path(__file__).parent / "shipped_tokenizer"
@@ -49,6 +49,7 @@ class ChatTokenizer:
         """Wrap a tokenizer; with `turn_format` None it is rendered by the template that it brings."""
         self.hf = hf
         self._backend: Tokenizer = hf.backend_tokenizer
+        _require_bounded(self._backend)
         self._ids: dict[str, int] = hf.get_vocab()
         special = sorted(map(str, hf.all_special_tokens + _added_special(hf)), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
@@ -212,6 +213,33 @@ class ChatTokenizer:
         return Encoded(list(encoding.ids), supervised)
 
 
+MOST_GROWTH = 100
+
+
+def _require_bounded(backend: Tokenizer) -> None:
+    """Raise ModelError if the rules of a tokenizer can make a text more than a hundred times as long.
+
+    Rust ends the process where there is no memory for a text.
+    """
+    for part in (backend.normalizer, backend.decoder):
+        growth = 1
+        for rule in _rules(json.loads(part.__getstate__())) if part is not None else ():
+            if rule.get("type") == "Replace":
+                growth *= max(1, len(str(rule.get("content", ""))))
+        if growth > MOST_GROWTH:
+            raise ModelError(
+                f"the tokenizer replaces each match by up to {growth:,} characters, and may do so by {MOST_GROWTH}"
+            )
+
+
+def _rules(rule: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    inner = rule.get("normalizers") or rule.get("decoders")
+    if not inner:
+        yield rule
+    for part in inner or ():
+        yield from _rules(part)
+
+
 @contextmanager
 def _own_rules(task: str) -> Iterator[None]:
     """Raise ModelError where the rules of a tokenizer, which are patterns of a stranger, fail at a text."""
@@ -244,6 +272,7 @@ def _added_special(hf: Any) -> list[str]:
 _ROLE_LINE = re.compile(r"^(?:system|user)\s*\n\s*")
 
 TEMPLATE_SECONDS = 5.0
+TEMPLATE_BYTES = 2**30
 TEMPLATE_CHARACTERS = 1_000_000
 """What a template, which is a program, may take for a dialog, and make of it beyond four times what that says."""
 
@@ -326,7 +355,7 @@ class TemplateFormat:
 
         hint = "--set model.chat_format=plain"
         try:
-            with time_limit(TEMPLATE_SECONDS):
+            with time_limit(TEMPLATE_SECONDS), memory_limit(TEMPLATE_BYTES):
                 text = str(
                     self._hf.apply_chat_template(
                         [message._asdict() for message in messages], tokenize=False, add_generation_prompt=reply
@@ -336,7 +365,8 @@ class TemplateFormat:
             told = f"the model's chat template takes more than {TEMPLATE_SECONDS:g} s for a dialog"
             raise DataError(told, hint=hint) from None
         except (TemplateError, TypeError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
-            raise DataError(f"the model's chat template refuses a dialog: {error}", hint=hint) from None
+            reason = str(error) or type(error).__name__
+            raise DataError(f"the model's chat template refuses a dialog: {reason}", hint=hint) from None
         if len(text) > TEMPLATE_CHARACTERS + 4 * sum(len(message.content) for message in messages):
             raise DataError(f"the model's chat template makes {len(text):,} characters of a dialog", hint=hint)
         return text

@@ -22,7 +22,7 @@ class LoadedModel(NamedTuple):
 def load_for_inference(loadable: Loadable, *, device: str) -> LoadedModel:
     """Return the model and tokenizer of a MODEL argument.
 
-    Raises: ModelError, UnavailableError; OutOfMemoryError if there is no room for the weights.
+    Raises: ModelError; UnavailableError, also if there is no room for the weights.
     """
     from dialogkit.config.runtime import RuntimeConfig
     from dialogkit.engine.memory import free_bytes

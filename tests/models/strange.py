@@ -183,6 +183,29 @@ def tokenizer(edit: Callable[[dict[str, Any]], Any]) -> Change:
     return change
 
 
+def giant(folder: Path) -> None:
+    """Make config and weights agree on a model of 400 GB, of which nothing is on the disk."""
+    config = json.loads((folder / "config.json").read_text())
+    set_json("config.json", intermediate_size=10**9, num_hidden_layers=1)(folder)
+    path, at, described = folder / "model.safetensors", 0, {}
+    shapes: dict[str, list[int]] = {
+        "model.embed_tokens.weight": [config["vocab_size"], 32], "lm_head.weight": [config["vocab_size"], 32],
+        "model.norm.weight": [32], "model.layers.0.input_layernorm.weight": [32],
+        "model.layers.0.post_attention_layernorm.weight": [32],
+        **{f"model.layers.0.self_attn.{n}_proj.weight": [32, 32] for n in "qkvo"},
+        "model.layers.0.mlp.gate_proj.weight": [10**9, 32], "model.layers.0.mlp.up_proj.weight": [10**9, 32],
+        "model.layers.0.mlp.down_proj.weight": [32, 10**9],
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        size = 4
+        for side in shape:
+            size *= side
+        described[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    start = json.dumps(described).encode()
+    sparse(path.name, 8 + len(start) + at, struct.pack("<Q", len(start)) + start)(folder)
+
+
 def sharded(edit: Callable[[dict[str, Any]], Any]) -> Change:
     """Give the weights an index, with one thing wrong in it."""
 
@@ -362,6 +385,7 @@ def cases() -> Iterator[tuple[str, Change]]:
     yield "offsets no list", header(lambda h: first(h).update(data_offsets=5))
     yield "offsets text", header(lambda h: first(h).update(data_offsets=["a", "b"]))
     yield "offsets of three", header(lambda h: first(h).update(data_offsets=[0, 1, 2]))
+    yield "weights sparse and sound, 400 GB", giant
     yield "two tensors in one place", header(lambda h: h.update(strange=dict(first(h))))
     yield "a tensor with a long name", header(lambda h: h.update({"x" * 100_000: h.pop(next(iter(h)))}))
     yield "a tensor with a name of terminal codes", header(lambda h: h.update({"\x1b[2J": h.pop(Q)}))
@@ -401,6 +425,12 @@ def cases() -> Iterator[tuple[str, Change]]:
     }.items():  # fmt: skip
         yield f"tokenizer is {kind}", set_bytes("tokenizer.json", content)
     yield "tokenizer of 9 GB", sparse("tokenizer.json", 9 * 2**30)
+    yield "tokenizer_file elsewhere", lambda folder: (
+        os.mkfifo(folder / "pipe"), (folder / "tokenizer.json").unlink(),
+        set_json("tokenizer_config.json", tokenizer_file=str(folder / "pipe"))(folder), None
+    )[-1]  # fmt: skip
+    for number, name in enumerate(["../../x.safetensors", "/dev/zero", 5, [], "", "no-such.safetensors"]):
+        yield f"transformers_weights {number}", set_json("config.json", transformers_weights=name)
     yield "tokenizer without words", tokenizer(lambda t: t["model"].update(vocab={}, merges=[]))
     yield "tokenizer without model", tokenizer(lambda t: t.pop("model") is None)
     yield "tokenizer of no known kind", tokenizer(lambda t: t["model"].update(type="Strange"))
@@ -452,7 +482,7 @@ def cases() -> Iterator[tuple[str, Change]]:
         [
             "{% for i in range(10**9) %}{% endfor %}", "{{ 'x' * 10**9 }}", "{% include '/etc/passwd' %}",
             "{{ 1/0 }}", "{% for", "", "{{ messages[0]['content'].__class__.__mro__ }}",
-            "{{ raise_exception('no') }}",
+            "{{ raise_exception('no') }}", "{{ 'x' * 10**11 }}", "{{ 10**10**9 }}", "{{ range(10**9) | list }}",
         ]
     ):  # fmt: skip
         yield f"a chat template {number}", set_bytes("chat_template.jinja", template.encode())
