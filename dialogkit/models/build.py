@@ -152,7 +152,7 @@ def _require_buildable(config: ModelConfig, room: int | None) -> None:
         raise unusable(source, error) from None
     numbers = sum(tensor.numel() for tensor in {*laid_out.parameters(), *laid_out.buffers()})
     held = size_of(config)
-    if held is not None and numbers > 8 * held:
+    if held and numbers > 8 * held:
         raise ModelError(
             f"the config of {source!r} describes {numbers:,} parameters, and its weights have {held:,} bytes"
         )

@@ -167,8 +167,8 @@ def require_layers(folder: Path, shape: Mapping[str, Any], tensors: Tensors) -> 
 
 
 def weights_bytes(folder: Path) -> int:
-    """Return the size of the weights in a folder. Raises: ModelError as `read_tensors`."""
-    return sum(path.stat().st_size for path in _weights_files(folder))
+    """Return the size of the safetensors files in a folder; 0 without any. Raises: ModelError as `read_tensors`."""
+    return sum(path.stat().st_size for path in _weights_files(folder) if path.suffix == ".safetensors")
 
 
 def _read_by_libraries(folder: Path) -> Iterator[Path]:
