@@ -167,7 +167,7 @@ def require_layers(folder: Path, shape: Mapping[str, Any], tensors: Tensors) -> 
 
 
 def weights_bytes(folder: Path) -> int:
-    """Return the size of the safetensors files in a folder; 0 without any. Raises: ModelError as `read_tensors`."""
+    """Return the size of the safetensors files in a folder; 0 without any. Raises: ModelError."""
     return sum(path.stat().st_size for path in _weights_files(folder) if path.suffix == ".safetensors")
 
 
