@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from dialogkit.config.model import NAME_PATTERN
-from dialogkit.config.paths import configs_dir, holds_model, nearest_file
+from dialogkit.config.paths import configs_dir, holds_model, nearest_file, without_model
 from dialogkit.config.problems import known_settings, list_problems, refusal, remedy
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, ModelError, did_you_mean
@@ -214,7 +214,7 @@ def model_layer(model: str) -> tuple[str, Layer]:
             )
         return model, _with_model_name(layer, path.stem)
     if is_folder and not holds_model(path) and not any(path.glob("*.gguf")):
-        raise ModelError(f"the folder {model!r} holds no model")
+        raise ModelError(without_model(model))
     if is_folder or (is_file and path.suffix == ".gguf"):
         stem = path.parent.name if path.name == "model" else path.stem if is_file else path.name
         return f"model {model}", {"model": {"name": folder_name(stem), "source": str(path)}}

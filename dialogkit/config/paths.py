@@ -1,6 +1,7 @@
 """Where the shipped settings lie, and where caches go."""
 
 import os
+import stat
 from collections.abc import Collection
 from contextlib import suppress
 from difflib import get_close_matches
@@ -13,6 +14,8 @@ MANIFEST = "manifest.json"
 """The file that a checkpoint has once it is whole."""
 ADAPTER_CONFIG = "adapter_config.json"
 """The file in a folder that says of which model it holds an adapter."""
+
+_MARKS = ("config.json", ADAPTER_CONFIG)
 
 PARTS = "pytorch_model_fsdp_0"
 """The folder in a checkpoint that holds the parts of a sharded model, as accelerate calls it."""
@@ -32,7 +35,38 @@ def configs_dir() -> Path:
 
 def holds_model(folder: Path) -> bool:
     """Return whether a folder has a model in the format of transformers, or an adapter in that of peft."""
-    return any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
+    return any(os.path.isfile(folder / name) for name in _MARKS)
+
+
+def without_model(name: str) -> str:
+    """Return one sentence on a folder that holds no model, with the file that keeps it from being one."""
+    folder = Path(name).expanduser()
+    if (kind := file_kind(folder)) != "a folder":
+        return f"the folder {name!r} holds no model: it is {kind}"
+    for path in (folder / mark for mark in _MARKS):
+        if (kind := file_kind(path)) not in (None, "missing"):
+            return f"the folder {name!r} holds no model: {str(path)!r} is {kind}"
+    return f"the folder {name!r} holds no model"
+
+
+def file_kind(path: Path) -> str | None:
+    """Return what a path leads to in words if that is no regular file, None if it is one."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "a link to nothing" if path.is_symlink() else "missing"
+    except (OSError, ValueError) as error:  # a loop of links, no right to look, a name that can be none
+        return f"unreadable ({(getattr(error, 'strerror', None) or str(error)).lower()})"
+    if not os.access(path, os.R_OK):
+        return "unreadable (permission denied)"
+    kinds = {
+        "a folder": stat.S_ISDIR,
+        "a named pipe": stat.S_ISFIFO,
+        "a socket": stat.S_ISSOCK,
+    }
+    if stat.S_ISREG(mode):
+        return None
+    return next((name for name, is_kind in kinds.items() if is_kind(mode)), "a device")
 
 
 def files_beside(path: Path, endings: Collection[str]) -> list[Path]:

@@ -8,6 +8,7 @@ its safetensors; peft itself would load a pickle, import a module that a config 
 import json
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from importlib.util import find_spec
@@ -21,11 +22,11 @@ from dialogkit.config.model import ModelConfig
 from dialogkit.config.paths import ADAPTER_CONFIG
 from dialogkit.config.train import TrainConfig
 from dialogkit.errors import ConfigError, ModelError, UnavailableError, did_you_mean
+from dialogkit.models.folder import named, read_object, require_sound
 from dialogkit.models.sources import find_gguf, unusable
 from dialogkit.network import hub_reachable
 
 _WEIGHTS = "adapter_model.safetensors"
-_LONGEST_CONFIG = 1_000_000
 _DIGEST = "base_sha256"
 """The entry in the head of an adapter's weights that tells which base it was trained on."""
 
@@ -157,6 +158,7 @@ def find_adapter(config: ModelConfig) -> Adapter | None:
     else:
         return None
     settings = _read_settings(source, folder / ADAPTER_CONFIG)
+    require_sound(folder)
     return Adapter(folder, _base_of(source, config, folder, settings), settings)
 
 
@@ -189,7 +191,20 @@ def merge_into(model: Any, adapter: Adapter) -> None:
             f"the adapter {told!r} was trained on other weights than those in {adapter.base.source!r}",
             hint=f"put them back, or {_name_it(adapter.folder)}",
         )
+    require_finite(f"the adapter {told!r}", tensors.items())
     _merge_tensors(model, told, adapter.settings, tensors)
+
+
+@torch.no_grad()
+def require_finite(what: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Raise ModelError if weights hold NaN or infinity, from which nothing but the same can be computed."""
+    for name, tensor in tensors:
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        least, most = torch.aminmax(tensor)  # of a NaN, both are one; takes no memory, unlike a mask
+        if not (torch.isfinite(least) and torch.isfinite(most)):
+            found = "NaN" if torch.isnan(least) else "infinity"
+            raise ModelError(f"{what} cannot be loaded: its tensor {name!r} holds {found}")
 
 
 def _merge_tensors(model: Any, told: str, settings: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
@@ -260,19 +275,24 @@ def _is_targeted(layer: str, target: str) -> bool:
 def _read_settings(source: str, path: Path) -> dict[str, Any]:
     """Return an adapter's config. Raises: ModelError for what is not plain LoRA."""
     try:
-        content = path.read_bytes() if path.stat().st_size <= _LONGEST_CONFIG else b""
-        settings = json.loads(content)
-        if not isinstance(settings, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise unusable(str(path), ValueError(f"it is no readable config of an adapter ({error})")) from None
+        settings = read_object(path)
+    except ModelError as error:
+        raise ModelError(f"{error.message}: no readable config of an adapter") from None
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise ModelError(f"{source!r} is an adapter of the kind {kind!r}, and only LORA can be used")
     rank, alpha, scaled = settings.get("r"), settings.get("lora_alpha"), settings.get("use_rslora", False)
-    numbers = isinstance(rank, int) and 1 <= rank <= 65_536 and isinstance(alpha, int | float)
-    if not numbers or not isinstance(scaled, bool):
-        raise ModelError(f"the adapter {source!r} has no usable rank and alpha (r {rank!r}, lora_alpha {alpha!r})")
+    sound = (
+        isinstance(rank, int)
+        and isinstance(alpha, int | float)
+        and bool not in (type(rank), type(alpha))
+        and 1 <= rank <= 65_536
+        and -1e9 < alpha < 1e9  # NaN lies between no numbers
+    )
+    if not sound or not isinstance(scaled, bool):
+        raise ModelError(
+            f"the adapter {source!r} has no usable rank and alpha (r {named(rank)}, lora_alpha {named(alpha)})"
+        )
     _refuse_variants(source, settings)
     return {**settings, "use_rslora": scaled}
 

@@ -1,5 +1,7 @@
 """Models: from a shape with random weights, or with the weights of a source."""
 
+import re
+from collections.abc import Iterable
 from contextlib import suppress
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -7,21 +9,42 @@ from typing import Any
 import torch
 
 from dialogkit.config.model import ModelConfig
-from dialogkit.errors import ModelError
-from dialogkit.models.adapters import find_adapter, merge_into
+from dialogkit.errors import ModelError, UnavailableError
+from dialogkit.models.adapters import find_adapter, merge_into, require_finite
 from dialogkit.models.generation import without_generation_settings
-from dialogkit.models.sources import load_from_source, unusable
+from dialogkit.models.limits import time_limit
+from dialogkit.models.sources import load_from_source, size_of, unusable
 from dialogkit.models.tokenizer import ChatTokenizer
 
+BUILD_SECONDS = 15.0
+"""What a config may take to be laid out without memory; models of hundreds of layers take one or two seconds."""
+SHORTEST_CONTEXT = 16
+_LAYER = re.compile(r"\.(\d+)\.")
 
-def build_model(config: ModelConfig, tokenizer: ChatTokenizer, *, seed: int = 42, dropout: float = 0.0) -> Any:
+
+def build_model(
+    config: ModelConfig,
+    tokenizer: ChatTokenizer,
+    *,
+    seed: int = 42,
+    dropout: float = 0.0,
+    room: int | None = None,
+) -> Any:
     """Return a float32 causal language model for training, as plain transformers classes.
 
     From scratch the weights depend on the shape, the vocabulary and the seed only. The generation config ends
     a reply at the tokenizer's end of turn. Where the source is an adapter, it is merged into the model that it
     belongs to.
 
-    Raises: ModelError if the source cannot be loaded or does not fit its tokenizer.
+    Args:
+        config: the shape of the model, or its source.
+        tokenizer: the tokenizer that goes with it.
+        seed: decides random weights.
+        dropout: share of the hidden states that a training drops.
+        room: bytes of memory that the weights of a source may take; None: not checked.
+
+    Raises: ModelError if the source cannot be loaded, does not fit its tokenizer or computes no numbers;
+    UnavailableError if there is no room for its weights.
     """
     if config.from_scratch:
         if config.vocabulary is not None and config.vocabulary != tokenizer.vocabulary:
@@ -38,6 +61,7 @@ def build_model(config: ModelConfig, tokenizer: ChatTokenizer, *, seed: int = 42
 
         adapter = find_adapter(config)
         source = config if adapter is None else adapter.base
+        _require_buildable(source, room)
         model, report = load_from_source(
             AutoModelForCausalLM.from_pretrained,
             source,
@@ -49,6 +73,7 @@ def build_model(config: ModelConfig, tokenizer: ChatTokenizer, *, seed: int = 42
             ignore_mismatched_sizes=True,
         )
         # In the place of these, transformers would go on with random numbers.
+        _require_all_layers(source, model, report["unexpected_keys"])
         absent = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
         if absent:
             more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
@@ -63,8 +88,15 @@ def build_model(config: ModelConfig, tokenizer: ChatTokenizer, *, seed: int = 42
                 f"the tokenizer of {config.source!r} has {tokenizer.vocabulary} entries, but its model only "
                 f"{entries}"
             )
+        if tokenizer.highest_id >= entries:
+            raise ModelError(
+                f"the tokenizer of {config.source!r} has the id {tokenizer.highest_id}, but its model only "
+                f"{entries} entries"
+            )
+        require_finite(repr(source.source), model.named_parameters())
         if adapter is not None:
             merge_into(model, adapter)
+        _require_numbers(model, config.source or "")
         _set_dropout(model, dropout)
     end_at_turn(model, tokenizer)
     return model
@@ -113,7 +145,9 @@ def read_context(config: ModelConfig) -> int:
     from transformers import AutoConfig
 
     adapter = find_adapter(config)
-    return _longest(load_from_source(AutoConfig.from_pretrained, config if adapter is None else adapter.base))
+    described = load_from_source(AutoConfig.from_pretrained, config if adapter is None else adapter.base)
+    _require_context(config.source or "", described)
+    return _longest(described)
 
 
 def _longest(config: Any) -> int:
@@ -121,6 +155,78 @@ def _longest(config: Any) -> int:
     window: int | None = getattr(config, "sliding_window", None)
     # Attention here is full inside a dialog; up to the window that is the same.
     return min(longest, window) if window else longest
+
+
+def _require_buildable(config: ModelConfig, room: int | None) -> None:
+    """Lay the model of a source out without memory, and raise if that takes too long or too much would be needed.
+
+    A config alone decides how much is built before the first weight is read.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = config.source or ""
+    described = load_from_source(AutoConfig.from_pretrained, config)
+    _require_context(source, described)
+    try:
+        with time_limit(BUILD_SECONDS), torch.device("meta"):
+            laid_out = AutoModelForCausalLM.from_config(described, trust_remote_code=False)
+    except TimeoutError:
+        raise ModelError(
+            f"the config of {source!r} describes a model that takes more than {BUILD_SECONDS:g} s to lay out"
+        ) from None
+    except Exception as error:  # whatever a library raises at a config that makes no sense
+        raise unusable(source, error) from None
+    numbers = sum(tensor.numel() for tensor in {*laid_out.parameters(), *laid_out.buffers()})
+    held = size_of(config)
+    if held and numbers > 8 * held:
+        raise ModelError(
+            f"the config of {source!r} describes {numbers:,} parameters, and its weights have {held:,} bytes"
+        )
+    if room is not None and 4 * numbers > room:
+        raise UnavailableError(
+            f"the weights of {source!r} take {4 * numbers / 2**30:,.1f} GiB of memory and {room / 2**30:,.1f} GiB "
+            "are free",
+            hint="dialogkit models list",
+        )
+
+
+def _require_context(source: str, described: Any) -> None:
+    for name in ("max_position_embeddings", "n_positions", "sliding_window"):
+        value = getattr(described, name, None)
+        if value is not None and (not isinstance(value, int) or value < SHORTEST_CONTEXT):
+            raise ModelError(
+                f"{name} of {source!r} is {value!r}, and a dialog needs at least {SHORTEST_CONTEXT} tokens"
+            )
+
+
+def _require_all_layers(config: ModelConfig, model: Any, unexpected: Iterable[str]) -> None:
+    """Raise ModelError if weights hold layers that the config does not have: they would be dropped in silence."""
+    layers = getattr(model.config, "num_hidden_layers", 0)
+    beyond = [name for name in sorted(unexpected) if (found := _LAYER.search(name)) and int(found[1]) >= layers]
+    if layers and beyond:
+        raise ModelError(
+            f"the config of {config.source!r} has {layers} layers, and its weights hold more: {beyond[0]!r}"
+        )
+
+
+@torch.no_grad()
+def _require_numbers(model: Any, source: str) -> None:
+    """Raise ModelError if a model cannot compute, or computes what is no number, for a short text."""
+    entries = model.get_input_embeddings().weight.shape[0]
+    # Over shorter texts some kernels pass NaN over.
+    ids = (torch.arange(SHORTEST_CONTEXT) % entries)[None]
+    was_training = model.training
+    model.eval()
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits
+    except Exception as error:  # settings of a stranger, which nothing else has used so far
+        raise unusable(source, error) from None
+    finally:
+        model.train(was_training)
+    if logits.shape != (1, ids.shape[1], entries) or not torch.isfinite(logits).all():
+        raise ModelError(
+            f"{source!r} computes NaN or infinity for {ids.shape[1]} tokens, though its weights are finite"
+        )
 
 
 def _new_model(config: ModelConfig, tokenizer: ChatTokenizer, dropout: float) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 
 from dialogkit.config.model import ModelConfig
 from dialogkit.errors import ModelError, UnavailableError
+from dialogkit.models.folder import require_regular, require_sound, weights_bytes
+from dialogkit.models.limits import panics_raised
 from dialogkit.network import hub_reachable
 
 
@@ -27,6 +29,7 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **optio
     source = config.source or ""
     local = _local(source)
     if local is not None:
+        require_sound_source(local)
         folder = str(local)
         if (gguf := find_gguf(config)) is not None:
             _need_gguf()
@@ -40,7 +43,7 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **optio
     # Its reader of GGUF files draws a bar that no setting turns off.
     quiet = redirect_stderr(StringIO()) if "gguf_file" in options else nullcontext()
     try:
-        with quiet:
+        with quiet, panics_raised():
             return loader(folder, trust_remote_code=False, **options)
     # Whatever a library raises at files that are damaged or of another kind: they are input.
     except Exception as error:
@@ -63,6 +66,23 @@ def unusable(source: str, error: Exception) -> ModelError:
     if not isinstance(error, OSError | ValueError):
         reason = f"{type(error).__name__}: {reason}"
     return ModelError(f"{source!r} cannot be loaded: {reason.rstrip(': ')}", hint="dialogkit models list")
+
+
+def require_sound_source(path: Path) -> None:
+    """Raise ModelError if a folder or a file on this disk cannot be a model; see `folder.require_sound`."""
+    if path.is_dir():
+        require_sound(path)
+    else:
+        require_regular(path)
+
+
+def size_of(config: ModelConfig) -> int | None:
+    """Return the bytes of the weights of a source on this disk; None if it lies on the hub."""
+    local = _local(config.source or "")
+    if local is None:
+        return None
+    gguf = find_gguf(config)
+    return weights_bytes(local) if gguf is None else gguf.stat().st_size
 
 
 def _local(source: str) -> Path | None:

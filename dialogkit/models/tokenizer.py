@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +28,8 @@ from dialogkit.dialog import (
 )
 from dialogkit.errors import ConfigError, DataError, ModelError
 from dialogkit.models.adapters import tokenizer_source
+from dialogkit.models.folder import require_sound
+from dialogkit.models.limits import memory_limit, panics_raised, time_limit
 from dialogkit.models.sources import find_gguf, load_from_source, unusable
 
 SHIPPED_TOKENIZER = Path(__file__).parent / "shipped_tokenizer"
@@ -49,6 +50,7 @@ class ChatTokenizer:
         """Wrap a tokenizer; with `turn_format` None it is rendered by the template that it brings."""
         self.hf = hf
         self._backend: Tokenizer = hf.backend_tokenizer
+        _require_bounded(self._backend)
         self._ids: dict[str, int] = hf.get_vocab()
         special = sorted(map(str, hf.all_special_tokens + _added_special(hf)), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
@@ -78,7 +80,7 @@ class ChatTokenizer:
     @property
     def highest_id(self) -> int:
         """The highest id of the vocabulary, which may have gaps."""
-        return max(self._ids.values())
+        return max(self._ids.values(), default=-1)
 
     @property
     def end_of_turn_id(self) -> int:
@@ -115,7 +117,8 @@ class ChatTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens left out, without surrounding white space."""
-        return str(self.hf.decode(list(ids), skip_special_tokens=True)).strip()
+        with _own_rules("decode"):
+            return str(self.hf.decode(list(ids), skip_special_tokens=True)).strip()
 
     def prompt_text(self, ids: Sequence[int]) -> str:
         """Return what is said before a first answer: the user's text, behind the system's in parentheses.
@@ -168,8 +171,9 @@ class ChatTokenizer:
         """
         token = self._format.end_of_turn
         pieces = ("Hi there. ", token, " Hi there.\n", "Hi there.")
-        alone = [self._backend.encode(piece, add_special_tokens=False).ids for piece in pieces]
-        joint = self._backend.encode("".join(pieces), add_special_tokens=False).ids
+        with _own_rules("encode"):
+            alone = [self._backend.encode(piece, add_special_tokens=False).ids for piece in pieces]
+            joint = self._backend.encode("".join(pieces), add_special_tokens=False).ids
         return alone[1] == [self._ids[token]] and joint == [i for ids in alone for i in ids]
 
     def _encode(self, dialogs: Sequence[Sequence[Span]]) -> list[Encoded]:
@@ -178,7 +182,8 @@ class ChatTokenizer:
         texts = [p.text for spans in dialogs for span in spans for p in span.pieces if not p.special]
         self._backend.encode_special_tokens = True  # what a person typed is text, whatever it looks like
         try:
-            encoded = iter(self._backend.encode_batch_fast(texts, add_special_tokens=False))
+            with _own_rules("encode"):
+                encoded = iter(self._backend.encode_batch_fast(texts, add_special_tokens=False))
         finally:
             self._backend.encode_special_tokens = False
         result = []
@@ -206,9 +211,47 @@ class ChatTokenizer:
                 text += piece.text if piece.special else self._special.sub(_broken, piece.text)
             if span.supervised:
                 answers.append(range(start, len(text)))
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        with _own_rules("encode"):
+            encoding = self._backend.encode(text, add_special_tokens=False)
         supervised = [any(start in answer for answer in answers) for start, _ in encoding.offsets]
         return Encoded(list(encoding.ids), supervised)
+
+
+MOST_GROWTH = 100
+
+
+def _require_bounded(backend: Tokenizer) -> None:
+    """Raise ModelError if the rules of a tokenizer can make a text more than a hundred times as long.
+
+    Rust ends the process where there is no memory for a text.
+    """
+    for part in (backend.normalizer, backend.decoder):
+        growth = 1
+        for rule in _rules(json.loads(part.__getstate__())) if part is not None else ():
+            if rule.get("type") == "Replace":
+                growth *= max(1, len(str(rule.get("content", ""))))
+        if growth > MOST_GROWTH:
+            raise ModelError(
+                f"the tokenizer replaces each match by up to {growth:,} characters, and may do so by {MOST_GROWTH}"
+            )
+
+
+def _rules(rule: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    inner = rule.get("normalizers") or rule.get("decoders")
+    if not inner:
+        yield rule
+    for part in inner or ():
+        yield from _rules(part)
+
+
+@contextmanager
+def _own_rules(task: str) -> Iterator[None]:
+    """Raise ModelError where the rules of a tokenizer, which are patterns of a stranger, fail at a text."""
+    try:
+        with panics_raised():
+            yield
+    except ValueError as error:
+        raise ModelError(f"the tokenizer cannot {task} a text by its own rules: {error}") from None
 
 
 def _bytes_by_letter() -> dict[str, int]:
@@ -233,6 +276,7 @@ def _added_special(hf: Any) -> list[str]:
 _ROLE_LINE = re.compile(r"^(?:system|user)\s*\n\s*")
 
 TEMPLATE_SECONDS = 5.0
+TEMPLATE_BYTES = 2**30
 TEMPLATE_CHARACTERS = 1_000_000
 """What a template, which is a program, may take for a dialog, and make of it beyond four times what that says."""
 
@@ -315,7 +359,7 @@ class TemplateFormat:
 
         hint = "--set model.chat_format=plain"
         try:
-            with _time_limit(TEMPLATE_SECONDS):
+            with time_limit(TEMPLATE_SECONDS), memory_limit(TEMPLATE_BYTES):
                 text = str(
                     self._hf.apply_chat_template(
                         [message._asdict() for message in messages], tokenize=False, add_generation_prompt=reply
@@ -325,30 +369,11 @@ class TemplateFormat:
             told = f"the model's chat template takes more than {TEMPLATE_SECONDS:g} s for a dialog"
             raise DataError(told, hint=hint) from None
         except (TemplateError, TypeError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
-            raise DataError(f"the model's chat template refuses a dialog: {error}", hint=hint) from None
+            reason = str(error) or type(error).__name__
+            raise DataError(f"the model's chat template refuses a dialog: {reason}", hint=hint) from None
         if len(text) > TEMPLATE_CHARACTERS + 4 * sum(len(message.content) for message in messages):
             raise DataError(f"the model's chat template makes {len(text):,} characters of a dialog", hint=hint)
         return text
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in what takes longer, where the system has alarms and this is the main thread."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError
-
-    try:
-        before = signal.signal(signal.SIGALRM, stop)
-    except (ValueError, AttributeError):  # another thread, Windows
-        yield
-        return
-    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, left)
-        signal.signal(signal.SIGALRM, before)
 
 
 def load_tokenizer(config: ModelConfig) -> ChatTokenizer:
@@ -362,8 +387,10 @@ def load_tokenizer(config: ModelConfig) -> ChatTokenizer:
         folder = Path(config.tokenizer).expanduser() if config.tokenizer else SHIPPED_TOKENIZER
         if not (folder / "tokenizer.json").is_file():
             raise ModelError(f"no tokenizer.json in {str(folder)!r}", hint="dialogkit tokenizer train --help")
+        require_sound(folder)
         try:
-            hf = PreTrainedTokenizerFast.from_pretrained(str(folder))
+            with panics_raised():
+                hf = PreTrainedTokenizerFast.from_pretrained(str(folder))
         except Exception as error:
             raise unusable(str(folder), error) from None
         return with_format(hf, config)

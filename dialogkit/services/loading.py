@@ -20,13 +20,17 @@ class LoadedModel(NamedTuple):
 
 
 def load_for_inference(loadable: Loadable, *, device: str) -> LoadedModel:
-    """Return the model and tokenizer of a MODEL argument. Raises: ModelError, UnavailableError."""
+    """Return the model and tokenizer of a MODEL argument.
+
+    Raises: ModelError; UnavailableError, also if there is no room for the weights.
+    """
     from dialogkit.config.runtime import RuntimeConfig
+    from dialogkit.engine.memory import free_bytes
     from dialogkit.engine.runtime import resolve_runtime
     from dialogkit.models.build import build_model, context_length
     from dialogkit.models.tokenizer import load_tokenizer
 
     runtime = resolve_runtime(RuntimeConfig.model_validate({"device": device}))
     tokenizer = load_tokenizer(loadable.model)
-    model = build_model(loadable.model, tokenizer).to(runtime.device).eval()
+    model = build_model(loadable.model, tokenizer, room=free_bytes()).to(runtime.device).eval()
     return LoadedModel(loadable.name, model, tokenizer, context_length(model), runtime.device)

@@ -2,9 +2,10 @@
 
 import json
 import math
+import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from filecmp import cmp
@@ -13,8 +14,17 @@ from typing import Any, Literal
 
 from dialogkit.config.load import HUB_ID, describe, folder_name, load_run_config, looks_like_path, model_names
 from dialogkit.config.model import NAME_PATTERN, SHIPPED_VOCABULARY, ModelConfig
-from dialogkit.config.paths import ADAPTER_CONFIG, PARTS, holds_model
+from dialogkit.config.paths import ADAPTER_CONFIG, PARTS, holds_model, without_model
 from dialogkit.errors import DialogKitError, ModelError, did_you_mean
+from dialogkit.models.folder import describe_architecture as describe_architecture
+from dialogkit.models.folder import (
+    describe_folder,
+    read_object,
+    read_tensors,
+    require_regular,
+    require_sound,
+    tensor_shapes,
+)
 from dialogkit.services.result import Result
 from dialogkit.tracking.publishing import published_dir, published_dirs
 from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs
@@ -71,14 +81,14 @@ def list_models(*, output: str | Path = DEFAULT_OUTPUT) -> list[ModelRow]:
         name = trained_name(record)
         folder = published_dir(output, name)
         if record.status == "completed" and name not in own and name not in shipped:
-            own[name] = _loadable_row(Loadable(name, _from_folder(name, folder), run), output)
+            own[name] = _loadable_row(Loadable(name, _from_folder(name, folder), run), output, forgiving=True)
     listed = {published_dir(output, name) for name in (*shipped, *own)}
     for folder in published_dirs(output):
         if folder not in listed:  # of a run that is deleted
             name = folder.name
-            row = _loadable_row(Loadable(name, _from_folder(name, folder)), output)
+            row = _loadable_row(Loadable(name, _from_folder(name, folder)), output, forgiving=True)
             own[name] = row.model_copy(update={"trained": True})
-    catalogue = [show_model(name, output=output) for name in shipped]
+    catalogue = [_catalogue_row(name, output, forgiving=True) for name in shipped]
     return [*catalogue, *(row for _, row in sorted(own.items()) if row.trained)]
 
 
@@ -89,13 +99,18 @@ def show_model(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> ModelRow:
     """
     if name not in model_names() and Path(name).suffix != ".json":
         return _loadable_row(resolve_model(name, output=output), Path(output))
+    return _catalogue_row(name, Path(output))
+
+
+def _catalogue_row(name: str, output: Path, *, forgiving: bool = False) -> ModelRow:
+    """Return a model of the catalogue or of a model file; `forgiving` as in `_loadable_row`."""
     model = load_run_config(name).model
     counts = model.parameter_counts()
     shipped_vocabulary = SHIPPED_VOCABULARY if model.from_scratch and not model.tokenizer else None
-    folder = published_dir(Path(output), model.name)
+    folder = published_dir(output, model.name)
     trained = holds_model(folder)
     # Another tokenizer, or settings of the run, may have given it another size than the catalogue says.
-    shape = read_shape(folder) if trained else {}
+    shape, problem = _seen(read_shape, folder, forgiving=forgiving) if trained else ({}, "")
     planned: dict[str, Any] = {
         "parameters": counts.total if counts else None,
         "parameters_without_embeddings": counts.without_embeddings if counts else None,
@@ -108,7 +123,7 @@ def show_model(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> ModelRow:
     }
     return ModelRow(
         name=model.name,
-        description=describe("models", name) if name in model_names() else "",
+        description=problem or (describe("models", name) if name in model_names() else ""),
         kind="from scratch" if model.from_scratch else "pretrained",
         size_class=model.size_class,
         **{**planned, **shape},
@@ -120,22 +135,38 @@ def show_model(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> ModelRow:
     )
 
 
-def _loadable_row(loadable: "Loadable", output: Path) -> ModelRow:
-    """Return what is written about a trained model or a foreign one: in its run, its config and its weights."""
+def _seen(read: Callable[[Path], dict[str, Any]], folder: Path, *, forgiving: bool) -> tuple[dict[str, Any], str]:
+    """Return what a folder says of itself, and what is wrong with it; that is raised if not `forgiving`."""
+    try:
+        return read(folder), ""
+    except ModelError as error:
+        if not forgiving:
+            raise
+        return {}, error.message
+
+
+def _loadable_row(loadable: "Loadable", output: Path, *, forgiving: bool = False) -> ModelRow:
+    """Return what is written about a trained model or a foreign one: in its run, its config and its weights.
+
+    With `forgiving`, what is wrong with its folder becomes its description and is not raised.
+    """
     folder = Path(loadable.model.source or "")
     facts: dict[str, Any] = {}
     settings: dict[str, Any] = {"source": loadable.model.source}
-    trained = False
+    trained, problem = False, ""
     if loadable.run is not None:
         record = loadable.run.read()
         facts, settings = record.model, record.config.get("model", {})
         trained = holds_model(published_dir(output, trained_name(record)))
     elif folder.is_dir():
-        facts = read_shape(folder)
+        facts, problem = _seen(read_shape, folder, forgiving=forgiving)
+    elif folder.exists():
+        require_regular(folder)
+    adapter, damage = _seen(adapter_facts, folder, forgiving=forgiving)
     known = loadable.run is not None or folder.exists()
     return ModelRow(
         name=loadable.name,
-        description="" if known else "a hub id; what lies there is known once it is fetched",
+        description=problem or damage if known else "a hub id; what lies there is known once it is fetched",
         kind="from scratch" if settings.get("source") is None else "pretrained",
         size_class=settings.get("size_class"),
         parameters=facts.get("parameters"),
@@ -151,7 +182,7 @@ def _loadable_row(loadable: "Loadable", output: Path) -> ModelRow:
         chat_format=settings.get("chat_format"),
         trained=trained,
         folder=str(folder) if folder.is_dir() else None,
-        **adapter_facts(folder),
+        **adapter,
     )
 
 
@@ -221,7 +252,7 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
         if RunDir(path).exists or RunDir(path).is_damaged:
             return _from_run(RunDir(path))
         if path.is_dir() and not holds_model(path) and not list(path.glob("*.gguf")):
-            raise ModelError(f"the folder {name!r} holds no model", hint="dialogkit models list")
+            raise ModelError(without_model(name), hint="dialogkit models list")
         if path.parent.resolve() == output.resolve() and (published := _published(path.name, output)) is not None:
             return published
         around = RunDir(path.parent)  # a checkpoint, or the model itself, is known by its run
@@ -362,59 +393,34 @@ def read_shape(folder: Path) -> dict[str, Any]:
     """Return shape and exact parameter counts of a model folder, read from its config and its weights' headers.
 
     Of an adapter's folder these are those of its base, where that lies on this disk, and the adapter's own.
+
+    Raises: ModelError if the folder cannot be what it claims to be; see `models.folder.require_sound`.
     """
+    require_sound(folder)
     if adapter := adapter_facts(folder):
-        base = Path(adapter["base"] or "")
-        return {**({} if adapter_facts(base) else read_shape(base)), **adapter}
-    try:
-        shape = describe_architecture(json.loads((folder / "config.json").read_bytes()))
-        tensors = [shapes for file in sorted(folder.glob("*.safetensors")) for shapes in _tensor_shapes(file)]
-    except (OSError, ValueError, KeyError, TypeError):
+        base = Path(adapter["base"] or "").expanduser()
+        whole = os.path.isfile(base / "config.json") and not os.path.isfile(base / ADAPTER_CONFIG)
+        return {**(read_shape(base) if whole else {}), **adapter}
+    if not os.path.isfile(folder / "config.json"):  # GGUF
         return {}
+    shape, tensors = describe_folder(folder), read_tensors(folder)
     if tensors:
-        embedding = sum(math.prod(size) for name, size in tensors if name.endswith(_EMBEDDINGS))
-        shape["parameters"] = sum(math.prod(size) for _, size in tensors)
+        embedding = sum(math.prod(size) for name, size in tensors.items() if name.endswith(_EMBEDDINGS))
+        shape["parameters"] = sum(math.prod(size) for size in tensors.values())
         shape["parameters_without_embeddings"] = shape["parameters"] - embedding
     return shape
 
 
 def adapter_facts(folder: Path) -> dict[str, Any]:
-    """Return the base and the parameters of the adapter in a folder; empty where there is none."""
-    if not (folder / ADAPTER_CONFIG).is_file():  # a pipe would never end
+    """Return the base and the parameters of the adapter in a folder; empty where there is none.
+
+    Raises: ModelError if one of its files is damaged.
+    """
+    if not os.path.isfile(folder / ADAPTER_CONFIG):
         return {}
-    try:
-        with (folder / ADAPTER_CONFIG).open("rb") as file:
-            base = json.loads(file.read(1_000_000))["base_model_name_or_path"]
-        tensors = [shapes for path in sorted(folder.glob("*.safetensors")) for shapes in _tensor_shapes(path)]
-        parameters = sum(math.prod(size) for _, size in tensors)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
-    return {"base": base if isinstance(base, str) else None, "adapter_parameters": parameters}
+    base = read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    sizes = [size for path in sorted(folder.glob("*.safetensors")) for size in tensor_shapes(path).values()]
+    return {"base": base if isinstance(base, str) else None, "adapter_parameters": sum(map(math.prod, sizes))}
 
 
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "wpe.weight")
-
-
-def _tensor_shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
-    """Yield names and shapes of a safetensors file: its first 8 bytes are the length of a JSON header."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(min(length, 100_000_000)))
-    yield from ((name, tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-
-
-def describe_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a transformers configuration says about the shape, under our names."""
-    names = {
-        "architecture": ("model_type",),
-        "layers": ("num_hidden_layers", "n_layer"),
-        "width": ("hidden_size", "n_embd"),
-        "heads": ("num_attention_heads", "n_head"),
-        "context": ("max_position_embeddings", "n_positions"),
-        "vocabulary": ("vocab_size",),
-    }
-    shape = {}
-    for ours, theirs in names.items():
-        if (value := next((config[name] for name in theirs if config.get(name) is not None), None)) is not None:
-            shape[ours] = value
-    return shape

@@ -10,8 +10,8 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.run import RunConfig
 from dialogkit.config.train import TrainConfig
 from dialogkit.errors import ConfigError, OutOfMemoryError
+from dialogkit.models.folder import describe_architecture
 from dialogkit.services.generate import ReplyResult, reply_results
-from dialogkit.services.models import describe_architecture
 from dialogkit.services.reporter import counted, say_stopping
 from dialogkit.tracking.rundir import RunDir
 from dialogkit.tracking.wandb_run import WandbRun
@@ -38,6 +38,7 @@ class Parts:
         from dialogkit.data.prepare import prepare_data
         from dialogkit.engine import processes
         from dialogkit.engine.arguments import resolve_schedule
+        from dialogkit.engine.memory import free_bytes
         from dialogkit.models.build import context_length
         from dialogkit.models.generation import choose_settings
         from dialogkit.models.tokenizer import load_tokenizer
@@ -52,7 +53,7 @@ class Parts:
             self.config, self.runtime, self._settings_note = config, runtime, chosen.note
             self.tokenizer: ChatTokenizer = load_tokenizer(config.model)
             if context is None or not config.model.from_scratch:
-                built = self._build()
+                built = self._build(room=free_bytes())
                 context = context_length(built)
             if config.data.streaming:
                 self.data = self._stream(context)
@@ -81,12 +82,12 @@ class Parts:
             )
         return data
 
-    def _build(self) -> Any:
+    def _build(self, *, room: int | None = None) -> Any:
         from dialogkit.models.adapters import add_adapter
         from dialogkit.models.build import build_model, require_savable
 
         model, train = self.config.model, self.config.train
-        built = build_model(model, self.tokenizer, seed=train.seed, dropout=train.dropout)
+        built = build_model(model, self.tokenizer, seed=train.seed, dropout=train.dropout, room=room)
         if not model.from_scratch:
             require_savable(built, model)
         if train.method == "lora":

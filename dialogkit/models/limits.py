@@ -1,0 +1,96 @@
+"""Bounds on what a stranger's files can make a library do: how long it takes, and how it fails."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+_LOCK = threading.RLock()
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in what takes longer, where the system has alarms and this is the main thread."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    try:
+        before = signal.signal(signal.SIGALRM, stop)
+    except (ValueError, AttributeError):  # another thread, Windows
+        yield
+        return
+    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def memory_limit(more: int) -> Iterator[None]:
+    """Raise MemoryError in what takes more than so many further bytes, where the system has such a limit."""
+    try:
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as file:
+            taken = int(file.read().split()[0]) * resource.getpagesize()
+        before = soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        bounds = [limit for limit in (taken + more, soft, hard) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
+    except (ImportError, OSError, ValueError):  # Windows, macOS
+        yield
+        return
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@contextmanager
+def panics_raised() -> Iterator[None]:
+    """Raise a panic of a library in Rust as ValueError, without what Rust itself writes to stderr about it.
+
+    To Python such a panic is no Exception. Rust writes to the file of stderr, which is therefore kept aside; where
+    the system has no files in memory, its lines stay.
+    """
+    with _LOCK, _stderr_aside() as forget:
+        try:
+            yield
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                raise
+            forget()
+            raise ValueError(f"{str(error).strip()} (a panic of the library)") from None
+
+
+@contextmanager
+def _stderr_aside() -> Iterator[Callable[[], None]]:
+    """Write to stderr only at the end, unless the function given is called before."""
+    kept = None
+    with suppress(OSError, AttributeError):  # no stderr; no files in memory
+        aside = os.memfd_create("stderr")
+        kept = os.dup(2)
+    if kept is None:
+        yield lambda: None
+        return
+    _flush()
+    os.dup2(aside, 2)
+    try:
+        yield lambda: os.truncate(aside, 0)
+    finally:
+        _flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        with suppress(OSError), open(aside, "rb", buffering=0) as said:
+            said.seek(0)
+            while part := said.read(2**16):
+                os.write(2, part)
+
+
+def _flush() -> None:
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.flush()
