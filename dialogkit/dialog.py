@@ -52,6 +52,8 @@ class ChatTokenizer(Protocol):
 
     stop_ids: frozenset[int]
     """Ids that end a turn."""
+    reply_stop_ids: frozenset[int]
+    """Ids at which a reply ends: these, and those that the files of a model name."""
 
     @property
     def pad_id(self) -> int:

@@ -185,7 +185,7 @@ def _generation_config(config: GenerateConfig, tokenizer: ChatTokenizer, longest
         max_new_tokens=longest,
         do_sample=sampling,
         repetition_penalty=config.repetition_penalty,
-        eos_token_id=sorted(tokenizer.stop_ids),
+        eos_token_id=sorted(tokenizer.reply_stop_ids),
         pad_token_id=tokenizer.pad_id,
         **options,
     )
@@ -267,7 +267,7 @@ class Conversation:
 
 
 def _reply(ids: list[int], tokenizer: ChatTokenizer, clock: _Clock, *, context_full: bool, cut: int) -> Reply:
-    end = next((i for i, token in enumerate(ids) if token in tokenizer.stop_ids), None)
+    end = next((i for i, token in enumerate(ids) if token in tokenizer.reply_stop_ids), None)
     if end is not None:
         first_s = clock.seconds(1)
         return Reply(tokenizer.decode(ids[:end]), end + 1, clock.seconds(end + 1), "end of turn", first_s, cut)

@@ -61,11 +61,12 @@ def build_model(
 
         adapter = find_adapter(config)
         source = config if adapter is None else adapter.base
-        _require_buildable(source, room)
+        described = without_generation_settings(load_from_source(AutoConfig.from_pretrained, source))
+        _require_buildable(source, described, room)
         model, report = load_from_source(
             AutoModelForCausalLM.from_pretrained,
             source,
-            config=without_generation_settings(load_from_source(AutoConfig.from_pretrained, source)),
+            config=described,
             # In the place of the model's own, which is then not read.
             generation_config=GenerationConfig(),
             dtype=torch.float32,
@@ -111,7 +112,7 @@ def end_at_turn(model: Any, tokenizer: ChatTokenizer) -> None:
 
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.hf.bos_token_id,
-        eos_token_id=sorted(tokenizer.stop_ids),
+        eos_token_id=sorted(tokenizer.reply_stop_ids),
         pad_token_id=tokenizer.pad_id,
     )
     model.config.eos_token_id = tokenizer.end_of_turn_id
@@ -157,15 +158,14 @@ def _longest(config: Any) -> int:
     return min(longest, window) if window else longest
 
 
-def _require_buildable(config: ModelConfig, room: int | None) -> None:
+def _require_buildable(config: ModelConfig, described: Any, room: int | None) -> None:
     """Lay the model of a source out without memory, and raise if that takes too long or too much would be needed.
 
     A config alone decides how much is built before the first weight is read.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     source = config.source or ""
-    described = load_from_source(AutoConfig.from_pretrained, config)
     _require_context(source, described)
     try:
         with time_limit(BUILD_SECONDS), torch.device("meta"):

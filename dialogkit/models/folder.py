@@ -18,7 +18,6 @@ _MIB = 2**20
 _LONGEST = {
     "config.json": 16 * _MIB,
     ADAPTER_CONFIG: _MIB,
-    "generation_config.json": _MIB,
     "tokenizer.json": 128 * _MIB,
     "tokenizer_config.json": 64 * _MIB,
     "special_tokens_map.json": 16 * _MIB,

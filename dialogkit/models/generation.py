@@ -23,6 +23,7 @@ from dialogkit.models.sources import find_gguf
 GENERATION_CONFIG = "generation_config.json"
 _LEGACY = "config.json"
 _MAX_BYTES = 1_000_000
+_MOST_STOP_IDS = 100
 _NAMED = 12
 """Settings that a note names; of more it gives the number."""
 
@@ -34,7 +35,7 @@ _NO_STEERING = frozenset(
         "use_cache", "_from_model_config", "_commit_hash",
     }
 )  # fmt: skip
-"""What says nothing about how replies are sampled: the token ids come from the tokenizer."""
+"""What says nothing about how replies are sampled. `read_stop_ids` reads where they end."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,16 @@ def read_brought(model: ModelConfig) -> BroughtSettings:
         if (path := _find(source, _LEGACY)) is not None and (values := _legacy(_read(path).values)):
             return BroughtSettings(_LEGACY, values)
     return BroughtSettings()
+
+
+def read_stop_ids(model: ModelConfig) -> frozenset[int]:
+    """Return the token ids at which the files of a model say that a reply ends, beside the end of a turn.
+
+    Raises: ModelError for an adapter that cannot be used.
+    """
+    named = read_brought(model).values.get("eos_token_id")
+    ids = named if isinstance(named, list) else [named]
+    return frozenset(token for token in ids[:_MOST_STOP_IDS] if type(token) is int and token >= 0)
 
 
 def choose_settings(config: GenerateConfig, model: ModelConfig, *, hint: str) -> ChosenSettings:

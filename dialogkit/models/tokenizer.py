@@ -29,6 +29,7 @@ from dialogkit.dialog import (
 from dialogkit.errors import ConfigError, DataError, ModelError
 from dialogkit.models.adapters import tokenizer_source
 from dialogkit.models.folder import require_sound
+from dialogkit.models.generation import read_stop_ids
 from dialogkit.models.limits import memory_limit, panics_raised, time_limit
 from dialogkit.models.sources import find_gguf, load_from_source, unusable
 
@@ -44,6 +45,7 @@ class ChatTokenizer:
     Attributes:
         hf: the transformers tokenizer; its `chat_template` is the format, so that it is saved with a model.
         stop_ids: ids that end a turn.
+        reply_stop_ids: ids at which a reply ends: these, and those that the files of a model name.
     """
 
     def __init__(self, hf: Any, turn_format: TurnFormat | None) -> None:
@@ -70,6 +72,7 @@ class ChatTokenizer:
                 hint="--set model.chat_format=plain",
             )
         self.stop_ids = frozenset(self._ids[token] for token in ends)
+        self.reply_stop_ids = self.stop_ids
         self._joins_pieces = not self._tokenizes_by_piece()
 
     @property
@@ -394,9 +397,11 @@ def load_tokenizer(config: ModelConfig) -> ChatTokenizer:
         except Exception as error:
             raise unusable(str(folder), error) from None
         return with_format(hf, config)
-    config = tokenizer_source(config)
-    hf = load_from_source(AutoTokenizer.from_pretrained, config)
-    return with_format(hf if find_gguf(config) is None else _without_strays(hf), config)
+    source = tokenizer_source(config)
+    hf = load_from_source(AutoTokenizer.from_pretrained, source)
+    tokenizer = with_format(hf if find_gguf(source) is None else _without_strays(hf), source)
+    tokenizer.reply_stop_ids |= {token for token in read_stop_ids(config) if token <= tokenizer.highest_id}
+    return tokenizer
 
 
 def _without_strays(hf: Any) -> Any:

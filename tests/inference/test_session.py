@@ -121,9 +121,11 @@ def test_a_reply_ends_with_its_turn(small: Any) -> None:
 
 def test_any_of_several_ends_ends_a_reply(small: Any) -> None:
     tokenizer = copy.copy(small.tokenizer)
-    tokenizer.stop_ids = frozenset({small.tokenizer.end_of_turn_id, small.tokenizer.hf.vocab["<|end_of_text|>"]})
+    tokenizer.reply_stop_ids = frozenset(
+        {small.tokenizer.end_of_turn_id, small.tokenizer.hf.vocab["<|end_of_text|>"]}
+    )
     ids = ids_of(small, "Yes")
-    for end in tokenizer.stop_ids:
+    for end in tokenizer.reply_stop_ids:
         (reply,) = replies(scripted(small, [*ids, end]), small, ["hi"], tokenizer=tokenizer, **GREEDY)
         assert (reply.text, reply.stop_reason) == ("Yes", "end of turn")
 

@@ -132,12 +132,19 @@ def test_dropout_is_that_of_the_run_and_never_in_attention(
         assert {p.p for p in load(folder).modules() if isinstance(p, torch.nn.Dropout)} == {0.0}
 
 
-def test_the_end_of_turn_ends_replies_of_a_loaded_model(build: Any, tokenizer: ChatTokenizer) -> None:
+@pytest.mark.parametrize(
+    ("declared", "others"),
+    [(99, {99}), ([98, 99], {98, 99}), ([-1, 10**9, True, "x", None, 1.5], set()), ({}, set())],
+)
+def test_the_end_of_turn_and_what_the_files_name_end_replies_of_a_loaded_model(
+    declared: Any, others: set[int], build: Any, tokenizer: ChatTokenizer
+) -> None:
     folder = write(build(), tokenizer)
     for name in ("config.json", "generation_config.json"):
-        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | {"eos_token_id": 99}))
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | {"eos_token_id": declared if name[0] == "g" else 99}))
     model = load(folder)
-    assert model.generation_config.eos_token_id == [tokenizer.end_of_turn_id]
+    assert set(model.generation_config.eos_token_id) == {tokenizer.end_of_turn_id, *others}
     assert model.config.eos_token_id == tokenizer.end_of_turn_id
 
 
