@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dialogkit.config.model import ModelConfig
-from dialogkit.errors import ModelError, UnavailableError
-from dialogkit.network import hub_reachable
+from dialogkit.errors import DialogKitError, ModelError, UnavailableError
+from dialogkit.network import from_hub
 
 
 def load_from_source(loader: Callable[..., Any], config: ModelConfig, **options: Any) -> Any:
@@ -35,20 +35,21 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, **options:
     else:
         folder = source
         options["revision"] = config.revision
-        # Decided here: without a network the libraries retry for 20 to 50 seconds.
-        options["local_files_only"] = not hub_reachable()
     # Its reader of GGUF files draws a bar that no setting turns off.
     quiet = redirect_stderr(StringIO()) if "gguf_file" in options else nullcontext()
     try:
+        if local is None:
+            return from_hub(
+                lambda online: loader(folder, trust_remote_code=False, local_files_only=not online, **options),
+                lacking=f"{source!r} is not in its cache",
+                hint="dialogkit doctor --network",
+            )
         with quiet:
             return loader(folder, trust_remote_code=False, **options)
+    except DialogKitError:
+        raise
     # Whatever a library raises at files that are damaged or of another kind: they are input.
     except Exception as error:
-        if isinstance(error, OSError | ValueError) and local is None and options["local_files_only"]:
-            raise UnavailableError(
-                f"the hub cannot be reached and {source!r} is not in its cache",
-                hint="dialogkit doctor --network",
-            ) from None
         raise unusable(source, error) from None
 
 
