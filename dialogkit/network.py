@@ -108,7 +108,7 @@ def problems(urls: Sequence[str]) -> list[str | None]:
             _begin(lambda url=url: answers[url].put(_problem(url, limit)))  # type: ignore[misc]
     for url, answer in answers.items():
         try:
-            found = _get(answer, deadline, _News(f"waiting for {_plain(url)}, at most {limit:g} s"))
+            found = _get(answer, deadline, Wait(f"waiting for {_plain(url)}, at most {limit:g} s"))
         except TimeoutError:
             found = f"did not answer within {limit:g} s"
         _known[url] = time.monotonic(), found
@@ -188,14 +188,15 @@ def _plain(url: str) -> str:
 # Waiting that can be interrupted, in threads that nobody has to wait for
 
 
-class _News:
-    """Reports a wait, the first time after 3 s."""
+class Wait:
+    """Reports in the log what is waited for, the first time after 3 s."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self._next = time.monotonic() + NEWS_S[0]
 
     def tick(self) -> None:
+        """Report the wait if it is time to."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + NEWS_S[1]
             logger.info("%s ...", self.text)
@@ -205,7 +206,7 @@ def _begin(work: Callable[[], object]) -> None:
     threading.Thread(target=work, name="dialogkit-network", daemon=True).start()
 
 
-def _get(source: "queue.SimpleQueue[T] | queue.Queue[T]", deadline: float, news: _News | None = None) -> T:
+def _get(source: "queue.SimpleQueue[T] | queue.Queue[T]", deadline: float, news: Wait | None = None) -> T:
     """Take from a queue. Raises: TimeoutError."""
     while True:
         try:
@@ -361,7 +362,7 @@ class _Loading:
         self, send: Callable[..., Any], request: Any, options: dict[str, Any], end: float, limit: float
     ) -> Any:
         name = _name(request)
-        news = _News(f"waiting for {name}, at most {limit:g} s")
+        news = Wait(f"waiting for {name}, at most {limit:g} s")
         for attempt in range(10):
             self._go_on(request)
             pump = _Pump(send, request, options)
@@ -402,7 +403,7 @@ class _Loading:
             self.stop.wait(wait)
         self.fail(request, said)
 
-    def take(self, source: Any, deadline: float, news: _News) -> Any:
+    def take(self, source: Any, deadline: float, news: Wait) -> Any:
         """Take from a queue of a pump. Raises: TimeoutError."""
         while True:
             if self.stop.is_set():
@@ -503,7 +504,7 @@ def _body(loading: _Loading, response: Any, request: Any, limit: float) -> Any:
 
     class Body(import_module(type(response).__module__.partition(".")[0]).SyncByteStream):  # type: ignore[misc]
         def __iter__(self) -> Iterator[bytes]:
-            news = _News("")
+            news = Wait("")
             taken, window, left = 0, 0, limit
             while True:
                 so_far = f"{taken / 1e6:,.1f} of {total / 1e6:,.1f} MB" if total else f"{taken / 1e6:,.1f} MB"

@@ -205,6 +205,13 @@ def _train(
                 result, trainer = training.complete()
                 processes.share(result)
         except BaseException as error:
+            if record.status == "completed" and isinstance(error, InterruptedRunError):
+                # Nothing of the run is missing: only W&B or the report was still waited for.
+                folder = wandb_run.folder if wandb_run is not None else None
+                error.hint = (
+                    f"wandb sync {folder}" if folder else f"dialogkit runs show {name}{output_option(output)}"
+                )
+                raise
             if (
                 resumed is None
                 and isinstance(error, DialogKitError)
