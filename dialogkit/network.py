@@ -115,14 +115,9 @@ def problems(urls: Sequence[str]) -> list[str | None]:
     return [_known[url][1] for url in urls]
 
 
-def reachable(url: str) -> bool:
-    """Return whether a server answers HTTP within `ANSWER_S`, and takes a connection within 2 s."""
-    return problems([url])[0] is None
-
-
 def hub_reachable() -> bool:
     """Return whether the Hugging Face hub may be asked: not forbidden by `HF_HUB_OFFLINE`, and it answers."""
-    return not hub_forbidden() and reachable(hub_url())
+    return not hub_forbidden() and problems([hub_url()]) == [None]
 
 
 def _problem(url: str, limit: float) -> str | None:

@@ -33,8 +33,8 @@ ACCEPTED: dict[str, Any] = {
 class WandbServer:
     """Answers as `behaviour` says, from a run's start on as `then`.
 
-    Behaviours: accept; hang (no answer), hang-api (the front page alone answers), drip (one byte per second), circle
-    (redirects to itself), html, vanish, or a status code.
+    Behaviours: accept; hang (no answer), hang-api (the front page alone answers), drip (one byte per second),
+    circle (redirects to itself), html, vanish, or a status code.
     """
 
     def __init__(self, behaviour: str, then: str | None = None) -> None:

@@ -276,8 +276,10 @@ def sync_runs(
             chosen += _folders_of(run, folders)
         folders = chosen
     if folders and (problem := problems([credentials.server])[0]) is not None:
-        told = f"W&B's server at {credentials.server} {problem}: none of {counted(len(folders), 'offline run')} uploaded"
-        raise UnavailableError(told, hint="dialogkit doctor --network")
+        none = f"none of {counted(len(folders), 'offline run')} uploaded"
+        raise UnavailableError(
+            f"W&B's server at {credentials.server} {problem}: {none}", hint="dialogkit doctor --network"
+        )
     rows: list[SyncRow] = []
     try:
         with signals_stop():
