@@ -219,7 +219,7 @@ def sync_command(
         for row in rows:
             out.print(untrusted(f"{'uploaded' if row.uploaded else 'passed over'}  {row.folder}"))
             if row.reason:
-                out.err.print(untrusted(f"warning: {row.reason}"))
+                out.err.print(untrusted(f"warning: {row.reason}"), soft_wrap=True)
         if not rows:
             out.print("there are no offline runs to upload")
         else:

@@ -126,13 +126,13 @@ def sync_folder(folder: Path, credentials: Credentials) -> str | None:
     key = credentials.require_key()
     command = [sys.executable, "-m", "wandb", "sync", str(folder)]
     environment = {**_SYNC_SETTINGS, **os.environ, "WANDB_API_KEY": key, "WANDB_BASE_URL": credentials.server}
-    with TemporaryFile("w+", errors="replace") as said:
+    with TemporaryFile("w+", errors="replace") as spoken:
         try:
             child = subprocess.Popen(
                 command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=said,
+                stdout=spoken,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
@@ -149,12 +149,16 @@ def sync_folder(folder: Path, credentials: Credentials) -> str | None:
                     child.wait(0.25)
         finally:
             _end_group(child)
-        said.seek(0)
-        lines = said.read().replace(key, "***").strip().splitlines()
-    wrong = [line for line in lines if "rror" in line]
-    if child.returncode == 0 and not wrong:
+        spoken.seek(0)
+        lines = spoken.read().replace(key, "***").strip().splitlines()
+    wrong = [line for line in lines if "error" in line.lower()]
+    # W&B exits with 0 as well where the server did not answer or refused; its mark says that all arrived.
+    if child.returncode == 0 and not wrong and list(folder.glob("*.wandb.synced")):
         return None
-    return f"{folder.name}: {(wrong or lines or ['no reason given'])[-1].removeprefix('wandb: ').strip()}"
+    said = (wrong or lines[-1:] or [""])[0].removeprefix("wandb: ").removeprefix("ERROR ").strip()
+    if said in ("", "<no message>"):
+        said = "W&B gives no reason; the server may refuse the key"
+    return f"{folder.name} was not uploaded: {said}"
 
 
 def _end_group(child: "subprocess.Popen[Any]") -> None:

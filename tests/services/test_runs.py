@@ -149,6 +149,15 @@ def test_an_upload_of_which_nothing_arrives_fails(
     assert f"next: dialogkit runs sync shared-run --output-dir {output}" in done.err
 
 
+def test_an_upload_that_w_and_b_did_not_mark_as_one_did_not_arrive(
+    dialogkit: Run, output: str, wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_by("echo wandb: Not authenticated.", tmp_path, monkeypatch)
+    done = dialogkit("runs", "sync", "--output-dir", output)
+    assert (done.code, "0 of 1 offline run uploaded" in done.out) == (1, True)
+    assert "was not uploaded: Not authenticated." in done.err
+
+
 def test_an_upload_that_does_not_end_is_ended_with_all_that_it_started(
     dialogkit: Run, output: str, wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,7 +333,11 @@ def test_an_unreadable_run_does_not_keep_the_others(
     broken = whole.parent / "offline-run-20200101_000000-broken"
     broken.mkdir()
     (broken / "run-broken.wandb").write_bytes(b":W&B000")
-    upload_by(f'echo "$@" >> {tmp_path}/uploads; test "$WANDB_API_KEY" = {KEY}', tmp_path, monkeypatch)
+    upload_by(
+        f'echo "$@" >> {tmp_path}/uploads; test "$WANDB_API_KEY" = {KEY} && touch "$4/run.wandb.synced"',
+        tmp_path,
+        monkeypatch,
+    )
     done = dialogkit("runs", "sync", "--output-dir", output)
     assert done.code == 0
     assert (tmp_path / "uploads").read_text() == f"-m wandb sync {whole}\n"
