@@ -188,13 +188,14 @@ class Wait:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self._next = time.monotonic() + NEWS_S[0]
+        self._start = time.monotonic()
+        self._next = self._start + NEWS_S[0]
 
     def tick(self) -> None:
         """Report the wait if it is time to."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + NEWS_S[1]
-            logger.info("%s ...", self.text)
+            logger.info("%s (%.0f s so far) ...", self.text, time.monotonic() - self._start)
 
 
 def _begin(work: Callable[[], object]) -> None:
@@ -216,6 +217,17 @@ def _get(source: "queue.SimpleQueue[T] | queue.Queue[T]", deadline: float, news:
 # The hub's own libraries within the limits
 
 _loading: "_Loading | None" = None
+_one_at_a_time = threading.RLock()
+"""Held while the libraries, whose settings are those of the whole process, are held to the limits."""
+
+
+def _forked() -> None:
+    global _loading, _one_at_a_time
+    _loading, _one_at_a_time = None, threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def from_hub(load: Callable[[bool], T], *, lacking: str, hint: str) -> T:
@@ -235,7 +247,7 @@ def from_hub(load: Callable[[bool], T], *, lacking: str, hint: str) -> T:
         failure = f"{address} {problem}"
     else:
         failure = None
-    with _limited(failure) as loading:
+    with _one_at_a_time, _limited(failure) as loading:
         if failure is None:
             try:
                 result = load(True)

@@ -108,7 +108,7 @@ def test_a_slow_file_that_moves_is_fetched_to_its_end_and_reported(
         assert fetch(hub, monkeypatch).read_bytes() == FILE
         assert time.monotonic() - start > 2 * network.STALL_S
     assert f"fetching 'file.bin' from the hub at {hub.url}: " in caplog.text
-    assert " of 0.1 MB ..." in caplog.text
+    assert " of 0.1 MB (" in caplog.text
 
 
 def test_a_passing_error_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,3 +168,24 @@ def test_nothing_outside_a_loading_is_changed(monkeypatch: pytest.MonkeyPatch) -
         assert huggingface_hub.get_session().get(f"{hub.url}/").text == "ok"
     names = [thread.name for thread in threading.enumerate()]
     assert names.count("dialogkit-signals") == 0
+
+
+def test_threads_that_load_at_once_are_held_to_the_limits_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    with failing_hub("silent-after-root") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        said: list[str] = []
+
+        def load() -> None:
+            try:
+                fetch(hub, monkeypatch)
+            except UnavailableError as error:
+                said.append(error.message)
+
+        threads = [threading.Thread(target=load, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(HANG)
+    assert len(said) == 4
+    assert len(set(said)) == 1
+    assert network._loading is None

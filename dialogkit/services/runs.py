@@ -300,9 +300,12 @@ def sync_runs(
         left = [str(folder) for folder in folders[len(rows) :]]
         told = f"{stop.message}: {len(done)} of {counted(len(folders), 'offline run')} uploaded"
         hint = shlex.join(["dialogkit", "runs", "sync", *(names or [])]) + output_option(Path(output))
-        error = InterruptedRunError(told, exit_code=stop.exit_code, hint=hint)
-        error.details = (*(f"uploaded: {row.folder}" for row in done), *(f"not uploaded: {each}" for each in left))
-        raise error from None
+        raise InterruptedRunError(
+            told,
+            exit_code=stop.exit_code,
+            hint=hint,
+            details=(*(f"uploaded: {row.folder}" for row in done), *(f"not uploaded: {each}" for each in left)),
+        ) from None
     return rows
 
 
