@@ -174,7 +174,7 @@ def test_an_upload_that_does_not_end_is_ended_with_all_that_it_started(
     assert "not tried, as the server did not take the run before it in time" in done.err
     assert f"uploading {whole.name} (1 of 2) ..." in done.err
     assert "0 of 2 offline runs uploaded" in done.out
-    assert not is_alive(int((tmp_path / "child").read_text()))
+    assert ends(int((tmp_path / "child").read_text()))
 
 
 def test_ctrl_c_ends_an_upload_at_once_and_says_what_was_uploaded(
@@ -183,7 +183,7 @@ def test_ctrl_c_ends_an_upload_at_once_and_says_what_was_uploaded(
     upload_by(f"sleep 60 & echo $! > {tmp_path}/child; wait", tmp_path, monkeypatch)
 
     def interrupt() -> None:
-        while not (tmp_path / "child").exists():
+        while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text():
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -193,15 +193,19 @@ def test_ctrl_c_ends_an_upload_at_once_and_says_what_was_uploaded(
     assert stopped.value.exit_code == 130
     assert stopped.value.message == "stopped by Ctrl-C: 0 of 1 offline run uploaded"
     assert stopped.value.hint == f"dialogkit runs sync --output-dir {output}"
-    assert not is_alive(int((tmp_path / "child").read_text()))
+    assert ends(int((tmp_path / "child").read_text()))
 
 
-def is_alive(process: int) -> bool:
-    """Return whether a process runs still; one that has only to be waited for does not."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+def ends(process: int) -> bool:
+    """Return whether a process that was killed is gone, or has only to be waited for by its parent."""
+    for _ in range(100):
+        try:
+            if Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def test_a_server_that_does_not_answer_is_one_sentence(
