@@ -1,8 +1,8 @@
 """How long a server is waited for, in one place: the libraries themselves wait and retry for minutes, or for ever.
 
 Four limits hold for whatever is asked of the Hugging Face hub, each a constant here. An answer must begin within
-`ANSWER_S`, redirects and repeats after an error included. All answers of one loading take at most `ANSWERS_S`. A
-file must bring `STALL_BYTES` in every `STALL_S`, so a slow download goes on for as long as it moves, and a drip
+`ANSWER_S`, redirects and repeats after an error included; all slow answers of one loading take at most `ANSWERS_S`.
+A file must bring `STALL_BYTES` in every `STALL_S`, so a slow download goes on for as long as it moves, and a drip
 ends. A file whose connection breaks is continued at most `BREAKS` times. The first failure ends the loading: what
 lies in the cache is used, with one line, or one sentence says what the server did.
 
@@ -35,8 +35,8 @@ CONNECT_S = 2.0
 """Longest wait for a connection, where it is only asked whether a server is there."""
 ANSWER_S = 10.0
 """Longest wait for an answer to begin; HF_HUB_ETAG_TIMEOUT takes its place."""
-ANSWERS_S = 60.0
-"""Longest wait for all answers of one loading, files not counted."""
+SLOW_S, ANSWERS_S = 3.0, 60.0
+"""From how many seconds on an answer is slow, and the longest wait for all slow ones of one loading."""
 STALL_S, STALL_BYTES = 30.0, 16 * 1024
 """A file that brings fewer bytes than that in so many seconds has stalled; HF_HUB_DOWNLOAD_TIMEOUT takes the
 place of the seconds."""
@@ -356,7 +356,8 @@ class _Loading:
             try:
                 response = self._answer(send, request, options, end, limit)
             finally:
-                self._waited += time.monotonic() - start
+                if (waited := time.monotonic() - start) >= SLOW_S:
+                    self._waited += waited
             response.stream = _body(self, response, request, stall_limit() if stream else limit)
             if not stream:
                 response.read()
@@ -378,8 +379,8 @@ class _Loading:
                 response = self.take(pump.answer, end, news)
             except TimeoutError:
                 pump.leave()
-                if self._waited + time.monotonic() - end > ANSWERS_S - limit:
-                    self.fail(request, f"took more than {ANSWERS_S:g} s for its answers")
+                if ANSWERS_S - self._waited < limit:
+                    self.fail(request, f"answered so slowly that {ANSWERS_S:g} s were waited in all")
                 self.fail(request, f"did not answer within {limit:g} s")
             except BaseException:
                 pump.leave()

@@ -16,8 +16,8 @@ WHOLE = ("silent", "drip", "500", "503", "429", "closed", "circle", "html")
 connection closed; a redirect to itself; a page of HTML in place of everything."""
 LATER = ("silent-after-root", "503-after-root")
 """The address itself answers, and nothing else does."""
-GOOD = ("good", "slow-file", "503-once")
-"""What is no failure: all is answered; a file of 50 kB takes two seconds; the first answer is a 503."""
+GOOD = ("good", "slow-file", "slow-answers", "503-once")
+"""What is answered in the end: at once; a file of 50 kB in two seconds; each after 0.4 s; after a first 503."""
 FILES = ("stalled-file", "drip-file", "cut-file", "huge-file")
 """All is answered but the files: nothing after the headers; one byte per second; closed in the middle; a length of
 ten gigabytes, of which one part comes."""
@@ -81,6 +81,8 @@ class FailingHub:
             way = "good" if path == "/" else way.partition("-")[0]
         if way == "503-once":
             way = "503" if len(self.asked) == 2 else "good"
+        if way == "slow-answers":
+            self._over.wait(0.4)
         if way == "silent":
             self._end(request)
         elif way == "drip":

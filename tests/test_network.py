@@ -170,6 +170,23 @@ def test_nothing_outside_a_loading_is_changed(monkeypatch: pytest.MonkeyPatch) -
     assert names.count("dialogkit-signals") == 0
 
 
+def test_answers_that_are_all_slow_have_a_limit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "ANSWER_S", 2.0)
+    monkeypatch.setattr(network, "SLOW_S", 0.1)
+    monkeypatch.setattr(network, "ANSWERS_S", 2.1)
+    with failing_hub("slow-answers", files={str(number): FILE for number in range(10)}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+
+        def load(online: bool) -> None:
+            from huggingface_hub import hf_hub_download
+
+            for name in range(10):
+                hf_hub_download("someone/thing", str(name), endpoint=hub.url, local_files_only=not online)
+
+        with pytest.raises(UnavailableError, match=r"answered so slowly that 2.1 s were waited in all"):
+            from_hub(load, lacking="it is not in its cache", hint="")
+
+
 def test_threads_that_load_at_once_are_held_to_the_limits_each(monkeypatch: pytest.MonkeyPatch) -> None:
     with failing_hub("silent-after-root") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)

@@ -23,7 +23,7 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, **options:
 
     # It warns of padding without a mask wherever the padding token ends texts as well; our batches have none.
     hf_logging.set_verbosity_error()
-    # Otherwise a thread asks the hub, without a limit, to convert what is not safetensors, and the exit waits for it.
+    # Otherwise a thread asks the hub, without a limit, to convert other weights, and the exit waits for it.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     hf_logging.disable_progress_bar()
     source = config.source or ""
