@@ -1,8 +1,8 @@
 """How long a server is waited for, in one place: the libraries themselves wait and retry for minutes, or for ever.
 
 Four limits hold for whatever is asked of the Hugging Face hub, each a constant here. An answer must begin within
-`ANSWER_S`, redirects and repeats after an error included; all slow answers of one loading take at most `ANSWERS_S`.
-A file must bring `STALL_BYTES` in every `STALL_S`, so a slow download goes on for as long as it moves, and a drip
+`ANSWER_S`, redirects and repeats after an error included; slow answers of one loading take `ANSWERS_S` in all. A
+file must bring `STALL_BYTES` in every `STALL_S`, so a slow download goes on for as long as it moves, and a drip
 ends. A file whose connection breaks is continued at most `BREAKS` times. The first failure ends the loading: what
 lies in the cache is used, with one line, or one sentence says what the server did.
 
