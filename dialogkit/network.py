@@ -108,7 +108,7 @@ def problems(urls: Sequence[str]) -> list[str | None]:
             _begin(lambda url=url: answers[url].put(_problem(url, limit)))  # type: ignore[misc]
     for url, answer in answers.items():
         try:
-            found = _get(answer, deadline, Wait(f"waiting for {_plain(url)}, at most {limit:g} s"))
+            found = _get(answer, deadline, Wait(f"waiting for {plain_url(url)}, at most {limit:g} s"))
         except TimeoutError:
             found = f"did not answer within {limit:g} s"
         _known[url] = time.monotonic(), found
@@ -133,7 +133,7 @@ def _problem(url: str, limit: float) -> str | None:
         if (reason := _refusal(url)) is not None:
             return reason
         opener = urllib.request.build_opener(Stay)
-        with opener.open(urllib.request.Request(url, method="HEAD"), timeout=limit):
+        with opener.open(urllib.request.Request(plain_url(url), method="HEAD"), timeout=limit):
             return None
     except HTTPError:
         return None
@@ -174,7 +174,7 @@ def _unreachable(error: object) -> str:
     return f"cannot be reached: {str(reason).splitlines()[0][:200].lower()}"
 
 
-def _plain(url: str) -> str:
+def plain_url(url: str) -> str:
     """Return an address without a name or password in it."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
@@ -240,7 +240,7 @@ def from_hub(load: Callable[[bool], T], *, lacking: str, hint: str) -> T:
 
     Raises: UnavailableError if the hub fails and the cache alone is not enough; else whatever `load` raises.
     """
-    address = f"the hub at {_plain(hub_url())}"
+    address = f"the hub at {plain_url(hub_url())}"
     if hub_forbidden():
         failure: str | None = "HF_HUB_OFFLINE forbids asking the hub"
     elif (problem := problems([hub_url()])[0]) is not None:
@@ -340,9 +340,9 @@ class _Loading:
         while seen is not None:
             package = type(seen).__module__.partition(".")[0]
             if package in ("httpx", "httpx2", "httpcore", "httpcore2"):
-                return f"the hub at {_plain(hub_url())} {_said(seen)}"
+                return f"the hub at {plain_url(hub_url())} {_said(seen)}"
             if type(seen).__name__ == "FileMetadataError":
-                return f"the server at {_plain(hub_url())} answered, but not as a hub does"
+                return f"the server at {plain_url(hub_url())} answered, but not as a hub does"
             seen = seen.__cause__ or seen.__context__
         return None
 
@@ -550,7 +550,7 @@ def _of_hub(request: Any) -> bool:
 
 def _name(request: Any) -> str:
     if _of_hub(request):
-        return f"the hub at {_plain(hub_url())}"
+        return f"the hub at {plain_url(hub_url())}"
     return f"the hub's server {request.url.host}"
 
 

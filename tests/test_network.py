@@ -158,6 +158,12 @@ def test_servers_are_asked_at_the_same_time_and_any_answer_is_one() -> None:
     assert problems(["http://127.0.0.1:9"]) == ["cannot be reached: connection refused"]
 
 
+def test_a_password_in_an_address_is_not_shown() -> None:
+    with failing_hub("503") as hub:
+        assert problems([hub.url.replace("//", "//me:secret@")]) == [None]
+    assert network.plain_url("https://me:secret@host:1/path/") == "https://host:1/path"
+
+
 def test_nothing_outside_a_loading_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 

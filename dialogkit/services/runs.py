@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from dialogkit.config.load import flatten
 from dialogkit.errors import ConfigError, InterruptedRunError, ModelError, UnavailableError
-from dialogkit.network import problems
+from dialogkit.network import plain_url, problems
 from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
 from dialogkit.services.models import DEFAULT_OUTPUT, output_option
 from dialogkit.services.reporter import counted
@@ -278,7 +278,7 @@ def sync_runs(
     if folders and (problem := problems([credentials.server])[0]) is not None:
         none = f"none of {counted(len(folders), 'offline run')} uploaded"
         raise UnavailableError(
-            f"W&B's server at {credentials.server} {problem}: {none}", hint="dialogkit doctor --network"
+            f"W&B's server at {plain_url(credentials.server)} {problem}: {none}", hint="dialogkit doctor --network"
         )
     rows: list[SyncRow] = []
     try:

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from dialogkit.config.tracking import TrackingConfig
 from dialogkit.errors import DialogKitError, StorageError, UnavailableError
-from dialogkit.network import Wait, problems
+from dialogkit.network import Wait, plain_url, problems
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,8 @@ def sync_folder(folder: Path, credentials: Credentials) -> str | None:
             )
         except OSError as error:
             return f"{folder.name}: {error.strerror or type(error).__name__}"
-        waiting = Wait(f"uploading {folder.name} to {credentials.server}, at most {SYNC_TIMEOUT_S:.0f} s")
+        server = plain_url(credentials.server)
+        waiting = Wait(f"uploading {folder.name} to {server}, at most {SYNC_TIMEOUT_S:.0f} s")
         try:
             deadline = time.monotonic() + SYNC_TIMEOUT_S
             while child.poll() is None:
