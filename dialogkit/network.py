@@ -240,6 +240,11 @@ def from_hub(load: Callable[[bool], T], *, lacking: str, hint: str) -> T:
 
     Raises: UnavailableError if the hub fails and the cache alone is not enough; else whatever `load` raises.
     """
+    with _one_at_a_time:
+        return _from_hub(load, lacking, hint)
+
+
+def _from_hub(load: Callable[[bool], T], lacking: str, hint: str) -> T:
     address = f"the hub at {plain_url(hub_url())}"
     if hub_forbidden():
         failure: str | None = "HF_HUB_OFFLINE forbids asking the hub"
@@ -247,7 +252,7 @@ def from_hub(load: Callable[[bool], T], *, lacking: str, hint: str) -> T:
         failure = f"{address} {problem}"
     else:
         failure = None
-    with _one_at_a_time, _limited(failure) as loading:
+    with _limited(failure) as loading:
         if failure is None:
             try:
                 result = load(True)

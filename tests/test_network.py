@@ -177,9 +177,9 @@ def test_nothing_outside_a_loading_is_changed(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_answers_that_are_all_slow_have_a_limit_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "ANSWER_S", 2.0)
+    monkeypatch.setattr(network, "ANSWER_S", 1.0)
     monkeypatch.setattr(network, "SLOW_S", 0.1)
-    monkeypatch.setattr(network, "ANSWERS_S", 2.1)
+    monkeypatch.setattr(network, "ANSWERS_S", 1.1)
     with failing_hub("slow-answers", files={str(number): FILE for number in range(10)}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
 
@@ -189,7 +189,7 @@ def test_answers_that_are_all_slow_have_a_limit_together(monkeypatch: pytest.Mon
             for name in range(10):
                 hf_hub_download("someone/thing", str(name), endpoint=hub.url, local_files_only=not online)
 
-        with pytest.raises(UnavailableError, match=r"answered so slowly that 2.1 s were waited in all"):
+        with pytest.raises(UnavailableError, match=r"answered so slowly that 1.1 s were waited in all"):
             from_hub(load, lacking="it is not in its cache", hint="")
 
 
