@@ -33,20 +33,21 @@ RAW = (
     "wandb:",
 )
 
-SETTINGS = {name: value for name, value in SMALL.items() if name != "data.samples"}
+SETTINGS = {name: value for name, value in SMALL.items() if name not in ("data.samples", "tracking.wandb")}
 SET = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={json.dumps(value)}")]
 HUB = "someone/thing"
 MODEL = {
     "generate": ["generate", HUB, "--prompt", "Hello!", "--max-new-tokens", "2"],
     "chat": ["chat", HUB],
     "evaluate": ["evaluate", HUB, "--samples", "2"],
-    "train": ["train", HUB, *SET],
-    "dry run": ["train", HUB, "--dry-run", *SET],
+    "train": ["train", HUB, "--wandb", "disabled", *SET],
+    "dry run": ["train", HUB, "--dry-run", "--wandb", "disabled", *SET],
 }
+TRAIN = ["train", "custom-nano", "--wandb", "disabled", "--dataset", HUB, *SET]
 DATA = {
     "data inspect": ["data", "inspect", HUB],
-    "train on a dataset": ["train", "custom-nano", "--dataset", HUB, *SET],
-    "train on a stream": ["train", "custom-nano", "--dataset", HUB, "--set", "data.streaming=true", *SET],
+    "train on a dataset": TRAIN,
+    "train on a stream": [*TRAIN, "--set", "data.streaming=true"],
 }
 
 
