@@ -112,8 +112,10 @@ class InterruptedRunError(DialogKitError):
 
     code = "interrupted"
 
-    def __init__(self, message: str, *, exit_code: int, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(
+        self, message: str, *, exit_code: int, hint: str | None = None, details: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message, hint=hint, details=details)
         self.exit_code = exit_code
 
 

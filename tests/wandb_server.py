@@ -32,11 +32,15 @@ ACCEPTED: dict[str, Any] = {
 
 
 class WandbServer:
-    """Answers as `behaviour` says (accept, hang, html, vanish, a status code), from a run's start on as `then`."""
+    """Answers as `behaviour` says, from a run's start on as `then`.
+
+    Behaviours: accept; hang (no answer), hang-api (the front page alone answers), drip (one byte per second),
+    circle (redirects to itself), html, vanish, or a status code.
+    """
 
     def __init__(self, behaviour: str, then: str | None = None) -> None:
         self.behaviour = behaviour
-        self._then = then
+        self.then = then
         self.asked: list[str] = []
         self.keys: set[str] = set()
         """Keys and whatever else came as authorization."""
@@ -51,7 +55,7 @@ class WandbServer:
             def answer(self) -> None:
                 outer._answer(self)
 
-            do_GET = do_POST = do_PUT = answer
+            do_GET = do_HEAD = do_POST = do_PUT = answer
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -80,23 +84,36 @@ class WandbServer:
         if self.behaviour == "vanish":
             request.close_connection = True
             return
-        if self.behaviour == "hang":
+        if self.behaviour == "hang" or (self.behaviour == "hang-api" and request.path != "/"):
             self._gone.wait()
+            return
+        if self.behaviour == "drip":
+            for byte in b"HTTP/1.1 200 OK\r\nX-Filler: " + b"a" * 10_000:
+                request.wfile.write(bytes([byte]))
+                request.wfile.flush()
+                if self._gone.wait(1):
+                    break
+            request.close_connection = True
             return
         if self.behaviour == "html":
             kind, content = "text/html", b"<html><body>Sign in to the network</body></html>"
-        elif self.behaviour != "accept":
+        elif self.behaviour == "circle":
+            status, content = 302, b""
+        elif self.behaviour.isdigit():
             status, content = int(self.behaviour), b"{}"
         elif request.path.endswith("file_stream"):
             lines = json.loads(body).get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
             self.history += [json.loads(line) for line in lines]
         request.send_response(status)
+        if status == 302:
+            request.send_header("location", request.path)
         request.send_header("content-type", kind)
         request.send_header("content-length", str(len(content)))
         request.end_headers()
-        request.wfile.write(content)
-        if starts and self._then is not None:
-            self.behaviour = self._then
+        if request.command != "HEAD":
+            request.wfile.write(content)
+        if starts and self.then is not None:
+            self.behaviour = self.then
 
     def vanish(self) -> None:
         """Stop listening and break every connection."""

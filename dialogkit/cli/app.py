@@ -110,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     log = logging.StreamHandler(sys.stderr)
     log.setFormatter(_Sanitized("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[log])
+    logging.getLogger("dialogkit.network").setLevel(logging.INFO)  # what a server is waited for
     # Telemetry and progress bars of libraries have no place in our output.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

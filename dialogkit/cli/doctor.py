@@ -16,7 +16,9 @@ STYLES = {"ok": "green", "could be better": "yellow", "wrong": "bold red"}
 
 def doctor_command(
     output_dir: OutputOption = "models",
-    network: Annotated[bool, typer.Option("--network", help="Ask the hub and W&B whether they answer.")] = False,
+    network: Annotated[
+        bool, typer.Option("--network", help="Ask the hub and W&B whether they answer within 10 s.")
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Say what is there to train with and how to use it; what to paste into a report of an error."""

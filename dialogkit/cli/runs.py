@@ -211,22 +211,30 @@ def sync_command(
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
-    """Upload offline runs to W&B; unreadable ones are passed over with a warning."""
+    """Upload offline runs to W&B; unreadable ones are passed over with a warning.
+
+    The server has 10 s to answer, and each run at most 600 s.
+    """
+    from dialogkit.services.models import output_option
     from dialogkit.services.runs import sync_runs
 
     output = Output(json_mode=json_output)
-    with output.busy("uploading offline runs"):
-        rows = sync_runs(names, output=output_dir)
+    with output.progress() as progress:
+        rows = sync_runs(names, output=output_dir, progress=progress)
 
     def render(out: Output) -> None:
         for row in rows:
             out.print(untrusted(f"{'uploaded' if row.uploaded else 'passed over'}  {row.folder}"))
             if row.reason:
-                out.err.print(untrusted(f"warning: {row.reason}"))
+                out.err.print(untrusted(f"warning: {row.reason}"), soft_wrap=True)
         if not rows:
             out.print("there are no offline runs to upload")
+        else:
+            out.print(f"{sum(row.uploaded for row in rows)} of {counted(len(rows), 'offline run')} uploaded")
 
-    output.result(rows, render)
+    left = any(not row.uploaded and "holds no record" not in row.reason for row in rows)
+    again = shlex.join(["dialogkit", "runs", "sync", *(names or [])]) + output_option(output_dir)
+    output.result(rows, render, hint=again if left else None)
     if rows and not any(row.uploaded for row in rows):
         raise typer.Exit(1)
 

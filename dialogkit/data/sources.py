@@ -2,11 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
@@ -15,7 +14,9 @@ from dialogkit.data.files import STREAMED, SUFFIXES, Row, instead_of, read_rows,
 from dialogkit.data.formats import RowError, parse_row, recognise_format
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, UnavailableError, did_you_mean
-from dialogkit.network import hub_reachable
+from dialogkit.network import from_hub
+
+T = TypeVar("T")
 
 STARTER = Path(__file__).parent / "samples" / "starter.jsonl"
 
@@ -202,37 +203,40 @@ def refusal_of_rows(number: int, first: list[str], *, streamed: bool = False) ->
 _INSTEAD = "--dataset starter"
 
 
-@contextmanager
-def _asking_hub(hub_id: str) -> Iterator[Any]:
-    """Give `datasets`, set to ask the hub only if that answers. Raises: DataError, UnavailableError."""
+def _from_hub(hub_id: str, load: Callable[[Any], T], *, lacking: str | None = None) -> T:
+    """Call a function of `datasets` that may ask the hub. Raises: DataError, UnavailableError."""
     import datasets
     import huggingface_hub.errors
 
-    online = hub_reachable()
-    was_offline = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = was_offline or not online
+    def ask(online: bool) -> T:
+        was_offline = datasets.config.HF_HUB_OFFLINE
+        datasets.config.HF_HUB_OFFLINE = was_offline or not online
+        try:
+            return load(datasets)
+        finally:
+            datasets.config.HF_HUB_OFFLINE = was_offline
+
     datasets.disable_progress_bars()
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity_error()  # it reports at length that it uses its cache
     try:
-        yield datasets
-    except (ConnectionError, huggingface_hub.errors.OfflineModeIsEnabled) as error:
-        if online:
-            told = f"the dataset {hub_id!r} cannot be fetched: {error}"
-        else:
-            told = f"the hub cannot be reached and the dataset {hub_id!r} is not in its cache"
+        return from_hub(ask, lacking=lacking or f"the dataset {hub_id!r} is not in its cache", hint=_INSTEAD)
+    except (ConnectionError, huggingface_hub.errors.HfHubHTTPError) as error:
+        told = f"the dataset {hub_id!r} cannot be fetched: {_first_line(error)}"
         raise UnavailableError(told, hint=_INSTEAD) from None
-    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"the dataset {hub_id!r} cannot be loaded: {first}", hint=_INSTEAD) from None
+    except (datasets.exceptions.DatasetNotFoundError, OSError, ValueError) as error:
+        told = f"the dataset {hub_id!r} cannot be loaded: {_first_line(error)}"
+        raise DataError(told, hint=_INSTEAD) from None
     finally:
-        datasets.config.HF_HUB_OFFLINE = was_offline
         datasets.logging.set_verbosity(verbosity)
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[Row], str]:
-    with _asking_hub(hub_id) as datasets:
-        dataset = datasets.load_dataset(hub_id, revision=revision, split="train")
+    dataset = _from_hub(hub_id, lambda datasets: datasets.load_dataset(hub_id, revision=revision, split="train"))
     rows = (Row(f"{hub_id}[{number}]", row) for number, row in enumerate(dataset, 1))
     return rows, str(dataset._fingerprint)
 
@@ -244,16 +248,16 @@ def hub_files(hub_id: str, revision: str | None) -> tuple[list[str], str, int | 
     """
     from huggingface_hub import HfFileSystem
 
-    if not hub_reachable():
-        raise UnavailableError(
-            f"the hub cannot be reached, which knows of what files the dataset {hub_id!r} consists",
-            hint=_INSTEAD,
-        )
-    with _asking_hub(hub_id) as datasets:
+    def find(datasets: Any) -> tuple[Any, list[Any]]:
+        if datasets.config.HF_HUB_OFFLINE:
+            raise ConnectionError
         builder = datasets.load_dataset_builder(hub_id, revision=revision)
         found = (builder.config.data_files or {}).get("train", [])
-        places: list[Any] = [HfFileSystem().resolve_path(address) for address in found]
-        split = (builder.info.splits or {}).get("train")
+        return builder, [HfFileSystem().resolve_path(address) for address in found]
+
+    lacking = f"it alone knows of what files the dataset {hub_id!r} consists"
+    builder, places = _from_hub(hub_id, find, lacking=lacking)
+    split = (builder.info.splits or {}).get("train")
     rows = int(split.num_examples) if split is not None and split.num_examples else None
     return [place.path_in_repo for place in places], places[0].revision if places else "", rows
 
@@ -266,8 +270,20 @@ def fetch_file(hub_id: str, file: str, commit: str) -> Path:
 
     disable_progress_bars()
     try:
-        return Path(hf_hub_download(hub_id, file, repo_type="dataset", revision=commit))
+        # A file of a commit never changes: the hub is not asked for one that is here.
+        return Path(hf_hub_download(hub_id, file, repo_type="dataset", revision=commit, local_files_only=True))
+    except OSError:
+        pass
+    try:
+        return Path(
+            from_hub(
+                lambda online: hf_hub_download(
+                    hub_id, file, repo_type="dataset", revision=commit, local_files_only=not online
+                ),
+                lacking=f"the file {file!r} of {hub_id!r} is not in its cache",
+                hint=_INSTEAD,
+            )
+        )
     except (OSError, HfHubHTTPError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        told = f"the file {file!r} of {hub_id!r} cannot be fetched: {first}"
+        told = f"the file {file!r} of {hub_id!r} cannot be fetched: {_first_line(error)}"
         raise UnavailableError(told, hint=_INSTEAD) from None

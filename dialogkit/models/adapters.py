@@ -24,7 +24,7 @@ from dialogkit.config.train import TrainConfig
 from dialogkit.errors import ConfigError, ModelError, UnavailableError, did_you_mean
 from dialogkit.models.folder import named, read_object, require_sound
 from dialogkit.models.sources import find_gguf, unusable
-from dialogkit.network import hub_reachable
+from dialogkit.network import from_hub, hub_reachable
 
 _WEIGHTS = "adapter_model.safetensors"
 _DIGEST = "base_sha256"
@@ -352,15 +352,20 @@ def _fetch(config: ModelConfig, file: str) -> Path | None:
     from transformers.utils import cached_file
 
     try:
-        found = cached_file(
-            config.source or "",
-            file,
-            revision=config.revision,
-            local_files_only=not hub_reachable(),
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
+        found = from_hub(
+            lambda online: cached_file(
+                config.source or "",
+                file,
+                revision=config.revision,
+                local_files_only=not online,
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            ),
+            lacking=f"{config.source!r} is not in its cache",
+            hint="dialogkit doctor --network",
         )
-    except (OSError, ValueError):  # no such model, which the loading that follows tells in its own words
+    # No such model, or no answer, which the loading that follows tells in its own words.
+    except (OSError, ValueError, UnavailableError):
         return None
     return None if found is None else Path(found)

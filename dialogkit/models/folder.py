@@ -51,6 +51,7 @@ _SIZES = {
     "context": ("max_position_embeddings", "n_positions"),
     "vocabulary": ("vocab_size",),
 }
+_TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _MOST_LAYERS = 10_000
 _LARGEST = 2**31 - 1
 _MOST_SETTINGS = 1_000
@@ -184,7 +185,8 @@ def _read_by_libraries(folder: Path) -> Iterator[Path]:
             if parent == templates
             or path.name in _LONGEST
             or path.suffix in (".safetensors", ".bin", ".gguf")
-            or (path.suffix in (".json", ".txt", ".model", ".jinja", ".tiktoken") and _never_ends(path))
+            # What is wrong in a generation_config.json is for its own reader: no library opens it.
+            or (path.name != "generation_config.json" and path.suffix in _TEXTS and _never_ends(path))
         )
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dialogkit.config.model import ModelConfig
-from dialogkit.errors import ModelError, UnavailableError
+from dialogkit.errors import DialogKitError, ModelError, UnavailableError
 from dialogkit.models.folder import require_regular, require_sound, weights_bytes
 from dialogkit.models.limits import panics_raised
-from dialogkit.network import hub_reachable
+from dialogkit.network import from_hub
 
 
 def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **options: Any) -> Any:
@@ -25,6 +25,8 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **optio
 
     # It warns of padding without a mask wherever the padding token ends texts as well; our batches have none.
     hf_logging.set_verbosity_error()
+    # Otherwise a thread asks the hub, without a limit, to convert other weights, and the exit waits for it.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     hf_logging.disable_progress_bar()
     source = config.source or ""
     local = _local(source)
@@ -38,20 +40,21 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **optio
     else:
         folder = source
         options["revision"] = config.revision
-        # Decided here: without a network the libraries retry for 20 to 50 seconds.
-        options["local_files_only"] = not hub_reachable()
     # Its reader of GGUF files draws a bar that no setting turns off.
     quiet = redirect_stderr(StringIO()) if "gguf_file" in options else nullcontext()
     try:
         with quiet, panics_raised():
+            if local is None:
+                return from_hub(
+                    lambda online: loader(folder, trust_remote_code=False, local_files_only=not online, **options),
+                    lacking=f"{source!r} is not in its cache",
+                    hint="dialogkit doctor --network",
+                )
             return loader(folder, trust_remote_code=False, **options)
+    except DialogKitError:
+        raise
     # Whatever a library raises at files that are damaged or of another kind: they are input.
     except Exception as error:
-        if isinstance(error, OSError | ValueError) and local is None and options["local_files_only"]:
-            raise UnavailableError(
-                f"the hub cannot be reached and {source!r} is not in its cache",
-                hint="dialogkit doctor --network",
-            ) from None
         raise unusable(source, error) from None
 
 

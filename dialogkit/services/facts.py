@@ -19,7 +19,7 @@ from typing import TypeVar
 from dialogkit import __version__
 from dialogkit.config.paths import cache_dir
 from dialogkit.machine import processor_flags, processor_name
-from dialogkit.network import hub_reachable, reachable
+from dialogkit.network import hub_forbidden, hub_url, problems
 from dialogkit.tracking.credentials import find_credentials, read_dotenv, server_problem
 
 SMI_TIMEOUT_S = 1.5
@@ -133,14 +133,15 @@ def gather(output: Path, *, network: bool = False) -> Facts:
         listed = pool.submit(_guarded, _gpus, ())
         credentials = _guarded(lambda: find_credentials(Path.cwd()), None)
         server = credentials.server if credentials else ""
-        asked = pool.submit(_guarded, lambda: reachable(server) if network else None, None)
-        hub = pool.submit(_guarded, lambda: hub_reachable() if network else None, None)
         untold: _Memory = (None, None)
         none: _Torch = (None, None, None)
         torch, torch_cuda, torch_hip = _guarded(_torch, none)
         total, free = _guarded(_memory, untold)
         hub_token = _guarded(_hub_token, None)
         limit, left = _guarded(_container, untold)
+        unasked: tuple[bool | None, bool | None] = (None, None)
+        # By this thread, whose wait Ctrl-C ends.
+        server_answers, hub_answers = _guarded(lambda: _ask(server), unasked) if network else unasked
         return Facts(
             system=platform.system(),
             python=sys.version_info[:3],
@@ -175,9 +176,17 @@ def gather(output: Path, *, network: bool = False) -> Facts:
             driver=told.result()[0],
             driver_cuda=told.result()[1],
             gpus=listed.result(),
-            server_answers=asked.result(),
-            hub_answers=hub.result(),
+            server_answers=server_answers,
+            hub_answers=hub_answers,
         )
+
+
+def _ask(server: str) -> tuple[bool, bool]:
+    """Return whether W&B's server and the hub answer, both asked at the same time."""
+    if hub_forbidden():
+        return problems([server]) == [None], False
+    wandb, hub = problems([server, hub_url()])
+    return wandb is None, hub is None
 
 
 def _guarded(ask: Callable[[], T], otherwise: T) -> T:

@@ -1,6 +1,7 @@
 """What was trained here, read from the run folders alone, and the upload of offline W&B runs."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,11 +9,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from dialogkit.config.load import flatten
-from dialogkit.errors import ConfigError, ModelError
+from dialogkit.errors import ConfigError, InterruptedRunError, ModelError, UnavailableError
+from dialogkit.network import plain_url, problems
 from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
-from dialogkit.services.models import DEFAULT_OUTPUT
+from dialogkit.services.models import DEFAULT_OUTPUT, output_option
+from dialogkit.services.reporter import counted
 from dialogkit.services.result import Result
 from dialogkit.services.run_rows import held_out_identity, series_of
+from dialogkit.services.stops import signals_stop
 from dialogkit.services.tasks import TaskRow
 from dialogkit.tracking.credentials import find_credentials
 from dialogkit.tracking.rundir import RunDir, RunRecord, find_run
@@ -247,14 +251,21 @@ def show_run(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> RunDetails:
     )
 
 
-def sync_runs(names: list[str] | None = None, *, output: str | Path = DEFAULT_OUTPUT) -> list[SyncRow]:
+def sync_runs(
+    names: list[str] | None = None,
+    *,
+    output: str | Path = DEFAULT_OUTPUT,
+    progress: Callable[[str, float], None] = lambda what, share: None,
+) -> list[SyncRow]:
     """Upload offline W&B runs one by one; one that cannot be read does not keep the others.
 
     Args:
         names: runs to upload; None are all of the output folder.
         output: folder of models and runs.
+        progress: gets what is uploaded, and the part of the runs that is behind (0 to 1).
 
-    Raises: UnavailableError without a key; ModelError for an unknown run or one that has no offline record.
+    Raises: UnavailableError without a key, or if the server does not answer; ModelError for an unknown run or one
+    that has no offline record; InterruptedRunError, which says what was uploaded, at Ctrl-C or SIGTERM.
     """
     credentials = find_credentials(Path.cwd())
     if credentials.problem is None:  # which is the error
@@ -267,10 +278,37 @@ def sync_runs(names: list[str] | None = None, *, output: str | Path = DEFAULT_OU
             run = find_run(Path(output), name)
             chosen += _folders_of(run, offline_folders(run.output or Path(output)))
         folders = chosen
-    rows = []
-    for folder in folders:
-        reason = sync_folder(folder, credentials)
-        rows.append(SyncRow(folder=str(folder), uploaded=reason is None, reason=reason or ""))
+    if folders and (problem := problems([credentials.server])[0]) is not None:
+        none = f"none of {counted(len(folders), 'offline run')} uploaded"
+        raise UnavailableError(
+            f"W&B's server at {plain_url(credentials.server)} {problem}: {none}", hint="dialogkit doctor --network"
+        )
+    rows: list[SyncRow] = []
+    try:
+        with signals_stop():
+            for number, folder in enumerate(folders):
+                progress(f"uploading {folder.name} ({number + 1} of {len(folders)})", number / len(folders))
+                try:
+                    reason = sync_folder(folder, credentials)
+                except TimeoutError as error:
+                    rows.append(SyncRow(folder=str(folder), uploaded=False, reason=str(error)))
+                    late = "not tried, as the server did not take the run before it in time"
+                    rows += [
+                        SyncRow(folder=str(each), uploaded=False, reason=late) for each in folders[number + 1 :]
+                    ]
+                    break
+                rows.append(SyncRow(folder=str(folder), uploaded=reason is None, reason=reason or ""))
+    except InterruptedRunError as stop:
+        done = [row for row in rows if row.uploaded]
+        left = [str(folder) for folder in folders[len(rows) :]]
+        told = f"{stop.message}: {len(done)} of {counted(len(folders), 'offline run')} uploaded"
+        hint = shlex.join(["dialogkit", "runs", "sync", *(names or [])]) + output_option(Path(output))
+        raise InterruptedRunError(
+            told,
+            exit_code=stop.exit_code,
+            hint=hint,
+            details=(*(f"uploaded: {row.folder}" for row in done), *(f"not uploaded: {each}" for each in left)),
+        ) from None
     return rows
 
 

@@ -8,7 +8,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partialmethod
 from importlib.util import find_spec
 from io import StringIO
@@ -167,27 +167,34 @@ def _expanded(names: Sequence[str], manager: Any) -> list[str]:
 def _load(manager: Any, name: str) -> dict[str, Any]:
     """Return a task, or the tasks of a group, with their data. Raises: UnavailableError, DataError."""
     import datasets
-    from huggingface_hub.errors import OfflineModeIsEnabled
 
-    from dialogkit.network import hub_reachable
+    from dialogkit.network import from_hub
 
-    online = hub_reachable()
-    was_offline = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = was_offline or not online  # it would try again and again
+    def load(online: bool) -> dict[str, Any]:
+        was_offline = datasets.config.HF_HUB_OFFLINE
+        datasets.config.HF_HUB_OFFLINE = was_offline or not online
+        try:
+            loaded: dict[str, Any] = manager.load([name])
+            return loaded
+        finally:
+            datasets.config.HF_HUB_OFFLINE = was_offline
+
     hint = "--tasks FILE.yaml (a task whose data lies here)"
+    if _is_file(name):
+        with suppress(Exception):
+            return load(False)
     try:
-        loaded: dict[str, Any] = manager.load([name])
-        return loaded
-    except (ConnectionError, OfflineModeIsEnabled, FileNotFoundError) as error:
-        if isinstance(error, FileNotFoundError) and (online or _is_file(name)):
-            raise DataError(f"the task {name!r} cannot be loaded: {_first_line(error)}", hint=hint) from error
-        if online:
-            raise UnavailableError(
-                f"the data of the task {name!r} cannot be fetched: {_first_line(error)}", hint=hint
-            ) from None
-        raise UnavailableError(
-            f"the hub cannot be reached and the data of the task {name!r} is not in its cache", hint=hint
-        ) from None
+        return from_hub(load, lacking=f"the data of the task {name!r} is not in its cache", hint=hint)
+    except UnavailableError as error:
+        if _is_file(name) and type(error.__cause__) is FileNotFoundError:
+            told = f"the task {name!r} cannot be loaded: {_first_line(error.__cause__)}"
+            raise DataError(told, hint=hint) from error
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"the task {name!r} cannot be loaded: {_first_line(error)}", hint=hint) from error
+    except ConnectionError as error:
+        told = f"the data of the task {name!r} cannot be fetched: {_first_line(error)}"
+        raise UnavailableError(told, hint=hint) from None
     except ImportError as error:
         raise UnavailableError(
             f"the task {name!r} needs a package that is not installed: {_first_line(error)}",
@@ -198,8 +205,6 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
     except Exception as error:  # a task is input, and so is all that it names
         told = f"the task {name!r} cannot be loaded: {_first_line(error)}"
         raise DataError(told, hint=f"mend {name}" if _is_file(name) else hint) from error
-    finally:
-        datasets.config.HF_HUB_OFFLINE = was_offline
 
 
 def _first_line(error: BaseException) -> str:

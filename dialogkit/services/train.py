@@ -15,6 +15,7 @@ from dialogkit.errors import (
     ConfigError,
     DialogKitError,
     DivergedError,
+    InterruptedRunError,
     StorageError,
     exit_code_of,
     is_interruption,
@@ -224,6 +225,12 @@ def _train(
         except BaseException as error:
             if run.is_gone:
                 raise _end_without_folder(error, run, record, wandb_run) from None
+            if record.status == "completed" and isinstance(error, InterruptedRunError):
+                # Nothing of the run is missing: only W&B or the report was still waited for.
+                folder = wandb_run.folder if wandb_run is not None else None
+                error.hint = f"wandb sync {folder}" if folder else f"dialogkit runs show {known_as(run)}"
+                run.list_files()
+                raise
             if (
                 resumed is None
                 and isinstance(error, DialogKitError)

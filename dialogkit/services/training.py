@@ -337,8 +337,8 @@ class Training:
         )
         if self.config.tracking.log_model:
             self.wandb_run.log_model(self.config.model.name, self.run.model_dir)
+        self.run.write(record)  # before W&B, which may be waited for
         self.wandb_run.finish(exit_code=0)
-        self.run.write(record)
 
     def _write_report(self) -> str | None:
         """Write the run as a page; return where it is, None where it was not asked for or could not be written."""

@@ -7,19 +7,22 @@ guarded: the first failure is one warning, after which the run goes on without W
 import atexit
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
+from tempfile import TemporaryFile
 from typing import Any, Literal, NamedTuple
 
 from dialogkit.config.tracking import TrackingConfig
-from dialogkit.errors import StorageError
-from dialogkit.network import reachable
+from dialogkit.errors import DialogKitError, StorageError
+from dialogkit.network import Wait, plain_url, problems
 from dialogkit.redaction import redact, without_secrets
 from dialogkit.tracking.credentials import Credentials, find_credentials, user_settings, warn_of_open_dotenv
 
@@ -28,6 +31,22 @@ logger = logging.getLogger(__name__)
 INIT_TIMEOUT_S = 9.0
 FINISH_TIMEOUT_S = 30.0
 """How long a server that does not answer may delay the start and the end of a run."""
+
+SYNC_TIMEOUT_S = 600.0
+"""How long the upload of one offline run may take."""
+
+_SYNC_SETTINGS = {
+    "WANDB__GRAPHQL_TIMEOUT_SECONDS": "10",
+    "WANDB__GRAPHQL_RETRY_MAX": "2",
+    "WANDB__GRAPHQL_RETRY_WAIT_MAX_SECONDS": "5",
+    "WANDB__FILE_STREAM_TIMEOUT_SECONDS": "15",
+    "WANDB__FILE_STREAM_RETRY_MAX": "2",
+    "WANDB__FILE_STREAM_RETRY_WAIT_MAX_SECONDS": "5",
+    "WANDB__FILE_TRANSFER_RETRY_MAX": "2",
+    "WANDB__FILE_TRANSFER_RETRY_WAIT_MAX_SECONDS": "5",
+    "WANDB_ERROR_REPORTING": "false",
+}
+"""How often W&B's own upload asks a server that does not answer: by itself it asks on for days."""
 
 EXIT_WAIT_S = 1.0
 """How long W&B's service has to end after a failure before it is ended."""
@@ -44,27 +63,65 @@ def offline_folders(output: Path) -> list[Path]:
 
 
 def sync_folder(folder: Path, credentials: Credentials) -> str | None:
-    """Upload one offline run. Returns why it could not be, or None; a warning's worth, never an exception.
+    """Upload one offline run. Returns why it could not be, or None; a warning's worth.
 
-    In a process of its own: W&B gives up all runs of a call at the first that it cannot read.
+    In a process of its own: W&B gives up all runs of a call at the first that it cannot read. The process and the
+    service that it starts are ended after `SYNC_TIMEOUT_S`, or where this is interrupted.
+
+    Raises: TimeoutError if the upload took too long.
     """
     files = list(folder.glob("*.wandb"))
     if not files or files[0].stat().st_size <= _EMPTY_BYTES:
         return f"{folder.name} holds no record: its run ended before W&B wrote any"
+    key = credentials.require_key()
     # What lies in the working folder, as modules and W&B's settings, is not to be loaded beside the key.
     command = [sys.executable, "-P", "-m", "wandb", "sync", str(folder.absolute())]
-    environment = {**os.environ, "WANDB_API_KEY": credentials.require_key(), "WANDB_BASE_URL": credentials.server}
-    try:
-        with tempfile.TemporaryDirectory() as empty:
-            environment |= _sound_settings(empty)
-            done = subprocess.run(command, env=environment, cwd=empty, capture_output=True, text=True, timeout=600)
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"{folder.name}: {type(error).__name__}"
-    said = f"{done.stdout}\n{done.stderr}".strip()
-    if done.returncode == 0 and "rror" not in said:
+    environment = {**_SYNC_SETTINGS, **os.environ, "WANDB_API_KEY": key, "WANDB_BASE_URL": credentials.server}
+    with TemporaryFile("w+", errors="replace") as spoken, tempfile.TemporaryDirectory() as empty:
+        try:
+            child = subprocess.Popen(
+                command,
+                env=environment | _sound_settings(empty),
+                cwd=empty,
+                stdin=subprocess.DEVNULL,
+                stdout=spoken,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return f"{folder.name}: {error.strerror or type(error).__name__}"
+        server = plain_url(credentials.server)
+        waiting = Wait(f"uploading {folder.name} to {server}, at most {SYNC_TIMEOUT_S:.0f} s")
+        try:
+            deadline = time.monotonic() + SYNC_TIMEOUT_S
+            while child.poll() is None:
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(f"{folder.name} was not uploaded within {SYNC_TIMEOUT_S:.0f} s")
+                waiting.tick()
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(0.25)
+        finally:
+            _end_group(child)
+        spoken.seek(0)
+        lines = spoken.read().replace(key, "***").strip().splitlines()
+    wrong = [line for line in lines if "error" in line.lower()]
+    # W&B exits with 0 as well where the server did not answer or refused; its mark says that all arrived.
+    if child.returncode == 0 and not wrong and list(folder.glob("*.wandb.synced")):
         return None
-    last = (said.splitlines() or ["no reason given"])[-1].replace(credentials.require_key(), "***")
-    return f"{folder.name}: {redact(last)}"
+    said = (wrong or lines[-1:] or [""])[0].removeprefix("wandb: ").removeprefix("ERROR ").strip()
+    if said in ("", "<no message>"):
+        said = "W&B gives no reason; the server may refuse the key"
+    return f"{folder.name} was not uploaded: {redact(said)}"
+
+
+def _end_group(child: "subprocess.Popen[Any]") -> None:
+    """End a process and those that it started; of one that ended by itself, those that are left."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+    elif child.poll() is None:
+        child.kill()
+    child.wait()
 
 
 def _sound_settings(empty: str) -> dict[str, str]:
@@ -130,8 +187,8 @@ def resolve_mode(request: str, credentials: Credentials) -> tuple[Mode, str]:
         return ("disabled" if os.environ["WANDB_MODE"] == "disabled" else "offline"), "WANDB_MODE"
     if credentials.key is None:
         return "offline", credentials.problem or "no key found"
-    if not reachable(credentials.server):
-        return "offline", "the server does not answer"
+    if (problem := problems([credentials.server])[0]) is not None:
+        return "offline", f"the server {problem}"
     return "online", "a key was found"
 
 
@@ -218,11 +275,19 @@ class WandbRun:
         """End the run. A server that does not take the rest in time is left behind with a warning."""
         self._guard(lambda run: run.finish(exit_code=exit_code))
         self._calls.put(None)
-        if self._worker.is_alive():
-            self._worker.join(FINISH_TIMEOUT_S + 3)
-            if self._worker.is_alive():
-                self._run, self._failed = None, True
-                logger.warning("W&B did not end within %.0f s; wandb sync %s", FINISH_TIMEOUT_S, self.folder)
+        waiting = Wait(f"waiting for W&B to take the rest of the run, at most {FINISH_TIMEOUT_S:.0f} s")
+        deadline = time.monotonic() + FINISH_TIMEOUT_S + 3
+        try:
+            while self._worker.is_alive() and not self._failed and time.monotonic() < deadline:
+                self._worker.join(0.25)
+                waiting.tick()
+        except BaseException:  # Ctrl-C ends the wait, and W&B's own at the end of the process
+            self._run, self._failed = None, True
+            _limit_exit()
+            raise
+        if self._worker.is_alive() and not self._failed:
+            self._run, self._failed = None, True
+            logger.warning("W&B did not end within %.0f s; wandb sync %s", FINISH_TIMEOUT_S, self.folder)
         if self._failed:
             self.url = None  # what lies there is not all; the folder has the rest
             _limit_exit()
@@ -352,9 +417,10 @@ def _init(
         run.define_metric("train/tokens", step_metric="train/step")
         run.define_metric("*", step_metric="train/step")
         return run
-    except Exception as error:  # whatever W&B raises, training goes on
+    except BaseException as error:  # whatever W&B raises, training goes on
         _leave_dead_service(error)
         _limit_exit()
+        _raise_stop(error)
         logger.warning("W&B could not start %s (%s)", mode, type(error).__name__)
         return None
     finally:
@@ -402,7 +468,16 @@ def _end_service(connection: Any) -> None:
             ending.join(EXIT_WAIT_S)
 
 
-def _leave_dead_service(error: Exception) -> None:
+def _raise_stop(error: BaseException) -> None:
+    """Raise what a signal stopped W&B by, which it may have made an error of its own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, DialogKitError) or not isinstance(seen, Exception):
+            raise seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _leave_dead_service(error: BaseException) -> None:
     """Let go of W&B's service process if it has died: every later run would fail, and so would the exit."""
     if isinstance(error, ConnectionError):
         with suppress(Exception):

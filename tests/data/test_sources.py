@@ -274,7 +274,9 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 def test_a_hub_dataset_without_a_network_is_told_without_trying(hub_cache: Path) -> None:
     for name in ("someone/something", "alpaca-gpt4"):
-        with pytest.raises(UnavailableError, match="the hub cannot be reached and the dataset") as error:
+        with pytest.raises(
+            UnavailableError, match="HF_HUB_OFFLINE forbids asking the hub, and the dataset"
+        ) as error:
             read(name)
         assert error.value.hint == "--dataset starter"
 
@@ -294,8 +296,11 @@ def test_a_hub_that_does_not_answer_is_asked_for_nothing(hub_cache: Path, monkey
 
     for place in ("datasets.config", "huggingface_hub.constants"):
         monkeypatch.setattr(f"{place}.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("dialogkit.data.sources.hub_reachable", lambda: False)
-    with pytest.raises(UnavailableError, match="the hub cannot be reached"):
+    monkeypatch.setattr("dialogkit.network.hub_forbidden", lambda: False)
+    monkeypatch.setattr("dialogkit.network.problems", lambda urls: ["did not answer within 10 s"])
+    with pytest.raises(
+        UnavailableError, match="did not answer within 10 s, and the dataset 'someone/something' is"
+    ):
         read("someone/something")
     assert datasets.config.HF_HUB_OFFLINE is False, "other users of the library find it as it was"
 

@@ -1,22 +1,27 @@
 """Runs are listed and shown from their folders, and offline ones are uploaded one by one."""
 
 import json
+import os
 import re
 import shutil
-import subprocess
-from collections.abc import Callable
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dialogkit.errors import InterruptedRunError
 from dialogkit.services.evaluate import EvaluateRow
 from dialogkit.services.run_rows import list_run_rows
-from dialogkit.services.runs import compare_runs, show_run
+from dialogkit.services.runs import compare_runs, show_run, sync_runs
 from dialogkit.services.tasks import TaskFigure, TaskRow
 from dialogkit.tracking.rundir import RunDir, RunRecord
 from dialogkit.tracking.wandb_run import offline_folders
 from tests.conftest import Finished, Trained
+from tests.wandb_server import WandbServer
 
 Run = Callable[..., Finished]
 
@@ -112,17 +117,106 @@ def test_the_name_of_a_run_is_whole_in_a_narrow_terminal(
         assert len(shown.splitlines()) == (2 if words[0] == "runs" else 3)  # under what was measured
 
 
-def test_an_upload_of_which_nothing_arrives_fails(
-    dialogkit: Run, output: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, 1, stdout="", stderr="wandb: ERROR permission denied")
+@pytest.fixture
+def wandb_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """A W&B server, with a key for it in the environment."""
+    server = WandbServer("accept")
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    yield server
+    server.vanish()
 
-    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    monkeypatch.setattr("dialogkit.tracking.wandb_run.subprocess.run", refuse)
+
+KEY = "k" * 40
+
+
+def upload_by(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a script of the shell upload in place of W&B's own command."""
+    program = folder / "upload"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+
+
+def test_an_upload_of_which_nothing_arrives_fails(
+    dialogkit: Run, output: str, wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_by("echo wandb: ERROR permission denied; exit 1", tmp_path, monkeypatch)
     done = dialogkit("runs", "sync", "shared-run", "--output-dir", output)
     assert done.code == 1
     assert "permission denied" in done.err
+    assert "0 of 1 offline run uploaded" in done.out
+    assert f"next: dialogkit runs sync shared-run --output-dir {output}" in done.err
+
+
+def test_an_upload_that_w_and_b_did_not_mark_as_one_did_not_arrive(
+    dialogkit: Run, output: str, wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_by("echo wandb: Not authenticated.", tmp_path, monkeypatch)
+    done = dialogkit("runs", "sync", "--output-dir", output)
+    assert (done.code, "0 of 1 offline run uploaded" in done.out) == (1, True)
+    assert "was not uploaded: Not authenticated." in done.err
+
+
+def test_an_upload_that_does_not_end_is_ended_with_all_that_it_started(
+    dialogkit: Run, output: str, wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_by(f"sleep 60 & echo $! > {tmp_path}/child; wait", tmp_path, monkeypatch)
+    monkeypatch.setattr("dialogkit.tracking.wandb_run.SYNC_TIMEOUT_S", 1.0)
+    (whole,) = offline_folders(Path(output))
+    second = whole.with_name("offline-run-29990101_000000-second")
+    shutil.copytree(whole, second)
+    start = time.monotonic()
+    done = dialogkit("runs", "sync", "--output-dir", output)
+    assert time.monotonic() - start < 30
+    assert done.code == 1
+    assert f"{whole.name} was not uploaded within 1 s" in done.err
+    assert "not tried, as the server did not take the run before it in time" in done.err
+    assert f"uploading {whole.name} (1 of 2) ..." in done.err
+    assert "0 of 2 offline runs uploaded" in done.out
+    assert ends(int((tmp_path / "child").read_text()))
+
+
+def test_ctrl_c_ends_an_upload_at_once_and_says_what_was_uploaded(
+    output: str, wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_by(f"sleep 60 & echo $! > {tmp_path}/child; wait", tmp_path, monkeypatch)
+
+    def interrupt() -> None:
+        while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(InterruptedRunError) as stopped:
+        sync_runs(output=output)
+    assert stopped.value.exit_code == 130
+    assert stopped.value.message == "stopped by Ctrl-C: 0 of 1 offline run uploaded"
+    assert stopped.value.hint == f"dialogkit runs sync --output-dir {output}"
+    assert ends(int((tmp_path / "child").read_text()))
+
+
+def ends(process: int) -> bool:
+    """Return whether a process that was killed is gone, or has only to be waited for by its parent."""
+    for _ in range(100):
+        try:
+            if Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_server_that_does_not_answer_is_one_sentence(
+    dialogkit: Run, output: str, wandb_server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dialogkit.network.ANSWER_S", 0.5)
+    wandb_server.behaviour = "hang"
+    done = dialogkit("runs", "sync", "--output-dir", output)
+    assert (done.code, done.out) == (2, "")
+    told = f"W&B's server at {wandb_server.url} did not answer within 0.5 s: none of 1 offline run uploaded"
+    assert done.err.splitlines() == [f"error: {told}", "try: dialogkit doctor --network"]
 
 
 def test_a_run_is_shown_whole(dialogkit: Run, output: str, trained: Trained) -> None:
@@ -237,25 +331,20 @@ def test_an_upload_needs_a_key(dialogkit: Run, output: str) -> None:
 
 
 def test_an_unreadable_run_does_not_keep_the_others(
-    dialogkit: Run, output: str, monkeypatch: pytest.MonkeyPatch
+    dialogkit: Run, output: str, wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (whole,) = offline_folders(Path(output))
     broken = whole.parent / "offline-run-20200101_000000-broken"
     broken.mkdir()
     (broken / "run-broken.wandb").write_bytes(b":W&B000")
-    uploads: list[list[str]] = []
-
-    def upload(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        uploads.append(command)
-        assert options["env"]["WANDB_API_KEY"] == "k" * 40
-        return subprocess.CompletedProcess(command, 0, stdout="done", stderr="")
-
-    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    monkeypatch.setattr("dialogkit.tracking.wandb_run.subprocess.run", upload)
+    upload_by(
+        f'echo "$@" >> {tmp_path}/uploads; test "$WANDB_API_KEY" = {KEY} && touch "$4/run.wandb.synced"',
+        tmp_path,
+        monkeypatch,
+    )
     done = dialogkit("runs", "sync", "--output-dir", output)
     assert done.code == 0
-    assert [command[-1] for command in uploads] == [str(whole)]
-    assert not any("k" * 40 in word for word in uploads[0])
+    assert (tmp_path / "uploads").read_text() == f"-m wandb sync {whole}\n"
     assert "passed over" in done.out
     assert "holds no record" in done.err
 

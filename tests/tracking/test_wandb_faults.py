@@ -74,7 +74,8 @@ def test_a_server_that_fails_at_the_start_makes_the_run_an_offline_one(
     told = run_forked(train_with, "auto", folder=tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=server.url)
     assert server.asked
     assert (told["mode"], told["weights"]) == ("offline", without_wandb)
-    assert len(told["warnings"]) == 1
+    # One that answers nothing at all is not tried: the reason stands with the mode.
+    assert len(told["warnings"]) == (kind != "hang")
     assert Path(told["folder"]).name.startswith("offline-run-")
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from dialogkit.config.tracking import TrackingConfig
 from dialogkit.errors import StorageError, UnavailableError
-from dialogkit.network import reachable
+from dialogkit.network import forget
 from dialogkit.tracking import wandb_run
 from dialogkit.tracking.credentials import Credentials, find_credentials
 from dialogkit.tracking.rundir import RunDir
@@ -140,7 +140,7 @@ def test_the_mode_follows_from_request_key_and_server(
     answers: bool,
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", variable)
-    reachable.cache_clear()
+    forget()
     credentials = Credentials(key, server.url if answers else dead_server)
     if request_ == "online" and key is None:
         with pytest.raises(UnavailableError, match="needs a key") as refused:
