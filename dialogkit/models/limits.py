@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 _LOCK = threading.RLock()
 
@@ -51,13 +51,17 @@ def memory_limit(more: int) -> Iterator[None]:
 
 
 @contextmanager
-def panics_raised() -> Iterator[None]:
+def panics_raised(*, quietly: bool = True) -> Iterator[None]:
     """Raise a panic of a library in Rust as ValueError, without what Rust itself writes to stderr about it.
 
     To Python such a panic is no Exception. Rust writes to the file of stderr, which is therefore kept aside; where
     the system has no files in memory, its lines stay.
+
+    Args:
+        quietly: keep stderr aside; not where something is reported meanwhile.
     """
-    with _LOCK, _stderr_aside() as forget:
+    aside = _stderr_aside() if quietly else nullcontext(lambda: None)
+    with _LOCK, aside as forget:
         try:
             yield
         except BaseException as error:

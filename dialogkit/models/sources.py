@@ -43,7 +43,8 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **optio
     # Its reader of GGUF files draws a bar that no setting turns off.
     quiet = redirect_stderr(StringIO()) if "gguf_file" in options else nullcontext()
     try:
-        with quiet, panics_raised():
+        # A wait for the hub is reported.
+        with quiet, panics_raised(quietly=local is not None):
             if local is None:
                 return from_hub(
                     lambda online: loader(folder, trust_remote_code=False, local_files_only=not online, **options),
