@@ -247,6 +247,7 @@ def _train(
                     wandb_run.finish(exit_code=error.exit_code)
                 with suppress(StorageError):
                     run.write(before)
+                run.list_files()
                 raise
             record.status = _status(error)
             record.finished, record.error = now(), redact(str(error)) or type(error).__name__

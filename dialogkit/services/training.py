@@ -4,7 +4,6 @@
 takes all processes (a model that is measured, `share`) stands in both in the same order.
 """
 
-import os
 import shlex
 import time
 from collections.abc import Mapping
@@ -19,14 +18,14 @@ from dialogkit.ownership import free_name
 from dialogkit.services.bands import Watch
 from dialogkit.services.card import model_card
 from dialogkit.services.generate import ReplyResult
-from dialogkit.services.models import output_option
+from dialogkit.services.models import known_as
 from dialogkit.services.parts import Parts
 from dialogkit.services.recorder import Recorder, reply_statistics
 from dialogkit.services.report import write_run_report
 from dialogkit.services.reporter import TrainReporter, counted
 from dialogkit.services.result import Result
 from dialogkit.services.stops import signals_stop
-from dialogkit.tracking.publishing import publish, published_dir, replace_folder
+from dialogkit.tracking.publishing import is_publishable, publish, published_dir, replace_folder
 from dialogkit.tracking.rundir import RunDir, RunRecord, now
 from dialogkit.tracking.trackers import tracker_places
 from dialogkit.tracking.wandb_run import WandbRun
@@ -299,21 +298,17 @@ class Training:
             write_text(folder / "README.md", model_card(self.record))
             ordinary_permissions(folder)
 
-        run, output = self.run, Path(self.config.runtime.output_dir)
-        problems = replace_folder(run.model_dir, save)
-        target = published_dir(output, self.config.model.name)
+        run, resumed = self.run, f"dialogkit train --resume {known_as(self.run)}"
+        target = published_dir(Path(self.config.runtime.output_dir), self.config.model.name)
+        told, hint = "the run is trained to its end and can be resumed", resumed
         try:
+            problems = replace_folder(run.model_dir, save)
+            told = f"the finished model lies whole in {str(run.model_dir)!r}, and --resume publishes it"
+            if not is_publishable(target):
+                hint = f"mv {shlex.quote(str(target))} {shlex.quote(str(free_name(target)))} && {resumed}"
             problems += publish(run.model_dir, target)
         except StorageError as error:
-            resumed = f"dialogkit train --resume {run.name}{output_option(output)}"
-            aside = free_name(target)
-            refused = StorageError(
-                f"{error.message}; the finished model lies whole in {str(run.model_dir)!r}, and is published once "
-                "its place is free",
-                hint=f"mv {shlex.quote(str(target))} {shlex.quote(str(aside))} && {resumed}"
-                if os.path.lexists(target)
-                else resumed,
-            )
+            refused = StorageError(f"{error.message}; {told}", hint=hint)
             refused.exit_code = 1  # all the work is done
             raise refused from None
         for problem in problems:

@@ -120,6 +120,15 @@ def require_publishable(target: Path) -> None:
         )
 
 
+def is_publishable(target: Path) -> bool:
+    """Return whether nothing is at `target`, or a model that dialogkit published there."""
+    try:
+        require_publishable(target)
+    except StorageError:
+        return False
+    return True
+
+
 def _entries(folder: Path) -> dict[str, Entry] | None:
     """Return the files of a published folder; None if dialogkit did not publish it under this name."""
     if not _is_folder(folder):
