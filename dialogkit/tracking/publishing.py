@@ -1,6 +1,7 @@
 """The folders of finished models: `models/<model>` is always one whole model, and loses nobody's files."""
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -31,6 +32,7 @@ from dialogkit.tracking.writing import umask
 
 CARD_MARK = b"\ntags: [dialogkit,"
 """A line of every model card that dialogkit writes."""
+_REPLACED = ".replaced-by-dialogkit-"
 LOCK_TIMEOUT_S = 600.0
 """How long to wait for other runs that publish into the same folder."""
 
@@ -91,7 +93,7 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> list[str]:
                 beside.chmod(0o777 & ~umask())
                 if has_foreign:
                     # Should this process end now, its owner finds what is theirs.
-                    beside = beside.rename(target.with_name(f"{target.name}.replaced-{beside.name[-8:]}"))
+                    beside = beside.rename(target.with_name(f"{target.name}{_REPLACED}{beside.name[-8:]}"))
                 _put_in_place(beside, target)
             finally:
                 problems = _clear(beside, target)
@@ -223,9 +225,10 @@ def _put_in_place(beside: Path, target: Path) -> None:
 
 
 def _left_overs(target: Path) -> list[Path]:
-    names = (f".{target.name}.new-*", f"{target.name}.replaced-*")
-    found = [path for name in names for path in target.parent.glob(name)]
-    return [path for path in found if _is_folder(path)]
+    own = re.compile(
+        rf"(\.{re.escape(target.name)}\.new-|{re.escape(target.name + _REPLACED)})[a-z0-9_]{{8}}(-old)?"
+    )
+    return [path for path in target.parent.iterdir() if own.fullmatch(path.name) and _is_folder(path)]
 
 
 def _clear(left_over: Path, target: Path) -> list[str]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,24 @@ def test_no_link_is_followed(name: str, run: RunDir, tmp_path: Path) -> None:
     delete(run)
     assert names(outside) == {"config.json", "optimizer.pt", "manifest.json"}
     assert place.is_symlink()
+
+
+@pytest.mark.parametrize("name", [".", "model", "checkpoint-4", "evaluation/tasks", "model/config.json"])
+def test_a_mount_is_not_entered(name: str, run: RunDir, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    shutil.copytree(run.path, disk)
+    if subprocess.run(["mount", "--bind", disk / name, run.path / name], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        before = names(disk)
+        if name == ".":
+            with pytest.raises(StorageError, match="is a mount, which dialogkit does not enter"):
+                delete(run)
+        else:
+            assert run.path / name in delete(run).foreign
+        assert names(disk) == before
+    finally:
+        subprocess.run(["umount", run.path / name], check=True)
 
 
 def test_a_run_that_is_a_link_is_refused(run: RunDir) -> None:

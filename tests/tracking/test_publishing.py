@@ -175,6 +175,15 @@ def test_a_file_that_was_changed_since_is_kept(name: str, moves: str, target: Pa
         assert content(target) == content(new) | {name: "changed"}
 
 
+def test_an_older_model_that_was_renamed_stays(target: Path, new: Path) -> None:
+    names = ("m.replaced-original", "m-2025", ".m.new-version", "m.old")
+    for name in names:
+        shutil.copytree(target, target.with_name(name))
+    before = {name: content(target.with_name(name)) for name in names}
+    publish(new, target)
+    assert {name: content(target.with_name(name)) for name in names} == before
+
+
 def a_file(target: Path) -> None:
     target.write_text("thesis")
 
