@@ -92,17 +92,22 @@ def contents(run: RunDir, *, checkpoints_only: bool = False, exact: bool = True)
 
     Raises: StorageError if the folder cannot be read, or is a link or a mount.
     """
-    if run.path.is_symlink():
-        raise StorageError(f"{str(run.path)!r} is a link, which dialogkit does not follow")
+    _require_folder(run)
     found = Contents()
     try:
-        if "." in mounts_in(run.path):
-            raise StorageError(f"{str(run.path)!r} is a mount, which dialogkit does not enter")
         _look(run.path, "", found, checkpoints_only=checkpoints_only, exact=exact)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise StorageError(f"{str(run.path)!r} cannot be read: {reason}") from None
     return found
+
+
+def _require_folder(run: RunDir) -> None:
+    """Raise StorageError if the folder of a run is a link or a mount."""
+    if run.path.is_symlink():
+        raise StorageError(f"{str(run.path)!r} is a link, which dialogkit does not follow")
+    if "." in mounts_in(run.path):
+        raise StorageError(f"{str(run.path)!r} is a mount, which dialogkit does not enter")
 
 
 def _look(folder: Path, place: str, found: Contents, *, exact: bool, checkpoints_only: bool = False) -> None:
@@ -205,6 +210,7 @@ def delete(run: RunDir, *, checkpoints_only: bool = False) -> Contents:
 
     Raises: StorageError if the run is being trained, or something cannot be deleted.
     """
+    _require_folder(run)
     try:
         with run.held():
             found = contents(run, checkpoints_only=checkpoints_only)

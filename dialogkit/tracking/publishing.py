@@ -225,9 +225,8 @@ def _put_in_place(beside: Path, target: Path) -> None:
 
 
 def _left_overs(target: Path) -> list[Path]:
-    own = re.compile(
-        rf"(\.{re.escape(target.name)}\.new-|{re.escape(target.name + _REPLACED)})[a-z0-9_]{{8}}(-old)?"
-    )
+    new, replaced = re.escape(f".{target.name}.new-"), re.escape(f"{target.name}{_REPLACED}")
+    own = re.compile(rf"({new}|{replaced})[a-z0-9_]{{8}}(-old)?")
     return [path for path in target.parent.iterdir() if own.fullmatch(path.name) and _is_folder(path)]
 
 
