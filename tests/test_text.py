@@ -18,8 +18,8 @@ from dialogkit.dialog import Message
 from dialogkit.services.chat import Chat
 from dialogkit.services.tokenizer import _texts
 from dialogkit.text import lines_of
+from dialogkit.tracking.credentials import read_dotenv
 from dialogkit.tracking.rundir import RunDir, RunRecord
-from dialogkit.tracking.wandb_run import read_dotenv
 from tests.conftest import Finished, Trained
 
 ENDS = [char for char in map(chr, range(0x3000)) if len(f"a{char}b".splitlines()) == 2]

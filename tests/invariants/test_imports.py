@@ -23,7 +23,19 @@ LEVELS = {
     "services": 2,
     **dict.fromkeys(["data", "models", "engine", "inference", "tracking"], 1),
     **dict.fromkeys(
-        ["config", "dialog", "errors", "interrupts", "machine", "network", "ranks", "redaction", "text"], 0
+        [
+            "config",
+            "dialog",
+            "errors",
+            "interrupts",
+            "machine",
+            "network",
+            "ownership",
+            "ranks",
+            "redaction",
+            "text",
+        ],
+        0,
     ),
 }
 """An import may only lead to a lower level; on the lowest, each part may use the others."""
@@ -217,7 +229,7 @@ def test_the_help_loads_neither_settings_nor_services() -> None:
     loaded = loaded_by("--help")
     parts = {name.split(".")[1] for name in loaded if name.startswith("dialogkit.")}
     assert not [name for name in loaded if name.startswith("pydantic")]
-    assert parts <= {"cli", "config", "errors", "ranks", "services", "text", "tracking"}
+    assert parts <= {"cli", "config", "errors", "ranks", "redaction", "services", "text", "tracking"}
     assert not [name for name in loaded if name.startswith("dialogkit.config.") and name.endswith("load")]
 
 

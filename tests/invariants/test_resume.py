@@ -131,7 +131,7 @@ OFTEN = {"plain", "accumulation", "dropout"}
 def test_a_resumed_run_is_the_run_that_was_not_stopped(name: str) -> None:
     train(config_of(name, "whole"))
     run = killed(name, "stopped", 5)
-    assert run.read().status == "failed"
+    assert run.read().status == "interrupted"
     assert resume(run) is not None
     assert digests("stopped") == digests("whole")
     assert history("stopped") == history("whole")
@@ -449,14 +449,14 @@ def test_another_processor_is_refused_unless_forced(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError, match="another processor") as refused:
         resume(run)
     assert "--force" in str(refused.value.hint)
-    assert run.read().status == "failed"
+    assert run.read().status == "interrupted"
     assert resume(run, force=True) is not None
 
 
 def test_a_run_that_is_being_trained_is_not_trained_by_another(run: RunDir) -> None:
     with run.locked(), pytest.raises(StorageError, match=f"is being trained by process {os.getpid()}"):
         resume(run)
-    assert run.read().status == "failed"
+    assert run.read().status == "interrupted"
 
 
 @pytest.mark.parametrize(

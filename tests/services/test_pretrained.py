@@ -91,7 +91,7 @@ def test_what_is_not_in_the_cache_is_one_sentence_at_once(tmp_path: Path) -> Non
     done = in_home(tmp_path / "empty", tmp_path, "train", "gpt2-medium", *("--set", "tracking.wandb=disabled"))
     assert (done.code, done.out) == (UnavailableError.exit_code, "")
     assert done.err.splitlines() == [
-        "error: the hub cannot be reached and 'openai-community/gpt2-medium' is not in its cache",
+        "error: HF_HUB_OFFLINE forbids asking the hub, and 'openai-community/gpt2-medium' is not in its cache",
         "try: dialogkit doctor --network",
     ]
 

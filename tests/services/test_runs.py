@@ -338,13 +338,13 @@ def test_an_unreadable_run_does_not_keep_the_others(
     broken.mkdir()
     (broken / "run-broken.wandb").write_bytes(b":W&B000")
     upload_by(
-        f'echo "$@" >> {tmp_path}/uploads; test "$WANDB_API_KEY" = {KEY} && touch "$4/run.wandb.synced"',
+        f'echo "$@" >> {tmp_path}/uploads; test "$WANDB_API_KEY" = {KEY} && touch "$5/run.wandb.synced"',
         tmp_path,
         monkeypatch,
     )
     done = dialogkit("runs", "sync", "--output-dir", output)
     assert done.code == 0
-    assert (tmp_path / "uploads").read_text() == f"-m wandb sync {whole}\n"
+    assert (tmp_path / "uploads").read_text() == f"-P -m wandb sync {whole}\n"
     assert "passed over" in done.out
     assert "holds no record" in done.err
 
