@@ -12,18 +12,22 @@ import json
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from dialogkit.errors import StorageError
 from dialogkit.text import read_small
 
 FILE_LIST = ".dialogkit-files"
 """The list of a folder's files. It names the folder too: a copy under another name belongs to whoever made it."""
 
+LOCK_TIMEOUT_S = 600.0
+_QUICK_BYTES = 2**20
 _MAX_LIST_BYTES = 16 * 2**20
 _MAX_SIGNED_BYTES = 256 * 2**20
 _SIGNATURE = re.compile(rb"[^\n]*\bsha256:([0-9a-f]{64})[^\n]*\n?")
@@ -63,11 +67,16 @@ def entry_of(path: Path) -> Entry:
         return Entry(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def is_as_written(path: Path, entry: Entry) -> bool:
-    """Return whether a path is a regular file with the size and the content of its entry."""
+def is_as_written(path: Path, entry: Entry, *, exact: bool = True) -> bool:
+    """Return whether a path is a regular file with the size and the content of its entry.
+
+    Without `exact` only the size of a large file is compared.
+    """
     try:
         status = path.lstat()
-        return stat.S_ISREG(status.st_mode) and status.st_size == entry.size and entry_of(path) == entry
+        if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
+            return False
+        return entry_of(path) == entry if exact or entry.size <= _QUICK_BYTES else True
     except OSError:
         return False
 
@@ -165,7 +174,7 @@ def listed_contents(folder: Path, entries: Entries, *, exact: bool = True, besid
     Args:
         folder: where the files lie.
         entries: what its list says.
-        exact: whether to compare the content of each file; otherwise its size alone, which is quick.
+        exact: whether to compare the content of large files too, and not their size alone, which is quick.
         besides: the name of the list itself, which counts as written by dialogkit.
 
     Raises: OSError.
@@ -188,7 +197,7 @@ def listed_contents(folder: Path, entries: Entries, *, exact: bool = True, besid
             elif name == besides or (
                 name in entries
                 and entry.stat(follow_symlinks=False).st_size == entries[name].size
-                and (not exact or is_as_written(path, entries[name]))
+                and is_as_written(path, entries[name], exact=exact)
             ):
                 found.files.append(path)
             else:
@@ -221,6 +230,41 @@ def free_name(path: Path) -> Path:
     while os.path.lexists(free := path.with_name(f"{path.name}.kept-{number}")):
         number += 1
     return free
+
+
+@contextmanager
+def exclusive(folder: Path, doing: str) -> Iterator[bool]:
+    """Keep other processes that take this lock out of a folder, and say whether the disk has such locks.
+
+    Args:
+        folder: must be there.
+        doing: what others do meanwhile, for the error, such as `publishing into`.
+
+    Raises: StorageError after a wait of `LOCK_TIMEOUT_S`; OSError.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield False
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        wait_until, is_locked = time.monotonic() + LOCK_TIMEOUT_S, False
+        while not is_locked:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_locked = True
+            except BlockingIOError:
+                if time.monotonic() > wait_until:
+                    raise StorageError(
+                        f"other processes have been {doing} {str(folder)!r} for {LOCK_TIMEOUT_S:,.0f} s"
+                    ) from None
+                time.sleep(0.02)
+            except OSError:  # a disk without locks
+                break
+        yield is_locked
+    finally:
+        os.close(descriptor)
 
 
 # Mounts

@@ -34,6 +34,9 @@ _NAMED = re.compile(
 )
 _HEADER = re.compile(r"(authorization['\"]?\s*:\s*['\"]?(?:(?:bearer|basic)\s+)?)[^\s'\"]+", re.IGNORECASE)
 
+_FOLDERS = ("PWD", "OLDPWD")
+"""Variables whose names end as those of passwords; a shell keeps its working folder there."""
+
 _met: set[str] = set()
 
 
@@ -48,7 +51,8 @@ def secrets_of(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the secrets of an environment by the names of their variables, passwords of proxies among them."""
     found = {}
     for name, value in environment.items():
-        secret = value.strip() if SECRET_NAME.search(name) else ""
+        is_secret = SECRET_NAME.search(name) and name.upper() not in _FOLDERS
+        secret = value.strip() if is_secret else ""
         if name.lower().endswith("_proxy") and "@" in value:
             with suppress(ValueError):
                 secret = urlsplit(value if "://" in value else f"//{value}").password or ""

@@ -133,6 +133,13 @@ def test_a_long_text_is_searched_at_once(piece: str) -> None:
     assert time.monotonic() - began < 20
 
 
+def test_the_working_folder_of_a_shell_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", "/home/somebody/project")
+    monkeypatch.setenv("OLDPWD", "/home/somebody/elsewhere")
+    text = "dialogkit train --dataset /home/somebody/project/d.jsonl --output-dir /home/somebody/elsewhere/models"
+    assert redact(text) == text
+
+
 def test_secrets_of_this_process_are_left_out_whatever_they_look_like(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_SERVICE_TOKEN", "plain-words-only")
     monkeypatch.setenv("https_proxy", "http://me:hunter%2022@proxy:3128")

@@ -260,7 +260,7 @@ def _render_kept(output: Output, result: "EvaluateResult") -> None:
     if result.anchors:
         for row in result.rows:
             if row.model not in {kept.run for kept in result.kept}:
-                told = f"{row.model}: nothing is kept of what is not the finished model of a run"
+                told = f"{row.model}: nothing was kept in the folder of a run"
                 output.err.print(untrusted(told), soft_wrap=True)
 
 

@@ -206,5 +206,5 @@ def _require_own(file: Path, usual: str) -> None:
     if os.path.lexists(file) and not is_signed(file):
         raise StorageError(
             f"{str(file)!r} is there already and is not a job file as dialogkit wrote it, so it is left as it is",
-            hint=f"--output {file.stem}-{usual}",
+            hint=f"--output {shlex.quote(str(file.with_name(f'{file.stem}-2{file.suffix}')))}",
         )

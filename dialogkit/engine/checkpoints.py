@@ -8,7 +8,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from dialogkit.config.paths import MANIFEST, PARTS
 from dialogkit.ownership import (
     Entry,
     entry_of,
+    free_name,
     is_as_written,
     listed_contents,
     mounts_in,
@@ -59,18 +60,12 @@ class Progress:
     """Whether the evaluation of this step was left and is to be made first."""
 
 
-def seal(folder: Path, progress: Progress, *, besides: Collection[str] = ()) -> None:
-    """Make a checkpoint valid: all that is in it is on disk before its manifest is. Raises: OSError.
-
-    Args:
-        folder: the checkpoint.
-        progress: what its manifest holds besides the list of files.
-        besides: names of files that do not belong to it (`foreign_files`).
-    """
+def seal(folder: Path, progress: Progress) -> None:
+    """Make a checkpoint valid: all that is in it is on disk before its manifest is. Raises: OSError."""
     files = {}
     for path in regular_files(folder):
         name = path.relative_to(folder).as_posix()
-        if name != MANIFEST and name not in besides:
+        if name != MANIFEST:
             _sync(path)
             files[name] = list(entry_of(path))
     for inside in {folder / name for name in files}:
@@ -84,13 +79,15 @@ def seal(folder: Path, progress: Progress, *, besides: Collection[str] = ()) -> 
     _sync(folder.parent)
 
 
-def foreign_files(folder: Path) -> frozenset[str]:
-    """Return the names of the files in a sealed checkpoint that its manifest does not list."""
-    with suppress(OSError, ValueError):
-        entries = _manifest_of(folder)[1]
-        there = {path.relative_to(folder).as_posix() for path in regular_files(folder)}
-        return frozenset(there - entries.keys() - {MANIFEST})
-    return frozenset()
+def move_foreign(old: Path, folder: Path) -> None:
+    """Move what a checkpoint's manifest does not list, or not as it is, to the one that takes its place.
+
+    Raises: OSError, ValueError.
+    """
+    for path in listed_contents(old, _manifest_of(old)[1], besides=MANIFEST).foreign:
+        place = folder / path.relative_to(old)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(free_name(place) if os.path.lexists(place) else place)
 
 
 def _manifest_of(folder: Path, name: str = MANIFEST) -> tuple[dict[str, Any], dict[str, Entry]]:
@@ -114,13 +111,37 @@ def read_progress(folder: Path) -> Progress | None:
                 return None
             if path.name == _PLAN and not _is_harmless(path):
                 return None
-        return Progress(**manifest["progress"])
+        progress = Progress(**manifest["progress"])
+        return progress if type(progress.step) is int else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
+def put_by(folder: Path) -> Path:
+    """Rename a checkpoint that is written again, so that it is not lost if that fails. Raises: OSError."""
+    return folder.rename(_place_by(folder))
+
+
+def take_back(folder: Path) -> None:
+    """Put a checkpoint back that was put by, in place of whatever is there now. Raises: OSError."""
+    if _place_by(folder).is_dir() and not _place_by(folder).is_symlink():
+        if os.path.lexists(folder):
+            set_aside(folder)
+        _place_by(folder).rename(folder)
+
+
+def _place_by(folder: Path) -> Path:
+    return folder.with_name(f".old-{folder.name}")
+
+
 def newest_valid(run: Path, told: Callable[[str], None] = lambda _: None) -> tuple[Path, Progress] | None:
     """Return the newest valid checkpoint of a run, and set aside newer ones that are torn, which `told` takes."""
+    for put in run.glob(".old-checkpoint-*"):  # by a process that was killed as it wrote the checkpoint again
+        folder = run / put.name.removeprefix(".old-")
+        if _FOLDER.fullmatch(folder.name) and not put.is_symlink() and read_progress(put) is not None:
+            is_whole = folder.is_dir() and not folder.is_symlink() and read_progress(folder) is not None
+            if not is_whole:
+                take_back(folder)
     for _, folder in sorted(_checkpoints(run), reverse=True):
         if not folder.is_symlink() and (progress := read_progress(folder)) is not None:
             return folder, progress
@@ -131,7 +152,7 @@ def newest_valid(run: Path, told: Callable[[str], None] = lambda _: None) -> tup
 def set_aside(folder: Path) -> Path:
     """Rename a checkpoint that is not to be loaded; return its new place."""
     aside, number = folder.with_name(f"torn-{folder.name}"), 2
-    while aside.exists():
+    while os.path.lexists(aside):
         aside, number = folder.with_name(f"torn-{folder.name}-{number}"), number + 1
     return folder.rename(aside)
 
@@ -141,8 +162,8 @@ def steps_aside(run: Path) -> list[int]:
     return sorted(int(found[1]) for path in run.iterdir() if (found := _ASIDE.fullmatch(path.name)))
 
 
-def rotate(run: Path, *, keep: int, best_step: int | None) -> list[str]:
-    """Remove the files of the oldest valid checkpoints; the newest and the best one stay.
+def rotate(run: Path, *, keep: int, best_step: int | None, step: int | None = None) -> list[str]:
+    """Remove the files of the oldest valid checkpoints; the newest, the best one and that of `step` stay.
 
     What dialogkit did not write stays where it is. What cannot be removed is tried again the next time.
 
@@ -150,12 +171,12 @@ def rotate(run: Path, *, keep: int, best_step: int | None) -> list[str]:
     """
     sealed = sorted((step, folder) for step, folder in _checkpoints(run) if (folder / MANIFEST).is_file())
     newest = [step for step, _ in sealed][-1:]
-    wanted = {*newest, *([best_step] if best_step else [])}
-    for step, _ in reversed(sealed):
+    wanted = {*newest, *(kept for kept in (best_step, step) if kept)}
+    for older, _ in reversed(sealed):
         if len(wanted) < keep:
-            wanted.add(step)
+            wanted.add(older)
     problems = []
-    doomed = [folder for step, folder in sealed if step not in wanted]
+    doomed = [folder for older, folder in sealed if older not in wanted]
     # A process that was ended here left others half removed; 0.1.0 gave these another name.
     begun = [path.parent for path in (*run.glob(f"checkpoint-*/{DOOMED}"), *run.glob(f".old-*/{MANIFEST}"))]
     for folder in (*begun, *doomed):

@@ -36,12 +36,14 @@ from dialogkit.engine.callbacks import (
 )
 from dialogkit.engine.checkpoints import (
     Progress,
-    foreign_files,
+    move_foreign,
+    put_by,
     read_progress,
     remove_torn,
     rotate,
     seal,
     set_aside,
+    take_back,
 )
 from dialogkit.engine.clipping import clip_gradients, gradient_norm
 from dialogkit.engine.histograms import HistogramCallback, HistogramSink
@@ -225,12 +227,12 @@ class DialogTrainer(Trainer):
             self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
         self._counter.gather()
         losses = processes.gather(float(self._tr_loss))
-        is_again = False
+        before: Path | None = None
         try:
             if processes.is_first():
-                is_again = self._make_room(folder)
                 require_space(run, self.model)
-            foreign = foreign_files(folder) if is_again else frozenset()
+                before = self._make_room(folder)
+            processes.wait_for_all()  # nobody writes into a folder that is put by
             super()._save_checkpoint(*args, **kwargs)
             if isinstance(self.train_dataset, Streamed):
                 self.train_dataset.save(folder)
@@ -238,8 +240,7 @@ class DialogTrainer(Trainer):
             if processes.is_first():
                 progress = self._metrics.progress(step, sum(losses) / len(losses))
                 parts = losses if len(losses) > 1 else []
-                sealed = replace(progress, evaluation_due=self._evaluation_due, window_losses=parts)
-                seal(folder, sealed, besides=foreign)
+                seal(folder, replace(progress, evaluation_due=self._evaluation_due, window_losses=parts))
             processes.wait_for_all()  # nobody looks for it before it is there
         except (OSError, SafetensorError, RuntimeError) as error:
             if processes.is_loss_of_another(error):
@@ -247,8 +248,11 @@ class DialogTrainer(Trainer):
             # torch tells of a full disk by a RuntimeError of its zip writer.
             if isinstance(error, RuntimeError) and "inline_container" not in str(error):
                 raise
-            if not is_again:
+            if processes.is_first():
                 remove_torn(folder)
+                if before is not None:
+                    with suppress(OSError):
+                        take_back(folder)
             reason = getattr(error, "strerror", None) or no_space()
             raise CheckpointError(
                 f"the checkpoint of step {step} cannot be written: {reason[0].lower()}{reason[1:]}; "
@@ -256,20 +260,24 @@ class DialogTrainer(Trainer):
             ) from None
         # What is sealed stays, whatever happens to older ones.
         if processes.is_first():
-            for problem in rotate(run, keep=self._config.keep_checkpoints, best_step=self.state.best_global_step):
+            if before is not None:
+                with suppress(OSError, ValueError):
+                    move_foreign(before, folder)
+            keep, best = self._config.keep_checkpoints, self.state.best_global_step
+            for problem in rotate(run, keep=keep, best_step=best, step=step):
                 self._warn_once(problem)
 
-    def _make_room(self, folder: Path) -> bool:
-        """Return whether the checkpoint of this step is there already and is written again.
+    def _make_room(self, folder: Path) -> Path | None:
+        """Put by a valid checkpoint of this step, which is written again, and return where it is.
 
-        Whatever else is in its place is set aside, and nothing in it is written over.
+        Whatever else is in its place is set aside. Nothing is written over.
         """
         if not os.path.lexists(folder):
-            return False
-        if read_progress(folder) is not None:
-            return True
+            return None
+        if not folder.is_symlink() and read_progress(folder) is not None:
+            return put_by(folder)
         self._warn_once(f"{folder.name} was there already and is kept as {set_aside(folder).name}")
-        return False
+        return None
 
     def _warn_once(self, sentence: str) -> None:
         if sentence not in self._warned:

@@ -53,6 +53,7 @@ _SIZES = {
 }
 _TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _MOST_LAYERS = 10_000
+_MOST_LABELS = 100_000
 _LARGEST = 2**31 - 1
 _MOST_SETTINGS = 1_000
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -113,6 +114,11 @@ def describe_folder(folder: Path) -> dict[str, Any]:
     kind = config.get("model_type")
     if kind is not None and not (isinstance(kind, str) and 1 <= len(kind) <= 100):
         raise ModelError(f"model_type in {str(path)!r} is {named(kind)} and no architecture")
+    labels = config.get("num_labels")
+    if labels is not None and not (type(labels) is int and 0 <= labels <= _MOST_LABELS):  # each gets a name
+        raise ModelError(
+            f"num_labels in {str(path)!r} is {named(labels)} and no whole number from 0 to {_MOST_LABELS:,}"
+        )
     for ours, names in _SIZES.items():
         for name in names:
             value = config.get(name)

@@ -7,7 +7,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
-_LOCK = threading.RLock()
+_lock = threading.RLock()
+
+
+def _forked() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # the thread that holds it is not in the child
+    os.register_at_fork(after_in_child=_forked)
 
 
 @contextmanager
@@ -61,7 +70,7 @@ def panics_raised(*, quietly: bool = True) -> Iterator[None]:
         quietly: keep stderr aside; not where something is reported meanwhile.
     """
     aside = _stderr_aside() if quietly else nullcontext(lambda: None)
-    with _LOCK, aside as forget:
+    with _lock, aside as forget:
         try:
             yield
         except BaseException as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dialogkit.config.model import ModelConfig
 from dialogkit.errors import DialogKitError, ModelError, UnavailableError
-from dialogkit.models.folder import require_regular, require_sound, weights_bytes
+from dialogkit.models.folder import describe_folder, require_regular, require_sound, weights_bytes
 from dialogkit.models.limits import panics_raised
 from dialogkit.network import from_hub
 
@@ -46,8 +46,13 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **optio
         # A wait for the hub is reported.
         with quiet, panics_raised(quietly=local is not None):
             if local is None:
+
+                def load(online: bool) -> Any:
+                    _require_sound_config(source, config.revision, online=online)
+                    return loader(folder, trust_remote_code=False, local_files_only=not online, **options)
+
                 return from_hub(
-                    lambda online: loader(folder, trust_remote_code=False, local_files_only=not online, **options),
+                    load,
                     lacking=f"{source!r} is not in its cache",
                     hint="dialogkit doctor --network",
                 )
@@ -57,6 +62,21 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **optio
     # Whatever a library raises at files that are damaged or of another kind: they are input.
     except Exception as error:
         raise unusable(source, error) from None
+
+
+def _require_sound_config(source: str, revision: str | None, *, online: bool) -> None:
+    """Raise ModelError if the config of a model on the hub cannot be what it claims to be; see `require_sound`."""
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        source,
+        "config.json",
+        revision=revision,
+        local_files_only=not online,
+        _raise_exceptions_for_missing_entries=False,
+    )
+    if found is not None:  # a tokenizer alone has none
+        describe_folder(Path(found).parent)
 
 
 def unusable(source: str, error: Exception) -> ModelError:

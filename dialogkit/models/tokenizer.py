@@ -231,11 +231,11 @@ def _require_bounded(backend: Tokenizer) -> None:
     for part in (backend.normalizer, backend.decoder):
         growth = 1
         for rule in _rules(json.loads(part.__getstate__())) if part is not None else ():
-            if rule.get("type") == "Replace":
-                growth *= max(1, len(str(rule.get("content", ""))))
+            if (added := {"Replace": "content", "Prepend": "prepend"}.get(str(rule.get("type")))) is not None:
+                growth *= max(1, len(str(rule.get(added, ""))))
         if growth > MOST_GROWTH:
             raise ModelError(
-                f"the tokenizer replaces each match by up to {growth:,} characters, and may do so by {MOST_GROWTH}"
+                f"the tokenizer puts up to {growth:,} characters in the place of one, and may put {MOST_GROWTH}"
             )
 
 

@@ -91,7 +91,7 @@ class Keeper:
             return None
         kept: KeptRow | None = None
         anchors = [anchor.model_dump(mode="json", exclude={"slices", "worst", "tasks"}) for anchor in beside]
-        with suppress(StorageError):  # as a run folder that is only read
+        try:
             path = self._run.write_evaluation(
                 row.dataset,
                 row.model_dump(mode="json", exclude={"worst", "tasks"}) | {"anchors": anchors},
@@ -107,6 +107,8 @@ class Keeper:
                 worst=str(worst_beside(path)),
                 shown_dialogs=shown[0],
             )
+        except StorageError as error:  # as a run folder that can only be read
+            logger.warning("the evaluation of the run %s is not kept: %s", self._run.name, error.message)
         # Figures on other dialogs than the run's own stand apart, so that runs can be compared by these.
         is_shown = kept is None or kept.shown_dialogs == row.dialogs
         own = row.dataset == self._record.data.get("dataset")

@@ -199,7 +199,6 @@ def _train(
         try:
             with processes.end_together(end):
                 processes.share((config, run.path))
-                run.unlist_files()
                 processes.begin_run(run.path)
                 parts = Parts(config, runtime, raise_lost_stop=raise_lost_stop)
                 checkpoint = _go_on(run, record, parts, reporter, force=force) if resumed else None
@@ -247,7 +246,6 @@ def _train(
                     wandb_run.finish(exit_code=error.exit_code)
                 with suppress(StorageError):
                     run.write(before)
-                run.list_files()
                 raise
             record.status = _status(error)
             record.finished, record.error = now(), redact(str(error)) or type(error).__name__
@@ -302,6 +300,7 @@ def _go_on(
         reporter.note(text)
 
     require_same(run, record, parts, force=force or restarted)
+    run.unlist_files()
     checkpoint = newest_valid(run.path, note)
     if checkpoint is not None:
         parts.require_place(checkpoint[0])

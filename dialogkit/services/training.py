@@ -25,7 +25,13 @@ from dialogkit.services.report import write_run_report
 from dialogkit.services.reporter import TrainReporter, counted
 from dialogkit.services.result import Result
 from dialogkit.services.stops import signals_stop
-from dialogkit.tracking.publishing import is_publishable, publish, published_dir, replace_folder
+from dialogkit.tracking.publishing import (
+    is_publishable,
+    keep_foreign_model,
+    publish,
+    published_dir,
+    replace_folder,
+)
 from dialogkit.tracking.rundir import RunDir, RunRecord, now
 from dialogkit.tracking.trackers import tracker_places
 from dialogkit.tracking.wandb_run import WandbRun
@@ -302,7 +308,8 @@ class Training:
         target = published_dir(Path(self.config.runtime.output_dir), self.config.model.name)
         told, hint = "the run is trained to its end and can be resumed", resumed
         try:
-            problems = replace_folder(run.model_dir, save)
+            problems = keep_foreign_model(run.model_dir)
+            problems += replace_folder(run.model_dir, save)
             told = f"the finished model lies whole in {str(run.model_dir)!r}, and --resume publishes it"
             if not is_publishable(target):
                 hint = f"mv {shlex.quote(str(target))} {shlex.quote(str(free_name(target)))} && {resumed}"

@@ -21,6 +21,7 @@ from dialogkit.ownership import (
     FILE_LIST,
     Contents,
     Entry,
+    free_name,
     is_as_written,
     listed_contents,
     mounts_in,
@@ -33,7 +34,9 @@ from dialogkit.tracking.publishing import CARD_MARK
 from dialogkit.tracking.report import is_own_report
 from dialogkit.tracking.rundir import (
     EVALUATION_FOLDER,
+    EVENTS,
     EVENTS_FOLDER,
+    LOGS_LIST,
     PRUNED_FILE,
     RECORD_FILE,
     REPORT_FILE,
@@ -72,7 +75,7 @@ _NAMES = {
     "checkpoint/optimizer_0": _SHARDS,
     EVALUATION_FOLDER: [r"[\w-]+\.json", r"[\w-]+-(worst|replies)\.jsonl"],
     f"{EVALUATION_FOLDER}/{TASKS_FOLDER}": [r"[\w-]+\.json"],
-    EVENTS_FOLDER: [r"events\.out\.tfevents\.\d+\..+\.\d+\.\d+(\.v2)?"],
+    EVENTS_FOLDER: [EVENTS.pattern],
 }
 """Names of files without a list, by the folder in a run that they lie in."""
 _PATTERNS = {
@@ -88,7 +91,7 @@ def contents(run: RunDir, *, checkpoints_only: bool = False, exact: bool = True)
     Args:
         run: the run.
         checkpoints_only: leave out all but its checkpoints.
-        exact: whether to compare the content of each file with its list; otherwise its size alone.
+        exact: whether to compare the content of large files with the list too, and not their size alone.
 
     Raises: StorageError if the folder cannot be read, or is a link or a mount.
     """
@@ -126,7 +129,7 @@ def _look(folder: Path, place: str, found: Contents, *, exact: bool, checkpoints
         elif inside is not None:
             _look(path, inside, found, exact=exact)
             found.folders.append(path)
-        elif entry.is_file(follow_symlinks=False) and _is_own(path, place, entries or {}, exact=exact):
+        elif entry.is_file(follow_symlinks=False) and _is_own(path, place, entries, exact=exact):
             found.files.append(path)
         else:
             found.foreign.append(path)
@@ -145,7 +148,7 @@ def _place_of(name: str, place: str) -> str | None:
 def _list_of(folder: Path, place: str) -> tuple[dict[str, Entry] | None, str]:
     """Return the list of a folder in a run, and the name of the file that holds it; None where there is none."""
     if place != "checkpoint":
-        return read_list(folder), FILE_LIST
+        return read_list(folder, name=None if place else LOGS_LIST), FILE_LIST
     for name in (MANIFEST, _REMOVING):
         if (content := read_regular(folder / name)) is not None:
             with suppress(ValueError, KeyError, TypeError, RecursionError):
@@ -164,15 +167,15 @@ def _add_listed(folder: Path, entries: dict[str, Entry], list_name: str, found: 
         (found.files if is_own else found.foreign).append(path)
 
 
-def _is_own(path: Path, place: str, entries: dict[str, Entry], *, exact: bool) -> bool:
-    """Return whether a file that no list of its folder names is dialogkit's."""
+def _is_own(path: Path, place: str, entries: dict[str, Entry] | None, *, exact: bool) -> bool:
+    """Return whether a file in a folder whose list is that of the logs, or that has none, is dialogkit's."""
     if place == "":
         if path.name == FILE_LIST:
-            return bool(entries)
+            return entries is not None
         if path.name == REPORT_FILE:
             return is_own_report(path)
-        if path.name in entries:  # of a run that has ended
-            return not exact or is_as_written(path, entries[path.name])
+        if entries and path.name in entries:  # of a run that has ended
+            return is_as_written(path, entries[path.name], exact=exact)
     if _PATTERNS[place].fullmatch(path.name) is None:
         return False
     if place == "model" and path.name == "README.md":
@@ -224,13 +227,21 @@ def delete(run: RunDir, *, checkpoints_only: bool = False) -> Contents:
             last = [run.path / name for name in (RECORD_FILE, ".lock", FILE_LIST, PRUNED_FILE)]
             _remove(found, besides=last)
             if not checkpoints_only:
+                found.foreign = [_kept(path) for path in found.foreign]
                 for path in last:
-                    path.unlink(missing_ok=True)
+                    if path not in found.foreign:
+                        path.unlink(missing_ok=True)
                 remove_empty(run.path)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise StorageError(f"{str(error.filename or run.path)!r} cannot be deleted: {reason}") from None
     return found
+
+
+def _kept(path: Path) -> Path:
+    """Rename a log that somebody has changed: what is left of a run must not look like one. Raises: OSError."""
+    is_log = path.name in RUN_FILES and (path.parent / PRUNED_FILE).exists() and not path.is_symlink()
+    return path.rename(free_name(path)) if is_log else path
 
 
 def _remove(found: Contents, besides: Collection[Path] = ()) -> None:

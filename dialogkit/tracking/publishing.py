@@ -5,8 +5,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from filecmp import cmp
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from dialogkit.ownership import (
     Entry,
     entry_of,
     exchange,
+    exclusive,
     free_name,
     list_folder,
     listed_contents,
@@ -33,8 +34,7 @@ from dialogkit.tracking.writing import umask
 CARD_MARK = b"\ntags: [dialogkit,"
 """A line of every model card that dialogkit writes."""
 _REPLACED = ".replaced-by-dialogkit-"
-LOCK_TIMEOUT_S = 600.0
-"""How long to wait for other runs that publish into the same folder."""
+_STALE_S = 24 * 3600
 
 
 def published_dir(output: Path, model: str) -> Path:
@@ -60,8 +60,10 @@ def publish(model_dir: Path, target: Path) -> list[str]:
     """
 
     def fill(beside: Path) -> None:
+        listed = read_list(model_dir)
         for path in regular_files(model_dir):
-            if path.name != FILE_LIST:
+            # Notes beside a run's model are not published: they would count as dialogkit's there.
+            if path.name != FILE_LIST and (listed is None or _name(path, model_dir) in listed):
                 place = beside / path.relative_to(model_dir)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 _link_or_copy(path, place)
@@ -80,9 +82,12 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> list[str]:
     Raises: StorageError if `target` is not a folder of dialogkit, or cannot be written; then it is as it was.
     """
     try:
-        with _alone(target.parent):
-            for left_over in _left_overs(target):  # by processes that were killed
-                _clear(left_over, target)
+        with exclusive(target.parent, "publishing into") as is_alone:
+            problems = [
+                problem
+                for left_over in _left_overs(target, is_alone=is_alone)  # by processes that were killed
+                for problem in _clear(left_over, target)
+            ]
             require_publishable(target)
             has_foreign = os.path.lexists(target) and bool(_adopt(target).foreign)
             beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.new-"))
@@ -96,7 +101,7 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> list[str]:
                     beside = beside.rename(target.with_name(f"{target.name}{_REPLACED}{beside.name[-8:]}"))
                 _put_in_place(beside, target)
             finally:
-                problems = _clear(beside, target)
+                problems += _clear(beside, target)
             return problems
     except OSError as error:
         raise StorageError(
@@ -129,6 +134,23 @@ def is_publishable(target: Path) -> bool:
     except StorageError:
         return False
     return True
+
+
+def keep_foreign_model(model_dir: Path) -> list[str]:
+    """Rename what is in the place of a run's model and has no list, such as one that 0.1.0 did not finish.
+
+    Returns: a sentence about it, if there was any.
+    Raises: StorageError.
+    """
+    if is_publishable(model_dir):
+        return []
+    try:
+        kept = model_dir.rename(free_name(model_dir))
+    except OSError as error:
+        raise StorageError(
+            f"{str(model_dir)!r} cannot be renamed: {(error.strerror or str(error)).lower()}"
+        ) from None
+    return [f"{str(model_dir)!r} was there already: it is kept as {kept.name}"]
 
 
 def _entries(folder: Path) -> dict[str, Entry] | None:
@@ -165,34 +187,6 @@ def _has_mark(folder: Path) -> bool:
     return not folder.is_symlink() and card is not None and CARD_MARK in card
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from publishing into a folder. Raises: StorageError after a long wait."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        wait_until = time.monotonic() + LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > wait_until:
-                    raise StorageError(
-                        f"other processes have been publishing into {str(folder)!r} for {LOCK_TIMEOUT_S:,.0f} s"
-                    ) from None
-                time.sleep(0.02)
-            except OSError:  # a disk without locks; names of its own keep each process out of another's way
-                break
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _adopt(folder: Path) -> Contents:
     """Return what lies in a published folder, and give it a list if it has none. Raises: OSError."""
     entries = _entries(folder) or {}
@@ -224,10 +218,12 @@ def _put_in_place(beside: Path, target: Path) -> None:
         old.rename(beside)
 
 
-def _left_overs(target: Path) -> list[Path]:
+def _left_overs(target: Path, *, is_alone: bool) -> list[Path]:
+    """Return what processes that were killed left beside a folder; without a lock only what is a day old."""
     new, replaced = re.escape(f".{target.name}.new-"), re.escape(f"{target.name}{_REPLACED}")
     own = re.compile(rf"({new}|{replaced})[a-z0-9_]{{8}}(-old)?")
-    return [path for path in target.parent.iterdir() if own.fullmatch(path.name) and _is_folder(path)]
+    found = [path for path in target.parent.iterdir() if own.fullmatch(path.name) and _is_folder(path)]
+    return [path for path in found if is_alone or time.time() - path.stat().st_mtime > _STALE_S]
 
 
 def _clear(left_over: Path, target: Path) -> list[str]:
@@ -247,8 +243,8 @@ def _clear(left_over: Path, target: Path) -> list[str]:
         if entries:
             found = listed_contents(left_over, entries)
         else:  # it was being filled, by a process that gave it this name
-            there = {_name(path, left_over): Entry(path.stat().st_size, "") for path in regular_files(left_over)}
-            found = listed_contents(left_over, there, exact=False)
+            files = [path for path in regular_files(left_over) if path != left_over / FILE_LIST]
+            found = listed_contents(left_over, {_name(path, left_over): entry_of(path) for path in files})
         if entries and not os.path.lexists(target) and set(entries) <= {_name(p, left_over) for p in found.files}:
             left_over.rename(target)  # its process was ended between two moves
             return []

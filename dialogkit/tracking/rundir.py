@@ -24,9 +24,11 @@ from dialogkit.ownership import (
     FILE_LIST,
     add_to_list,
     entry_of,
+    exclusive,
     free_name,
     is_as_written,
     read_list,
+    regular_files,
     write_list,
 )
 from dialogkit.redaction import redact
@@ -42,6 +44,10 @@ EVALUATION_FOLDER = "evaluation"
 REPORT_FILE = "report.html"
 TASKS_FOLDER = "tasks"
 EVENTS_FOLDER = "tensorboard"
+EVENTS = re.compile(r"events\.out\.tfevents\.\d+\..+\.\d+\.\d+(\.v2)?")
+"""The names of TensorBoard's files."""
+LOGS_LIST = "run"
+"""What the list of the logs is called in it, whatever the run's folder is called."""
 _LOGS = ("metrics.jsonl", "samples.jsonl", "histograms.jsonl", "console.log")
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})", re.ASCII)
 RECORD_FILE = "run.json"
@@ -177,9 +183,9 @@ class RunDir:
                 raise StorageError(
                     f"the run {name!r} was being deleted, and is not quite gone", hint="dialogkit runs prune --yes"
                 ) from None
-            raise StorageError(
-                f"there is a run {name!r} in {str(output)!r} already", hint=f"--name {name}-2"
-            ) from None
+            is_run = cls(path).exists or cls(path).is_damaged
+            there = f"there is a run {name!r} in {str(output)!r}" if is_run else f"{str(path)!r} is there"
+            raise StorageError(f"{there} already", hint=f"--name {name}-2") from None
         except OSError as error:
             raise StorageError(
                 f"{str(path)!r} cannot be made: {(error.strerror or str(error)).lower()}",
@@ -234,7 +240,8 @@ class RunDir:
             for path in self.path.iterdir():
                 if (step := _CHECKPOINT.fullmatch(path.name)) and os.path.isfile(path / MANIFEST):
                     found.append((int(step[1]), path))
-        model = [self.model_dir] if os.path.isfile(self.model_dir / "README.md") else []  # written last
+        is_finished = os.path.isfile(self.model_dir / "README.md") and holds_model(self.model_dir)
+        model = [self.model_dir] if is_finished else []
         return [*model, *(path for _, path in sorted(found, reverse=True))]
 
     @property
@@ -270,10 +277,12 @@ class RunDir:
             return
         with suppress(OSError):
             logs = [self.path / name for name in _LOGS]
-            write_list(self.path, {path.name: entry_of(path) for path in logs if path.is_file()})
+            listed = {path.name: entry_of(path) for path in logs if path.is_file()}
+            write_list(self.path, listed, name=LOGS_LIST)
             events = self.path / EVENTS_FOLDER
             if events.is_dir():
-                add_to_list(events, *(path for path in events.iterdir() if ".tfevents." in path.name))
+                written = [path for path in regular_files(events) if EVENTS.fullmatch(path.name)]
+                add_to_list(events, *written)
 
     def unlist_files(self) -> None:
         """Drop the list of the logs, which are written on."""
@@ -301,6 +310,8 @@ class RunDir:
         """Keep other processes out, whatever else there is in the folder. Raises: StorageError."""
         path = self.path / ".lock"
         self._require_no_links([path])
+        if os.path.lexists(path) and not path.is_file():  # a pipe would never end
+            raise StorageError(f"{str(path)!r} is no file, so the run {self.name!r} is left as it is")
         try:
             import fcntl
         except ImportError:  # Windows
@@ -334,7 +345,7 @@ class RunDir:
         except ImportError:  # Windows, where that cannot be told from a run that was killed
             return self.exists and self.read().status == "running"
         try:
-            descriptor = os.open(self.path / ".lock", os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = os.open(self.path / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             return False
         try:
@@ -480,12 +491,13 @@ def _write_listed(folder: Path, path: Path, text: str) -> None:
     Raises: StorageError.
     """
     try:
-        written = (read_list(folder) or {}).get(path.relative_to(folder).as_posix())
-        if os.path.lexists(path) and (written is None or not is_as_written(path, written)):
-            kept = path.rename(free_name(path))
-            logger.warning("%s was not as dialogkit wrote it: it is kept as %s", path, kept.name)
-        write_text(path, text)
-        add_to_list(folder, path)
+        with exclusive(folder, "writing into"):
+            written = (read_list(folder) or {}).get(path.relative_to(folder).as_posix())
+            if os.path.lexists(path) and (written is None or not is_as_written(path, written)):
+                kept = path.rename(free_name(path))
+                logger.warning("%s was not as dialogkit wrote it: it is kept as %s", path, kept.name)
+            write_text(path, text)
+            add_to_list(folder, path)
     except OSError as error:
         raise StorageError(f"{str(path)!r} cannot be written: {(error.strerror or str(error)).lower()}") from None
 

@@ -61,7 +61,7 @@ def test_of_one_model_the_anchors_need_no_owner(capfd: pytest.CaptureFixture[str
     assert out.index("bits/byte") < out.index("Whether it listens") < out.index("prompt gain")
     assert "a shows none of the faults that are looked for." in out
     assert "dialogkit evaluate --help explains the figures" in err
-    assert "a: nothing is kept of what is not the finished model of a run" in err
+    assert "a: nothing was kept in the folder of a run" in err
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -2,13 +2,25 @@
 
 import errno
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dialogkit.engine.checkpoints import DOOMED, MANIFEST, Progress, foreign_files, read_progress, rotate, seal
+from dialogkit.engine.checkpoints import (
+    DOOMED,
+    MANIFEST,
+    Progress,
+    move_foreign,
+    newest_valid,
+    put_by,
+    read_progress,
+    rotate,
+    seal,
+    take_back,
+)
 
 FILES = ["model.safetensors", "optimizer.pt", "trainer_state.json", "pytorch_model_fsdp_0/__0_0.distcp"]
 
@@ -171,12 +183,37 @@ def test_a_checkpoint_that_0_1_0_had_half_removed_goes(old: Path) -> None:
     assert names(left) == {"notes.txt"}
 
 
-def test_a_checkpoint_that_is_sealed_again_lists_its_own_files_alone(old: Path) -> None:
-    a_note(old)
-    assert foreign_files(old) == {"notes.txt"}
-    (old / "optimizer.pt").write_text("newer")
-    seal(old, Progress(step=1), besides=foreign_files(old))
-    assert (read_progress(old) is not None, foreign_files(old)) == (True, {"notes.txt"})
+def test_a_checkpoint_that_is_written_again_is_there_until_the_new_one_is_sealed(old: Path) -> None:
+    newest = old.with_name("checkpoint-3")
+    a_note(newest)
+    put = put_by(newest)
+    (newest / "optimizer.pt").parent.mkdir()
+    (newest / "optimizer.pt").write_text("half")  # and the process is killed
+    found = newest_valid(old.parent)
+    assert found is not None
+    assert (found[0], names(newest)) == (newest, {*FILES, MANIFEST, "notes.txt"})
+    assert (old.with_name("torn-checkpoint-3") / "optimizer.pt").read_text() == "half"
+    put_by(newest)
+    checkpoint(old.parent, 3)
+    move_foreign(put, newest)
+    assert rotate(old.parent, keep=3, best_step=None, step=3) == []
+    assert names(newest) == {*FILES, MANIFEST, "notes.txt"}
+    assert not put.exists()
+    assert steps(old.parent) == [1, 2, 3]
+
+
+def test_a_checkpoint_that_could_not_be_written_again_is_taken_back(old: Path) -> None:
+    put_by(old)
+    take_back(old)
+    assert steps(old.parent) == [1, 2, 3]
+
+
+def test_the_checkpoint_that_was_just_sealed_stays_whatever_has_a_higher_number(old: Path) -> None:
+    shutil.copytree(old, old.with_name("checkpoint-99"))
+    (old.with_name("checkpoint-99") / "optimizer.pt").write_text("torn")
+    checkpoint(old.parent, 6)
+    rotate(old.parent, keep=1, best_step=None, step=6)
+    assert 6 in steps(old.parent)
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="takes root to make a file immutable")

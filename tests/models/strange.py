@@ -324,6 +324,8 @@ def cases() -> Iterator[tuple[str, Change]]:
             yield f"{field} {number}", set_json("config.json", **{field: value})
     yield "a field with a long name", set_json("config.json", **{"x" * 100_000: 1})
     yield "a hundred thousand fields", set_json("config.json", **{f"x{n}": n for n in range(100_000)})
+    for number in (10**12, 2 * 10**7, -1, True, "x", 1.5):
+        yield f"{number!r} labels", set_json("config.json", num_labels=number)
     yield "heads that do not divide the width", set_json("config.json", num_attention_heads=3)
     yield "more layers than the weights", set_json("config.json", num_hidden_layers=3)
     yield "fewer layers than the weights", set_json("config.json", num_hidden_layers=1)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dialogkit.errors import StorageError
+from dialogkit.ownership import FILE_LIST
 from dialogkit.services.evaluate import evaluate
 from dialogkit.services.prune import prune_runs
 from dialogkit.services.report import write_report
@@ -85,6 +86,43 @@ def test_what_somebody_changed_is_kept_beside_what_replaces_it(small_config: Sma
     Path(report.path).write_text(Path(report.path).read_text() + "\n")
     with pytest.raises(StorageError, match="is not a report as dialogkit wrote it"):
         write_report(["one", "two"], to="both.html")
+
+
+def test_what_somebody_wrote_into_the_logs_of_a_run_outlives_it(
+    small_config: SmallConfig, dialogkit: Callable[..., Finished]
+) -> None:
+    train(small_config({"name": "first", "tracking.report": True}))
+    run = RunDir(RUN.with_name("renamed"))
+    RUN.with_name("first").rename(run.path)
+    changed = [run.path / name for name in ("console.log", "metrics.jsonl", "report.html", "model/README.md")]
+    for path in changed:
+        path.write_text(f"{path.read_text()}my notes\n")
+    planned, done = dialogkit("runs", "prune", "renamed"), dialogkit("runs", "prune", "renamed", "--yes")
+    assert (planned.code, done.code) == (0, 0)
+    assert all(f"stays: {path}\n" in planned.err for path in changed)
+    there = [path.relative_to(run.path) for path in run.path.rglob("*") if path.is_file()]
+    assert sorted(map(str, there)) == [
+        "console.log.kept-1",
+        "metrics.jsonl.kept-1",
+        "model/README.md",
+        "report.html.kept-1",
+    ]
+    assert "passed over" not in dialogkit("runs", "list").err
+
+
+def test_a_model_that_an_older_version_did_not_finish_is_kept_aside(
+    small_config: SmallConfig, dialogkit: Callable[..., Finished]
+) -> None:
+    train(small_config({"name": "one"}))
+    run = RunDir(RUN)
+    (run.model_dir / FILE_LIST).unlink()
+    run.write(run.read().model_copy(update={"status": "interrupted"}))
+    weights = (run.model_dir / "model.safetensors").read_bytes()
+    done = dialogkit("train", "--resume", "one")
+    assert done.code == 0, done.err
+    assert "is kept as model.kept-1" in done.err
+    assert (run.model_dir / "model.safetensors").read_bytes() == weights
+    assert (RUN / "model.kept-1/model.safetensors").read_bytes() == weights
 
 
 class Blocking(LogReporter):

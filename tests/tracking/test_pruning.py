@@ -141,6 +141,13 @@ def test_a_mount_is_not_entered(name: str, run: RunDir, tmp_path: Path) -> None:
         subprocess.run(["umount", run.path / name], check=True)
 
 
+def test_a_pipe_in_place_of_the_lock_holds_up_nobody(run: RunDir) -> None:
+    os.mkfifo(run.path / ".lock")
+    assert not run.is_held
+    with pytest.raises(StorageError, match="is no file"):
+        delete(run)
+
+
 def test_a_run_that_is_a_link_is_refused(run: RunDir) -> None:
     link = RunDir(run.path.with_name("b"))
     link.path.symlink_to(run.path)

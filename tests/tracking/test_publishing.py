@@ -14,7 +14,7 @@ import pytest
 
 from dialogkit import ownership
 from dialogkit.errors import StorageError
-from dialogkit.ownership import FILE_LIST, entry_of, read_list, write_list
+from dialogkit.ownership import FILE_LIST, entry_of, list_folder, read_list, write_list
 from dialogkit.tracking import publishing
 from dialogkit.tracking.publishing import publish, published_dir, published_dirs
 
@@ -173,6 +173,34 @@ def test_a_file_that_was_changed_since_is_kept(name: str, moves: str, target: Pa
     else:
         assert told == []
         assert content(target) == content(new) | {name: "changed"}
+
+
+def test_what_lies_beside_the_model_of_a_run_is_not_published(target: Path, new: Path) -> None:
+    list_folder(new)
+    a_note(new)
+    a_repository(new)
+    publish(new, target)
+    assert "notes.txt" not in content(target)
+    assert not (target / ".git").exists()
+
+
+def test_without_locks_nobody_clears_what_another_process_fills(
+    target: Path, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    filled = target.with_name(".m.new-abcdefgh")
+    filled.mkdir()
+    write_list(filled, {}, name="m")
+    (filled / "config.json").write_text("{}")
+    publish(new, target)
+    assert (filled / "config.json").is_file()
+    day = 25 * 3600
+    os.utime(filled, (time.time() - day, time.time() - day))
+    publish(new, target)
+    assert not filled.exists()
 
 
 def test_an_older_model_that_was_renamed_stays(target: Path, new: Path) -> None:

@@ -47,7 +47,7 @@ def is_own_report(path: Path) -> bool:
     Pages of 0.1.0 have no sum in their last line.
     """
     content = read_regular(path, 256 * 2**20) or b""
-    is_unsigned = b"sha256:" not in content[content.rstrip().rfind(b"\n") + 1 :]
+    is_unsigned = COMMENT.partition("{")[0].encode() + b"sha256:" not in content
     return is_signed(path) or (is_unsigned and MARK.encode() in content[:1024])
 
 
