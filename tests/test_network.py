@@ -20,12 +20,12 @@ FILE = b"0123456789" * 5_000
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Limits of half a second, an empty cache, and a hub that may be asked."""
+    """Short limits, an empty cache, and a hub that may be asked."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(network, "ANSWER_S", 0.5)
+    monkeypatch.setattr(network, "ANSWER_S", HANG / 2)
     monkeypatch.setattr(network, "STALL_S", 0.5)
     monkeypatch.setattr(network, "BREAKS", 1)
     network.forget()
@@ -45,6 +45,13 @@ def fetch(hub: FailingHub, monkeypatch: pytest.MonkeyPatch, name: str = "file.bi
     return from_hub(load, lacking="'someone/thing' is not in its cache", hint="dialogkit doctor --network")
 
 
+LIMITS_S = {
+    **dict.fromkeys(("silent", "drip", "silent-after-root"), 0.5),
+    "500": 3.0,
+    "503": 3.0,
+    "503-after-root": 3.0,
+}
+"""How long an answer may take where the limit is what ends the wait; a busy machine takes its time elsewhere."""
 SAYS = {
     "silent": "did not answer within 0.5 s",
     "drip": "did not answer within 0.5 s",
@@ -67,6 +74,7 @@ SAYS = {
 def test_each_way_to_fail_ends_within_the_limit_in_one_sentence(
     way: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(network, "ANSWER_S", LIMITS_S.get(way, network.ANSWER_S))
     with failing_hub(way, files={"file.bin": FILE}) as hub:
         start = time.monotonic()
         with pytest.raises(UnavailableError) as refused:
@@ -92,6 +100,7 @@ def test_a_copy_in_the_cache_is_used_with_one_line(
         assert path.read_bytes() == FILE
         assert not caplog.messages
         hub.way = way
+        monkeypatch.setattr(network, "ANSWER_S", LIMITS_S.get(way, network.ANSWER_S))
         network.forget()
         assert [fetch(hub, monkeypatch) for _ in range(2)] == [path, path]
     assert [message.endswith("; the copy in its cache is used") for message in caplog.messages] == [True]
@@ -142,7 +151,8 @@ def test_a_signal_is_not_lost_in_a_library_that_catches_everything(monkeypatch: 
     assert raised.value is stopped
 
 
-def test_servers_are_asked_at_the_same_time_and_any_answer_is_one() -> None:
+def test_servers_are_asked_at_the_same_time_and_any_answer_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "ANSWER_S", 3.0)
     ways = ("silent", "drip", "closed", "500", "circle", "good")
     hubs = [FailingHub(way) for way in ways]
     try:
@@ -152,7 +162,7 @@ def test_servers_are_asked_at_the_same_time_and_any_answer_is_one() -> None:
     finally:
         for hub in hubs:
             hub.close()
-    late = "did not answer within 0.5 s"
+    late = "did not answer within 3 s"
     assert found == [late, late, "closed the connection without an answer", None, None, None]
     assert problems([hubs[0].url]) == [late], "the answer is kept for a minute"
     assert problems(["http://127.0.0.1:9"]) == ["cannot be reached: connection refused"]
@@ -194,6 +204,7 @@ def test_answers_that_are_all_slow_have_a_limit_together(monkeypatch: pytest.Mon
 
 
 def test_threads_that_load_at_once_are_held_to_the_limits_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "ANSWER_S", 2.0)
     with failing_hub("silent-after-root") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         said: list[str] = []
