@@ -117,31 +117,33 @@ def read_progress(folder: Path) -> Progress | None:
         return None
 
 
-def put_by(folder: Path) -> Path:
-    """Rename a checkpoint that is written again, so that it is not lost if that fails. Raises: OSError."""
-    return folder.rename(_place_by(folder))
+def back_up(folder: Path) -> Path:
+    """Rename a checkpoint that is about to be written again; return its backup. Raises: OSError."""
+    return folder.rename(_backup_of(folder))
 
 
-def take_back(folder: Path) -> None:
-    """Put a checkpoint back that was put by, in place of whatever is there now. Raises: OSError."""
-    if _place_by(folder).is_dir() and not _place_by(folder).is_symlink():
+def restore(folder: Path) -> None:
+    """Put the backup of a checkpoint in its place; set aside what is there. Raises: OSError."""
+    if _backup_of(folder).is_dir() and not _backup_of(folder).is_symlink():
         if os.path.lexists(folder):
             set_aside(folder)
-        _place_by(folder).rename(folder)
+        _backup_of(folder).rename(folder)
 
 
-def _place_by(folder: Path) -> Path:
+def _backup_of(folder: Path) -> Path:
     return folder.with_name(f".old-{folder.name}")
 
 
 def newest_valid(run: Path, told: Callable[[str], None] = lambda _: None) -> tuple[Path, Progress] | None:
     """Return the newest valid checkpoint of a run, and set aside newer ones that are torn, which `told` takes."""
-    for put in run.glob(".old-checkpoint-*"):  # by a process that was killed as it wrote the checkpoint again
-        folder = run / put.name.removeprefix(".old-")
-        if _FOLDER.fullmatch(folder.name) and not put.is_symlink() and read_progress(put) is not None:
+    for backup in run.glob(".old-checkpoint-*"):  # of a process that was killed as it wrote the checkpoint again
+        folder = run / backup.name.removeprefix(".old-")
+        if _FOLDER.fullmatch(folder.name) and not backup.is_symlink() and read_progress(backup) is not None:
             is_whole = folder.is_dir() and not folder.is_symlink() and read_progress(folder) is not None
+            if not is_whole and os.path.lexists(folder):
+                told(f"{folder.name} was written again and is torn: it is kept aside as {set_aside(folder).name}")
             if not is_whole:
-                take_back(folder)
+                restore(folder)
     for _, folder in sorted(_checkpoints(run), reverse=True):
         if not folder.is_symlink() and (progress := read_progress(folder)) is not None:
             return folder, progress

@@ -36,14 +36,14 @@ from dialogkit.engine.callbacks import (
 )
 from dialogkit.engine.checkpoints import (
     Progress,
+    back_up,
     move_foreign,
-    put_by,
     read_progress,
     remove_torn,
+    restore,
     rotate,
     seal,
     set_aside,
-    take_back,
 )
 from dialogkit.engine.clipping import clip_gradients, gradient_norm
 from dialogkit.engine.histograms import HistogramCallback, HistogramSink
@@ -227,12 +227,12 @@ class DialogTrainer(Trainer):
             self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
         self._counter.gather()
         losses = processes.gather(float(self._tr_loss))
-        before: Path | None = None
+        backup: Path | None = None
         try:
             if processes.is_first():
                 require_space(run, self.model)
-                before = self._make_room(folder)
-            processes.wait_for_all()  # nobody writes into a folder that is put by
+                backup = self._make_room(folder)
+            processes.wait_for_all()  # nobody writes into a folder that is being renamed
             super()._save_checkpoint(*args, **kwargs)
             if isinstance(self.train_dataset, Streamed):
                 self.train_dataset.save(folder)
@@ -250,9 +250,9 @@ class DialogTrainer(Trainer):
                 raise
             if processes.is_first():
                 remove_torn(folder)
-                if before is not None:
+                if backup is not None:
                     with suppress(OSError):
-                        take_back(folder)
+                        restore(folder)
             reason = getattr(error, "strerror", None) or no_space()
             raise CheckpointError(
                 f"the checkpoint of step {step} cannot be written: {reason[0].lower()}{reason[1:]}; "
@@ -260,22 +260,22 @@ class DialogTrainer(Trainer):
             ) from None
         # What is sealed stays, whatever happens to older ones.
         if processes.is_first():
-            if before is not None:
+            if backup is not None:
                 with suppress(OSError, ValueError):
-                    move_foreign(before, folder)
+                    move_foreign(backup, folder)
             keep, best = self._config.keep_checkpoints, self.state.best_global_step
             for problem in rotate(run, keep=keep, best_step=best, step=step):
                 self._warn_once(problem)
 
     def _make_room(self, folder: Path) -> Path | None:
-        """Put by a valid checkpoint of this step, which is written again, and return where it is.
+        """Back up a valid checkpoint of this step, which is written again; return the backup.
 
         Whatever else is in its place is set aside. Nothing is written over.
         """
         if not os.path.lexists(folder):
             return None
         if not folder.is_symlink() and read_progress(folder) is not None:
-            return put_by(folder)
+            return back_up(folder)
         self._warn_once(f"{folder.name} was there already and is kept as {set_aside(folder).name}")
         return None
 

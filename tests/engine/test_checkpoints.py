@@ -13,13 +13,13 @@ from dialogkit.engine.checkpoints import (
     DOOMED,
     MANIFEST,
     Progress,
+    back_up,
     move_foreign,
     newest_valid,
-    put_by,
     read_progress,
+    restore,
     rotate,
     seal,
-    take_back,
 )
 
 FILES = ["model.safetensors", "optimizer.pt", "trainer_state.json", "pytorch_model_fsdp_0/__0_0.distcp"]
@@ -186,14 +186,14 @@ def test_a_checkpoint_that_0_1_0_had_half_removed_goes(old: Path) -> None:
 def test_a_checkpoint_that_is_written_again_is_there_until_the_new_one_is_sealed(old: Path) -> None:
     newest = old.with_name("checkpoint-3")
     a_note(newest)
-    put = put_by(newest)
+    put = back_up(newest)
     (newest / "optimizer.pt").parent.mkdir()
     (newest / "optimizer.pt").write_text("half")  # and the process is killed
     found = newest_valid(old.parent)
     assert found is not None
     assert (found[0], names(newest)) == (newest, {*FILES, MANIFEST, "notes.txt"})
     assert (old.with_name("torn-checkpoint-3") / "optimizer.pt").read_text() == "half"
-    put_by(newest)
+    back_up(newest)
     checkpoint(old.parent, 3)
     move_foreign(put, newest)
     assert rotate(old.parent, keep=3, best_step=None, step=3) == []
@@ -203,8 +203,8 @@ def test_a_checkpoint_that_is_written_again_is_there_until_the_new_one_is_sealed
 
 
 def test_a_checkpoint_that_could_not_be_written_again_is_taken_back(old: Path) -> None:
-    put_by(old)
-    take_back(old)
+    back_up(old)
+    restore(old)
     assert steps(old.parent) == [1, 2, 3]
 
 
