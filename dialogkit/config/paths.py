@@ -12,6 +12,8 @@ from dialogkit.text import sanitize
 
 MANIFEST = "manifest.json"
 """The file that a checkpoint has once it is whole."""
+DOOMED = f".old-{MANIFEST}"
+"""What the manifest of a checkpoint is called while its files are removed."""
 ADAPTER_CONFIG = "adapter_config.json"
 """The file in a folder that says of which model it holds an adapter."""
 

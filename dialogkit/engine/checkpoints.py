@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dialogkit.config.paths import MANIFEST, PARTS
+from dialogkit.config.paths import DOOMED, MANIFEST, PARTS
 from dialogkit.ownership import (
     Entry,
     entry_of,
@@ -35,8 +35,6 @@ _PLAN = ".metadata"
 _SHARD = re.compile(rf"({PARTS}|optimizer_0)/(\.metadata|__\d+_\d+\.distcp)")
 """The files of torch's distributed format, by their folders."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
-DOOMED = f".old-{MANIFEST}"
-"""What the manifest of a checkpoint is called while its files are removed."""
 _ASIDE = re.compile(r"torn-checkpoint-(\d+)(-\d+)?")
 
 
@@ -139,11 +137,11 @@ def newest_valid(run: Path, told: Callable[[str], None] = lambda _: None) -> tup
     for backup in run.glob(".old-checkpoint-*"):  # of a process that was killed as it wrote the checkpoint again
         folder = run / backup.name.removeprefix(".old-")
         if _FOLDER.fullmatch(folder.name) and not backup.is_symlink() and read_progress(backup) is not None:
-            is_whole = folder.is_dir() and not folder.is_symlink() and read_progress(folder) is not None
-            if not is_whole and os.path.lexists(folder):
+            if folder.is_dir() and not folder.is_symlink() and read_progress(folder) is not None:
+                continue
+            if os.path.lexists(folder):
                 told(f"{folder.name} was written again and is torn: it is kept aside as {set_aside(folder).name}")
-            if not is_whole:
-                restore(folder)
+            restore(folder)
     for _, folder in sorted(_checkpoints(run), reverse=True):
         if not folder.is_symlink() and (progress := read_progress(folder)) is not None:
             return folder, progress

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dialogkit.config.paths import MANIFEST, PARTS
+from dialogkit.config.paths import DOOMED, MANIFEST, PARTS
 from dialogkit.errors import StorageError
 from dialogkit.ownership import (
     FILE_LIST,
@@ -49,8 +49,6 @@ from dialogkit.tracking.rundir import (
 _CHECKPOINT = re.compile(r"(torn-|\.old-)?checkpoint-\d+(-\d+)?")
 _HALF_SAVED = re.compile(r"\.model\.new-[a-z0-9_]{8}(-old)?")
 """The model of a process that was killed while it saved."""
-_REMOVING = f".old-{MANIFEST}"
-"""The manifest of a checkpoint whose removal was cut short."""
 
 # What 0.1.0 wrote without a list, and what a process that was killed could not list any more. Files that people
 # put beside a model, such as `spm.model`, are not among them.
@@ -149,7 +147,7 @@ def _list_of(folder: Path, place: str) -> tuple[dict[str, Entry] | None, str]:
     """Return the list of a folder in a run, and the name of the file that holds it; None where there is none."""
     if place != "checkpoint":
         return read_list(folder, name=None if place else LOGS_LIST), FILE_LIST
-    for name in (MANIFEST, _REMOVING):
+    for name in (MANIFEST, DOOMED):
         if (content := read_regular(folder / name)) is not None:
             with suppress(ValueError, KeyError, TypeError, RecursionError):
                 return parse_entries(json.loads(content)["files"]), name
@@ -253,13 +251,13 @@ def _remove(found: Contents, besides: Collection[Path] = ()) -> None:
     files = [path for path in found.files if path not in besides]
     for path in files:
         if path.name == MANIFEST:
-            os.replace(path, path.with_name(_REMOVING))
+            os.replace(path, path.with_name(DOOMED))
     # What belongs to an evaluation without a list is known by its `.json`.
     for path in sorted(files, key=lambda path: path.suffix == ".json"):
-        if path.name not in (MANIFEST, _REMOVING, FILE_LIST):
+        if path.name not in (MANIFEST, DOOMED, FILE_LIST):
             path.unlink(missing_ok=True)
     for path in files:
-        (path.with_name(_REMOVING) if path.name == MANIFEST else path).unlink(missing_ok=True)
+        (path.with_name(DOOMED) if path.name == MANIFEST else path).unlink(missing_ok=True)
     for folder in found.folders:
         remove_empty(folder)
 

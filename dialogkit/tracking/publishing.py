@@ -29,7 +29,7 @@ from dialogkit.ownership import (
     remove_empty,
     write_list,
 )
-from dialogkit.tracking.writing import umask
+from dialogkit.tracking.writing import keep, umask
 
 CARD_MARK = b"\ntags: [dialogkit,"
 """A line of every model card that dialogkit writes."""
@@ -144,13 +144,7 @@ def keep_foreign_model(model_dir: Path) -> list[str]:
     """
     if is_publishable(model_dir):
         return []
-    try:
-        kept = model_dir.rename(free_name(model_dir))
-    except OSError as error:
-        raise StorageError(
-            f"{str(model_dir)!r} cannot be renamed: {(error.strerror or str(error)).lower()}"
-        ) from None
-    return [f"{str(model_dir)!r} was there already: it is kept as {kept.name}"]
+    return [f"{str(model_dir)!r} was there already: it is kept as {keep(model_dir).name}"]
 
 
 def _entries(folder: Path) -> dict[str, Entry] | None:

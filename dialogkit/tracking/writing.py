@@ -23,6 +23,18 @@ def write_text(path: Path, text: str) -> None:
         raise StorageError(f"{str(path)!r} cannot be written: {(error.strerror or str(error)).lower()}") from None
 
 
+def keep(path: Path) -> Path:
+    """Rename what somebody else wrote in the place of a file or folder; return its new place.
+
+    Raises: StorageError.
+    """
+    try:
+        return path.rename(free_name(path))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StorageError(f"{str(path)!r} cannot be renamed: {reason}") from None
+
+
 def write_signed(path: Path, text: str, *, comment: str) -> Path | None:
     """Write a text with its sum; return where a file in its place went that somebody has changed.
 
@@ -33,14 +45,7 @@ def write_signed(path: Path, text: str, *, comment: str) -> Path | None:
         text: what it is to say.
         comment: a comment of its language, with `{}` where the sum goes.
     """
-    kept = None
-    if os.path.lexists(path) and not is_signed(path):
-        try:
-            kept = path.rename(free_name(path))
-        except OSError as error:
-            raise StorageError(
-                f"{str(path)!r} cannot be renamed: {(error.strerror or str(error)).lower()}"
-            ) from None
+    kept = keep(path) if os.path.lexists(path) and not is_signed(path) else None
     write_text(path, signed(text, comment=comment))
     return kept
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dialogkit.config.paths import DOOMED, MANIFEST
 from dialogkit.engine.checkpoints import (
-    DOOMED,
-    MANIFEST,
     Progress,
     back_up,
     move_foreign,
