@@ -16,7 +16,6 @@ from dialogkit.config.load import HUB_ID, describe, folder_name, load_run_config
 from dialogkit.config.model import NAME_PATTERN, SHIPPED_VOCABULARY, ModelConfig
 from dialogkit.config.paths import ADAPTER_CONFIG, PARTS, holds_model, without_model
 from dialogkit.errors import DialogKitError, ModelError, did_you_mean
-from dialogkit.models.folder import describe_architecture as describe_architecture
 from dialogkit.models.folder import (
     describe_folder,
     read_object,

@@ -25,7 +25,6 @@ from dialogkit.ownership import (
     add_to_list,
     entry_of,
     exclusive,
-    free_name,
     is_as_written,
     read_list,
     regular_files,
@@ -33,7 +32,7 @@ from dialogkit.ownership import (
 )
 from dialogkit.redaction import redact
 from dialogkit.text import lines_of
-from dialogkit.tracking.writing import write_text
+from dialogkit.tracking.writing import keep, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -494,7 +493,7 @@ def _write_listed(folder: Path, path: Path, text: str) -> None:
         with exclusive(folder, "writing into"):
             written = (read_list(folder) or {}).get(path.relative_to(folder).as_posix())
             if os.path.lexists(path) and (written is None or not is_as_written(path, written)):
-                kept = path.rename(free_name(path))
+                kept = keep(path)
                 logger.warning("%s was not as dialogkit wrote it: it is kept as %s", path, kept.name)
             write_text(path, text)
             add_to_list(folder, path)

@@ -69,6 +69,15 @@ class Running:
             text=True,
         )
 
+    def interrupt(self, within_s: float) -> None:
+        """Send Ctrl-C, and check that the command ends with it in so many seconds, without raw lines."""
+        self.process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        code, _, err = self.end(60)
+        assert code == 130, err
+        assert time.monotonic() - start < within_s
+        assert [mark for mark in RAW if mark in err] == []
+
     def end(self, timeout: float = 300) -> tuple[int, str, str]:
         """Return exit code, stdout and stderr."""
         try:
@@ -129,12 +138,7 @@ def test_ctrl_c_ends_a_wait_at_once(
     with failing_hub(way, HUB, files) as hub:
         running = Running(words, tmp_path, HF_ENDPOINT=hub.url, **limits)
         wait_for_requests(hub)
-        running.process.send_signal(signal.SIGINT)
-        start = time.monotonic()
-        code, _, err = running.end(60)
-    assert code == 130, err
-    assert time.monotonic() - start < MARGIN_S
-    assert [mark for mark in RAW if mark in err] == []
+        running.interrupt(within_s=MARGIN_S)
 
 
 def wait_for_requests(hub: FailingHub) -> None:
@@ -209,12 +213,7 @@ def test_ctrl_c_ends_an_upload(kind: str, server: WandbServer, offline: Path) ->
     while not server.asked:
         time.sleep(0.1)
     time.sleep(2)
-    running.process.send_signal(signal.SIGINT)
-    start = time.monotonic()
-    code, _, err = running.end(60)
-    assert code == 130, err
-    assert time.monotonic() - start < 10
-    assert [mark for mark in RAW if mark in err] == []
+    running.interrupt(within_s=10)
 
 
 @pytest.mark.faults
@@ -231,11 +230,6 @@ def test_ctrl_c_ends_a_training_that_waits_for_wandb(moment: str, server: WandbS
         assert running.process.poll() is None
         time.sleep(0.1)
     time.sleep(1.5)
-    running.process.send_signal(signal.SIGINT)
-    start = time.monotonic()
-    code, _, err = running.end(60)
-    assert code == 130, err
-    assert time.monotonic() - start < MARGIN_S
-    assert [mark for mark in RAW if mark in err] == []
+    running.interrupt(within_s=MARGIN_S)
     if moment == "end":
         assert json.loads(record.read_text())["status"] == "completed"
