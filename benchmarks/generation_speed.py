@@ -48,7 +48,7 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.load import load_run_config
 from dialogkit.data.sources import STARTER
 from dialogkit.dialog import ChatTokenizer, Message
-from dialogkit.inference.session import generate_replies
+from dialogkit.inference.replies import generate_replies
 from dialogkit.models.build import build_model, context_length
 from dialogkit.models.tokenizer import load_tokenizer
 

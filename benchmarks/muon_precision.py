@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from dialogkit.config.load import load_run_config
+from dialogkit.engine.device import Precision
 from dialogkit.engine.optimizer import muon_with_adamw
-from dialogkit.engine.runtime import Precision
 from dialogkit.models.build import build_model
 from dialogkit.models.tokenizer import load_tokenizer
 

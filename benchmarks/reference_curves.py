@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from dialogkit.config.load import load_run_config
-from dialogkit.services.bands import CURVES, WINDOW_STEPS, Band, deciding
 from dialogkit.services.train import train
-from dialogkit.tracking.rundir import RunDir
+from dialogkit.services.training.loss_bands import CURVES, WINDOW_STEPS, Band, deciding
+from dialogkit.tracking.run_dir import RunDir
 
 PRESET = "test"
 

@@ -26,8 +26,8 @@ from typing import Any
 from dialogkit.config.data import DataConfig
 from dialogkit.config.model import ModelConfig
 from dialogkit.data.collate import collate_dialogs
-from dialogkit.data.head import StreamedData, prepare_stream
 from dialogkit.data.sources import find_source, read_dialogs
+from dialogkit.data.stream_setup import StreamedData, prepare_stream
 from dialogkit.models.tokenizer import load_tokenizer
 
 BATCH, WINDOW = 16, 10_000

@@ -34,8 +34,8 @@ def prepare(words: argparse.Namespace, folder: Path) -> dict[str, float]:
     import torch
 
     from dialogkit.config.load import load_run_config
-    from dialogkit.engine.runtime import resolve_runtime
-    from dialogkit.services.parts import Parts
+    from dialogkit.engine.device import resolve_runtime
+    from dialogkit.services.training.learner import Parts
 
     config = load_run_config(words.model, overrides=overrides(words))
     parts = Parts(config, resolve_runtime(config.runtime))
@@ -82,8 +82,8 @@ def overrides(words: argparse.Namespace) -> dict[str, Any]:
 def train_dialogkit(words: argparse.Namespace) -> dict[str, Any]:
     """Train with dialogkit's engine."""
     from dialogkit.config.load import load_run_config
-    from dialogkit.engine.runtime import resolve_runtime
-    from dialogkit.services.parts import Parts
+    from dialogkit.engine.device import resolve_runtime
+    from dialogkit.services.training.learner import Parts
 
     config = load_run_config(words.model, overrides=overrides(words))
     parts = Parts(config, resolve_runtime(config.runtime))

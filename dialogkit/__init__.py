@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dialogkit.services.models import list_models as list_models
     from dialogkit.services.train import train as train
     from dialogkit.services.train import train_single_model as train_single_model
-    from dialogkit.services.training import TrainResult as TrainResult
+    from dialogkit.services.training.run import TrainResult as TrainResult
 
 _EXPORTS = {
     "load_run_config": "config.load",

@@ -20,6 +20,17 @@ UNSAFE = {
 }
 
 
+PIPE_WAIT_S = 5.0
+"""How long what writes into a pipe may take."""
+_MARKED = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+"""Encodings by the byte-order marks with which their texts begin, the longer ones first."""
+
+
 def sanitize(text: str) -> str:
     """Return text from outside with control characters and reordering marks made visible."""
     return text.translate(UNSAFE)
@@ -34,10 +45,6 @@ def lines_of(text: str) -> list[str]:
     if not lines[-1]:
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
-
-
-PIPE_WAIT_S = 5.0
-"""How long what writes into a pipe may take."""
 
 
 def read_small(path: Path, longest: int, *, pipes: bool = False) -> bytes:
@@ -76,15 +83,6 @@ def json_problem(error: JSONDecodeError) -> str:
     return f"not valid JSON: {reason[0].lower()}{reason[1:]}"
 
 
-_MARKED = {
-    b"\xff\xfe\0\0": "UTF-32",
-    b"\0\0\xfe\xff": "UTF-32",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-}
-"""Encodings by the byte-order marks with which their texts begin, the longer ones first."""
-
-
 def wide_encoding(head: bytes) -> str | None:
     """Return the encoding of a text, by its beginning, if it is UTF-16 or UTF-32; None for all others.
 
@@ -121,3 +119,22 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number of things, as `1 step` and `2 steps`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def percent(share: float) -> str:
+    """Return a share from 0 to 1 in percent; only nothing is 0%, and only all is 100%."""
+    if share in (0, 1):
+        return f"{share:.0%}"
+    if 0.001 <= share <= 0.999:
+        return f"{share:.1%}"
+    return "over 99.9%" if share > 0.5 else "under 0.1%"
+
+
+def share_of(part: int, whole: int) -> str:
+    """Return a part of a whole in percent."""
+    return percent(part / whole if whole else 0.0)

@@ -192,9 +192,9 @@ class Small:
 
     def score(self, model: Any, dialogs: Any = None, *, batch_size: int = 8, device: str = "cpu") -> Any:
         """Return the likelihood of the evaluation dialogs."""
+        from dialogkit.data.collate import batches_of
         from dialogkit.engine.attention import use_packed_attention
-        from dialogkit.inference.scoring import score_batches
-        from dialogkit.services.judging import batches_of
+        from dialogkit.inference.likelihood import score_batches
 
         use_packed_attention(model)
         chosen = self.evaluation if dialogs is None else dialogs
@@ -209,8 +209,8 @@ class Small:
         from dialogkit.config.train import TrainConfig
         from dialogkit.data.collate import collate_dialogs
         from dialogkit.engine.arguments import resolve_schedule
+        from dialogkit.engine.device import Runtime
         from dialogkit.engine.fit import fit
-        from dialogkit.engine.runtime import Runtime
 
         config = TrainConfig.model_validate(settings)
         return fit(

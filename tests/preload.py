@@ -5,8 +5,8 @@ import transformers.integrations
 from transformers import Trainer
 
 import dialogkit.engine.fit
-import dialogkit.inference.scoring
-import dialogkit.inference.session
+import dialogkit.inference.likelihood
+import dialogkit.inference.replies
 import dialogkit.models.build
 import dialogkit.services.train
 

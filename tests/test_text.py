@@ -17,9 +17,10 @@ from dialogkit.data.sources import find_source, read_dialogs
 from dialogkit.dialog import Message
 from dialogkit.services.chat import Chat
 from dialogkit.services.tokenizer import _texts
+from dialogkit.system.credentials import read_dotenv
 from dialogkit.text import lines_of
-from dialogkit.tracking.credentials import read_dotenv
-from dialogkit.tracking.rundir import RunDir, RunRecord
+from dialogkit.tracking.record import RunRecord
+from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import Finished, Trained
 
 ENDS = [char for char in map(chr, range(0x3000)) if len(f"a{char}b".splitlines()) == 2]

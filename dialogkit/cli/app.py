@@ -28,8 +28,8 @@ from dialogkit.cli import (
     train,
 )
 from dialogkit.cli.output import Output
+from dialogkit.distributed.rank import enter, require_sound_rank, silence, this_rank
 from dialogkit.errors import ConfigError, DialogKitError
-from dialogkit.ranks import enter, require_sound_rank, silence, this_rank
 from dialogkit.redaction import redact
 from dialogkit.text import sanitize
 
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     log = logging.StreamHandler(sys.stderr)
     log.setFormatter(_Sanitized("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[log])
-    logging.getLogger("dialogkit.network").setLevel(logging.INFO)  # what a server is waited for
+    logging.getLogger("dialogkit.system.network").setLevel(logging.INFO)  # what a server is waited for
     # Telemetry and progress bars of libraries have no place in our output.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -142,8 +142,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _one_of_several(words: list[str], output: Output) -> NoReturn:
     """Run a command as one of several processes: one of them speaks, and an error of one is the end of all."""
-    from dialogkit.interrupts import stopped_by
-    from dialogkit.services.processes import end_at_once, end_with
+    from dialogkit.services.cluster.launch import end_at_once, end_with
+    from dialogkit.system.signals import stopped_by
 
     enter()
     rank = this_rank()

@@ -13,11 +13,11 @@ from dialogkit.cli.generate import sampling
 from dialogkit.cli.options import ModelSettingsOption, NoCudaOption, OutputOption
 from dialogkit.cli.output import Output, untrusted
 from dialogkit.errors import ConfigError, DialogKitError, did_you_mean
-from dialogkit.services.reporter import counted
+from dialogkit.text import counted
 
 if TYPE_CHECKING:
+    from dialogkit.inference.results import ReplyResult
     from dialogkit.services.chat import Chat
-    from dialogkit.services.generate import ReplyResult
 
 HELP = """\
 /system TEXT     set the system text; without TEXT take it away

@@ -12,8 +12,7 @@ from rich.text import Text
 
 from dialogkit.cli.options import JsonOption, SetOption
 from dialogkit.cli.output import Output, table, untrusted
-from dialogkit.services.reporter import counted, percent, share_of
-from dialogkit.text import sanitize
+from dialogkit.text import counted, percent, sanitize, share_of
 
 if TYPE_CHECKING:
     from dialogkit.services.inspect import Example, InspectResult, LengthBin, ShownDialog, Token

@@ -9,7 +9,7 @@ from dialogkit.cli.options import JsonOption, OutputOption
 from dialogkit.cli.output import Output, untrusted
 
 if TYPE_CHECKING:
-    from dialogkit.services.doctor import DoctorResult
+    from dialogkit.services.machine.checks import DoctorResult
 
 STYLES = {"ok": "green", "could be better": "yellow", "wrong": "bold red"}
 
@@ -22,7 +22,7 @@ def doctor_command(
     json_output: JsonOption = False,
 ) -> None:
     """Say what is there to train with and how to use it; what to paste into a report of an error."""
-    from dialogkit.services.doctor import doctor
+    from dialogkit.services.machine.checks import doctor
 
     output = Output(json_mode=json_output)
     result = doctor(output_dir, network=network)

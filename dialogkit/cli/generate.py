@@ -15,7 +15,8 @@ from dialogkit.text import lines_of
 
 if TYPE_CHECKING:
     from dialogkit.config.generate import GenerateConfig
-    from dialogkit.services.generate import GenerateResult, ReplyResult
+    from dialogkit.inference.results import ReplyResult
+    from dialogkit.services.generate import GenerateResult
 
 
 _COLUMN = 32

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dialogkit.cli.output import Output, untrusted
-from dialogkit.cli.train import _FLAGS, _of_flags, require_lora, seconds_of, train_command
+from dialogkit.cli.overrides import FLAGS, as_flags, require_lora, seconds_of
+from dialogkit.cli.train import train_command
 from dialogkit.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ def slurm_command(
     output: OutputFileOption = None,
 ) -> None:
     """Print an sbatch script that trains, and that goes on after a requeue or the time limit."""
-    from dialogkit.services.launch import plan, require_dataset
-    from dialogkit.services.slurm import refusal, slurm_script
+    from dialogkit.services.cluster.job import plan, require_dataset
+    from dialogkit.services.cluster.slurm import refusal, slurm_script
 
     config, typed = _training(words, name, "dialogkit launch slurm")
     if not setup:  # which may lead to another folder, or put the data there
@@ -91,8 +92,8 @@ def kubernetes_command(
     output: OutputFileOption = None,
 ) -> None:
     """Print a Job or, for several nodes, a PyTorchJob that trains, and that goes on after a restart."""
-    from dialogkit.services.kubernetes import FOLDER, kubernetes_manifest
-    from dialogkit.services.launch import plan
+    from dialogkit.services.cluster.job import plan
+    from dialogkit.services.cluster.kubernetes import FOLDER, kubernetes_manifest
 
     config, typed = _training(words, name, f"dialogkit launch kubernetes --image {image} --claim {claim}")
     asked: dict[str, Any] = {"nodes": nodes, "gpus": gpus, "cpus": cpus, "max_restarts": max_restarts}
@@ -110,8 +111,8 @@ def _training(words: list[str], name: str | None, command: str) -> "tuple[RunCon
     Raises: ConfigError, also for words that only make sense where one types them.
     """
     from dialogkit.config.load import NEWEST, load_with_origins, parse_sets
-    from dialogkit.services.models import DEFAULT_OUTPUT
-    from dialogkit.services.resume import find_start
+    from dialogkit.config.paths import DEFAULT_OUTPUT
+    from dialogkit.services.training.resume import find_start
 
     words = words[1:] if words[:1] == ["dialogkit"] else words
     if words[:1] != ["train"]:
@@ -139,7 +140,7 @@ def _training(words: list[str], name: str | None, command: str) -> "tuple[RunCon
         value = given.get(parameter)
         if value is not None and value is not False:
             raise ConfigError(reason, hint=hint)
-    settings = {flag: setting for setting, flag in _FLAGS.items()}
+    settings = {flag: setting for setting, flag in FLAGS.items()}
     overrides: dict[str, Any] = {
         "runtime.device": "cpu" if given["no_cuda"] else None,
         "runtime.output_dir": given["output_dir"],
@@ -166,7 +167,7 @@ def _training(words: list[str], name: str | None, command: str) -> "tuple[RunCon
             overrides=typed | parse_sets(given["sets"] or []),
         )
     except ConfigError as error:
-        raise _of_flags(error, list(typed)) from None
+        raise as_flags(error, list(typed)) from None
     require_lora(loaded.config, no_merge=given["no_merge"])
     if loaded.config.runtime.devices != 1:
         raise ConfigError("runtime.devices is in the job file already", hint="--gpus 8")
@@ -175,7 +176,7 @@ def _training(words: list[str], name: str | None, command: str) -> "tuple[RunCon
 
 def _give(text: str, file: Path | None, submit: str, usual: str, *, warning: str | None = None) -> None:
     """Print a job file or write it, and tell what is against it and how it is submitted."""
-    from dialogkit.tracking.writing import write_signed
+    from dialogkit.system.files import write_signed
 
     output = Output()
     if file is None:
@@ -197,7 +198,7 @@ def _give(text: str, file: Path | None, submit: str, usual: str, *, warning: str
 
 def _require_own(file: Path, usual: str) -> None:
     """Raise StorageError unless nothing but a job file as dialogkit wrote it would be lost by writing there."""
-    from dialogkit.ownership import is_signed
+    from dialogkit.system.ownership import is_signed
 
     if file.is_dir():
         raise StorageError(

@@ -16,15 +16,12 @@ from rich.text import Text
 
 from dialogkit.errors import DialogKitError
 from dialogkit.redaction import redact
-from dialogkit.services.reporter import counted, step_line
-from dialogkit.text import UNSAFE, sanitize
+from dialogkit.text import UNSAFE, counted, sanitize
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-    from rich.progress import Progress
-    from rich.status import Status
 
-    from dialogkit.services.generate import ReplyResult
+    from dialogkit.inference.results import ReplyResult
 
 Row = TypeVar("Row")
 
@@ -51,7 +48,7 @@ class _Aside(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def _print(console: Console, item: RenderableType) -> None:
+def print_item(console: Console, item: RenderableType) -> None:
     """Print; a file or a program gets no blanks that fill a column."""
     if console.is_terminal or console.quiet:
         console.print(item)
@@ -128,7 +125,7 @@ class Output:
 
     def print(self, item: RenderableType) -> None:
         """Print to stdout."""
-        _print(self.out, item)
+        print_item(self.out, item)
 
     def text(self, text: str) -> None:
         """Print text as it is to stdout, whatever the width of the terminal."""
@@ -244,75 +241,6 @@ def fitting(
         if console.measure(made, options=console.options.update(width=10_000)).maximum <= console.width:
             break
     return made
-
-
-class TrainOutput:
-    """Draws a training: a header, a progress bar in a terminal or plain lines elsewhere."""
-
-    def __init__(self, output: Output) -> None:
-        self._console = output.err
-        self._progress: Progress | None = None
-        self._task: Any = None
-        self._status: Status | None = None
-
-    def doing(self, text: str) -> None:
-        """Tell what goes on until the next event: turning in a terminal, as a line elsewhere."""
-        if not self._console.is_terminal:
-            self._console.print(untrusted(redact(f"{text} ...")), soft_wrap=True)
-        elif self._progress is None:  # what runs within a training has its bar
-            self._idle()
-            self._status = self._console.status(untrusted(text))
-            self._status.start()
-
-    def _idle(self) -> None:
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
-
-    def header(self, facts: Mapping[str, str]) -> None:
-        """Print the facts, one a line."""
-        self._idle()
-        grid = Table.grid(padding=(0, 2))
-        for name, value in facts.items():
-            grid.add_row(Text(name, style="bold"), untrusted(redact(value)))
-        _print(self._console, grid)
-
-    def note(self, text: str) -> None:
-        """Print a line."""
-        self._idle()
-        self._console.print(untrusted(redact(text)))
-
-    def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
-        """Move the bar, or print a line; an evaluation is always a line of its own."""
-        self._idle()
-        if "eval/nats_per_token" in metrics or not self._console.is_terminal:
-            if (line := step_line(step, total, metrics)) is not None:
-                self._console.print(line)
-            return
-        loss, speed = metrics["train/loss"], metrics["perf/tokens_per_s"]
-        if self._progress is None:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.completed}/{task.total}"),
-                TimeRemainingColumn(),
-                console=self._console,
-                refresh_per_second=4,  # drawing costs time that the training has better use for
-            )
-            self._task = self._progress.add_task("", total=total)
-            self._progress.start()
-        self._progress.update(
-            self._task, completed=step, total=total, description=f"loss {loss:.3f}  {speed:,.0f} tokens/s"
-        )
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        self._idle()
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
 
 
 def date(created: str) -> str:

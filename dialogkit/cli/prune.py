@@ -10,11 +10,11 @@ import typer
 from dialogkit.cli.options import JsonOption, OutputOption
 from dialogkit.cli.output import Output, table, untrusted
 from dialogkit.errors import ConfigError, did_you_mean
-from dialogkit.services.reporter import counted
+from dialogkit.text import counted
 
 if TYPE_CHECKING:
-    from dialogkit.services.prune import PruneResult, PruneRow
-    from dialogkit.tracking.rundir import Status
+    from dialogkit.services.runs.prune import PruneResult, PruneRow
+    from dialogkit.tracking.record import Status
 
 _SHOWN = 10
 """Files of somebody else's that are named one by one."""
@@ -49,8 +49,8 @@ def prune_command(
 
     Runs that are not finished are deleted only by name or --status, published models (models/NAME) never.
     """
-    from dialogkit.services.prune import prune_runs
-    from dialogkit.services.run_rows import passed_over
+    from dialogkit.services.runs.listing import passed_over
+    from dialogkit.services.runs.prune import prune_runs
 
     output = Output(json_mode=json_output)
     asks = not yes and not json_output and sys.stdin is not None and sys.stdin.isatty() and output.err.is_terminal
@@ -161,7 +161,7 @@ def _age(text: str) -> float:
 
 
 def _statuses(given: list[str] | None) -> "list[Status] | None":
-    from dialogkit.tracking.rundir import Status
+    from dialogkit.tracking.record import Status
 
     known = get_args(Status)
     for status in given or []:

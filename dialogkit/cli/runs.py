@@ -9,21 +9,31 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dialogkit.cli.figures import print_tasks
+from dialogkit.cli.metrics_table import print_tasks
 from dialogkit.cli.options import JsonOption, OutputOption
 from dialogkit.cli.output import Output, date, fitting, parameters, table, untrusted
-from dialogkit.services.reporter import counted
-from dialogkit.text import duration
+from dialogkit.text import counted, duration
 
 if TYPE_CHECKING:
-    from dialogkit.services.run_rows import RunRow
-    from dialogkit.services.runs import Comparison
+    from dialogkit.services.runs.compare import Comparison
+    from dialogkit.services.runs.listing import RunRow
+
+
+_COLUMN = 32
+"""Least width of a column of replies; in a narrower terminal they stand below each other."""
+_DISPENSABLE = (
+    *("parameters", "preset", "model", "data", "date", "time", "loss", "steps", "tokens/s", "stop rate"),
+)
+_WITH_DATASET = (
+    *("parameters", "preset", "model", "date", "time", "loss", "status", "steps", "tokens/s", "stop rate"),
+)
+"""Columns that a narrow terminal has no room for, the first ones first."""
 
 
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
     """List the runs, the newest first."""
-    from dialogkit.services.run_rows import list_run_rows, passed_over
-    from dialogkit.tracking.rundir import is_ahead
+    from dialogkit.services.runs.listing import list_run_rows, passed_over
+    from dialogkit.tracking.run_dir import is_ahead
 
     rows, damaged = list_run_rows(output=output_dir), passed_over(output=output_dir)
     hint = None if rows else "dialogkit train custom-tiny --preset test"
@@ -51,9 +61,9 @@ def show_command(
     json_output: JsonOption = False,
 ) -> None:
     """Show a run: its figures, what it was made of, settings, replies, its loss as a curve, its evaluation."""
-    from dialogkit.cli.details import render_run
-    from dialogkit.services.models import output_option
-    from dialogkit.services.runs import show_run
+    from dialogkit.cli.run_view import render_run
+    from dialogkit.services.runs.compare import show_run
+    from dialogkit.services.runs.resolve import output_option
 
     shown = show_run(name, output=output_dir)
     option = output_option(output_dir)
@@ -70,7 +80,7 @@ def compare_command(
     json_output: JsonOption = False,
 ) -> None:
     """Show runs side by side: figures, settings that differ, replies."""
-    from dialogkit.services.runs import compare_runs
+    from dialogkit.services.runs.compare import compare_runs
 
     compared = compare_runs(names, output=output_dir)
     # What was not evaluated on the same dialogs has no intervals to compare.
@@ -80,7 +90,7 @@ def compare_command(
 
 def best_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
     """Name the finished run with the fewest bits per byte, for each dataset."""
-    from dialogkit.services.run_rows import best_runs
+    from dialogkit.services.runs.listing import best_runs
 
     rows = best_runs(output=output_dir)
     hint = (
@@ -102,7 +112,7 @@ def report_command(
     json_output: JsonOption = False,
 ) -> None:
     """Write runs as one HTML page: curves, figures, what was said, settings, data, machine."""
-    from dialogkit.services.report import write_report
+    from dialogkit.services.runs.report import write_report
 
     output = Output(json_mode=json_output)
     with output.busy("drawing"):
@@ -154,7 +164,7 @@ def _tell_of_dialogs(output: Output, compared: "Comparison", letters: Sequence[s
 
 def _render_evaluations(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
     """Print the kept evaluations with their intervals, and the results in tasks."""
-    from dialogkit.cli.evaluate import render_figures
+    from dialogkit.cli.evaluation_view import render_figures
     from dialogkit.services.evaluate import EvaluateResult
 
     for evaluation in compared.evaluations:
@@ -168,10 +178,6 @@ def _render_evaluations(output: Output, compared: "Comparison", letters: Sequenc
     if any(compared.tasks):
         output.print("")
         print_tasks(output, dict(zip(letters, compared.tasks, strict=True)))
-
-
-_COLUMN = 32
-"""Least width of a column of replies; in a narrower terminal they stand below each other."""
 
 
 def _render_replies(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
@@ -192,7 +198,7 @@ def _render_replies(output: Output, compared: "Comparison", letters: Sequence[st
 
 
 def _value(name: str, value: object) -> str:
-    from dialogkit.services.runs import STOP_RATE
+    from dialogkit.services.runs.compare import STOP_RATE
 
     if value is None:
         return "-"
@@ -215,8 +221,8 @@ def sync_command(
 
     The server has 10 s to answer, and each run at most 600 s.
     """
-    from dialogkit.services.models import output_option
-    from dialogkit.services.runs import sync_runs
+    from dialogkit.services.runs.compare import sync_runs
+    from dialogkit.services.runs.resolve import output_option
 
     output = Output(json_mode=json_output)
     with output.progress() as progress:
@@ -237,15 +243,6 @@ def sync_command(
     output.result(rows, render, hint=again if left else None)
     if rows and not any(row.uploaded for row in rows):
         raise typer.Exit(1)
-
-
-_DISPENSABLE = (
-    *("parameters", "preset", "model", "data", "date", "time", "loss", "steps", "tokens/s", "stop rate"),
-)
-_WITH_DATASET = (
-    *("parameters", "preset", "model", "date", "time", "loss", "status", "steps", "tokens/s", "stop rate"),
-)
-"""Columns that a narrow terminal has no room for, the first ones first."""
 
 
 def _render_list(

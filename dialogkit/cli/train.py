@@ -1,43 +1,24 @@
 """`dialogkit train`."""
 
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dialogkit.cli.options import ConfigOption, JsonOption, NoCudaOption, SetOption
-from dialogkit.cli.output import Output, TrainOutput, table, untrusted
+from dialogkit.cli.output import Output, untrusted
+from dialogkit.cli.overrides import FLAGS, as_flags, number_of, require_lora, seconds_of
+from dialogkit.cli.progress import TrainOutput
+from dialogkit.cli.train_view import chat_command, render_dry_run, render_training
+from dialogkit.distributed.rank import LAUNCH_FOLDER, this_rank
 from dialogkit.errors import ConfigError
-from dialogkit.ranks import LAUNCH_FOLDER, this_rank
-from dialogkit.services.reporter import counted
-from dialogkit.text import duration
 
 if TYPE_CHECKING:
     from dialogkit.config.run import RunConfig
-    from dialogkit.services.dry_run import DryRunResult
-    from dialogkit.services.training import TrainResult
-    from dialogkit.tracking.rundir import RunDir
-
-
-_FLAGS = {
-    "data.samples": "--samples",
-    "data.dataset": "--dataset",
-    "data.max_bad_rows": "--max-bad-rows",
-    "tracking.project": "--project",
-    "tracking.wandb": "--wandb",
-    "tracking.tags": "--tag",
-    "tracking.trackers": "--tracker",
-    "name": "--name",
-    "train.budget_s": "--budget",
-    "runtime.devices": "--devices",
-    "train.method": "--method",
-}
-"""Settings that have flags whose values can be wrong."""
+    from dialogkit.tracking.run_dir import RunDir
 
 
 def train_command(
@@ -133,12 +114,12 @@ def train_command(
 ) -> None:
     """Train MODEL, evaluate it, let it answer test prompts, and keep it."""
     from dialogkit.config.load import NEWEST, load_with_origins, parse_sets
-    from dialogkit.services.dry_run import dry_run
-    from dialogkit.services.models import DEFAULT_OUTPUT
-    from dialogkit.services.processes import join_others, leave_others, start_processes
-    from dialogkit.services.resume import find_resumable, find_start, resumed_config
-    from dialogkit.services.run_rows import passed_over
+    from dialogkit.config.paths import DEFAULT_OUTPUT
+    from dialogkit.services.cluster.launch import join_others, leave_others, start_processes
+    from dialogkit.services.runs.listing import passed_over
     from dialogkit.services.train import train
+    from dialogkit.services.training.dry_run import dry_run
+    from dialogkit.services.training.resume import find_resumable, find_start, resumed_config
 
     words: dict[str, Any] = {
         "data.samples": samples,
@@ -195,7 +176,7 @@ def train_command(
     try:
         loaded = load_with_origins(model, preset=preset, config_file=config, overrides=overrides)
     except ConfigError as error:
-        raise _of_flags(error, [name for name, value in words.items() if value is not None]) from None
+        raise as_flags(error, [name for name, value in words.items() if value is not None]) from None
     require_lora(loaded.config, no_merge=no_merge)
     if not dry:
         in_processes(loaded.config)
@@ -209,7 +190,7 @@ def train_command(
         if dry:
             measured = dry_run(loaded.config, reporter=drawing)
             drawing.close()
-            output.result(measured, lambda out: _render_dry_run(out, measured))
+            output.result(measured, lambda out: render_dry_run(out, measured))
             return
         result = train(
             loaded.config, origins=loaded.origins, command=["dialogkit", *sys.argv[1:]], reporter=drawing
@@ -218,50 +199,14 @@ def train_command(
         drawing.close()
     leave_others()
     output.result(
-        result, lambda out: _render(out, result), hint=_talk_to(loaded.config.model.name, result.run_dir)
+        result,
+        lambda out: render_training(out, result),
+        hint=chat_command(loaded.config.model.name, result.run_dir),
     )
 
 
-def seconds_of(text: str) -> float:
-    """Return the seconds of a time such as `90s`, `20m` or `1h30m`. Raises: ConfigError for anything else."""
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip().lower().replace(" ", ""))
-    hours, minutes, seconds = (min(int(part or 0), 10**9) for part in (found.groups() if found else (0, 0, 0)))
-    if not (total := 3600 * hours + 60 * minutes + seconds):
-        raise ConfigError(f"--budget {text!r} is not a time such as 90s, 20m or 1h30m", hint="--budget 20m")
-    return float(total)
-
-
-def number_of(text: str) -> int | str:
-    """Return the number of devices of a word. Raises: ConfigError unless it is one, or `auto`."""
-    if text == "auto" or re.fullmatch(r"[1-9][0-9]{0,3}", text):
-        return text if text == "auto" else int(text)
-    raise ConfigError(f"--devices {text!r} is not a number of devices, or auto", hint="--devices auto")
-
-
-def require_lora(config: "RunConfig", *, no_merge: bool) -> None:
-    """Raise ConfigError for `--no-merge` where there will be nothing to merge: all weights would be trained."""
-    if no_merge and config.train.method != "lora":
-        raise ConfigError(
-            f"--no-merge keeps what LoRA learned, and --method is {config.train.method!r}",
-            hint="--method lora --no-merge",
-        )
-
-
-def _of_flags(error: ConfigError, given: list[str]) -> ConfigError:
-    """Return the error in words of the flags that were typed, in place of the settings that they stand for."""
-    told, hint = [error.message, *error.details], error.hint
-    for name in given:
-        if flag := _FLAGS.get(name):
-            # Of an option that may be repeated each word is a setting with a number.
-            told = [re.sub(rf"^{re.escape(name)}(\.\d+)?:", f"{flag}:", line) for line in told]
-            hint = hint and hint.replace(f"--set {name}=", f"{flag} ")
-    if told[0].startswith("--tracker:"):
-        hint = "--tracker tensorboard"
-    return ConfigError(told[0], hint=hint, details=told[1:])
-
-
 def _resume(output: Output, run: "RunDir", overrides: dict[str, Any], *, force: bool) -> None:
-    from dialogkit.services.models import known_as
+    from dialogkit.services.runs.resolve import known_as
     from dialogkit.services.train import resume
 
     drawing = TrainOutput(output)
@@ -275,29 +220,17 @@ def _resume(output: Output, run: "RunDir", overrides: dict[str, Any], *, force: 
     if result is None:
         record = run.read()
         # The folder is where the run was found, and no change of it.
-        unused = [_FLAGS.get(setting, setting) for setting in overrides if setting != "runtime.output_dir"]
+        unused = [FLAGS.get(setting, setting) for setting in overrides if setting != "runtime.output_dir"]
         unused += ["--force"] * force
         told = f"the run {run.name} is finished: there is nothing to do"
-        hint = _talk_to(name, run.path)
+        hint = chat_command(name, run.path)
         if unused:
             told += f", and {_listed(unused)} no effect"
             hint = f"dialogkit train --from {known_as(run)}"
             hint += f" --name {overrides['name']}" if "name" in overrides else ""
         output.result(record, lambda out: out.print(untrusted(told)), hint=hint)
         return
-    output.result(result, lambda out: _render(out, result), hint=_talk_to(name, run.path))
-
-
-def _talk_to(model: str, run: Path | str) -> str:
-    """Return the command that lets the finished model of a run answer."""
-    from dialogkit.services.models import known_as, name_to_type, output_option
-    from dialogkit.tracking.rundir import RunDir
-
-    made = RunDir(Path(run))
-    name = known_as(made)
-    if made.output is not None and name_to_type(model, made, made.output) == model:
-        name = f"{model}{output_option(made.output)}"
-    return f'dialogkit generate {name} --prompt "Hello!"'
+    output.result(result, lambda out: render_training(out, result), hint=chat_command(name, run.path))
 
 
 def _listed(words: list[str]) -> str:
@@ -306,54 +239,3 @@ def _listed(words: list[str]) -> str:
 
 def _model_of(run: "RunDir") -> str:
     return str(run.read().config["model"]["name"])
-
-
-def _render(output: Output, result: "TrainResult") -> None:
-    figures = table("held out, in float32", "before", "after", right=("before", "after"))
-    for name, label, form in (
-        ("nats_per_token", "loss (nats/token)", ",.3f"),
-        ("perplexity", "perplexity", ",.1f"),
-        ("bits_per_byte", "bits per byte", ",.3f"),
-        ("accuracy", "token accuracy", ".1%"),
-    ):
-        figures.add_row(label, *(format(result.metrics[f"{when}/{name}"], form) for when in ("before", "final")))
-    output.print(figures)
-    output.print("")
-    for reply in result.replies:
-        output.reply(reply, prompt=True)
-    output.print("")
-    output.print(
-        f"{result.success_rate:.0%} of the test prompts got a reply, {result.stop_rate:.0%} ended by themselves; "
-        f"{counted(result.steps, 'step')}, {result.metrics['perf/tokens_per_s']:,.0f} tokens/s, "
-        f"{duration(result.duration_s)} in all"
-    )
-    places = {
-        "model": result.published_dir,
-        "run": result.run_dir,
-        "report": result.report,
-        "W&B": result.wandb_url or (f"wandb sync {result.wandb_dir}" if result.wandb_dir else None),
-    }
-    for name, place in places.items():
-        if place:
-            output.print(untrusted(f"{name + ':':8}{place}"))
-
-
-def _render_dry_run(output: Output, result: "DryRunResult") -> None:
-    learns = result.trainable_parameters
-    rows = {
-        "model": f"{result.model}, {result.parameters:,} parameters"
-        + ("" if learns == result.parameters else f", {learns:,} of LoRA learn"),
-        "device": f"{result.device}, {result.precision}",
-        "steps": f"{result.total_steps:,} over "
-        + ("a stream" if result.train_dialogs is None else counted(result.train_dialogs, "dialog")),
-        "longest batch": f"{result.longest_batch_tokens:,} tokens",
-        "speed": f"{result.tokens_per_s:,.0f} tokens/s",
-        "peak memory": f"{result.peak_memory_bytes / 2**20:,.0f} MiB",
-        "held-out loss": f"{result.eval_nats_per_token:.3f} nats/token before training",
-        "one reply": shorten(result.reply, 120) or "(empty)",
-        "expected time": f"{duration(result.expected_s)}, {duration(result.training_s)} of it in training steps",
-    }
-    drawn = table("dry run", "")
-    for name, value in rows.items():
-        drawn.add_row(name, untrusted(value))
-    output.print(drawn)

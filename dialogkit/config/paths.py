@@ -25,6 +25,9 @@ PARTS = "pytorch_model_fsdp_0"
 PACKAGE_DIR = Path(__file__).resolve().parent.parent
 
 
+DEFAULT_OUTPUT = "models"
+
+
 @cache
 def configs_dir() -> Path:
     """Return the folder with `models/` and `presets/`.

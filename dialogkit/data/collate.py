@@ -4,11 +4,14 @@ Shapes: B dialogs, T tokens of all of them, S supervised targets. Attention must
 (`engine/attention.py`), which is why the lengths travel with the batch.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from dialogkit.data.tokens import DialogTokens
 
 
 def collate_dialogs(dialogs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -35,3 +38,10 @@ def collate_dialogs(dialogs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "label_positions": torch.from_numpy(targets - 1),
         "dialog_lengths": tuple(lengths),
     }
+
+
+def batches_of(dialogs: "DialogTokens", batch_size: int) -> "Iterator[tuple[dict[str, Any], list[int]]]":
+    """Yield padding-free batches with the bytes of the answers of each dialog."""
+    for start in range(0, len(dialogs), batch_size):
+        chunk = [dialogs[i] for i in range(start, min(start + batch_size, len(dialogs)))]
+        yield collate_dialogs(chunk), [d["answer_bytes"] for d in chunk]

@@ -15,17 +15,9 @@ from typing import Any, NamedTuple, Protocol
 
 from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
-from dialogkit.data.files import (
-    STREAMED,
-    Decoder,
-    ParquetRows,
-    open_file,
-    open_text,
-    parse_line,
-    read_line,
-    readable,
-    suffix_of,
-)
+from dialogkit.data.open_files import STREAMED, open_file, open_text, readable, suffix_of
+from dialogkit.data.parquet import ParquetRows
+from dialogkit.data.readers import Decoder, parse_line, read_line
 from dialogkit.data.sources import NAMED, fetch_file, hub_files
 from dialogkit.errors import DataError, did_you_mean
 

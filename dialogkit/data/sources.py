@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
 from dialogkit.config.paths import files_beside, nearest_file
-from dialogkit.data.files import STREAMED, SUFFIXES, Row, instead_of, read_rows, suffix_of
 from dialogkit.data.formats import RowError, parse_row, recognise_format
+from dialogkit.data.open_files import STREAMED, SUFFIXES, Row, instead_of, suffix_of
+from dialogkit.data.readers import read_rows
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, UnavailableError, did_you_mean
-from dialogkit.network import from_hub
+from dialogkit.system.network import from_hub
 
 T = TypeVar("T")
 
@@ -22,6 +23,9 @@ STARTER = Path(__file__).parent / "samples" / "starter.jsonl"
 
 TOLD_ROWS, _MOST_COUNTED = 10, 100_000
 """Malformed rows that are told, and after how many a file is not read to its end, unless that is asked for."""
+
+
+_INSTEAD = "--dataset starter"
 
 
 @dataclass(frozen=True)
@@ -198,9 +202,6 @@ def refusal_of_rows(number: int, first: list[str], *, streamed: bool = False) ->
         more = f" (and {number - 1:,} more such rows)" if number > 1 else ""
         hint = f"mend that line, or: --max-bad-rows {number}"
     return DataError(f"{first[0]}{more}", hint=hint, details=first[1:])
-
-
-_INSTEAD = "--dataset starter"
 
 
 def _from_hub(hub_id: str, load: Callable[[Any], T], *, lacking: str | None = None) -> T:

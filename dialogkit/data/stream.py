@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dialogkit.data.formats import RowError, parse_row
-from dialogkit.data.prepare import DialogTokens, encode
 from dialogkit.data.shards import Reader, Shard
 from dialogkit.data.sources import TOLD_ROWS, refusal_of_rows
+from dialogkit.data.tokens import DialogTokens, encode
 from dialogkit.dialog import ChatTokenizer, Dialog
 from dialogkit.errors import ConfigError, DataError, DialogKitError
+
+_FIRST = ("malformed_first", "refused_first")
 
 
 def shuffled(count: int, *key: int) -> NDArray[np.int64]:
@@ -82,9 +84,6 @@ class Counts:
     def read(cls, held: dict[str, Any]) -> "Counts":
         """Return what JSON made of counts. Raises: KeyError, TypeError, ValueError."""
         return cls(**{**held, **{name: [(int(number), text) for number, text in held[name]] for name in _FIRST}})
-
-
-_FIRST = ("malformed_first", "refused_first")
 
 
 def _sum_of(counts: Iterable[Counts]) -> Counts:

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from dialogkit.engine import processes
+from dialogkit.distributed import process_group
+from dialogkit.distributed.rank import is_asked_to_stop
 from dialogkit.engine.checkpoints import Progress
 from dialogkit.engine.loss import TokenCounter
 from dialogkit.errors import DivergedError, InterruptedRunError, ProcessLostError
-from dialogkit.interrupts import name_of
-from dialogkit.ranks import is_asked_to_stop
+from dialogkit.system.signals import name_of
 
 logger = logging.getLogger(__name__)
 
@@ -216,10 +216,10 @@ class StopAtSignal(TrainerCallback):
 
     def _agreed(self) -> int | None:
         """Return the signal that came to any process; each of them asks at the same time."""
-        if processes.count() == 1:
+        if process_group.count() == 1:
             return self._received
         mine = self._received
-        interrupts, terminations = processes.total([int(mine == n) for n in (signal.SIGINT, signal.SIGTERM)])
+        interrupts, terminations = process_group.total([int(mine == n) for n in (signal.SIGINT, signal.SIGTERM)])
         return signal.SIGTERM if terminations else signal.SIGINT if interrupts else None
 
     def leaves(self) -> bool:

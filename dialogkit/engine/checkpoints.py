@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dialogkit.config.paths import DOOMED, MANIFEST, PARTS
-from dialogkit.ownership import (
+from dialogkit.system.ownership import (
     Entry,
     entry_of,
     free_name,
@@ -36,6 +36,26 @@ _SHARD = re.compile(rf"({PARTS}|optimizer_0)/(\.metadata|__\d+_\d+\.distcp)")
 """The files of torch's distributed format, by their folders."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 _ASIDE = re.compile(r"torn-checkpoint-(\d+)(-\d+)?")
+
+
+_PLAN_PARTS = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", "float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8", "bool"},
+    "collections": {"OrderedDict"},
+    "builtins": {"set"},
+    "pathlib": {"PosixPath"},
+}
 
 
 @dataclass
@@ -232,26 +252,6 @@ class _PlanReader(pickle.Unpickler):
         if name not in _PLAN_PARTS.get(module, ()):
             raise pickle.UnpicklingError(f"{module}.{name} is no part of a plan")
         return super().find_class(module, name)
-
-
-_PLAN_PARTS = {
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size", "float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8", "bool"},
-    "collections": {"OrderedDict"},
-    "builtins": {"set"},
-    "pathlib": {"PosixPath"},
-}
 
 
 def _is_harmless(path: Path) -> bool:

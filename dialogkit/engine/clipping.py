@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from dialogkit.engine.sharding import is_part, own_part
+from dialogkit.distributed.sharding import is_part, own_part
 
 _ROW = 1024
 """Numbers that are summed at once."""

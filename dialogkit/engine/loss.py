@@ -11,13 +11,17 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy, embedding, linear, pad
 
-from dialogkit.engine import processes
+from dialogkit.distributed import process_group
 
 CHUNK_TOKENS = 512
 """Rows of logits held at once; 512 x 32,768 in bf16 are 32 MB."""
 
 _LEAST = torch.finfo(torch.float32).tiny
 """Least probability that has a logarithm; a target below it counts as this one, 87 nats."""
+
+
+_INSTALLED = ("forward", "_original_forward")
+"""Attributes of a model in training: our forward, and what accelerate keeps of it where it wraps it."""
 
 
 def common_length(length: int) -> int:
@@ -179,10 +183,6 @@ def inside(module: Any, function: Callable[[torch.Tensor], torch.Tensor], value:
         del module.__dict__["forward"]
 
 
-_INSTALLED = ("forward", "_original_forward")
-"""Attributes of a model in training: our forward, and what accelerate keeps of it where it wraps it."""
-
-
 class TokenCounter:
     """Counts what went through the model in training, in all processes: supervised tokens and all tokens."""
 
@@ -205,7 +205,7 @@ class TokenCounter:
     def gather(self) -> None:
         """Add what the other processes have counted; every process calls this at the same step."""
         before = self._gathered
-        more = processes.total([self.all - before[0], self.supervised - before[1]])
+        more = process_group.total([self.all - before[0], self.supervised - before[1]])
         self.restore(before[0] + more[0], before[1] + more[1])
 
     def metrics(self) -> dict[str, float]:

@@ -7,7 +7,7 @@ import torch
 from torch.optim import AdamW, Muon, Optimizer
 
 from dialogkit.config.train import TrainConfig
-from dialogkit.engine.runtime import Precision
+from dialogkit.engine.device import Precision
 
 
 class Float32Muon(Muon):

@@ -24,7 +24,7 @@ from dialogkit.config.train import TrainConfig
 from dialogkit.errors import ConfigError, ModelError, UnavailableError, did_you_mean
 from dialogkit.models.folder import named, read_object, require_sound
 from dialogkit.models.sources import find_gguf, unusable
-from dialogkit.network import from_hub, hub_reachable
+from dialogkit.system.network import from_hub, hub_reachable
 
 _WEIGHTS = "adapter_model.safetensors"
 _DIGEST = "base_sha256"
@@ -99,7 +99,7 @@ def base_facts(source: ModelConfig) -> dict[str, Any]:
     name = source.source or ""
     path = os.path.expanduser(name)
     if not os.path.exists(path):
-        fetched = _fetch(source, "config.json")
+        fetched = fetch_model_file(source, "config.json")
         cached = fetched is not None and fetched.parent.parent.name == "snapshots"  # in a folder for each commit
         commit = fetched.parent.name if fetched is not None and cached else source.revision
         return {"base": name, "revision": commit, "metadata": {}}
@@ -147,11 +147,11 @@ def find_adapter(config: ModelConfig) -> Adapter | None:
             raise ModelError(f"{source!r} holds whole weights and an adapter: keep them in folders of their own")
         folder = path
     elif HUB_ID.match(source):
-        fetched = _fetch(config, ADAPTER_CONFIG)
+        fetched = fetch_model_file(config, ADAPTER_CONFIG)
         if fetched is None:
             return None
         folder = fetched.parent
-        if _fetch(config, _WEIGHTS) is None:
+        if fetch_model_file(config, _WEIGHTS) is None:
             raise ModelError(
                 f"{source!r} is an adapter without {_WEIGHTS}; its weights are read from nothing else"
             )
@@ -168,7 +168,7 @@ def tokenizer_source(config: ModelConfig) -> ModelConfig:
     if adapter is None or (adapter.folder / "tokenizer.json").is_file():
         return config
     is_local = os.path.exists(os.path.expanduser(config.source or ""))
-    return adapter.base if is_local or _fetch(config, "tokenizer.json") is None else config
+    return adapter.base if is_local or fetch_model_file(config, "tokenizer.json") is None else config
 
 
 def merge_into(model: Any, adapter: Adapter) -> None:
@@ -330,12 +330,12 @@ def _base_of(source: str, config: ModelConfig, folder: Path, settings: dict[str,
         )
     is_there = os.path.exists(place)
     if os.path.isfile(os.path.join(place, ADAPTER_CONFIG)) or (
-        not is_there and _fetch(base, ADAPTER_CONFIG) is not None
+        not is_there and fetch_model_file(base, ADAPTER_CONFIG) is not None
     ):
         raise ModelError(
             f"the adapter {source!r} belongs to {name!r}, which is an adapter as well and no whole model"
         )
-    if not is_there and not hub_reachable() and _fetch(base, "config.json") is None:
+    if not is_there and not hub_reachable() and fetch_model_file(base, "config.json") is None:
         raise UnavailableError(
             f"the hub cannot be reached, and the base of the adapter {source!r}, {name!r}, is not in its cache",
             hint=f"hf download {name}",
@@ -347,7 +347,7 @@ def _name_it(folder: Path) -> str:
     return f"name its place as base_model_name_or_path in {folder / ADAPTER_CONFIG}"
 
 
-def _fetch(config: ModelConfig, file: str) -> Path | None:
+def fetch_model_file(config: ModelConfig, file: str) -> Path | None:
     """Return a file of a hub model, fetched or in the cache; None if it has no such file, or that is not known."""
     from transformers.utils import cached_file
 

@@ -17,7 +17,7 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.model import ModelConfig
 from dialogkit.config.problems import list_problems
 from dialogkit.errors import ModelError
-from dialogkit.models.adapters import _fetch, find_adapter
+from dialogkit.models.adapters import fetch_model_file, find_adapter
 from dialogkit.models.sources import find_gguf
 
 GENERATION_CONFIG = "generation_config.json"
@@ -171,7 +171,7 @@ def _printable(name: str) -> str:
 def _find(source: ModelConfig, file: str) -> Path | None:
     folder = os.path.expanduser(source.source or "")
     if not os.path.exists(folder):
-        return _fetch(source, file)
+        return fetch_model_file(source, file)
     path = Path(folder) / file
     return path if os.path.lexists(path) else None
 

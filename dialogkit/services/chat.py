@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dialogkit.config.generate import GenerateConfig
+from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.dialog import Message, check_dialog
 from dialogkit.errors import ConfigError, DataError, DialogKitError, StorageError, did_you_mean
-from dialogkit.services.alone import alone
-from dialogkit.services.generate import ReplyResult, StreamSink, reply_results, sampling_of
-from dialogkit.services.models import DEFAULT_OUTPUT, resolve_model
+from dialogkit.inference.results import ReplyResult, StreamSink, reply_results
+from dialogkit.services.generate import sampling_of
+from dialogkit.services.runs.resolve import resolve_model
+from dialogkit.system.compute_lock import alone
 
 if TYPE_CHECKING:
     from dialogkit.models.tokenizer import ChatTokenizer
@@ -93,8 +95,8 @@ class Chat:
         (self.config,), self.notes = sampling_of(
             [loadable], config or GenerateConfig(), command="chat", output=output
         )
-        from dialogkit.inference.session import Conversation
-        from dialogkit.services.loading import load_for_inference
+        from dialogkit.inference.replies import Conversation
+        from dialogkit.services.runs.loading import load_for_inference
 
         loaded = load_for_inference(loadable, device=device)
         self.name = loaded.name

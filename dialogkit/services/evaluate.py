@@ -8,17 +8,18 @@ from pydantic import Field, ValidationError
 
 from dialogkit.config.data import DataConfig
 from dialogkit.config.generate import GenerateConfig
+from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.config.problems import list_problems
-from dialogkit.data.sources import NAMED, find_source, looks_like_file
-from dialogkit.errors import ConfigError, DataError
-from dialogkit.services.alone import alone
+from dialogkit.data.sources import find_source
+from dialogkit.errors import ConfigError
+from dialogkit.services.evaluation.evaluator import ProgressSink, measure
+from dialogkit.services.evaluation.lm_eval import TaskSuite
+from dialogkit.services.evaluation.results import EvaluateRow, TaskRow
+from dialogkit.services.evaluation.store import Keeper, KeptRow, TrackedRow, require_mode
 from dialogkit.services.generate import sampling_of
-from dialogkit.services.keeping import Keeper, KeptRow, TrackedRow, require_mode
-from dialogkit.services.measuring import EvaluateRow, ProgressSink, measure
-from dialogkit.services.models import DEFAULT_OUTPUT, Loadable, resolve_model
 from dialogkit.services.result import Result
-from dialogkit.services.tasks import TaskRow, TaskSuite
-from dialogkit.tracking.rundir import RunRecord
+from dialogkit.services.runs.resolve import Loadable, find_dataset, resolve_model
+from dialogkit.system.compute_lock import alone
 
 __all__ = ["EvaluateResult", "EvaluateRow", "evaluate", "find_dataset"]
 
@@ -136,29 +137,10 @@ def _ask(
     suite: TaskSuite, loadable: Loadable, samples: int | None, batch_size: int, device: str, told: ProgressSink
 ) -> list[TaskRow]:
     """Return what a model comes to in tasks."""
-    from dialogkit.services.loading import load_for_inference
+    from dialogkit.services.runs.loading import load_for_inference
 
     loaded = load_for_inference(loadable, device=device)
     return suite.ask(loaded, limit=samples, batch_size=batch_size, told=told)
-
-
-def find_dataset(record: RunRecord) -> str:
-    """Return the dataset of a run as it is known from here; a relative file may lie where the run was started.
-
-    Raises: DataError if a file is in neither folder: another dataset would give figures of something else.
-    """
-    name = str(record.config["data"]["dataset"])
-    there = Path(str(record.environment.get("folder", ""))) / name
-    if record.config["data"].get("streaming") and not Path(name).expanduser().exists() and there.is_dir():
-        return str(there)
-    if name in NAMED or Path(name).expanduser().exists() or not looks_like_file(name):
-        return name
-    if there.is_file():
-        return str(there)
-    raise DataError(
-        f"the dataset of the run {record.name!r} is neither {name!r} here nor {str(there)!r}",
-        hint=f"dialogkit runs show {record.name}",
-    )
 
 
 def _dataset_of(loadable: Loadable, dataset: str | None, *, whole: bool) -> DataConfig:

@@ -1,60 +1,19 @@
 """Replies to prompts, by one model or several side by side."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pydantic import Field, computed_field
+from pydantic import Field
 
 from dialogkit.config.generate import GenerateConfig
+from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError
-from dialogkit.services.alone import alone
-from dialogkit.services.models import DEFAULT_OUTPUT, Loadable, output_option, resolve_model
+from dialogkit.inference.results import ReplyResult, StreamSink, reply_results
 from dialogkit.services.result import Result
-
-if TYPE_CHECKING:
-    from dialogkit.inference.session import Reply
-
-StreamSink = Callable[[str], None]
-
-
-class ReplyResult(Result):
-    """One reply and how it came about."""
-
-    model: str
-    prompt: str
-    reply: str
-    tokens: int
-    """Generated tokens, the end of turn included."""
-    seconds: float
-    """Wall time from the start of its batch to its last token."""
-    stop_reason: str
-    """end of turn, length, or context full."""
-    cut_tokens: int = 0
-    """Tokens at the beginning of the prompt that the context had no room for."""
-    reference: str | None = None
-    """The answer in the dataset, where the prompt is a held-out dialog's."""
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens of this reply by its seconds."""
-        return self.tokens / max(self.seconds, 1e-9)
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def repetition(self) -> float:
-        """Share of the sequences of three words that were there before: 0 for none, towards 1 for a loop."""
-        words = self.reply.split()
-        triples = list(zip(words, words[1:], words[2:], strict=False))
-        return 1 - len(set(triples)) / len(triples) if triples else 0.0
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether there is any text."""
-        return bool(self.reply)
+from dialogkit.services.runs.resolve import Loadable, output_option, resolve_model
+from dialogkit.system.compute_lock import alone
 
 
 class GenerateResult(Result):
@@ -113,8 +72,8 @@ def generate(
     chosen = [resolve_model(name, output=output) for name in names]
     settings, notes = sampling_of(chosen, config, command="generate", output=output)
 
-    from dialogkit.inference.session import generate_replies
-    from dialogkit.services.loading import load_for_inference
+    from dialogkit.inference.replies import generate_replies
+    from dialogkit.services.runs.loading import load_for_inference
 
     start = [Message("system", system)] if system else []
     replies = []
@@ -152,22 +111,3 @@ def sampling_of(
         settings.append(chosen.config)
         notes.append(f"{loadable.known_as}: {chosen.note}")
     return settings, notes
-
-
-def reply_results(
-    model: str, prompts: Sequence[str], replies: Sequence["Reply"], references: Sequence[str | None] = ()
-) -> list[ReplyResult]:
-    """Return the replies of a model, each with its prompt, and with its reference where there are any."""
-    return [
-        ReplyResult(
-            model=model,
-            prompt=prompt,
-            reply=reply.text,
-            tokens=reply.tokens,
-            seconds=reply.seconds,
-            stop_reason=reply.stop_reason,
-            cut_tokens=reply.cut_tokens,
-            reference=reference,
-        )
-        for prompt, reply, reference in zip(prompts, replies, references or [None] * len(prompts), strict=True)
-    ]

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.load import load_run_config
 from dialogkit.config.run import RunConfig
+from dialogkit.data.split import held_out_remark
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, DialogKitError
-from dialogkit.services.alone import alone
-from dialogkit.services.parts import held_out_remark
-from dialogkit.services.reporter import counted, share_of
 from dialogkit.services.result import Result
+from dialogkit.system.compute_lock import alone
+from dialogkit.text import counted, share_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dialogkit.data.prepare import DialogTokens, PreparedData
+    from dialogkit.data.prepare import PreparedData
     from dialogkit.data.sources import RawData
+    from dialogkit.data.tokens import DialogTokens
     from dialogkit.models.tokenizer import ChatTokenizer
 
 EXAMPLES = 3
@@ -252,7 +253,7 @@ class _Texts:
     def __init__(self, raw: "RawData", data: "PreparedData") -> None:
         import numpy as np
 
-        from dialogkit.data.prepare import hash_dialog
+        from dialogkit.data.split import hash_dialog
 
         self.unusable_rows = raw.bad_rows[:EXAMPLES]
         first: dict[int, int] = {}
@@ -306,7 +307,7 @@ def _ledger(data: "PreparedData", texts: _Texts) -> dict[str, Any]:
 def _lengths(data: "PreparedData", texts: _Texts, limit: int) -> dict[str, Any]:
     import numpy as np
 
-    from dialogkit.data.stats import length_bins
+    from dialogkit.data.statistics import length_bins
 
     whole = texts.whole_tokens
     bins = length_bins(whole, limit)
@@ -328,7 +329,13 @@ def _figures(data: "PreparedData", texts: _Texts, tokenizer: "ChatTokenizer") ->
     """Return what is about characters, turns and tokens."""
     import numpy as np
 
-    from dialogkit.data.stats import count_characters, find_broken, packed_shares, script_shares, surprise
+    from dialogkit.data.statistics import (
+        count_characters,
+        find_broken,
+        packed_shares,
+        script_shares,
+        surprise,
+    )
 
     turns = Counter(sum(message.role != "system" for message in dialog) for dialog in texts.dialogs)
     counts, broken = count_characters(texts.texts), sorted(find_broken(texts.texts), key=texts.rows.__getitem__)
@@ -354,7 +361,7 @@ def _repetitions(data: "PreparedData", texts: _Texts) -> dict[str, Any]:
     """Return what stands there twice, and what held-out dialogs have of those to train on."""
     import numpy as np
 
-    from dialogkit.data.stats import NEAR, SHINGLE_WORDS, group_labels, near_pairs
+    from dialogkit.data.duplicates import NEAR, SHINGLE_WORDS, group_labels, near_pairs
 
     held_out_from = len(data.train)
     distinct = texts.distinct

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from dialogkit.config.data import DataConfig
 from dialogkit.errors import ConfigError, DataError, StorageError
-from dialogkit.services.alone import alone
 from dialogkit.services.result import Result
+from dialogkit.system.compute_lock import alone
 from dialogkit.text import lines_of
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.load import flatten, load_run_config
 from dialogkit.config.run import RunConfig
+from dialogkit.distributed.stop_signals import signals_stop
 from dialogkit.errors import (
     CheckpointError,
     ConfigError,
@@ -21,21 +22,21 @@ from dialogkit.errors import (
     is_interruption,
 )
 from dialogkit.redaction import redact, without_secrets
-from dialogkit.services.adapters import with_lasting_base
-from dialogkit.services.alone import alone, require_threads
-from dialogkit.services.evaluate import find_dataset
-from dialogkit.services.models import known_as, output_option
-from dialogkit.services.parts import Parts
-from dialogkit.services.processes import require_same_resume, require_same_training
-from dialogkit.services.reporter import LogReporter, TrainReporter, counted, show_log
-from dialogkit.services.resume import require_same, resumed_config
-from dialogkit.services.stops import signals_stop
-from dialogkit.services.training import Training, TrainResult, follow
-from dialogkit.services.versions import package_versions
-from dialogkit.tracking.environment import environment_facts
+from dialogkit.services.runs.resolve import find_dataset, known_as, output_option
+from dialogkit.services.training.agreement import require_same_resume, require_same_training
+from dialogkit.services.training.base_model import with_lasting_base
+from dialogkit.services.training.learner import Parts
+from dialogkit.services.training.progress import LogReporter, TrainReporter, show_log
+from dialogkit.services.training.resume import require_same, resumed_config
+from dialogkit.services.training.run import Training, TrainResult, follow
+from dialogkit.system.compute_lock import alone, require_threads
+from dialogkit.system.environment import environment_facts
+from dialogkit.system.packages import package_versions
+from dialogkit.text import counted
 from dialogkit.tracking.pruning import remove_unbegun
 from dialogkit.tracking.publishing import published_dir, require_publishable
-from dialogkit.tracking.rundir import RunDir, RunRecord, now, run_name
+from dialogkit.tracking.record import RunRecord, now
+from dialogkit.tracking.run_dir import RunDir, run_name
 from dialogkit.tracking.trackers import require_trackers
 from dialogkit.tracking.wandb_run import WandbRun, decide, open_wandb
 
@@ -119,16 +120,16 @@ def resume(
 def _resume(
     run: RunDir, *, changes: Mapping[str, Any], force: bool, command: list[str], reporter: TrainReporter
 ) -> TrainResult | None:
-    from dialogkit.engine import processes
+    from dialogkit.distributed import process_group
 
-    processes.join()
+    process_group.join()
     require_same_resume(run.name, changes, force=force)
-    if not processes.is_first():
+    if not process_group.is_first():
         followed: TrainResult | None = follow()[0]
         return followed
     record = run.read()
     if record.status == "completed":
-        processes.share(None)
+        process_group.share(None)
         return None
     with run.locked():
         pass  # another process that trains it is told of at once, before anything is loaded
@@ -151,18 +152,18 @@ def _train(
     resumed: RunDir | None = None,
     force: bool = False,
 ) -> tuple[TrainResult, Any]:
-    from dialogkit.engine import processes
-    from dialogkit.engine.runtime import gpu_facts, resolve_runtime
+    from dialogkit.distributed import process_group
+    from dialogkit.engine.device import gpu_facts, resolve_runtime
 
     started = time.perf_counter()
-    processes.join()
+    process_group.join()
     if resumed is None:
         require_same_training(config)
-    if not processes.is_first():
+    if not process_group.is_first():
         return follow()
-    if resumed is None and (begun := processes.begun_run()) is not None:
+    if resumed is None and (begun := process_group.begun_run()) is not None:
         return _start_again(RunDir(begun), command=command, reporter=reporter)
-    require_started(config, processes.count())
+    require_started(config, process_group.count())
     config = with_lasting_base(config)
     require_threads(config.runtime.threads)
     runtime = resolve_runtime(config.runtime)
@@ -197,12 +198,12 @@ def _train(
 
     with run.locked(), signals_stop() as raise_lost_stop:
         try:
-            with processes.end_together(end):
-                processes.share((config, run.path))
-                processes.begin_run(run.path)
+            with process_group.end_together(end):
+                process_group.share((config, run.path))
+                process_group.begin_run(run.path)
                 parts = Parts(config, runtime, raise_lost_stop=raise_lost_stop)
                 checkpoint = _go_on(run, record, parts, reporter, force=force) if resumed else None
-                checkpoint = processes.share(checkpoint)
+                checkpoint = process_group.share(checkpoint)
             run.write(record)
             wandb_run = open_wandb(
                 config.tracking,
@@ -215,12 +216,12 @@ def _train(
                 told_step=record.resumed[-1]["told_step"] if resumed else -1,
             )
             record.wandb = {"mode": wandb_run.mode, "reason": wandb_run.reason, "id": wandb_run.id}
-            with processes.end_together(end):
+            with process_group.end_together(end):
                 training = Training(
                     parts, run, record, wandb_run, reporter, started=started, checkpoint=checkpoint
                 )
                 result, trainer = training.complete()
-                processes.share(result)
+                process_group.share(result)
         except BaseException as error:
             if run.is_gone:
                 raise _end_without_folder(error, run, record, wandb_run) from None
@@ -240,7 +241,7 @@ def _train(
                     wandb_run.finish(exit_code=error.exit_code)
                 remove_unbegun(run)
                 raise
-            if isinstance(error, ConfigError) and resumed is not None and processes.begun_run() is None:
+            if isinstance(error, ConfigError) and resumed is not None and process_group.begun_run() is None:
                 # Refused as well: the run stays as it was.
                 if wandb_run is not None:
                     wandb_run.finish(exit_code=error.exit_code)
@@ -289,11 +290,11 @@ def _go_on(
 
     Raises: CheckpointError where all that was saved is damaged, unless `force`.
     """
-    from dialogkit.engine import processes
+    from dialogkit.distributed import process_group
     from dialogkit.engine.checkpoints import newest_valid, steps_aside
-    from dialogkit.engine.fit import set_aside_torn_best
+    from dialogkit.engine.trainer import set_aside_torn_best
 
-    restarted = processes.begun_run() is not None
+    restarted = process_group.begun_run() is not None
 
     def note(text: str) -> None:
         run.append_console(text)
@@ -351,14 +352,14 @@ def require_started(config: RunConfig, processes: int) -> None:
 
 def _start_again(run: RunDir, *, command: list[str], reporter: TrainReporter) -> tuple[TrainResult, Any]:
     """Go on with the run that these processes had begun before one of them was lost."""
-    from dialogkit.engine import processes
+    from dialogkit.distributed import process_group
 
     record = run.read()
     if record.status == "completed":
         error = DialogKitError(f"the run {run.name!r} is finished: there is nothing to do")
         error.exit_code = 0
         raise error
-    times = processes.restarts()
+    times = process_group.restarts()
     line = "a process was lost: all are started again" + (f" ({times})" if times else "")
     run.append_console(line)
     reporter.note(line)

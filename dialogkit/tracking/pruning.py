@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from dialogkit.config.paths import DOOMED, MANIFEST, PARTS
 from dialogkit.errors import StorageError
-from dialogkit.ownership import (
+from dialogkit.system.ownership import (
     FILE_LIST,
     Contents,
     Entry,
@@ -31,8 +31,9 @@ from dialogkit.ownership import (
     remove_empty,
 )
 from dialogkit.tracking.publishing import CARD_MARK
+from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.report import is_own_report
-from dialogkit.tracking.rundir import (
+from dialogkit.tracking.run_dir import (
     EVALUATION_FOLDER,
     EVENTS,
     EVENTS_FOLDER,
@@ -43,7 +44,6 @@ from dialogkit.tracking.rundir import (
     RUN_FILES,
     TASKS_FOLDER,
     RunDir,
-    RunRecord,
 )
 
 _CHECKPOINT = re.compile(r"(torn-|\.old-)?checkpoint-\d+(-\d+)?")

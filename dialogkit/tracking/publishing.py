@@ -11,7 +11,8 @@ from filecmp import cmp
 from pathlib import Path
 
 from dialogkit.errors import StorageError
-from dialogkit.ownership import (
+from dialogkit.system.files import keep, umask
+from dialogkit.system.ownership import (
     FILE_LIST,
     Contents,
     Entry,
@@ -29,7 +30,6 @@ from dialogkit.ownership import (
     remove_empty,
     write_list,
 )
-from dialogkit.tracking.writing import keep, umask
 
 CARD_MARK = b"\ntags: [dialogkit,"
 """A line of every model card that dialogkit writes."""

@@ -22,9 +22,9 @@ from typing import Any, Literal, NamedTuple
 
 from dialogkit.config.tracking import TrackingConfig
 from dialogkit.errors import DialogKitError, StorageError
-from dialogkit.network import Wait, plain_url, problems
 from dialogkit.redaction import redact, without_secrets
-from dialogkit.tracking.credentials import Credentials, find_credentials, user_settings, warn_of_open_dotenv
+from dialogkit.system.credentials import Credentials, find_credentials, user_settings, warn_of_open_dotenv
+from dialogkit.system.network import Wait, plain_url, problems
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialogkit.config.data import DataConfig
-from dialogkit.data.prepare import DialogTokens, PreparedData, cut_dialog, hash_dialog, prepare_data, split_by_hash
+from dialogkit.data.prepare import PreparedData, prepare_data
+from dialogkit.data.split import hash_dialog, split_by_hash
+from dialogkit.data.tokens import DialogTokens, cut_dialog
 from dialogkit.dialog import Encoded, Message, plain_format, turns_format
 from dialogkit.errors import DataError
 from dialogkit.models.tokenizer import ChatTokenizer

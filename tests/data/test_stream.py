@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from dialogkit.config.data import DataConfig
 from dialogkit.data import shards, stream
-from dialogkit.data.head import StreamedData, prepare_stream
-from dialogkit.data.prepare import hash_dialog, prepare_data
+from dialogkit.data.prepare import prepare_data
 from dialogkit.data.shards import Shard, find_stream
+from dialogkit.data.split import hash_dialog
+from dialogkit.data.stream_setup import StreamedData, prepare_stream
 from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError, DataError
 from dialogkit.models.tokenizer import ChatTokenizer
@@ -182,7 +183,7 @@ def test_the_next_pass_has_the_same_dialogs_in_another_order(folder: str, tokeni
 def test_held_out_by_share_without_having_read_everything(
     tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dialogkit.data.head._SAMPLE", 16)
+    monkeypatch.setattr("dialogkit.data.stream_setup._SAMPLE", 16)
     for shard in range(4):
         write(Path(f"shards/{shard}.jsonl"), [row(number) for number in range(shard * 200, shard * 200 + 200)])
     data = prepare("shards", tokenizer, eval_fraction=0.25, eval_max_dialogs=12)
@@ -310,7 +311,7 @@ def test_more_processes_than_blocks_are_refused(tokenizer: ChatTokenizer, monkey
 def test_malformed_rows_are_told_by_file_and_line(
     workers: int, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dialogkit.data.head._SAMPLE", 16)
+    monkeypatch.setattr("dialogkit.data.stream_setup._SAMPLE", 16)
     rows: list[Any] = [row(number) for number in range(400)]
     rows[250] = '{"prompt": '
     rows[330] = {"prompt": "no answer", "response": ""}

@@ -9,7 +9,7 @@ import torch
 
 from dialogkit.config.train import TrainConfig
 from dialogkit.engine.arguments import NOT_MAPPED, Schedule, resolve_schedule, training_arguments
-from dialogkit.engine.runtime import Runtime
+from dialogkit.engine.device import Runtime
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from dialogkit.cli.train import seconds_of
+from dialogkit.cli.overrides import seconds_of
 from dialogkit.config.train import TrainConfig
 from dialogkit.engine import budget as budget_module
 from dialogkit.engine.arguments import UNPLANNED, Schedule, resolve_schedule, training_arguments
 from dialogkit.engine.budget import Budget, BudgetCallback, BudgetPlan
-from dialogkit.engine.runtime import Runtime
+from dialogkit.engine.device import Runtime
 from dialogkit.errors import ConfigError
 
 

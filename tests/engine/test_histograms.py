@@ -46,7 +46,7 @@ def test_taking_histograms_changes_no_bit_and_no_random_state(
     def listen(self: object, step: int, histograms: dict[str, object]) -> None:
         seen.append((step, set(histograms)))
 
-    monkeypatch.setattr("dialogkit.services.recorder.Recorder.histograms", listen)
+    monkeypatch.setattr("dialogkit.services.training.recorder.Recorder.histograms", listen)
     digests = []
     for every in (0, 2):
         settings = {"tracking.histogram_every_steps": every, "tracking.replies_at_evaluations": every}

@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from dialogkit.engine import loss, memory
-from dialogkit.engine.memory import free_bytes, parts_that_fit, step_bytes
+from dialogkit.engine import loss
+from dialogkit.engine.memory import peak_bytes
 from dialogkit.errors import OutOfMemoryError
 from dialogkit.services.train import train
-from dialogkit.tracking.rundir import RunDir
+from dialogkit.services.training.memory_plan import parts_that_fit, step_bytes
+from dialogkit.system import memory
+from dialogkit.system.memory import free_bytes
+from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import REPOSITORY
 
 BATCH = {"train.batch_size": 4, "runtime.precision": "fp32"}
@@ -47,8 +50,8 @@ def test_a_batch_is_split_into_equal_parts() -> None:
 
 def little(monkeypatch: pytest.MonkeyPatch, config: Any, dialogs_at_once: float) -> None:
     """Leave memory for so many dialogs at once."""
-    from dialogkit.engine.runtime import resolve_runtime
-    from dialogkit.services.parts import Parts
+    from dialogkit.engine.device import resolve_runtime
+    from dialogkit.services.training.learner import Parts
 
     parts = Parts(config, resolve_runtime(config.runtime))
     largest, smaller = parts.step_bytes(1), parts.step_bytes(4)
@@ -73,12 +76,12 @@ def test_a_step_that_does_not_fit_is_told_before_the_start(
 
 
 def test_a_model_that_no_machine_holds_is_refused_before_it_is_made(small_config: Callable[..., Any]) -> None:
-    before = memory.peak_bytes("cpu") or 0
+    before = peak_bytes("cpu") or 0
     shape = {"model.width": 32_768, "model.layers": 256, "model.heads": 512, "model.feed_forward": 262_144}
     with pytest.raises(OutOfMemoryError, match=r"alone take 28,\d+\.\d GiB") as error:
         train(small_config(shape))
     assert error.value.hint == "dialogkit models list"
-    assert (memory.peak_bytes("cpu") or 0) < before + 2**29
+    assert (peak_bytes("cpu") or 0) < before + 2**29
     assert not Path("models").exists()
 
 
@@ -144,7 +147,7 @@ def test_memory_that_ends_in_the_midst_is_told_in_a_sentence(
 
 def test_a_limit_of_the_process_counts() -> None:
     script = (
-        "import resource; from dialogkit.engine.memory import free_bytes\n"
+        "import resource; from dialogkit.system.memory import free_bytes\n"
         "resource.setrlimit(resource.RLIMIT_AS, (8 << 40, 8 << 40)); unlimited = free_bytes()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); print(unlimited, free_bytes())"
     )

@@ -10,8 +10,8 @@ from torch.optim import AdamW, Muon, _muon
 
 from dialogkit.config.load import load_run_config
 from dialogkit.config.train import TrainConfig
+from dialogkit.engine.device import Precision
 from dialogkit.engine.optimizer import Float32Muon, MuonWithAdamW, muon_with_adamw, orthogonalized
-from dialogkit.engine.runtime import Precision
 from dialogkit.models.build import build_model
 from dialogkit.models.tokenizer import load_tokenizer
 from tests.conftest import TINY

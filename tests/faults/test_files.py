@@ -19,7 +19,7 @@ from dialogkit.config.data import DataConfig
 from dialogkit.data.sources import find_source, read_dialogs
 from dialogkit.errors import DataError
 from tests.conftest import SMALL
-from tests.data.test_files import MALFORMED
+from tests.data.test_readers import MALFORMED
 from tests.data.test_sources import DAMAGED
 from tests.forks import run_forked
 

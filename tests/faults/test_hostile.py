@@ -15,36 +15,30 @@ from typing import Any
 
 import pytest
 
-from dialogkit.cli import evaluate, generate, models, prune, runs
+from dialogkit.cli import evaluation_view, generate, models, prune, runs
 from dialogkit.cli import train as cli_train
-from dialogkit.cli.details import render_run
-from dialogkit.cli.output import (
-    Output,
-    TrainOutput,
-    fitting,
-    options_table,
-    settings_table,
-    untrusted,
-)
+from dialogkit.cli.output import Output, fitting, options_table, settings_table, untrusted
+from dialogkit.cli.progress import TrainOutput
+from dialogkit.cli.run_view import render_run
 from dialogkit.config.load import load_with_origins
 from dialogkit.config.model import ModelConfig
 from dialogkit.config.problems import known_settings
 from dialogkit.engine.checkpoints import read_progress, seal
 from dialogkit.errors import CheckpointError, DataError, DialogKitError, ModelError, StorageError
+from dialogkit.inference.results import ReplyResult
 from dialogkit.models.tokenizer import with_format
-from dialogkit.services.dry_run import DryRunResult
 from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
-from dialogkit.services.generate import GenerateResult, ReplyResult
-from dialogkit.services.judging import SliceRow, WorstRow
+from dialogkit.services.evaluation.results import SliceRow, TaskFigure, TaskRow, WorstRow
+from dialogkit.services.generate import GenerateResult
 from dialogkit.services.models import ModelRow
-from dialogkit.services.prune import PruneResult, PruneRow
-from dialogkit.services.run_rows import RunRow
-from dialogkit.services.runs import AnsweredPrompt, Comparison, Differing, HeldOut, RunDetails
-from dialogkit.services.tasks import TaskFigure, TaskRow
+from dialogkit.services.runs.compare import AnsweredPrompt, Comparison, Differing, HeldOut, RunDetails
+from dialogkit.services.runs.listing import RunRow
+from dialogkit.services.runs.prune import PruneResult, PruneRow
 from dialogkit.services.train import resume, train
-from dialogkit.services.training import TrainResult
+from dialogkit.services.training.dry_run import DryRunResult
+from dialogkit.services.training.run import TrainResult
 from dialogkit.text import sanitize
-from dialogkit.tracking.rundir import RunDir
+from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import REPOSITORY, Finished
 
 CONTROLS = "\x00\x07\x08\x0b\r\x1b\x7f\x80\x90\x9b\x9d"
@@ -100,7 +94,9 @@ def print_results(output: Output, text: str) -> None:
     )  # fmt: skip
     for anchors in ([], [row.model_copy(update={"anchor": "untrained"})]):
         judged = EvaluateResult(rows=[row, row.model_copy(update={"dataset": "b"})], anchors=anchors)
-        output.result(judged, lambda out, judged=judged: evaluate._render(out, judged, slices=True, worst=1))
+        output.result(
+            judged, lambda out, judged=judged: evaluation_view.render_evaluation(out, judged, slices=True, worst=1)
+        )
     details = RunDetails(
         name=text, created=text, command=[text], environment={text: text, "git": {"commit": text, "branch": text}},
         config={text: text, "preset": text}, origins={text: text} if text else {},
@@ -346,7 +342,7 @@ TEMPLATES = {
 def test_a_template_is_bounded(kind: str, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import copy
 
-    monkeypatch.setattr("dialogkit.models.tokenizer.TEMPLATE_SECONDS", 0.3)
+    monkeypatch.setattr("dialogkit.models.chat_template.TEMPLATE_SECONDS", 0.3)
     tokenizer = copy.deepcopy(small.tokenizer.hf)
     tokenizer.chat_template = TEMPLATES[kind]
     with pytest.raises(DialogKitError) as refused:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dialogkit.tracking.rundir import RunDir
+from dialogkit.tracking.run_dir import RunDir
 from tests.faults.training import ROUNDS, Undisturbed, newest_step, train_or_go_on, unsealed, wait_for_save
 from tests.forks import run_forked, start_forked
 

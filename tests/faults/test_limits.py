@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from dialogkit.engine.checkpoints import read_progress
-from dialogkit.tracking.rundir import RunDir
+from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import SMALL
 from tests.faults.training import ROUNDS, Undisturbed, newest_step, train_or_go_on, unsealed, wait_for_save
 from tests.forks import run_forked, start_forked
@@ -24,7 +24,7 @@ def train_with_little_room(limit: int) -> tuple[int, str]:
     import resource
 
     from dialogkit.errors import DialogKitError
-    from dialogkit.services.parts import Parts
+    from dialogkit.services.training.learner import Parts
 
     score, calls = Parts.score, []
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from dialogkit.tracking.rundir import RunDir
+from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import REPOSITORY, SMALL
-from tests.services.test_processes import (
+from tests.services.cluster.test_launch import (
     SETTINGS,
     assert_same_learning,
     in_every_process,

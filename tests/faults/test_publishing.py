@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dialogkit.ownership import FILE_LIST, is_as_written, read_list
-from dialogkit.tracking.rundir import RunDir
+from dialogkit.system.ownership import FILE_LIST, is_as_written, read_list
+from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import SMALL
 from tests.forks import start_forked
 

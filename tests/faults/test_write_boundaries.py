@@ -16,7 +16,7 @@ _EVENTS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.tru
 
 def end_at_write(number: int) -> int:
     """Train, and end the process at a write of the third save; return their number if there are fewer."""
-    from dialogkit.engine.fit import DialogTrainer
+    from dialogkit.engine.trainer import DialogTrainer
 
     save = DialogTrainer._save_checkpoint
     state = {"saves": 0, "writes": 0, "inside": False}

@@ -8,7 +8,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from dialogkit.engine.checkpoints import read_progress
-from dialogkit.tracking.rundir import RunDir
+from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import SMALL
 from tests.forks import run_forked
 

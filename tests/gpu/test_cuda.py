@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dialogkit.config.runtime import RuntimeConfig
-from dialogkit.engine.runtime import resolve_runtime
+from dialogkit.engine.device import resolve_runtime
 
 pytestmark = [
     pytest.mark.gpu,
@@ -54,7 +54,7 @@ def test_the_figures_are_those_of_the_cpu(small: Any) -> None:
 def test_replies_are_those_of_the_cpu_and_leave_the_generator_alone(small: Any) -> None:
     from dialogkit.config.generate import GenerateConfig
     from dialogkit.dialog import Message
-    from dialogkit.inference.session import generate_replies
+    from dialogkit.inference.replies import generate_replies
 
     texts = []
     model = small.model(initializer_range=0.4)

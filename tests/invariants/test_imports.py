@@ -26,13 +26,10 @@ LEVELS = {
         [
             "config",
             "dialog",
+            "distributed",
             "errors",
-            "interrupts",
-            "machine",
-            "network",
-            "ownership",
-            "ranks",
             "redaction",
+            "system",
             "text",
         ],
         0,
@@ -82,7 +79,7 @@ def heavy():
 found = {{}}
 import dialogkit
 found["import dialogkit"] = heavy()
-for part in {sorted(LEVELS.keys() - {"data", "models", "engine", "inference"})!r}:
+for part in {sorted(LEVELS.keys() - {"data", "models", "engine", "inference", "distributed"})!r}:
     module = importlib.import_module(f"dialogkit.{{part}}")
     for inner in pkgutil.iter_modules(getattr(module, "__path__", []), f"{{module.__name__}}."):
         importlib.import_module(inner.name)
@@ -201,7 +198,7 @@ def test_only_one_module_draws() -> None:
 @pytest.mark.parametrize("file", ["run.json", "metrics.jsonl", "samples.jsonl", "console.log", "report.html"])
 def test_only_the_run_folder_knows_the_names_of_its_files(file: str) -> None:
     users = {path for path, tree in sources().items() if any(file in text for text in texts(tree))}
-    assert users == {"tracking/rundir.py"}
+    assert users == {"tracking/run_dir.py"}
 
 
 def test_below_the_services_no_function_takes_the_whole_configuration() -> None:
@@ -229,12 +226,24 @@ def test_the_help_loads_neither_settings_nor_services() -> None:
     loaded = loaded_by("--help")
     parts = {name.split(".")[1] for name in loaded if name.startswith("dialogkit.")}
     assert not [name for name in loaded if name.startswith("pydantic")]
-    assert parts <= {"cli", "config", "errors", "ranks", "redaction", "services", "text", "tracking"}
+    assert parts <= {
+        "cli",
+        "config",
+        "distributed",
+        "errors",
+        "redaction",
+        "services",
+        "system",
+        "text",
+        "tracking",
+    }
     assert not [name for name in loaded if name.startswith("dialogkit.config.") and name.endswith("load")]
 
 
 def test_a_list_of_runs_loads_nothing_that_measures_or_tracks() -> None:
     loaded = loaded_by("runs", "list")
-    assert "dialogkit.services.run_rows" in loaded
-    assert not {f"dialogkit.services.{name}" for name in ("measuring", "evaluate", "keeping")} & set(loaded)
+    assert "dialogkit.services.runs.listing" in loaded
+    assert not {
+        f"dialogkit.services.{name}" for name in ("evaluate", "evaluation.evaluator", "evaluation.store")
+    } & set(loaded)
     assert not {"dialogkit.tracking.wandb_run", "dialogkit.data"} & set(loaded)

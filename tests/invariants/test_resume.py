@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from dialogkit.config.load import load_run_config
-from dialogkit.engine import fit
+from dialogkit.engine import trainer
 from dialogkit.engine.checkpoints import MANIFEST, newest_valid, read_progress, seal
 from dialogkit.errors import CheckpointError, ConfigError, InterruptedRunError, ModelError, StorageError
-from dialogkit.services.parts import Parts
-from dialogkit.services.resume import find_resumable
 from dialogkit.services.train import resume, train
-from dialogkit.services.training import TrainResult
-from dialogkit.tracking.rundir import RunDir
+from dialogkit.services.training.learner import Parts
+from dialogkit.services.training.resume import find_resumable
+from dialogkit.services.training.run import TrainResult
+from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import SMALL, Finished
 from tests.wandb_log import history as wandb_history
 from tests.wandb_log import records as wandb_records
@@ -445,7 +445,7 @@ def test_a_change_that_alters_nothing_is_told_and_taken(dialogkit: Callable[...,
 
 
 def test_another_processor_is_refused_unless_forced(monkeypatch: pytest.MonkeyPatch, run: RunDir) -> None:
-    monkeypatch.setattr("dialogkit.engine.runtime.processor_name", lambda: "another processor")
+    monkeypatch.setattr("dialogkit.engine.device.processor_name", lambda: "another processor")
     with pytest.raises(ConfigError, match="another processor") as refused:
         resume(run)
     assert "--force" in str(refused.value.hint)
@@ -486,14 +486,14 @@ def test_a_new_run_starts_from_the_weights_of_another(dialogkit: Callable[..., F
 
 
 def test_a_disk_that_is_full_costs_no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = fit.seal, iter(range(99))
+    real, calls = trainer.seal, iter(range(99))
 
     def full(*args: Any, **options: Any) -> None:
         if next(calls) == 1:
             raise OSError(28, "No space left on device")
         real(*args, **options)
 
-    monkeypatch.setattr(fit, "seal", full)
+    monkeypatch.setattr(trainer, "seal", full)
     with pytest.raises(CheckpointError, match="checkpoint of step 6 cannot be written: no space left") as stopped:
         train(config_of("plain", "full"))
     assert (stopped.value.exit_code, stopped.value.hint) == (1, "dialogkit train --resume full")

@@ -9,9 +9,9 @@ import torch
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.data.collate import collate_dialogs
-from dialogkit.data.prepare import DialogTokens
+from dialogkit.data.tokens import DialogTokens
 from dialogkit.dialog import Message
-from dialogkit.inference.session import generate_replies
+from dialogkit.inference.replies import generate_replies
 
 RUN: dict[str, Any] = {
     "max_steps": 6,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from dialogkit.config.model import ModelConfig
 from dialogkit.config.train import TrainConfig
-from dialogkit.engine.adapters import complete_adapter, load_adapter
+from dialogkit.engine.adapter_checkpoints import complete_adapter, load_adapter
 from dialogkit.errors import CheckpointError, ConfigError, ModelError, UnavailableError
 from dialogkit.models import adapters
 from dialogkit.models.adapters import add_adapter, merge_adapter

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import dialogkit
-from dialogkit.tracking.rundir import RunDir
+from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import REPOSITORY, SMALL, Trained
 
 SETTINGS = {name: value for name, value in SMALL.items() if name != "data.samples"}

@@ -17,7 +17,7 @@ import pytest
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError, DataError, StorageError
-from dialogkit.inference.session import Conversation, generate_replies
+from dialogkit.inference.replies import Conversation, generate_replies
 from dialogkit.services.chat import SETTINGS, Chat
 from tests.conftest import REPOSITORY, Finished, Trained, run_process
 

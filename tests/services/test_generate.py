@@ -9,7 +9,8 @@ import pytest
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.errors import ConfigError, ModelError
-from dialogkit.services.generate import GenerateResult, ReplyResult, generate
+from dialogkit.inference.results import ReplyResult
+from dialogkit.services.generate import GenerateResult, generate
 from dialogkit.services.train import train
 from tests.conftest import Finished, Trained
 
@@ -129,7 +130,9 @@ def test_an_empty_prompt_is_refused(trained: Trained, prompts: str | list[str]) 
 def test_all_names_are_looked_up_before_the_first_model_is_loaded(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dialogkit.services.loading.load_for_inference", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "dialogkit.services.runs.loading.load_for_inference", lambda *_, **__: pytest.fail("loaded")
+    )
     with pytest.raises(ModelError, match=r"'shared-ran' \(did you mean 'shared-run'\?\)"):
         generate(["shared-run", "shared-ran"], "Hello!", output=trained.output)
 

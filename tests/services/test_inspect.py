@@ -12,7 +12,8 @@ import pytest
 
 from dialogkit.config.load import load_run_config, parse_sets
 from dialogkit.config.paths import cache_dir
-from dialogkit.data.prepare import PreparedData, hash_dialog, prepare_data, split_by_hash
+from dialogkit.data.prepare import PreparedData, prepare_data
+from dialogkit.data.split import hash_dialog, split_by_hash
 from dialogkit.dialog import Message
 from dialogkit.errors import DialogKitError
 from dialogkit.models.tokenizer import load_tokenizer, train_tokenizer

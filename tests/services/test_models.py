@@ -11,9 +11,10 @@ import pytest
 from dialogkit.config.load import load_run_config, model_names
 from dialogkit.errors import ModelError
 from dialogkit.models.folder import describe_architecture
-from dialogkit.services.models import list_models, name_to_type, resolve_model, show_model
+from dialogkit.services.models import list_models, show_model
+from dialogkit.services.runs.resolve import name_to_type, resolve_model
 from dialogkit.services.train import train
-from dialogkit.tracking.rundir import RunDir
+from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import Trained
 
 

@@ -27,11 +27,12 @@ from dialogkit.errors import (
     InterruptedRunError,
     StorageError,
 )
-from dialogkit.ownership import FILE_LIST
-from dialogkit.services.reporter import LogReporter
 from dialogkit.services.train import resume, train
-from dialogkit.services.training import TrainResult, costly_evaluations
-from dialogkit.tracking.rundir import RunDir, RunRecord
+from dialogkit.services.training.progress import LogReporter
+from dialogkit.services.training.run import TrainResult, costly_evaluations
+from dialogkit.system.ownership import FILE_LIST
+from dialogkit.tracking.record import RunRecord
+from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import SMALL, Finished, Trained, run_process
 
 MODEL_FILES = {

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from dialogkit.errors import ModelError, StorageError
-from dialogkit.ownership import entry_of
+from dialogkit.system.ownership import entry_of
 from dialogkit.tracking import pruning
 from dialogkit.tracking.pruning import contents, delete, freed_bytes, half_deleted
-from dialogkit.tracking.rundir import RunDir, RunRecord, find_run, list_runs
+from dialogkit.tracking.record import RunRecord
+from dialogkit.tracking.run_dir import RunDir, find_run, list_runs
 
 WRITTEN = [
     "metrics.jsonl",

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from dialogkit import ownership
 from dialogkit.errors import StorageError
-from dialogkit.ownership import FILE_LIST, entry_of, list_folder, read_list, write_list
+from dialogkit.system import ownership
+from dialogkit.system.ownership import FILE_LIST, entry_of, list_folder, read_list, write_list
 from dialogkit.tracking import publishing
 from dialogkit.tracking.publishing import publish, published_dir, published_dirs
 

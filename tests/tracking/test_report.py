@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.report import MARK, render_report
-from dialogkit.tracking.rundir import RunDir, RunRecord
+from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import Trained
 
 VOID = {"meta", "link", "wbr", "br", "img", "input", "hr"}

@@ -11,7 +11,7 @@ import pytest
 from dialogkit.errors import UnavailableError
 from dialogkit.services.train import train
 from dialogkit.tracking import trackers
-from dialogkit.tracking.rundir import RunDir
+from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.trackers import require_trackers, tracker_places
 
 TENSORBOARD = {"tracking.trackers": ["tensorboard"], "train.log_every_steps": 1, "train.eval_every_steps": 2}

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dialogkit.tracking.rundir import RunDir, RunRecord
+from dialogkit.tracking.record import RunRecord
+from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import TINY, run_process
 from tests.wandb_log import history, only_offline_run, records, values
 

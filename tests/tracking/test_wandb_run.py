@@ -17,10 +17,10 @@ import pytest
 
 from dialogkit.config.tracking import TrackingConfig
 from dialogkit.errors import StorageError, UnavailableError
-from dialogkit.network import forget
+from dialogkit.system.credentials import Credentials, find_credentials
+from dialogkit.system.network import forget
 from dialogkit.tracking import wandb_run
-from dialogkit.tracking.credentials import Credentials, find_credentials
-from dialogkit.tracking.rundir import RunDir
+from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.wandb_run import WandbRun, decide, open_wandb, resolve_mode
 from tests.wandb_log import history, only_offline_run, records, values
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dialogkit import __version__
-from dialogkit.ownership import is_signed, read_regular
+from dialogkit.system.ownership import is_signed, read_regular
 from dialogkit.text import sanitize
 from dialogkit.tracking.report.charts import charts_of
 from dialogkit.tracking.report.replies import diary_of, final_replies_of
@@ -28,7 +28,7 @@ from dialogkit.tracking.report.tables import (
     training_figures_of,
     versions_of,
 )
-from dialogkit.tracking.rundir import RunDir
+from dialogkit.tracking.run_dir import RunDir
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -13,7 +13,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from dialogkit.text import duration
-from dialogkit.tracking.rundir import RunDir, RunRecord, plain_name
+from dialogkit.tracking.record import RunRecord
+from dialogkit.tracking.run_dir import RunDir, plain_name
 
 COLOURS = 8
 """Colours that the page's style has for runs."""

@@ -5,10 +5,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dialogkit.config.load import flatten
-from dialogkit.tracking.figures import ANCHORS, FIGURES, GROUPS, Figure
+from dialogkit.tracking.metric_specs import ANCHORS, FIGURES, GROUPS, Figure
 from dialogkit.tracking.report.run import NOTHING, Seen, in_bytes, number, short, text_of, written
 
 TO = "–"  # noqa: RUF001 - an en dash stands between bounds
+
+
+_DATA_TITLES = {
+    "license": "licence",
+    "rows": "rows read",
+    "unusable": "rows that could not be read",
+    "cut": "dialogs cut to the context",
+    "dropped": "dialogs dropped",
+    "first_bad_row": "first that was dropped",
+    "kept": "dialogs kept",
+    "train_dialogs": "dialogs to train on",
+    "train_tokens": "their tokens",
+    "train_supervised_tokens": "of these supervised",
+    "eval_dialogs": "dialogs held out",
+    "eval_supervised_tokens": "their supervised tokens",
+}
 
 
 class Cell(NamedTuple):
@@ -303,22 +319,6 @@ def _value(value: object) -> str:
         value = "\n".join(value) or NOTHING
     shown = text_of(value)
     return shown.text + (f" ... and {shown.more:,} characters more" if shown.more else "")
-
-
-_DATA_TITLES = {
-    "license": "licence",
-    "rows": "rows read",
-    "unusable": "rows that could not be read",
-    "cut": "dialogs cut to the context",
-    "dropped": "dialogs dropped",
-    "first_bad_row": "first that was dropped",
-    "kept": "dialogs kept",
-    "train_dialogs": "dialogs to train on",
-    "train_tokens": "their tokens",
-    "train_supervised_tokens": "of these supervised",
-    "eval_dialogs": "dialogs held out",
-    "eval_supervised_tokens": "their supervised tokens",
-}
 
 
 def _data(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,353 @@
+"""Draws an evaluation in a terminal."""
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from rich.text import Text
+
+from dialogkit.cli.metrics_table import best_of, fits, print_side_by_side, print_tasks
+from dialogkit.cli.output import Output, fitting, table, untrusted
+from dialogkit.text import counted
+from dialogkit.tracking.metric_specs import ANCHORS, FIGURES, GROUPS, Figure
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
+
+
+FEW = 10
+"""Dialogs below which figures and their intervals say little."""
+_LONGEST = 800
+
+
+class Request(NamedTuple):
+    """What was asked for, as far as it decides what is told beside the figures."""
+
+    models: Sequence[str] = ()
+    dataset: str | None = None
+    samples: int | None = None
+    whole: bool = False
+    where: str = ""
+    """What a command ends with where the folder of models and runs is not the usual one."""
+
+
+def render_evaluation(
+    output: Output,
+    result: "EvaluateResult",
+    asked: "Request | None" = None,
+    *,
+    slices: bool = False,
+    worst: int = 0,
+) -> None:
+    """Print the figures of an evaluation, what they were measured on, and the remarks on each model."""
+    asked = asked or Request()
+    _render_heading(output, result.rows, asked.models)
+    if result.anchors:
+        render_figures(output, _lettered(result))
+        marks = _marks(output)
+        told = f"{marks[1]} more is better, {marks[-1]} less is; dialogkit evaluate --help explains the figures"
+        output.err.print(Text(told, style="dim"))
+    else:
+        _render_likelihood(output, result.rows)
+    if result.anchors:
+        output.print("")
+    for row in result.rows:
+        for told in _extent(row, asked):
+            output.print(untrusted(told))
+    for row in result.rows:
+        for remark in row.remarks:
+            output.print(untrusted(f"{row.model} {remark}."))
+        if result.anchors and not row.remarks and row.dialogs >= FEW:
+            output.print(untrusted(f"{row.model} shows none of the faults that are looked for."))
+    for row in result.rows:
+        if slices:
+            _render_slices(output, row)
+        if worst:
+            _render_worst(output, row, worst)
+    if any(row.tasks for row in result.rows):
+        output.print("")
+        print_tasks(output, {row.model: row.tasks for row in result.rows})
+    if len({row.dataset for row in result.rows}) > 1:
+        output.err.print("figures of different datasets cannot be compared; name one by --dataset DATA")
+    _render_kept(output, result)
+    for told_to in result.tracked:
+        output.err.print(untrusted(f"W&B: {told_to.url or f'wandb sync {told_to.folder}'}"), soft_wrap=True)
+
+
+def _render_heading(output: Output, rows: "Sequence[EvaluateRow]", words: Sequence[str]) -> None:
+    """Print which models were measured, each with its letter where there are several, and on what."""
+    named = dict(zip((id(row) for row in rows), words, strict=False))
+    titles = []
+    for row in rows:
+        word = named.get(id(row), row.model)
+        known = word == row.model or word.rstrip("/").endswith(f"/{row.model}")
+        titles.append(row.model if known else f"{row.model} ({word})")
+    measured = [_measured_on(row) for row in rows]
+    if len(rows) == 1:
+        output.print(untrusted(f"{titles[0]} on {measured[0]}", "bold"))
+        return
+    same = len(set(measured)) == 1
+    for letter, title, dialogs in zip(_letters(rows), titles, measured, strict=True):
+        output.print(untrusted(f"{letter}  {title}" if same else f"{letter}  {title} on {dialogs}", "bold"))
+    if same:
+        output.print(untrusted(f"on {measured[0]}", "bold"))
+
+
+def _measured_on(row: "EvaluateRow") -> str:
+    """Return on how many of which dialogs a model was measured."""
+    if row.held_out is None or row.of_dialogs is None:
+        return f"{row.dataset}, {counted(row.dialogs, 'dialog')}"
+    if row.dialogs == row.held_out:
+        return f"{row.dataset}, {counted(row.dialogs, 'held-out dialog')}"
+    if row.dialogs < row.held_out:
+        return f"{row.dataset}, {row.dialogs:,} of {counted(row.held_out, 'held-out dialog')}"
+    all_of = "all " if row.dialogs == row.of_dialogs else f"{row.dialogs:,} of "
+    learned = ", those it was trained on among them" if row.trained_on else ""
+    return f"{row.dataset}, {all_of}{counted(row.of_dialogs, 'dialog')}{learned}"
+
+
+def _more(row: "EvaluateRow", asked: Request) -> str | None:
+    """Return the options that take more dialogs than were measured; None where there are no more."""
+    if row.held_out is None or row.of_dialogs is None:
+        return None
+    dataset = f" --dataset {shlex.quote(asked.dataset)}" if asked.dataset is not None else ""
+    if asked.samples is not None and row.dialogs == asked.samples and row.held_out > row.dialogs:
+        return f"{dataset}{' --whole' if asked.whole else ''}"
+    return f"{dataset} --whole" if row.dialogs < row.of_dialogs else None
+
+
+def _extent(row: "EvaluateRow", asked: Request) -> "Iterator[str]":
+    """Tell where fewer dialogs were measured than were asked for, or too few to say much."""
+    more, there = _more(row, asked), row.held_out if not asked.whole else row.of_dialogs
+    whole = f"; --whole takes all {row.of_dialogs:,}" if more is not None and more.endswith("--whole") else ""
+    whole += ", those to train on among them" if whole and asked.dataset is None else ""
+    if asked.samples is not None and row.dialogs < asked.samples and there is not None:
+        held_out = "" if asked.whole else " held out"
+        yield (
+            f"{row.model}: {asked.samples:,} dialogs were asked for, and {there:,} "
+            f"{'is' if there == 1 else 'are'}{held_out or ' there'}{whole}."
+        )
+        whole = ""
+    if row.dialogs < FEW:
+        dialogs = counted(row.dialogs, "dialog")
+        said = "have no intervals" if row.dialogs == 1 else "have intervals that are too narrow"
+        yield (f"{row.model}: figures of only {dialogs} say little of a model, and {said}{whole}.")
+
+
+def next_command(result: "EvaluateResult", asked: Request) -> str | None:
+    """Return the next command: what takes more dialogs where they were too few, or shows what was kept."""
+    models = " ".join(shlex.quote(word) for word in asked.models or [row.model for row in result.rows])
+    few = [row for row in result.rows if row.dialogs < FEW]
+    if few and (more := _more(few[0], asked)) is not None:
+        return f"dialogkit evaluate {models}{more}{asked.where}"
+    runs = [kept.run for kept in result.kept]
+    if not runs:
+        return None
+    return f"dialogkit runs {'report' if len(runs) == 1 else 'compare'} {' '.join(runs)}{asked.where}"
+
+
+def _render_kept(output: Output, result: "EvaluateResult") -> None:
+    """Tell where the figures, the replies and the worst dialogs of each model lie."""
+    measured = {row.model: row.dialogs for row in result.rows}
+    for kept in result.kept:
+        stem = Path(kept.figures).stem
+        beside = [Path(path).name.removeprefix(stem) for path in (kept.replies, kept.worst)]
+        told = f"kept: {kept.figures}, {', '.join(beside)}"
+        if kept.shown_dialogs != measured.get(kept.run):
+            told += f"; `runs` and the page still show that on {counted(kept.shown_dialogs, 'dialog')}"
+        output.err.print(untrusted(told), soft_wrap=True)
+    if result.anchors:
+        for row in result.rows:
+            if row.model not in {kept.run for kept in result.kept}:
+                told = f"{row.model}: nothing was kept in the folder of a run"
+                output.err.print(untrusted(told), soft_wrap=True)
+
+
+def _render_likelihood(output: Output, rows: "Sequence[EvaluateRow]") -> None:
+    columns: dict[str, Callable[[EvaluateRow], str]] = {
+        "model": lambda row: row.model,
+        "loss": lambda row: f"{row.nats_per_token:.4f}",
+        "perplexity": lambda row: f"{row.perplexity:,.2f}",
+        "bits/byte": lambda row: f"{row.bits_per_byte:.4f}",
+        "token accuracy": lambda row: f"{row.accuracy:.1%}",
+        "tokens": lambda row: f"{row.tokens:,}",
+    }
+    numbers = list(columns)[1:]
+    output.print(
+        fitting(output.out, columns, rows, right=numbers, dispensable=("perplexity", "tokens", "token accuracy"))
+    )
+
+
+def render_figures(
+    output: Output, result: "EvaluateResult", *, only: Sequence[str] = (), without: str | None = None
+) -> None:
+    """Print the figures one below the other, the models and their anchors side by side, as many as fit.
+
+    Args:
+        output: where to.
+        result: what was measured.
+        only: the figures that are shown; without any, all.
+        without: a figure that is not.
+    """
+    best = _best(result.rows)
+    marks = _marks(output)
+    # What only the anchors have, as the speed of an untrained model whose own says nothing, tells nothing.
+    measured = {figure.name for figure in FIGURES if any(getattr(r, figure.name) is not None for r in result.rows)}
+
+    def draw(columns: "Sequence[tuple[str, EvaluateRow]]", *, short: bool = False) -> "Table":
+        def wanted(name: str) -> bool:
+            if short and name == "perplexity":  # another form of the loss, and the widest figure of all
+                return False
+            return name in measured and name != without and (not only or name in only)
+
+        return _side_by_side(columns, best, marks, wanted, short=short)
+
+    columns = _columns(result)
+    if result.anchors and not fits(output, draw(columns)) and fits(output, draw(columns, short=True)):
+        output.print(draw(columns, short=True))
+    else:
+        print_side_by_side(output, columns, draw)
+
+
+def _letters(rows: "Sequence[EvaluateRow]") -> list[str]:
+    return [chr(ord("A") + number) if number < 26 else str(number) for number in range(len(rows))]
+
+
+def _lettered(result: "EvaluateResult") -> "EvaluateResult":
+    """Return a result whose models, where there are several, are called by letters: names of runs are long."""
+    if len(result.rows) == 1:
+        return result
+    letters = _letters(result.rows)
+    anchors, model = [], -1
+    seen: set[object] = set()
+    for anchor in result.anchors:  # those of one model after those of the other, whatever their names
+        if anchor.anchor in seen or model < 0:
+            model, seen = min(model + 1, len(letters) - 1), set()
+        seen.add(anchor.anchor)
+        anchors.append(anchor.model_copy(update={"model": letters[model]}))
+    rows = [row.model_copy(update={"model": letter}) for letter, row in zip(letters, result.rows, strict=True)]
+    return result.model_copy(update={"rows": rows, "anchors": anchors})
+
+
+def _columns(result: "EvaluateResult") -> "list[tuple[str, EvaluateRow]]":
+    """Return the models with their titles, each followed by itself before its training, and the other anchors.
+
+    An anchor that is the same for several models stands there once; where not all have it, it says whose it is.
+    """
+    owners: dict[tuple[object, ...], list[str]] = {}
+    first: dict[tuple[object, ...], EvaluateRow] = {}
+    for anchor in result.anchors:
+        if anchor.anchor is None:  # as in a folder of somebody else's making
+            continue
+        same = (anchor.anchor, anchor.dataset, anchor.dialogs, anchor.bits_per_byte, anchor.chrf)
+        first.setdefault(same, anchor)
+        if anchor.model not in owners.setdefault(same, []):
+            owners[same].append(anchor.model)
+    everybody = len(result.rows)
+    columns = [(row.model, row) for row in result.rows]
+    kinds = list(ANCHORS)
+    for same_as, anchor in sorted(first.items(), key=lambda item: kinds.index(str(item[1].anchor))):
+        title = ANCHORS[str(anchor.anchor)]
+        whose = owners[same_as]
+        column = (title if len(whose) >= everybody else f"{title}\nof {', '.join(whose)}", anchor)
+        if anchor.anchor == "untrained" and len(whose) == 1 and everybody > 1:
+            after = next((n for n, (_, row) in enumerate(columns) if row.model == whose[0]), len(columns) - 1)
+            columns.insert(after + 1, column)
+        else:
+            columns.append(column)
+    return columns
+
+
+def _marks(output: Output) -> dict[int, str]:
+    """Return what stands before a figure of which more (1) or less (-1) is better."""
+    arrows = {1: "\N{UPWARDS ARROW}", -1: "\N{DOWNWARDS ARROW}", 0: " "}
+    try:
+        "".join(arrows.values()).encode(output.out.encoding)
+    except (UnicodeEncodeError, LookupError):
+        return {1: "+", -1: "-", 0: " "}
+    return arrows
+
+
+def _side_by_side(
+    columns: "Sequence[tuple[str, EvaluateRow]]",
+    best: dict[str, str],
+    marks: dict[int, str],
+    shown: Callable[[str], bool],
+    *,
+    short: bool,
+) -> "Table":
+    titles = [title.replace("true answers", "true\nanswers") if short else title for title, _ in columns]
+    with_intervals = any(row.intervals for _, row in columns if not row.anchor)
+    drawn = table("95% interval in brackets" if with_intervals else "", *titles, right=titles)
+    group = ""
+    for figure in FIGURES:
+        cells = [_cell(figure, row, bold=best.get(figure.name) == row.model, short=short) for _, row in columns]
+        if not shown(figure.name) or not any(cell.plain for cell in cells):
+            continue
+        if figure.group != group:
+            group = figure.group
+            drawn.add_row(Text(GROUPS[figure.group][0], style="bold"))
+        drawn.add_row(f"{marks[figure.better]} {figure.title}", *cells)
+    return drawn
+
+
+def _cell(figure: Figure, row: "EvaluateRow", *, bold: bool, short: bool) -> Text:
+    value = getattr(row, figure.name)
+    if value is None:
+        return Text()
+    # Of thousands the parts are of no interest, and there is no room for them.
+    form = ",.0f" if figure.name == "perplexity" and value >= 1000 else figure.form
+    if short and form == ".4f":
+        form = ".3f"
+    text = format(value, form)
+    bounds = row.intervals.get(figure.name)
+    if not row.anchor and bounds and bounds[0] < bounds[1]:
+        text += f" [{format(bounds[0], form)}, {format(bounds[1], form)}]"
+    return untrusted(text, "dim" if row.anchor else "bold" if bold else "")
+
+
+def _best(rows: "Sequence[EvaluateRow]") -> dict[str, str]:
+    """Return the model that is best in a figure, where its interval is apart from those of all others."""
+    best: dict[str, str] = {}
+    for name, _, _, better, _ in FIGURES:
+        bounds = {row.model: row.intervals[name] for row in rows if name in row.intervals}
+        if not better or len(bounds) < 2 or len(bounds) < len(rows):
+            continue
+        if (first := best_of(bounds, better)) is not None:
+            best[name] = first
+    return best
+
+
+def _render_slices(output: Output, row: "EvaluateRow") -> None:
+    from dialogkit.services.evaluation.slices import LEAST
+
+    output.print("")
+    numbers = ("dialogs", "bits/byte", "95% interval")
+    drawn = table(row.model, *numbers, right=numbers)
+    for part in row.slices:
+        bounds = f"{part.interval[0]:.4f} - {part.interval[1]:.4f}" if part.interval else ""
+        drawn.add_row(untrusted(part.name), f"{part.dialogs:,}", f"{part.bits_per_byte:.4f}", bounds)
+    if row.slices:
+        output.print(drawn)
+    scarce = [f"{kind} {number}" for kind, number in row.scarce.items()]
+    kinds = ", ".join([*scarce, "and other first words of prompts"])
+    output.print(untrusted(f"without figures of their own, under {LEAST} dialogs each: {kinds}"))
+
+
+def _render_worst(output: Output, row: "EvaluateRow", number: int) -> None:
+    """Print the dialogs whose answers the model finds most improbable."""
+    for place, worst in enumerate(row.worst[:number], 1):
+        output.print("")
+        told = f"{row.model}, worst {place}: {worst.bits_per_byte:.2f} bits/byte for the true answer"
+        output.print(untrusted(told, "bold"))
+        output.print(untrusted(f"> {_beginning(worst.prompt)}"))
+        output.print(untrusted(_beginning(worst.answer)))
+
+
+def _beginning(text: str) -> str:
+    """Return a text, or the beginning of a long one."""
+    left_out = len(text) - _LONGEST
+    return text if left_out <= 0 else f"{text[:_LONGEST]} ... ({left_out:,} characters more)"

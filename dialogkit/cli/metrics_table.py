@@ -1,0 +1,109 @@
+"""Figures of several models side by side: which is best, how many fit beside each other, and those of tasks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from rich.text import Text
+
+from dialogkit.cli.output import Output, table, untrusted
+from dialogkit.text import counted
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dialogkit.services.evaluation.results import TaskFigure, TaskRow
+
+
+Column = TypeVar("Column")
+
+
+def best_of(bounds: Mapping[str, tuple[float, float]], better: int) -> str | None:
+    """Return who is best, where its interval is apart from those of all others.
+
+    Args:
+        bounds: the interval of each.
+        better: whether more (1) or less (-1) is better.
+    """
+    if not better or len(bounds) < 2:
+        return None
+    # Less is more of the negative.
+    turned = {name: (low, high) if better > 0 else (-high, -low) for name, (low, high) in bounds.items()}
+    first = max(turned, key=lambda name: turned[name][0])
+    return first if all(turned[first][0] > high for name, (_, high) in turned.items() if name != first) else None
+
+
+def fits(output: Output, drawn: "Table") -> bool:
+    """Return whether a table is no wider than what it is printed to."""
+    unbounded = output.out.options.update(width=10_000)
+    return output.out.measure(drawn, options=unbounded).maximum <= output.out.width
+
+
+def print_side_by_side(
+    output: Output, columns: Sequence[Column], draw: "Callable[[Sequence[Column]], Table]"
+) -> None:
+    """Print columns side by side, as many as fit, and the others below."""
+    while columns:
+        for number in range(len(columns), 0, -1):
+            drawn = draw(columns[:number])
+            if fits(output, drawn) or number == 1:
+                break
+        output.print(drawn)
+        columns = columns[number:]
+        if columns:
+            output.print("")
+
+
+def print_tasks(output: Output, answered: "Mapping[str, Sequence[TaskRow]]") -> None:
+    """Print what models, given by their titles, came to in tasks."""
+    rows = {
+        (task.name, figure.name, figure.filter): task.name
+        for tasks in answered.values()
+        for task in tasks
+        for figure in task.figures
+    }
+    by_title = {
+        title: {(t.name, f.name, f.filter): f for t in tasks for f in t.figures}
+        for title, tasks in answered.items()
+    }
+    numbers = {task.name: _questions(task) for tasks in answered.values() for task in tasks}
+
+    def draw(titles: Sequence[str]) -> "Table":
+        drawn = table("task", "", *titles, right=titles)
+        before = ""
+        for row, task in rows.items():
+            figures = {title: found[row] for title, found in by_title.items() if row in found}
+            best = _best(figures) if len(figures) == len(answered) else None
+            cells = [_cell(figures.get(title), bold=title == best) for title in titles]
+            told = f"{task}{numbers[task]}" if task != before else ""
+            drawn.add_row(untrusted(told), untrusted(" ".join(filter(None, row[1:]))), *cells)
+            before = task
+        return drawn
+
+    print_side_by_side(output, list(answered), draw)
+    for title, tasks in answered.items():
+        for task in tasks:
+            if task.cut:
+                lost = (
+                    f"{counted(task.cut, 'question')} of {task.name} lost the beginning: too long for the context"
+                )
+                output.err.print(untrusted(f"{title}: {lost}"))
+
+
+def _questions(task: "TaskRow") -> str:
+    before = f" after {counted(task.examples, 'example')}" if task.examples else ""
+    return f" ({counted(task.questions, 'question')}{before})" if task.questions else ""
+
+
+def _best(figures: "Mapping[str, TaskFigure]") -> str | None:
+    bounds = {title: figure.interval for title, figure in figures.items() if figure.interval}
+    better = next(iter(figures.values())).better
+    return best_of(bounds, better) if len(bounds) == len(figures) else None
+
+
+def _cell(figure: "TaskFigure | None", *, bold: bool) -> Text:
+    if figure is None:
+        return Text()
+    text = f"{figure.value:.4f}"
+    if figure.interval:
+        text += f" [{figure.interval[0]:.4f}, {figure.interval[1]:.4f}]"
+    return untrusted(text, "bold" if bold else "")

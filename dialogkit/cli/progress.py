@@ -1,0 +1,84 @@
+"""Draws the progress of a training in a terminal."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from dialogkit.cli.output import Output, print_item, untrusted
+from dialogkit.redaction import redact
+from dialogkit.services.training.progress import step_line
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from rich.status import Status
+
+
+class TrainOutput:
+    """Draws a training: a header, a progress bar in a terminal or plain lines elsewhere."""
+
+    def __init__(self, output: Output) -> None:
+        self._console = output.err
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._status: Status | None = None
+
+    def doing(self, text: str) -> None:
+        """Tell what goes on until the next event: turning in a terminal, as a line elsewhere."""
+        if not self._console.is_terminal:
+            self._console.print(untrusted(redact(f"{text} ...")), soft_wrap=True)
+        elif self._progress is None:  # what runs within a training has its bar
+            self._idle()
+            self._status = self._console.status(untrusted(text))
+            self._status.start()
+
+    def _idle(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def header(self, facts: Mapping[str, str]) -> None:
+        """Print the facts, one a line."""
+        self._idle()
+        grid = Table.grid(padding=(0, 2))
+        for name, value in facts.items():
+            grid.add_row(Text(name, style="bold"), untrusted(redact(value)))
+        print_item(self._console, grid)
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self._idle()
+        self._console.print(untrusted(redact(text)))
+
+    def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
+        """Move the bar, or print a line; an evaluation is always a line of its own."""
+        self._idle()
+        if "eval/nats_per_token" in metrics or not self._console.is_terminal:
+            if (line := step_line(step, total, metrics)) is not None:
+                self._console.print(line)
+            return
+        loss, speed = metrics["train/loss"], metrics["perf/tokens_per_s"]
+        if self._progress is None:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.completed}/{task.total}"),
+                TimeRemainingColumn(),
+                console=self._console,
+                refresh_per_second=4,  # drawing costs time that the training has better use for
+            )
+            self._task = self._progress.add_task("", total=total)
+            self._progress.start()
+        self._progress.update(
+            self._task, completed=step, total=total, description=f"loss {loss:.3f}  {speed:,.0f} tokens/s"
+        )
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._idle()
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

@@ -1,0 +1,274 @@
+"""A run on a screen: what it came to, what it was made of, what it says."""
+
+import math
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from dialogkit.cli.metrics_table import print_tasks
+from dialogkit.cli.output import Output, date, options_table, settings_table, table, untrusted
+from dialogkit.text import counted, duration, percent
+
+if TYPE_CHECKING:
+    from dialogkit.services.runs.compare import RunDetails
+
+_MAIN_FIGURES = (
+    *("bits_per_byte", "accuracy", "prompt_gain", "hits_at_1", "stop_rate", "repetition", "chrf"),
+    "reply_tokens_per_s",
+)
+"""What is shown of an evaluation where it is not the only thing that is shown."""
+_WIDEST = 120
+"""Columns that curves and lines of replies have at most."""
+_FIGURES = {
+    "bits_per_byte": ("bits per byte", ",.3f"),
+    "nats_per_token": ("loss (nats/token)", ",.3f"),
+    "perplexity": ("perplexity", ",.1f"),
+    "accuracy": ("token accuracy", ".1%"),
+}
+_STATUS_STYLES = {"completed": "green", "running": "cyan", "interrupted": "yellow"}
+
+
+def render_run(output: Output, shown: "RunDetails", *, everything: bool) -> None:
+    """Print a run in groups, each in a few lines; or with all that is recorded, as it is recorded."""
+    if everything:
+        _render_record(output, shown)
+    else:
+        _render_head(output, shown)
+    _render_replies(output, shown, whole=everything)
+    _render_curve(output, shown)
+    _render_evaluations(output, shown)
+
+
+def _render_record(output: Output, shown: "RunDetails") -> None:
+    """Print the whole record, one value a line."""
+    from dialogkit.config.load import flatten
+    from dialogkit.tracking.record import RunRecord
+
+    kept = shown.model_dump(mode="json", include=set(RunRecord.model_fields) - {"origins"})
+    output.print(settings_table({name: value for name, value in flatten(kept) if value not in (None, "", [])}))
+
+
+# In groups
+
+
+def _render_head(output: Output, shown: "RunDetails") -> None:
+    """Print name and status, figures, what the run was made of, and the settings that somebody chose."""
+    status = Text(shown.status, style=_STATUS_STYLES.get(shown.status, "red"))
+    when = f"  {date(shown.created)}" + (f", {took}" if (took := _time(shown.duration_s)) else "")
+    output.print(Text.assemble(untrusted(shown.name, "bold"), "  ", status, untrusted(when, "dim")))
+    if shown.error:
+        output.print(untrusted(f"error: {shown.error}", "red"))
+    if (figures := _figures(shown)).row_count:
+        output.print("")
+        output.print(figures)
+    output.print("")
+    output.print(_facts(shown))
+    if settings := _settings(shown):
+        output.print("")
+        output.print(options_table(settings))
+
+
+def _figures(shown: "RunDetails") -> Table:
+    """Return the figures on the held-out dialogs, before the training and after it, or as far as it came."""
+    drawn = table("held out", "before", "after", right=("before", "after"))
+    evaluated = [(step, value) for step, value in shown.held_out_loss if step]
+    last = evaluated[-1] if evaluated and shown.status != "completed" else None
+    if last is not None:
+        drawn.columns[2].header = f"at step {last[0]:,}"
+    for name, (title, form) in _FIGURES.items():
+        before, after = (shown.metrics.get(f"{when}/{name}") for when in ("before", "final"))
+        if after is None and last is not None and name == "nats_per_token":
+            after = last[1]
+        if before is not None or after is not None:
+            drawn.add_row(title, *("" if value is None else format(value, form) for value in (before, after)))
+    return drawn
+
+
+def _facts(shown: "RunDetails") -> Table:
+    """Return what the run was made of; what is not recorded is left out."""
+    facts = {
+        "model": _listed(_model(shown)),
+        "data": _listed(_data(shown.data)),
+        "training": _listed(_training(shown)),
+        "device": _listed(_device(shown)),
+        "versions": _listed(
+            f"{name} {shown.versions[name]}"
+            for name in ("dialogkit", "python", "torch", "transformers")
+            if name in shown.versions
+        ),
+        "git": _git(shown.environment.get("git")),
+        "W&B": _wandb(shown.wandb),
+        "command": shlex.join(shown.command),
+    }
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in facts.items():
+        if value:
+            grid.add_row(Text(name, style="bold"), untrusted(value))
+    return grid
+
+
+def _listed(parts: Iterable[str | None]) -> str:
+    return ", ".join(filter(None, parts))
+
+
+def _model(shown: "RunDetails") -> list[str | None]:
+    model = shown.model
+    plain = _number(model.get("parameters_without_embeddings"))
+    without = f" ({plain} without embeddings)" if plain else ""
+    return [
+        model.get("name") or str(shown.config.get("model", {}).get("name") or ""),
+        f"{_number(model.get('parameters'))} parameters{without}" if model.get("parameters") else None,
+        model.get("architecture"),
+        *(
+            f"{counted(model[name], 'layer')}" if name == "layers" else f"{name} {model[name]:,}"
+            for name in ("layers", "width", "context")
+            if model.get(name)
+        ),
+        f"from {model['source']}" if model.get("source") else None,
+    ]
+
+
+def _data(data: Mapping[str, Any]) -> list[str | None]:
+    train, held_out, rows = (_number(data.get(name)) for name in ("train_dialogs", "eval_dialogs", "rows"))
+    lost = [
+        f"{_number(data[name])} {name}"
+        for name in ("cut", "dropped", "unusable")
+        if _number(data.get(name) or None)
+    ]
+    return [
+        data.get("dataset"),
+        f"{train} to train on" if train else None,
+        f"{held_out} held out" if held_out else None,
+        f"{_listed(lost)} of {rows} rows" if rows and lost else None,
+    ]
+
+
+def _training(shown: "RunDetails") -> list[str | None]:
+    made = shown.metrics.get("train/steps", max((step for step, _ in shown.train_loss), default=0))
+    planned, metrics = shown.schedule.get("total_steps"), shown.metrics
+    of_all = f" of {planned:,}" if planned is not None and planned != made else ""
+    tokens, speed = metrics.get("train/tokens"), metrics.get("perf/tokens_per_s")
+    return [
+        f"{made:,.0f}{of_all} steps",
+        None if tokens is None else f"{tokens:,.0f} tokens",
+        None if speed is None else f"{speed:,.0f} tokens/s",
+        _time(metrics.get("train/seconds")),
+        f"gone on with {counted(len(shown.resumed), 'time')}" if shown.resumed else None,
+    ]
+
+
+def _device(shown: "RunDetails") -> list[str | None]:
+    from dialogkit.tracking.report.run import in_bytes
+
+    memory = shown.environment.get("memory_bytes")
+    known = [
+        str(shown.runtime[name]) for name in ("device", "device_name", "precision") if shown.runtime.get(name)
+    ]
+    return [*known, f"{in_bytes(memory)} of memory" if isinstance(memory, int | float) else None]
+
+
+def _wandb(wandb: Mapping[str, Any]) -> str:
+    reason = f" ({wandb['reason']})" if wandb.get("reason") else ""
+    return f"{wandb['mode']}{reason} {wandb.get('url') or ''}".strip() if wandb.get("mode") else ""
+
+
+def _git(git: object) -> str:
+    if not isinstance(git, Mapping) or not git.get("commit"):
+        return ""
+    changed = ", with changes that are not in it" if git.get("dirty") else ""
+    return f"{str(git['commit'])[:12]} on {git.get('branch')}{changed}"
+
+
+def _settings(shown: "RunDetails") -> list[tuple[str, Any, str]]:
+    """Return the settings that are not defaults, with their origins; the shape of the model is told elsewhere."""
+    from dialogkit.config.load import default_settings, flatten
+
+    settings = dict(flatten(shown.config))
+    if shown.origins:
+        chosen = [name for name in settings if shown.origins.get(name, "default") != "default"]
+        chosen = [name for name in chosen if not name.startswith("model.") or "model " not in shown.origins[name]]
+    else:  # of a training in Python
+        defaults = default_settings()
+        chosen = [
+            n for n in settings if n in defaults and settings[n] != defaults[n] and not n.startswith("model.")
+        ]
+    return [(name, settings[name], shown.origins.get(name, "")) for name in chosen if name != "name"]
+
+
+def _number(value: object) -> str:
+    """Return a number with separators; nothing for what is none, as a record may be anybody's."""
+    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else ""
+
+
+def _time(seconds: float | None) -> str:
+    return duration(seconds) if seconds is not None and math.isfinite(seconds) else ""
+
+
+# Replies, curve, evaluation
+
+
+def _render_replies(output: Output, shown: "RunDetails", *, whole: bool) -> None:
+    """Print the final replies with their prompts: whole, or one a line with what of it fits."""
+    if not shown.answers:
+        return
+    success, stopped = shown.replies.get("success_rate"), shown.replies.get("stop_rate")
+    told = ""
+    if success is not None and stopped is not None:
+        told = f"  {percent(success)} of the test prompts answered, {percent(stopped)} ended by themselves"
+    output.print("")
+    output.print(Text.assemble(("replies", "bold"), told))
+    if whole:
+        for answer in shown.answers:
+            output.print(untrusted(f"> {answer.prompt}", "bold"))
+            output.print(untrusted(answer.replies[0] or "(empty)"))
+        return
+    width = min(output.out.width, _WIDEST)
+    grid = Table.grid(padding=(0, 2))
+    for _ in range(2):
+        grid.add_column(no_wrap=True)
+    for answer in shown.answers:
+        grid.add_row(_line(answer.prompt, 2 * width // 5, "dim"), _line(answer.replies[0], 3 * width // 5 - 2))
+    output.print(grid)
+
+
+def _line(text: str, width: int, style: str = "") -> Text:
+    line = untrusted(" ".join(text.split()) or "(empty)", style)
+    line.truncate(width, overflow="ellipsis")
+    return line
+
+
+def _render_curve(output: Output, shown: "RunDetails") -> None:
+    from dialogkit.cli.chart import BLOCKS, loss_curve
+
+    try:
+        BLOCKS.encode(output.out.encoding)
+        blocks = True
+    except (UnicodeEncodeError, LookupError):
+        blocks = False
+    width = min(output.out.width, _WIDEST)
+    for number, line in enumerate(loss_curve(shown.train_loss, shown.held_out_loss, width=width, blocks=blocks)):
+        if number == 0:
+            output.print("")
+        output.print(Text(line, no_wrap=True))
+
+
+def _render_evaluations(output: Output, shown: "RunDetails") -> None:
+    """Print the kept evaluations beside their anchors, and the results in tasks."""
+    from dialogkit.cli.evaluation_view import render_figures
+
+    for evaluation in shown.evaluations:
+        row = evaluation.rows[0]
+        output.print("")
+        output.print(untrusted(f"evaluated on {row.dataset}, {counted(row.dialogs, 'dialog')}", "bold"))
+        named = evaluation.model_copy(update={"rows": [row.model_copy(update={"model": shown.name})]})
+        render_figures(output, named, only=_MAIN_FIGURES)
+        for remark in row.remarks:
+            output.print(untrusted(f"{shown.name} {remark}."))
+    if shown.tasks:
+        output.print("")
+        print_tasks(output, {shown.name: shown.tasks})

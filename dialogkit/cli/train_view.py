@@ -1,0 +1,77 @@
+"""Draws the result of a training in a terminal."""
+
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING
+
+from dialogkit.cli.output import Output, table, untrusted
+from dialogkit.text import counted, duration
+
+if TYPE_CHECKING:
+    from dialogkit.services.training.dry_run import DryRunResult
+    from dialogkit.services.training.run import TrainResult
+
+
+def chat_command(model: str, run: Path | str) -> str:
+    """Return the command that lets the finished model of a run answer."""
+    from dialogkit.services.runs.resolve import known_as, name_to_type, output_option
+    from dialogkit.tracking.run_dir import RunDir
+
+    made = RunDir(Path(run))
+    name = known_as(made)
+    if made.output is not None and name_to_type(model, made, made.output) == model:
+        name = f"{model}{output_option(made.output)}"
+    return f'dialogkit generate {name} --prompt "Hello!"'
+
+
+def render_training(output: Output, result: "TrainResult") -> None:
+    """Print the figures before and after a training, its replies, and where everything is."""
+    figures = table("held out, in float32", "before", "after", right=("before", "after"))
+    for name, label, form in (
+        ("nats_per_token", "loss (nats/token)", ",.3f"),
+        ("perplexity", "perplexity", ",.1f"),
+        ("bits_per_byte", "bits per byte", ",.3f"),
+        ("accuracy", "token accuracy", ".1%"),
+    ):
+        figures.add_row(label, *(format(result.metrics[f"{when}/{name}"], form) for when in ("before", "final")))
+    output.print(figures)
+    output.print("")
+    for reply in result.replies:
+        output.reply(reply, prompt=True)
+    output.print("")
+    output.print(
+        f"{result.success_rate:.0%} of the test prompts got a reply, {result.stop_rate:.0%} ended by themselves; "
+        f"{counted(result.steps, 'step')}, {result.metrics['perf/tokens_per_s']:,.0f} tokens/s, "
+        f"{duration(result.duration_s)} in all"
+    )
+    places = {
+        "model": result.published_dir,
+        "run": result.run_dir,
+        "report": result.report,
+        "W&B": result.wandb_url or (f"wandb sync {result.wandb_dir}" if result.wandb_dir else None),
+    }
+    for name, place in places.items():
+        if place:
+            output.print(untrusted(f"{name + ':':8}{place}"))
+
+
+def render_dry_run(output: Output, result: "DryRunResult") -> None:
+    """Print what a dry run measured."""
+    learns = result.trainable_parameters
+    rows = {
+        "model": f"{result.model}, {result.parameters:,} parameters"
+        + ("" if learns == result.parameters else f", {learns:,} of LoRA learn"),
+        "device": f"{result.device}, {result.precision}",
+        "steps": f"{result.total_steps:,} over "
+        + ("a stream" if result.train_dialogs is None else counted(result.train_dialogs, "dialog")),
+        "longest batch": f"{result.longest_batch_tokens:,} tokens",
+        "speed": f"{result.tokens_per_s:,.0f} tokens/s",
+        "peak memory": f"{result.peak_memory_bytes / 2**20:,.0f} MiB",
+        "held-out loss": f"{result.eval_nats_per_token:.3f} nats/token before training",
+        "one reply": shorten(result.reply, 120) or "(empty)",
+        "expected time": f"{duration(result.expected_s)}, {duration(result.training_s)} of it in training steps",
+    }
+    drawn = table("dry run", "")
+    for name, value in rows.items():
+        drawn.add_row(name, untrusted(value))
+    output.print(drawn)

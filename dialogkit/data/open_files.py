@@ -1,0 +1,149 @@
+"""Opens data files, plain or compressed, within limits of size."""
+
+import gzip
+import io
+import os
+import shlex
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from dialogkit.config.paths import files_beside, nearest_file
+from dialogkit.errors import DataError, shortened
+from dialogkit.text import convert_command, wide_encoding
+
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
+
+STREAMED = (".jsonl", ".ndjson", ".parquet")
+"""Those that can be read from any place on, as a stream is."""
+
+MAX_ROW = 4 * 2**20
+"""Longest row, in bytes or characters: a dialog of a whole book, and about what the longest context takes in."""
+
+_FREE_UNPACKED, _MAX_RATIO = 64 * 2**20, 200
+"""What a packed file may unpack to: so many bytes, or so many times its size. Text has a ratio of 3 to 20."""
+
+MEND = "mend that line, or: --dataset starter"
+
+
+CHUNK_BYTES = 2**20
+
+
+def instead_of(path: Path) -> str:
+    """Return what to give in place of a file: that of the most similar name beside it, another one, or ours."""
+    other = nearest_file(path, SUFFIXES) or next(iter(files_beside(path, SUFFIXES)), None)
+    return f"--dataset {shlex.quote(str(other)) if other else 'starter'}"
+
+
+class Row(NamedTuple):
+    """A row and its place (`file:line`, or `file[number]`); `problem` says why it could not be read."""
+
+    place: str
+    content: Any
+    problem: str | None = None
+
+
+def suffix_of(path: Path) -> str:
+    """Return the ending that tells the format, `.gz` left out."""
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raise DataError, with the file's name, for what keeps a file from being read."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{path.name}:{_first_bad_line(path)}: not UTF-8 text", hint="save it as UTF-8, or: --dataset starter"
+        ) from None
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise DataError(
+            f"{path.name} is no gzip file, or only the beginning of one",
+            hint=f"pack it again, or: {instead_of(path)}",
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path.name} cannot be read: {reason_of(error)}", hint=instead_of(path)) from None
+
+
+def reason_of(error: Exception) -> str:
+    """Return one short line that says why a file could not be read."""
+    told = getattr(error, "strerror", None) or str(error)
+    return shortened((told.strip().splitlines() or [type(error).__name__])[0], 200).lower()
+
+
+def too_long() -> str:
+    """Return the problem of a row that is longer than any may be."""
+    return f"longer than {MAX_ROW // 2**20} MiB"
+
+
+def most_unpacked(path: Path) -> int:
+    """Return the most bytes to which a compressed file may unpack."""
+    return max(_FREE_UNPACKED, _MAX_RATIO * os.path.getsize(path))
+
+
+def unpacks_too_far(path: Path) -> DataError:
+    """Return the error of a file that unpacks to more than that."""
+    return DataError(
+        f"{path.name} unpacks to more than {_MAX_RATIO} times its size, which text does not",
+        hint=f"give it unpacked, or: {instead_of(path)}" if path.suffix == ".gz" else instead_of(path),
+    )
+
+
+class _Unpacked(io.RawIOBase):
+    """The content of a gzipped file, up to a size that text can have."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = gzip.GzipFile(path, "rb")  # closed with this
+        self._left = most_unpacked(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise unpacks_too_far(self._path)
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Return a file opened for reading, unpacked if it is gzipped. Raises: OSError."""
+    return io.BufferedReader(_Unpacked(path), CHUNK_BYTES) if path.suffix == ".gz" else path.open("rb")
+
+
+def open_text(path: Path) -> BinaryIO:
+    """Return a file opened as `open_file` does. Raises: DataError if it is UTF-16 or UTF-32; OSError."""
+    file = open_file(path)
+    head = file.peek(4096)[:4096] if isinstance(file, io.BufferedReader) else b""
+    if (encoding := wide_encoding(head)) is None:
+        return file
+    file.close()
+    raise DataError(f"{path.name} is {encoding} and not UTF-8 text", hint=convert_command(path, encoding))
+
+
+def _first_bad_line(path: Path) -> int:
+    """Return the line that is not UTF-8; a decoder that reads by chunks does not know it."""
+    with open_file(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_ROW), b""), 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def require_different(columns: list[str], place: str) -> None:
+    """Raise DataError if two columns have the same name."""
+    # Columns without a name are what a spreadsheet leaves of empty ones.
+    if twice := next((name for name, number in Counter(columns).items() if name and number > 1), None):
+        raise DataError(f"{place}: the column {shortened(repr(twice), 60)} stands twice", hint=MEND)

@@ -1,0 +1,131 @@
+"""Reads rows of Parquet files."""
+
+import gzip
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from dialogkit.data.open_files import (
+    MAX_ROW,
+    Row,
+    instead_of,
+    most_unpacked,
+    open_file,
+    reason_of,
+    require_different,
+    too_long,
+    unpacks_too_far,
+)
+from dialogkit.errors import DataError
+
+MAX_GROUP_BYTES = 4 * 2**30
+"""Largest group of rows of a Parquet file, which is unpacked as a whole."""
+
+_BATCH_ROWS, _BATCH_BYTES = 8, 2**28
+"""Rows of a Parquet file at a time; fewer where they could be longer than so many bytes together."""
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a Parquet file."""
+    for number, content, problem in ParquetRows(path).rows(0):
+        yield Row(f"{path.name}[{number + 1}]", content, problem)
+
+
+class ParquetRows:
+    """The rows of a Parquet file, from any of them on.
+
+    Attributes:
+        path: the file.
+        wanted: rows before this one are passed over, and not made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.wanted = 0
+        self._most = most_unpacked(path)
+
+    def counts(self) -> tuple[int, int]:
+        """Return the number of rows, and what they take unpacked, in bytes. Raises: DataError."""
+        with self._opened() as (_, groups):
+            return sum(group.num_rows for group in groups), sum(group.total_byte_size for group in groups)
+
+    def rows(self, start: int) -> Iterator[tuple[int, Any, str | None]]:
+        """Yield number (from 0), content and problem of each row from `start` on. Raises: DataError."""
+        import pyarrow as pa
+
+        number = 0
+        try:
+            with self._opened() as (file, groups):
+                first, number = 0, 0  # groups before the row are not unpacked
+                while first < len(groups) and number + groups[first].num_rows <= start:
+                    number += groups[first].num_rows
+                    first += 1
+                self.wanted, most = start, self._most
+                largest = max((group.total_byte_size for group in groups), default=0)
+                # A text that stands once in the file can be that of every row.
+                at_once = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, largest)))
+                for batch in file.iter_batches(at_once, row_groups=range(first, len(groups))):
+                    most -= batch.nbytes
+                    if most < 0:
+                        raise unpacks_too_far(self.path)
+                    passed_over = max(0, min(self.wanted - number, batch.num_rows))
+                    number += passed_over
+                    for content, problem in _values(batch.slice(passed_over)):
+                        if number >= self.wanted:  # which may have changed since the row before
+                            yield number, content, problem
+                        number += 1
+        except (pa.ArrowException, OverflowError, OSError, ValueError) as error:
+            if isinstance(error, gzip.BadGzipFile) or getattr(error, "errno", None):
+                raise
+            raise DataError(
+                f"{self.path.name} cannot be read after row {number}: {reason_of(error)}",
+                hint=instead_of(self.path),
+            ) from None
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Any, list[Any]]]:
+        """Open the file, and give its reader and what it tells of its groups of rows. Raises: DataError."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with ExitStack() as closing:
+            try:
+                stored = closing.enter_context(open_file(self.path))
+                # Parquet is read from its end, and a packed stream has none before it was read.
+                source = pa.BufferReader(stored.read()) if self.path.suffix == ".gz" else stored
+                file = closing.enter_context(pq.ParquetFile(source))
+            except (pa.ArrowException, OverflowError, OSError, ValueError) as error:
+                if isinstance(error, gzip.BadGzipFile) or getattr(error, "errno", None):
+                    raise
+                raise DataError(
+                    f"{self.path.name} is no Parquet file, or only a part of one", hint=instead_of(self.path)
+                ) from None
+            require_different(file.schema_arrow.names, self.path.name)
+            groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+            largest = max((group.total_byte_size for group in groups), default=0)
+            if largest > MAX_GROUP_BYTES:
+                raise DataError(
+                    f"{self.path.name} holds a group of rows of {largest / 2**30:.0f} GiB",
+                    hint=instead_of(self.path),
+                )
+            if sum(group.total_byte_size for group in groups) > self._most:
+                raise unpacks_too_far(self.path)
+            yield file, groups
+
+
+def _values(batch: Any) -> Iterator[tuple[Any, str | None]]:
+    """Yield each row of a batch, or what is wrong with it."""
+    if batch.nbytes <= MAX_ROW:
+        with suppress(UnicodeDecodeError):
+            yield from [(content, None) for content in batch.to_pylist()]
+            return
+    for index in range(batch.num_rows):
+        row = batch.slice(index, 1)
+        if row.nbytes > MAX_ROW:
+            yield None, too_long()
+            continue
+        try:
+            yield row.to_pylist()[0], None
+        except UnicodeDecodeError:
+            yield None, "not UTF-8 text"

@@ -1,0 +1,243 @@
+"""Reads rows from files: JSON, JSONL, CSV and Parquet, also gzipped.
+
+Files come from anywhere. They are read as a stream, each row is bounded, as is what a packed file unpacks to, and
+a row that is malformed (no JSON, no UTF-8, a key twice, too long, too deep) does not keep others from being read:
+whether to go on without it is decided by who asked. pyarrow's own JSON reader is not used: deep nesting crashes
+the process.
+"""
+
+import csv
+import io
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from dialogkit.data.formats import kind_of
+from dialogkit.data.open_files import (
+    CHUNK_BYTES,
+    MAX_ROW,
+    MEND,
+    Row,
+    open_text,
+    readable,
+    require_different,
+    suffix_of,
+    too_long,
+)
+from dialogkit.data.parquet import parquet_rows
+from dialogkit.errors import DataError, shortened
+from dialogkit.text import json_problem
+
+_NO_BLANK = re.compile(r"[^ \t\r\n]")
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file. Raises: DataError where nothing after it can be read either."""
+    with readable(path):
+        match suffix_of(path):
+            case ".csv":
+                yield from _csv_rows(path)
+            case ".parquet":
+                yield from parquet_rows(path)
+            case _:
+                yield from _json_rows(path)
+
+
+class Decoder:
+    """Decodes JSON and notes a key that stands twice, of which readers silently keep the last."""
+
+    def __init__(self) -> None:
+        self.twice: list[str] = []
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            counted = Counter(key for key, _ in pairs)
+            self.twice.append(next(key for key, number in counted.items() if number > 1))
+        return made
+
+    def decode(self, text: str, start: int) -> tuple[Any, int]:
+        """Return the value that begins at `start`, and its end. Raises: what `json` raises."""
+        self.twice.clear()
+        return self._decoder.raw_decode(text, start)
+
+    def problem(self, content: Any) -> str | None:
+        """Return what is wrong with the value that was decoded last."""
+        if self.twice:
+            return f"the key {shortened(repr(self.twice[0]), 60)} stands twice"
+        if not isinstance(content, dict):
+            return f"a row must be an object, not {kind_of(content)}"
+        return None
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    with open_text(path) as file:
+        head = file.peek(4096) if isinstance(file, io.BufferedReader) else b""
+        if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+            yield from _Array(path.name, io.TextIOWrapper(file, encoding="utf-8-sig")).rows()
+        else:
+            yield from _line_rows(path.name, file)
+
+
+def _line_rows(name: str, file: BinaryIO) -> Iterator[Row]:
+    decoder, number = Decoder(), 0
+    while line := read_line(file):
+        number += 1
+        if (row := parse_line(line, decoder, first=number == 1)) is not None:
+            yield Row(f"{name}:{number}", *row)
+
+
+def read_line(file: BinaryIO, passed: Callable[[int], object] = lambda _: None) -> bytes:
+    """Return the next line, empty at the end; of one that is too long only a beginning that is too long as well.
+
+    `passed` takes the bytes by which the file went on beyond what is returned.
+    """
+    line = rest = file.readline(MAX_ROW + 1)
+    if len(line) > MAX_ROW:
+        while rest and not rest.endswith(b"\n"):
+            rest = file.readline(CHUNK_BYTES)
+            passed(len(rest))
+    return line
+
+
+def parse_line(line: bytes, decoder: Decoder, *, first: bool) -> tuple[Any, str | None] | None:
+    """Return the content of a line of JSONL, or what is wrong with it; None for an empty line.
+
+    `first` is the first line of a file, which may begin with a byte order mark.
+    """
+    if len(line) > MAX_ROW:
+        return None, too_long()
+    try:
+        text = line.decode("utf-8-sig" if first else "utf-8").strip()
+        if not text:
+            return None
+        content, end = decoder.decode(text, 0)
+        return content, "not valid JSON: extra data" if text[end:] else decoder.problem(content)
+    except UnicodeDecodeError:
+        return None, "not UTF-8 text"
+    except json.JSONDecodeError as error:
+        return None, json_problem(error)
+    except (RecursionError, ValueError) as error:
+        return None, _too_much(error)
+
+
+def _too_much(error: Exception) -> str:
+    """Return which limit of the decoder a text goes beyond; the other one is that on the digits of a number."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return f"a number of more than {sys.get_int_max_str_digits():,} digits"
+
+
+class _Array:
+    """The rows of one JSON array, of which no more than a row and a chunk is held."""
+
+    def __init__(self, name: str, text: TextIO) -> None:
+        self._name, self._text = name, text
+        self._buffer, self._at, self._line = "", 0, 1
+
+    def rows(self) -> Iterator[Row]:
+        decoder, number = Decoder(), 0
+        self._expect("[")
+        if self._next() == "]":
+            self._at += 1
+        else:
+            while True:
+                number += 1
+                content = self._value(decoder)
+                yield Row(f"{self._name}[{number}]", content, decoder.problem(content))
+                if self._next() == "]":
+                    self._at += 1
+                    break
+                self._expect(",")
+        if self._next():
+            raise self._error("extra data after the array")
+
+    def _value(self, decoder: Decoder) -> Any:
+        self._next()
+        while True:
+            try:
+                content, end = decoder.decode(self._buffer, self._at)
+            except json.JSONDecodeError as error:
+                ahead = error.pos - self._at
+                if len(self._buffer) - self._at > MAX_ROW or not self._more():
+                    raise self._error(json_problem(error), self._at + ahead) from None
+            except (RecursionError, ValueError) as error:
+                raise self._error(_too_much(error)) from None
+            else:
+                self._at = end
+                return content
+
+    def _next(self) -> str:
+        """Return the next character that is no blank, and stand before it; empty at the end."""
+        while True:
+            if found := _NO_BLANK.search(self._buffer, self._at):
+                self._at = found.start()
+                return found[0]
+            self._at = len(self._buffer)
+            if not self._more():
+                return ""
+
+    def _expect(self, mark: str) -> None:
+        if self._next() != mark:
+            raise self._error(f"not valid JSON: expecting {mark!r} delimiter")
+        self._at += 1
+
+    def _more(self) -> bool:
+        """Read on and forget what is behind. Returns whether there was more."""
+        chunk = self._text.read(CHUNK_BYTES)
+        self._line += self._buffer.count("\n", 0, self._at)
+        self._buffer, self._at = self._buffer[self._at :] + chunk, 0
+        return bool(chunk)
+
+    def _error(self, problem: str, at: int | None = None) -> DataError:
+        line = self._line + self._buffer.count("\n", 0, self._at if at is None else at)
+        return DataError(f"{self._name}:{line}: {problem}", hint=MEND)
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(MAX_ROW)  # 128 KB otherwise, less than a long answer
+    with open_text(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        taken = 0
+
+        def read_lines() -> Iterator[str]:
+            nonlocal taken
+            while line := text.readline(MAX_ROW):
+                taken += len(line)
+                if taken > MAX_ROW:  # quoted line ends make a row of any number of lines
+                    raise DataError(f"{path.name}: the row after line {done} is {too_long()}", hint=MEND)
+                yield line
+
+        done, lines = 0, read_lines()
+        header = next(lines, "")
+        # Where a comma is the decimal point, spreadsheets write semicolons.
+        delimiter = max(",;\t", key=header.count)
+        columns = next(csv.reader([header], delimiter=delimiter), [])
+        require_different(columns, f"{path.name}:1")
+        reader = csv.reader(lines, strict=True, delimiter=delimiter)
+        done = 1
+        while True:
+            taken = 0
+            try:
+                fields = next(reader, None)
+            except csv.Error as error:
+                # A quote that is never closed takes in all the rest, so that the reader stands at the end.
+                if "end of data" in str(error):
+                    told = f"{path.name}: the row after line {done} opens a quote that is never closed"
+                    raise DataError(told, hint=MEND) from None
+                done = reader.line_num + 1
+                yield Row(f"{path.name}:{done}", None, str(error))
+                continue
+            if fields is None:
+                return
+            done = reader.line_num + 1
+            if len(fields) > len(columns):
+                yield Row(f"{path.name}:{done}", None, "more fields than the header has")
+            elif fields:
+                missing = [""] * (len(columns) - len(fields))
+                yield Row(f"{path.name}:{done}", dict(zip(columns, [*fields, *missing], strict=True)))

@@ -1,0 +1,314 @@
+"""Starts the processes of a training through torch's elastic launcher, and starts them again when one is lost."""
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch.distributed import DistError
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from dialogkit.distributed.process_group import RESTART
+from dialogkit.distributed.rank import LAUNCH_FOLDER, PORT, SPEAKER
+from dialogkit.errors import DialogKitError, ProcessLostError, UnavailableError
+from dialogkit.system.signals import ended_by_signals, stopped_by
+
+JOIN_S = 900
+"""How long a machine waits for the others."""
+PATIENCE_S = 10.0
+"""How long a machine has no process, as it waits for the others, before it says so."""
+REGROUP_S = 15
+"""How long the machines that are left wait for one that is lost, where they may go on without it."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How many processes are started, and where they meet."""
+
+    devices: int
+    """Processes on this machine, one a device."""
+    least_nodes: int = 1
+    """Machines with which the training goes on."""
+    nodes: int = 1
+    """Machines with which it begins, and the most that take part."""
+    node_rank: int | None = None
+    """0 where the machines meet; None: known by the address."""
+    rendezvous: str | None = None
+    """HOST:PORT at which the machines meet; None: there is but one."""
+    max_restarts: int = 3
+    threads: int | None = None
+    """CPU threads of each process; None: the machine's, shared out."""
+
+
+def resolve_devices(request: int | str, device: str) -> int:
+    """Return the number of processes for a request: `auto` is one for each GPU, and one on a CPU.
+
+    Raises: UnavailableError if there are not so many GPUs.
+    """
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") and torch.cuda.is_available() else 0
+    if request == "auto":
+        return max(1, gpus)
+    if gpus and int(request) > gpus:
+        raise UnavailableError(
+            f"{request} devices were asked for, and there are {gpus} GPUs here", hint=f"--devices {gpus}"
+        )
+    return int(request)
+
+
+def start(launch: Launch, words: Sequence[str], say: Callable[[str], None]) -> int:
+    """Run `dialogkit WORDS` in several processes until all have ended; return the exit code.
+
+    What only this machine has to tell, as that it waits for others, is said through `say`.
+    Signals go on to the processes, which save and end by themselves; a second one ends them at once.
+    Raises: ProcessLostError if processes are lost more often than `max_restarts` or the machines lose each other,
+        UnavailableError if these do not find each other.
+    """
+    if launch.rendezvous and launch.node_rank == 0:
+        _require_free(launch.rendezvous)
+    folder = Path(tempfile.mkdtemp(prefix="dialogkit-launch-"))
+    # What the launcher has to say of its processes is said here, in a sentence.
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    before = dict(os.environ)
+    os.environ.update(_environment(launch, folder))
+    signals = _Signals(folder)
+
+    def end(number: int) -> None:
+        say(f"error: {stopped_by(number).message}")
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(128 + number)
+
+    try:
+        with signals, _telling(launch, folder, say), ended_by_signals(end, lambda: bool(signals.received)):
+            elastic_launch(_config(launch, folder), sys.executable)("-P", "-m", "dialogkit", *words)
+    except ChildFailedError as error:
+        if not signals.received:
+            raise _lost(error, launch, folder) from None
+    except (RendezvousError, DistError, TimeoutError, ConnectionError) as error:
+        if not (signals.received or _codes(folder)):
+            raise _apart(error, launch, folder) from None
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        codes = _codes(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+    return max(codes, default=128 + signals.received if signals.received else 0)
+
+
+def _config(launch: Launch, folder: Path) -> LaunchConfig:
+    several = launch.rendezvous is not None
+    join: dict[str, object] = {"join_timeout": JOIN_S, "last_call_timeout": REGROUP_S}
+    if several and launch.node_rank is not None:
+        join["is_host"] = launch.node_rank == 0
+    return LaunchConfig(
+        min_nodes=launch.least_nodes,
+        max_nodes=launch.nodes,
+        nproc_per_node=launch.devices,
+        run_id="dialogkit" if several else uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint=launch.rendezvous or "localhost:0",
+        rdzv_configs=join,
+        local_addr=_own_address(launch.rendezvous) if launch.rendezvous else "localhost",
+        max_restarts=launch.max_restarts,
+        monitor_interval=0.2,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
+        # Those that end a training are handled here: the launcher would end processes that are still saving.
+        signals_to_handle="SIGHUP,SIGQUIT",
+    )
+
+
+def _require_free(rendezvous: str) -> None:
+    """Raise UnavailableError if something else listens where the machines are to meet on this one."""
+    host, _, port = rendezvous.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", int(port)))
+        except OSError as error:
+            raise UnavailableError(
+                f"the machines cannot meet at {rendezvous}: port {port} of this one is not to be had "
+                f"({(error.strerror or str(error)).lower()})",
+                hint=f"--rendezvous {host}:{int(port) + 1 if int(port) < 65_535 else PORT}, on all of them",
+            ) from None
+
+
+def _own_address(rendezvous: str) -> str | None:
+    """Return the address of this machine on the way to where the machines meet; None if it is not known."""
+    host, _, port = rendezvous.rpartition(":")
+    with suppress(OSError, ValueError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, int(port)))  # sends nothing
+        return str(probe.getsockname()[0])
+    return None
+
+
+def _environment(launch: Launch, folder: Path) -> dict[str, str]:
+    told = {LAUNCH_FOLDER: str(folder)}
+    if launch.rendezvous:
+        # A launcher tells where its store is once, so that a machine that comes back would wait in vain.
+        told["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    # Started by its own path or from a checkout, the package need not be where Python looks.
+    package = Path(__file__).resolve().parents[2]
+    if package.name not in ("site-packages", "dist-packages"):
+        told["PYTHONPATH"] = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # Left alone, gloo takes the address that the machine's name has, which often leads nowhere.
+    address = _own_address(launch.rendezvous) if launch.rendezvous else "127.0.0.1"
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := _interface(address)) is not None:
+        told["GLOO_SOCKET_IFNAME"] = interface
+    if "OMP_NUM_THREADS" not in os.environ:
+        threads = launch.threads or max(1, (os.cpu_count() or 1) // launch.devices)
+        told["OMP_NUM_THREADS"] = str(threads)
+    return told
+
+
+def _interface(address: str | None) -> str | None:
+    """Return the network interface that has an address; None where the system does not tell."""
+    if address is None or not sys.platform.startswith("linux"):
+        return None
+    import fcntl
+
+    asked = 0x8915  # SIOCGIFADDR
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):
+                told = fcntl.ioctl(probe.fileno(), asked, struct.pack("256s", name.encode()[:15]))
+                if socket.inet_ntoa(told[20:24]) == address:
+                    return name
+    return None
+
+
+@contextmanager
+def _telling(launch: Launch, folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Tell, on one of several machines, what its processes do not: that others are waited for, and who speaks."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        idle_since, waits, told = time.monotonic(), False, None
+        while not ended.wait(0.5):
+            if (speaker := _left_word(folder / SPEAKER)) is not None and speaker != told:
+                told = speaker
+                say(f"the training has begun; {speaker} tells how it goes, for all machines")
+            if _has_processes(folder) or _codes(folder):
+                idle_since, waits = time.monotonic(), False
+            elif not waits and time.monotonic() - idle_since > PATIENCE_S:
+                waits = True
+                count = f"{launch.least_nodes} to {launch.nodes}" * (launch.least_nodes < launch.nodes)
+                say(f"waiting for {count or launch.nodes} machines to meet at {launch.rendezvous}")
+
+    if launch.rendezvous is not None:
+        threading.Thread(target=tell, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _has_processes(folder: Path) -> bool:
+    """Return whether a process that wrote down its number is there."""
+    for file in folder.glob("process-*"):
+        with suppress(OSError, ValueError):
+            os.kill(int(file.read_text(encoding="utf-8")), 0)
+            return True
+    return False
+
+
+class _Signals:
+    """Hands Ctrl-C and SIGTERM on to the processes of this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._before: dict[int, object] = {}
+        self.received = 0
+
+    def __enter__(self) -> "_Signals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with suppress(ValueError):  # not the main thread
+                self._before[number] = signal.signal(number, self._hand_on)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or number
+        (self._folder / "stop").write_text(str(number), encoding="utf-8")  # for one that only begins
+        handed = 0
+        for file in self._folder.glob("process-*"):
+            with suppress(OSError, ValueError):
+                os.kill(int(file.read_text(encoding="utf-8")), number)
+                handed += 1
+        if not handed:  # nobody is there yet
+            raise stopped_by(number)
+
+
+def _codes(folder: Path) -> list[int]:
+    """Return the exit codes that the processes left."""
+    found = []
+    for file in folder.glob("exit-*"):
+        with suppress(OSError, ValueError):
+            found.append(int(file.read_text(encoding="utf-8")))
+    return found
+
+
+def _lost(error: ChildFailedError, launch: Launch, folder: Path) -> DialogKitError:
+    """Return what is told when a process was lost once too often."""
+    failures = error.failures.values()
+    # One that ended because of another tells nothing of the cause.
+    first = min((f for f in failures if f.exitcode != RESTART), key=lambda f: f.timestamp, default=None)
+    if first is None:
+        what = "the connection to another process was lost"
+    elif first.exitcode < 0:
+        what = f"a process was ended by {signal.Signals(-first.exitcode).name}"
+        if -first.exitcode == signal.SIGKILL:
+            what += ", as the system does when memory runs out"
+    else:
+        what = f"a process ended with code {first.exitcode}"
+    again = f" and {launch.max_restarts} new starts did not help" if launch.max_restarts else ""
+    run = _begun(folder)
+    return ProcessLostError(what + again, hint=f"dialogkit train --resume {run}" if run else None)
+
+
+def _apart(error: Exception, launch: Launch, folder: Path) -> DialogKitError:
+    """Return what is told when the machines do not meet: at the beginning, or again after one of them was lost."""
+    where, kind = launch.rendezvous or "this machine", type(error).__name__
+    if run := _begun(folder):
+        return ProcessLostError(
+            f"the {launch.nodes} machines that met at {where} have lost each other ({kind})",
+            hint=f"dialogkit train --resume {run}, with the same --nodes and --rendezvous on each",
+        )
+    host, _, port = where.rpartition(":")
+    told = f"the {launch.nodes} machines did not find each other at {where} ({kind})"
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        told += f": the name {host!r} is not known here"
+    return UnavailableError(
+        told, hint=f"the same command with --node-rank 0 on {host}, its port {port} open to the others"
+    )
+
+
+def _begun(folder: Path) -> str | None:
+    """Return the run that the processes have begun."""
+    return _left_word(folder / "run")
+
+
+def _left_word(file: Path) -> str | None:
+    """Return what a process wrote for its launcher; None as long as there is nothing."""
+    with suppress(OSError):
+        return file.read_text(encoding="utf-8") or None
+    return None

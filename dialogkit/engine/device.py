@@ -1,0 +1,130 @@
+"""Decides device and precision, each with its reason."""
+
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from dialogkit.config.runtime import RuntimeConfig
+from dialogkit.distributed import process_group
+from dialogkit.distributed.rank import is_true
+from dialogkit.errors import UnavailableError
+from dialogkit.system.cpu import processor_flags, processor_name
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a run computes."""
+
+    device: Literal["cpu", "cuda", "mps"]
+    device_name: str
+    device_reason: str
+    precision: Precision
+    precision_reason: str
+    processes: int = 1
+    """Processes that train together, one a device."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """Whether each of them keeps only its part of the model in training."""
+
+    def autocast(self) -> torch.autocast:
+        """Return a context in which matrix products have the run's precision."""
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def resolve_runtime(config: RuntimeConfig) -> Runtime:
+    """Return device and precision for a request, and set the number of CPU threads.
+
+    Raises: UnavailableError if a requested device is not there.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device, device_reason = _device(config.device)
+    precision, precision_reason = _precision(config.precision, device)
+    return Runtime(
+        device,
+        _device_name(device),
+        device_reason,
+        precision,
+        precision_reason,
+        process_group.count(),
+        config.sharding if process_group.joined() else "none",
+    )
+
+
+def _device(request: str) -> tuple[Literal["cpu", "cuda", "mps"], str]:
+    match request:
+        case "cpu":
+            return "cpu", "requested"
+        case "cuda":
+            if not torch.cuda.is_available():
+                raise UnavailableError("no CUDA device can be used here", hint="--no-cuda")
+            return "cuda", "requested"
+        case "mps":
+            if not torch.backends.mps.is_available():
+                raise UnavailableError("no Apple MPS device can be used here", hint="--no-cuda")
+            return "mps", "requested"
+    if is_true("ACCELERATE_USE_CPU"):
+        return "cpu", "accelerate launch --cpu"
+    if torch.cuda.is_available():
+        return "cuda", "a CUDA device is there"
+    if torch.backends.mps.is_available():
+        return "mps", "Apple MPS is there"
+    return "cpu", "no GPU is there"
+
+
+def _precision(request: str, device: str) -> tuple[Precision, str]:
+    if request == "fp32":
+        return "fp32", "requested"
+    if request == "bf16":
+        return "bf16", "requested"
+    if device == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        if major >= 8:
+            return "bf16", f"compute capability {major}.{minor}"
+        return "fp32", f"compute capability {major}.{minor} has no bf16"
+    if device == "cpu":
+        for flag in ("amx_bf16", "avx512_bf16"):
+            if flag in processor_flags():
+                return "bf16", f"the CPU has {flag}"
+        return "fp32", "the CPU has no bf16 arithmetic"
+    return "fp32", "MPS"
+
+
+def emulates_bf16(runtime: Runtime) -> bool:
+    """Return whether a run computes in bf16 on a CPU without such arithmetic, which is many times slower."""
+    if runtime.device != "cpu" or runtime.precision != "bf16" or not processor_flags():  # not all systems tell
+        return False
+    return _precision("auto", "cpu")[0] == "fp32"
+
+
+def _device_name(device: str) -> str:
+    if device == "cuda":
+        return str(torch.cuda.get_device_name())
+    return f"{processor_name()}, {torch.get_num_threads()} threads"
+
+
+def gpu_facts(device: str) -> dict[str, Any] | None:
+    """Return name, number, memory, compute capability and software of the GPU in use; None without one."""
+    if device != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties()
+    return {
+        "name": properties.name,
+        "count": torch.cuda.device_count(),
+        "memory_bytes": properties.total_memory,
+        "capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
+        "driver": _driver_version(),
+    }
+
+
+def _driver_version() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+        return done.stdout.strip() or None
+    return None

@@ -1,0 +1,1 @@
+"""Trainings on several processes and machines: jobs for clusters, and the local launcher."""

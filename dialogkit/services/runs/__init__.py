@@ -1,0 +1,1 @@
+"""Runs: found, listed, compared, reported and pruned."""

@@ -1,0 +1,103 @@
+"""Runs as one HTML page, from their folders alone."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from dialogkit.config.paths import DEFAULT_OUTPUT
+from dialogkit.errors import StorageError
+from dialogkit.services.result import Result
+from dialogkit.services.runs.resolve import output_option
+from dialogkit.system.files import write_signed
+from dialogkit.system.ownership import is_signed
+from dialogkit.tracking.run_dir import REPORT_FILE, RunDir, find_run
+
+logger = logging.getLogger(__name__)
+
+
+_ELSEWHERE = f"--output {REPORT_FILE}"
+
+
+class ReportResult(Result):
+    """A page that was written."""
+
+    path: str
+    runs: list[str]
+    """The runs on it, in their order."""
+    bytes: int
+
+
+def write_report(
+    names: Sequence[str], *, to: str | Path | None = None, output: str | Path = DEFAULT_OUTPUT
+) -> ReportResult:
+    """Write a run, or several side by side, as one HTML page.
+
+    Args:
+        names: the runs; one that is named twice is there once.
+        to: the file; None is `report.html`, for one run in its folder.
+        output: folder of models and runs.
+
+    Raises: ModelError for an unknown run; StorageError if the file cannot be written, or is something else.
+    """
+    from dialogkit.tracking.report import render_report
+
+    runs = [find_run(Path(output), name) for name in dict.fromkeys(names)]
+    if to is not None:
+        target = Path(to).expanduser()
+    else:
+        target = runs[0].report_path if len(runs) == 1 else Path(REPORT_FILE)
+    if to is not None or len(runs) > 1:
+        _require_report(target)
+    _require_writable(target)
+    page = render_report(runs, where=output_option(runs[0].output or output))
+    try:
+        _write(target, page)
+    except StorageError as error:
+        error.hint = _ELSEWHERE
+        raise
+    return ReportResult(path=str(target), runs=[run.name for run in runs], bytes=target.stat().st_size)
+
+
+def write_run_report(run: RunDir) -> str | None:
+    """Write the page of a run that has ended into its folder. Returns why it could not be, or None.
+
+    Whatever goes wrong here costs the page and never the run, whose model is there already.
+    """
+    try:
+        from dialogkit.tracking.report import render_report
+
+        _write(run.report_path, render_report([run], where=output_option(run.output or DEFAULT_OUTPUT)))
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return None
+
+
+def _write(target: Path, page: str) -> None:
+    """Write a page; one in its place that somebody has changed is renamed first. Raises: StorageError."""
+    from dialogkit.tracking.report import COMMENT
+
+    if (kept := write_signed(target, page, comment=COMMENT)) is not None:
+        logger.warning("%s was not as dialogkit wrote it: it is kept as %s", target, kept.name)
+
+
+def _require_writable(target: Path) -> None:
+    """Raise StorageError if a folder takes no file: drawing the page first would take seconds."""
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StorageError(f"{str(target)!r} cannot be written: {reason}", hint=_ELSEWHERE) from None
+
+
+def _require_report(target: Path) -> None:
+    """Raise StorageError if `target` is there and is not a page as dialogkit wrote it."""
+    if target.is_dir():
+        raise StorageError(f"{str(target)!r} is a folder", hint=f"--output {target / REPORT_FILE}")
+    if os.path.lexists(target) and not is_signed(target):
+        raise StorageError(
+            f"{str(target)!r} is there already and is not a report as dialogkit wrote it, so it is left as it is",
+            hint=f"--output {target.with_name(f'{target.stem}-2.html')}",
+        )

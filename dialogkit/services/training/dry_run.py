@@ -1,0 +1,134 @@
+"""Measures what a training would take, without keeping anything."""
+
+import math
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dialogkit.config.run import RunConfig
+from dialogkit.errors import InterruptedRunError
+from dialogkit.services.result import Result
+from dialogkit.services.training.base_model import with_lasting_base
+from dialogkit.services.training.learner import Parts
+from dialogkit.services.training.progress import LogReporter, TrainReporter
+from dialogkit.system.compute_lock import alone, require_threads
+from dialogkit.text import counted
+
+if TYPE_CHECKING:
+    from dialogkit.data.tokens import DialogTokens
+
+
+class DryRunResult(Result):
+    """What a dry run measured. Nothing was kept."""
+
+    model: str
+    parameters: int
+    trainable_parameters: int
+    device: str
+    precision: str
+    train_dialogs: int | None
+    """None of a stream that does not tell them."""
+    total_steps: int
+    tokens_per_step: float
+    """Mean, padding-free."""
+    longest_batch_tokens: int
+    tokens_per_s: float
+    """Of the second of two steps on the longest batch."""
+    peak_memory_bytes: int
+    expected_s: float
+    """Expected time of the whole run: start, steps, evaluations and replies."""
+    training_s: float
+    """The part of it in the training steps."""
+    eval_nats_per_token: float
+    reply: str
+
+
+@alone()
+def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryRunResult:
+    """Resolve everything, build the model, and measure two steps on the longest batch. Writes nothing.
+
+    Raises: what `train` would raise before and in its first steps.
+    """
+    started = time.perf_counter()
+    from dialogkit.engine.arguments import EVALUATIONS_PER_RUN
+    from dialogkit.engine.device import resolve_runtime
+    from dialogkit.engine.memory import peak_bytes
+
+    config = with_lasting_base(config)
+    require_threads(config.runtime.threads)
+    reporter = reporter or LogReporter()
+    reporter.note("dry run: nothing will be kept")
+    if config.runtime.devices not in (1, "auto"):
+        reporter.note(
+            f"measured in one process, of which the training would have {config.runtime.devices} a machine"
+        )
+    runtime = resolve_runtime(config.runtime)
+    parts = Parts(config, runtime)
+    split = parts.require_memory()
+    config = parts.config
+    for line in (parts.ledger_line(), *parts.warnings(), *([split] if split else [])):
+        reporter.note(line)
+    start_s = time.perf_counter() - started
+    dialogs: DialogTokens = parts.data.sample
+    size = parts.data.size
+    longest = dialogs.lengths.argsort()[-config.train.batch_size :]
+    started = time.perf_counter()
+    reporter.doing(f"measuring the untrained model on {counted(len(parts.data.evaluation), 'held-out dialog')}")
+    figures = parts.score(autocast=False)
+    score_s = time.perf_counter() - started
+    reporter.doing("answering the test prompts")
+    replies = parts.reply_to_tests()
+    reply_s = time.perf_counter() - started - score_s
+    speeds: list[float] = []
+
+    def sink(step: int, metrics: dict[str, float]) -> None:
+        if "perf/tokens_per_s" in metrics:  # an evaluation has none
+            speeds.append(metrics["perf/tokens_per_s"])
+
+    with tempfile.TemporaryDirectory(prefix="dialogkit-dry-run-") as folder:
+        schedule, parts.schedule = parts.schedule, replace(parts.schedule, total_steps=2, log_every_steps=1)
+        parts.data = replace(parts.data, train=dialogs.select(longest))
+        parts.config = config.model_copy(
+            update={
+                "train": config.train.model_copy(update={"max_steps": 2, "budget_s": None, "keep": "last"}),
+                "tracking": config.tracking.model_copy(update={"trackers": ()}),
+            }
+        )
+        reporter.doing("making two steps on the longest batch")
+        try:
+            parts.fit(folder=Path(folder), sink=sink)
+        except InterruptedRunError as error:
+            raise InterruptedRunError(
+                "the dry run was stopped; nothing was kept", exit_code=error.exit_code
+            ) from None
+    tokens_per_step = float(dialogs.lengths.mean()) * config.train.batch_size
+    step_s = tokens_per_step / speeds[-1]
+    if (budget_s := config.train.budget_s) is None:
+        total_steps, evaluations = (
+            schedule.total_steps,
+            math.ceil(schedule.total_steps / schedule.eval_every_steps),
+        )
+    else:
+        evaluations = EVALUATIONS_PER_RUN
+        total_steps = max(1, int((budget_s - start_s - (evaluations + 2) * score_s - reply_s) / step_s))
+    training_s = total_steps * step_s
+    return DryRunResult(
+        model=config.model.name,
+        parameters=parts.model_facts["parameters"],
+        trainable_parameters=parts.model_facts["trainable_parameters"],
+        device=runtime.device,
+        precision=runtime.precision,
+        train_dialogs=size,
+        total_steps=total_steps,
+        tokens_per_step=tokens_per_step,
+        longest_batch_tokens=int(dialogs.lengths[longest].sum()),
+        tokens_per_s=speeds[-1],
+        peak_memory_bytes=peak_bytes(runtime.device) or 0,
+        # Besides the evaluations in training there is one before and one after it; replies come last.
+        expected_s=start_s + training_s + (evaluations + 2) * score_s + reply_s,
+        training_s=training_s,
+        eval_nats_per_token=figures["nats_per_token"],
+        reply=replies[0].reply if replies else "",
+    )

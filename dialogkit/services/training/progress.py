@@ -1,0 +1,79 @@
+"""What a training tells while it runs. The command line draws it; a notebook logs it."""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Protocol
+
+logger = logging.getLogger("dialogkit")
+
+LINES_PER_RUN = 20
+
+
+class TrainReporter(Protocol):
+    """Takes the events of a training in their order."""
+
+    def header(self, facts: Mapping[str, str]) -> None:
+        """Facts about the run, once before the first step."""
+
+    def note(self, text: str) -> None:
+        """One line that is worth knowing."""
+
+    def doing(self, text: str) -> None:
+        """What goes on until the next event; told before what may take long."""
+
+    def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
+        """A logged point: `train/...`, `perf/...` or `eval/...` metrics. The total may be unknown, or change."""
+
+
+class LogReporter:
+    """Writes to the logger `dialogkit` at level INFO."""
+
+    def header(self, facts: Mapping[str, str]) -> None:
+        """Log the facts, one a line."""
+        for name, value in facts.items():
+            logger.info("%-9s  %s", name, value)
+
+    def note(self, text: str) -> None:
+        """Log the line."""
+        logger.info(text)
+
+    def doing(self, text: str) -> None:
+        """Log what begins."""
+        logger.info("%s ...", text)
+
+    def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
+        """Log the point, if its line is due."""
+        if (line := step_line(step, total, metrics)) is not None:
+            logger.info(line)
+
+
+def step_line(step: int, total: int | None, metrics: Mapping[str, float]) -> str | None:
+    """Return the line of a logged point; None for those between: a run has about 20, and all evaluations."""
+    of_all = "" if total is None else f"/{total}"
+    if "eval/nats_per_token" in metrics:
+        return (
+            f"step {step}{of_all}  held-out loss {metrics['eval/nats_per_token']:.3f} nats/token, "
+            f"{metrics['eval/bits_per_byte']:.3f} bits/byte, token accuracy {metrics['eval/accuracy']:.1%}"
+        )
+    every = max(1, (total or 0) // LINES_PER_RUN)
+    if step != 1 and step != total and step % every:
+        return None
+    return f"step {step}{of_all}  loss {metrics['train/loss']:.3f}  {metrics['perf/tokens_per_s']:,.0f} tokens/s"
+
+
+def show_log() -> None:
+    """Show the log where nobody has set up logging, as in a notebook."""
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+
+def say_stopping() -> None:
+    """Tell that a signal was heard, from within its handler, in which a console could wait for itself."""
+    with suppress(OSError):
+        os.write(2, b"\nstopping: what is at hand is finished and saved first; a second signal ends at once\n")

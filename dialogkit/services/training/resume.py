@@ -1,0 +1,202 @@
+"""Which run is gone on with, and whether it may be with what is asked for now."""
+
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dialogkit.config.load import NEWEST, flatten, folder_name, load_changed
+from dialogkit.config.paths import holds_model
+from dialogkit.config.run import RunConfig
+from dialogkit.errors import ConfigError, ModelError
+from dialogkit.services.runs.resolve import (
+    known_as,
+    output_option,
+    refuse_parts,
+    require_finished_model,
+    trained_name,
+)
+from dialogkit.system.packages import package_versions
+from dialogkit.tracking.record import RunRecord
+from dialogkit.tracking.run_dir import RunDir, damaged_runs, find_run, list_runs, plain_name
+
+if TYPE_CHECKING:
+    from dialogkit.services.training.learner import Parts
+
+HARMLESS = (
+    "tracking.",
+    "generate.",
+    "runtime.devices",
+    "runtime.workers",
+    "runtime.output_dir",
+    "train.keep_checkpoints",
+    "train.fit_batch",
+    "train.merge",
+)
+"""Settings that do not change what is learned."""
+
+
+def find_resumable(name: str, *, model: str | None, output: Path) -> RunDir:
+    """Return a run by its name or folder; `last` is the newest unfinished one (of a model).
+
+    Raises: ModelError if there is none; ConfigError if its record holds no valid settings.
+    """
+    if name != NEWEST:
+        run = _named(name, output)
+        record = run.read()
+        made = record.config.get("model", {}).get("name")
+        if model is not None and model != made:
+            raise ModelError(
+                f"the run {run.name!r} trains {made}, not {model}",
+                hint=f"dialogkit train --resume {known_as(run)}",
+            )
+        _require_valid(run, record)
+        return run
+    for run, record in list_runs(output):
+        if record.status != "completed" and model in (None, record.config.get("model", {}).get("name")):
+            _require_valid(run, record)
+            return run
+    of_model = f" of {model}" if model else ""
+    told = f"there is no unfinished run{of_model} in {str(output)!r}"
+    if damaged := damaged_runs(output):
+        # It may have been one; what lies there is told of it alone.
+        hint = f"dialogkit runs show {known_as(damaged[0])}"
+        raise ModelError(f"{told} whose record can be read", hint=hint)
+    raise ModelError(told, hint=f"dialogkit runs list{output_option(output)}")
+
+
+def find_start(name: str, *, output: Path) -> tuple[Path, str]:
+    """Return the folder of the weights from which `--from` starts, and the name that their model has.
+
+    Args:
+        name: a finished run by its name or folder, or a checkpoint: `run/checkpoint-10`, or its folder, or that of
+            any model.
+        output: folder of models and runs.
+
+    Raises: ModelError if there is none, or the run is not finished.
+    """
+    path = Path(os.path.expanduser(name))
+    if re.fullmatch(r"[^/]+/checkpoint-\d+", name) and not os.path.isdir(path):
+        path = output / "runs" / name
+        refuse_parts(RunDir(path.parent), path)
+    is_run = os.sep not in name and (output / "runs" / name).is_dir()
+    if not is_run and os.path.isdir(path) and holds_model(path):
+        around = RunDir(path.parent)
+        if not (around.exists or around.is_damaged):
+            return path, folder_name(path.name)
+        if path != around.model_dir:
+            _require_whole(path, around)
+        return path, folder_name(around.name) if around.is_damaged else trained_name(around.read())
+    run = _named(name, output)
+    require_finished_model(run)
+    return run.model_dir, trained_name(run.read())
+
+
+def _require_whole(checkpoint: Path, run: RunDir) -> None:
+    """Raise ModelError, with the newest checkpoint that is whole, if this one is not."""
+    from dialogkit.engine.checkpoints import read_progress
+
+    if read_progress(checkpoint) is not None:
+        return
+    whole = next((path for path in run.remains if path != run.model_dir and read_progress(path)), None)
+    instead = f"--from {shlex.quote(str(whole))}" if whole else f"--name {plain_name(run.name)}-2"
+    raise ModelError(f"the checkpoint {str(checkpoint)!r} is torn or damaged", hint=f"dialogkit train {instead}")
+
+
+def _named(name: str, output: Path) -> RunDir:
+    """Return a run by its name or folder. Raises: ModelError if there is none."""
+    run = RunDir(Path(os.path.expanduser(name)))
+    return run if run.exists or run.is_damaged else find_run(output, name)
+
+
+def _require_valid(run: RunDir, record: RunRecord) -> None:
+    """Raise ConfigError if the settings in a run's record are none: anybody may have written there."""
+    try:
+        load_changed(record.config, {})
+    except ConfigError as error:
+        raise ConfigError(
+            f"the settings in {run.record_path.name} of the run {run.name!r} are not valid: {error.message}",
+            hint=f"dialogkit config validate {shlex.quote(str(run.record_path))}",
+            details=error.details,
+        ) from None
+
+
+def resumed_config(
+    run: RunDir, record: RunRecord, changes: Mapping[str, Any], *, force: bool
+) -> tuple[RunConfig, list[str]]:
+    """Return the settings with which a run goes on, and what is told of harmless changes.
+
+    Its output folder is the one that it lies in, wherever it is resumed from, unless another is asked for.
+    Raises: ConfigError for a change that would alter what is learned, unless `force`.
+    """
+    if changes.get("name", record.name) != record.name:
+        name, again = changes["name"], f"dialogkit train --resume {known_as(run)}"
+        raise ConfigError(
+            f"a run keeps its name: {record.name!r} cannot go on as {name!r}",
+            hint=f"dialogkit train --from {known_as(run)} --name {name}"
+            if record.status == "completed"
+            else again,
+        )
+    config = load_changed(record.config, {key: value for key, value in changes.items() if key != "name"})
+    new = dict(flatten(config.model_dump(mode="json")))
+    differing = [
+        f"{name} is {old!r}, not {new.get(name)!r}" for name, old in flatten(record.config) if new.get(name) != old
+    ]
+    altering = [told for told in differing if not told.startswith(HARMLESS)]
+    if altering and not force:
+        raise _refusal(run, altering)
+    if "runtime.output_dir" not in changes and run.output is not None:
+        runtime = config.runtime.model_copy(update={"output_dir": str(run.output)})
+        config = config.model_copy(update={"runtime": runtime})
+    return config, differing
+
+
+def require_same(run: RunDir, record: RunRecord, parts: "Parts", *, force: bool) -> list[str]:
+    """Return what differs on this machine from where the run was; most of it alters the last digits of figures.
+
+    Raises: ConfigError if anything does, unless `force`.
+    """
+    now = {
+        **{f"version of {name}": package_versions().get(name) for name in ("torch", "transformers")},
+        **{f"runtime.{name}": value for name, value in asdict(parts.runtime).items() if "reason" not in name},
+        "data revision": parts.data.ledger.revision,
+        # Of a stream they are counted as they come.
+        "training dialogs": None if parts.streamed else parts.data.size,
+        # Whole weights are in a checkpoint; an adapter's base is not.
+        "the base of the adapter": _base_of(parts.model_facts),
+    }
+    before = {
+        **{f"version of {name}": record.versions.get(name) for name in ("torch", "transformers")},
+        **{name: record.runtime.get(name.removeprefix("runtime.")) for name in now if name.startswith("runtime.")},
+        "data revision": record.data.get("revision"),
+        "training dialogs": None if parts.streamed else record.data.get("train_dialogs"),
+        "the base of the adapter": _base_of(record.model),
+    }
+    if before["runtime.processes"] not in (None, now["runtime.processes"]):
+        # The batches stay the same: only the last digits differ, as the sums are made in another order.
+        for name in ("runtime.processes", "runtime.device_name"):
+            del now[name], before[name]
+    # What a run that was killed very early has not recorded cannot differ.
+    differing = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in now if before[name] != now[name]]
+    differing = [told for told in differing if " was None" not in told]
+    if differing and not force:
+        raise _refusal(run, differing, " --force")
+    return differing
+
+
+def _base_of(facts: Mapping[str, Any]) -> Any:
+    """Return the commit or the digest of the weights that an adapter was trained on, wherever they lie."""
+    base = facts.get("adapter_base")
+    return (base.get("revision") or base.get("metadata")) if isinstance(base, dict) else None
+
+
+def _refusal(run: RunDir, differing: list[str], option: str = "") -> ConfigError:
+    more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+    return ConfigError(
+        f"the run {run.name!r} would not go on as it began: {differing[0]}{more}; --force goes on all the same",
+        hint=f"dialogkit train --resume {known_as(run)}{option}",
+        details=differing[1:],
+    )

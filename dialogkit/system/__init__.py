@@ -1,0 +1,1 @@
+"""What the machine, its files and its network offer; knows nothing of dialogs or models."""

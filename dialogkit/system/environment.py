@@ -1,0 +1,25 @@
+"""Where a run happens: machine, system and the state of the user's folder. Never an environment variable."""
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from dialogkit.system.cpu import processor_name
+from dialogkit.system.git import git_state
+from dialogkit.system.memory import total_bytes
+
+
+def environment_facts(folder: Path) -> dict[str, Any]:
+    """Return platform, processor, memory, interpreter and git state, as far as they are known."""
+    return {
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "cpu": processor_name(),
+        "cpu_count": os.cpu_count(),
+        "memory_bytes": total_bytes(),
+        "executable": sys.executable,
+        "folder": str(folder),
+        "git": git_state(folder),
+    }

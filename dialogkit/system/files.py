@@ -1,0 +1,64 @@
+"""Writes files so that none is ever half there, with ordinary permissions."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from dialogkit.errors import StorageError
+from dialogkit.system.ownership import free_name, is_signed, signed
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside its place and rename it, so that it is never half there."""
+    try:
+        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(beside, 0o666 & ~umask())
+            os.replace(beside, path)
+        finally:
+            Path(beside).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{str(path)!r} cannot be written: {(error.strerror or str(error)).lower()}") from None
+
+
+def keep(path: Path) -> Path:
+    """Rename what somebody else wrote in the place of a file or folder; return its new place.
+
+    Raises: StorageError.
+    """
+    try:
+        return path.rename(free_name(path))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StorageError(f"{str(path)!r} cannot be renamed: {reason}") from None
+
+
+def write_signed(path: Path, text: str, *, comment: str) -> Path | None:
+    """Write a text with its sum; return where a file in its place went that somebody has changed.
+
+    Raises: StorageError.
+
+    Args:
+        path: the file.
+        text: what it is to say.
+        comment: a comment of its language, with `{}` where the sum goes.
+    """
+    kept = keep(path) if os.path.lexists(path) and not is_signed(path) else None
+    write_text(path, signed(text, comment=comment))
+    return kept
+
+
+def ordinary_permissions(folder: Path) -> None:
+    """Give the files of a folder the permissions that the umask allows: safetensors writes mode 0600."""
+    for path in folder.iterdir():
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~umask())
+
+
+def umask() -> int:
+    """Return the permissions that new files of this process do not get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,34 @@
+"""An error that only tells of the loss of another process, and one of this process itself."""
+
+import pytest
+
+from dialogkit.distributed.process_group import is_loss_of_another
+from dialogkit.errors import DataError, ProcessLostError
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (ProcessLostError("gone"), True),
+        (ConnectionResetError("reset"), True),
+        (
+            RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:4"),
+            True,
+        ),
+        (RuntimeError("NCCL Error 2: unhandled system error"), True),
+        (RuntimeError("Broken pipe in TCPStore::get"), True),
+        (RuntimeError("[2] is setting up a communicator, but store->get('0') has an error"), True),
+        # Nothing that a new start would help.
+        (
+            RuntimeError(
+                "don't know how to restore data location of torch.storage.UntypedStorage (tagged with a)"
+            ),
+            False,
+        ),
+        (RuntimeError("Error(s) in loading state_dict for GPT2LMHeadModel: size mismatch"), False),
+        (ValueError("gloo"), False),
+        (DataError("the store is empty"), False),
+    ],
+)
+def test_which_errors_tell_that_another_process_is_lost(error: Exception, lost: bool) -> None:
+    assert is_loss_of_another(error) is lost

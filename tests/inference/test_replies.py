@@ -1,0 +1,250 @@
+"""Replies: the same however they are batched, streamed or seeded, and within the model's context."""
+
+import copy
+import random
+from collections.abc import Sequence
+from functools import wraps
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dialogkit.config.generate import GenerateConfig
+from dialogkit.dialog import Message
+from dialogkit.inference.replies import Conversation, Reply, generate_replies
+from tests.models.foreign import GENERATION_SETTINGS
+
+CONTEXT = 256
+GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0}
+PROMPTS = [
+    "Hello!",
+    "What is the capital of France?",
+    "a",
+    "One two three four five six seven eight. " * 3,
+    "Grüße 👋",
+]
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def model(request: pytest.FixtureRequest, small: Any) -> Any:
+    """Return a model with large weights: every token and every position changes what comes next."""
+    return small.model(request.param, seed=1, initializer_range=0.4)
+
+
+def replies(model: Any, small: Any, prompts: Sequence[str], **options: Any) -> list[Reply]:
+    call = {key: options.pop(key) for key in ("batch_size", "on_text", "context") if key in options}
+    return generate_replies(
+        model,
+        options.pop("tokenizer", small.tokenizer),
+        [[Message("user", prompt)] for prompt in prompts],
+        GenerateConfig(**{"max_new_tokens": 24, **options}),
+        **{"context": CONTEXT, **call},
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize(("batch_size", "max_new_tokens"), [(2, 24), (5, 24), (5, 110)])
+def test_replies_in_a_batch_are_the_replies_one_by_one(
+    model: Any, small: Any, batch_size: int, max_new_tokens: int
+) -> None:
+    options = {"context": 128, "max_new_tokens": max_new_tokens, **GREEDY}
+    alone = [replies(model, small, [prompt], **options)[0] for prompt in PROMPTS]
+    batched = replies(model, small, PROMPTS, batch_size=batch_size, **options)
+    assert batched == alone
+    assert len({reply.text for reply in alone}) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_greedy_reply_is_that_of_a_naive_loop_without_a_cache(model: Any, small: Any, prompt: str) -> None:
+    ids = small.tokenizer.encode_prompt([Message("user", prompt)])
+    start = len(ids)
+    while len(ids) < start + 24 and (len(ids) == start or ids[-1] not in small.tokenizer.stop_ids):
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    (reply,) = replies(model, small, [prompt], **GREEDY)
+    assert (reply.text, reply.tokens) == (small.tokenizer.decode(ids[start:]), len(ids) - start)
+
+
+def test_a_seed_gives_the_same_replies_again_and_another_others(model: Any, small: Any) -> None:
+    first, again, other = (replies(model, small, PROMPTS, temperature=2.0, seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert all(a.text != b.text for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_generators_of_random_numbers_are_left_as_they_were(
+    model: Any, small: Any, temperature: float
+) -> None:
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    replies(model, small, PROMPTS, temperature=temperature)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_is_off_while_replying_and_the_mode_is_given_back(small: Any, training: bool) -> None:
+    model = small.model("gpt2", dropout=0.5, initializer_range=0.4)
+    without = replies(model.eval(), small, PROMPTS, **GREEDY)
+    assert replies(model.train(training), small, PROMPTS, **GREEDY) == without
+    assert model.training is training
+
+
+def scripted(small: Any, ids: Sequence[int]) -> Any:
+    """Return a model that says these ids, whatever it is asked."""
+    model = small.model()
+    forward, script = model.forward, iter(ids)
+
+    @wraps(forward)
+    def say(*args: Any, **kwargs: Any) -> Any:
+        made = forward(*args, **kwargs)
+        made.logits = torch.zeros_like(made.logits)
+        made.logits[:, -1, next(script)] = 1
+        return made
+
+    model.forward = say
+    return model
+
+
+def ids_of(small: Any, text: str) -> list[int]:
+    return list(small.tokenizer.hf(text, add_special_tokens=False)["input_ids"])
+
+
+def test_a_reply_ends_with_its_turn(small: Any) -> None:
+    ids = ids_of(small, "Hello there.")
+    for end in small.tokenizer.stop_ids:
+        (reply,) = replies(scripted(small, [*ids, end]), small, ["hi"], **GREEDY)
+        assert [reply] == [Reply("Hello there.", len(ids) + 1, 0, "end of turn")]
+
+
+def test_any_of_several_ends_ends_a_reply(small: Any) -> None:
+    tokenizer = copy.copy(small.tokenizer)
+    tokenizer.reply_stop_ids = frozenset(
+        {small.tokenizer.end_of_turn_id, small.tokenizer.hf.vocab["<|end_of_text|>"]}
+    )
+    ids = ids_of(small, "Yes")
+    for end in tokenizer.reply_stop_ids:
+        (reply,) = replies(scripted(small, [*ids, end]), small, ["hi"], tokenizer=tokenizer, **GREEDY)
+        assert (reply.text, reply.stop_reason) == ("Yes", "end of turn")
+
+
+def test_a_reply_that_ends_at_once_is_empty(small: Any) -> None:
+    (reply,) = replies(scripted(small, [small.tokenizer.end_of_turn_id]), small, ["hi"], **GREEDY)
+    assert [reply] == [Reply("", 1, 0, "end of turn")]
+
+
+def test_a_reply_as_long_as_allowed_stops_for_its_length(small: Any) -> None:
+    ids = ids_of(small, "and so on")
+    (reply,) = replies(scripted(small, ids), small, ["hi"], max_new_tokens=len(ids), **GREEDY)
+    assert [reply] == [Reply("and so on", len(ids), 0, "length")]
+
+
+def test_a_reply_that_fills_the_context_stops_there(model: Any, small: Any) -> None:
+    prompt = "word " * 20
+    taken = len(small.tokenizer.encode_prompt([Message("user", prompt.strip())]))
+    (reply,) = replies(model, small, [prompt.strip()], max_new_tokens=10_000, **GREEDY)
+    assert (reply.stop_reason, reply.tokens) == ("context full", CONTEXT - taken)
+
+
+class Asked:
+    """Remembers the prompts that a model is asked to go on with, the padding left out."""
+
+    def __init__(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ids: list[list[int]] = []
+        generate = model.generate
+
+        def remember(*, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> Any:
+            for row, mask in zip(input_ids, attention_mask, strict=True):
+                self.ids.append(row[mask.bool()].tolist())
+            return generate(input_ids=input_ids, attention_mask=attention_mask, **options)
+
+        monkeypatch.setattr(model, "generate", remember)
+
+
+@pytest.mark.parametrize(("max_new_tokens", "room"), [(24, 24), (128, 128), (5000, 128)])
+def test_a_prompt_longer_than_the_context_loses_its_beginning_and_is_answered(
+    model: Any, small: Any, monkeypatch: pytest.MonkeyPatch, max_new_tokens: int, room: int
+) -> None:
+    asked = Asked(model, monkeypatch)
+    prompt = " ".join(map(str, range(400)))
+    whole = small.tokenizer.encode_prompt([Message("user", prompt)])
+    (reply,) = replies(model, small, [prompt], max_new_tokens=max_new_tokens, **GREEDY)
+    assert len(whole) > CONTEXT
+    assert asked.ids == [whole[-(CONTEXT - room) :]]
+    assert reply.cut_tokens == len(whole) - (CONTEXT - room)
+    assert reply.stop_reason == "end of turn" or reply.tokens == room
+
+
+def test_a_prompt_that_fits_is_asked_whole(model: Any, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked(model, monkeypatch)
+    replies(model, small, PROMPTS)
+    expected = [small.tokenizer.encode_prompt([Message("user", prompt)]) for prompt in PROMPTS]
+    assert sorted(asked.ids) == sorted(expected)
+
+
+def test_no_prompts_have_no_replies(small: Any) -> None:
+    assert replies(small.model(), small, []) == []
+
+
+@given(text=st.text(max_size=12))
+@settings(max_examples=15, deadline=None, derandomize=True)
+def test_the_streamed_pieces_are_the_reply(small: Any, text: str) -> None:
+    pieces: list[str] = []
+    ids = ids_of(small, text)
+    model = scripted(small, [*ids, small.tokenizer.end_of_turn_id])
+    (reply,) = replies(model, small, ["hi"], max_new_tokens=100, on_text=pieces.append, **GREEDY)
+    assert "".join(pieces) == reply.text == text.strip()
+    assert all(pieces)
+
+
+@given(ids=st.lists(st.integers(0, 511), min_size=1, max_size=12))
+@settings(max_examples=15, deadline=None, derandomize=True)
+def test_the_streamed_pieces_are_the_reply_whatever_bytes_a_model_says(small: Any, ids: list[int]) -> None:
+    pieces: list[str] = []
+    model = scripted(small, ids)
+    (reply,) = replies(model, small, ["hi"], max_new_tokens=len(ids), on_text=pieces.append, **GREEDY)
+    assert "".join(pieces) == reply.text
+    assert reply.text == small.tokenizer.decode(ids[: reply.tokens])
+
+
+def test_a_character_is_shown_when_it_is_whole(small: Any) -> None:
+    pieces: list[str] = []
+    ids = ids_of(small, "a👋b")
+    assert len(ids) > 3
+    replies(scripted(small, ids), small, ["hi"], max_new_tokens=len(ids), on_text=pieces.append, **GREEDY)
+    assert pieces == ["a", "👋", "b"]
+
+
+def test_several_prompts_are_not_streamed(model: Any, small: Any) -> None:
+    pieces: list[str] = []
+    assert len(replies(model, small, PROMPTS, on_text=pieces.append)) == len(PROMPTS)
+    assert pieces == []
+
+
+def test_the_repetition_penalty_keeps_a_model_from_saying_the_same_again(model: Any, small: Any) -> None:
+    plain, penalised = (
+        replies(model, small, ["Hello!"], temperature=0.0, repetition_penalty=penalty, max_new_tokens=60)[0]
+        for penalty in (1.0, 10.0)
+    )
+    assert len(set(ids_of(small, penalised.text))) > len(set(ids_of(small, plain.text)))
+
+
+def test_generation_settings_of_a_model_change_no_reply(small: Any) -> None:
+    model = small.model(seed=1, initializer_range=0.4)
+    few = GenerateConfig(max_new_tokens=3)
+
+    def talk() -> list[Any]:
+        conversation = Conversation(model, small.tokenizer, context=CONTEXT, device="cpu")
+        turns = [Message("user", "Hello!")]
+        first = conversation.reply(turns, few)
+        turns += [Message("assistant", first.text), Message("user", "And you?")]
+        return [*replies(model, small, PROMPTS[:2], max_new_tokens=3), first, conversation.reply(turns, few)]
+
+    plain, own = talk(), model.generation_config
+    for brought in GENERATION_SETTINGS:
+        model.generation_config = held = copy.deepcopy(own)
+        vars(held).update(brought)
+        assert talk() == plain, brought
+        assert model.generation_config is held

@@ -1,0 +1,402 @@
+"""Two processes learn what one learns; one of them speaks and writes for both."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from dialogkit.errors import ConfigError
+from dialogkit.services.cluster.launch import nodes_of
+from dialogkit.services.training.agreement import require_same_resume, require_same_training
+from dialogkit.tracking.run_dir import RunDir
+from tests.conftest import REPOSITORY, Finished, run_process
+
+SETTINGS: dict[str, Any] = {
+    "runtime.precision": "fp32",
+    "train.batch_size": 8,
+    "train.log_every_steps": 1,
+    "train.max_steps": 7,
+    "train.eval_every_steps": 3,
+    "data.samples": 21,
+    "data.eval_min_dialogs": 7,
+    "tracking.replies_at_evaluations": 1,
+}
+LOSS, FIGURES = 1e-5, 1e-6
+"""Relative differences that are allowed: of losses in training, and of figures on held-out dialogs."""
+
+
+def words_of(settings: dict[str, Any]) -> list[str]:
+    """Return settings as the words of a command."""
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in settings.items()}
+    return [word for name, text in texts.items() for word in ("--set", f"{name}={text}")]
+
+
+def points(run: Path) -> dict[int, dict[str, float]]:
+    """Return all that was logged of learning, by step."""
+    told: dict[int, dict[str, float]] = {}
+    for point in RunDir(run).metrics():
+        learned = {name: value for name, value in point.items() if name.startswith(("train/", "eval/"))}
+        told.setdefault(int(point["step"]), {}).update(learned)
+    return told
+
+
+def assert_same_learning(one: Path, other: Path, *, loss: float = LOSS, figures: float = FIGURES) -> None:
+    """Compare everything that two runs logged."""
+    expected, found = points(one), points(other)
+    assert expected.keys() == found.keys()
+    for step, named in expected.items():
+        assert named.keys() == found[step].keys()
+        for name, value in named.items():
+            # A norm adds up the differences of all gradients, perplexity is the exponential of a figure, and a
+            # handful of dialogs has but a few ends of turn.
+            scale = {"train/grad_norm": 100, "eval/perplexity": 10, "eval/end_of_turn_nats": 10}.get(name, 1)
+            allowed = scale * (figures if name.startswith("eval/") else loss)
+            # Accuracy goes by whole tokens of a few dozen.
+            least = 20 * figures if name == "eval/accuracy" else 1e-9
+            assert found[step][name] == pytest.approx(value, rel=allowed, abs=least), (step, name)
+
+
+class Pair(NamedTuple):
+    """A run of one process, and the same of two."""
+
+    alone: Path
+    together: Path
+    finished: Finished
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, small_config: Callable[..., Any]) -> Pair:
+    from dialogkit.services.train import train
+    from tests.conftest import SMALL
+
+    folder = tmp_path_factory.mktemp("pair")
+    output = str(folder / "models")
+    train(small_config({**SETTINGS, "runtime.output_dir": output, "name": "alone"}))
+    settings = {**SMALL, **SETTINGS, "train.accumulation_steps": 2}
+    words = ["train", "custom-nano", "--devices", "2", "--name", "together", "--output-dir", output, "--json"]
+    finished = run_process(*words, *words_of(settings), cwd=folder)
+    assert finished.code == 0, finished.err
+    return Pair(folder / "models/runs/alone", folder / "models/runs/together", finished)
+
+
+def test_two_processes_learn_what_one_learns(pair: Pair) -> None:
+    # Dialogs of uneven lengths, batches in two parts, a last batch of five, evaluations.
+    assert_same_learning(pair.alone, pair.together)
+    one, other = (RunDir(run).read().metrics for run in (pair.alone, pair.together))
+    assert one["train/tokens"] == other["train/tokens"] > 0
+    for name in ("before/nats_per_token", "final/nats_per_token", "final/bits_per_byte"):
+        assert other[name] == pytest.approx(one[name], rel=FIGURES)
+
+
+def test_one_of_several_processes_speaks_and_writes(pair: Pair) -> None:
+    told = pair.finished.json["data"]
+    assert (told["run"], told["steps"]) == ("together", 7)
+    lines = [line for line in pair.finished.err.splitlines() if line.startswith(("step", "device", "warning"))]
+    assert len(lines) == len(set(lines)) > 5
+    assert "Traceback" not in pair.finished.err
+    record = RunDir(pair.together).read()
+    assert (record.status, record.runtime["processes"]) == ("completed", 2)
+    assert [point["step"] for point in RunDir(pair.together).metrics() if "train/loss" in point] == [*range(1, 8)]
+
+
+def test_a_checkpoint_has_the_random_state_of_each_process(pair: Pair) -> None:
+    from dialogkit.engine.checkpoints import newest_valid
+
+    found = newest_valid(pair.together)
+    assert found is not None
+    folder, progress = found
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in folder.iterdir()}
+    assert progress.tokens == RunDir(pair.together).read().metrics["train/tokens"]
+
+
+def test_the_ledger_of_a_stream_has_the_rows_of_all_processes(
+    in_temporary_folder: Path, small_config: Callable[..., Any]
+) -> None:
+    from dialogkit.services.train import train
+    from tests.conftest import SMALL
+
+    write_shards(4, 20, bad=(0, 3))  # the first one that is read is the second process's
+    # A group of dialogs is as long as a pass: its rows are counted at the first step.
+    settings: dict[str, Any] = {
+        **SMALL,
+        "data.dataset": "shards",
+        "data.streaming": True,
+        "data.samples": None,
+        "data.max_bad_rows": 2,
+        "train.batch_size": 4,
+    }
+    train(small_config({**settings, "name": "alone"}))
+    finished = run_process("train", "custom-nano", "--devices", "2", "--name", "together", *words_of(settings))
+    assert finished.code == 0, finished.err
+    one, other = (RunDir(Path("models/runs") / name).read() for name in ("alone", "together"))
+    assert other.data == one.data
+    assert (one.data["rows"], one.data["unusable"], one.data["kept"]) == (80, 6, 74)
+    assert one.data["first_bad_row"].startswith("3.jsonl:7: not valid JSON")
+    told = "80 rows so far, 74 kept"
+    assert told in " ".join(finished.err.split())
+    assert told in Path("models/runs/together/console.log").read_text()
+
+
+def in_every_process(folder: Path, code: str) -> dict[str, str]:
+    """Return the environment in which every process runs this code first."""
+    (folder / "site").mkdir()
+    (folder / "site/sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(folder / "site")])}
+
+
+def write_shards(shards: int, rows: int, *, bad: Sequence[int]) -> None:
+    """Write small files of dialogs, a block each: in each an unusable row, in the `bad` ones a malformed one."""
+    Path("shards").mkdir()
+    for shard in range(shards):
+        lines = [
+            json.dumps({"prompt": f"Count to {n}.", "response": f"{n} " * (1 + n % 9)})
+            for n in range(shard * rows, (shard + 1) * rows)
+        ]
+        lines[3] = json.dumps({"prompt": "And?", "response": ""})
+        if shard in bad:
+            lines[6] = "{"
+        Path(f"shards/{shard}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"RANK": "5"}, "RANK is 5 in the environment, and no place among 2, counted from 0"),
+        ({"RANK": "x"}, "RANK is 'x' in the environment, and no number"),
+        ({"RANK": "0", "MASTER_PORT": "abc"}, "MASTER_PORT is 'abc' in the environment, and no number"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused_before_anything_is_waited_for(
+    environment: dict[str, str], told: str, dialogkit: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", **environment}.items():
+        monkeypatch.setenv(name, value)
+    done = dialogkit("train", "custom-nano", "--no-cuda")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: {told}\ntry: unset RANK WORLD_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("words", "environment"),
+    [
+        ("--nodes 2 --node-rank 1 --rendezvous nowhere.invalid:29400", {}),
+        ("", {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29399"}),
+    ],
+)
+def test_ctrl_c_ends_what_waits_for_others(
+    words: str, environment: dict[str, str], in_temporary_folder: Path
+) -> None:
+    waiting = in_every_process(in_temporary_folder, WAITING)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dialogkit", "train", "custom-nano", "--no-cuda", *words.split()],
+        env={**os.environ, **environment, **waiting},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever starts the tests in the background may have Ctrl-C ignored by all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while not Path("waits").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    time.sleep(0.3)  # it is in torch now, in C
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert told == ("" if environment else "error: stopped by Ctrl-C\n")  # one of several speaks
+
+
+WAITING = """
+import dialogkit.system.signals as interrupts
+
+before = interrupts.ended_by_signals
+
+def and_tells(*words):
+    open("waits", "w").close()
+    return before(*words)
+
+interrupts.ended_by_signals = and_tells
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--devices 3 --set train.batch_size=8", "8 does not split evenly over 3 processes: 6 or 9 would"),
+        ("--devices two", "--devices 'two' is not a number of devices, or auto"),
+        ("--devices 0", "--devices '0' is not a number of devices, or auto"),
+        ("--nodes 2", "--nodes needs --rendezvous HOST:PORT"),
+        ("--nodes many --rendezvous a:1", "--nodes 'many' is not a number of machines"),
+        ("--nodes 2 --rendezvous a", "--rendezvous 'a' is not HOST:PORT"),
+        ("--nodes 2 --rendezvous a:99999", "--rendezvous 'a:99999' is not HOST:PORT"),
+        ("--nodes 2 --rendezvous a:0", "try: --rendezvous a:29400"),
+        ("--nodes 2 --rendezvous :29400", "try: --rendezvous HOST:29400"),
+        ("--nodes 2 --rendezvous http://a:29400", "try: --rendezvous a:29400"),
+        ("--nodes 2 --rendezvous host-a:abc", "try: --rendezvous host-a:29400"),
+        ("--nodes 2 --node-rank 1", "try: --nodes 2 --node-rank 1 --rendezvous HOST:29400"),
+        ("--nodes 2 --node-rank 2 --rendezvous a:1", "--node-rank 2 is no number of 2 machines"),
+        ("--rendezvous a:1", "--rendezvous 'a:1' is of several machines, and --nodes does not say how many"),
+        ("--devices 2 --node-rank 1", "try: --nodes 2 --node-rank 1 --rendezvous HOST:29400"),
+    ],
+)
+def test_words_that_cannot_be_are_refused_before_anything_starts(
+    words: str, told: str, dialogkit: Callable[..., Finished]
+) -> None:
+    done = dialogkit("train", "custom-nano", "--no-cuda", *words.split())
+    assert (done.code, done.out) == (2, "")
+    assert told in done.err
+    assert not Path("models").exists()
+
+
+def test_one_of_several_that_does_not_know_where_the_others_are_is_refused(
+    dialogkit: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    done = dialogkit("train", "custom-nano", "--no-cuda")
+    assert (done.code, done.out) == (2, "")
+    assert "RANK and WORLD_SIZE make this one of 2 processes, and no MASTER_ADDR says where they meet" in done.err
+    assert not Path("models").exists()
+
+
+def test_a_port_that_is_taken_is_told_at_once(dialogkit: Callable[..., Finished]) -> None:
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        place = f"localhost:{other.getsockname()[1]}"
+        words = f"train custom-nano --no-cuda --nodes 2 --node-rank 0 --rendezvous {place}"
+        done = dialogkit(*words.split())
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: the machines cannot meet at {place}: port ")
+    assert "try: --rendezvous localhost:" in done.err
+    assert not Path("models").exists()
+
+
+IMPATIENT = """
+from contextlib import contextmanager
+
+import dialogkit.services.cluster.launch as processes
+
+before = process_group._torch_says_nothing
+
+@contextmanager
+def and_waits_a_second():
+    with before():
+        yield
+    import torch.distributed.elastic.rendezvous.c10d_rendezvous_backend as backend
+
+    create = backend.create_backend
+    backend.create_backend = lambda params: (params.config.update(read_timeout="1"), create(params))[1]
+
+process_group._torch_says_nothing = and_waits_a_second
+"""
+
+
+def test_machines_that_do_not_meet_are_told_in_one_sentence(in_temporary_folder: Path) -> None:
+    impatient = in_every_process(in_temporary_folder, IMPATIENT)
+    words = "train custom-nano --no-cuda --nodes 2 --node-rank 1 --rendezvous nowhere.invalid:29400"
+    assert run_process(*words.split(), **impatient) == Finished(
+        2,
+        "",
+        "error: the 2 machines did not find each other at nowhere.invalid:29400 (RendezvousConnectionError): the "
+        "name 'nowhere.invalid' is not known here\n"
+        "try: the same command with --node-rank 0 on nowhere.invalid, its port 29400 open to the others\n",
+    )
+    assert not Path("models").exists()
+
+
+def test_a_program_of_one_process_does_not_start_others(small_config: Callable[..., Any]) -> None:
+    from dialogkit.services.train import train
+
+    with pytest.raises(ConfigError, match=r"runtime.devices is 2, and this program is a single process"):
+        train(small_config({"runtime.devices": 2}))
+
+
+def as_two(monkeypatch: pytest.MonkeyPatch, first: Callable[[], None], other: Callable[[], None]) -> None:
+    """Run something as the first of two processes, the second of which does something else."""
+    from dialogkit.distributed import process_group
+
+    said: list[Any] = []
+    monkeypatch.setattr(process_group, "count", lambda: 2)
+    monkeypatch.setattr(process_group, "gather", lambda value: (said.append(("b", value[1])), [value])[1])
+    other()
+    monkeypatch.setattr(process_group, "gather", lambda value: [("a", value[1]), *said])
+    first()
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"train.batch_size": 4}, "train.batch_size is 8 in process 0 on a and 4 in process 1 on b"),
+        ({"train.max_steps": 5}, "train.max_steps is 7 in process 0 on a and 5 in process 1 on b"),
+        ({"train.max_steps": None}, "train.max_steps is 7 in process 0 on a and left out in process 1 on b"),
+        (
+            {"name": "it", "train.seed": 1, "generate.seed": 1},
+            "train.seed is 42 in process 0 on a and 1 in process 1 on b (and 1 more)",
+        ),
+        ({"runtime.devices": 2, "name": "it", "runtime.output_dir": "there"}, None),
+        ({}, None),
+    ],
+)
+def test_processes_that_were_given_other_settings_are_refused(
+    other: dict[str, Any], told: str | None, small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError) if told else nullcontext() as refused:
+        as_two(
+            monkeypatch,
+            lambda: require_same_training(small_config(SETTINGS)),
+            lambda: require_same_training(small_config({**SETTINGS, **other})),
+        )
+    assert told is None or told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("run", "changes", "force", "told"),
+    [
+        ("it", {}, False, None),
+        ("it", {"runtime.devices": 3, "runtime.output_dir": "models"}, False, None),
+        ("other", {}, False, '--resume is "it" in process 0 on a and "other" in process 1 on b'),
+        ("it", {}, True, "--force is left out in process 0 on a and true in process 1 on b"),
+        (
+            "it",
+            {"tracking.notes": "x"},
+            False,
+            'tracking.notes is left out in process 0 on a and "x" in process 1',
+        ),
+    ],
+)
+def test_processes_that_go_on_with_something_else_are_refused(
+    run: str, changes: dict[str, Any], force: bool, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError) if told else nullcontext() as refused:
+        as_two(
+            monkeypatch,
+            lambda: require_same_resume("it", {}, force=False),
+            lambda: require_same_resume(run, changes, force=force),
+        )
+    assert told is None or told in str(refused.value)
+
+
+def test_one_that_begins_and_one_that_goes_on_are_refused(
+    small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r'--resume is "it" in process 0 on a and left out in process 1 on b$'):
+        as_two(
+            monkeypatch,
+            lambda: require_same_resume("it", {}, force=False),
+            lambda: require_same_training(small_config(SETTINGS)),
+        )
+
+
+def test_numbers_of_machines() -> None:
+    assert [nodes_of(text) for text in (None, "2", "1:2")] == [(1, 1), (2, 2), (1, 2)]

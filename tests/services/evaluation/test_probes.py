@@ -1,0 +1,406 @@
+"""What `evaluate` tells of a model is what the model does, in figures and in words."""
+
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dialogkit.config.load import load_run_config
+from dialogkit.inference.reply_metrics import (
+    ReplyFigures,
+    Spoken,
+    distinct,
+    echoed_share,
+    intervals,
+    repeated_share,
+    similarities,
+)
+from dialogkit.services.evaluate import EvaluateResult, EvaluateRow, evaluate
+from dialogkit.services.evaluation.diagnosis import Judged, remarks
+from dialogkit.services.evaluation.probes import candidates_of
+from dialogkit.services.evaluation.scoring import Exchange
+from dialogkit.services.evaluation.slices import kinds_of
+from dialogkit.services.train import train
+from dialogkit.tracking.metric_specs import GROUPS
+from dialogkit.tracking.run_dir import RunDir
+from tests.conftest import TINY, Finished, Trained
+
+ANSWERS = {
+    "cats": "Cats purr, climb trees and sleep all day.",
+    "rain": "Rain falls from clouds and wets the grass.",
+    "bread": "Bread is baked of flour, water, salt and yeast.",
+    "trains": "Trains run on rails between the cities.",
+    "chess": "Chess is won when the king cannot escape.",
+    "snow": "Snow is white, cold and soft under boots.",
+    "ships": "Ships carry goods across the wide sea.",
+    "bees": "Bees make honey and dance for each other.",
+    "maps": "Maps show roads, rivers, hills and borders.",
+    "clocks": "Clocks tell hours, minutes and seconds.",
+    "soup": "Soup is hot and full of vegetables.",
+    "drums": "Drums give the beat of every march.",
+}
+MANNERS = ("Tell me about", "What do you know of", "Explain", "Say something on", "Please describe", "Write about")
+
+
+def write_dialogs(path: str, *, shuffled: bool = False) -> None:
+    """Write prompts about twelve things whose answers follow from the thing alone, or by chance if shuffled."""
+    chance, topics = random.Random(1), list(ANSWERS)
+    with Path(path).open("w", encoding="utf-8") as file:
+        for number in range(240):
+            topic = topics[number % len(topics)]
+            prompt = f"{MANNERS[number % 5]} {topic}, number {number}."
+            answer = ANSWERS[chance.choice(topics) if shuffled else topic]
+            file.write(json.dumps({"prompt": prompt, "response": answer}) + "\n")
+
+
+def trained_on(path: str, **settings: Any) -> str:
+    """Train a small model and return its run."""
+    overrides = {
+        **TINY,
+        "data.dataset": path,
+        "data.samples": None,
+        "data.eval_fraction": 0.2,
+        "train.max_steps": 120,
+        "train.batch_size": 16,
+        "train.learning_rate": 1e-2,
+        "train.eval_every_steps": 120,
+        "train.keep": "last",
+        "runtime.device": "cpu",
+        "tracking.wandb": "disabled",
+        "tracking.report": False,
+        "generate.test_prompts": ["Hello!"],
+        "generate.max_new_tokens": 8,
+    }
+    return train(load_run_config("custom-nano", overrides={**overrides, **settings})).run
+
+
+FINE = {
+    "bits_per_byte": 1.5,
+    "nats_per_token": 3.0,
+    "end_of_turn_nats": 0.1,
+    "prompt_gain": 0.2,
+    "hits_at_1": 0.7,
+    "stop_rate": 1.0,
+    "length_ratio": 0.9,
+    "chrf": 30.0,
+}
+BOUNDS = {"prompt_gain": (0.1, 0.3), "hits_at_1": (0.5, 0.9), "length_ratio": (0.7, 1.1), "chrf": (25.0, 35.0)}
+ANSWERED = [{"prompt": str(n), "reply": f"It is {n}.", "reference": f"{n}."} for n in range(10)]
+
+
+def repeated(reply: str, *, alike: int = 0) -> list[dict[str, str]]:
+    """Return replies that are the same, as so many of their references are."""
+    return [
+        {**row, "reply": reply, "reference": "Yes." if n < alike else row["reference"]}
+        for n, row in enumerate(ANSWERED)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, []),
+        ({"unigram_bits": 1.5}, ["knows no more than how frequent each token is: 1.50 bits/byte"]),
+        ({"before": {"bits_per_byte": 1.4}}, ["has learned nothing that helps with held-out answers"]),
+        ({"trained_bits": 0.5}, ["knows its training dialogs by heart"]),
+        # A small gain is none where the answer is not found, and enough where it is.
+        (
+            {"prompt_gain": (0.01, (0.004, 0.02)), "hits_at_1": (0.133, (0.0, 0.3))},
+            ["hardly listens to the prompt: knowing it saves 0.010 bits a byte of 1.50, and the true answer"],
+        ),
+        ({"prompt_gain": (0.01, (-0.004, 0.02)), "hits_at_1": (0.7, (0.5, 0.9))}, []),
+        ({"prompt_gain": (0.2, (-0.1, 0.5)), "hits_at_1": None}, ["does not listen to the prompt"]),
+        ({"prompt_gain": (0.2, (0.1, 0.5)), "hits_at_1": (0.1, (0.0, 0.2))}, []),
+        ({"prompt_gain": (0.0, None), "hits_at_1": (0.0, None)}, []),  # of one dialog nothing is sure
+        ({"length_ratio": (0.08, (0.04, 0.17))}, ["answers far too short: its replies have 8% of the length"]),
+        ({"length_ratio": (0.4, (0.2, 0.6))}, []),
+        ({"length_ratio": (3.6, (2.1, 6.3))}, ["answers far too long: its replies have 3.6 times the length"]),
+        ({"length_ratio": (3.6, (1.5, 6.3))}, []),
+        ({"length_ratio": (3.6, (2.1, 6.3)), "stop_rate": (0.1, None)}, ["does not come to an end"]),
+        ({"empty_rate": (0.2, None)}, ["says nothing: 20% of the replies are empty"]),
+        ({"replies": repeated("I I")}, ['says the same whatever it is asked: 100% of its replies are "I I"']),
+        ({"replies": repeated("I I")[:4]}, []),
+        ({"replies": [*repeated("I I")[:4], *ANSWERED[4:]]}, []),
+        ({"replies": repeated("Yes.", alike=8)}, []),  # most of the true answers are the same as well
+        ({"replies": repeated(" ")}, []),
+        ({"chrf": (3.4, (2.0, 5.1)), "before": {"chrf": 9.9}}, ["answers less like the true answers than before"]),
+        ({"chrf": (9.0, (7.0, 11.0)), "before": {"chrf": 9.9}}, []),
+        ({"repetition": (0.5, None)}, ["goes round in circles"]),
+        ({"echo": (0.6, None)}, ["repeats the prompt"]),
+    ],
+)
+def test_each_fault_is_told_in_words_and_nothing_else_is(changed: dict[str, Any], told: list[str]) -> None:
+    known = {name: changed.pop(name) for name in list(changed) if name in Judged._fields}
+    figures = FINE | {name: value and value[0] for name, value in changed.items()}
+    bounds = BOUNDS | {name: value and value[1] for name, value in changed.items()}
+    said = remarks(
+        Judged(
+            {name: value for name, value in figures.items() if value is not None},
+            {name: value for name, value in bounds.items() if value is not None},
+            **{"unigram_bits": 3.0, "trained_bits": 1.4, "before": {"bits_per_byte": 9.0}, "replies": ANSWERED}
+            | known,
+        )
+    )
+    assert [remark[: len(start)] for remark, start in zip(said, told, strict=True)] == told
+    assert all(";" in remark or "end" in remark for remark in said)  # each says what to try
+
+
+def judged(run: str) -> EvaluateRow:
+    (row,) = evaluate(run, device="cpu").rows
+    return row
+
+
+def test_a_model_that_has_learned_its_dialogs_has_nothing_wrong() -> None:
+    write_dialogs("rows.jsonl")
+    result = evaluate(trained_on("rows.jsonl"), device="cpu")
+    (row,) = result.rows
+    assert row.remarks == []
+    assert (row.hits_at_1, row.stop_rate) == (1.0, 1.0)
+    assert row.prompt_gain is not None
+    assert row.prompt_gain > 0.2
+    assert row.chrf is not None
+    assert row.chrf > 80
+    untrained, unigram, answers = result.anchors
+    assert [anchor.anchor for anchor in result.anchors] == ["untrained", "unigram", "answers"]
+    assert untrained.bits_per_byte > unigram.bits_per_byte > row.bits_per_byte  # type: ignore[operator]
+    assert (untrained.stop_rate, answers.stop_rate, answers.chrf) == (0.0, 1.0, pytest.approx(100))
+
+
+def test_a_model_whose_prompts_and_answers_were_shuffled_does_not_listen() -> None:
+    write_dialogs("shuffled.jsonl", shuffled=True)
+    row = judged(trained_on("shuffled.jsonl"))
+    assert any("does not listen to the prompt" in remark for remark in row.remarks)
+    assert row.hits_at_1 is not None
+    assert row.hits_at_1 < 0.4
+
+
+def test_a_model_whose_ends_of_turn_were_not_supervised_does_not_come_to_an_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from dialogkit.data import prepare
+
+    prepare_data = prepare.prepare_data
+
+    def without_ends(config: Any, tokenizer: Any, **options: Any) -> Any:
+        data = prepare_data(config, tokenizer, **options)
+        data.train.supervised = data.train.supervised & ~np.isin(data.train.ids, list(tokenizer.stop_ids))
+        return data
+
+    write_dialogs("rows.jsonl")
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare, "prepare_data", without_ends)
+        run = trained_on("rows.jsonl")
+    (remark,) = [remark for remark in judged(run).remarks if "does not come to an end" in remark]
+    assert "as if they had not been supervised" in remark
+
+
+def test_a_model_that_saw_eight_dialogs_again_and_again_knows_them_by_heart() -> None:
+    chance = random.Random(2)
+    words = " ".join(ANSWERS.values()).lower().replace(",", "").replace(".", "").split()
+    rows = [
+        {"prompt": f"Say line {number}.", "response": " ".join(chance.choice(words) for _ in range(12))}
+        for number in range(40)
+    ]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    row = judged(trained_on("rows.jsonl", **{"data.samples": 8, "train.batch_size": 8}))
+    (remark,) = [remark for remark in row.remarks if "by heart" in remark]
+    assert f"{row.trained_bits_per_byte:.2f} bits/byte on them" in remark
+    assert row.trained_bits_per_byte < 0.5 * row.bits_per_byte  # type: ignore[operator]
+
+
+@pytest.fixture(scope="module")
+def own(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the shared run, without W&B and page: others would see what is kept of its evaluation."""
+    output = Path(shutil.copytree(trained.output, tmp_path_factory.mktemp("own") / "models"))
+    run = RunDir(output / "runs/shared-run")
+    record = run.read()
+    config = {**record.config, "tracking": {**record.config["tracking"], "report": False}}
+    run.write(record.model_copy(update={"wandb": {}, "config": config}))
+    return output
+
+
+@pytest.fixture(scope="module")
+def judged_run(own: Path) -> EvaluateResult:
+    return evaluate("shared-run", output=own, device="cpu")
+
+
+def test_figures_do_not_depend_on_the_batch_size(own: Path, judged_run: EvaluateResult) -> None:
+    again = evaluate("shared-run", output=own, device="cpu", batch_size=3)
+    speed = {"first_token_s", "reply_tokens_per_s", "peak_memory_bytes"}
+    for row, expected in zip([*again.rows, *again.anchors], [*judged_run.rows, *judged_run.anchors], strict=True):
+        for name in EvaluateRow.model_fields:
+            value, before = getattr(row, name), getattr(expected, name)
+            if isinstance(before, float) and name not in speed:
+                assert value == pytest.approx(before, rel=1e-6, abs=1e-6), name
+
+
+def test_every_figure_lies_in_its_interval(judged_run: EvaluateResult) -> None:
+    for row in [*judged_run.rows, *judged_run.anchors]:
+        assert "bits_per_byte" in row.intervals or row.anchor == "answers"
+        for name, (low, high) in row.intervals.items():
+            assert low - 1e-9 <= getattr(row, name) <= high + 1e-9, name
+
+
+def test_an_evaluation_is_kept_in_the_run(own: Path, judged_run: EvaluateResult) -> None:
+    run = RunDir(own / "runs/shared-run")
+    (kept,) = run.evaluations()
+    assert kept["bits_per_byte"] == judged_run.rows[0].bits_per_byte
+    assert [anchor["anchor"] for anchor in kept["anchors"]] == ["untrained", "unigram", "answers"]
+    (where,) = judged_run.kept
+    assert (where.run, where.shown_dialogs) == ("shared-run", judged_run.rows[0].dialogs)
+    worst = [json.loads(line) for line in Path(where.worst).read_text().splitlines()]
+    assert [row["bits_per_byte"] for row in worst] == sorted((row["bits_per_byte"] for row in worst), reverse=True)
+    replies = Path(where.replies).read_text().splitlines()
+    assert len(replies) == min(64, judged_run.rows[0].dialogs)
+
+
+def test_hits_and_gain_are_those_of_a_plain_loop_over_transformers(
+    trained: Trained, judged_run: EvaluateResult
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from dialogkit.config.data import DataConfig
+    from dialogkit.config.model import ModelConfig
+    from dialogkit.config.paths import cache_dir
+    from dialogkit.data.prepare import prepare_data
+    from dialogkit.dialog import Message
+    from dialogkit.models.tokenizer import load_tokenizer
+    from dialogkit.services.evaluation.probes import RANKED_TOKENS
+    from dialogkit.services.evaluation.scoring import exchanges
+
+    model = AutoModelForCausalLM.from_pretrained(trained.result.model_dir).eval()
+    tokenizer = load_tokenizer(ModelConfig(name="it", source=trained.result.model_dir))
+    data = prepare_data(DataConfig(), tokenizer, context=1024, cache=cache_dir())
+
+    def nats(prompt: list[int], answer: list[int]) -> list[float]:
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        return [-logits[len(prompt) + n - 1, token].item() for n, token in enumerate(answer)]
+
+    pairs = exchanges(data.evaluation, tokenizer)
+    empty = tokenizer.encode_prompt([Message("user", "")])
+    saved = size = 0.0
+    for pair in pairs[:256]:
+        answer = [token for token in pair.answer_ids if token not in tokenizer.stop_ids]
+        saved += sum(nats(empty, answer)) - sum(nats(pair.prompt_ids, answer))
+        size += len(pair.answer.encode())
+    row = judged_run.rows[0]
+    assert row.prompt_gain == pytest.approx(saved / size / math.log(2), abs=1e-5)
+    others = candidates_of([pair.answer for pair in pairs])
+    assert others is not None
+    hits = []
+    for number, pair in enumerate(pairs[:100]):
+        means = [
+            np.mean(nats(pair.prompt_ids, pairs[index].answer_ids[:RANKED_TOKENS]))
+            for index in (number, *others[number])
+        ]
+        hits.append(means[0] < min(means[1:]))
+    assert row.hits_at_1 == pytest.approx(np.mean(hits))
+
+
+def test_the_table_shows_figures_intervals_and_anchors(
+    own: Path,
+    dialogkit: Callable[..., Finished],
+    judged_run: EvaluateResult,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = dialogkit("evaluate", "shared-run", "--output-dir", str(own), "--no-cuda", "--slices")
+    assert done.code == 0
+    row = judged_run.rows[0]
+    low, high = row.intervals["bits_per_byte"]
+    for shown in (f"{row.bits_per_byte:.3f} [{low:.3f}, {high:.3f}]", "untrained", "unigram", "answers"):
+        assert shown in done.out
+    assert done.out.startswith(f"shared-run on starter, {row.dialogs} held-out dialogs\n")
+    places = [done.out.index(title) for title, _ in GROUPS.values()]
+    assert places == sorted(places)
+    assert all(part.name in done.out for part in row.slices)
+    assert row.scarce
+    assert {*row.scarce}.isdisjoint(part.name for part in row.slices)
+    assert all(f"{kind} {number}" in " ".join(done.out.split()) for kind, number in row.scarce.items())
+    assert "\nnext: dialogkit runs report shared-run --output-dir" in done.err
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+def test_a_smaller_evaluation_does_not_replace_a_larger_one(
+    own: Path, judged_run: EvaluateResult, dialogkit: Callable[..., Finished]
+) -> None:
+    words = ("evaluate", "shared-run", "--output-dir", str(own), "--no-cuda", "--samples", "2", "--worst", "1")
+    done = dialogkit(*words)
+    everything = judged_run.rows[0].dialogs
+    assert done.code == 0
+    assert done.out.startswith(f"shared-run on starter, 2 of {everything} held-out dialogs\n")
+    assert "figures of only 2 dialogs say little of a model" in done.out
+    assert f"next: dialogkit evaluate shared-run --output-dir {own}" in done.err
+    assert f"still show that on {everything} dialogs" in done.err
+    kept = own / "runs/shared-run/evaluation/starter-2-dialogs.json"
+    worst = json.loads((kept.parent / "starter-2-dialogs-worst.jsonl").read_text().splitlines()[0])
+    shown = " ".join(done.out.split())
+    assert f"worst 1: {worst['bits_per_byte']:.2f} bits/byte" in shown
+    assert " ".join(worst["answer"].split())[:60] in shown
+    assert [row["dialogs"] for row in RunDir(own / "runs/shared-run").evaluations()] == [everything]
+    kept.unlink()
+    # What is measured is told where it begins, once.
+    stages = [line for line in done.err.splitlines() if line.endswith(" ...")]
+    assert stages[:3] == [
+        f"shared-run: {what} ..." for what in ("loading", "reading the dialogs", "predicting answers")
+    ]
+    assert len(stages) == len(set(stages))
+
+
+def test_others_are_nine_different_answers_of_similar_length() -> None:
+    answers = ["x" * n for n in range(1, 31)] + ["x" * 15]
+    chosen = candidates_of(answers)
+    assert chosen is not None
+    for answer, others in zip(answers, chosen, strict=True):
+        texts = {answers[i] for i in others}
+        assert len(texts) == 9
+        assert answer not in texts
+        assert all(abs(len(text) - len(answer)) <= 9 for text in texts)
+    assert candidates_of(["a", "b", "c"] * 10) is None
+
+
+def test_an_interval_covers_the_mean_of_the_population() -> None:
+    random_numbers = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        sample = random_numbers.exponential(size=60)
+        low, high = intervals(lambda w, x=sample: {"mean": w @ x / w.sum(1)}, 60, seed=seed)["mean"]
+        covered += low <= 1.0 <= high
+    assert 175 <= covered <= 200
+    assert intervals(lambda w: {"mean": w[:, 0]}, 1) == {}
+
+
+def test_figures_of_replies_are_what_their_names_say() -> None:
+    loop = ["a", "b", "c", "d", "a", "b", "c", "d", "a", "b", "c", "d"]
+    assert repeated_share(loop, 4) == pytest.approx(5 / 9)
+    assert repeated_share(["a", "b"], 4) == 0.0
+    assert distinct([["a", "b", "a"], ["b", "c"]], 1) == pytest.approx(3 / 5)
+    assert distinct([["a", "b", "a"], ["b", "c"]], 2) == 1.0
+    assert echoed_share("Tell me of the cats now", "tell me of the dogs") == pytest.approx(2 / 4)
+    assert similarities("The same text.", "The same text.") == (pytest.approx(100), pytest.approx(1))
+    assert similarities("", "Something.") == (pytest.approx(0), pytest.approx(0))
+    figures = ReplyFigures(
+        [Spoken("p", "one two", "one two three", stopped=True), Spoken("p", "", "x", stopped=False)]
+    ).figures()
+    assert (figures["stop_rate"], figures["cut_rate"], figures["empty_rate"]) == (0.5, 0.5, 0.5)
+    assert figures["length_ratio"] == pytest.approx(7 / 14)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "kinds"),
+    [
+        ("List three.\nOf these.", "1. A\n2. B\n3. C", {"prompt: with input", "answer: list", "verb: list"}),
+        ("Write it.", "```\nx\n```", {"prompt: without input", "answer: code", "verb: write"}),
+        ("7?", "Seven it is.", {"answer: prose", "answer: short (to 100 bytes)"}),
+    ],
+)
+def test_dialogs_are_of_kinds(prompt: str, answer: str, kinds: set[str]) -> None:
+    assert kinds <= set(kinds_of(Exchange([], [], prompt, answer)))

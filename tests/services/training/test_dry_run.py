@@ -1,0 +1,87 @@
+"""A dry run measures what a training would do, and writes nothing."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dialogkit.config.run import RunConfig
+from dialogkit.distributed.rank import Rank
+from dialogkit.errors import InterruptedRunError
+from dialogkit.services.train import train
+from dialogkit.services.training.dry_run import DryRunResult, dry_run
+from tests.conftest import SMALL, Finished
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for temporary files, and a working folder beside it."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    return tmp_path / "scratch"
+
+
+def test_a_dry_run_measures_and_writes_nothing(small_config: Callable[..., RunConfig], scratch: Path) -> None:
+    config = small_config({"train.max_steps": 1000, "tracking.wandb": "offline"})
+    measured = dry_run(config)
+    assert list(Path.cwd().iterdir()) == []
+    assert [path for path in scratch.rglob("*") if path.is_file()] == []
+    counts = config.model.parameter_counts()
+    assert counts is not None
+    assert measured.parameters == counts.total
+    assert (measured.device, measured.train_dialogs, measured.total_steps) == ("cpu", 8, 1000)
+    assert 0 < measured.tokens_per_step <= measured.longest_batch_tokens
+    assert min(measured.tokens_per_s, measured.peak_memory_bytes, measured.expected_s) > 0
+    assert measured.training_s == pytest.approx(1000 * measured.tokens_per_step / measured.tokens_per_s)
+    assert measured.expected_s > measured.training_s
+
+
+def test_a_dry_run_is_none_of_several_processes(
+    scratch: Path, dialogkit: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "train custom-nano --dry-run --no-cuda"
+    monkeypatch.setattr("dialogkit.cli.train.this_rank", lambda: Rank(0, 2, 0, 2))
+    assert dialogkit(*words.split()) == Finished(
+        2, "", f"error: --dry-run measures one process, and this is one of 2\ntry: dialogkit {words}\n"
+    )
+
+
+def test_a_dry_run_that_is_stopped_kept_nothing(
+    small_config: Callable[..., RunConfig], scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise InterruptedRunError("stopped after step 1; its checkpoint is kept", exit_code=130)
+
+    monkeypatch.setattr("dialogkit.services.training.learner.Parts.fit", stopped)
+    with pytest.raises(InterruptedRunError, match="nothing was kept") as error:
+        dry_run(small_config())
+    assert error.value.exit_code == 130
+
+
+def test_a_dry_run_predicts_what_the_training_does(small_config: Callable[..., RunConfig]) -> None:
+    config = small_config({"train.max_steps": None})
+    measured, result = dry_run(config), train(config)
+    assert measured.total_steps == result.steps
+    assert measured.total_steps * measured.tokens_per_step == result.metrics["train/tokens"]
+    assert measured.eval_nats_per_token == pytest.approx(result.metrics["before/nats_per_token"], rel=0.01)
+
+
+def test_the_command_line_has_it_too(dialogkit: Callable[..., Finished], scratch: Path) -> None:
+    words = [word for name, value in SMALL.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    done = dialogkit("train", "custom-nano", "--dry-run", "--json", "--no-cuda", *words)
+    assert DryRunResult.model_validate(done.json["data"]).train_dialogs == 8
+    assert list(Path.cwd().iterdir()) == []
+    assert [path for path in scratch.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(("architecture", "told"), [("llama", True), ("gpt2", False)])
+def test_dropout_that_does_nothing_is_told(
+    architecture: str, told: bool, small_config: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "dialogkit"):
+        dry_run(small_config({"train.dropout": 0.1, "model.architecture": architecture}))
+    assert ("train.dropout=0.1 does nothing" in caplog.text) == told

@@ -1,0 +1,108 @@
+"""A model card says what the run's record says, in a form that the hub reads."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dialogkit.data.sources import NAMED
+from dialogkit.services.training.model_card import model_card
+from dialogkit.tracking.record import RunRecord
+from dialogkit.tracking.run_dir import RunDir
+from tests.conftest import Trained
+
+
+@pytest.fixture
+def record(trained: Trained) -> RunRecord:
+    return RunDir(Path(trained.result.run_dir)).read()
+
+
+def changed(
+    record: RunRecord, *, data: dict[str, Any] | None = None, model: dict[str, Any] | None = None
+) -> RunRecord:
+    config = {**record.config, "model": {**record.config["model"], **(model or {})}}
+    return record.model_copy(update={"data": {**record.data, **(data or {})}, "config": config})
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    start, matter, _ = card.split("---\n", 2)
+    assert start == ""
+    found = yaml.safe_load(matter)
+    assert isinstance(found, dict)
+    return found
+
+
+def rows(card: str) -> dict[str, list[str]]:
+    lines = [line.strip("|").split("|") for line in card.splitlines() if line.startswith("| ")]
+    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
+
+
+def test_the_card_lies_beside_the_weights(trained: Trained, record: RunRecord) -> None:
+    assert (Path(trained.result.published_dir) / "README.md").read_text(encoding="utf-8") == model_card(record)
+
+
+def test_the_front_matter_is_what_the_hub_knows(record: RunRecord) -> None:
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(model_card(record)).data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "text-generation", "other")
+    assert data.tags == ["dialogkit", "conversational"]
+    assert data.base_model is None
+
+
+def test_data_and_settings_are_those_of_the_record(record: RunRecord) -> None:
+    card = model_card(record)
+    assert "- dataset: starter, format messages" in card
+    assert record.data["revision"][:16] in card
+    assert "licence of the data: CC0-1.0" in card
+    assert f"{record.model['parameters']:,} parameters" in card
+    assert f"40 training dialogs, {record.data['train_supervised_tokens']:,} supervised tokens" in card
+    shown = rows(card)
+    assert shown["steps"] == ["20"]
+    for name in ("batch_size", "learning_rate", "schedule", "warmup_fraction", "weight_decay", "seed"):
+        assert shown[name.replace("_", " ")] == [str(record.config["train"][name])]
+    assert record.runtime["precision"] in shown["precision"][0]
+
+
+def test_the_results_are_the_figures_before_and_after(record: RunRecord) -> None:
+    shown = rows(model_card(record))
+    for name in ("nats_per_token", "perplexity", "bits_per_byte", "accuracy"):
+        before, after = map(float, shown[name.replace("_", " ")])
+        assert before == pytest.approx(record.metrics[f"before/{name}"], rel=1e-3)
+        assert after == pytest.approx(record.metrics[f"final/{name}"], rel=1e-3)
+
+
+def test_a_model_trained_on_alpaca_gpt4_is_for_research_only(record: RunRecord) -> None:
+    alpaca = {"dataset": "alpaca-gpt4", "license": NAMED["alpaca-gpt4"].license}
+    card = model_card(changed(record, data=alpaca))
+    assert front_matter(card)["license"] == "cc-by-nc-4.0"
+    assert "for research only; so is a model trained on it" in card
+    assert "research only" not in model_card(record)
+
+
+def test_data_of_unknown_licence_is_called_that(record: RunRecord) -> None:
+    assert "licence of the data: unknown" in model_card(changed(record, data={"license": None}))
+
+
+def test_a_base_model_of_the_hub_is_named_with_its_licence(record: RunRecord) -> None:
+    card = model_card(changed(record, model={"source": "openai-community/gpt2", "license": "MIT"}))
+    assert front_matter(card)["base_model"] == "openai-community/gpt2"
+    assert "from `openai-community/gpt2`" in card
+    assert "licence of the base weights: MIT" in card
+    assert "random weights" in model_card(record)
+
+
+@pytest.mark.parametrize("source", ["./mine", "my models/#1: the {best}", "weights/model.gguf"])
+def test_a_base_model_on_this_machine_is_not_announced_as_one_of_the_hub(record: RunRecord, source: str) -> None:
+    Path(source).mkdir(parents=True)
+    assert "base_model" not in front_matter(model_card(changed(record, model={"source": source})))
+
+
+def test_the_code_of_the_card_works(trained: Trained, record: RunRecord) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", model_card(record), re.DOTALL)
+    code = code.replace("PATH/TO/THIS/FOLDER", trained.result.published_dir).replace("\nchat(", "\nanswer = chat(")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert [turn["role"] for turn in names["answer"][0]["generated_text"]] == ["user", "assistant"]
