@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+from dialogkit.hints import Call, Change, Hint
 from dialogkit.redaction import redact
 
 LONGEST = 800
@@ -19,24 +20,25 @@ def shortened(text: str, longest: int = LONGEST) -> str:
 
 
 class DialogKitError(Exception):
-    """One sentence with the offending value, and a hint that is the next command to type.
+    """One sentence with the offending value, and what to do about it.
 
     Attributes:
         message: what is wrong, in one sentence.
-        hint: what to do about it: that of the place where it was raised, else `default_hint`.
+        hint: what to do about it: that of the place where it was raised, else `default_hint`. It speaks of verbs
+            and settings; the command line renders it as what to type.
         code: a stable word for programs (`error.code` in JSON output).
         exit_code: 1 run-time or I/O, 2 the input was wrong, 3 diverged, 130/143 stopped by a signal.
     """
 
     code = "failed"
     exit_code = 1
-    default_hint: str | None = None
+    default_hint: Hint | None = None
 
-    def __init__(self, message: str, *, hint: str | None = None, details: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, *, hint: Hint | None = None, details: Sequence[str] = ()) -> None:
         message = shortened(redact(message))  # a value that somebody gave can be of any length, and a secret
         super().__init__(message)
         self.message = message
-        self.hint = redact(hint) if hint else self.default_hint
+        self.hint: Hint | None = hint or self.default_hint
         self.details = tuple(shortened(redact(detail)) for detail in details)
 
 
@@ -45,7 +47,7 @@ class ConfigError(DialogKitError):
 
     code = "bad_config"
     exit_code = 2
-    default_hint = "dialogkit config show"
+    default_hint = Call("config show")
 
 
 class DataError(DialogKitError):
@@ -53,7 +55,7 @@ class DataError(DialogKitError):
 
     code = "bad_data"
     exit_code = 2
-    default_hint = "dialogkit data list"
+    default_hint = Call("data list")
 
 
 class ModelError(DialogKitError):
@@ -61,7 +63,7 @@ class ModelError(DialogKitError):
 
     code = "bad_model"
     exit_code = 2
-    default_hint = "dialogkit models list"
+    default_hint = Call("models list")
 
 
 class UnavailableError(DialogKitError):
@@ -76,7 +78,7 @@ class StorageError(DialogKitError):
 
     code = "storage"
     exit_code = 2
-    default_hint = "--output-dir my-models"
+    default_hint = Change({"runtime.output_dir": "my-models"})
 
 
 class CheckpointError(DialogKitError):
@@ -113,7 +115,7 @@ class InterruptedRunError(DialogKitError):
     code = "interrupted"
 
     def __init__(
-        self, message: str, *, exit_code: int, hint: str | None = None, details: Sequence[str] = ()
+        self, message: str, *, exit_code: int, hint: Hint | None = None, details: Sequence[str] = ()
     ) -> None:
         super().__init__(message, hint=hint, details=details)
         self.exit_code = exit_code

@@ -242,3 +242,11 @@ def small_config() -> Callable[..., Any]:
         return load_run_config(model, overrides={**SMALL, **(settings or {})})
 
     return make
+
+
+def typed(error: Any, *words: str) -> str | None:
+    """Return the hint of an error as the command line renders it for a command that was typed."""
+    from dialogkit.cli import hints
+
+    hints.remember(words or ("train",))
+    return hints.render(error.hint)

@@ -20,6 +20,7 @@ from dialogkit.cli import (
     doctor,
     evaluate,
     generate,
+    hints,
     launch,
     models,
     prune,
@@ -107,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 run-time or I/O, 2 wrong input, 3 diverged, 130/143 signals."""
     words = list(sys.argv[1:] if argv is None else argv)
     output = Output(json_mode="--json" in words)
+    hints.remember(words)
     log = logging.StreamHandler(sys.stderr)
     log.setFormatter(_Sanitized("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[log])

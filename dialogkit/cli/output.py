@@ -14,7 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from dialogkit.cli import hints
 from dialogkit.errors import DialogKitError
+from dialogkit.hints import Hint
 from dialogkit.redaction import redact
 from dialogkit.text import UNSAFE, counted, sanitize
 
@@ -80,7 +82,7 @@ class Output:
         result: "BaseModel | Sequence[BaseModel]",
         render: Callable[["Output"], None],
         *,
-        hint: str | None = None,
+        hint: Hint | None = None,
     ) -> None:
         """Print a result: `{"data": ..., "hint": ...}`, or what `render` draws."""
         if not self.json_mode:
@@ -93,11 +95,12 @@ class Output:
             if isinstance(result, Sequence)
             else result.model_dump(mode="json")
         )
-        _write_json({"data": data, "hint": hint})
+        _write_json({"data": data, "hint": hints.render(hint)})
 
     def error(self, error: DialogKitError) -> None:
         """Print an error: one sentence, its details if there are any, and the next command to type."""
-        hint = redact(error.hint) if error.hint else None
+        hint = hints.render(error.hint)
+        hint = redact(hint) if hint else None
         if self.json_mode:
             body = {
                 "code": error.code,
@@ -119,9 +122,11 @@ class Output:
             names = untrusted(f"passed over, as the record cannot be read: {', '.join(runs)}")
             self.err.print(names, soft_wrap=True)
 
-    def hint(self, command: str) -> None:
+    def hint(self, hint: Hint) -> None:
         """Print the next command to type."""
-        self.err.print(Text.assemble(("next: ", "bold"), sanitize(redact(command))), soft_wrap=True)
+        self.err.print(
+            Text.assemble(("next: ", "bold"), sanitize(redact(hints.render(hint) or ""))), soft_wrap=True
+        )
 
     def print(self, item: RenderableType) -> None:
         """Print to stdout."""

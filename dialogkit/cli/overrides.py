@@ -4,6 +4,7 @@ import re
 from typing import TYPE_CHECKING
 
 from dialogkit.errors import ConfigError
+from dialogkit.hints import Hint
 
 if TYPE_CHECKING:
     from dialogkit.config.run import RunConfig
@@ -52,12 +53,13 @@ def require_lora(config: "RunConfig", *, no_merge: bool) -> None:
 
 def as_flags(error: ConfigError, given: list[str]) -> ConfigError:
     """Return the error in words of the flags that were typed, in place of the settings that they stand for."""
-    told, hint = [error.message, *error.details], error.hint
+    told: list[str] = [error.message, *error.details]
+    hint: Hint | None = error.hint
     for name in given:
         if flag := FLAGS.get(name):
             # Of an option that may be repeated each word is a setting with a number.
             told = [re.sub(rf"^{re.escape(name)}(\.\d+)?:", f"{flag}:", line) for line in told]
-            hint = hint and hint.replace(f"--set {name}=", f"{flag} ")
+            hint = hint.replace(f"--set {name}=", f"{flag} ") if isinstance(hint, str) else hint
     if told[0].startswith("--tracker:"):
         hint = "--tracker tensorboard"
     return ConfigError(told[0], hint=hint, details=told[1:])

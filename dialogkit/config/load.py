@@ -425,7 +425,7 @@ def validate_file(path: Path) -> list[str]:
     try:
         layer = read_layer(path)
     except ConfigError as error:
-        if (error.hint or "").startswith(f"dialogkit config validate {shlex.quote(str(path))}"):
+        if str(error.hint or "").startswith(f"dialogkit config validate {shlex.quote(str(path))}"):
             error.hint = "dialogkit config schema"  # what was typed tells no more
         raise
     merged: Layer = {}

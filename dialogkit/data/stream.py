@@ -29,6 +29,7 @@ from dialogkit.data.sources import TOLD_ROWS, refusal_of_rows
 from dialogkit.data.tokens import DialogTokens, encode
 from dialogkit.dialog import ChatTokenizer, Dialog
 from dialogkit.errors import ConfigError, DataError, DialogKitError
+from dialogkit.hints import Hint
 
 _FIRST = ("malformed_first", "refused_first")
 
@@ -125,7 +126,7 @@ class _Failure(NamedTuple):
 
     kind: type[DialogKitError]
     message: str
-    hint: str | None
+    hint: Hint | None
     details: Sequence[str]
 
 

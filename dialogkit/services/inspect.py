@@ -212,7 +212,7 @@ def inspect_data(
         return _inspect(load_run_config(model, overrides={**words, **(overrides or {})}), show)
     except DialogKitError as error:
         # Below, hints are in words of `train`, whose option for the dataset is an argument here.
-        hint = (error.hint or "").replace("dialogkit train --dataset ", "dialogkit data inspect ")
+        hint = str(error.hint or "").replace("dialogkit train --dataset ", "dialogkit data inspect ")
         if "data.streaming" in hint:
             hint = "dialogkit data inspect FILE, with one of its files"
         hint = hint.replace("--dataset ", "dialogkit data inspect ")

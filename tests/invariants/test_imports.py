@@ -28,6 +28,7 @@ LEVELS = {
             "dialog",
             "distributed",
             "errors",
+            "hints",
             "redaction",
             "system",
             "text",
