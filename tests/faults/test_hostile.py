@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dialogkit.services.training.run import TrainResult
 
 from dialogkit.cli import evaluation_view, generate, models, prune, runs
 from dialogkit.cli import train as cli_train
@@ -36,7 +37,6 @@ from dialogkit.services.runs.listing import RunRow
 from dialogkit.services.runs.prune import PruneResult, PruneRow
 from dialogkit.services.train import resume, train
 from dialogkit.services.training.dry_run import DryRunResult
-from dialogkit.services.training.run import TrainResult
 from dialogkit.text import sanitize
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import REPOSITORY, Finished

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dialogkit.services.training.run import TrainResult
 
 from dialogkit.config.load import load_run_config
 from dialogkit.engine import trainer
@@ -18,7 +19,6 @@ from dialogkit.errors import CheckpointError, ConfigError, InterruptedRunError, 
 from dialogkit.services.train import resume, train
 from dialogkit.services.training.learner import Parts
 from dialogkit.services.training.resume import find_resumable
-from dialogkit.services.training.run import TrainResult
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import SMALL, Finished
 from tests.wandb_log import history as wandb_history

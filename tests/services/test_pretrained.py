@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dialogkit.services.training.run import TrainResult
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.load import load_run_config
@@ -16,7 +17,6 @@ from dialogkit.services.chat import Chat
 from dialogkit.services.evaluate import evaluate
 from dialogkit.services.generate import generate
 from dialogkit.services.train import resume, train
-from dialogkit.services.training.run import TrainResult
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import SMALL, Finished, Trained, run_process
 from tests.hub import write_gpt2

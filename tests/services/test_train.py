@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dialogkit.services.training.run import TrainResult, costly_evaluations
 
 from dialogkit.config.load import load_run_config
 from dialogkit.config.run import RunConfig
@@ -29,7 +30,6 @@ from dialogkit.errors import (
 )
 from dialogkit.services.train import resume, train
 from dialogkit.services.training.progress import LogReporter
-from dialogkit.services.training.run import TrainResult, costly_evaluations
 from dialogkit.system.ownership import FILE_LIST
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir

@@ -327,10 +327,10 @@ def as_two(monkeypatch: pytest.MonkeyPatch, first: Callable[[], None], other: Ca
     from dialogkit.distributed import process_group
 
     said: list[Any] = []
-    monkeypatch.setattr(process_group, "count", lambda: 2)
-    monkeypatch.setattr(process_group, "gather", lambda value: (said.append(("b", value[1])), [value])[1])
+    monkeypatch.setattr(process_group, "world_size", lambda: 2)
+    monkeypatch.setattr(process_group, "all_gather", lambda value: (said.append(("b", value[1])), [value])[1])
     other()
-    monkeypatch.setattr(process_group, "gather", lambda value: [("a", value[1]), *said])
+    monkeypatch.setattr(process_group, "all_gather", lambda value: [("a", value[1]), *said])
     first()
 
 
