@@ -69,13 +69,11 @@ def split_to_fit(learner: "Learner") -> str | None:
     # The ranks of a machine share its memory, and all ranks must reach the same decision.
     per_rank = process_group.all_gather(free and free // process_group.local_world_size())
     free = min(filter(None, per_rank), default=None)
-    needed = _bytes_of_step(learner, train.accumulation_steps)
+    needed = bytes_of_step(learner, train.accumulation_steps)
     if learner.runtime.device != "cpu" or free is None or needed <= free:
         return None
     rank_batch = train.batch_size // process_group.world_size()
-    count = fewest_micro_batches(
-        rank_batch, train.accumulation_steps, lambda n: _bytes_of_step(learner, n) <= free
-    )
+    count = fewest_micro_batches(rank_batch, train.accumulation_steps, lambda n: bytes_of_step(learner, n) <= free)
     problem = f"a step takes about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
     if count is None:
         recompute = Change({"train.activation_checkpointing": True})
@@ -146,7 +144,7 @@ def attempts(run: "TrainingRun", learner: "Learner") -> Iterator[Attempt]:
         run.note(f"{attempt.problem}; resumes from step {step} with {size} at once")
 
 
-def _bytes_of_step(learner: "Learner", micro_batches: int) -> int:
+def bytes_of_step(learner: "Learner", micro_batches: int) -> int:
     """Return about how many bytes of the CPU's memory a step takes on each rank."""
     train, info = learner.config.train, learner.model_info
     at_once = train.batch_size // (micro_batches * learner.runtime.processes)

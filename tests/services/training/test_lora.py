@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from dialogkit.services.training.run import TrainResult
 from safetensors.torch import load_file
 
 from dialogkit.config.load import LORA_LEARNING_RATE, load_run_config, load_with_origins
@@ -22,6 +21,7 @@ from dialogkit.services.generate import generate
 from dialogkit.services.models import list_models, show_model
 from dialogkit.services.train import resume, train
 from dialogkit.services.training.dry_run import dry_run
+from dialogkit.services.training.result import TrainResult
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import SMALL, Finished, Trained
 from tests.invariants.test_resume import KillAt, Killed, flip
