@@ -80,7 +80,7 @@ def test_a_model_that_no_machine_holds_is_refused_before_it_is_made(small_config
     shape = {"model.width": 32_768, "model.layers": 256, "model.heads": 512, "model.feed_forward": 262_144}
     with pytest.raises(OutOfMemoryError, match=r"alone take 28,\d+\.\d GiB") as error:
         train(small_config(shape))
-    assert error.value.hint == "dialogkit models list"
+    assert typed(error.value) == "dialogkit models list"
     assert (peak_bytes("cpu") or 0) < before + 2**29
     assert not Path("models").exists()
 
@@ -122,7 +122,7 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_parts(
     assert len(refused) == 2
     assert run_of(split).read().config["train"]["accumulation_steps"] == 4
     assert losses(split) == pytest.approx(losses(whole), rel=1e-4)
-    assert "goes on from step 0 with 1 dialog at once" in (run_of(split).path / "console.log").read_text()
+    assert "resumes from step 0 with 1 dialog at once" in (run_of(split).path / "console.log").read_text()
 
 
 @pytest.mark.parametrize(

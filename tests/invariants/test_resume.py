@@ -18,6 +18,7 @@ from dialogkit.errors import CheckpointError, ConfigError, InterruptedRunError, 
 from dialogkit.services.train import resume, train
 from dialogkit.services.training import samples
 from dialogkit.services.training.learner import Learner
+from dialogkit.services.training.progress import LogReporter
 from dialogkit.services.training.result import TrainResult
 from dialogkit.services.training.resume import find_resumable
 from dialogkit.tracking.run_dir import RunDir
@@ -49,7 +50,7 @@ class Killed(BaseException):
     """Ends a training where no handler expects it."""
 
 
-class KillAt:
+class KillAt(LogReporter):
     """A reporter that ends the process's work when a step is told, as a crash would."""
 
     def __init__(self, step: int, *, by: Callable[[], Any] | None = None) -> None:

@@ -232,7 +232,7 @@ def test_a_folder_of_somebody_else_is_not_replaced(small_config: SmallConfig, tm
 # When it fails
 
 
-class Failing:
+class Failing(LogReporter):
     """A reporter that raises at the second step."""
 
     def __init__(self, error: BaseException) -> None:
