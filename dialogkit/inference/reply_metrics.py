@@ -1,5 +1,6 @@
 """How a model talks: figures of its replies, and how sure a figure is."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -114,10 +115,27 @@ def echoed_share(text: str, prompt: str) -> float:
 
 
 def similarities(text: str, reference: str) -> tuple[float, float]:
-    """Return chrF, 0 to 100 (Popović 2015), and ROUGE-L's F measure, 0 to 1 (Lin 2004)."""
-    from rouge_score.rouge_scorer import RougeScorer
+    """Return chrF, 0 to 100 (Popović 2015), and ROUGE-L, 0 to 1."""
     from sacrebleu.metrics.chrf import CHRF
 
-    chrf = CHRF().sentence_score(text, [reference]).score
-    rouge = RougeScorer(["rougeL"]).score(reference, text)["rougeL"].fmeasure
-    return float(chrf), float(rouge)
+    return float(CHRF().sentence_score(text, [reference]).score), rouge_l(text, reference)
+
+
+def rouge_l(text: str, reference: str) -> float:
+    """Return ROUGE-L (F1), 0 to 1 (Lin 2004), of the lower-case words of letters a-z and digits, unstemmed."""
+    words, true_words = (re.findall("[a-z0-9]+", written.lower()) for written in (text, reference))
+    common = _common_subsequence(words, true_words)
+    if not common:
+        return 0.0
+    precision, recall = common / len(words), common / len(true_words)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+    """Return the length of the longest common subsequence, not necessarily contiguous."""
+    longest = [0] * (len(second) + 1)  # of the words of `first` so far and of the first i of `second`
+    for word in first:
+        before = 0
+        for i, other in enumerate(second, 1):
+            before, longest[i] = longest[i], before + 1 if word == other else max(longest[i], longest[i - 1])
+    return longest[-1]
