@@ -333,10 +333,10 @@ class Parts:
         from dialogkit.engine.attention import plain_attention
         from dialogkit.engine.loss import own_forward
         from dialogkit.inference.replies import continue_prompts
-        from dialogkit.services.evaluation.scoring import exchanges
+        from dialogkit.services.evaluation.scoring import first_exchanges
 
         held_out = self.data.evaluation
-        pairs = exchanges(held_out.select(range(min(first, len(held_out)))), self.tokenizer)
+        pairs = first_exchanges(held_out.select(range(min(first, len(held_out)))), self.tokenizer)
         with own_forward(self.model), plain_attention(self.model):
             made = continue_prompts(
                 self.model,
