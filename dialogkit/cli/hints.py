@@ -93,6 +93,9 @@ def _flags(verb: str, settings: Any) -> str:
 def _words(options: dict[str, Any], name: str, value: Any) -> Iterator[str]:
     """Yield the words that give one setting to a command with these options."""
     last = name.rpartition(".")[2].replace("_", "-")
+    if name == "help":  # every command has it, and none lists it among its options
+        yield "--help"
+        return
     flag = next((flag for flag in (FLAGS.get(name), f"--{last}") if flag in options), None)
     if flag is None and value is False and f"--no-{last}" in options:
         yield f"--no-{last}"
