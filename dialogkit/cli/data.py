@@ -15,7 +15,7 @@ from dialogkit.cli.output import Output, table, untrusted
 from dialogkit.text import counted, percent, sanitize, share_of
 
 if TYPE_CHECKING:
-    from dialogkit.services.inspect import Example, InspectResult, LengthBin, ShownDialog, Token
+    from dialogkit.services.inspection.results import Example, InspectResult, LengthBin, ShownDialog, Token
 
 BAR = 40
 """Widest bar of a histogram, in columns."""

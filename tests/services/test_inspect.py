@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from dialogkit.dialog import Message
 from dialogkit.errors import DialogKitError
 from dialogkit.models.tokenizer import load_tokenizer, train_tokenizer
 from dialogkit.services.inspect import InspectResult, inspect_data
-from tests.conftest import Trained
+from tests.conftest import Trained, typed
 
 Row = dict[str, Any]
 
@@ -220,7 +219,7 @@ DEFECTS: dict[str, tuple[list[Row], str]] = {
     "copies": ([*numbered(100), *numbered(9)], "^9 exact duplicates"),
     "near": (
         [*numbered(100), *(row(f"ask{n}", " ".join(f"w{i}" for i in range(15))) for n in range(3))],
-        "^3 dialogs are near duplicates, in 1 group: to keep one of each group leaves out 2 ",
+        "^3 dialogs are near duplicates, in 1 group: keeping one of each group removes 2 ",
     ),
     "prompts": (
         [*numbered(100), *(row("same prompt", f"a{n} b{n} c{n}") for n in range(40))],
@@ -228,8 +227,11 @@ DEFECTS: dict[str, tuple[list[Row], str]] = {
     ),
     "few learned": ([row("a", f"{n}", system=f"{n}" + "s" * 70) for n in range(100, 200)], "tokens are learned"),
     "broken": ([*numbered(100), row("a\x07b", "c")], "the first at rows.jsonl:101: "),
-    "few": (numbered(20), "^only 20 dialogs: enough to see that all works|^8 of only 20 dialogs are held out"),
-    "very few": (numbered(3), "^only 3 dialogs: enough to see that all works|^only 1 dialog held out: "),
+    "few": (
+        numbered(20),
+        "^only 20 dialogs: enough to try everything out|^8 of only 20 dialogs are held out",
+    ),
+    "very few": (numbered(3), "^only 3 dialogs: enough to try everything out|^only 1 dialog held out: "),
 }
 
 
@@ -237,7 +239,7 @@ DEFECTS: dict[str, tuple[list[Row], str]] = {
 def test_a_defect_is_told_and_nothing_else(defect: str, by_bytes: dict[str, Any]) -> None:
     rows, told = DEFECTS[defect]
     remarks = inspect_data(write(rows), overrides=by_bytes).remarks
-    of_bytes = [remark for remark in remarks if remark.startswith("a token holds 1.0 bytes")]
+    of_bytes = [remark for remark in remarks if remark.startswith("a token covers only 1.0 bytes")]
     others = [remark for remark in remarks if remark not in of_bytes]
     assert len(of_bytes) == 1
     number = {"nothing": 0, "few": 2, "very few": 2}.get(defect, 1)
@@ -254,7 +256,7 @@ def test_letters_that_the_tokenizer_does_not_know_are_told_with_what_to_do() -> 
     path = write([row(f"{text} {n}?", f"{n}{n} {text}.") for n in range(40)])
     result = inspect_data(path)
     (remark,) = [remark for remark in result.remarks if "bytes of this text" in remark]
-    assert f"dialogkit tokenizer train {path} --output my-tokenizer" in remark
+    assert "train a tokenizer on this file and set model.tokenizer" in remark
     train_tokenizer([text] * 9, vocabulary=400, output=Path("my-tokenizer"))
     better = inspect_data(path, overrides={"model.tokenizer": "my-tokenizer"})
     assert better.bytes_per_token > 2 * result.bytes_per_token
@@ -266,8 +268,7 @@ def test_what_is_advised_against_cutting_helps(settings: dict[str, Any], by_byte
     path = write([*numbered(50), *(row(f"ask{n}", f"{n} " * 100) for n in range(9))])
     overrides = {**by_bytes, **settings}
     (remark,) = [r for r in inspect_data(path, overrides=overrides).remarks if "are cut at" in r]
-    word = remark[remark.index("--set ") :].split(" takes ")[0]
-    advised = parse_sets([shlex.split(word)[1]])
+    advised = parse_sets([remark.partition(": set ")[2].split()[0]])
     assert not any("are cut at" in r for r in inspect_data(path, overrides={**overrides, **advised}).remarks)
 
 
@@ -291,7 +292,7 @@ def test_a_bad_file_is_refused_as_a_training_refuses_it(name: str, small_config:
         inspect_data(name)
     assert type(of_inspect.value) is type(of_train.value)
     assert of_inspect.value.message == of_train.value.message
-    assert "--dataset" not in (of_inspect.value.hint or "--dataset")
+    assert "dialogkit data inspect" in (typed(of_inspect.value, "data", "inspect") or "")
 
 
 def test_malformed_rows_are_passed_over_as_in_a_training() -> None:
