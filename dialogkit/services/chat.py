@@ -12,7 +12,7 @@ from dialogkit.dialog import Message, check_dialog
 from dialogkit.errors import ConfigError, DataError, DialogKitError, StorageError, did_you_mean
 from dialogkit.hints import Call
 from dialogkit.inference.results import ReplyResult, StreamSink, reply_results
-from dialogkit.services.generate import sampling_of
+from dialogkit.services.inference import hints_for, sampling_of
 from dialogkit.services.runs.resolve import resolve_model
 from dialogkit.system.compute_lock import alone
 
@@ -73,7 +73,9 @@ class Chat:
         from dialogkit.inference.replies import Conversation
         from dialogkit.services.runs.loading import load_for_inference
 
-        loaded = load_for_inference(loadable, device=device)
+        with hints_for(loadable):
+            loaded = load_for_inference(loadable, device=device)
+        self._loadable = loadable
         self.name = loaded.name
         self.messages: list[Message] = []
         self.left_out = 0
@@ -220,10 +222,11 @@ class Chat:
     def _reply(
         self, messages: list[Message], on_text: StreamSink | None, leave: Callable[[], bool] | None
     ) -> ReplyResult:
-        seen = self._fitting(messages)
-        self.left_out = len(messages) - len(seen)
         config = self.config.model_copy(update={"seed": (self.config.seed + self._attempt) % 2**32})
-        made = self._conversation.reply(seen, config, on_text=on_text, leave=leave)
+        with hints_for(self._loadable):
+            seen = self._fitting(messages)
+            made = self._conversation.reply(seen, config, on_text=on_text, leave=leave)
+        self.left_out = len(messages) - len(seen)
         self.messages = [*messages, Message("assistant", made.text)]
         return reply_results(self.name, [messages[-1].content], [made])[0]
 

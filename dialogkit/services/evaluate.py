@@ -18,7 +18,7 @@ from dialogkit.services.evaluation.lm_eval import TaskSuite
 from dialogkit.services.evaluation.request import EvaluateRequest
 from dialogkit.services.evaluation.results import EvaluateRow, TaskRow
 from dialogkit.services.evaluation.store import EvaluationStore, KeptRow, TrackedRow
-from dialogkit.services.generate import names_of, sampling_of
+from dialogkit.services.inference import hints_for, names_of, sampling_of
 from dialogkit.services.result import Result
 from dialogkit.services.runs.resolve import Loadable, find_dataset, resolve_model
 from dialogkit.system.compute_lock import alone
@@ -149,11 +149,14 @@ def _evaluate_one(
     model: _Planned, request: EvaluateRequest, suite: TaskSuite | None, report: ProgressSink
 ) -> EvaluateResult:
     """Evaluate and store one model of a request."""
-    evaluation = evaluate_model(model.loadable, model.data, request, sampling=model.sampling, on_progress=report)
     tasks: list[TaskRow] = []
-    if suite is not None:
-        tasks = _run_tasks(suite, model.loadable, request, report)
-        model.store.add_tasks(tasks)
+    with hints_for(model.loadable):
+        evaluation = evaluate_model(
+            model.loadable, model.data, request, sampling=model.sampling, on_progress=report
+        )
+        if suite is not None:
+            tasks = _run_tasks(suite, model.loadable, request, report)
+            model.store.add_tasks(tasks)
     trained_on = _includes_training_dialogs(evaluation.row, model.loadable, request)
     row = evaluation.row.model_copy(
         update={"model_settings": model.note, "tasks": tasks, "trained_on": trained_on}

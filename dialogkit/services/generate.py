@@ -1,8 +1,7 @@
-"""Replies to prompts, by one model or several side by side."""
+"""Generates replies to prompts, with one model or several side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -12,13 +11,14 @@ from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError
 from dialogkit.hints import Call
 from dialogkit.inference.results import ReplyResult, StreamSink, reply_results
+from dialogkit.services.inference import hints_for, names_of, sampling_of
 from dialogkit.services.result import Result
-from dialogkit.services.runs.resolve import Loadable, resolve_model
+from dialogkit.services.runs.resolve import resolve_model
 from dialogkit.system.compute_lock import alone
 
 
 class GenerateResult(Result):
-    """Replies, prompt by prompt in each model."""
+    """Replies, prompt by prompt for each model."""
 
     replies: list[ReplyResult]
     notes: list[str] = Field(default_factory=list)
@@ -67,25 +67,19 @@ def generate(
     start = [Message("system", system)] if system else []
     replies = []
     for loadable, config in zip(chosen, settings, strict=True):
-        loaded = load_for_inference(loadable, device=device)
-        made = generate_replies(
-            loaded.model,
-            loaded.tokenizer,
-            [[*start, Message("user", text)] for text in texts],
-            config,
-            context=loaded.context,
-            device=loaded.device,
-            on_text=on_text,
-        )
+        with hints_for(loadable):
+            loaded = load_for_inference(loadable, device=device)
+            made = generate_replies(
+                loaded.model,
+                loaded.tokenizer,
+                [[*start, Message("user", text)] for text in texts],
+                config,
+                context=loaded.context,
+                device=loaded.device,
+                on_text=on_text,
+            )
         replies += reply_results(loaded.name, texts, made)
     return GenerateResult(replies=replies, notes=notes)
-
-
-def names_of(model: str | Path | Sequence[str] | None) -> tuple[str | None, ...]:
-    """Return the names in a `model` argument; None is the newest finished run."""
-    if model is None:
-        return (None,)
-    return (str(model),) if isinstance(model, str | Path) else tuple(map(str, model))
 
 
 def _texts(prompts: str | Sequence[str], models: Sequence[str | None]) -> list[str]:
@@ -98,27 +92,3 @@ def _texts(prompts: str | Sequence[str], models: Sequence[str | None]) -> list[s
     if not texts or not all(texts):
         raise ConfigError("a prompt is empty", hint=Call("generate", *filter(None, models[:1]), prompt="Hello!"))
     return texts
-
-
-def sampling_of(
-    models: Sequence[Loadable], config: GenerateConfig, *, verb: str, output: str | Path
-) -> tuple[list[GenerateConfig], list[str]]:
-    """Return the sampling settings of each model, and a note on what was used of the model's own settings.
-
-    Without `use_model_settings` there are no notes.
-
-    Raises: ModelError if the model's own settings cannot be read or are out of range; its hint is the same `verb`
-        without them.
-    """
-    if not config.use_model_settings:
-        return [config] * len(models), []
-    from dialogkit.models.generation import choose_settings
-
-    elsewhere: dict[str, Any] = {} if Path(output) == Path(DEFAULT_OUTPUT) else {"output_dir": str(output)}
-    settings, notes = [], []
-    for loadable in models:
-        name = loadable.known_as if loadable.run else loadable.model.source or loadable.name
-        chosen = choose_settings(config, loadable.model, hint=Call(verb, name, **elsewhere))
-        settings.append(chosen.config)
-        notes.append(f"{loadable.known_as}: {chosen.note}")
-    return settings, notes

@@ -87,8 +87,8 @@ def _to_inspect(hint: Hint) -> Hint:
             return _inspection(settings) if "data.dataset" in settings else hint
         case Call("train") if "data.dataset" in hint.options:
             return _inspection(hint.options)
-        case Call("train", ("custom-tiny",)) if not hint.options:
-            return Call("data inspect")
+        case Call("train", (model,)) if not hint.options:
+            return Call("data inspect", model=model)
         case Either(hints):
             return Either(*map(_to_inspect, hints))
         case _:

@@ -14,7 +14,8 @@ from dialogkit.config.paths import cache_dir
 from dialogkit.data.prepare import PreparedData, prepare_data
 from dialogkit.data.split import hash_dialog, split_by_hash
 from dialogkit.dialog import Message
-from dialogkit.errors import DialogKitError
+from dialogkit.errors import DataError, DialogKitError
+from dialogkit.hints import Call, Change, Either, Hint
 from dialogkit.models.tokenizer import load_tokenizer, train_tokenizer
 from dialogkit.services.inspect import InspectResult, inspect_data
 from tests.conftest import Trained, typed
@@ -272,6 +273,37 @@ def test_what_is_advised_against_cutting_helps(settings: dict[str, Any], by_byte
     assert not any("are cut at" in r for r in inspect_data(path, overrides={**overrides, **advised}).remarks)
 
 
+@pytest.mark.parametrize(
+    ("of_training", "of_inspection"),
+    [
+        (Change({"data.dataset": "starter"}), "dialogkit data inspect starter"),
+        (
+            Either("fix the rows", Change({"data.dataset": "starter"})),
+            "fix the rows, or: dialogkit data inspect starter",
+        ),
+        (Change({"data.max_bad_rows": 3}), "--max-bad-rows 3"),
+        (
+            Change({"data.dataset": "a.csv", "data.max_bad_rows": 3}),
+            "dialogkit data inspect a.csv --max-bad-rows 3",
+        ),
+        (Change({"data.dataset": "folder", "data.streaming": True}), "inspect one of its files"),
+        (Call("train", settings={"data.dataset": "a.csv"}), "dialogkit data inspect a.csv"),
+        (Call("train", "mine.json"), "dialogkit data inspect --model mine.json"),
+        (Call("data list"), "dialogkit data list"),
+    ],
+)
+def test_the_hint_of_a_training_becomes_one_of_an_inspection(
+    of_training: Hint, of_inspection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise DataError("it cannot be read", hint=of_training)
+
+    monkeypatch.setattr("dialogkit.services.inspect.load_run_config", refuse)
+    with pytest.raises(DataError) as refused:
+        inspect_data("rows.jsonl")
+    assert typed(refused.value, "data", "inspect") == of_inspection
+
+
 BAD: dict[str, str] = {
     "columns.jsonl": '{"question": "Why?", "reply": "So."}\n',
     "one.jsonl": '{"prompt": "a", "response": "b"}\n',
@@ -292,7 +324,7 @@ def test_a_bad_file_is_refused_as_a_training_refuses_it(name: str, small_config:
         inspect_data(name)
     assert type(of_inspect.value) is type(of_train.value)
     assert of_inspect.value.message == of_train.value.message
-    assert "dialogkit data inspect" in (typed(of_inspect.value, "data", "inspect") or "")
+    assert not re.search(r"--dataset|data\.dataset", typed(of_inspect.value, "data", "inspect") or "")
 
 
 def test_malformed_rows_are_passed_over_as_in_a_training() -> None:
