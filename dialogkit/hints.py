@@ -70,7 +70,29 @@ class Either:
         return ", or: ".join(map(str, self.hints))
 
 
-Hint = Change | Call | Shell | Either | str
+@dataclass(frozen=True)
+class Then:
+    """One hint after another."""
+
+    first: "Hint"
+    second: "Hint"
+
+    def __str__(self) -> str:
+        return f"{self.first}, then: {self.second}"
+
+
+@dataclass(frozen=True)
+class Through:
+    """A call that another program starts: `Through("torchrun --nproc-per-node 2 -m", Call("train"))`."""
+
+    launcher: str
+    call: Call
+
+    def __str__(self) -> str:
+        return f"{self.launcher} {self.call}"
+
+
+Hint = Change | Call | Shell | Either | Then | Through | str
 """A plain text is an advice in words, such as `rename the columns`; it names no command and no flag."""
 
 

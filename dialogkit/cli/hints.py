@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dialogkit.hints import Call, Change, Either, Hint, Shell
+from dialogkit.hints import Call, Change, Either, Hint, Shell, Then, Through
 from dialogkit.text import duration_word
 
 FLAGS = {
@@ -54,6 +54,10 @@ def render(hint: Hint | None) -> str | None:
             return hint.command
         case Either():
             return ", or: ".join(filter(None, map(render, hint.hints)))
+        case Through():
+            return f"{hint.launcher} {render(hint.call)}"
+        case Then():
+            return f"{render(hint.first)} && {render(hint.second)}"
         case _:
             return hint
 

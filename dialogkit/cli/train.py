@@ -182,7 +182,7 @@ def train_command(
         in_processes(loaded.config)
     elif (rank := this_rank()) is not None:
         raise ConfigError(
-            f"--dry-run measures one process, and this is one of {rank.count}",
+            f"--dry-run measures one process, and this is one of {rank.world_size}",
             hint=f"dialogkit {shlex.join(context.obj or sys.argv[1:])}",
         )
     drawing = TrainOutput(output)

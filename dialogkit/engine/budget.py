@@ -12,6 +12,7 @@ from dialogkit.config.train import TrainConfig
 from dialogkit.distributed import process_group
 from dialogkit.engine.arguments import EVALUATIONS_PER_RUN, UNPLANNED, Schedule, points_apart
 from dialogkit.errors import ConfigError
+from dialogkit.hints import Change
 
 MEASURED_STEPS = 3
 NEWEST_STEP_WEIGHT = 0.02
@@ -110,11 +111,11 @@ class BudgetCallback(TrainerCallback):
         if plan.eval_every:
             self._set(state)
             return
-        if needed >= self._budget.seconds and not state.global_step and process_group.is_first():
+        if needed >= self._budget.seconds and not state.global_step and process_group.is_main_process():
             raise ConfigError(
                 f"a budget of {self._budget.seconds:,.0f} s leaves no time to train: "
                 f"start, evaluations and saving take {needed:,.0f} s",
-                hint=f"--budget {math.ceil(needed / 5) * 10}s",
+                hint=Change({"train.budget_s": math.ceil(needed / 5) * 10}),
             )
         if self._config.max_steps:
             if plan.end == UNPLANNED:  # an older version left it open while it measured
@@ -129,11 +130,11 @@ class BudgetCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the step and fit the rest; of several processes the first one's clock decides for all."""
-        if process_group.is_first():
+        if process_group.is_main_process():
             self._fit_to_clock(state)
-        if process_group.count() > 1:
-            vars(self._plan).update(process_group.share(vars(self._plan)))
-            if not process_group.is_first() and self._plan.eval_every:
+        if process_group.world_size() > 1:
+            vars(self._plan).update(process_group.broadcast(vars(self._plan)))
+            if not process_group.is_main_process() and self._plan.eval_every:
                 self._set(state)
 
     def _fit_to_clock(self, state: Any) -> None:

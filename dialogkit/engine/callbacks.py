@@ -16,6 +16,7 @@ from dialogkit.distributed.rank import is_asked_to_stop
 from dialogkit.engine.checkpoints import Progress
 from dialogkit.engine.loss import TokenCounter
 from dialogkit.errors import DivergedError, InterruptedRunError, ProcessLostError
+from dialogkit.hints import Change
 from dialogkit.system.signals import name_of
 
 logger = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ def diverged(what: str, step: int, learning_rate: float) -> DivergedError:
     """Return the error of a training that went wrong, with a learning rate to try instead."""
     return DivergedError(
         f"training diverged: {what} at step {step} (learning rate {learning_rate:.3g})",
-        hint=f"--set train.learning_rate={learning_rate / 3:.1g}",
+        hint=Change({"train.learning_rate": float(f"{learning_rate / 3:.1g}")}),
     )
 
 
@@ -216,10 +217,12 @@ class StopAtSignal(TrainerCallback):
 
     def _agreed(self) -> int | None:
         """Return the signal that came to any process; each of them asks at the same time."""
-        if process_group.count() == 1:
+        if process_group.world_size() == 1:
             return self._received
         mine = self._received
-        interrupts, terminations = process_group.total([int(mine == n) for n in (signal.SIGINT, signal.SIGTERM)])
+        interrupts, terminations = process_group.all_reduce_ints(
+            [int(mine == n) for n in (signal.SIGINT, signal.SIGTERM)]
+        )
         return signal.SIGTERM if terminations else signal.SIGINT if interrupts else None
 
     def leaves(self) -> bool:

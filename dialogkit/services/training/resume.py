@@ -1,8 +1,7 @@
-"""Which run is gone on with, and whether it may be with what is asked for now."""
+"""Select the run to resume, check that the requested settings are compatible, and restore its checkpoint."""
 
 import os
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,20 +10,24 @@ from typing import TYPE_CHECKING, Any
 from dialogkit.config.load import NEWEST, flatten, folder_name, load_changed
 from dialogkit.config.paths import holds_model
 from dialogkit.config.run import RunConfig
-from dialogkit.errors import ConfigError, ModelError
+from dialogkit.errors import CheckpointError, ConfigError, ModelError
+from dialogkit.hints import Call
 from dialogkit.services.runs.resolve import (
-    known_as,
-    output_option,
+    call_on,
+    output_of,
     refuse_parts,
     require_finished_model,
     trained_name,
 )
 from dialogkit.system.packages import package_versions
-from dialogkit.tracking.record import RunRecord
+from dialogkit.text import counted
+from dialogkit.tracking.record import RunRecord, now
 from dialogkit.tracking.run_dir import RunDir, damaged_runs, find_run, list_runs, plain_name
 
 if TYPE_CHECKING:
-    from dialogkit.services.training.learner import Parts
+    from dialogkit.engine.checkpoints import Progress
+    from dialogkit.services.training.learner import Learner
+    from dialogkit.services.training.lifecycle import TrainingRun
 
 HARMLESS = (
     "tracking.",
@@ -51,7 +54,7 @@ def find_resumable(name: str, *, model: str | None, output: Path) -> RunDir:
         if model is not None and model != made:
             raise ModelError(
                 f"the run {run.name!r} trains {made}, not {model}",
-                hint=f"dialogkit train --resume {known_as(run)}",
+                hint=resume_hint(run),
             )
         _require_valid(run, record)
         return run
@@ -60,16 +63,14 @@ def find_resumable(name: str, *, model: str | None, output: Path) -> RunDir:
             _require_valid(run, record)
             return run
     of_model = f" of {model}" if model else ""
-    told = f"there is no unfinished run{of_model} in {str(output)!r}"
-    if damaged := damaged_runs(output):
-        # It may have been one; what lies there is told of it alone.
-        hint = f"dialogkit runs show {known_as(damaged[0])}"
-        raise ModelError(f"{told} whose record can be read", hint=hint)
-    raise ModelError(told, hint=f"dialogkit runs list{output_option(output)}")
+    problem = f"there is no unfinished run{of_model} in {str(output)!r}"
+    if damaged := damaged_runs(output):  # it may have been one
+        raise ModelError(f"{problem} whose record can be read", hint=call_on(damaged[0], "runs show"))
+    raise ModelError(problem, hint=Call("runs list", **output_of(output)))
 
 
 def find_start(name: str, *, output: Path) -> tuple[Path, str]:
-    """Return the folder of the weights from which `--from` starts, and the name that their model has.
+    """Return the folder of the weights to start a new run from, and the name of their model.
 
     Args:
         name: a finished run by its name or folder, or a checkpoint: `run/checkpoint-10`, or its folder, or that of
@@ -96,14 +97,16 @@ def find_start(name: str, *, output: Path) -> tuple[Path, str]:
 
 
 def _require_whole(checkpoint: Path, run: RunDir) -> None:
-    """Raise ModelError, with the newest checkpoint that is whole, if this one is not."""
+    """Raise ModelError, with the newest valid checkpoint, if this one is damaged."""
     from dialogkit.engine.checkpoints import read_progress
 
     if read_progress(checkpoint) is not None:
         return
     whole = next((path for path in run.remains if path != run.model_dir and read_progress(path)), None)
-    instead = f"--from {shlex.quote(str(whole))}" if whole else f"--name {plain_name(run.name)}-2"
-    raise ModelError(f"the checkpoint {str(checkpoint)!r} is torn or damaged", hint=f"dialogkit train {instead}")
+    instead = {"from": str(whole)} if whole else {"name": f"{plain_name(run.name)}-2"}
+    raise ModelError(
+        f"the checkpoint {str(checkpoint)!r} is torn or damaged", hint=Call("train", settings=instead)
+    )
 
 
 def _named(name: str, output: Path) -> RunDir:
@@ -113,13 +116,13 @@ def _named(name: str, output: Path) -> RunDir:
 
 
 def _require_valid(run: RunDir, record: RunRecord) -> None:
-    """Raise ConfigError if the settings in a run's record are none: anybody may have written there."""
+    """Raise ConfigError if the settings in a run's record are not valid: anybody may have written there."""
     try:
         load_changed(record.config, {})
     except ConfigError as error:
         raise ConfigError(
             f"the settings in {run.record_path.name} of the run {run.name!r} are not valid: {error.message}",
-            hint=f"dialogkit config validate {shlex.quote(str(run.record_path))}",
+            hint=Call("config validate", run.record_path),
             details=error.details,
         ) from None
 
@@ -127,25 +130,23 @@ def _require_valid(run: RunDir, record: RunRecord) -> None:
 def resumed_config(
     run: RunDir, record: RunRecord, changes: Mapping[str, Any], *, force: bool
 ) -> tuple[RunConfig, list[str]]:
-    """Return the settings with which a run goes on, and what is told of harmless changes.
+    """Return the settings of a resumed run, and a line for each that changed.
 
-    Its output folder is the one that it lies in, wherever it is resumed from, unless another is asked for.
-    Raises: ConfigError for a change that would alter what is learned, unless `force`.
+    The output folder is the one the run is in, wherever it is resumed from, unless another is asked for.
+    Raises: ConfigError for a change that alters the training, unless `force`.
     """
     if changes.get("name", record.name) != record.name:
-        name, again = changes["name"], f"dialogkit train --resume {known_as(run)}"
+        name = changes["name"]
         raise ConfigError(
-            f"a run keeps its name: {record.name!r} cannot go on as {name!r}",
-            hint=f"dialogkit train --from {known_as(run)} --name {name}"
-            if record.status == "completed"
-            else again,
+            f"a run keeps its name: {record.name!r} cannot resume as {name!r}",
+            hint=call_on(run, "train", by="from", name=name) if record.status == "completed" else resume_hint(run),
         )
     config = load_changed(record.config, {key: value for key, value in changes.items() if key != "name"})
     new = dict(flatten(config.model_dump(mode="json")))
     differing = [
         f"{name} is {old!r}, not {new.get(name)!r}" for name, old in flatten(record.config) if new.get(name) != old
     ]
-    altering = [told for told in differing if not told.startswith(HARMLESS)]
+    altering = [change for change in differing if not change.startswith(HARMLESS)]
     if altering and not force:
         raise _refusal(run, altering)
     if "runtime.output_dir" not in changes and run.output is not None:
@@ -154,49 +155,103 @@ def resumed_config(
     return config, differing
 
 
-def require_same(run: RunDir, record: RunRecord, parts: "Parts", *, force: bool) -> list[str]:
-    """Return what differs on this machine from where the run was; most of it alters the last digits of figures.
+def require_same(run: RunDir, record: RunRecord, learner: "Learner", *, force: bool) -> list[str]:
+    """Return what differs from where the run was; most of it changes the last digits of metrics.
 
     Raises: ConfigError if anything does, unless `force`.
     """
     now = {
         **{f"version of {name}": package_versions().get(name) for name in ("torch", "transformers")},
-        **{f"runtime.{name}": value for name, value in asdict(parts.runtime).items() if "reason" not in name},
-        "data revision": parts.data.ledger.revision,
+        **{f"runtime.{name}": value for name, value in asdict(learner.runtime).items() if "reason" not in name},
+        "data revision": learner.data.ledger.revision,
         # Of a stream they are counted as they come.
-        "training dialogs": None if parts.streamed else parts.data.size,
+        "training dialogs": None if learner.streamed else learner.data.size,
         # Whole weights are in a checkpoint; an adapter's base is not.
-        "the base of the adapter": _base_of(parts.model_facts),
+        "the base of the adapter": _base_of(learner.model_info),
     }
     before = {
         **{f"version of {name}": record.versions.get(name) for name in ("torch", "transformers")},
         **{name: record.runtime.get(name.removeprefix("runtime.")) for name in now if name.startswith("runtime.")},
         "data revision": record.data.get("revision"),
-        "training dialogs": None if parts.streamed else record.data.get("train_dialogs"),
+        "training dialogs": None if learner.streamed else record.data.get("train_dialogs"),
         "the base of the adapter": _base_of(record.model),
     }
     if before["runtime.processes"] not in (None, now["runtime.processes"]):
         # The batches stay the same: only the last digits differ, as the sums are made in another order.
         for name in ("runtime.processes", "runtime.device_name"):
             del now[name], before[name]
-    # What a run that was killed very early has not recorded cannot differ.
+    # A run that was killed very early has recorded little, which cannot differ.
     differing = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in now if before[name] != now[name]]
-    differing = [told for told in differing if " was None" not in told]
+    differing = [change for change in differing if " was None" not in change]
     if differing and not force:
-        raise _refusal(run, differing, " --force")
+        raise _refusal(run, differing, force=True)
     return differing
 
 
 def _base_of(facts: Mapping[str, Any]) -> Any:
-    """Return the commit or the digest of the weights that an adapter was trained on, wherever they lie."""
+    """Return the commit or the digest of the weights that an adapter was trained on, wherever they are."""
     base = facts.get("adapter_base")
     return (base.get("revision") or base.get("metadata")) if isinstance(base, dict) else None
 
 
-def _refusal(run: RunDir, differing: list[str], option: str = "") -> ConfigError:
+def _refusal(run: RunDir, differing: list[str], **options: bool) -> ConfigError:
     more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
     return ConfigError(
-        f"the run {run.name!r} would not go on as it began: {differing[0]}{more}; --force goes on all the same",
-        hint=f"dialogkit train --resume {known_as(run)}{option}",
+        f"the run {run.name!r} would not train on as it began: {differing[0]}{more}",
+        hint=resume_hint(run, **options),
         details=differing[1:],
     )
+
+
+def resume_hint(run: RunDir, **options: Any) -> Call:
+    """Return the hint to resume a run."""
+    return call_on(run, "train", by="resume", **options)
+
+
+def restore_checkpoint(run: "TrainingRun", learner: "Learner") -> "tuple[Path, Progress] | None":
+    """Prepare a run's record and files to resume; return its newest valid checkpoint, None to restart.
+
+    Rank 0 decides; every rank returns the same.
+    Raises: CheckpointError if everything that was saved is damaged, unless the request forces a restart.
+    """
+    from dialogkit.distributed import process_group
+
+    restored = _restore(run, learner) if process_group.is_main_process() else None
+    return process_group.broadcast(restored)
+
+
+def _restore(run: "TrainingRun", learner: "Learner") -> "tuple[Path, Progress] | None":
+    from dialogkit.engine.checkpoints import newest_valid, steps_aside
+    from dialogkit.engine.trainer import set_aside_torn_best
+
+    folder, record, request = run.folder, run.record, run.request
+    require_same(folder, record, learner, force=request.force or request.restarted)
+    folder.unlist_files()
+    checkpoint = newest_valid(folder.path, run.note)
+    if checkpoint is not None:
+        learner.require_place(checkpoint[0])
+    before, count = record.runtime.get("processes", 1), learner.runtime.processes
+    if before != count:
+        run.note(
+            f"the number of processes was {before} and is {count}: the last digits of metrics differ from now on"
+        )
+    record.runtime["processes"] = count
+    logged = max((point["step"] for point in folder.metrics()), default=-1)
+    if checkpoint is not None:
+        lost = set_aside_torn_best(checkpoint[0]) if learner.config.train.keep == "best" else None
+        if lost is not None:
+            run.note(lost)
+    # A run that trained on after a save had that checkpoint; one that ended in its first save never had any.
+    elif (aside := steps_aside(folder.path)) and logged > aside[0] and not request.force:
+        raise CheckpointError(
+            f"no checkpoint of the run {folder.name!r} is complete; kept aside: {counted(len(aside), 'torn one')}",
+            hint=resume_hint(folder, force=True),
+        )
+    else:
+        run.note("there is no checkpoint to resume from: the run restarts")
+    step = checkpoint[1].step if checkpoint else 0
+    folder.cut_after(step if checkpoint else -1)
+    record.config = learner.config.model_dump(mode="json")
+    record.resumed.append({"time": now(), "step": step, "told_step": logged})
+    record.status, record.finished, record.error, record.exit_code = "running", None, None, None
+    return checkpoint
