@@ -121,25 +121,25 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+_UNITS_S = {"y": 365 * 24 * 3600, "w": 7 * 24 * 3600, "d": 24 * 3600, "h": 3600, "m": 60, "s": 1}
+_DURATION = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in _UNITS_S), re.ASCII)
 
 
 def parse_duration(text: str) -> float | None:
-    """Return the seconds of a time such as `90s`, `20m`, `1h30m`, `1.5h` or `2d`; None for anything else."""
+    """Return the seconds of a time such as `90s`, `20m`, `1h30m`, `1.5h`, `2d` or `2w`; None for anything else."""
     found = _DURATION.fullmatch(text.strip().lower().replace(" ", ""))
     if found is None or not any(found.groups()):
         return None
-    seconds = (24 * 3600, 3600, 60, 1)
-    return sum(unit * min(float(part or 0), 1e9) for unit, part in zip(seconds, found.groups(), strict=True))
+    parts = zip(_UNITS_S.values(), found.groups(), strict=True)
+    return sum(unit * min(float(part or 0), 1e9) for unit, part in parts)
 
 
 def duration_word(seconds: float) -> str:
     """Return seconds as `parse_duration` reads them: `90s`, `1h30m`, `2d`."""
     rest, words = max(0, round(seconds)), ""
-    for letter, unit in (("d", 24 * 3600), ("h", 3600), ("m", 60), ("s", 1)):
-        if count := rest // unit:
-            words += f"{count}{letter}"
-        rest -= count * unit
+    for letter in "dhms":
+        count, rest = divmod(rest, _UNITS_S[letter])
+        words += f"{count}{letter}" if count else ""
     return words or "0s"
 
 

@@ -125,6 +125,7 @@ def load_with_origins(
         raise ConfigError(
             f"name: must not be {NEWEST!r}, which is what --resume calls the newest unfinished run",
             hint="--name my-run",
+            settings=("name",),
         )
     known = {name for name, _ in flatten(config.model_dump())}
     return LoadedConfig(config, {name: origins.get(name, "default") for name in sorted(known)})
@@ -361,7 +362,7 @@ def _problems_of(overrides: Mapping[str, Any]) -> list[str]:
     except ConfigError as error:
         return [error.message]
     except ValidationError as error:
-        return list_problems(error)
+        return [*list_problems(error)]
     return []
 
 
@@ -435,7 +436,7 @@ def validate_file(path: Path) -> list[str]:
     try:
         RunConfig.model_validate(merged)
     except ValidationError as error:
-        return list_problems(error)
+        return [*list_problems(error)]
     return []
 
 

@@ -68,12 +68,25 @@ def _sections() -> dict[str, Mapping[str, Any]]:
 def refusal(problems: Sequence[str], hint: str | None = None) -> ConfigError:
     """Return the error of one problem or several: the first, their number, and the others as details."""
     more = {0: "", 1: " (and 1 more problem)"}.get(len(problems) - 1, f" (and {len(problems) - 1} more problems)")
-    return ConfigError(f"{problems[0]}{more}", hint=hint, details=problems[1:])
+    settings = [problem.setting if isinstance(problem, Problem) else "" for problem in problems]
+    return ConfigError(f"{problems[0]}{more}", hint=hint, details=problems[1:], settings=settings)
 
 
-def list_problems(error: ValidationError) -> list[str]:
+class Problem(str):
+    """What is wrong with one setting: a sentence that begins with the setting's name, as most do."""
+
+    setting: str
+
+    def __new__(cls, sentence: str, setting: str) -> "Problem":
+        """Keep the setting beside the sentence."""
+        made = super().__new__(cls, sentence)
+        made.setting = setting
+        return made
+
+
+def list_problems(error: ValidationError) -> list[Problem]:
     """Return one sentence for each problem, as `train.learning_rate: must be greater than 0 (got -1)`."""
-    return [_problem(item) for item in error.errors()]
+    return [Problem(_problem(item), _name(item)) for item in error.errors()]
 
 
 def _problem(item: ErrorDetails) -> str:
@@ -131,6 +144,8 @@ def remedy(error: ValidationError, origins: Mapping[str, str]) -> str | None:
     if item["type"] == "literal_error" and field is not None:
         allowed = re.findall(r"'([^']*)'", context["expected"])
         right = next(iter(get_close_matches(str(item["input"]).lower(), allowed, n=1)), right)
+    if item["type"] == "literal_error" and isinstance(location[-1], int):  # one of a list
+        name, right = name.rpartition(".")[0], re.findall(r"'([^']*)'", context["expected"])[:1]
     if right is None or isinstance(right, BaseModel | tuple) or "." not in name:
         return "--name my-run" if name == "name" else None
     return f"--set {name}={right if isinstance(right, str) else shlex.quote(json.dumps(right))}"
