@@ -79,12 +79,13 @@ def _root() -> Any:
 
 
 def _options_of(verb: str) -> dict[str, Any]:
-    """Return the options of a command by each of their flags."""
+    """Return the options of a command by each of their flags; `launch` also takes those of the training."""
     command = _root()
     for word in verb.split():
         command = getattr(command, "commands", {}).get(word)
     found = getattr(command, "params", [])
-    return {flag: option for option in found for flag in (*option.opts, *option.secondary_opts)}
+    options = {flag: option for option in found for flag in (*option.opts, *option.secondary_opts)}
+    return {**_options_of("train"), **options} if verb.startswith("launch ") else options
 
 
 def _flags(verb: str, settings: Any) -> str:
