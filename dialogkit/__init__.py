@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dialogkit.services.models import list_models as list_models
     from dialogkit.services.train import train as train
     from dialogkit.services.train import train_single_model as train_single_model
-    from dialogkit.services.training.run import TrainResult as TrainResult
+    from dialogkit.services.training.result import TrainResult as TrainResult
 
 _EXPORTS = {
     "load_run_config": "config.load",
@@ -38,7 +38,7 @@ _EXPORTS = {
     "InspectResult": "services.inspect",
     "inspect_data": "services.inspect",
     "list_models": "services.models",
-    "TrainResult": "services.training",
+    "TrainResult": "services.training.result",
     "train": "services.train",
     "train_single_model": "services.train",
 }

@@ -158,3 +158,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     holding = [name for name in words if len(word) > 2 and word.lower() in re.split("[-_.]", name.lower())]
     nearest = get_close_matches(word, words, n=1, cutoff=0.6) or holding
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

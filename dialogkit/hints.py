@@ -71,7 +71,18 @@ class Either:
         return ", or: ".join(map(str, self.hints))
 
 
-Hint = Change | Call | Shell | Either | str
+@dataclass(frozen=True)
+class Then:
+    """One hint after another."""
+
+    first: "Hint"
+    second: "Hint"
+
+    def __str__(self) -> str:
+        return f"{self.first}, then: {self.second}"
+
+
+Hint = Change | Call | Shell | Either | Then | str
 """A plain text is an advice in words, such as `rename the columns`; it names no command and no flag."""
 
 

@@ -140,7 +140,7 @@ class Trained(NamedTuple):
 def trained(tmp_path_factory: pytest.TempPathFactory, isolated_home: Path) -> Trained:
     """A 2-layer custom-nano trained on 40 starter dialogs with W&B offline; shared by many tests."""
     from dialogkit.config.load import load_run_config
-    from dialogkit.services import train as service
+    from dialogkit.services.train import TrainRequest, run_training
 
     output = tmp_path_factory.mktemp("trained") / "models"
     config = load_run_config(
@@ -155,7 +155,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, isolated_home: Path) -> Tr
             "generate.max_new_tokens": 16,
         },
     )
-    result, trainer = service._train(config, origins={}, command=["dialogkit"], reporter=service.LogReporter())
+    result, trainer = run_training(TrainRequest(config=config, command=("dialogkit",)))
     return Trained(result, trainer, output)
 
 
@@ -210,21 +210,21 @@ class Small:
         from dialogkit.data.collate import collate_dialogs
         from dialogkit.engine.arguments import resolve_schedule
         from dialogkit.engine.device import Runtime
-        from dialogkit.engine.fit import fit
+        from dialogkit.engine.fit import FitTask, fit
 
         config = TrainConfig.model_validate(settings)
-        return fit(
-            model,
-            dialogs,
-            config,
-            Runtime(device, "", "", precision, ""),  # type: ignore[arg-type]
-            resolve_schedule(config, len(dialogs)),
+        task = FitTask(
+            model=model,
+            train_set=dialogs,
+            config=config,
+            runtime=Runtime(device, "", "", precision, ""),  # type: ignore[arg-type]
+            schedule=resolve_schedule(config, len(dialogs)),
             collate=collate or collate_dialogs,
             score=score or (lambda: {"nats_per_token": 1.0}),
             folder=folder or Path("fit"),
-            sink=sink or (lambda step, metrics: None),
             workers=workers,
         )
+        return fit(task, sink or (lambda step, metrics: None))
 
 
 @pytest.fixture(scope="session")

@@ -150,7 +150,7 @@ def _one_of_several(words: list[str], output: Output) -> NoReturn:
     enter()
     rank = this_rank()
     assert rank is not None
-    kept = silence() if rank.index else None
+    kept = silence() if rank.rank else None
 
     def say(error: DialogKitError | None) -> None:
         if kept is not None:

@@ -11,7 +11,7 @@ import typer
 from dialogkit.cli import hints, options
 from dialogkit.cli.output import Output, untrusted
 from dialogkit.cli.train import train_command
-from dialogkit.cli.train_request import TrainRequest
+from dialogkit.cli.train_arguments import TrainArguments
 from dialogkit.errors import ConfigError, StorageError
 from dialogkit.hints import Hint
 
@@ -119,25 +119,25 @@ def _training(words: list[str], name: str | None) -> "tuple[RunConfig, list[str]
             raise ConfigError("the run has two names", hint=f"--name {name}, only before the --")
         words = [*words, "--name", name]
     parsed = hints.click_command("train").make_context("dialogkit train", words[1:])
-    request = TrainRequest(train_command, parsed.params)
-    _require_fit_for_a_job(request, words)
-    config = request.load().config
+    given = TrainArguments(train_command, parsed.params)
+    _require_fit_for_a_job(given, words)
+    config = given.load().config
     if config.runtime.devices != 1:
         raise ConfigError("runtime.devices is in the job file already", hint="--gpus 8")
     return config, words[1:]
 
 
-def _require_fit_for_a_job(request: TrainRequest, words: list[str]) -> None:
+def _require_fit_for_a_job(arguments: TrainArguments, words: list[str]) -> None:
     """Raise ConfigError for an option that has no place in a job."""
     from dialogkit.config.load import NEWEST
 
-    resumed = request.given["resume_run"]
+    resumed = arguments.given["resume_run"]
     instead: dict[str, Hint] = {
         "dry": f"dialogkit {shlex.join(words)}",
         "resume_run": f"--name {'my-run' if resumed == NEWEST else resumed}",
     }
     for parameter, (problem, hint) in NOT_IN_A_JOB.items():
-        if request.given[parameter] is not None and request.given[parameter] is not False:
+        if arguments.given[parameter] is not None and arguments.given[parameter] is not False:
             raise ConfigError(problem, hint=instead.get(parameter, hint))
 
 

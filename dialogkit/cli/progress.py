@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from dialogkit.cli import hints
 from dialogkit.cli.output import Output, print_item, untrusted
+from dialogkit.hints import Hint
 from dialogkit.redaction import redact
 from dialogkit.services.training.progress import step_line
 
@@ -50,6 +52,10 @@ class TrainOutput:
         """Print a line."""
         self._idle()
         self._console.print(untrusted(redact(text)))
+
+    def advice(self, hint: Hint) -> str:
+        """Return a hint as what to type."""
+        return hints.render(hint) or ""
 
     def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
         """Move the bar, or print a line; an evaluation is always a line of its own."""

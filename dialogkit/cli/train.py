@@ -11,7 +11,7 @@ import typer
 from dialogkit.cli import hints, options
 from dialogkit.cli.output import Output, untrusted
 from dialogkit.cli.progress import TrainOutput
-from dialogkit.cli.train_request import TrainRequest
+from dialogkit.cli.train_arguments import TrainArguments
 from dialogkit.cli.train_view import chat_command, render_dry_run, render_training
 from dialogkit.distributed.rank import LAUNCH_FOLDER, this_rank
 from dialogkit.errors import ConfigError
@@ -58,23 +58,23 @@ def train_command(
     from dialogkit.services.cluster.launch import join_others
 
     output = Output(json_mode=json_output)
-    request = TrainRequest(train_command, context.params)
-    _ = request.settings  # a wrong word is reported before other processes are waited for
+    arguments = TrainArguments(train_command, context.params)
+    _ = arguments.settings  # a wrong word is reported before other processes are waited for
     join_others()
     if resume_run is not None:
-        _resume(output, request)
+        _resume(output, arguments)
     elif dry:
-        _dry_run(output, request)
+        _dry_run(output, arguments)
     else:
-        _train(output, request)
+        _train(output, arguments)
 
 
-def _train(output: Output, request: TrainRequest) -> None:
+def _train(output: Output, arguments: TrainArguments) -> None:
     from dialogkit.services.cluster.launch import leave_others
     from dialogkit.services.train import train
 
-    loaded = request.load()
-    _start_processes(output, request, loaded.config)
+    loaded = arguments.load()
+    _start_processes(output, arguments, loaded.config)
     with _drawing(output) as drawing:
         result = train(loaded.config, origins=loaded.origins, command=_typed(), reporter=drawing)
     leave_others()
@@ -85,70 +85,70 @@ def _train(output: Output, request: TrainRequest) -> None:
     )
 
 
-def _dry_run(output: Output, request: TrainRequest) -> None:
+def _dry_run(output: Output, arguments: TrainArguments) -> None:
     from dialogkit.services.training.dry_run import dry_run
 
-    config = request.load().config
+    config = arguments.load().config
     if (rank := this_rank()) is not None:
         raise ConfigError(
-            f"--dry-run measures one process, and this is one of {rank.count}", hint=shlex.join(_typed())
+            f"--dry-run measures one process, and this is one of {rank.world_size}", hint=shlex.join(_typed())
         )
     with _drawing(output) as drawing:
         measured = dry_run(config, reporter=drawing)
     output.result(measured, lambda out: render_dry_run(out, measured))
 
 
-def _resume(output: Output, request: TrainRequest) -> None:
+def _resume(output: Output, arguments: TrainArguments) -> None:
     from dialogkit.config.load import NEWEST
     from dialogkit.services.cluster.launch import leave_others
     from dialogkit.services.runs.listing import passed_over
     from dialogkit.services.train import resume
     from dialogkit.services.training.resume import find_resumable, resumed_config
 
-    given = request.given
+    given = arguments.given
     name, force = given["resume_run"], given["force"]
     if given["preset"] is not None or given["config"] is not None or given["from_run"] is not None or given["dry"]:
         raise ConfigError(
             "--resume keeps the run's own settings: leave out --preset, --config, --from and --dry-run",
             hint=Call("train", resume=name),
         )
-    run = find_resumable(name, model=given["model"], output=request.output)
+    run = find_resumable(name, model=given["model"], output=arguments.output)
     if name == NEWEST and LAUNCH_FOLDER not in os.environ:  # otherwise the process that started this one says it
-        output.passed_over(passed_over(output=request.output))
+        output.passed_over(passed_over(output=arguments.output))
     if (record := run.read()).status != "completed":
-        config, _ = resumed_config(run, record, request.settings, force=force)
-        _start_processes(output, request, config)
+        config, _ = resumed_config(run, record, arguments.settings, force=force)
+        _start_processes(output, arguments, config)
     with _drawing(output) as drawing:
-        result = resume(run, changes=request.settings, force=force, command=_typed(), reporter=drawing)
+        result = resume(run, changes=arguments.settings, force=force, command=_typed(), reporter=drawing)
     model = str(run.read().config["model"]["name"])
     if result is None:
-        _render_finished(output, request, run, model)
+        _render_finished(output, arguments, run, model)
     else:
         output.result(result, lambda out: render_training(out, result), hint=chat_command(model, run.path))
     leave_others()
 
 
-def _render_finished(output: Output, request: TrainRequest, run: "RunDir", model: str) -> None:
+def _render_finished(output: Output, arguments: TrainArguments, run: "RunDir", model: str) -> None:
     """Say that a run is finished, and which of the options that were typed have no effect for that reason."""
     from dialogkit.services.runs.resolve import known_as
 
     # The folder is where the run was found, and no change of it.
-    unused = [hints.name_of(setting) for setting in request.settings if setting != "runtime.output_dir"]
-    unused += ["--force"] * request.given["force"]
+    unused = [hints.name_of(setting) for setting in arguments.settings if setting != "runtime.output_dir"]
+    unused += ["--force"] * arguments.given["force"]
     message = f"the run {run.name} is finished: there is nothing to do"
     hint = chat_command(model, run.path)
     if unused:
         message += f", and {_listed(unused)} no effect"
         hint = f"dialogkit train --from {known_as(run)}"
-        hint += f" --name {request.given['name']}" if request.given["name"] else ""
+        hint += f" --name {arguments.given['name']}" if arguments.given["name"] else ""
     output.result(run.read(), lambda out: out.print(untrusted(message)), hint=hint)
 
 
-def _start_processes(output: Output, request: TrainRequest, config: "RunConfig") -> None:
+def _start_processes(output: Output, arguments: TrainArguments, config: "RunConfig") -> None:
     """Train in several processes, if the options ask for them, and exit as they do."""
     from dialogkit.services.cluster.launch import Machines, start_processes
 
-    machines = Machines(**{name: request.given[name] for name in Machines._fields})
+    machines = Machines(**{name: arguments.given[name] for name in Machines._fields})
     code = start_processes(config, hints.typed(), machines, say=lambda text: output.err.print(untrusted(text)))
     if code is not None:
         raise SystemExit(code)

@@ -9,7 +9,7 @@ from dialogkit.text import counted, duration
 
 if TYPE_CHECKING:
     from dialogkit.services.training.dry_run import DryRunResult
-    from dialogkit.services.training.run import TrainResult
+    from dialogkit.services.training.result import TrainResult
 
 
 def chat_command(model: str, run: Path | str) -> str:

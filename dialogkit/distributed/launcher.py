@@ -24,8 +24,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from dialogkit.distributed.process_group import RESTART
-from dialogkit.distributed.rank import LAUNCH_FOLDER, PORT, SPEAKER
+from dialogkit.distributed.rank import LAUNCH_FOLDER, MAIN_HOST_FILE, PORT
+from dialogkit.distributed.shutdown import RESTART
 from dialogkit.errors import DialogKitError, ProcessLostError, UnavailableError
 from dialogkit.system.signals import ended_by_signals, stopped_by
 
@@ -199,7 +199,7 @@ def _telling(launch: Launch, folder: Path, say: Callable[[str], None]) -> Iterat
     def tell() -> None:
         idle_since, waits, told = time.monotonic(), False, None
         while not ended.wait(0.5):
-            if (speaker := _left_word(folder / SPEAKER)) is not None and speaker != told:
+            if (speaker := _left_word(folder / MAIN_HOST_FILE)) is not None and speaker != told:
                 told = speaker
                 say(f"the training has begun; {speaker} tells how it goes, for all machines")
             if _has_processes(folder) or _codes(folder):

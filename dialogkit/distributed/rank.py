@@ -12,7 +12,7 @@ from dialogkit.errors import ConfigError
 
 LAUNCH_FOLDER = "DIALOGKIT_LAUNCH_FOLDER"
 """Names a folder in which `--devices` and the processes that it starts leave word for each other."""
-SPEAKER = "speaker"
+MAIN_HOST_FILE = "speaker"
 """File of that folder that names the machine of the first process, on each other machine."""
 PORT = 29400
 """Where machines meet if nothing else is said, as torchrun has it."""
@@ -31,17 +31,17 @@ _SEVERAL = "accelerate launch --multi_gpu --num_processes 2 --module dialogkit t
 class Rank:
     """The place of a process among those of a training."""
 
-    index: int
-    """From 0; the first one speaks and writes for all."""
-    count: int
-    local_index: int
+    rank: int
+    """From 0; rank 0, the main process, prints and writes for all."""
+    world_size: int
+    local_rank: int
     """From 0 on each machine; also the number of its device."""
-    local_count: int
+    local_world_size: int
 
     @property
     def machine(self) -> int:
         """Index of the first process of this one's machine, where those of a machine follow each other."""
-        return self.index - self.local_index
+        return self.rank - self.local_rank
 
 
 def this_rank() -> Rank | None:
@@ -54,7 +54,7 @@ def this_rank() -> Rank | None:
     except ValueError:
         return None
     # One process that nobody watches over has nobody to join.
-    return None if rank.count == 1 and "TORCHELASTIC_RUN_ID" not in os.environ else rank
+    return None if rank.world_size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ else rank
 
 
 def require_sound_rank() -> None:
@@ -73,13 +73,13 @@ def require_sound_rank() -> None:
         )
 
 
-def tell_torch() -> None:
+def export_for_torch() -> None:
     """Put the place of this process into the environment under the names that torch and accelerate read."""
     os.environ.update(_of_torch(os.environ) or _of_slurm(os.environ) or {})
 
 
 @cache  # accelerate itself sets such variables later on
-def keep_own_settings() -> None:
+def reject_foreign_settings() -> None:
     """Have `accelerate launch` start processes and no more: how they compute is told by settings, and recorded.
 
     Raises: ConfigError if it was asked for what this way of starting would leave undone without a word.
@@ -143,11 +143,17 @@ def first_host(hosts: str) -> str:
     return f"{found[1]}{found[2] or ''}" if found else hosts
 
 
+def launch_folder() -> Path | None:
+    """Return the folder that our own launcher and its ranks share; None under another launcher or none."""
+    folder = os.environ.get(LAUNCH_FOLDER)
+    return Path(folder) if folder else None
+
+
 def enter() -> None:
     """Leave word that this process has begun, where `--devices` started it; end it if all were told to end."""
-    if not (named := os.environ.get(LAUNCH_FOLDER)):
+    if (folder := launch_folder()) is None:
         return
-    folder, local = Path(named), os.environ.get("LOCAL_RANK", "0")
+    local = os.environ.get("LOCAL_RANK", "0")
     with suppress(OSError):
         (folder / f"process-{local}").write_text(str(os.getpid()), encoding="utf-8")
         if (folder / "stop").exists():
@@ -158,8 +164,8 @@ def enter() -> None:
 
 def is_asked_to_stop() -> bool:
     """Return whether a signal comes from outside, and not from a launcher that lost another process."""
-    named = os.environ.get(LAUNCH_FOLDER)
-    return not named or (Path(named) / "stop").exists()
+    folder = launch_folder()
+    return folder is None or (folder / "stop").exists()
 
 
 def silence() -> int:

@@ -1,13 +1,10 @@
 """A model of which each process holds a part, as PyTorch's FSDP2 shares it out."""
 
 from collections.abc import Callable
-from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
-
-from dialogkit.distributed import process_group
 
 
 def within_sharded(model: Any) -> Callable[[Callable[[], Any]], Any]:
@@ -37,21 +34,17 @@ def own_part(tensor: Any) -> torch.Tensor:
     return part
 
 
-def save_model(trainer: Any, folder: Path) -> None:
-    """Save a trained model as a transformers folder; of several processes the first writes, and all take part."""
-    if is_sharded(trainer.model):
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+def gather_weights(model: Any) -> dict[str, Any] | None:
+    """Return a sharded model's full weights, on rank 0 alone; None for another model. Every rank calls this."""
+    if not is_sharded(model):
+        return None
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-        whole = get_model_state_dict(
-            trainer.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-        )
-        if process_group.is_first():
-            # Of weights that two modules share, the first name; a folder of transformers has no other.
-            learned = [_own_name(name) for name, _ in trainer.model.named_parameters()]
-            held = [name for name, _ in trainer.model.named_buffers() if name in whole]
-            trainer._save(str(folder), state_dict={name: whole[name] for name in (*learned, *held)})
-    else:
-        trainer.save_model(str(folder))
+    full = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    # Of weights that two modules share, the first name; a folder of transformers has no other.
+    learned = [_own_name(name) for name, _ in model.named_parameters()]
+    held = [name for name, _ in model.named_buffers() if name in full]
+    return {name: full[name] for name in (*learned, *held)} if full else {}
 
 
 def _own_name(name: str) -> str:

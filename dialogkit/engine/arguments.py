@@ -84,7 +84,7 @@ def training_arguments(
         output_dir=str(folder),
         # Steps, so that the length never depends on how the Trainer rounds epochs.
         max_steps=schedule.total_steps,
-        per_device_train_batch_size=config.batch_size // (config.accumulation_steps * process_group.count()),
+        per_device_train_batch_size=config.batch_size // (config.accumulation_steps * process_group.world_size()),
         gradient_accumulation_steps=config.accumulation_steps,
         learning_rate=config.learning_rate,
         lr_scheduler_type=names[config.schedule],
@@ -124,7 +124,7 @@ def training_arguments(
         # Each process has a part of every batch, and every weight a gradient from it.
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
-        ddp_timeout=int(process_group.STEP.total_seconds()),
+        ddp_timeout=int(process_group.STEP_TIMEOUT.total_seconds()),
         restore_callback_states_from_checkpoint=True,
     )
     # Several visible GPUs make HF multiply the batch and wrap the model in DataParallel, which splits batches.

@@ -110,7 +110,7 @@ class BudgetCallback(TrainerCallback):
         if plan.eval_every:
             self._set(state)
             return
-        if needed >= self._budget.seconds and not state.global_step and process_group.is_first():
+        if needed >= self._budget.seconds and not state.global_step and process_group.is_main_process():
             raise ConfigError(
                 f"a budget of {self._budget.seconds:,.0f} s leaves no time to train: "
                 f"start, evaluations and saving take {needed:,.0f} s",
@@ -129,11 +129,11 @@ class BudgetCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the step and fit the rest; of several processes the first one's clock decides for all."""
-        if process_group.is_first():
+        if process_group.is_main_process():
             self._fit_to_clock(state)
-        if process_group.count() > 1:
-            vars(self._plan).update(process_group.share(vars(self._plan)))
-            if not process_group.is_first() and self._plan.eval_every:
+        if process_group.world_size() > 1:
+            vars(self._plan).update(process_group.broadcast(vars(self._plan)))
+            if not process_group.is_main_process() and self._plan.eval_every:
                 self._set(state)
 
     def _fit_to_clock(self, state: Any) -> None:

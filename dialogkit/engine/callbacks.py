@@ -216,10 +216,12 @@ class StopAtSignal(TrainerCallback):
 
     def _agreed(self) -> int | None:
         """Return the signal that came to any process; each of them asks at the same time."""
-        if process_group.count() == 1:
+        if process_group.world_size() == 1:
             return self._received
         mine = self._received
-        interrupts, terminations = process_group.total([int(mine == n) for n in (signal.SIGINT, signal.SIGTERM)])
+        interrupts, terminations = process_group.all_reduce_ints(
+            [int(mine == n) for n in (signal.SIGINT, signal.SIGTERM)]
+        )
         return signal.SIGTERM if terminations else signal.SIGINT if interrupts else None
 
     def leaves(self) -> bool:

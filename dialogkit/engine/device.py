@@ -50,8 +50,8 @@ def resolve_runtime(config: RuntimeConfig) -> Runtime:
         device_reason,
         precision,
         precision_reason,
-        process_group.count(),
-        config.sharding if process_group.joined() else "none",
+        process_group.world_size(),
+        config.sharding if process_group.is_initialized() else "none",
     )
 
 

@@ -3,7 +3,7 @@
 import pickle
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,67 +56,72 @@ class FitResult:
     best_step: int | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitTask:
+    """What `fit` trains, on what, and how."""
+
+    model: Any
+    """A causal transformers model in float32; trained in place."""
+    train_set: Any
+    """Indexable dialogs, as `collate` takes them, or a stream of them."""
+    config: TrainConfig
+    runtime: Runtime
+    schedule: Schedule
+    collate: Callable[[Any], dict[str, Any]]
+    """Makes a padding-free batch of dialogs."""
+    score: Scorer
+    """Evaluates the model as it is."""
+    folder: Path
+    """Where checkpoints go."""
+    tokenizer: Any = None
+    """Saved beside each checkpoint."""
+    compile: bool = False
+    workers: int = 0
+    """Processes that assemble batches."""
+    histogram_every: int = 0
+    """Optimizer steps between histograms of weights and gradients; 0 takes none."""
+    trackers: Sequence[str] = ()
+    """HF's integrations that log as well; one that fails is dropped with a warning."""
+    project: str = "dialogkit"
+    """Name under which those file the run."""
+    resume_from: tuple[Path, Progress] | None = None
+    """Checkpoint to resume from; all else must be as it was."""
+    budget: Budget | None = None
+    """Wall-clock time of the run, in place of the schedule's steps."""
+    stop: StopAtSignal = field(default_factory=StopAtSignal)
+    """Ends the training at a signal."""
+
+
 def fit(
-    model: Any,
-    train_set: Any,
-    config: TrainConfig,
-    runtime: Runtime,
-    schedule: Schedule,
-    *,
-    collate: Callable[[Any], dict[str, Any]],
-    score: Scorer,
-    folder: Path,
+    task: FitTask,
     sink: MetricSink,
-    tokenizer: Any = None,
-    compile: bool = False,
-    workers: int = 0,
+    *,
     histograms: HistogramSink | None = None,
-    histogram_every: int = 0,
-    trackers: Sequence[str] = (),
-    project: str = "dialogkit",
-    resume_from: tuple[Path, Progress] | None = None,
-    stop: StopAtSignal | None = None,
-    budget: Budget | None = None,
     planned: Callable[[Schedule], None] = lambda _: None,
 ) -> FitResult:
     """Train a model in place; afterwards it holds the best or the last weights, as `config.keep` says.
 
     Args:
-        model: a causal transformers model in float32.
-        train_set: indexable dialogs, as `collate` takes them, or a stream of them.
-        config: batch, optimizer, evaluation.
-        runtime: device and precision.
-        schedule: numbers of steps.
-        collate: makes a padding-free batch of dialogs.
-        score: evaluates the model in its present state.
-        folder: place for checkpoints.
-        sink: takes every logged point.
-        tokenizer: saved beside each checkpoint.
-        compile: use torch.compile.
-        workers: processes that assemble batches.
-        histograms: takes histograms of weights and gradients.
-        histogram_every: optimizer steps between them; 0 takes none.
-        trackers: HF's integrations that log as well; one that fails is left out from then on.
-        project: name under which those file the run.
-        resume_from: checkpoint to go on from; all else must be as it was.
-        stop: ends the training at a signal; given where the scorer asks it whether to leave.
-        budget: the time that the run may take, in place of the schedule's steps.
-        planned: takes the schedule that the budget allows, whenever it is fitted.
+        task: the model, the data and how to train.
+        sink: receives every logged point.
+        histograms: receives histograms of weights and gradients.
+        planned: receives the schedule that the budget allows, whenever it changes.
 
     Raises: DivergedError, InterruptedRunError, OutOfMemoryError, ConfigError for a budget that is too small.
     """
-    config.require_even(process_group.count())
+    model, train_set, config, runtime, stop = task.model, task.train_set, task.config, task.runtime, task.stop
+    schedule, budget, resume_from = task.schedule, task.budget, task.resume_from
+    config.require_even(process_group.world_size())
     if runtime.device == "cpu" and runtime.sharding == "none":  # who shards has no memory to keep
         keep_freed_memory()
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
     counter = TokenCounter()
     metrics = MetricCallback(sink, counter)
-    stop = stop or StopAtSignal()
     callbacks = [metrics, StopAtNonFinite(), stop]
     whole = runtime.sharding == "none"
-    if histograms is not None and histogram_every and process_group.is_first() and whole:
-        callbacks.append(HistogramCallback(histograms, every=histogram_every))
+    if histograms is not None and task.histogram_every and process_group.is_main_process() and whole:
+        callbacks.append(HistogramCallback(histograms, every=task.histogram_every))
     plan = BudgetPlan(config.schedule, config.warmup_fraction, budget) if budget else None
     if budget and plan:
         callbacks.append(BudgetCallback(config, budget, plan, planned))
@@ -133,18 +138,18 @@ def fit(
                 config,
                 runtime,
                 schedule,
-                folder=folder,
-                compile=compile,
-                workers=workers,
-                trackers=trackers,
-                project=project,
+                folder=task.folder,
+                compile=task.compile,
+                workers=task.workers,
+                trackers=task.trackers,
+                project=task.project,
             ),
-            data_collator=collate,
+            data_collator=task.collate,
             train_dataset=train_set,
             eval_dataset=train_set,  # the scorer has the evaluation set; HF only asks that there is one
-            processing_class=tokenizer,
+            processing_class=task.tokenizer,
             callbacks=callbacks,
-            scorer=score,
+            scorer=task.score,
             sink=sink,
             counter=counter,
             metrics=metrics,
@@ -153,7 +158,7 @@ def fit(
             plan=plan,
         )
         trainer.remove_callback(PrinterCallback)  # what is printed is the reporter's business
-        guard_trackers(trainer, trackers)
+        guard_trackers(trainer, task.trackers)
         # Of accelerate, about an argument that HF passes on.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         if isinstance(train_set, Streamed):

@@ -205,7 +205,7 @@ class TokenCounter:
     def gather(self) -> None:
         """Add what the other processes have counted; every process calls this at the same step."""
         before = self._gathered
-        more = process_group.total([self.all - before[0], self.supervised - before[1]])
+        more = process_group.all_reduce_ints([self.all - before[0], self.supervised - before[1]])
         self.restore(before[0] + more[0], before[1] + more[1])
 
     def metrics(self) -> dict[str, float]:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
 from dialogkit.config.train import TrainConfig
-from dialogkit.distributed import process_group
+from dialogkit.distributed import process_group, shutdown
 from dialogkit.distributed.sharding import own_part
 from dialogkit.engine.adapter_checkpoints import complete_adapter, is_adapted, load_adapter
 from dialogkit.engine.batches import DealtBatches, DealtDialogs, EpochOrder
@@ -136,15 +136,15 @@ class DialogTrainer(Trainer):
             workers = self.args.dataloader_num_workers
             return self.train_dataset.batches(self._train_batch_size, self.data_collator, workers)
         parts = self._config.accumulation_steps
-        if parts * process_group.count() == 1:
+        if parts * process_group.world_size() == 1:
             return super().get_train_dataloader()
         dialogs: Any = self.train_dataset
         batches = DealtBatches(
             dialogs.lengths,
             self._config.batch_size,
             parts=parts,
-            processes=process_group.count(),
-            process=process_group.index(),
+            processes=process_group.world_size(),
+            process=process_group.rank(),
         )
         self.add_callback(EpochOrder(batches))
         return DataLoader(
@@ -154,7 +154,7 @@ class DialogTrainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             worker_init_fn=partial(
-                seed_worker, num_workers=self.args.dataloader_num_workers, rank=process_group.index()
+                seed_worker, num_workers=self.args.dataloader_num_workers, rank=process_group.rank()
             ),
         )
 
@@ -199,29 +199,29 @@ class DialogTrainer(Trainer):
             # HF does so only in a process that sees the folder already; the others would not load it at the end.
             self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
         self._counter.gather()
-        losses = process_group.gather(float(self._tr_loss))
+        losses = process_group.all_gather(float(self._tr_loss))
         backup: Path | None = None
         try:
-            if process_group.is_first():
+            if process_group.is_main_process():
                 require_space(run, self.model)
                 backup = self._make_room(folder)
-            process_group.wait_for_all()  # nobody writes into a folder that is being renamed
+            process_group.barrier()  # nobody writes into a folder that is being renamed
             super()._save_checkpoint(*args, **kwargs)
             if isinstance(self.train_dataset, Streamed):
                 self.train_dataset.save(folder)
-            process_group.wait_for_all()  # each leaves its random state
-            if process_group.is_first():
+            process_group.barrier()  # each leaves its random state
+            if process_group.is_main_process():
                 progress = self._metrics.progress(step, sum(losses) / len(losses))
                 parts = losses if len(losses) > 1 else []
                 seal(folder, replace(progress, evaluation_due=self._evaluation_due, window_losses=parts))
-            process_group.wait_for_all()  # nobody looks for it before it is there
+            process_group.barrier()  # nobody looks for it before it is there
         except (OSError, SafetensorError, RuntimeError) as error:
-            if process_group.is_loss_of_another(error):
+            if shutdown.is_lost_peer(error):
                 raise
             # torch tells of a full disk by a RuntimeError of its zip writer.
             if isinstance(error, RuntimeError) and "inline_container" not in str(error):
                 raise
-            if process_group.is_first():
+            if process_group.is_main_process():
                 remove_torn(folder)
                 if backup is not None:
                     with suppress(OSError):
@@ -232,7 +232,7 @@ class DialogTrainer(Trainer):
                 "earlier ones are kept"
             ) from None
         # What is sealed stays, whatever happens to older ones.
-        if process_group.is_first():
+        if process_group.is_main_process():
             if backup is not None:
                 with suppress(OSError, ValueError):
                     move_foreign(backup, folder)
@@ -280,6 +280,10 @@ class DialogTrainer(Trainer):
         if is_adapted(self.model) and self.args.should_save:
             complete_adapter(self.model, Path(output_dir or self.args.output_dir))
 
+    def save_weights(self, folder: Path, weights: dict[str, Any]) -> None:
+        """Save weights that were gathered from a sharded model as a transformers folder."""
+        self._save(str(folder), state_dict=weights)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the scorer's figures as HF's `eval_...` metrics."""
         figures = self._scorer()
@@ -292,7 +296,7 @@ class DialogTrainer(Trainer):
             self._sink(self.state.global_step, told | self._counter.metrics())
         except EvaluationLeft:
             left = True
-        if process_group.share(left):  # the others wait here for the replies of the first
+        if process_group.broadcast(left):  # the others wait here for the replies of the first
             raise EvaluationLeft
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -307,8 +311,8 @@ class RestoreCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore the losses that are not logged yet, and the place of the best checkpoint."""
         progress = self._progress
-        same = len(progress.window_losses) == process_group.count() > 1
-        self._trainer._tr_loss += progress.window_losses[process_group.index()] if same else progress.window_loss
+        same = len(progress.window_losses) == process_group.world_size() > 1
+        self._trainer._tr_loss += progress.window_losses[process_group.rank()] if same else progress.window_loss
         self._trainer._globalstep_last_logged = self._progress.logged_step
         if state.best_global_step:
             best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
@@ -338,9 +342,9 @@ class StreamCallback(TrainerCallback):
     def exchange(self) -> None:
         """Let each process hear the others, if one has news; all call this at the same step."""
         news = self._stream.tell()
-        if process_group.total([int(news != self._told)])[0]:
+        if process_group.all_reduce_ints([int(news != self._told)])[0]:
             self._told = news
-            self._stream.hear(process_group.gather(news))
+            self._stream.hear(process_group.all_gather(news))
 
 
 def planned_steps(checkpoint: Path) -> int:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dialogkit.distributed.process_group import is_loss_of_another
+from dialogkit.distributed.shutdown import is_lost_peer
 from dialogkit.errors import DataError, ProcessLostError
 
 
@@ -31,4 +31,4 @@ from dialogkit.errors import DataError, ProcessLostError
     ],
 )
 def test_which_errors_tell_that_another_process_is_lost(error: Exception, lost: bool) -> None:
-    assert is_loss_of_another(error) is lost
+    assert is_lost_peer(error) is lost

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from dialogkit.distributed.rank import Rank, first_host, keep_own_settings, tell_torch, this_rank
+from dialogkit.distributed.rank import Rank, export_for_torch, first_host, reject_foreign_settings, this_rank
 from dialogkit.errors import ConfigError
 
 TORCHRUN = {
@@ -60,7 +60,7 @@ def test_a_process_knows_its_place(
 
 def test_what_slurm_tells_is_told_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", dict(SRUN))
-    tell_torch()
+    export_for_torch()
     told = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
     assert told == {
         "RANK": "5",
@@ -93,7 +93,7 @@ def test_accelerate_launch_does_not_choose_how_to_compute(
     started: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "environ", {**ACCELERATE, **started})
-    keep_own_settings.__wrapped__()
+    reject_foreign_settings.__wrapped__()
     assert os.environ == {"ACCELERATE_USE_CPU": "False", **started}
 
 
@@ -111,5 +111,5 @@ def test_accelerate_launch_is_not_left_to_do_less_than_it_was_asked_for(
 ) -> None:
     monkeypatch.setattr(os, "environ", {**ACCELERATE, **asked})
     with pytest.raises(ConfigError, match=told) as error:
-        keep_own_settings.__wrapped__()
+        reject_foreign_settings.__wrapped__()
     assert "accelerate launch --multi_gpu --num_processes 2 --module dialogkit train" in str(error.value.hint)

@@ -14,11 +14,11 @@ from dialogkit.engine import loss
 from dialogkit.engine.memory import peak_bytes
 from dialogkit.errors import OutOfMemoryError
 from dialogkit.services.train import train
-from dialogkit.services.training.memory_plan import parts_that_fit, step_bytes
-from dialogkit.system import memory
+from dialogkit.services.training import memory_plan
+from dialogkit.services.training.memory_plan import fewest_micro_batches, step_bytes
 from dialogkit.system.memory import free_bytes
 from dialogkit.tracking.run_dir import RunDir
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, typed
 
 BATCH = {"train.batch_size": 4, "runtime.precision": "fp32"}
 
@@ -44,20 +44,20 @@ def test_the_free_memory_is_less_than_the_machine_has() -> None:
 
 
 def test_a_batch_is_split_into_equal_parts() -> None:
-    assert parts_that_fit(12, 1, lambda parts: parts >= 5) == 6
-    assert parts_that_fit(12, 1, lambda parts: False) is None
+    assert fewest_micro_batches(12, 1, lambda parts: parts >= 5) == 6
+    assert fewest_micro_batches(12, 1, lambda parts: False) is None
 
 
 def little(monkeypatch: pytest.MonkeyPatch, config: Any, dialogs_at_once: float) -> None:
     """Leave memory for so many dialogs at once."""
     from dialogkit.engine.device import resolve_runtime
-    from dialogkit.services.training.learner import Parts
+    from dialogkit.services.training.learner import Learner
 
-    parts = Parts(config, resolve_runtime(config.runtime))
-    largest, smaller = parts.step_bytes(1), parts.step_bytes(4)
+    learner = Learner(config, resolve_runtime(config.runtime))
+    largest, smaller = memory_plan.bytes_of_step(learner, 1), memory_plan.bytes_of_step(learner, 4)
     assert largest > smaller
     free = smaller + 1 if dialogs_at_once == 1 else smaller - 1
-    monkeypatch.setattr(memory, "free_bytes", lambda: free)
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda: free)
 
 
 def test_a_step_that_does_not_fit_is_told_before_the_start(
@@ -68,11 +68,11 @@ def test_a_step_that_does_not_fit_is_told_before_the_start(
         OutOfMemoryError, match=r"1 dialog at once would fit .train\.accumulation_steps=4"
     ) as error:
         train(small_config(BATCH))
-    assert error.value.hint == "--fit-batch"
+    assert typed(error.value) == "--fit-batch"
     little(monkeypatch, small_config(BATCH), 0)
-    with pytest.raises(OutOfMemoryError, match="not even single dialogs") as error:
+    with pytest.raises(OutOfMemoryError, match="not even a single dialog") as error:
         train(small_config({**BATCH, "train.fit_batch": True}))
-    assert error.value.hint == "--set train.activation_checkpointing=true"
+    assert typed(error.value) == "--set train.activation_checkpointing=true"
 
 
 def test_a_model_that_no_machine_holds_is_refused_before_it_is_made(small_config: Callable[..., Any]) -> None:
@@ -80,7 +80,7 @@ def test_a_model_that_no_machine_holds_is_refused_before_it_is_made(small_config
     shape = {"model.width": 32_768, "model.layers": 256, "model.heads": 512, "model.feed_forward": 262_144}
     with pytest.raises(OutOfMemoryError, match=r"alone take 28,\d+\.\d GiB") as error:
         train(small_config(shape))
-    assert error.value.hint == "dialogkit models list"
+    assert typed(error.value) == "dialogkit models list"
     assert (peak_bytes("cpu") or 0) < before + 2**29
     assert not Path("models").exists()
 
@@ -122,7 +122,7 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_parts(
     assert len(refused) == 2
     assert run_of(split).read().config["train"]["accumulation_steps"] == 4
     assert losses(split) == pytest.approx(losses(whole), rel=1e-4)
-    assert "goes on from step 0 with 1 dialog at once" in (run_of(split).path / "console.log").read_text()
+    assert "resumes from step 0 with 1 dialog at once" in (run_of(split).path / "console.log").read_text()
 
 
 @pytest.mark.parametrize(

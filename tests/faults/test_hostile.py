@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from dialogkit.cli import evaluation_view, generate, models, prune, runs
-from dialogkit.cli import train as cli_train
+from dialogkit.cli import evaluation_view, generate, models, prune, runs, train_view
 from dialogkit.cli.output import Output, fitting, options_table, settings_table, untrusted
 from dialogkit.cli.progress import TrainOutput
 from dialogkit.cli.run_view import render_run
@@ -36,7 +35,7 @@ from dialogkit.services.runs.listing import RunRow
 from dialogkit.services.runs.prune import PruneResult, PruneRow
 from dialogkit.services.train import resume, train
 from dialogkit.services.training.dry_run import DryRunResult
-from dialogkit.services.training.run import TrainResult
+from dialogkit.services.training.result import TrainResult
 from dialogkit.text import sanitize
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import REPOSITORY, Finished
@@ -115,13 +114,13 @@ def print_results(output: Output, text: str) -> None:
         | {"perf/tokens_per_s": 1.0},
         replies=[reply], success_rate=1, stop_rate=1, wandb_mode=text, wandb_dir=text, wandb_url=None, report=text,
     )  # fmt: skip
-    output.result(trained, lambda out: cli_train._render(out, trained))
+    output.result(trained, lambda out: train_view.render_training(out, trained))
     dry = DryRunResult(
         model=text, parameters=1, trainable_parameters=1, device=text, precision=text, train_dialogs=1,
         total_steps=1, tokens_per_step=1, longest_batch_tokens=1, tokens_per_s=1, peak_memory_bytes=1,
         expected_s=1, training_s=1, eval_nats_per_token=1, reply=text,
     )  # fmt: skip
-    output.result(dry, lambda out: cli_train._render_dry_run(out, dry))
+    output.result(dry, lambda out: train_view.render_dry_run(out, dry))
 
 
 @pytest.mark.parametrize("number", [pytest.param(20, id="some"), pytest.param(2000, marks=pytest.mark.faults)])

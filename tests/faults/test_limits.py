@@ -24,9 +24,9 @@ def train_with_little_room(limit: int) -> tuple[int, str]:
     import resource
 
     from dialogkit.errors import DialogKitError
-    from dialogkit.services.training.learner import Parts
+    from dialogkit.services.training.learner import Learner
 
-    score, calls = Parts.score, []
+    score, calls = Learner.score, []
 
     def limited(self: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -34,7 +34,7 @@ def train_with_little_room(limit: int) -> tuple[int, str]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         return score(self, **kwargs)
 
-    Parts.score = limited  # type: ignore[method-assign]
+    Learner.score = limited  # type: ignore[method-assign]
     try:
         train_or_go_on(STEPS)
     except DialogKitError as error:

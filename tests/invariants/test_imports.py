@@ -232,6 +232,7 @@ def test_the_help_loads_neither_settings_nor_services() -> None:
         "config",
         "distributed",
         "errors",
+        "hints",
         "redaction",
         "services",
         "system",

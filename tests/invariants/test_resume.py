@@ -16,9 +16,11 @@ from dialogkit.engine import trainer
 from dialogkit.engine.checkpoints import MANIFEST, newest_valid, read_progress, seal
 from dialogkit.errors import CheckpointError, ConfigError, InterruptedRunError, ModelError, StorageError
 from dialogkit.services.train import resume, train
-from dialogkit.services.training.learner import Parts
+from dialogkit.services.training import samples
+from dialogkit.services.training.learner import Learner
+from dialogkit.services.training.progress import LogReporter
+from dialogkit.services.training.result import TrainResult
 from dialogkit.services.training.resume import find_resumable
-from dialogkit.services.training.run import TrainResult
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import SMALL, Finished
 from tests.wandb_log import history as wandb_history
@@ -48,7 +50,7 @@ class Killed(BaseException):
     """Ends a training where no handler expects it."""
 
 
-class KillAt:
+class KillAt(LogReporter):
     """A reporter that ends the process's work when a step is told, as a crash would."""
 
     def __init__(self, step: int, *, by: Callable[[], Any] | None = None) -> None:
@@ -169,7 +171,8 @@ def test_a_signal_saves_at_its_step_and_names_the_command_that_goes_on(
 def test_a_signal_in_an_evaluation_leaves_it_and_it_is_made_up_for(
     place: str, whole: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = Parts.score if place == "scores" else Parts.reply_to_tests, []
+    owner, name = (Learner, "score") if place == "scores" else (samples, "reply_to_tests")
+    real, calls = getattr(owner, name), []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -178,7 +181,7 @@ def test_a_signal_in_an_evaluation_leaves_it_and_it_is_made_up_for(
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Parts, real.__name__, interrupted)
+        patch.setattr(owner, name, interrupted)
         with pytest.raises(InterruptedRunError, match="after step 6"):
             train(config_of("plain", "stopped"))
     run = RunDir(Path("models/runs/stopped"))
@@ -385,12 +388,12 @@ def test_where_the_best_checkpoint_is_damaged_the_best_of_the_others_is_taken_an
     run: RunDir, monkeypatch: pytest.MonkeyPatch, dialogkit: Callable[..., Finished]
 ) -> None:
     shutil.rmtree(run.path)
-    real, calls = Parts.score, iter(range(99))
+    real, calls = Learner.score, iter(range(99))
 
     def worse_and_worse(*args: Any, **kwargs: Any) -> Any:
         return {**real(*args, **kwargs), "nats_per_token": 1.0 + next(calls)}
 
-    monkeypatch.setattr(Parts, "score", worse_and_worse)
+    monkeypatch.setattr(Learner, "score", worse_and_worse)
     best = run.path / "checkpoint-3"
     damaging = KillAt(10, by=lambda: flip(best / WEIGHTS))
     with pytest.raises(CheckpointError, match="checkpoint-3, whose weights are the best, was damaged") as stopped:

@@ -16,7 +16,7 @@ from dialogkit.services.chat import Chat
 from dialogkit.services.evaluate import evaluate
 from dialogkit.services.generate import generate
 from dialogkit.services.train import resume, train
-from dialogkit.services.training.run import TrainResult
+from dialogkit.services.training.result import TrainResult
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import SMALL, Finished, Trained, run_process
 from tests.hub import write_gpt2

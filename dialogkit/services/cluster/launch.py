@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from dialogkit.config.run import RunConfig
 from dialogkit.distributed.rank import LAUNCH_FOLDER, PORT, Rank, this_rank
-from dialogkit.errors import ConfigError, DialogKitError, InterruptedRunError, ProcessLostError, exit_code_of
+from dialogkit.errors import ConfigError, DialogKitError, ProcessLostError, exit_code_of
 from dialogkit.hints import Change
 from dialogkit.system.signals import ended_by_signals, stopped_by
 
@@ -156,32 +156,32 @@ def join_others() -> bool:
             )
         return True
     with _torch_says_nothing():
-        from dialogkit.distributed import process_group
+        from dialogkit.distributed import process_group, rendezvous
 
     def end(number: int) -> None:
         sys.stderr.write(f"error: {stopped_by(number).message}\n")
         end_at_once(128 + number)
 
     with ended_by_signals(end):
-        process_group.join()
-    return process_group.is_first()
+        rendezvous.join()
+    return process_group.is_main_process()
 
 
 def leave_others() -> None:
     """Leave the other processes at the end of the work."""
     if this_rank() is not None:
-        from dialogkit.distributed import process_group
+        from dialogkit.distributed import rendezvous
 
-        process_group.leave()
+        rendezvous.leave()
 
 
 def end_at_once(code: int) -> NoReturn:
     """End this process after its work: threads of libraries, which wait for other processes, abort a slow end."""
-    from dialogkit.distributed import process_group
+    from dialogkit.distributed import shutdown
 
     sys.stdout.flush()
     sys.stderr.flush()
-    process_group.exit_with(code, final=True)
+    shutdown.exit_now(code, final=True)
 
 
 def end_with(error: BaseException, rank: Rank, say: Any) -> NoReturn:
@@ -192,24 +192,17 @@ def end_with(error: BaseException, rank: Rank, say: Any) -> NoReturn:
         rank: the place of this process.
         say: takes a DialogKitError that is to be told; for any other error it is called with None.
     """
-    if isinstance(error, InterruptedRunError) and "dialogkit.distributed.process_group" not in sys.modules:
-        # Stopped while torch is loaded, which cannot be begun again; nobody is joined yet.
-        if rank.index == 0:
-            say(error)
-        sys.stderr.flush()
-        os._exit(error.exit_code)
-    from dialogkit.distributed import process_group
+    from dialogkit.distributed import process_group, shutdown
 
-    if not hasattr(error, "told") and not hasattr(error, "agreed"):
-        error = process_group.agreed(error)
+    error = shutdown.settle(error)
     launched, lost = LAUNCH_FOLDER in os.environ, isinstance(error, ProcessLostError)
-    if hasattr(error, "told"):
-        # One process has said it; each other machine that `--nodes` had start its own has a terminal of its own.
-        speaks = launched and rank.local_index == 0 and error.told != rank.machine
+    if (machine := shutdown.reported_by(error)) is not None:
+        # Its rank has printed it; but each machine with a launcher of its own has a terminal of its own.
+        speaks = launched and rank.local_rank == 0 and machine != rank.machine
     else:
-        first_to_know = rank.index == 0 or process_group.joined()
+        first_to_know = rank.rank == 0 or process_group.is_initialized()
         # Of a lost process, whoever starts all again tells; a launcher of others knows nothing of our sentences.
-        speaks = first_to_know and not (lost and (launched or rank.index))
+        speaks = first_to_know and not (lost and (launched or rank.rank))
     if isinstance(error, DialogKitError):
         if speaks:
             say(error)
@@ -218,4 +211,4 @@ def end_with(error: BaseException, rank: Rank, say: Any) -> NoReturn:
         traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    process_group.exit_with(exit_code_of(error), final=not lost)
+    shutdown.exit_now(exit_code_of(error), final=not lost)

@@ -1,52 +1,47 @@
-"""All ranks of a training need the same arguments."""
+"""All ranks of a training need the same request."""
 
 import json
 import socket
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 from dialogkit.config.load import flatten
-from dialogkit.config.run import RunConfig
+from dialogkit.distributed import process_group, rendezvous
 from dialogkit.errors import ConfigError
+from dialogkit.services.training.lifecycle import TrainRequest, restart_request
 
 _OWN = ("name", "runtime.devices", "runtime.output_dir")
-"""Settings of which each process may have its own: of the places, the first one's is taken."""
+"""Settings that may differ between ranks: rank 0's output folder is used."""
 
 
-def require_same_training(config: RunConfig) -> None:
-    """Raise ConfigError, in every process alike, unless all of them were given the same settings for a new run."""
-    _require_same({"--resume": None, **dict(flatten(config.model_dump(mode="json")))})
+def require_same_request(request: TrainRequest) -> TrainRequest:
+    """Return the request that all ranks carry out: theirs, or to resume the run of ranks that were restarted.
 
-
-def require_same_resume(run: str, changes: Mapping[str, Any], *, force: bool) -> None:
-    """Raise ConfigError, in every process alike, unless all of them go on with the same run in the same manner."""
-    _require_same({"--resume": run, **({"--force": True} if force else {}), **changes})
-
-
-def _require_same(asked: Mapping[str, Any]) -> None:
-    from dialogkit.distributed import process_group
-
-    if (
-        process_group.count() == 1 or process_group.begun_run() is not None
-    ):  # all go on with the run that they had begun
-        return
-    first, *others = process_group.gather((socket.gethostname(), asked))
-    for index, other in enumerate(others, 1):
-        names = [
-            name
-            for name in {**first[1], **other[1]}
-            if name not in _OWN and first[1].get(name) != other[1].get(name)
-        ]
+    Raises: ConfigError on every rank if they differ.
+    """
+    if (begun := rendezvous.begun_run()) is not None:
+        return restart_request(request, begun) if request.resumed is None else replace(request, restarted=True)
+    if process_group.world_size() == 1:
+        return request
+    if request.config is not None:
+        asked = {"resume": None, **dict(flatten(request.config.model_dump(mode="json")))}
+    else:
+        assert request.resumed is not None
+        asked = {"resume": request.resumed.name, **({"force": True} if request.force else {}), **request.changes}
+    first, *others = process_group.all_gather((socket.gethostname(), asked))
+    for rank, other in enumerate(others, 1):
+        differing = [name for name in {**first[1], **other[1]} if first[1].get(name) != other[1].get(name)]
+        names = [name for name in differing if name not in _OWN]
         if not names:
             continue
-        # What follows from another way to begin says no more.
-        name = "--resume" if "--resume" in names else names[0]
+        # Whatever else differs follows from resuming another run.
+        name = "resume" if "resume" in names else names[0]
         one, its = (
-            f"{json.dumps(told[name]) if told.get(name) is not None else 'left out'} in process {number} on {host}"
-            for number, (host, told) in ((0, first), (index, other))
+            f"{json.dumps(given[name]) if given.get(name) is not None else 'left out'} on rank {number} ({host})"
+            for number, (host, given) in ((0, first), (rank, other))
         )
-        more = f" (and {len(names) - 1} more)" if len(names) > 1 and name != "--resume" else ""
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 and name != "resume" else ""
         raise ConfigError(
-            f"the processes of a training take the same words, and {name} is {one} and {its}{more}",
-            hint="start all of them with the same settings",
+            f"all ranks need the same arguments: {name} is {one} and {its}{more}",
+            hint="start all ranks with the same settings",
         )
+    return request

@@ -11,8 +11,11 @@ from dialogkit.config.run import RunConfig
 from dialogkit.errors import InterruptedRunError
 from dialogkit.services.result import Result
 from dialogkit.services.training.base_model import with_lasting_base
-from dialogkit.services.training.learner import Parts
+from dialogkit.services.training.learner import Learner
+from dialogkit.services.training.memory_plan import split_to_fit
 from dialogkit.services.training.progress import LogReporter, TrainReporter
+from dialogkit.services.training.samples import reply_to_tests
+from dialogkit.services.training.summary import ledger_line, warnings
 from dialogkit.system.compute_lock import alone, require_threads
 from dialogkit.text import counted
 
@@ -54,6 +57,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     started = time.perf_counter()
     from dialogkit.engine.arguments import EVALUATIONS_PER_RUN
     from dialogkit.engine.device import resolve_runtime
+    from dialogkit.engine.fit import fit
     from dialogkit.engine.memory import peak_bytes
 
     config = with_lasting_base(config)
@@ -65,21 +69,21 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
             f"measured in one process, of which the training would have {config.runtime.devices} a machine"
         )
     runtime = resolve_runtime(config.runtime)
-    parts = Parts(config, runtime)
-    split = parts.require_memory()
-    config = parts.config
-    for line in (parts.ledger_line(), *parts.warnings(), *([split] if split else [])):
+    learner = Learner(config, runtime)
+    split = split_to_fit(learner)
+    config = learner.config
+    for line in (ledger_line(learner), *warnings(learner, reporter.advice), *([split] if split else [])):
         reporter.note(line)
     start_s = time.perf_counter() - started
-    dialogs: DialogTokens = parts.data.sample
-    size = parts.data.size
+    dialogs: DialogTokens = learner.data.sample
+    size = learner.data.size
     longest = dialogs.lengths.argsort()[-config.train.batch_size :]
     started = time.perf_counter()
-    reporter.doing(f"measuring the untrained model on {counted(len(parts.data.evaluation), 'held-out dialog')}")
-    figures = parts.score(autocast=False)
+    reporter.doing(f"measuring the untrained model on {counted(len(learner.data.evaluation), 'held-out dialog')}")
+    figures = learner.score(autocast=False)
     score_s = time.perf_counter() - started
     reporter.doing("answering the test prompts")
-    replies = parts.reply_to_tests()
+    replies = reply_to_tests(learner)
     reply_s = time.perf_counter() - started - score_s
     speeds: list[float] = []
 
@@ -88,9 +92,9 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
             speeds.append(metrics["perf/tokens_per_s"])
 
     with tempfile.TemporaryDirectory(prefix="dialogkit-dry-run-") as folder:
-        schedule, parts.schedule = parts.schedule, replace(parts.schedule, total_steps=2, log_every_steps=1)
-        parts.data = replace(parts.data, train=dialogs.select(longest))
-        parts.config = config.model_copy(
+        schedule, learner.schedule = learner.schedule, replace(learner.schedule, total_steps=2, log_every_steps=1)
+        learner.data = replace(learner.data, train=dialogs.select(longest))
+        learner.config = config.model_copy(
             update={
                 "train": config.train.model_copy(update={"max_steps": 2, "budget_s": None, "keep": "last"}),
                 "tracking": config.tracking.model_copy(update={"trackers": ()}),
@@ -98,7 +102,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
         )
         reporter.doing("making two steps on the longest batch")
         try:
-            parts.fit(folder=Path(folder), sink=sink)
+            fit(learner.fit_task(Path(folder)), sink)
         except InterruptedRunError as error:
             raise InterruptedRunError(
                 "the dry run was stopped; nothing was kept", exit_code=error.exit_code
@@ -116,8 +120,8 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     training_s = total_steps * step_s
     return DryRunResult(
         model=config.model.name,
-        parameters=parts.model_facts["parameters"],
-        trainable_parameters=parts.model_facts["trainable_parameters"],
+        parameters=learner.model_info["parameters"],
+        trainable_parameters=learner.model_info["trainable_parameters"],
         device=runtime.device,
         precision=runtime.precision,
         train_dialogs=size,

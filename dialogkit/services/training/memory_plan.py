@@ -1,13 +1,29 @@
-"""How much memory a training step takes on the CPU, and how to split a batch so that it fits."""
+"""How much memory a training step takes on the CPU, and how to split a batch so that it fits.
 
-from collections.abc import Callable
+On a GPU the allocator reports what is missing; on the CPU the system kills a process without a word.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dialogkit.config.model import ModelConfig
+from dialogkit.errors import OutOfMemoryError
+from dialogkit.hints import Call, Change
+from dialogkit.services.training.summary import data_info
+from dialogkit.system.memory import free_bytes
+from dialogkit.text import counted
+
+if TYPE_CHECKING:
+    from dialogkit.engine.checkpoints import Progress
+    from dialogkit.services.training.learner import Learner
+    from dialogkit.services.training.lifecycle import TrainingRun
 
 _LAYER_BYTES, _WIDTH_BYTES = 55, 224
 """Bytes kept for the backward pass: for each token, layer and unit of width, and for each token and unit of width.
 
 Fitted to the peak memory of custom-nano, -tiny and -small in bf16 with 1,000 to 6,000 tokens (within 10%).
 """
-
 _OPTIMIZER_BYTES = 12
 """A parameter's gradient and Adam's two moments, in float32; the weights themselves are there already."""
 
@@ -19,13 +35,124 @@ def step_bytes(*, parameters: int, layers: int, width: int, tokens: int, precisi
         parameters: number of weights.
         layers: number of layers.
         width: width of the hidden states.
-        tokens: tokens of the largest part of a batch.
+        tokens: tokens of the largest micro-batch.
         precision: bf16 or fp32; the latter keeps twice as much.
     """
     kept = tokens * width * (_LAYER_BYTES * layers + _WIDTH_BYTES)
     return _OPTIMIZER_BYTES * parameters + kept * (1 if precision == "bf16" else 2)
 
 
-def parts_that_fit(batch_size: int, begin: int, fits: Callable[[int], bool]) -> int | None:
-    """Return the fewest equal parts of a batch, from `begin` on, that fit; None if single dialogs do not."""
-    return next((n for n in range(begin, batch_size + 1) if batch_size % n == 0 and fits(n)), None)
+def fewest_micro_batches(batch_size: int, at_least: int, fits: Callable[[int], bool]) -> int | None:
+    """Return the fewest equal micro-batches that fit, `at_least` so many; None if single dialogs do not."""
+    return next((n for n in range(at_least, batch_size + 1) if batch_size % n == 0 and fits(n)), None)
+
+
+def require_room(model: ModelConfig, vocabulary: int) -> None:
+    """Raise OutOfMemoryError if the weights of a model from scratch exceed the free memory."""
+    counts, free = model.parameter_counts(vocabulary), free_bytes()
+    if counts is not None and free is not None and 4 * counts.total > free:
+        raise OutOfMemoryError(
+            f"the weights of {model.name} alone take {4 * counts.total / 2**30:,.1f} GiB and "
+            f"{free / 2**30:,.1f} GiB are free",
+            hint=Call("models list"),
+        )
+
+
+def split_to_fit(learner: "Learner") -> str | None:
+    """Split the batch so that a step fits into the CPU's memory, if the settings allow it; every rank calls this.
+
+    Returns a note about the split, or None. Raises: OutOfMemoryError if a step would not fit.
+    """
+    from dialogkit.distributed import process_group
+
+    free, train = free_bytes(), learner.config.train
+    # The ranks of a machine share its memory, and all ranks must reach the same decision.
+    per_rank = process_group.all_gather(free and free // process_group.local_world_size())
+    free = min(filter(None, per_rank), default=None)
+    needed = bytes_of_step(learner, train.accumulation_steps)
+    if learner.runtime.device != "cpu" or free is None or needed <= free:
+        return None
+    rank_batch = train.batch_size // process_group.world_size()
+    count = fewest_micro_batches(rank_batch, train.accumulation_steps, lambda n: bytes_of_step(learner, n) <= free)
+    problem = f"a step takes about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
+    if count is None:
+        recompute = Change({"train.activation_checkpointing": True})
+        raise OutOfMemoryError(
+            f"{problem}; not even a single dialog fits",
+            hint=Call("models list") if train.activation_checkpointing else recompute,
+        )
+    size = counted(rank_batch // count, "dialog")
+    if not train.fit_batch:
+        raise OutOfMemoryError(
+            f"{problem}; {size} at once would fit (train.accumulation_steps={count})",
+            hint=Change({"train.fit_batch": True}),
+        )
+    learner.use_micro_batches(count)
+    return f"{problem}: each step is split into {count} micro-batches of {size}"
+
+
+def split_finer(learner: "Learner") -> bool:
+    """Split the batch into at least twice as many micro-batches. Returns whether it could be."""
+    train = learner.config.train
+    finer = fewest_micro_batches(train.batch_size, 2 * train.accumulation_steps, lambda _: True)
+    if finer is not None:
+        learner.use_micro_batches(finer)
+    return finer is not None
+
+
+class Attempt:
+    """A context in which to train; it suppresses an OutOfMemoryError if smaller micro-batches may fit."""
+
+    def __init__(self, run: "TrainingRun", learner: "Learner", checkpoint: "tuple[Path, Progress] | None") -> None:
+        self._run, self._learner = run, learner
+        self.checkpoint = checkpoint
+        """Where to resume from."""
+        self.problem: str | None = None
+        """Why it failed; None if it did not."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        self._run.record.data = data_info(self._learner)  # of a stream it is known only now
+        # If one rank runs out of memory, the others need not: only a single process splits its batch.
+        alone = self._learner.runtime.processes == 1 and self._learner.config.train.fit_batch
+        if not (isinstance(error, OutOfMemoryError) and alone and split_finer(self._learner)):
+            return False
+        self.problem = error.message
+        return True
+
+
+def attempts(run: "TrainingRun", learner: "Learner") -> Iterator[Attempt]:
+    """Yield attempts to train, each with smaller micro-batches, until one does not run out of memory."""
+    from dialogkit.engine.checkpoints import newest_valid
+
+    checkpoint = run.checkpoint
+    while True:
+        yield (attempt := Attempt(run, learner, checkpoint))
+        if attempt.problem is None:
+            return
+        # The error is gone by now: its traceback would hold on to what filled the memory.
+        checkpoint = newest_valid(run.folder.path)
+        step = checkpoint[1].step if checkpoint else 0
+        run.folder.cut_after(step)
+        learner.reset_model()
+        run.record.config = learner.config.model_dump(mode="json")
+        run.folder.write(run.record)
+        train = learner.config.train
+        size = counted(train.batch_size // train.accumulation_steps, "dialog")
+        run.note(f"{attempt.problem}; resumes from step {step} with {size} at once")
+
+
+def bytes_of_step(learner: "Learner", micro_batches: int) -> int:
+    """Return about how many bytes of the CPU's memory a step takes on each rank."""
+    train, info = learner.config.train, learner.model_info
+    at_once = train.batch_size // (micro_batches * learner.runtime.processes)
+    longest = sorted(learner.data.sample.lengths.tolist())[-at_once:]
+    return step_bytes(
+        parameters=info["trainable_parameters"],
+        layers=1 if train.activation_checkpointing else info.get("layers", 0),
+        width=info.get("width", 0),
+        tokens=sum(longest),
+        precision=learner.runtime.precision,
+    )

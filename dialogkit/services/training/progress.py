@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Protocol
 
+from dialogkit.hints import Hint
+
 logger = logging.getLogger("dialogkit")
 
 LINES_PER_RUN = 20
@@ -23,6 +25,9 @@ class TrainReporter(Protocol):
 
     def doing(self, text: str) -> None:
         """What goes on until the next event; told before what may take long."""
+
+    def advice(self, hint: Hint) -> str:
+        """Return a hint in the words in which the user gives commands."""
 
     def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
         """A logged point: `train/...`, `perf/...` or `eval/...` metrics. The total may be unknown, or change."""
@@ -43,6 +48,10 @@ class LogReporter:
     def doing(self, text: str) -> None:
         """Log what begins."""
         logger.info("%s ...", text)
+
+    def advice(self, hint: Hint) -> str:
+        """Return the hint in plain words."""
+        return str(hint)
 
     def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
         """Log the point, if its line is due."""

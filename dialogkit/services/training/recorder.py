@@ -1,52 +1,116 @@
-"""Hands everything that a run tells to its folder, to W&B and to who is watching."""
+"""Writes what happens in a training to the run's folder, to W&B and to whoever watches."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from dialogkit.inference.results import ReplyResult
-from dialogkit.services.training.progress import TrainReporter, step_line
+from dialogkit.services.training.loss_bands import Watch
+from dialogkit.services.training.progress import step_line
+from dialogkit.services.training.samples import replies_at_evaluation
+from dialogkit.services.training.summary import (
+    data_info,
+    flops_per_token,
+    header,
+    ledger_line,
+    peak_flops,
+    warnings,
+)
 from dialogkit.system.memory import process_memory_bytes
-from dialogkit.tracking.run_dir import RunDir
-from dialogkit.tracking.wandb_run import WandbRun
+from dialogkit.text import counted
 
 if TYPE_CHECKING:
+    from dialogkit.engine.arguments import Schedule
     from dialogkit.engine.histograms import Histogram
+    from dialogkit.services.training.learner import Learner
+    from dialogkit.services.training.lifecycle import TrainingRun
 
 REPLY_COLUMNS = ("prompt", "reply", "reference", "tokens", "seconds", "tokens_per_s", "stop_reason", "repetition")
-
-
 TALK_CURVES = ("stop_rate", "empty_rate", "mean_repetition")
 """What is recorded of the replies at each evaluation."""
 
 
 class Recorder:
-    """The three places in which a run is recorded; what a terminal shows is kept in the folder as well."""
+    """Writes what happens in a training to the run's folder, to W&B and to whoever watches.
 
-    def __init__(
-        self,
-        run: RunDir,
-        wandb_run: WandbRun,
-        reporter: TrainReporter,
-        *,
-        total_steps: int | None,
-        flops_per_token: float,
-        peak_flops: float | None,
-    ) -> None:
-        self._run, self._wandb, self._reporter = run, wandb_run, reporter
-        self.total_steps = total_steps
-        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+    What a terminal shows is kept in the folder as well.
+    """
 
-    def header(self, facts: Mapping[str, str]) -> None:
-        """Record the facts that stand over a run."""
-        for name, value in facts.items():
-            self._run.append_console(f"{name:9}  {value}")
-        self._reporter.header(facts)
+    def __init__(self, run: "TrainingRun", learner: "Learner") -> None:
+        self._run, self._learner = run, learner
+        self._folder, self._wandb, self._reporter = run.folder, run.wandb_run, run.reporter
+        self._limited = run.config.train.budget_s is not None
+        # With a budget the number of steps is known once the speed is.
+        self._total_steps = None if self._limited else learner.schedule.total_steps
+        self._noted_steps: int | None = None
+        self._flops_per_token, self._peak_flops = flops_per_token(learner), peak_flops(learner)
+        self._loss_bands = Watch(learner.config)
+
+    def begin(self, split: str | None) -> None:
+        """Record what the run is made of, and print it: header, data ledger and warnings.
+
+        Args:
+            split: how the batch was split to fit into memory, if it was.
+        """
+        self._info()
+        for name, value in (lines := header(self._learner, self._folder, self._wandb)).items():
+            self._folder.append_console(f"{name:9}  {value}")
+        self._reporter.header(lines)
+        self.note(ledger_line(self._learner))
+        for warning in (*warnings(self._learner, self._reporter.advice), *([split] if split else [])):
+            self.note(warning)
+        asked, size = self._learner.config.data.samples or 0, self._learner.data.size
+        if size is not None and asked > size and self._run.record.origins.get("data.samples") == "command line":
+            self.note(f"{counted(asked, 'dialog')} were requested, but only {size:,} are available to train on")
+        if self._run.checkpoint is not None:
+            folder, progress = self._run.checkpoint
+            self.note(f"resuming from step {progress.step}, {folder.name}")
 
     def note(self, text: str) -> None:
         """Record a line."""
-        self._run.append_console(text)
-        self._reporter.note(text)
+        self._run.note(text)
+
+    def _info(self) -> None:
+        """Record what the model, the data and the schedule are."""
+        run, record, learner = self._run, self._run.record, self._learner
+        record.config = learner.config.model_dump(mode="json")
+        record.model, record.data = learner.model_info, data_info(learner)
+        if run.checkpoint is None or not self._limited:
+            record.schedule = asdict(learner.schedule)
+        self._folder.write(record)
+        self._wandb.update_config(
+            {
+                "model_facts": record.model,
+                "data_facts": record.data,
+                "runtime_facts": record.runtime,
+                "schedule": record.schedule,
+                "environment": record.environment,
+                "versions": record.versions,
+                "origins": record.origins,
+                "command": " ".join(record.command),
+            }
+        )
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics at an optimizer step; at an evaluation, short replies as well.
+
+        Raises: EvaluationLeft if a signal aborts the replies: the evaluation is repeated when the run resumes.
+        """
+        from dialogkit.engine.callbacks import EvaluationLeft
+
+        replies = replies_at_evaluation(self._learner, metrics)
+        if replies is not None and self._learner.aborts():
+            raise EvaluationLeft
+        self.point(step, metrics)
+        if (warning := self._loss_bands.point(step, metrics)) is not None:
+            self.note(warning)
+        if replies:
+            self.replies(step, replies, table="replies/evaluation")
+            statistics = reply_statistics(replies)
+            shown = {f"talk/{name}": statistics[name] for name in TALK_CURVES if name in statistics}
+            self._folder.append_metrics(step, shown)
+            self._wandb.log(step, shown)
 
     def point(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics at an optimizer step."""
@@ -56,30 +120,37 @@ class Recorder:
                 metrics["perf/mfu"] = speed * self._flops_per_token / self._peak_flops
             if (held := process_memory_bytes()) is not None:
                 metrics["system/memory_bytes"] = held
-        self._run.append_metrics(step, metrics)
+        self._folder.append_metrics(step, metrics)
         self._wandb.log(step, metrics)
-        if (line := step_line(step, self.total_steps, metrics)) is not None:
-            self._run.append_console(line)
-        self._reporter.step(step, self.total_steps, metrics)
+        if (line := step_line(step, self._total_steps, metrics)) is not None:
+            self._folder.append_console(line)
+        self._reporter.step(step, self._total_steps, metrics)
 
     def histograms(self, step: int, histograms: Mapping[str, "Histogram"]) -> None:
         """Record histograms."""
-        self._run.append_histograms(step, histograms)
+        self._folder.append_histograms(step, histograms)
         self._wandb.log_histograms(step, histograms)
 
     def replies(self, step: int, replies: Sequence[ReplyResult], *, table: str) -> None:
-        """Record replies to the test prompts."""
+        """Record replies under the name of a W&B table."""
         for reply in replies:
-            self._run.append_sample({"step": step, "table": table, **reply.model_dump()})
+            self._folder.append_sample({"step": step, "table": table, **reply.model_dump()})
         rows = [[getattr(reply, column) for column in REPLY_COLUMNS] for reply in replies]
         self._wandb.log_table(table, REPLY_COLUMNS, rows, step=step)
 
-    def talk(self, step: int, replies: Sequence[ReplyResult]) -> None:
-        """Record how the replies at an evaluation are: curves beside the loss."""
-        statistics = reply_statistics(replies)
-        shown = {f"talk/{name}": statistics[name] for name in TALK_CURVES if name in statistics}
-        self._run.append_metrics(step, shown)
-        self._wandb.log(step, shown)
+    def plan(self, schedule: "Schedule") -> None:
+        """Record the schedule that a budget allows, if it is new or got much shorter."""
+        self._total_steps = schedule.total_steps
+        if self._noted_steps is not None and schedule.total_steps > 0.9 * self._noted_steps:
+            return
+        self._noted_steps = schedule.total_steps
+        self._run.record.schedule = asdict(schedule)
+        self._folder.write(self._run.record)
+        self.note(
+            f"to end in time: about {counted(schedule.total_steps, 'step')}, "
+            f"{round(self._learner.config.train.warmup_fraction * schedule.total_steps):,} of them warm-up, "
+            f"with an evaluation each {schedule.eval_every_steps:,}"
+        )
 
 
 def reply_statistics(replies: Sequence[ReplyResult]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Which run is gone on with, and whether it may be with what is asked for now."""
+"""Select the run to resume, check that the requested settings are compatible, and restore its checkpoint."""
 
 import os
 import re
@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.load import NEWEST, flatten, folder_name, load_changed
-from dialogkit.config.paths import holds_model
+from dialogkit.config.model import NAME_PATTERN
+from dialogkit.config.paths import DEFAULT_OUTPUT, holds_model
 from dialogkit.config.run import RunConfig
-from dialogkit.errors import ConfigError, ModelError
+from dialogkit.errors import CheckpointError, ConfigError, ModelError
+from dialogkit.hints import Call
 from dialogkit.services.runs.resolve import (
     known_as,
     output_option,
@@ -20,11 +22,14 @@ from dialogkit.services.runs.resolve import (
     trained_name,
 )
 from dialogkit.system.packages import package_versions
-from dialogkit.tracking.record import RunRecord
+from dialogkit.text import counted
+from dialogkit.tracking.record import RunRecord, now
 from dialogkit.tracking.run_dir import RunDir, damaged_runs, find_run, list_runs, plain_name
 
 if TYPE_CHECKING:
-    from dialogkit.services.training.learner import Parts
+    from dialogkit.engine.checkpoints import Progress
+    from dialogkit.services.training.learner import Learner
+    from dialogkit.services.training.lifecycle import TrainingRun
 
 HARMLESS = (
     "tracking.",
@@ -154,25 +159,25 @@ def resumed_config(
     return config, differing
 
 
-def require_same(run: RunDir, record: RunRecord, parts: "Parts", *, force: bool) -> list[str]:
+def require_same(run: RunDir, record: RunRecord, learner: "Learner", *, force: bool) -> list[str]:
     """Return what differs on this machine from where the run was; most of it alters the last digits of figures.
 
     Raises: ConfigError if anything does, unless `force`.
     """
     now = {
         **{f"version of {name}": package_versions().get(name) for name in ("torch", "transformers")},
-        **{f"runtime.{name}": value for name, value in asdict(parts.runtime).items() if "reason" not in name},
-        "data revision": parts.data.ledger.revision,
+        **{f"runtime.{name}": value for name, value in asdict(learner.runtime).items() if "reason" not in name},
+        "data revision": learner.data.ledger.revision,
         # Of a stream they are counted as they come.
-        "training dialogs": None if parts.streamed else parts.data.size,
+        "training dialogs": None if learner.streamed else learner.data.size,
         # Whole weights are in a checkpoint; an adapter's base is not.
-        "the base of the adapter": _base_of(parts.model_facts),
+        "the base of the adapter": _base_of(learner.model_info),
     }
     before = {
         **{f"version of {name}": record.versions.get(name) for name in ("torch", "transformers")},
         **{name: record.runtime.get(name.removeprefix("runtime.")) for name in now if name.startswith("runtime.")},
         "data revision": record.data.get("revision"),
-        "training dialogs": None if parts.streamed else record.data.get("train_dialogs"),
+        "training dialogs": None if learner.streamed else record.data.get("train_dialogs"),
         "the base of the adapter": _base_of(record.model),
     }
     if before["runtime.processes"] not in (None, now["runtime.processes"]):
@@ -200,3 +205,61 @@ def _refusal(run: RunDir, differing: list[str], option: str = "") -> ConfigError
         hint=f"dialogkit train --resume {known_as(run)}{option}",
         details=differing[1:],
     )
+
+
+def resume_hint(run: RunDir, **options: Any) -> Call:
+    """Return the hint to resume a run, by its name or by its path if no name will do."""
+    if run.output is None or not re.match(NAME_PATTERN, run.name):
+        return Call("train", resume=str(run.path), **options)
+    elsewhere = run.output != Path(DEFAULT_OUTPUT)
+    settings = {"runtime.output_dir": str(run.output)} if elsewhere else {}
+    return Call("train", resume=run.name, settings=settings, **options)
+
+
+def restore_checkpoint(run: "TrainingRun", learner: "Learner") -> "tuple[Path, Progress] | None":
+    """Prepare a run's record and files to resume; return its newest valid checkpoint, None to restart.
+
+    Rank 0 decides; every rank returns the same.
+    Raises: CheckpointError if everything that was saved is damaged, unless the request forces a restart.
+    """
+    from dialogkit.distributed import process_group
+
+    restored = _restore(run, learner) if process_group.is_main_process() else None
+    return process_group.broadcast(restored)
+
+
+def _restore(run: "TrainingRun", learner: "Learner") -> "tuple[Path, Progress] | None":
+    from dialogkit.engine.checkpoints import newest_valid, steps_aside
+    from dialogkit.engine.trainer import set_aside_torn_best
+
+    folder, record, request = run.folder, run.record, run.request
+    require_same(folder, record, learner, force=request.force or request.restarted)
+    folder.unlist_files()
+    checkpoint = newest_valid(folder.path, run.note)
+    if checkpoint is not None:
+        learner.require_place(checkpoint[0])
+    before, count = record.runtime.get("processes", 1), learner.runtime.processes
+    if before != count:
+        run.note(
+            f"the number of processes was {before} and is {count}: the last digits of metrics differ from now on"
+        )
+    record.runtime["processes"] = count
+    logged = max((point["step"] for point in folder.metrics()), default=-1)
+    if checkpoint is not None:
+        lost = set_aside_torn_best(checkpoint[0]) if learner.config.train.keep == "best" else None
+        if lost is not None:
+            run.note(lost)
+    # A run that trained on after a save had that checkpoint; one that ended in its first save never had any.
+    elif (aside := steps_aside(folder.path)) and logged > aside[0] and not request.force:
+        raise CheckpointError(
+            f"no checkpoint of the run {folder.name!r} is complete; kept aside: {counted(len(aside), 'torn one')}",
+            hint=resume_hint(folder, force=True),
+        )
+    else:
+        run.note("there is no checkpoint to resume from: the run restarts")
+    step = checkpoint[1].step if checkpoint else 0
+    folder.cut_after(step if checkpoint else -1)
+    record.config = learner.config.model_dump(mode="json")
+    record.resumed.append({"time": now(), "step": step, "told_step": logged})
+    record.status, record.finished, record.error, record.exit_code = "running", None, None, None
+    return checkpoint

@@ -26,7 +26,7 @@ from dialogkit.errors import ConfigError
 from dialogkit.services.cluster.job import Resources, plan
 from dialogkit.services.cluster.kubernetes import kubernetes_name
 from dialogkit.tracking.run_dir import RunDir
-from tests.conftest import REPOSITORY, SMALL, Finished
+from tests.conftest import REPOSITORY, SMALL, Finished, typed
 from tests.services.cluster.kubernetes_schema import Job, PyTorchJob
 
 Run = Callable[..., Finished]
@@ -477,7 +477,7 @@ def test_a_batch_that_cannot_be_split_is_refused_with_one_that_can() -> None:
     config = load_run_config(overrides={"train.batch_size": 12, "train.accumulation_steps": 2})
     with pytest.raises(ConfigError) as refused:
         plan(config, [], Resources(nodes=2, gpus=4))
-    assert refused.value.hint == "--set train.batch_size=16"
+    assert typed(refused.value, "launch", "slurm") == "--set train.batch_size=16"
 
 
 def test_every_option_of_train_gives_a_setting_or_is_known_to_a_job() -> None:

@@ -16,7 +16,8 @@ import pytest
 
 from dialogkit.errors import ConfigError
 from dialogkit.services.cluster.launch import nodes_of
-from dialogkit.services.training.agreement import require_same_resume, require_same_training
+from dialogkit.services.training.agreement import require_same_request
+from dialogkit.services.training.lifecycle import TrainRequest
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import REPOSITORY, Finished, run_process
 
@@ -327,22 +328,22 @@ def as_two(monkeypatch: pytest.MonkeyPatch, first: Callable[[], None], other: Ca
     from dialogkit.distributed import process_group
 
     said: list[Any] = []
-    monkeypatch.setattr(process_group, "count", lambda: 2)
-    monkeypatch.setattr(process_group, "gather", lambda value: (said.append(("b", value[1])), [value])[1])
+    monkeypatch.setattr(process_group, "world_size", lambda: 2)
+    monkeypatch.setattr(process_group, "all_gather", lambda value: (said.append(("b", value[1])), [value])[1])
     other()
-    monkeypatch.setattr(process_group, "gather", lambda value: [("a", value[1]), *said])
+    monkeypatch.setattr(process_group, "all_gather", lambda value: [("a", value[1]), *said])
     first()
 
 
 @pytest.mark.parametrize(
     ("other", "told"),
     [
-        ({"train.batch_size": 4}, "train.batch_size is 8 in process 0 on a and 4 in process 1 on b"),
-        ({"train.max_steps": 5}, "train.max_steps is 7 in process 0 on a and 5 in process 1 on b"),
-        ({"train.max_steps": None}, "train.max_steps is 7 in process 0 on a and left out in process 1 on b"),
+        ({"train.batch_size": 4}, "train.batch_size is 8 on rank 0 (a) and 4 on rank 1 (b)"),
+        ({"train.max_steps": 5}, "train.max_steps is 7 on rank 0 (a) and 5 on rank 1 (b)"),
+        ({"train.max_steps": None}, "train.max_steps is 7 on rank 0 (a) and left out on rank 1 (b)"),
         (
             {"name": "it", "train.seed": 1, "generate.seed": 1},
-            "train.seed is 42 in process 0 on a and 1 in process 1 on b (and 1 more)",
+            "train.seed is 42 on rank 0 (a) and 1 on rank 1 (b) (and 1 more)",
         ),
         ({"runtime.devices": 2, "name": "it", "runtime.output_dir": "there"}, None),
         ({}, None),
@@ -354,8 +355,8 @@ def test_processes_that_were_given_other_settings_are_refused(
     with pytest.raises(ConfigError) if told else nullcontext() as refused:
         as_two(
             monkeypatch,
-            lambda: require_same_training(small_config(SETTINGS)),
-            lambda: require_same_training(small_config({**SETTINGS, **other})),
+            lambda: require_same_request(TrainRequest(config=small_config(SETTINGS))),
+            lambda: require_same_request(TrainRequest(config=small_config({**SETTINGS, **other}))),
         )
     assert told is None or told in str(refused.value)
 
@@ -365,13 +366,13 @@ def test_processes_that_were_given_other_settings_are_refused(
     [
         ("it", {}, False, None),
         ("it", {"runtime.devices": 3, "runtime.output_dir": "models"}, False, None),
-        ("other", {}, False, '--resume is "it" in process 0 on a and "other" in process 1 on b'),
-        ("it", {}, True, "--force is left out in process 0 on a and true in process 1 on b"),
+        ("other", {}, False, 'resume is "it" on rank 0 (a) and "other" on rank 1 (b)'),
+        ("it", {}, True, "force is left out on rank 0 (a) and true on rank 1 (b)"),
         (
             "it",
             {"tracking.notes": "x"},
             False,
-            'tracking.notes is left out in process 0 on a and "x" in process 1',
+            'tracking.notes is left out on rank 0 (a) and "x" on rank 1',
         ),
     ],
 )
@@ -381,8 +382,8 @@ def test_processes_that_go_on_with_something_else_are_refused(
     with pytest.raises(ConfigError) if told else nullcontext() as refused:
         as_two(
             monkeypatch,
-            lambda: require_same_resume("it", {}, force=False),
-            lambda: require_same_resume(run, changes, force=force),
+            lambda: require_same_request(TrainRequest(resumed=RunDir(Path("it")))),
+            lambda: require_same_request(TrainRequest(resumed=RunDir(Path(run)), changes=changes, force=force)),
         )
     assert told is None or told in str(refused.value)
 
@@ -390,11 +391,11 @@ def test_processes_that_go_on_with_something_else_are_refused(
 def test_one_that_begins_and_one_that_goes_on_are_refused(
     small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match=r'--resume is "it" in process 0 on a and left out in process 1 on b$'):
+    with pytest.raises(ConfigError, match=r'resume is "it" on rank 0 \(a\) and left out on rank 1 \(b\)$'):
         as_two(
             monkeypatch,
-            lambda: require_same_resume("it", {}, force=False),
-            lambda: require_same_training(small_config(SETTINGS)),
+            lambda: require_same_request(TrainRequest(resumed=RunDir(Path("it")))),
+            lambda: require_same_request(TrainRequest(config=small_config(SETTINGS))),
         )
 
 

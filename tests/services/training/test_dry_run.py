@@ -56,7 +56,7 @@ def test_a_dry_run_that_is_stopped_kept_nothing(
     def stopped(*_: object, **__: object) -> None:
         raise InterruptedRunError("stopped after step 1; its checkpoint is kept", exit_code=130)
 
-    monkeypatch.setattr("dialogkit.services.training.learner.Parts.fit", stopped)
+    monkeypatch.setattr("dialogkit.engine.fit.fit", stopped)
     with pytest.raises(InterruptedRunError, match="nothing was kept") as error:
         dry_run(small_config())
     assert error.value.exit_code == 130

@@ -21,7 +21,7 @@ from dialogkit.services.generate import generate
 from dialogkit.services.models import list_models, show_model
 from dialogkit.services.train import resume, train
 from dialogkit.services.training.dry_run import dry_run
-from dialogkit.services.training.run import TrainResult
+from dialogkit.services.training.result import TrainResult
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import SMALL, Finished, Trained
 from tests.invariants.test_resume import KillAt, Killed, flip

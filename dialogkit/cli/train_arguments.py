@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TrainRequest:
+class TrainArguments:
     """The options of `train` as they were typed, by the names of its parameters."""
 
     command: Callable[..., Any]

@@ -1,0 +1,103 @@
+"""Metrics and replies of the model before its first step and after its last one."""
+
+import time
+from typing import TYPE_CHECKING
+
+from dialogkit.distributed import process_group
+from dialogkit.errors import ConfigError
+from dialogkit.hints import Change
+from dialogkit.inference.results import ReplyResult
+from dialogkit.services.training.lifecycle import TrainingRun
+from dialogkit.services.training.samples import reply_to_held_out, reply_to_tests
+from dialogkit.services.training.summary import ledger_line, length_histogram
+from dialogkit.text import counted
+
+if TYPE_CHECKING:
+    from dialogkit.engine.budget import Budget
+    from dialogkit.engine.fit import FitResult
+    from dialogkit.services.training.learner import Learner
+    from dialogkit.services.training.recorder import Recorder
+
+
+def measure_untrained(run: TrainingRun, learner: "Learner", recorder: "Recorder") -> float:
+    """Record the metrics before the first step; return the seconds this took, as it will again at the end.
+
+    Raises: ConfigError if a budget leaves no time to train.
+    """
+    budget_s = learner.config.train.budget_s
+    spent_s = process_group.broadcast(time.perf_counter() - run.started)
+    if budget_s is not None and spent_s >= budget_s:
+        raise ConfigError(
+            f"a budget of {budget_s:,.0f} s leaves no time to train: the start alone took {spent_s:,.0f} s",
+            hint=Change({"train.budget_s": max(60, round(10 * spent_s))}),
+        )
+    run.reporter.doing(f"measuring the untrained model on {_held_out(learner)}")
+    recorder.histograms(0, {"data/dialog_tokens": length_histogram(learner)})
+    measured = time.perf_counter()
+    before = learner.score(autocast=False)
+    if budget_s is not None:
+        run.reporter.doing("answering the test prompts, to know how long that takes")
+        reply_to_tests(learner)
+    took_s = time.perf_counter() - measured
+    untrained = {"train/tokens": 0.0, "train/supervised_tokens": 0.0}
+    recorder.point(0, {f"eval/{name}": value for name, value in before.items()} | untrained)
+    run.record.metrics = {f"before/{name}": value for name, value in before.items()}
+    run.folder.write(run.record)
+    return took_s
+
+
+def plan_budget(
+    run: TrainingRun, learner: "Learner", recorder: "Recorder", evaluation_s: float
+) -> "Budget | None":
+    """Return the wall-clock budget of a run, the same on every rank; None if there is none."""
+    from dialogkit.engine.budget import Budget
+
+    budget_s = learner.config.train.budget_s
+    if budget_s is None:
+        return None
+    if warning := costly_evaluations(budget_s, evaluation_s, len(learner.data.evaluation)):
+        dialogs, text = warning
+        change = run.reporter.advice(Change({"data.eval_max_dialogs": dialogs}))
+        recorder.note(f"{text}: {change} leaves more of it to train")
+    return process_group.broadcast(Budget(budget_s, run.started, evaluation_s=evaluation_s, end_s=evaluation_s))
+
+
+def costly_evaluations(budget_s: float, evaluation_s: float, dialogs: int) -> tuple[int, str] | None:
+    """Return fewer held-out dialogs and a warning, if three evaluations take much of a budget; else None."""
+    share = 3 * evaluation_s / budget_s
+    if share < 0.25:
+        return None
+    fewer = max(50, 50 * round(dialogs * 0.1 / share / 50))  # a tenth of the budget, in steps of fifty
+    if fewer >= dialogs:
+        return None
+    return fewer, f"three evaluations of {dialogs:,} dialogs take {min(share, 1):.0%} of the budget"
+
+
+def measure_trained(
+    run: TrainingRun, learner: "Learner", recorder: "Recorder", fitted: "FitResult"
+) -> tuple[dict[str, float], list[ReplyResult]]:
+    """Return the metrics of the trained model and its replies to the test prompts."""
+    if learner.streamed:
+        recorder.note(ledger_line(learner))
+    run.reporter.doing(f"measuring the trained model on {_held_out(learner)}")
+    limited = learner.config.train.budget_s is not None
+    run.record.schedule["total_steps"] = fitted.steps if limited else learner.schedule.total_steps
+    final = learner.score(autocast=False)
+    metrics = {
+        **{name: value for name, value in run.record.metrics.items() if name.startswith("before/")},
+        **{f"final/{name}": value for name, value in final.items()},
+        "train/steps": fitted.steps,
+        "train/tokens": fitted.tokens,
+        "train/supervised_tokens": fitted.supervised_tokens,
+        "train/seconds": fitted.train_s,
+        "perf/tokens_per_s": fitted.tokens / max(fitted.train_s, 1e-9),
+    }
+    run.reporter.doing("answering the test prompts")
+    replies = reply_to_tests(learner)
+    held_out = reply_to_held_out(learner, learner.config.tracking.held_out_replies)
+    recorder.replies(fitted.steps, replies + held_out, table="replies/final")
+    return metrics, replies
+
+
+def _held_out(learner: "Learner") -> str:
+    return counted(len(learner.data.evaluation), "held-out dialog")

@@ -1,0 +1,151 @@
+"""Writes the finished model into its run, publishes it under its name, and closes the run."""
+
+import shlex
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dialogkit.distributed import process_group
+from dialogkit.errors import CheckpointError, StorageError
+from dialogkit.hints import Call, Hint, Shell, Then
+from dialogkit.inference.results import ReplyResult
+from dialogkit.services.runs.report import write_run_report
+from dialogkit.services.training.lifecycle import TrainingRun
+from dialogkit.services.training.model_card import model_card
+from dialogkit.services.training.recorder import Recorder, reply_statistics
+from dialogkit.services.training.result import TrainResult, closing_lines
+from dialogkit.services.training.resume import resume_hint
+from dialogkit.system.files import ordinary_permissions, write_text
+from dialogkit.system.ownership import free_name
+from dialogkit.tracking.publishing import (
+    is_publishable,
+    keep_foreign_model,
+    publish,
+    published_dir,
+    replace_folder,
+)
+from dialogkit.tracking.record import now
+
+if TYPE_CHECKING:
+    from dialogkit.engine.fit import FitResult
+    from dialogkit.services.training.learner import Learner
+
+
+def publish_model(
+    run: TrainingRun,
+    learner: "Learner",
+    recorder: Recorder,
+    fitted: "FitResult",
+    measured: tuple[dict[str, float], list[ReplyResult]],
+) -> TrainResult:
+    """Write and publish the trained model, close the run, and return the result on every rank.
+
+    Raises: StorageError that says where the complete model is, if it could not be published.
+    """
+    from dialogkit.distributed.sharding import gather_weights
+
+    weights = gather_weights(fitted.trainer.model)
+    result = None
+    if process_group.is_main_process():
+        metrics, replies = measured
+        run.folder.require_there()  # saving the model would make its folder anew
+        run.record.metrics, run.record.replies = metrics, reply_statistics(replies)
+
+        def save(folder: Path) -> None:
+            if weights is None:
+                fitted.trainer.save_model(str(folder))
+            else:
+                fitted.trainer.save_weights(folder, weights)
+            learner.tokenizer.save(folder)
+            write_text(folder / "README.md", model_card(run.record))
+            ordinary_permissions(folder)
+
+        published = _publish(run, recorder, save)
+        _close(run)
+        result = _result(run, fitted, replies, published)
+        for line in closing_lines(result):
+            run.folder.append_console(line)
+    result = process_group.broadcast(result)
+    assert result is not None
+    return result
+
+
+def _publish(run: TrainingRun, recorder: Recorder, save: Callable[[Path], None]) -> Path:
+    """Write the model into the run and publish it; return the folder of the newest model of its name."""
+    folder, again = run.folder, resume_hint(run.folder)
+    target = published_dir(Path(run.config.runtime.output_dir), run.config.model.name)
+    hint: Hint
+    state, hint = "the run is trained to its end and can be resumed", again
+    try:
+        problems = keep_foreign_model(folder.model_dir)
+        problems += replace_folder(folder.model_dir, save)
+        state = f"the finished model is complete in {str(folder.model_dir)!r}; resume the run to publish it"
+        if not is_publishable(target):
+            aside = Shell(f"mv {shlex.quote(str(target))} {shlex.quote(str(free_name(target)))}")
+            hint = Then(aside, again)
+        problems += publish(folder.model_dir, target)
+    except StorageError as error:
+        refused = StorageError(f"{error.message}; {state}", hint=hint)
+        refused.exit_code = 1  # all the work is done
+        raise refused from None
+    for problem in problems:
+        recorder.note(problem)
+    return target
+
+
+def _close(run: TrainingRun) -> None:
+    """Record that all is done, in the run's folder and in W&B."""
+    record = run.record
+    record.status, record.exit_code = "completed", 0
+    record.finished, record.duration_s = now(), time.perf_counter() - run.started
+    run.wandb_run.summarize(
+        {
+            **record.metrics,
+            **{f"replies/{name}": value for name, value in record.replies.items()},
+            "status": record.status,
+            "created": record.created,
+            "finished": record.finished,
+            "duration_s": record.duration_s,
+        }
+    )
+    if run.config.tracking.log_model:
+        run.wandb_run.log_model(run.config.model.name, run.folder.model_dir)
+    run.folder.write(record)  # before W&B, which may have to be waited for
+    run.wandb_run.finish(exit_code=0)
+
+
+def _write_report(run: TrainingRun) -> str | None:
+    """Write the run as a page; return where it is, None if it was not asked for or could not be written."""
+    if not run.config.tracking.report:
+        return None
+    unwritten = write_run_report(run.folder)
+    if unwritten is None:
+        return str(run.folder.report_path)
+    again = run.reporter.advice(Call("runs report", run.folder.name))
+    line = f"warning: the report could not be written ({unwritten}); {again}"
+    run.reporter.note(line)
+    with suppress(CheckpointError):  # such as a full disk
+        run.folder.append_console(line)
+    return None
+
+
+def _result(run: TrainingRun, fitted: "FitResult", replies: list[ReplyResult], published: Path) -> TrainResult:
+    report, wandb_run = _write_report(run), run.wandb_run
+    return TrainResult(
+        run=run.folder.name,
+        run_dir=str(run.folder.path),
+        model_dir=str(run.folder.model_dir),
+        published_dir=str(published),
+        report=report,
+        steps=fitted.steps,
+        duration_s=run.record.duration_s or 0.0,
+        metrics=run.record.metrics,
+        replies=replies,
+        success_rate=run.record.replies.get("success_rate", 0.0),
+        stop_rate=run.record.replies.get("stop_rate", 0.0),
+        wandb_mode=wandb_run.mode,
+        wandb_dir=str(wandb_run.folder) if wandb_run.folder else None,
+        wandb_url=wandb_run.url,
+    )

@@ -1,0 +1,42 @@
+"""What a training returns."""
+
+from dialogkit.inference.results import ReplyResult
+from dialogkit.services.result import Result
+
+
+class TrainResult(Result):
+    """What a training produced, and its metrics."""
+
+    run: str
+    run_dir: str
+    model_dir: str
+    """The run's own model folder."""
+    published_dir: str
+    """The folder of the newest finished model of this name."""
+    report: str | None
+    """The run as one HTML page; None if it was not asked for or could not be written."""
+    steps: int
+    duration_s: float
+    metrics: dict[str, float]
+    """`final/...` metrics on the held-out dialogs in float32, `before/...` the same before the first step."""
+    replies: list[ReplyResult]
+    success_rate: float
+    """Share of the test prompts with a reply that is not empty."""
+    stop_rate: float
+    """Share of the replies that ended by themselves."""
+    wandb_mode: str
+    wandb_dir: str | None
+    wandb_url: str | None
+
+
+def closing_lines(result: TrainResult) -> list[str]:
+    """Return the end of a run's `console.log`: metrics, replies and places."""
+    metrics = [
+        f"{name}: {result.metrics[f'before/{name}']:.4f} before, {result.metrics[f'final/{name}']:.4f} after"
+        for name in ("nats_per_token", "perplexity", "bits_per_byte", "accuracy")
+    ]
+    replies = [f"> {reply.prompt!r} {reply.reply!r} ({reply.stop_reason})" for reply in result.replies]
+    places = [f"model: {result.published_dir}", f"run: {result.run_dir}"]
+    places += [f"report: {result.report}"] if result.report else []
+    wandb = result.wandb_url or (f"wandb sync {result.wandb_dir}" if result.wandb_dir else None)
+    return [*metrics, *replies, *places, *([f"W&B: {wandb}"] if wandb else [])]
