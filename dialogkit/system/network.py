@@ -237,7 +237,7 @@ def from_hub(load: Callable[[bool], T], *, lacking: str, hint: Hint) -> T:
     Args:
         load: calls the hub's libraries; gets whether they may ask the hub.
         lacking: the end of the sentence that says what is missing, such as `'gpt2' is not in its cache`.
-        hint: the next command to type.
+        hint: what to do about it.
 
     Raises: UnavailableError if the hub fails and the cache alone is not enough; else whatever `load` raises.
     """

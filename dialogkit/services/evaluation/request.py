@@ -6,9 +6,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dialogkit.config.paths import DEFAULT_OUTPUT
-from dialogkit.config.problems import list_problems
+from dialogkit.config.problems import list_problems, refusal
 from dialogkit.config.tracking import TrackingConfig
-from dialogkit.errors import ConfigError
 from dialogkit.hints import Change
 
 
@@ -49,7 +48,7 @@ class EvaluateRequest:
         try:
             TrackingConfig.model_validate({"wandb": self.wandb})
         except ValidationError as error:
-            raise ConfigError(list_problems(error)[0], hint=Change({"wandb": "auto"})) from None
+            raise refusal(list_problems(error), Change({"wandb": "auto"})) from None
 
     @property
     def own_data(self) -> bool:
