@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dialogkit.config.paths import DEFAULT_OUTPUT
-from dialogkit.config.problems import list_problems, refusal
+from dialogkit.config.problems import config_error, list_problems
 from dialogkit.config.tracking import TrackingConfig
 from dialogkit.hints import Change
 
@@ -48,7 +48,7 @@ class EvaluateRequest:
         try:
             TrackingConfig.model_validate({"wandb": self.wandb})
         except ValidationError as error:
-            raise refusal(list_problems(error), Change({"wandb": "auto"})) from None
+            raise config_error(list_problems(error), Change({"wandb": "auto"})) from None
 
     @property
     def own_data(self) -> bool:
