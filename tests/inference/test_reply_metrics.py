@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dialogkit.inference.reply_metrics import (
-    ReplyFigures,
-    Spoken,
+    Answered,
+    ReplyMetrics,
     distinct,
     echoed_share,
     intervals,
@@ -35,8 +35,8 @@ def test_figures_of_replies_are_what_their_names_say() -> None:
     assert echoed_share("Tell me of the cats now", "tell me of the dogs") == pytest.approx(2 / 4)
     assert similarities("The same text.", "The same text.") == (pytest.approx(100), pytest.approx(1))
     assert similarities("", "Something.") == (pytest.approx(0), pytest.approx(0))
-    figures = ReplyFigures(
-        [Spoken("p", "one two", "one two three", stopped=True), Spoken("p", "", "x", stopped=False)]
+    figures = ReplyMetrics(
+        [Answered("p", "one two", "one two three", stopped=True), Answered("p", "", "x", stopped=False)]
     ).figures()
     assert (figures["stop_rate"], figures["cut_rate"], figures["empty_rate"]) == (0.5, 0.5, 0.5)
     assert figures["length_ratio"] == pytest.approx(7 / 14)

@@ -42,12 +42,12 @@ def unigram_likelihood(
 
 def reference_row(exchanges: Sequence[Exchange], common: Mapping[str, Any], tokens: int) -> EvaluateRow:
     """Return the reply metrics that the true answers themselves have."""
-    from dialogkit.inference.reply_metrics import ReplyFigures, Spoken
+    from dialogkit.inference.reply_metrics import Answered, ReplyMetrics
 
-    answers = [Spoken(exchange.prompt, exchange.answer, exchange.answer, stopped=True) for exchange in exchanges]
-    figures = ReplyFigures(answers)
+    answers = [Answered(exchange.prompt, exchange.answer, exchange.answer, stopped=True) for exchange in exchanges]
+    metrics = ReplyMetrics(answers)
     return EvaluateRow(
-        **common, anchor="answers", tokens=tokens, **figures.figures(), intervals=figures.intervals()
+        **common, anchor="answers", tokens=tokens, **metrics.figures(), intervals=metrics.intervals()
     )
 
 

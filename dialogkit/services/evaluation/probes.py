@@ -119,7 +119,7 @@ def probe_replies(model: "LoadedModel", exchanges: Sequence[Exchange], config: G
     """Let a model answer prompts in one batch, and measure its replies."""
     from dialogkit.engine.attention import plain_attention
     from dialogkit.inference.replies import continue_prompts
-    from dialogkit.inference.reply_metrics import ReplyFigures, Spoken
+    from dialogkit.inference.reply_metrics import Answered, ReplyMetrics
 
     started = time.perf_counter()
     with plain_attention(model.model):
@@ -134,9 +134,9 @@ def probe_replies(model: "LoadedModel", exchanges: Sequence[Exchange], config: G
         )
     seconds = time.perf_counter() - started
     answered = list(zip(exchanges, made, strict=True))
-    figures = ReplyFigures(
+    metrics = ReplyMetrics(
         [
-            Spoken(exchange.prompt, reply.text.strip(), exchange.answer, reply.stop_reason == "end of turn")
+            Answered(exchange.prompt, reply.text.strip(), exchange.answer, reply.stop_reason == "end of turn")
             for exchange, reply in answered
         ]
     )
@@ -152,4 +152,4 @@ def probe_replies(model: "LoadedModel", exchanges: Sequence[Exchange], config: G
         }
         for exchange, reply in answered
     ]
-    return Replies(figures.figures() | speed, figures.intervals(), rows)
+    return Replies(metrics.figures() | speed, metrics.intervals(), rows)
