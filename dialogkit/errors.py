@@ -27,6 +27,8 @@ class DialogKitError(Exception):
         hint: what to do about it: that of the place where it was raised, else `default_hint`. It speaks of verbs
             and settings; the command line renders it as what to type.
         code: a stable word for programs (`error.code` in JSON output).
+        settings: the settings with which the message and the details begin, in this order; an empty text for none.
+            The command line names the flag instead, where one was typed.
         exit_code: 1 run-time or I/O, 2 the input was wrong, 3 diverged, 130/143 stopped by a signal.
     """
 
@@ -34,12 +36,20 @@ class DialogKitError(Exception):
     exit_code = 1
     default_hint: Hint | None = None
 
-    def __init__(self, message: str, *, hint: Hint | None = None, details: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: Hint | None = None,
+        details: Sequence[str] = (),
+        settings: Sequence[str] = (),
+    ) -> None:
         message = shortened(redact(message))  # a value that somebody gave can be of any length, and a secret
         super().__init__(message)
         self.message = message
         self.hint: Hint | None = hint or self.default_hint
         self.details = tuple(shortened(redact(detail)) for detail in details)
+        self.settings = tuple(settings)
 
 
 class ConfigError(DialogKitError):

@@ -10,6 +10,8 @@ import time
 from json import JSONDecodeError
 from pathlib import Path
 
+from dialogkit.hints import Shell
+
 # Control characters of every kind, the marks that reorder, break or hide text, and halves of surrogate pairs,
 # which no output can hold: a dataset's text must not steer a terminal or a page.
 _MARKS = (0x61C, 0xFEFF, *range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x2070))
@@ -101,14 +103,16 @@ def wide_encoding(head: bytes) -> str | None:
     return layouts.get((zeros[0], zeros[1], zeros[2], zeros[3])) if len(head) >= 8 else None
 
 
-def convert_command(path: Path, encoding: str) -> str:
-    """Return the command that writes a text file, which may be gzipped, as UTF-8 beside it."""
+def convert_command(path: Path, encoding: str) -> Shell:
+    """Return the shell command that writes a text file, which may be gzipped, as UTF-8 beside it."""
     source, suffix = shlex.quote(str(path)), path.suffix
     if suffix == ".gz":
         path = path.with_suffix("")
     target = shlex.quote(str(path.with_name(f"{path.stem}-utf8{path.suffix}")))
     convert = f"iconv -f {encoding} -t UTF-8"
-    return f"gunzip -c {source} | {convert} > {target}" if suffix == ".gz" else f"{convert} {source} > {target}"
+    return Shell(
+        f"gunzip -c {source} | {convert} > {target}" if suffix == ".gz" else f"{convert} {source} > {target}"
+    )
 
 
 def duration(seconds: float) -> str:
@@ -121,25 +125,25 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+_UNITS_S = {"y": 365 * 24 * 3600, "w": 7 * 24 * 3600, "d": 24 * 3600, "h": 3600, "m": 60, "s": 1}
+_DURATION = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in _UNITS_S), re.ASCII)
 
 
 def parse_duration(text: str) -> float | None:
-    """Return the seconds of a time such as `90s`, `20m`, `1h30m`, `1.5h` or `2d`; None for anything else."""
+    """Return the seconds of a time such as `90s`, `20m`, `1h30m`, `1.5h`, `2d` or `2w`; None for anything else."""
     found = _DURATION.fullmatch(text.strip().lower().replace(" ", ""))
     if found is None or not any(found.groups()):
         return None
-    seconds = (24 * 3600, 3600, 60, 1)
-    return sum(unit * min(float(part or 0), 1e9) for unit, part in zip(seconds, found.groups(), strict=True))
+    parts = zip(_UNITS_S.values(), found.groups(), strict=True)
+    return sum(unit * min(float(part or 0), 1e9) for unit, part in parts)
 
 
 def duration_word(seconds: float) -> str:
     """Return seconds as `parse_duration` reads them: `90s`, `1h30m`, `2d`."""
     rest, words = max(0, round(seconds)), ""
-    for letter, unit in (("d", 24 * 3600), ("h", 3600), ("m", 60), ("s", 1)):
-        if count := rest // unit:
-            words += f"{count}{letter}"
-        rest -= count * unit
+    for letter in "dhms":
+        count, rest = divmod(rest, _UNITS_S[letter])
+        words += f"{count}{letter}" if count else ""
     return words or "0s"
 
 

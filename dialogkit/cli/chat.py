@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dialogkit.cli import options
 from dialogkit.cli.generate import sampling
-from dialogkit.cli.options import ModelSettingsOption, NoCudaOption, OutputOption
 from dialogkit.cli.output import Output, untrusted
 from dialogkit.errors import ConfigError, DialogKitError, did_you_mean
+from dialogkit.hints import Call, Hint
 from dialogkit.text import counted
 
 if TYPE_CHECKING:
@@ -47,20 +48,17 @@ _ONE_PROMPT = 'dialogkit generate --prompt "Hello!"'
 
 
 def chat_command(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="Catalogue name, run, folder or hub id. Default: the newest finished run."),
-    ] = None,
+    model: options.ModelArgument = None,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System text.")] = None,
     compare: Annotated[
-        str | None, typer.Option("--compare", metavar="MODEL", help="A second model that answers as well.")
+        str | None, typer.Option("--compare", metavar="MODEL", help="A second model that replies as well.")
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest reply, in tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option(metavar="T", help="0: always the most probable.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="S", help="The same seed gives the same replies.")] = None,
-    use_model_settings: ModelSettingsOption = False,
-    no_cuda: NoCudaOption = False,
-    output_dir: OutputOption = "models",
+    max_new_tokens: options.MaxNewTokensOption = None,
+    temperature: options.TemperatureOption = None,
+    seed: options.SeedOption = None,
+    use_model_settings: options.ModelSettingsOption = False,
+    no_cuda: options.NoCudaOption = False,
+    output_dir: options.OutputOption = "models",
 ) -> None:
     """Talk to MODEL, turn by turn; /help lists what can be typed."""
     from dialogkit.services.chat import Chat
@@ -88,9 +86,17 @@ def chat_command(
         try:
             _answer(output, chats, line)
         except DialogKitError as error:
+            error.hint = _in_dialog(error.hint)
             output.error(error)
     if line is None and not sys.stdin.isatty():
         output.err.print(f"standard input was empty: nothing was said; to ask once: {_ONE_PROMPT}")
+
+
+def _in_dialog(hint: Hint | None) -> Hint | None:
+    """Return a hint as what to type in a dialog: `chat save` is `/save` there."""
+    if not isinstance(hint, Call) or not hint.verb.startswith("chat "):
+        return hint
+    return " ".join([f"/{hint.verb.removeprefix('chat ')}", *hint.arguments])
 
 
 def _lines(output: Output) -> Iterator[str]:

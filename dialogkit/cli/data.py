@@ -10,12 +10,12 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from dialogkit.cli.options import JsonOption, SetOption
+from dialogkit.cli.options import BadRowsOption, JsonOption, SetOption, Sets
 from dialogkit.cli.output import Output, table, untrusted
 from dialogkit.text import counted, percent, sanitize, share_of
 
 if TYPE_CHECKING:
-    from dialogkit.services.inspect import Example, InspectResult, LengthBin, ShownDialog, Token
+    from dialogkit.services.inspection.results import Example, InspectResult, LengthBin, ShownDialog, Token
 
 BAR = 40
 """Widest bar of a histogram, in columns."""
@@ -35,23 +35,26 @@ def list_command(json_output: JsonOption = False) -> None:
 
 
 def inspect_command(
-    dataset: Annotated[str, typer.Argument(help="starter, alpaca-gpt4, a file or a hub id.")] = "starter",
+    dataset: Annotated[
+        str, typer.Argument(help="starter, alpaca-gpt4, a file or a hub id."), Sets("data.dataset")
+    ] = "starter",
     model: Annotated[
-        str, typer.Option("--model", "-m", metavar="MODEL", help="Whose tokenizer and context: what train takes.")
+        str,
+        typer.Option("--model", "-m", metavar="MODEL", help="Model whose tokenizer and context length to use."),
     ] = "custom-tiny",
     samples: Annotated[
-        int | None, typer.Option("--samples", "-s", min=1, metavar="N", help="Training dialogs. Default: all.")
+        int | None,
+        typer.Option("--samples", "-s", min=1, metavar="N", help="Training dialogs. Default: all."),
+        Sets("data.samples"),
     ] = None,
     show: Annotated[
         int, typer.Option("--show", min=0, max=10_000, metavar="N", help="Show N dialogs token by token.")
     ] = 0,
-    max_bad_rows: Annotated[
-        int, typer.Option("--max-bad-rows", min=0, metavar="N", help="Malformed rows to pass over.")
-    ] = 0,
+    max_bad_rows: BadRowsOption = 0,
     sets: SetOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Show what DATASET is to a model: its rows, lengths, duplicates and oddities, and what is worth doing."""
+    """Show what a model gets of DATASET: its rows, lengths, duplicates and oddities, and what to improve."""
     from dialogkit.config.load import parse_sets
     from dialogkit.services.inspect import inspect_data
 

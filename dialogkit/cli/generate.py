@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dialogkit.cli.options import JsonOption, ModelSettingsOption, NoCudaOption, OutputOption
+from dialogkit.cli import options
 from dialogkit.cli.output import Output, table, untrusted
 from dialogkit.errors import ConfigError
 from dialogkit.text import lines_of
@@ -24,33 +24,30 @@ _COLUMN = 32
 
 
 def generate_command(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="Catalogue name, run, folder or hub id. Default: the newest finished run."),
-    ] = None,
+    model: options.ModelArgument = None,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="A prompt; may be repeated.")
     ] = None,
     prompts_file: Annotated[
         str | None,
-        typer.Option("--prompts-file", metavar="FILE", help="One prompt a line; - is standard input."),
+        typer.Option("--prompts-file", metavar="FILE", help="One prompt per line; - is standard input."),
     ] = None,
     system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="System text before each.")
+        str | None, typer.Option("--system", metavar="TEXT", help="System text before each prompt.")
     ] = None,
     compare: Annotated[
-        list[str] | None, typer.Option("--compare", metavar="MODEL", help="A further model, side by side.")
+        list[str] | None, typer.Option("--compare", metavar="MODEL", help="Another model, side by side.")
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest reply, in tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option(metavar="T", help="0: always the most probable.")] = None,
-    top_k: Annotated[int | None, typer.Option(metavar="K", help="Among the K most probable tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(metavar="P", help="Among tokens of this probability.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(metavar="R", help="1: off.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="S", help="The same seed gives the same reply.")] = None,
-    use_model_settings: ModelSettingsOption = False,
-    no_cuda: NoCudaOption = False,
-    output_dir: OutputOption = "models",
-    json_output: JsonOption = False,
+    max_new_tokens: options.MaxNewTokensOption = None,
+    temperature: options.TemperatureOption = None,
+    top_k: options.TopKOption = None,
+    top_p: options.TopPOption = None,
+    repetition_penalty: options.RepetitionPenaltyOption = None,
+    seed: options.SeedOption = None,
+    use_model_settings: options.ModelSettingsOption = False,
+    no_cuda: options.NoCudaOption = False,
+    output_dir: options.OutputOption = "models",
+    json_output: options.JsonOption = False,
 ) -> None:
     """Let MODEL answer prompts; without any, the built-in test prompts."""
     from dialogkit.services.generate import generate

@@ -101,17 +101,14 @@ class Output:
         """Print an error: one sentence, its details if there are any, and the next command to type."""
         hint = hints.render(error.hint)
         hint = redact(hint) if hint else None
+        settings = [*error.settings, *[""] * (1 + len(error.details) - len(error.settings))]
+        message, *details = map(hints.in_flags, [error.message, *error.details], settings)
         if self.json_mode:
-            body = {
-                "code": error.code,
-                "message": error.message,
-                "hint": hint,
-                "details": error.details,
-            }
+            body = {"code": error.code, "message": message, "hint": hint, "details": details}
             _write_json({"error": body})
             return
-        self.err.print(Text.assemble(("error: ", "bold red"), sanitize(error.message)), soft_wrap=True)
-        for detail in error.details[:10]:
+        self.err.print(Text.assemble(("error: ", "bold red"), sanitize(message)), soft_wrap=True)
+        for detail in details[:10]:
             self.err.print(Text(f"       {sanitize(detail)}"), soft_wrap=True)
         if hint:
             self.err.print(Text.assemble(("try: ", "bold"), sanitize(hint)), soft_wrap=True)

@@ -1,13 +1,12 @@
 """`dialogkit runs prune`."""
 
-import re
 import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from dialogkit.cli.options import JsonOption, OutputOption
+from dialogkit.cli.options import JsonOption, OutputOption, age
 from dialogkit.cli.output import Output, table, untrusted
 from dialogkit.errors import ConfigError, did_you_mean
 from dialogkit.text import counted
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 10
 """Files of somebody else's that are named one by one."""
-_UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800, "y": 31_536_000}
 
 
 def prune_command(
@@ -64,7 +62,7 @@ def prune_command(
     result = prune_runs(
         names,
         keep=keep,
-        older_than_s=None if older_than is None else _age(older_than),
+        older_than_s=age(older_than),
         status=_statuses(status),
         checkpoints_only=checkpoints_only,
         output=output_dir,
@@ -150,14 +148,6 @@ def size(number: int) -> str:
             break
         value, unit = value / 1000, larger
     return f"{number} B" if unit == "B" else f"{value:.3g} {unit}"
-
-
-def _age(text: str) -> float:
-    found = re.fullmatch(r"(\d{1,6})\s*([mhdwy])", text.strip().lower())
-    if found is None:
-        raise ConfigError(f"--older-than {text!r} is not an age such as 12h, 30d or 2w", hint="--older-than 30d")
-    # A thousand years are as good as any longer time, and still a date.
-    return min(float(found[1]) * _UNITS_S[found[2]], 1000.0 * _UNITS_S["y"])
 
 
 def _statuses(given: list[str] | None) -> "list[Status] | None":

@@ -7,13 +7,14 @@ from pydantic_core import PydanticCustomError
 
 from dialogkit.redaction import secret_in
 
-NOT_TOGETHER = "not_together"
-"""Kind of the error of settings that are sound by themselves."""
+CONFLICT = "conflict"
+"""Kind of the error of settings that are valid one by one, but not together."""
 
 
-def not_together(problem: str, remedy: str) -> PydanticCustomError:
-    """Return the error of settings that do not go together, and the `name=value` that mends it."""
-    return PydanticCustomError(NOT_TOGETHER, "{problem}: set {remedy}", {"problem": problem, "remedy": remedy})
+def conflict(problem: str, setting: str, value: str) -> PydanticCustomError:
+    """Return the error of settings that exclude each other, with one setting and the value that resolves it."""
+    context = {"problem": problem, "setting": setting, "value": value}
+    return PydanticCustomError(CONFLICT, "{problem}: set {setting}={value}", context)
 
 
 class Section(BaseModel):

@@ -1,13 +1,12 @@
 """Reads settings and merges them; the only reader of the `configs/` folder.
 
-Merge order, lowest first: section defaults, model file, preset, `--config FILE`, then flags and `--set`.
+Merge order, lowest first: section defaults, model file, preset, a settings file, then what the caller overrides.
 Each layer is a JSON object with the sections of `RunConfig`; `$schema` and `description` are for people.
 """
 
 import json
 import os
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,16 +18,17 @@ from pydantic import BaseModel, ValidationError
 
 from dialogkit.config.model import NAME_PATTERN
 from dialogkit.config.paths import configs_dir, holds_model, nearest_file, without_model
-from dialogkit.config.problems import known_settings, list_problems, refusal, remedy
+from dialogkit.config.problems import config_error, known_settings, list_problems, suggestion
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, ModelError, did_you_mean
+from dialogkit.hints import Call, Change, Hint
 from dialogkit.text import convert_command, json_problem, read_small, wide_encoding
 
 MAX_FILE_BYTES = 1_000_000
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
 NEWEST = "last"
-"""What `--resume` calls the newest unfinished run, so that no run can be called it."""
+"""Stands for the newest unfinished run wherever a run can be named, so no run can have this name."""
 
 LORA_LEARNING_RATE = 1e-3
 """Peak learning rate of LoRA: what begins with zeros takes larger steps than weights that have learned already."""
@@ -120,11 +120,12 @@ def load_with_origins(
     try:
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
-        raise refusal(list_problems(error), remedy(error, origins)) from None
+        raise config_error(list_problems(error), suggestion(error, origins)) from None
     if config.name == NEWEST:
         raise ConfigError(
-            f"name: must not be {NEWEST!r}, which is what --resume calls the newest unfinished run",
-            hint="--name my-run",
+            f"name: must not be {NEWEST!r}, which stands for the newest unfinished run",
+            hint=Change({"name": "my-run"}),
+            settings=("name",),
         )
     known = {name for name, _ in flatten(config.model_dump())}
     return LoadedConfig(config, {name: origins.get(name, "default") for name in sorted(known)})
@@ -151,7 +152,7 @@ def load_changed(saved: Mapping[str, Any], changes: Mapping[str, Any]) -> RunCon
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
-        raise refusal(list_problems(error)) from None
+        raise config_error(list_problems(error)) from None
 
 
 def _describes_model(layer: Layer) -> bool:
@@ -197,20 +198,20 @@ def model_layer(model: str) -> tuple[str, Layer]:
     path = Path(os.path.expanduser(model))
     is_file, is_folder = os.path.isfile(path), os.path.isdir(path)
     if is_file and path.suffix in (".jsonl", ".ndjson", ".csv", ".parquet", ".gz"):
-        raise ModelError(f"{model!r} is data and no model", hint=f"dialogkit train --dataset {model}")
+        raise ModelError(f"{model!r} is data and no model", hint=Call("train", settings={"data.dataset": model}))
     if path.suffix == ".json" and not is_folder:
         if is_file and _holds_list(path):
             raise ModelError(
-                f"{model!r} holds rows of data and no model", hint=f"dialogkit train --dataset {model}"
+                f"{model!r} holds rows of data and no model", hint=Call("train", settings={"data.dataset": model})
             )
         if not is_file:
-            told, near = _absent("model file", path)
-            raise ModelError(told, hint=f"dialogkit train {near}" if near else None)
+            problem, similar = _missing("model file", path)
+            raise ModelError(problem, hint=Call("train", similar) if similar else None)
         layer = read_layer(path)
         if "model" not in layer:
             raise ModelError(
                 f"{model!r} holds settings, but neither the shape nor the source of a model",
-                hint=f"dialogkit train --config {model}",
+                hint=Call("train", config=model),
             )
         return model, _with_model_name(layer, path.stem)
     if is_folder and not holds_model(path) and not any(path.glob("*.gguf")):
@@ -239,7 +240,7 @@ def preset_layer(preset: str) -> tuple[str, Layer]:
     if preset not in names:
         raise ConfigError(
             f"unknown preset {preset!r}{did_you_mean(preset, names)}; there are {', '.join(names)}",
-            hint=f"--preset {next((name for name in names if name.startswith(preset[:3])), names[0])}",
+            hint=Change({"preset": next((name for name in names if name.startswith(preset[:3])), names[0])}),
         )
     layer = _read_json(configs_dir() / "presets" / f"{preset}.json")
     return f"preset {preset}", {**layer, "preset": preset}
@@ -260,23 +261,27 @@ def _with_model_name(layer: Layer, name: str) -> Layer:
     return {**layer, "model": {"name": folder_name(name), **section}}
 
 
-def read_layer(path: Path) -> Layer:
+def read_layer(path: Path, *, hint: Hint | None = None) -> Layer:
     """Return a user's settings file; a run's own `run.json` gives its configuration.
+
+    Args:
+        path: the file.
+        hint: what to do about a file that is not valid JSON; None: validate it.
 
     Raises: ConfigError naming the file for anything that is not one JSON object of at most 1 MB.
     """
-    layer = _read_json(path)
+    layer = _read_json(path, hint)
     config = layer.get("config")
     # A run that repeats another is a run of its own, with a name of its own.
     return {key: value for key, value in config.items() if key != "name"} if isinstance(config, dict) else layer
 
 
-def _read_json(path: Path) -> Layer:
-    return {key: value for key, value in _read_object(path).items() if key not in ("$schema", "description")}
+def _read_json(path: Path, hint: Hint | None = None) -> Layer:
+    return {key: value for key, value in _read_object(path, hint).items() if key not in ("$schema", "description")}
 
 
-def _read_object(path: Path) -> Layer:
-    check = f"dialogkit config validate {shlex.quote(str(path))}"
+def _read_object(path: Path, hint: Hint | None = None) -> Layer:
+    check = hint or Call("config validate", path)
     try:
         content = read_small(path, MAX_FILE_BYTES, pipes=True)
         if len(content) > MAX_FILE_BYTES:
@@ -285,8 +290,8 @@ def _read_object(path: Path) -> Layer:
             raise ConfigError(f"{path} is {encoding} and not UTF-8 text", hint=convert_command(path, encoding))
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
-        told, near = _absent("settings file", path)
-        raise ConfigError(told, hint=f"dialogkit config validate {near}" if near else None) from None
+        problem, similar = _missing("settings file", path)
+        raise ConfigError(problem, hint=Call("config validate", similar) if similar else None) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})", hint=check) from None
     except OSError as error:
@@ -304,11 +309,11 @@ def _read_object(path: Path) -> Layer:
     return layer
 
 
-def _absent(kind: str, path: Path) -> tuple[str, str | None]:
-    """Return what is told of a JSON file that is not there, and the one that may be meant as a shell's word."""
-    near = nearest_file(path, (".json",))
-    told = f"the {kind} {str(path)!r} does not exist" + (f" (did you mean {str(near)!r}?)" if near else "")
-    return told, shlex.quote(str(near)) if near else None
+def _missing(kind: str, path: Path) -> tuple[str, Path | None]:
+    """Return the problem of a JSON file that does not exist, and a similarly named one beside it."""
+    similar = nearest_file(path, (".json",))
+    meant = f" (did you mean {str(similar)!r}?)" if similar else ""
+    return f"the {kind} {str(path)!r} does not exist{meant}", similar
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> Layer:
@@ -335,7 +340,7 @@ def parse_sets(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name:
-            wrong.append(f"--set {word!r} has no value")
+            wrong.append(f"{word!r} is not of the form name=value")
             continue
         try:
             value = json.loads(text, parse_constant=_refuse_constant)
@@ -343,11 +348,10 @@ def parse_sets(words: Sequence[str]) -> dict[str, Any]:
             value = text
         overrides[name] = value
     if wrong:
-        meant = next(
-            (word.replace(":", "=", 1) for word in words if word.partition(":")[0] in known_settings()), None
-        )
-        hint = f"--set {shlex.quote(meant)}" if meant else "--set train.learning_rate=1e-3"
-        raise refusal([*wrong, *_problems_of(overrides)], hint)
+        colons = (word.partition(":") for word in words)
+        meant = next(({name: value} for name, _, value in colons if name in known_settings()), None)
+        hint = Change(meant or {"train.learning_rate": "1e-3"})
+        raise config_error([*wrong, *_problems_of(overrides)], hint)
     return overrides
 
 
@@ -361,7 +365,7 @@ def _problems_of(overrides: Mapping[str, Any]) -> list[str]:
     except ConfigError as error:
         return [error.message]
     except ValidationError as error:
-        return list_problems(error)
+        return [*list_problems(error)]
     return []
 
 
@@ -417,17 +421,12 @@ def default_settings() -> dict[str, Any]:
 
 
 def validate_file(path: Path) -> list[str]:
-    """Return every problem of a settings file, as a user would have to mend them; empty when it is valid.
+    """Return every problem of a settings file; empty when it is valid.
 
     A file may leave settings out: what it gives is checked on top of custom-tiny's, or of its own model section.
     Raises: ConfigError if it is not readable JSON.
     """
-    try:
-        layer = read_layer(path)
-    except ConfigError as error:
-        if str(error.hint or "").startswith(f"dialogkit config validate {shlex.quote(str(path))}"):
-            error.hint = "dialogkit config schema"  # what was typed tells no more
-        raise
+    layer = read_layer(path, hint=Call("config schema"))
     merged: Layer = {}
     if not _describes_model(layer):
         _merge(merged, model_layer("custom-tiny")[1])
@@ -435,7 +434,7 @@ def validate_file(path: Path) -> list[str]:
     try:
         RunConfig.model_validate(merged)
     except ValidationError as error:
-        return list_problems(error)
+        return [*list_problems(error)]
     return []
 
 

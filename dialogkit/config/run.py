@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from dialogkit.config.base import Section, not_together
+from dialogkit.config.base import Section, conflict
 from dialogkit.config.data import DataConfig
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.model import NAME_PATTERN, ModelConfig
@@ -30,14 +30,16 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check_sharding(self) -> Self:
         if self.runtime.sharding == "fsdp" and self.train.optimizer == "muon":
-            raise not_together(
+            raise conflict(
                 "train.optimizer 'muon' takes whole matrices, and runtime.sharding 'fsdp' leaves each process "
                 "a part of them",
-                "train.optimizer=adamw",
+                "train.optimizer",
+                "adamw",
             )
         if self.runtime.sharding == "fsdp" and self.train.method == "lora":
-            raise not_together(
+            raise conflict(
                 "train.method 'lora' keeps its base whole in each process, and runtime.sharding 'fsdp' does not",
-                "runtime.sharding=none",
+                "runtime.sharding",
+                "none",
             )
         return self

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from dialogkit.config.base import Section
 from dialogkit.errors import ConfigError
+from dialogkit.hints import Change
 
 LayerName = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -98,7 +99,7 @@ class TrainConfig(Section):
         raise ConfigError(
             f"train.batch_size {size} does not split evenly over {processes} processes{in_parts}: "
             f"{_listed(sizes)} would{others}",
-            hint=f"--set train.batch_size={sizes[-1]}",
+            hint=Change({"train.batch_size": sizes[-1]}),
         )
 
 

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from dialogkit.data.hints import USE_STARTER
 from dialogkit.dialog import Dialog, Message, Role, check_dialog
 from dialogkit.errors import DataError, shortened
+from dialogkit.hints import Either
 
 Row = Mapping[str, Any]
 
@@ -48,7 +50,7 @@ def recognise_format(columns: Collection[str], *, source: str) -> str:
     shown = ", ".join(shortened(" ".join(name.split()), 60) for name in sorted(found)[:12]) or "none"
     raise DataError(
         f"{source} has the columns {shown}, and none of the shapes understood ({'; '.join(SHAPES)})",
-        hint="rename the columns, or: --dataset starter",
+        hint=Either("rename the columns", USE_STARTER),
     )
 
 

@@ -6,15 +6,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dialogkit.data.hints import use_another_file
 from dialogkit.data.open_files import (
     MAX_ROW,
+    TOO_LONG,
     Row,
-    instead_of,
     most_unpacked,
     open_file,
     reason_of,
     require_different,
-    too_long,
     unpacks_too_far,
 )
 from dialogkit.errors import DataError
@@ -80,7 +80,7 @@ class ParquetRows:
                 raise
             raise DataError(
                 f"{self.path.name} cannot be read after row {number}: {reason_of(error)}",
-                hint=instead_of(self.path),
+                hint=use_another_file(self.path),
             ) from None
 
     @contextmanager
@@ -99,7 +99,7 @@ class ParquetRows:
                 if isinstance(error, gzip.BadGzipFile) or getattr(error, "errno", None):
                     raise
                 raise DataError(
-                    f"{self.path.name} is no Parquet file, or only a part of one", hint=instead_of(self.path)
+                    f"{self.path.name} is no Parquet file, or only a part of one", hint=use_another_file(self.path)
                 ) from None
             require_different(file.schema_arrow.names, self.path.name)
             groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
@@ -107,7 +107,7 @@ class ParquetRows:
             if largest > MAX_GROUP_BYTES:
                 raise DataError(
                     f"{self.path.name} holds a group of rows of {largest / 2**30:.0f} GiB",
-                    hint=instead_of(self.path),
+                    hint=use_another_file(self.path),
                 )
             if sum(group.total_byte_size for group in groups) > self._most:
                 raise unpacks_too_far(self.path)
@@ -123,7 +123,7 @@ def _values(batch: Any) -> Iterator[tuple[Any, str | None]]:
     for index in range(batch.num_rows):
         row = batch.slice(index, 1)
         if row.nbytes > MAX_ROW:
-            yield None, too_long()
+            yield None, TOO_LONG
             continue
         try:
             yield row.to_pylist()[0], None

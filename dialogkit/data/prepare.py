@@ -13,11 +13,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from dialogkit.config.data import DataConfig
 from dialogkit.data.cache import read_entry, write_entry
+from dialogkit.data.hints import USE_STARTER
 from dialogkit.data.sources import file_digest, find_source, read_dialogs
 from dialogkit.data.split import split_by_hash
 from dialogkit.data.tokens import DialogTokens, Origins, encode
 from dialogkit.dialog import ChatTokenizer
 from dialogkit.errors import DataError
+from dialogkit.hints import Either
 
 # Raised whenever the meaning of a cached file changes.
 CACHE_VERSION = 3
@@ -122,7 +124,7 @@ def _too_few(ledger: Ledger, dataset: str, longest: int) -> DataError:
     if ledger.first_bad_row:
         notes.append(f"the first unusable row is {ledger.first_bad_row}")
     noted = f" ({'; '.join(notes)})" if notes else ""
-    more = f"add dialogs to {dataset}, such as by /save in: dialogkit chat"
+    more = Either(f"add dialogs to {dataset}, for example with /save in a chat", USE_STARTER)
     return DataError(
         f"{ledger.dataset} leaves {dialogs}{noted}; to train and to evaluate takes at least 2 that differ",
         hint="shorten the prompts, or give the model a longer context" if ledger.dropped else more,

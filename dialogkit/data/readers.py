@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from dialogkit.data.formats import kind_of
+from dialogkit.data.hints import FIX_LINE
 from dialogkit.data.open_files import (
     CHUNK_BYTES,
     MAX_ROW,
-    MEND,
+    TOO_LONG,
     Row,
     open_text,
     readable,
     require_different,
     suffix_of,
-    too_long,
 )
 from dialogkit.data.parquet import parquet_rows
 from dialogkit.errors import DataError, shortened
@@ -111,7 +111,7 @@ def parse_line(line: bytes, decoder: Decoder, *, first: bool) -> tuple[Any, str 
     `first` is the first line of a file, which may begin with a byte order mark.
     """
     if len(line) > MAX_ROW:
-        return None, too_long()
+        return None, TOO_LONG
     try:
         text = line.decode("utf-8-sig" if first else "utf-8").strip()
         if not text:
@@ -196,7 +196,7 @@ class _Array:
 
     def _error(self, problem: str, at: int | None = None) -> DataError:
         line = self._line + self._buffer.count("\n", 0, self._at if at is None else at)
-        return DataError(f"{self._name}:{line}: {problem}", hint=MEND)
+        return DataError(f"{self._name}:{line}: {problem}", hint=FIX_LINE)
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
@@ -210,7 +210,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             while line := text.readline(MAX_ROW):
                 taken += len(line)
                 if taken > MAX_ROW:  # quoted line ends make a row of any number of lines
-                    raise DataError(f"{path.name}: the row after line {done} is {too_long()}", hint=MEND)
+                    raise DataError(f"{path.name}: the row after line {done} is {TOO_LONG}", hint=FIX_LINE)
                 yield line
 
         done, lines = 0, read_lines()
@@ -229,7 +229,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 # A quote that is never closed takes in all the rest, so that the reader stands at the end.
                 if "end of data" in str(error):
                     told = f"{path.name}: the row after line {done} opens a quote that is never closed"
-                    raise DataError(told, hint=MEND) from None
+                    raise DataError(told, hint=FIX_LINE) from None
                 done = reader.line_num + 1
                 yield Row(f"{path.name}:{done}", None, str(error))
                 continue

@@ -8,6 +8,7 @@ gzipped file is unpacked up to a block, and its number of blocks is known at its
 
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any, NamedTuple, Protocol
 
 from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
+from dialogkit.data.hints import READ_INTO_MEMORY
 from dialogkit.data.open_files import STREAMED, open_file, open_text, readable, suffix_of
 from dialogkit.data.parquet import ParquetRows
 from dialogkit.data.readers import Decoder, parse_line, read_line
 from dialogkit.data.sources import NAMED, fetch_file, hub_files
 from dialogkit.errors import DataError, did_you_mean
+from dialogkit.hints import Shell
 
 BLOCK_BYTES = 2**18
 _MOST_ROWS = 1024
@@ -110,8 +113,7 @@ def find_stream(config: DataConfig) -> Stream:
         if not chosen:
             raise DataError(
                 f"the folder {name!r} holds no file with one of the endings {', '.join(STREAMED)} (or .gz after "
-                "them), and others are not read as a stream",
-                hint="dialogkit data list",
+                "them), and others are not read as a stream"
             )
     elif os.path.isfile(path):
         chosen = [path]
@@ -119,17 +121,17 @@ def find_stream(config: DataConfig) -> Stream:
             raise DataError(
                 f"{name!r} is not read as a stream: of files only those that end in {', '.join(STREAMED)} "
                 "(or .gz after them) are",
-                hint="--set data.streaming=false",
+                hint=READ_INTO_MEMORY,
             )
     else:
         hub_id, license = (named.hub_id or "", named.license) if named is not None else (name, None)
         if not HUB_ID.match(hub_id) or suffix_of(path) in STREAMED:
-            raise DataError(f"there is no dataset {name!r}{did_you_mean(name, NAMED)}", hint="dialogkit data list")
+            raise DataError(f"there is no dataset {name!r}{did_you_mean(name, NAMED)}")
         return _hub_stream(name, license, hub_id, config.revision)
     if packed := next((file for file in chosen if file.name.endswith(".parquet.gz")), None):
         raise DataError(
             f"{packed.name} is not read as a stream: a packed Parquet file is read from its end",
-            hint=f"gunzip {packed}",
+            hint=Shell(f"gunzip {shlex.quote(str(packed))}"),
         )
     shards = tuple(Shard(file.name, file) for file in chosen)
     license = named.license if named is not None else None
@@ -142,7 +144,7 @@ def _hub_stream(name: str, license: str | None, hub_id: str, revision: str | Non
     if other is not None or not files:
         raise DataError(
             f"the dataset {hub_id!r} is not read as a stream: it consists of files such as {other!r}",
-            hint="--set data.streaming=false",
+            hint=READ_INTO_MEMORY,
         )
     shards = tuple(Shard(file, None, (hub_id, file, commit)) for file in sorted(files))
     digest = hashlib.sha256("\n".join([commit, *(shard.name for shard in shards)]).encode())

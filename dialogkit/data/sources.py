@@ -11,10 +11,12 @@ from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
 from dialogkit.config.paths import files_beside, nearest_file
 from dialogkit.data.formats import RowError, parse_row, recognise_format
-from dialogkit.data.open_files import STREAMED, SUFFIXES, Row, instead_of, suffix_of
+from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, SUFFIXES, USE_STARTER, use_another_file
+from dialogkit.data.open_files import STREAMED, Row, suffix_of
 from dialogkit.data.readers import read_rows
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, UnavailableError, did_you_mean
+from dialogkit.hints import Change, Either, Hint
 from dialogkit.system.network import from_hub
 
 T = TypeVar("T")
@@ -23,9 +25,6 @@ STARTER = Path(__file__).parent / "samples" / "starter.jsonl"
 
 TOLD_ROWS, _MOST_COUNTED = 10, 100_000
 """Malformed rows that are told, and after how many a file is not read to its end, unless that is asked for."""
-
-
-_INSTEAD = "--dataset starter"
 
 
 @dataclass(frozen=True)
@@ -89,28 +88,28 @@ def find_source(config: DataConfig) -> DataSource:
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         inside = sorted(file for file in os.listdir(path) if suffix_of(Path(file)) in SUFFIXES)
-        example = f"dialogkit train --dataset {os.path.join(name, inside[0])}" if inside else "dialogkit data list"
+        hint = Change({"data.dataset": os.path.join(name, inside[0])}) if inside else None
         if len(inside) > 1 and any(suffix_of(Path(file)) in STREAMED for file in inside):
-            example = f"dialogkit train --dataset {name} --set data.streaming=true"
-        raise DataError(f"{name!r} is a folder, not a file", hint=example)
+            hint = Change({"data.dataset": name, "data.streaming": True})
+        raise DataError(f"{name!r} is a folder, not a file", hint=hint)
     if os.path.isfile(path):
         if suffix_of(path) not in SUFFIXES:
             raise DataError(
                 f"{name!r} has none of the endings {', '.join(SUFFIXES)} (or .gz after them)",
-                hint=instead_of(path),
+                hint=use_another_file(path),
             )
         return DataSource(path.name, path, None, None)
     if os.path.lexists(path):
         kind = "a link that leads to no file" if os.path.islink(path) else "neither a file nor a folder"
-        raise DataError(f"{name!r} is {kind}", hint=instead_of(path))
+        raise DataError(f"{name!r} is {kind}", hint=use_another_file(path))
     if HUB_ID.match(name) and suffix_of(path) not in SUFFIXES:
         return DataSource(name, None, name, None)
     if "/" in name or path.suffix:
         near = nearest_file(path, SUFFIXES)
         meant = f" (did you mean {str(near)!r}?)" if near else ""
-        hint = instead_of(path) if files_beside(path, SUFFIXES) else "dialogkit data list"
+        hint = use_another_file(path) if files_beside(path, SUFFIXES) else None
         raise DataError(f"the dataset file {name!r} does not exist{meant}", hint=hint)
-    raise DataError(f"unknown dataset {name!r}{did_you_mean(name, NAMED)}", hint="dialogkit data list")
+    raise DataError(f"unknown dataset {name!r}{did_you_mean(name, NAMED)}")
 
 
 def file_digest(path: Path) -> str:
@@ -154,12 +153,14 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
         raise refusal_of_rows(malformed.number, malformed.first)
     raw.unusable, raw.bad_rows = malformed.number + refused.number, malformed.first + refused.first
     if not raw.rows:
-        raise DataError(f"{source.name} holds no rows", hint=instead_of(source.path) if source.path else _INSTEAD)
+        raise DataError(
+            f"{source.name} holds no rows", hint=use_another_file(source.path) if source.path else USE_STARTER
+        )
     if not raw.dialogs:
         reasons = [*malformed.reasons(), *refused.reasons()]
         raise DataError(
             f"none of the {raw.rows} rows of {source.name} is a dialog in the format {raw.format}: {reasons[0]}",
-            hint="mend the rows, or: --dataset starter" if config.format == "auto" else "--set data.format=auto",
+            hint=FIX_ROWS if config.format == "auto" else DETECT_FORMAT,
             details=reasons[1:TOLD_ROWS],
         )
     return raw
@@ -197,10 +198,10 @@ def refusal_of_rows(number: int, first: list[str], *, streamed: bool = False) ->
     """
     if streamed or number > _MOST_COUNTED:
         more = f" (and at least {number - 1:,} more such rows)" if number > 1 else ""
-        hint = "mend that line, or: --max-bad-rows N" if streamed else "--dataset starter"
+        hint: Hint = Either("fix that line", Change({"data.max_bad_rows": "N"})) if streamed else USE_STARTER
     else:
         more = f" (and {number - 1:,} more such rows)" if number > 1 else ""
-        hint = f"mend that line, or: --max-bad-rows {number}"
+        hint = Either("fix that line", Change({"data.max_bad_rows": number}))
     return DataError(f"{first[0]}{more}", hint=hint, details=first[1:])
 
 
@@ -221,13 +222,13 @@ def _from_hub(hub_id: str, load: Callable[[Any], T], *, lacking: str | None = No
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity_error()  # it reports at length that it uses its cache
     try:
-        return from_hub(ask, lacking=lacking or f"the dataset {hub_id!r} is not in its cache", hint=_INSTEAD)
+        return from_hub(ask, lacking=lacking or f"the dataset {hub_id!r} is not in its cache", hint=USE_STARTER)
     except (ConnectionError, huggingface_hub.errors.HfHubHTTPError) as error:
         told = f"the dataset {hub_id!r} cannot be fetched: {_first_line(error)}"
-        raise UnavailableError(told, hint=_INSTEAD) from None
+        raise UnavailableError(told, hint=USE_STARTER) from None
     except (datasets.exceptions.DatasetNotFoundError, OSError, ValueError) as error:
         told = f"the dataset {hub_id!r} cannot be loaded: {_first_line(error)}"
-        raise DataError(told, hint=_INSTEAD) from None
+        raise DataError(told, hint=USE_STARTER) from None
     finally:
         datasets.logging.set_verbosity(verbosity)
 
@@ -282,9 +283,9 @@ def fetch_file(hub_id: str, file: str, commit: str) -> Path:
                     hub_id, file, repo_type="dataset", revision=commit, local_files_only=not online
                 ),
                 lacking=f"the file {file!r} of {hub_id!r} is not in its cache",
-                hint=_INSTEAD,
+                hint=USE_STARTER,
             )
         )
     except (OSError, HfHubHTTPError) as error:
         told = f"the file {file!r} of {hub_id!r} cannot be fetched: {_first_line(error)}"
-        raise UnavailableError(told, hint=_INSTEAD) from None
+        raise UnavailableError(told, hint=USE_STARTER) from None

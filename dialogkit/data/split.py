@@ -36,5 +36,5 @@ def held_out_remark(held_out: int, kept: int) -> str | None:
         return None
     return (
         f"{held_out} of only {kept} dialogs {'is' if held_out == 1 else 'are'} held out for evaluation; "
-        f"--set data.eval_min_dialogs={fewer} leaves more to train on"
+        f"data.eval_min_dialogs={fewer} leaves more to train on"
     )

@@ -9,7 +9,6 @@ and an offset: the first block of a group is found without what is before it, an
 """
 
 import json
-import shlex
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -24,12 +23,13 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dialogkit.data.formats import RowError, parse_row
+from dialogkit.data.hints import READ_INTO_MEMORY, USE_STARTER
 from dialogkit.data.shards import Reader, Shard
 from dialogkit.data.sources import TOLD_ROWS, refusal_of_rows
 from dialogkit.data.tokens import DialogTokens, encode
 from dialogkit.dialog import ChatTokenizer, Dialog
 from dialogkit.errors import ConfigError, DataError, DialogKitError
-from dialogkit.hints import Hint
+from dialogkit.hints import Call, Change, Either, Hint
 
 _FIRST = ("malformed_first", "refused_first")
 
@@ -173,7 +173,7 @@ class _Blocks(IterableDataset[Any]):
                 raise DataError(
                     f"the {number} blocks of {plan.name} are too few for {self._world} processes: number "
                     f"{self._rank + 1} has none",
-                    hint="--set data.streaming=false",
+                    hint=READ_INTO_MEMORY,
                 )
             epoch, shard, number, begun_at = epoch + 1, 0, 0, 0
 
@@ -289,13 +289,13 @@ class DialogStream:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DataError(
                 f"{folder.name} holds no place in the stream: {error}; a new run can start with its weights",
-                hint=f"dialogkit train --from {shlex.quote(str(folder))}",
+                hint=Call("train", settings={"from": str(folder)}),
             ) from None
         if state.world != world:
             raise ConfigError(
                 f"the stream was read by {state.world} process{'es' * (state.world > 1)} and not by {world}, "
                 "and the places of those say nothing of another number",
-                hint=f"the same command with --devices {state.world}, or that many processes over all machines",
+                hint=Either(Change({"runtime.devices": state.world}), "as many processes over all machines"),
             )
         return state
 
@@ -396,7 +396,7 @@ class DialogStream:
                         if blocks:
                             yield self._shuffled(blocks, taken - collected)
                         if not trained_on:
-                            raise DataError(f"{plan.name} leaves no dialog to train on", hint="--dataset starter")
+                            raise DataError(f"{plan.name} leaves no dialog to train on", hint=USE_STARTER)
                         blocks, collected, taken, start = [], 0, 0, block.place
                     if start.epoch == 0:
                         self._read = self._read.plus(block.counts)

@@ -19,6 +19,7 @@ import numpy as np
 
 from dialogkit.config.data import DataConfig
 from dialogkit.data.formats import RowError, parse_row, recognise_format
+from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, USE_STARTER
 from dialogkit.data.prepare import Ledger, PreparedData
 from dialogkit.data.shards import Reader, Stream, StreamRow, find_stream
 from dialogkit.data.sources import refusal_of_rows
@@ -104,7 +105,7 @@ def prepare_stream(config: DataConfig, tokenizer: ChatTokenizer, *, context: int
         raise DataError(
             f"{source.name} leaves {len(evaluation)} dialogs to evaluate and {len(sample)} to train on, and both "
             "take one at least" + (f" (first unusable row: {head.refused})" if head.refused else ""),
-            hint="--dataset starter",
+            hint=USE_STARTER,
         )
     plan = Plan(
         name=source.name,
@@ -185,14 +186,12 @@ class _Head:
         else:
             self._through = True
         if not self._rows:
-            raise DataError(f"{self._source.name} holds no rows", hint="--dataset starter")
+            raise DataError(f"{self._source.name} holds no rows", hint=USE_STARTER)
         if not len(self._hashes):
             raise DataError(
                 f"none of the first {self._rows:,} rows of {self._source.name} is a dialog in the format "
                 f"{self.format}: {self.refused}",
-                hint="mend the rows, or: --dataset starter"
-                if self._config.format == "auto"
-                else "--set data.format=auto",
+                hint=FIX_ROWS if self._config.format == "auto" else DETECT_FORMAT,
             )
 
     def _keep_lowest(self, hash: int, dialog: Dialog) -> None:
@@ -213,7 +212,7 @@ class _Head:
             raise DataError(
                 f"{self._source.name} leaves {len(hashes)} usable dialogs; to train and to evaluate takes 2 that "
                 "differ" + (f" (first unusable row: {self.refused})" if self.refused else ""),
-                hint="--dataset starter",
+                hint=USE_STARTER,
             )
         train, _ = split_by_hash(hashes, config.eval_fraction, config.eval_min_dialogs, config.eval_max_dialogs)
         return int(hashes[train[0]])

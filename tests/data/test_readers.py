@@ -19,7 +19,7 @@ from dialogkit.data import readers
 from dialogkit.data.readers import read_rows
 from dialogkit.data.sources import RawData, find_source, read_dialogs
 from dialogkit.errors import DataError, DialogKitError
-from tests.conftest import REPOSITORY, Finished
+from tests.conftest import REPOSITORY, Finished, typed
 
 GOOD = '{"prompt": "a", "response": "b"}'
 
@@ -52,7 +52,7 @@ def test_a_malformed_row_is_told_with_its_line_and_passed_over_if_asked(problem:
     with pytest.raises(DataError) as error:
         read(content)
     assert error.value.message == f"rows.jsonl:2: {problem}"
-    assert error.value.hint == "mend that line, or: --max-bad-rows 1"
+    assert typed(error.value) == "fix that line, or: --max-bad-rows 1"
     raw = read(content, max_bad_rows=1)
     assert (raw.rows, len(raw.dialogs), raw.bad_rows) == (3, 2, [f"rows.jsonl:2: {problem}"])
 
@@ -92,7 +92,7 @@ def test_text_of_any_script_is_not_taken_for_another_encoding() -> None:
 def test_a_row_that_is_too_long_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "MAX_ROW", 1000)
     raw = read(f"{GOOD}\n{'x' * 5000}\n{GOOD}\n".encode(), max_bad_rows=1)
-    assert [bad.partition(":")[2] for bad in raw.bad_rows] == ["2: longer than 0 MiB"]
+    assert [bad.partition(":")[2] for bad in raw.bad_rows] == ["2: longer than 4 MiB"]
     assert len(raw.dialogs) == 2
 
 
@@ -207,5 +207,5 @@ def test_the_command_line_passes_over_what_it_is_told_to(dialogkit: Callable[...
     Path("rows.jsonl").write_text("\n".join([GOOD, "x", GOOD.replace("a", "c"), "y"]))
     words = ["train", "custom-nano", "--dataset", "rows.jsonl", "--wandb", "disabled"]
     done = dialogkit(*words, "--max-bad-rows", "1")
-    assert (done.code, done.err.splitlines()[-1]) == (2, "try: mend that line, or: --max-bad-rows 2")
+    assert (done.code, done.err.splitlines()[-1]) == (2, "try: fix that line, or: --max-bad-rows 2")
     assert not Path("models").exists()

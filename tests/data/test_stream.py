@@ -24,6 +24,7 @@ from dialogkit.data.stream_setup import StreamedData, prepare_stream
 from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError, DataError
 from dialogkit.models.tokenizer import ChatTokenizer
+from tests.conftest import typed
 
 few = settings(max_examples=40, derandomize=True, deadline=None, database=None)
 
@@ -254,7 +255,7 @@ def test_processes_have_disjoint_shares_that_are_all(
     )
     with pytest.raises(ConfigError, match="was read by 9 processes and not by") as refused:
         data.stream.restore(Path())
-    assert str(refused.value.hint).startswith("the same command with --devices 9")
+    assert typed(refused.value) == "--devices 9, or: as many processes over all machines"
 
 
 def test_processes_that_hear_each_other_count_what_one_counts(
@@ -321,7 +322,7 @@ def test_malformed_rows_are_told_by_file_and_line(
     data = prepare("shards", tokenizer, **options)
     with pytest.raises(DataError, match=r"a.jsonl:(251: not valid JSON|371: a row must be an object)") as refused:
         first(data, tokenizer, 400, workers=workers)
-    assert "--max-bad-rows" in str(refused.value.hint)
+    assert typed(refused.value) == "fix that line, or: --max-bad-rows N"
     with pytest.raises(DataError, match="and at least 1 more such rows"):
         first(prepare("shards", tokenizer, **options, max_bad_rows=1), tokenizer, 400, workers=workers)
     data = prepare("shards", tokenizer, **options, max_bad_rows=2)
