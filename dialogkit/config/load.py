@@ -316,11 +316,11 @@ def _missing(kind: str, path: Path) -> tuple[str, Path | None]:
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> Layer:
-    """Refuse a key that stands twice: JSON readers silently keep the last."""
+    """Refuse a key that appears twice: JSON readers silently keep the last."""
     layer: Layer = {}
     for key, value in pairs:
         if key in layer:
-            raise ValueError(f"the key {key!r} stands twice")
+            raise ValueError(f"the key {key!r} appears twice")
         layer[key] = value
     return layer
 

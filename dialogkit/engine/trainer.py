@@ -72,10 +72,10 @@ class Streamed(Protocol):
     def save(self, folder: Path) -> None:
         """Write the place into a checkpoint."""
 
-    def tell(self) -> Any:
+    def row_counts(self) -> Any:
         """Return what the other processes are to know of what this one has read."""
 
-    def hear(self, told: Sequence[Any]) -> None:
+    def merge_row_counts(self, ranks: Sequence[Any]) -> None:
         """Take what each process tells; may raise what is then to end all of them."""
 
     def close(self) -> None:
@@ -341,10 +341,10 @@ class StreamCallback(TrainerCallback):
 
     def exchange(self) -> None:
         """Let each process hear the others, if one has news; all call this at the same step."""
-        news = self._stream.tell()
+        news = self._stream.row_counts()
         if process_group.all_reduce_ints([int(news != self._told)])[0]:
             self._told = news
-            self._stream.hear(process_group.all_gather(news))
+            self._stream.merge_row_counts(process_group.all_gather(news))
 
 
 def planned_steps(checkpoint: Path) -> int:

@@ -88,7 +88,7 @@ def test_unknown_columns_are_listed_with_the_shapes_that_are_understood(columns:
 def test_of_very_many_columns_twelve_are_listed() -> None:
     with pytest.raises(DataError) as refused:
         recognise_format([f"column{number:04}" for number in range(5000)], source="data.csv")
-    assert "column0011, and none" in refused.value.message
+    assert "column0011, which match none" in refused.value.message
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_of_very_many_columns_twelve_are_listed() -> None:
         ({"instruction": "Hi", "output": " \n"}, "alpaca", r"message 2 \(assistant\) is empty"),
         ({"instruction": "", "input": "", "output": "x"}, "alpaca", r"message 1 \(user\) is empty"),
         ({"instruction": "Hi", "input": ["x"], "output": "x"}, "alpaca", "input is a list, not text"),
-        ({"prompt": "Hi", "response": "a\ud800"}, "prompt-response", "response holds half of a surrogate pair"),
+        ({"prompt": "Hi", "response": "a\ud800"}, "prompt-response", "response contains half of a surrogate pair"),
         ({"prompt": "Hi", "response": {}}, "prompt-response", "response is an object"),
         ({"prompt": "Hi", "response": None}, "prompt-response", "response is null, not text"),
         (
