@@ -238,4 +238,4 @@ def _listed(words: list[str]) -> str:
 
 
 def _model_of(run: "RunDir") -> str:
-    return str(run.read().config["model"]["name"])
+    return str(run.read().settings("model")["name"])

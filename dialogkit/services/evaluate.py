@@ -121,7 +121,7 @@ def evaluate(
             row = row.model_copy(update={"tasks": _ask(suite, loadable, samples, batch_size, device, told)})
             keeper.tasks(row.tasks)
         beyond = whole and row.dialogs > (row.held_out or 0)
-        own = loadable.run is not None and row.dataset == loadable.run.read().data.get("dataset")
+        own = loadable.run is not None and row.dataset == loadable.run.read().data.dataset
         row = row.model_copy(update={"trained_on": beyond and own})
         rows.append(row)
         anchors += beside
@@ -151,7 +151,7 @@ def _dataset_of(loadable: Loadable, dataset: str | None, *, whole: bool) -> Data
     settings: dict[str, Any] = {}
     if loadable.run is not None:
         record = loadable.run.read()
-        settings = dict(record.config.get("data", {}))
+        settings = dict(record.settings("data"))
         if whole or dataset is not None:
             settings.pop("samples", None)
         if dataset is None and "dataset" in settings:

@@ -222,7 +222,7 @@ def test_a_training_is_recorded_like_its_own_record(trained: Any) -> None:
     folder = only_offline_run(trained.output)
     assert trained.result.wandb_dir == str(folder)
     record = RunDir(Path(trained.result.run_dir)).read()
-    assert folder.name.endswith(record.wandb["id"])
+    assert folder.name.endswith(str(record.wandb.id))
     found = records(folder)
     started = next(record.run for record in found if record.HasField("run"))
     assert (started.display_name, started.project) == ("shared-run", "dialog-model-training")

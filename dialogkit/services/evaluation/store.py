@@ -111,7 +111,7 @@ class Keeper:
             logger.warning("the evaluation of the run %s is not kept: %s", self._run.name, error.message)
         # Figures on other dialogs than the run's own stand apart, so that runs can be compared by these.
         is_shown = kept is None or kept.shown_dialogs == row.dialogs
-        own = row.dataset == self._record.data.get("dataset")
+        own = row.dataset == self._record.data.dataset
         place = "evaluate" if own else f"evaluate/{row.dataset.replace('/', '-')}"
         place += "" if is_shown else f"/{row.dialogs}-dialogs"
         measured = {figure: value for figure in FIGURES if (value := getattr(row, figure.name)) is not None}
@@ -147,7 +147,7 @@ class Keeper:
         if self._run is None:
             return None
         tracked = self._track(self._run)
-        wanted = self._record.config.get("tracking", {}).get("report", True) is True
+        wanted = self._record.settings("tracking").get("report", True) is True
         if self._kept and wanted and (reason := write_run_report(self._run)) is not None:
             logger.warning(
                 "the report could not be written (%s); dialogkit runs report %s", reason, self._run.name
@@ -182,12 +182,12 @@ class Keeper:
 
 def _tracking_of(record: RunRecord, asked: str | None) -> _Tracking | None:
     """Return how W&B is told of a run's evaluation; None where the run is not in it, or nothing is to be told."""
-    known = record.wandb.get("id")
+    known = record.wandb.id
     try:
-        config = TrackingConfig.model_validate(record.config.get("tracking", {}))
+        config = TrackingConfig.model_validate(record.settings("tracking"))
     except ValidationError:  # of another version, or of somebody else's making
         return None
-    if not isinstance(known, str) or not _WANDB_ID.fullmatch(known):
+    if known is None or not _WANDB_ID.fullmatch(known):
         if asked in ("online", "offline"):
             logger.warning("the run %s was trained without W&B, which is not told of its evaluation", record.name)
         return None

@@ -124,14 +124,11 @@ def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -
     runs = [find_run(Path(output), name) for name in dict.fromkeys(names)]
     records = [run.read() for run in runs]
     figures = [
-        Differing(name="parameters", values=[record.model.get("parameters") for record in records]),
+        Differing(name="parameters", values=[record.model.parameters for record in records]),
         *(Differing(name=name, values=[r.metrics.get(key) for r in records]) for name, key in _COMPARED.items()),
         Differing(name=STOP_RATE, values=[record.replies.get("stop_rate") for record in records]),
     ]
-    machine = [
-        {**r.versions, "device": r.runtime.get("device_name"), "precision": r.runtime.get("precision")}
-        for r in records
-    ]
+    machine = [{**r.versions, "device": r.runtime.device_name, "precision": r.runtime.precision} for r in records]
     same_data = len({held_out_identity(record) for record in records}) == 1
     evaluations = _compared_evaluations(runs)
     return Comparison(
@@ -155,14 +152,14 @@ def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -
 
 
 def _held_out(record: RunRecord) -> HeldOut | None:
-    dataset, dialogs = record.data.get("dataset"), record.data.get("eval_dialogs")
+    dataset, dialogs = record.data.dataset, record.data.eval_dialogs
     return None if dataset is None or dialogs is None else HeldOut(dataset=dataset, dialogs=dialogs)
 
 
 def _evaluation_of_all(runs: Sequence[RunDir], records: Sequence[RunRecord], *, same_data: bool) -> list[str]:
     """Return the words of a command that evaluates runs on the same dialogs."""
     words = ["dialogkit", "evaluate", *(run.name for run in runs)]
-    dataset = records[0].config.get("data", {}).get("dataset")
+    dataset = records[0].settings("data").get("dataset")
     if same_data or not dataset:
         return words
     # Held out are the dialogs with the lowest hashes: the first ones of the smallest set are in all others.
@@ -239,14 +236,15 @@ def show_run(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> RunDetails:
     """Return the whole record of a run, its loss and its evaluations. Raises: ModelError if there is none."""
     run = find_run(Path(output), name)
     points = run.metrics()
-    return RunDetails(
-        **run.read().model_dump(),
-        train_loss=series_of(points, "train/loss"),
-        held_out_loss=series_of(points, "eval/nats_per_token"),
-        evaluations=_evaluations(run),
-        tasks=_tasks(run),
-        answers=_common_replies([run]),
-    )
+    beside = {
+        "train_loss": series_of(points, "train/loss"),
+        "held_out_loss": series_of(points, "eval/nats_per_token"),
+        "evaluations": _evaluations(run),
+        "tasks": _tasks(run),
+        "answers": _common_replies([run]),
+    }
+    # One mapping: an unknown field of the record may have one of these names.
+    return RunDetails.model_validate(run.read().model_dump() | beside)
 
 
 def sync_runs(
@@ -311,7 +309,7 @@ def sync_runs(
 
 
 def _folders_of(run: RunDir, folders: list[Path]) -> list[Path]:
-    wandb_id = run.read().wandb.get("id")
+    wandb_id = run.read().wandb.id
     found = [folder for folder in folders if wandb_id and folder.name.endswith(f"-{wandb_id}")]
     if not found:
         raise ModelError(f"the run {run.name!r} has no offline W&B record", hint="dialogkit runs list")

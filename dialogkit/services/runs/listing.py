@@ -62,7 +62,7 @@ def best_runs(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:
 
 def held_out_identity(record: RunRecord) -> tuple[Any, Any]:
     """Return by what the held-out dialogs of a run are known: the same rows have the same of them."""
-    return record.data.get("revision"), record.data.get("eval_dialogs")
+    return record.data.revision, record.data.eval_dialogs
 
 
 def series_of(points: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
@@ -76,7 +76,7 @@ def series_of(points: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int,
 
 
 def _row(run: RunDir, record: RunRecord) -> RunRow:
-    total = steps = record.schedule.get("total_steps")
+    total = steps = record.schedule.total_steps
     speed = record.metrics.get("perf/tokens_per_s")
     if record.status == "completed":
         total = steps = int(record.metrics.get("train/steps", total or 0))  # early stopping makes fewer
@@ -92,10 +92,10 @@ def _row(run: RunDir, record: RunRecord) -> RunRow:
         status=record.status,
         created=record.created,
         duration_s=record.duration_s,
-        model=str(record.model.get("name") or record.config.get("model", {}).get("name", "")),
+        model=record.model_name,
         preset=str(record.config.get("preset", "")),
-        parameters=record.model.get("parameters"),
-        dataset=str(record.data.get("dataset", "")),
+        parameters=record.model.parameters,
+        dataset=record.data.dataset or "",
         steps=steps,
         total_steps=total,
         **figures,

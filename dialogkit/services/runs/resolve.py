@@ -53,11 +53,6 @@ def known_as(run: RunDir) -> str:
     return f"{run.name}{output_option(run.output)}"
 
 
-def trained_name(record: RunRecord) -> str:
-    """Return the name of the model that a run trains."""
-    return str(record.model.get("name") or record.config.get("model", {}).get("name", ""))
-
-
 @dataclass(frozen=True)
 class Loadable:
     """A model that can be loaded to reply or to be evaluated."""
@@ -153,7 +148,7 @@ def _published(name: str, output: Path) -> Loadable | None:
         return None
     # What lies there came from the newest finished run of that model, unless that is deleted.
     for run, record in list_runs(output):
-        made = trained_name(record)
+        made = record.model_name
         if record.status == "completed" and published_dir(output, made) == folder and _made(run, folder):
             return Loadable(made, model_of_folder(made, folder), run)
     return Loadable(name, model_of_folder(name, folder))
@@ -175,7 +170,7 @@ def lasting_source(model: ModelConfig, output: Path) -> ModelConfig:
 
 def is_published(run: RunDir, record: RunRecord, output: Path) -> bool:
     """Return whether the finished model of a run lies in the output folder under its name as well."""
-    return bool(_weights(run.model_dir)) and _made(run, published_dir(output, trained_name(record)))
+    return bool(_weights(run.model_dir)) and _made(run, published_dir(output, record.model_name))
 
 
 def _made(run: RunDir, folder: Path) -> bool:
@@ -262,9 +257,10 @@ def find_dataset(record: RunRecord) -> str:
 
     Raises: DataError if a file is in neither folder: another dataset would give figures of something else.
     """
-    name = str(record.config["data"]["dataset"])
-    there = Path(str(record.environment.get("folder", ""))) / name
-    if record.config["data"].get("streaming") and not Path(name).expanduser().exists() and there.is_dir():
+    data = record.settings("data")
+    name = str(data["dataset"])
+    there = Path(record.environment.folder or "") / name
+    if data.get("streaming") and not Path(name).expanduser().exists() and there.is_dir():
         return str(there)
     if name in NAMED or Path(name).expanduser().exists() or not looks_like_file(name):
         return name

@@ -69,8 +69,7 @@ def render_report(runs: Sequence[RunDir], *, where: str = "") -> str:
         headlines=[headline_of(run) for run in seen],
         tiles=tiles_of(seen[0]),
         summary=summary_of(seen),
-        comparable=len({(run.record.data.get("revision"), run.record.data.get("eval_dialogs")) for run in seen})
-        == 1,
+        comparable=len({(run.record.data.revision, run.record.data.eval_dialogs) for run in seen}) == 1,
         charts=charts_of(seen),
         evaluations=evaluations_of(seen),
         tasks=tasks_of(seen),

@@ -6,7 +6,6 @@ A folder may come from somebody else: a value of another kind than expected is l
 import json
 import math
 import shlex
-from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from statistics import median
@@ -48,7 +47,7 @@ class Seen(NamedTuple):
     @property
     def model(self) -> str:
         """Name of the model."""
-        return str(self.record.model.get("name") or _part(self.record, "model").get("name") or "a model")
+        return self.record.model_name or "a model"
 
     @property
     def preset(self) -> str:
@@ -58,12 +57,12 @@ class Seen(NamedTuple):
     @property
     def dataset(self) -> str:
         """Name of the dataset."""
-        return str(self.record.data.get("dataset") or _part(self.record, "data").get("dataset") or "")
+        return str(self.record.data.dataset or self.record.settings("data").get("dataset") or "")
 
     @property
-    def parameters(self) -> float | None:
+    def parameters(self) -> int | None:
         """Parameters of the model."""
-        return number(self.record.model.get("parameters"))
+        return self.record.model.parameters
 
     def series(self, name: str) -> tuple[list[float], list[float]]:
         """Return steps and values of a metric; values that are not finite are among them."""
@@ -142,11 +141,6 @@ def see(run: RunDir, order: int) -> Seen:
     )
 
 
-def _part(record: RunRecord, name: str) -> Mapping[str, Any]:
-    part = record.config.get(name)
-    return part if isinstance(part, Mapping) else {}
-
-
 def number(value: object) -> float | None:
     """Return a number that was read; what is not finite stands in the files as text. None for all else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -205,7 +199,7 @@ def headline_of(run: Seen) -> dict[str, Any]:
 
 def tiles_of(run: Seen) -> list[tuple[str, str, str]]:
     """Return name, value and remark of what is told of one run at a glance; what is not known is left out."""
-    planned = run.record.schedule.get("total_steps")
+    planned = run.record.schedule.total_steps
     tiles = [
         (
             "loss",

@@ -1,6 +1,5 @@
 """The tables of a page: figures, settings, data, machine."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -283,7 +282,7 @@ def settings_of(runs: Sequence[Seen], *, all_of_them: bool) -> Table:
 
 def data_of(runs: Sequence[Seen]) -> Table:
     """Return what is known of the data, and what became of its rows."""
-    return _facts(runs, [_data(run.record.data) for run in runs])
+    return _facts(runs, [_data(run.record.data.model_dump()) for run in runs])
 
 
 def machine_of(runs: Sequence[Seen]) -> Table:
@@ -339,8 +338,9 @@ class Share(NamedTuple):
 
 def shares_of(run: Seen) -> list[Share]:
     """Return what became of the rows; empty where that is not known."""
+    data = run.record.data
     rows, kept, train, held_out = (
-        number(run.record.data.get(name)) or 0.0 for name in ("rows", "kept", "train_dialogs", "eval_dialogs")
+        count or 0 for count in (data.rows, data.kept, data.train_dialogs, data.eval_dialogs)
     )
     parts = {
         "train": ("to train on", train),
@@ -348,24 +348,25 @@ def shares_of(run: Seen) -> list[Share]:
         "spare": ("kept and not used", kept - train - held_out),
         "lost": ("dropped or not readable", rows - kept),
     }
-    if rows <= 0 or any(count < 0 or not math.isfinite(count) for _, count in parts.values()):
+    if rows <= 0 or any(count < 0 for _, count in parts.values()):
         return []
     return [Share(kind, f"{n:,.0f} {words}", 100 * n / rows) for kind, (words, n) in parts.items() if n]
 
 
 def _machine(run: Seen) -> dict[str, Any]:
-    runtime, environment = run.record.runtime, dict(run.record.environment)
-    memory, git = number(environment.pop("memory_bytes", None)), environment.pop("git", None)
+    runtime, environment = run.record.runtime, run.record.environment
     facts: dict[str, Any] = {
-        what: ", because ".join(str(runtime[name]) for name in names if runtime.get(name))
-        for what, names in (
-            ("device", ("device_name", "device_reason")),
-            ("precision", ("precision", "precision_reason")),
-        )
+        "device": _because(runtime.device_name, runtime.device_reason),
+        "precision": _because(runtime.precision, runtime.precision_reason),
     }
-    facts |= {name.replace("_", " "): value for name, value in environment.items()}
-    facts["memory"] = "" if memory is None else in_bytes(memory)
-    if isinstance(git, Mapping):
-        dirty = ", with changes that are not in it" if git.get("dirty") else ""
-        facts["git commit"] = f"{str(git.get('commit'))[:12]} on {git.get('branch')}{dirty}"
+    plain = environment.model_dump(exclude={"memory_bytes", "git"})
+    facts |= {name.replace("_", " "): value for name, value in plain.items()}
+    facts["memory"] = "" if environment.memory_bytes is None else in_bytes(environment.memory_bytes)
+    if (git := environment.git) is not None:
+        dirty = ", with changes that are not in it" if git.dirty else ""
+        facts["git commit"] = f"{str(git.commit)[:12]} on {git.branch}{dirty}"
     return {name: value for name, value in facts.items() if value not in (None, "")}
+
+
+def _because(value: str | None, reason: str | None) -> str:
+    return ", because ".join(filter(None, (value, reason)))
