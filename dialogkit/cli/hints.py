@@ -19,6 +19,7 @@ FLAGS = {
     "tracking.trackers": "--tracker",
     "tracking.log_model": "--log-model",
     "name": "--name",
+    "to": "--output",
     "runtime.output_dir": "--output-dir",
     "runtime.devices": "--devices",
     "train.budget_s": "--budget",

@@ -11,6 +11,7 @@ from filecmp import cmp
 from pathlib import Path
 
 from dialogkit.errors import StorageError
+from dialogkit.hints import Change
 from dialogkit.system.files import keep, umask
 from dialogkit.system.ownership import (
     FILE_LIST,
@@ -116,7 +117,7 @@ def require_publishable(target: Path) -> None:
     """
     if not os.path.lexists(target):
         return
-    hint = f"--set model.name=my-{target.name}"
+    hint = Change({"model.name": f"my-{target.name}"})
     if _entries(target) is None:
         raise StorageError(
             f"{str(target)!r} is there already and was not made by dialogkit, so it is left as it is", hint=hint

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -20,6 +19,7 @@ from pydantic import ValidationError
 from dialogkit.config.model import NAME_PATTERN
 from dialogkit.config.paths import MANIFEST, holds_model
 from dialogkit.errors import CheckpointError, ModelError, StorageError, did_you_mean
+from dialogkit.hints import Call, Change
 from dialogkit.redaction import redact
 from dialogkit.system.files import keep, write_text
 from dialogkit.system.ownership import (
@@ -128,11 +128,11 @@ class RunDir:
                 return cls(path)
             if (path / PRUNED_FILE).exists():
                 raise StorageError(
-                    f"the run {name!r} was being deleted, and is not quite gone", hint="dialogkit runs prune --yes"
+                    f"the run {name!r} was being deleted, and is not quite gone", hint=Call("runs prune", yes=True)
                 ) from None
             is_run = cls(path).exists or cls(path).is_damaged
             there = f"there is a run {name!r} in {str(output)!r}" if is_run else f"{str(path)!r} is there"
-            raise StorageError(f"{there} already", hint=f"--name {name}-2") from None
+            raise StorageError(f"{there} already", hint=Change({"name": f"{name}-2"})) from None
         except OSError as error:
             raise StorageError(
                 f"{str(path)!r} cannot be made: {(error.strerror or str(error)).lower()}",
@@ -211,11 +211,11 @@ class RunDir:
         there = f"{str(self.path)!r} still holds {there or 'no checkpoint'}"
         told = f"run.json of the run {self.name!r} {problem}; {there}"
         if remains and remains[0] == self.model_dir:
-            hint = f'dialogkit generate {shlex.quote(str(self.model_dir))} --prompt "Hello!"'
+            hint = Call("generate", self.model_dir, prompt="Hello!")
         elif remains:
-            hint = f"dialogkit train --from {shlex.quote(str(remains[0]))} --name {plain_name(self.name)}-2"
+            hint = Call("train", **{"from": remains[0]}, name=f"{plain_name(self.name)}-2")
         else:
-            hint = f"dialogkit train --name {plain_name(self.name)}-2"
+            hint = Call("train", name=f"{plain_name(self.name)}-2")
         return ModelError(told, hint=hint)
 
     def list_files(self) -> None:
@@ -273,7 +273,7 @@ class RunDir:
                 file.seek(0)
                 raise StorageError(
                     f"the run {self.name!r} is being trained by process {file.read().strip() or '?'}",
-                    hint=f"dialogkit runs show {self.name}",
+                    hint=Call("runs show", self.name),
                 ) from None
             file.truncate(0)
             file.write(str(os.getpid()))
@@ -308,7 +308,7 @@ class RunDir:
         if link := next((path for path in (self.path, *inside) if path.is_symlink()), None):
             raise StorageError(
                 f"the run {self.name!r} holds a link, {str(link)!r}, which dialogkit does not follow",
-                hint=f"dialogkit runs show {self.name}",
+                hint=Call("runs show", self.name),
             )
 
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
@@ -589,7 +589,5 @@ def find_run(output: Path, name: str) -> RunDir:
         run.read()
     names = [run.name for run, _ in list_runs(output)]
     if name not in names:
-        raise ModelError(
-            f"no run {name!r} in {str(output)!r}{did_you_mean(name, names)}", hint="dialogkit runs list"
-        )
+        raise ModelError(f"no run {name!r} in {str(output)!r}{did_you_mean(name, names)}", hint=Call("runs list"))
     return run

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dialogkit.errors import UnavailableError
+from dialogkit.hints import Shell
 
 
 def require_trackers(names: Sequence[str]) -> None:
@@ -16,7 +17,7 @@ def require_trackers(names: Sequence[str]) -> None:
         if find_spec(name) is None:
             raise UnavailableError(
                 f"the tracker {name} needs a package that is not installed",
-                hint=f"pip install 'dialogkit[{name}]'",
+                hint=Shell(f"pip install 'dialogkit[{name}]'"),
             )
 
 

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 from dialogkit.config.tracking import TrackingConfig
 from dialogkit.errors import DialogKitError, StorageError
+from dialogkit.hints import Change
 from dialogkit.redaction import redact, without_secrets
 from dialogkit.system.credentials import Credentials, find_credentials, user_settings, warn_of_open_dotenv
 from dialogkit.system.network import Wait, plain_url, problems
@@ -181,7 +182,7 @@ def resolve_mode(request: str, credentials: Credentials) -> tuple[Mode, str]:
         case "offline":
             return "offline", "requested"
         case "online":
-            credentials.require_key(hint="--wandb offline")
+            credentials.require_key(hint=Change({"tracking.wandb": "offline"}))
             return "online", "requested"
     if os.environ.get("WANDB_MODE", "") in ("offline", "disabled"):
         return ("disabled" if os.environ["WANDB_MODE"] == "disabled" else "offline"), "WANDB_MODE"

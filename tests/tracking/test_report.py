@@ -235,7 +235,7 @@ def test_a_run_that_came_to_nothing_has_a_page(tmp_path: Path) -> None:
         assert words in page.text
     assert (
         "dialogkit evaluate made --output-dir elsewhere"
-        in Page(render_report([run], where=" --output-dir elsewhere")).text
+        in Page(render_report([run], output=Path("elsewhere"))).text
     )
     assert "svg" not in [tag for tag, _ in page.tags]
 

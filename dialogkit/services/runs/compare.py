@@ -1,6 +1,5 @@
 """What was trained here, read from the run folders alone, and the upload of offline W&B runs."""
 
-import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,11 +11,12 @@ from dialogkit.config.load import flatten
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.distributed.stop_signals import signals_stop
 from dialogkit.errors import ConfigError, InterruptedRunError, ModelError, UnavailableError
+from dialogkit.hints import Call
 from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
 from dialogkit.services.evaluation.results import TaskRow
 from dialogkit.services.result import Result
 from dialogkit.services.runs.listing import held_out_identity, series_of
-from dialogkit.services.runs.resolve import output_option
+from dialogkit.services.runs.resolve import output_of
 from dialogkit.system.credentials import find_credentials
 from dialogkit.system.network import plain_url, problems
 from dialogkit.text import counted
@@ -110,7 +110,10 @@ class Comparison(Result):
     evaluated_on: list[list[HeldOut]]
     """The dialogs that each run was evaluated on."""
     evaluate: list[str]
-    """Words of the command that evaluates all of them on the same dialogs; empty where all were."""
+    """Command that evaluates all of them on the same dialogs; empty if they were.
+
+    Its words are part of the JSON output, so they stay as they are.
+    """
     tasks: list[list[TaskRow]]
     """Results in tasks, of each run."""
     replies: list[AnsweredPrompt]
@@ -120,7 +123,7 @@ class Comparison(Result):
 def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -> Comparison:
     """Compare runs by what is recorded of them. Raises: ConfigError for fewer than two; ModelError."""
     if len(set(names)) < 2:
-        raise ConfigError("to compare takes two runs", hint="dialogkit runs list")
+        raise ConfigError("to compare takes two runs", hint=Call("runs list"))
     runs = [find_run(Path(output), name) for name in dict.fromkeys(names)]
     records = [run.read() for run in runs]
     figures = [
@@ -277,7 +280,7 @@ def sync_runs(
     if folders and (problem := problems([credentials.server])[0]) is not None:
         none = f"none of {counted(len(folders), 'offline run')} uploaded"
         raise UnavailableError(
-            f"W&B's server at {plain_url(credentials.server)} {problem}: {none}", hint="dialogkit doctor --network"
+            f"W&B's server at {plain_url(credentials.server)} {problem}: {none}", hint=Call("doctor", network=True)
         )
     rows: list[SyncRow] = []
     try:
@@ -298,11 +301,10 @@ def sync_runs(
         done = [row for row in rows if row.uploaded]
         left = [str(folder) for folder in folders[len(rows) :]]
         told = f"{stop.message}: {len(done)} of {counted(len(folders), 'offline run')} uploaded"
-        hint = shlex.join(["dialogkit", "runs", "sync", *(names or [])]) + output_option(Path(output))
         raise InterruptedRunError(
             told,
             exit_code=stop.exit_code,
-            hint=hint,
+            hint=Call("runs sync", *(names or []), **output_of(output)),
             details=(*(f"uploaded: {row.folder}" for row in done), *(f"not uploaded: {each}" for each in left)),
         ) from None
     return rows
@@ -312,5 +314,5 @@ def _folders_of(run: RunDir, folders: list[Path]) -> list[Path]:
     wandb_id = run.read().wandb.id
     found = [folder for folder in folders if wandb_id and folder.name.endswith(f"-{wandb_id}")]
     if not found:
-        raise ModelError(f"the run {run.name!r} has no offline W&B record", hint="dialogkit runs list")
+        raise ModelError(f"the run {run.name!r} has no offline W&B record", hint=Call("runs list"))
     return found

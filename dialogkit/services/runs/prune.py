@@ -6,8 +6,9 @@ from pathlib import Path
 
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.errors import ModelError, StorageError
+from dialogkit.hints import Call
 from dialogkit.services.result import Result
-from dialogkit.services.runs.resolve import is_published, known_as
+from dialogkit.services.runs.resolve import call_on, is_published
 from dialogkit.system.ownership import Contents
 from dialogkit.tracking.pruning import contents, delete, freed_bytes, half_deleted
 from dialogkit.tracking.record import RunRecord, Status
@@ -75,7 +76,7 @@ def prune_runs(
     if names:
         for row in planned:
             if row.problem is not None:
-                raise StorageError(row.problem, hint=f"dialogkit runs show {row.name}")
+                raise StorageError(row.problem, hint=Call("runs show", row.name))
     for run, record in half_deleted(output):
         if not names or run.name in names:
             chosen.append((run, record))
@@ -116,9 +117,7 @@ def _named(output: Path, name: str) -> str:
     """Return the name of a run of the output folder. Raises: ModelError if there is none."""
     run = find_run(output, name)
     if run.output is None or run.output.resolve() != output.resolve():
-        raise ModelError(
-            f"the run {name!r} does not lie in {str(output)!r}", hint=f"dialogkit runs prune {known_as(run)}"
-        )
+        raise ModelError(f"the run {name!r} does not lie in {str(output)!r}", hint=call_on(run, "runs prune"))
     return run.name
 
 

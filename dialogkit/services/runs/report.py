@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.errors import StorageError
+from dialogkit.hints import Change
 from dialogkit.services.result import Result
-from dialogkit.services.runs.resolve import output_option
 from dialogkit.system.files import write_signed
 from dialogkit.system.ownership import is_signed
 from dialogkit.tracking.run_dir import REPORT_FILE, RunDir, find_run
@@ -17,7 +17,7 @@ from dialogkit.tracking.run_dir import REPORT_FILE, RunDir, find_run
 logger = logging.getLogger(__name__)
 
 
-_ELSEWHERE = f"--output {REPORT_FILE}"
+_ELSEWHERE = Change({"to": REPORT_FILE})
 
 
 class ReportResult(Result):
@@ -51,7 +51,7 @@ def write_report(
     if to is not None or len(runs) > 1:
         _require_report(target)
     _require_writable(target)
-    page = render_report(runs, where=output_option(runs[0].output or output))
+    page = render_report(runs, output=runs[0].output or Path(output))
     try:
         _write(target, page)
     except StorageError as error:
@@ -68,7 +68,7 @@ def write_run_report(run: RunDir) -> str | None:
     try:
         from dialogkit.tracking.report import render_report
 
-        _write(run.report_path, render_report([run], where=output_option(run.output or DEFAULT_OUTPUT)))
+        _write(run.report_path, render_report([run], output=run.output))
     except Exception as error:
         return str(error) or type(error).__name__
     return None
@@ -95,9 +95,9 @@ def _require_writable(target: Path) -> None:
 def _require_report(target: Path) -> None:
     """Raise StorageError if `target` is there and is not a page as dialogkit wrote it."""
     if target.is_dir():
-        raise StorageError(f"{str(target)!r} is a folder", hint=f"--output {target / REPORT_FILE}")
+        raise StorageError(f"{str(target)!r} is a folder", hint=Change({"to": target / REPORT_FILE}))
     if os.path.lexists(target) and not is_signed(target):
         raise StorageError(
             f"{str(target)!r} is there already and is not a report as dialogkit wrote it, so it is left as it is",
-            hint=f"--output {target.with_name(f'{target.stem}-2.html')}",
+            hint=Change({"to": target.with_name(f"{target.stem}-2.html")}),
         )

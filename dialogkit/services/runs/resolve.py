@@ -1,6 +1,5 @@
 """What a MODEL argument names: a catalogue model, a file, a folder, a run or a hub id."""
 
-import json
 import re
 import shlex
 from contextlib import suppress
@@ -87,7 +86,7 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
                 return _from_run(newest)
         raise ModelError(
             f"there is no finished run in {str(output)!r} yet",
-            hint="dialogkit train custom-tiny --preset test",
+            hint=Call("train", "custom-tiny", preset="test"),
         )
     if name in model_names():
         if (published := _published(name, output)) is not None:
@@ -96,7 +95,7 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
         if model.from_scratch:
             raise ModelError(
                 f"{name!r} has not been trained in {str(output)!r} yet",
-                hint=f"dialogkit train {name} --preset test",
+                hint=Call("train", name, preset="test"),
             )
         return Loadable(name, model)
     path = Path(name).expanduser()
@@ -104,17 +103,17 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
         stem = load_run_config(name).model.name
         if (published := _published(stem, output)) is not None:
             return published
-        raise ModelError(f"{name!r} has not been trained in {str(output)!r} yet", hint=f"dialogkit train {name}")
+        raise ModelError(f"{name!r} has not been trained in {str(output)!r} yet", hint=Call("train", name))
     if path.is_file() and path.suffix != ".gguf":
         raise ModelError(
             f"{name!r} is a file, and neither a model file (.json) nor GGUF",
-            hint=f"dialogkit evaluate --dataset {name}",
+            hint=Call("evaluate", dataset=name),
         )
     if path.exists():
         if RunDir(path).exists or RunDir(path).is_damaged:
             return _from_run(RunDir(path))
         if path.is_dir() and not holds_model(path) and not list(path.glob("*.gguf")):
-            raise ModelError(without_model(name), hint="dialogkit models list")
+            raise ModelError(without_model(name), hint=Call("models list"))
         if path.parent.resolve() == output.resolve() and (published := _published(path.name, output)) is not None:
             return published
         around = RunDir(path.parent)  # a checkpoint, or the model itself, is known by its run
@@ -137,7 +136,7 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
     is_prompt = re.search(r"[\s!?,]", name) is not None
     raise ModelError(
         f"no model or run {name!r}{did_you_mean(name, known)}",
-        hint=f"dialogkit generate --prompt {json.dumps(name)}" if is_prompt else "dialogkit models list",
+        hint=Call("generate", prompt=name) if is_prompt else Call("models list"),
     )
 
 
@@ -192,23 +191,23 @@ def _from_run(run: RunDir) -> Loadable:
 
 
 def require_finished_model(run: RunDir) -> None:
-    """Raise ModelError, with the command that goes on with the run, if it has no finished model."""
+    """Raise ModelError, with the call that resumes the run, if it has no finished model."""
     record = run.read()
     if not holds_model(run.model_dir):
         raise ModelError(
-            f"the run {run.name!r} has no finished model (it is {record.status})", hint=_command_that_goes_on(run)
+            f"the run {run.name!r} has no finished model (it is {record.status})", hint=_resuming_call(run)
         )
 
 
-def _command_that_goes_on(run: RunDir) -> str:
-    """Return what to type to go on with a run that is not finished."""
+def _resuming_call(run: RunDir) -> Call:
+    """Return the call that resumes a run that is not finished, or shows it while it is being trained."""
     from dialogkit.engine.checkpoints import read_progress, steps_aside
 
     if run.is_held:
-        return f"dialogkit runs show {known_as(run)}"
+        return call_on(run, "runs show")
     checkpoints = [path for path in run.remains if path != run.model_dir]
     is_lost = not any(read_progress(path) for path in checkpoints) and (checkpoints or steps_aside(run.path))
-    return f"dialogkit train --resume {known_as(run)}" + (" --force" if is_lost else "")
+    return call_on(run, "train", by="resume", **({"force": True} if is_lost else {}))
 
 
 def _inside_run(run: RunDir, name: str) -> Loadable:
@@ -223,7 +222,7 @@ def _inside_run(run: RunDir, name: str) -> Loadable:
         newest = f"/{list(checkpoints)[-1]}" if checkpoints else ""
         raise ModelError(
             f"the run {run.name!r} has no checkpoint {name!r}: it {known}",
-            hint=f"dialogkit evaluate {run.name}{newest}",
+            hint=Call("evaluate", f"{run.name}{newest}"),
         )
     return Loadable(f"{run.name}/{name}", model_of_folder(name, folder), run)
 
@@ -233,8 +232,8 @@ def refuse_parts(run: RunDir, checkpoint: Path) -> None:
     if checkpoint.parent == run.path and (checkpoint / PARTS).is_dir():
         finished = holds_model(run.model_dir)
         raise ModelError(
-            f"'{run.name}/{checkpoint.name}' holds the parts of a sharded model, which only --resume reads",
-            hint=f"dialogkit generate {known_as(run)}" if finished else _command_that_goes_on(run),
+            f"'{run.name}/{checkpoint.name}' holds a sharded model, which can only be resumed",
+            hint=call_on(run, "generate") if finished else _resuming_call(run),
         )
 
 
@@ -268,5 +267,5 @@ def find_dataset(record: RunRecord) -> str:
         return str(there)
     raise DataError(
         f"the dataset of the run {record.name!r} is neither {name!r} here nor {str(there)!r}",
-        hint=f"dialogkit runs show {record.name}",
+        hint=Call("runs show", record.name),
     )

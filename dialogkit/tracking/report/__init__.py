@@ -5,7 +5,6 @@ template passes: it makes control characters visible and escapes the rest. Only 
 figures, go past it. A content security policy in the page forbids scripts and requests besides.
 """
 
-import shlex
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from dialogkit import __version__
 from dialogkit.system.ownership import is_signed, read_regular
 from dialogkit.text import sanitize
 from dialogkit.tracking.report.charts import charts_of
+from dialogkit.tracking.report.commands import Commands
 from dialogkit.tracking.report.replies import diary_of, final_replies_of
 from dialogkit.tracking.report.run import NOTHING, date, headline_of, see, tiles_of
 from dialogkit.tracking.report.tables import (
@@ -51,17 +51,16 @@ def is_own_report(path: Path) -> bool:
     return is_signed(path) or (is_unsigned and MARK.encode() in content[:1024])
 
 
-def render_report(runs: Sequence[RunDir], *, where: str = "") -> str:
+def render_report(runs: Sequence[RunDir], *, output: Path | None = None) -> str:
     """Return the page of a run, or of several side by side.
 
     Args:
         runs: the runs.
-        where: what commands on these runs end with, such as ` --output-dir elsewhere`.
+        output: their folder of models and runs; None is the default one.
 
     Raises: ModelError if a record cannot be read.
     """
     seen = [see(run, order) for order, run in enumerate(runs)]
-    names = shlex.join(run.name for run in seen)
     page = _template().render(
         generator=GENERATOR,
         runs=seen,
@@ -82,12 +81,7 @@ def render_report(runs: Sequence[RunDir], *, where: str = "") -> str:
         shares=shares_of(seen[0]),
         machine=machine_of(seen),
         versions=versions_of(seen),
-        # The page of a single run is written again by the evaluation itself.
-        evaluate="\n".join(
-            f"dialogkit {verb} {names}{where}" for verb in ("evaluate", "runs report")[: min(len(seen), 2)]
-        ),
-        resume=[f"dialogkit train --resume {shlex.quote(run.name)}{where}" for run in seen],
-        commands=[shlex.join(run.record.command) for run in seen],
+        commands=Commands(seen, output),
         nothing=NOTHING,
         date=date,
     )

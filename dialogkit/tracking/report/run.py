@@ -5,15 +5,15 @@ A folder may come from somebody else: a value of another kind than expected is l
 
 import json
 import math
-import shlex
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 from dialogkit.text import duration
 from dialogkit.tracking.record import RunRecord
-from dialogkit.tracking.run_dir import RunDir, plain_name
+from dialogkit.tracking.run_dir import RunDir
 
 COLOURS = 8
 """Colours that the page's style has for runs."""
@@ -36,8 +36,7 @@ class Seen(NamedTuple):
     samples: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     tasks: list[dict[str, Any]]
-    repeat: str
-    """The command that repeats it."""
+    record_path: Path
 
     @property
     def name(self) -> str:
@@ -126,8 +125,6 @@ class Text(NamedTuple):
 def see(run: RunDir, order: int) -> Seen:
     """Return a run, the how-manieth of its page. Raises: ModelError if its record cannot be read."""
     record = run.read()
-    # Of a run that was given a name there is one already.
-    named = f" --name {f'{plain_name(record.name)[:58]}-again'}" if record.config.get("name") else ""
     return Seen(
         letter=chr(ord("A") + order) if order < 26 else str(order + 1),
         colour=f"--s{order % COLOURS + 1}",
@@ -137,7 +134,7 @@ def see(run: RunDir, order: int) -> Seen:
         samples=[sample for sample in run.samples() if isinstance(sample, dict)],
         evaluations=run.evaluations(),
         tasks=run.tasks(),
-        repeat=f"dialogkit train --config {shlex.quote(str(run.record_path))}{named}",
+        record_path=run.record_path,
     )
 
 

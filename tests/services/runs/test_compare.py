@@ -21,7 +21,7 @@ from dialogkit.services.runs.listing import list_run_rows
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.wandb_run import offline_folders
-from tests.conftest import Finished, Trained
+from tests.conftest import Finished, Trained, typed
 from tests.wandb_server import WandbServer
 
 Run = Callable[..., Finished]
@@ -193,7 +193,7 @@ def test_ctrl_c_ends_an_upload_at_once_and_says_what_was_uploaded(
         sync_runs(output=output)
     assert stopped.value.exit_code == 130
     assert stopped.value.message == "stopped by Ctrl-C: 0 of 1 offline run uploaded"
-    assert stopped.value.hint == f"dialogkit runs sync --output-dir {output}"
+    assert typed(stopped.value) == f"dialogkit runs sync --output-dir {output}"
     assert ends(int((tmp_path / "child").read_text()))
 
 

@@ -20,7 +20,7 @@ from dialogkit.services.training.progress import LogReporter
 from dialogkit.services.training.resume import find_resumable, find_start
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir, list_runs
-from tests.conftest import Finished
+from tests.conftest import Finished, typed
 
 Run = Callable[..., Finished]
 MODELS = Path("models")
@@ -107,7 +107,7 @@ def test_the_model_of_a_damaged_run_can_be_used() -> None:
     run.record_path.write_text("{")
     with pytest.raises(ModelError, match="still holds its finished model, checkpoint-10 and checkpoint-3") as told:
         run.read()
-    assert told.value.hint == 'dialogkit generate models/runs/done/model --prompt "Hello!"'
+    assert typed(told.value) == "dialogkit generate models/runs/done/model --prompt 'Hello!'"
     loadable = resolve_model("models/runs/done/model")
     assert (loadable.model.source, loadable.run) == ("models/runs/done/model", None)
 
@@ -139,7 +139,7 @@ def test_the_parts_of_a_sharded_model_are_called_so(
     (checkpoint / "trainer_state.json").write_text("{}")
     seal(checkpoint, Progress())
     done = dialogkit(*words.format(name).split())
-    told = "holds the parts of a sharded model, which only --resume reads"
+    told = "holds a sharded model, which can only be resumed"
     assert done == Finished(2, "", f"error: '{name}/checkpoint-10' {told}\ntry: {command}\n")
 
 
