@@ -32,10 +32,10 @@ _WITH_DATASET = (
 
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
     """List the runs, the newest first."""
-    from dialogkit.services.runs.listing import list_run_rows, passed_over
-    from dialogkit.tracking.run_dir import is_ahead
+    from dialogkit.services.runs.listing import list_run_rows, skipped_runs
+    from dialogkit.tracking.run_list import is_ahead
 
-    rows, damaged = list_run_rows(output=output_dir), passed_over(output=output_dir)
+    rows, damaged = list_run_rows(output=output_dir), skipped_runs(output=output_dir)
     hint = None if rows else "dialogkit train custom-tiny --preset test"
     none = f"there is no run in {output_dir!r} yet"
     if damaged:

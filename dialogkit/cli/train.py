@@ -116,7 +116,7 @@ def train_command(
     from dialogkit.config.load import NEWEST, load_with_origins, parse_sets
     from dialogkit.config.paths import DEFAULT_OUTPUT
     from dialogkit.services.cluster.launch import join_others, leave_others, start_processes
-    from dialogkit.services.runs.listing import passed_over
+    from dialogkit.services.runs.listing import skipped_runs
     from dialogkit.services.train import train
     from dialogkit.services.training.dry_run import dry_run
     from dialogkit.services.training.resume import find_resumable, find_start, resumed_config
@@ -164,7 +164,7 @@ def train_command(
             )
         run = find_resumable(resume_run, model=model, output=Path(output_dir or DEFAULT_OUTPUT))
         if resume_run == NEWEST and LAUNCH_FOLDER not in os.environ:  # who starts several processes says it
-            output.passed_over(passed_over(output=output_dir or DEFAULT_OUTPUT))
+            output.passed_over(skipped_runs(output=output_dir or DEFAULT_OUTPUT))
         if (record := run.read()).status != "completed":
             in_processes(resumed_config(run, record, overrides, force=force)[0])
         _resume(output, run, overrides, force=force)

@@ -15,7 +15,7 @@ from dialogkit.models.shape import adapter_facts, read_shape
 from dialogkit.services.result import Result
 from dialogkit.services.runs.resolve import Loadable, model_of_folder, resolve_model
 from dialogkit.tracking.publishing import published_dir, published_dirs
-from dialogkit.tracking.run_dir import list_runs
+from dialogkit.tracking.run_list import list_runs
 
 
 class ModelRow(Result):

@@ -193,7 +193,7 @@ def test_a_hub_id_means_the_hub(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        (None, "there is no finished run in 'models' yet"),
+        (None, "no finished run in 'models' yet"),
         ("custom-tiny", "'custom-tiny' has not been trained in 'models' yet"),
         ("custom-tiney", r"no model or run 'custom-tiney' \(did you mean 'custom-tiny'\?\)"),
         ("my-rum", r"no model or run 'my-rum' \(did you mean 'my-run'\?\)"),
@@ -201,7 +201,7 @@ def test_a_hub_id_means_the_hub(tmp_path: Path) -> None:
         ("my-run/checkpoint-1", r"the run 'my-run' has no checkpoint 'checkpoint-1': it has none"),
         ("./empty", "the folder './empty' holds no model"),
         ("..", "the folder '..' holds no model"),
-        ("./nowhere", "there is no file or folder './nowhere'"),
+        ("./nowhere", "no file or folder './nowhere'"),
         ("../runs", r"no run '\.\./runs' in 'models'"),
     ],
 )

@@ -216,7 +216,7 @@ def test_a_name_that_a_run_has_is_refused_and_that_run_stays_as_it_is(
 ) -> None:
     output = Path(twins[0].run_dir).parent.parent
     before = snapshot(output)
-    with pytest.raises(StorageError, match="there is a run"):
+    with pytest.raises(StorageError, match="exists already"):
         train(small_config({"runtime.output_dir": str(output), "name": twins[0].run}))
     assert snapshot(output) == before
 

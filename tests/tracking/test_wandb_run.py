@@ -248,7 +248,7 @@ def test_a_training_is_recorded_like_its_own_record(trained: Any) -> None:
 
 def test_a_place_that_cannot_be_written_is_said_before_the_training(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file")
-    with pytest.raises(StorageError, match="cannot be made"):
+    with pytest.raises(StorageError, match="cannot create"):
         opened(tmp_path / "models")
 
 
@@ -388,4 +388,4 @@ def test_the_death_of_the_service_of_wandb_costs_this_run_alone(tmp_path: Path) 
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["killed", "survived", "offline"], done.stderr
-    assert done.stderr == "W&B failed (ConnectionResetError); the run goes on without it\n"
+    assert done.stderr == "W&B failed (ConnectionResetError); the run continues without it\n"

@@ -11,7 +11,7 @@ from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError
 from dialogkit.redaction import secret_in, secrets_of, without_secrets
 from dialogkit.text import duration, sanitize
-from dialogkit.tracking.run_dir import run_name
+from dialogkit.tracking.run_list import run_name
 
 _MEMORY = re.compile(r"([1-9]\d{0,6}[MGT])I?B?")
 WRITTEN_BY = "# Written by: "

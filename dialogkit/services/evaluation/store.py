@@ -16,9 +16,10 @@ from dialogkit.services.evaluation.results import EvaluateRow, TaskRow
 from dialogkit.services.result import Result
 from dialogkit.services.runs.report import write_run_report
 from dialogkit.services.runs.resolve import Loadable
+from dialogkit.tracking.evaluation_files import replies_beside, worst_beside
 from dialogkit.tracking.metric_specs import ANCHORS, FIGURES
 from dialogkit.tracking.record import RunRecord
-from dialogkit.tracking.run_dir import RunDir, replies_beside, worst_beside
+from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.wandb_run import Decision, decide, open_wandb
 
 logger = logging.getLogger(__name__)

@@ -34,7 +34,8 @@ from dialogkit.system.packages import package_versions
 from dialogkit.tracking.pruning import remove_unbegun
 from dialogkit.tracking.publishing import published_dir, require_publishable
 from dialogkit.tracking.record import RunRecord, WandbInfo, now
-from dialogkit.tracking.run_dir import RunDir, run_name
+from dialogkit.tracking.run_dir import RunDir
+from dialogkit.tracking.run_list import run_name
 from dialogkit.tracking.trackers import require_trackers, tracker_places
 from dialogkit.tracking.wandb_run import Decision, WandbRun, decide, open_wandb
 

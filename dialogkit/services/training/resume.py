@@ -15,13 +15,14 @@ from dialogkit.hints import Call
 from dialogkit.services.runs.resolve import (
     call_on,
     output_of,
-    refuse_parts,
+    refuse_sharded,
     require_finished_model,
 )
 from dialogkit.system.packages import package_versions
 from dialogkit.text import counted
 from dialogkit.tracking.record import ModelInfo, Resumption, RunRecord, now
-from dialogkit.tracking.run_dir import RunDir, damaged_runs, find_run, list_runs, plain_name
+from dialogkit.tracking.run_dir import RunDir, plain_name
+from dialogkit.tracking.run_list import damaged_runs, find_run, list_runs
 
 if TYPE_CHECKING:
     from dialogkit.engine.checkpoints import Progress
@@ -81,7 +82,7 @@ def find_start(name: str, *, output: Path) -> tuple[Path, str]:
     path = Path(os.path.expanduser(name))
     if re.fullmatch(r"[^/]+/checkpoint-\d+", name) and not os.path.isdir(path):
         path = output / "runs" / name
-        refuse_parts(RunDir(path.parent), path)
+        refuse_sharded(RunDir(path.parent), path)
     is_run = os.sep not in name and (output / "runs" / name).is_dir()
     if not is_run and os.path.isdir(path) and holds_model(path):
         around = RunDir(path.parent)

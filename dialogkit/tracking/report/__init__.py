@@ -1,8 +1,8 @@
-"""A run, or several side by side, as one HTML page that needs nothing else: no network, no script, no other file.
+"""Render a run, or several side by side, as one self-contained HTML page: no network, no script, no other file.
 
-All that comes from data, models and settings reaches the page through one filter, which every expression of the
-template passes: it makes control characters visible and escapes the rest. Only drawings, which hold nothing but
-figures, go past it. A content security policy in the page forbids scripts and requests besides.
+Every expression of the template passes one filter, which makes control characters visible and escapes the rest.
+Only drawings bypass it, and these contain nothing but numbers. A content security policy also forbids scripts and
+requests.
 """
 
 from collections.abc import Sequence
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 GENERATOR = f"dialogkit {__version__}"
 MARK = '<meta name="generator" content="dialogkit '
-"""By this, in its beginning, a page is known as one that dialogkit wrote."""
+"""Identifies a page as written by dialogkit, near its beginning."""
 
 COMMENT = "<!-- {} -->"
-"""What the sum of a page stands in."""
+"""Comment that holds the checksum of a page."""
 
 
 def is_own_report(path: Path) -> bool:
-    """Return whether a file is a page that dialogkit wrote, as it was written as far as that can be known.
+    """Return whether a file is a page that dialogkit wrote and, as far as can be known, nobody changed.
 
-    Pages of 0.1.0 have no sum in their last line.
+    Pages of 0.1.0 have no checksum in their last line.
     """
     content = read_regular(path, 256 * 2**20) or b""
     is_unsigned = COMMENT.partition("{")[0].encode() + b"sha256:" not in content

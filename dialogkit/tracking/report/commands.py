@@ -1,7 +1,8 @@
 """The commands that a page shows.
 
-Commands are part of what a page tells its reader, who has nothing else to type from. A training writes its page
-itself, also one in Python, so the command line cannot render them: this is the only place below it that does.
+A page is read long after the command that wrote it, so its commands are content rather than hints. A training
+writes its page also when called from Python, where the command line cannot render them: this is the only module
+below the command line that contains commands.
 """
 
 import shlex
@@ -22,22 +23,22 @@ class Commands:
         self._runs = runs
 
     def evaluate(self) -> str:
-        """Return what evaluates all runs, and then writes a page of several anew."""
+        """Return the commands that evaluate all runs and, for several, write their page again."""
         names = shlex.join(run.name for run in self._runs)
         # The evaluation of a single run writes its page itself.
         verbs = ("evaluate", "runs report") if len(self._runs) > 1 else ("evaluate",)
         return "\n".join(f"dialogkit {verb} {names}{self._where}" for verb in verbs)
 
     def resume(self, run: Seen) -> str:
-        """Return what resumes a run."""
+        """Return the command that resumes a run."""
         return f"dialogkit train --resume {shlex.quote(run.name)}{self._where}"
 
     def started(self, run: Seen) -> str:
-        """Return what started a run; empty if it was not recorded."""
+        """Return the command that started a run; empty if not recorded."""
         return shlex.join(run.record.command)
 
     def repeat(self, run: Seen) -> str:
-        """Return what repeats a run."""
-        # A run that was given a name needs another one.
+        """Return the command that repeats a run."""
+        # The name of the run is taken.
         name = f" --name {plain_name(run.name)[:58]}-again" if run.record.config.get("name") else ""
         return f"dialogkit train --config {shlex.quote(str(run.record_path))}{name}"

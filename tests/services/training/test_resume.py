@@ -19,7 +19,8 @@ from dialogkit.services.train import train
 from dialogkit.services.training.progress import LogReporter
 from dialogkit.services.training.resume import find_resumable, find_start
 from dialogkit.tracking.record import RunRecord
-from dialogkit.tracking.run_dir import RunDir, list_runs
+from dialogkit.tracking.run_dir import RunDir
+from dialogkit.tracking.run_list import list_runs
 from tests.conftest import Finished, typed
 
 Run = Callable[..., Finished]
@@ -51,7 +52,7 @@ def run() -> RunDir:
 
 DAMAGES = {
     "cut off": ('{"x":', "is damaged (not valid JSON)"),
-    "a list": ("[]", "is damaged (no JSON object)"),
+    "a list": ("[]", "is damaged (not a JSON object)"),
     "without a name": ('{"created": "now"}', "is damaged (name is missing)"),
     "deleted": (None, "is missing"),
 }
@@ -357,7 +358,7 @@ def test_a_run_of_another_output_folder_is_not_pruned_from_here(dialogkit: Run) 
     assert (done.code, done.err.splitlines()) == (
         2,
         [
-            "error: the run 'elsewhere/runs/r' does not lie in 'models'",
+            "error: the run 'elsewhere/runs/r' is not in 'models'",
             "try: dialogkit runs prune r --output-dir elsewhere",
         ],
     )
