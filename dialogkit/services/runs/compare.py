@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, InstanceOf, ValidationError
 
 from dialogkit.config.load import flatten
 from dialogkit.config.paths import DEFAULT_OUTPUT
@@ -110,11 +110,10 @@ class Comparison(Result):
     """The held-out dialogs of each run's own dataset; None if not recorded."""
     evaluated_on: list[list[HeldOut]]
     """The dialogs that each run was evaluated on."""
-    evaluate: list[str]
-    """Command that evaluates all of them on the same dialogs; empty if they were.
-
-    Its words are part of the JSON output, so they stay as they are.
-    """
+    evaluation: InstanceOf[Call] | None = Field(default=None, exclude=True)
+    """The call that evaluates all of them on the same dialogs; None if they were."""
+    evaluate: list[str] = Field(default_factory=list)
+    """The same call as words of a command; the command line fills it in."""
     tasks: list[list[TaskRow]]
     """Task results of each run."""
     replies: list[AnsweredPrompt]
@@ -147,7 +146,7 @@ def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -
             [HeldOut(dataset=row.dataset, dialogs=row.dialogs) for kept in _evaluations(run) for row in kept.rows]
             for run in runs
         ],
-        evaluate=[]
+        evaluation=None
         if any(all(evaluation.rows) for evaluation in evaluations)
         else _evaluation_of_all(runs, records, same_data=same_data),
         tasks=[_tasks(run) for run in runs],
@@ -160,16 +159,17 @@ def _held_out(record: RunRecord) -> HeldOut | None:
     return None if dataset is None or dialogs is None else HeldOut(dataset=dataset, dialogs=dialogs)
 
 
-def _evaluation_of_all(runs: Sequence[RunDir], records: Sequence[RunRecord], *, same_data: bool) -> list[str]:
-    """Return the words of the command that evaluates all runs on the same dialogs."""
-    words = ["dialogkit", "evaluate", *(run.name for run in runs)]
+def _evaluation_of_all(runs: Sequence[RunDir], records: Sequence[RunRecord], *, same_data: bool) -> Call:
+    """Return the call that evaluates all runs on the same dialogs."""
+    names = [run.name for run in runs]
     dataset = records[0].settings("data").get("dataset")
     if same_data or not dataset:
-        return words
+        return Call("evaluate", *names)
     # The dialogs with the lowest hashes are held out: the smallest set is part of all others.
     revision, _ = held_out_identity(records[0])
     sizes = [number for known, number in map(held_out_identity, records) if known == revision and number]
-    return [*words, "--dataset", str(dataset), *(["--samples", str(min(sizes))] if sizes else [])]
+    smallest: dict[str, Any] = {"samples": min(sizes)} if sizes else {}
+    return Call("evaluate", *names, dataset=str(dataset), **smallest)
 
 
 def _compared_evaluations(runs: Sequence[RunDir]) -> list[ComparedEvaluation]:
