@@ -47,7 +47,7 @@ def prune_command(
 
     Runs that are not finished are deleted only by name or --status, published models (models/NAME) never.
     """
-    from dialogkit.services.runs.listing import passed_over
+    from dialogkit.services.runs.listing import skipped_runs
     from dialogkit.services.runs.prune import prune_runs
 
     output = Output(json_mode=json_output)
@@ -83,7 +83,7 @@ def prune_command(
     def render(out: Output) -> None:
         _render(out, result)
         if not names:
-            out.passed_over(passed_over(output=output_dir))
+            out.passed_over(skipped_runs(output=output_dir))
 
     output.result(result, render, hint=shlex.join(words) if to_do else None)
     if result.pruned and any(row.problem for row in result.rows):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dialogkit.cli import hints
 from dialogkit.cli.metrics_table import print_tasks
 from dialogkit.cli.options import JsonOption, OutputOption
 from dialogkit.cli.output import Output, date, fitting, parameters, table, untrusted
@@ -32,10 +33,10 @@ _WITH_DATASET = (
 
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
     """List the runs, the newest first."""
-    from dialogkit.services.runs.listing import list_run_rows, passed_over
-    from dialogkit.tracking.run_dir import is_ahead
+    from dialogkit.services.runs.listing import list_run_rows, skipped_runs
+    from dialogkit.tracking.run_list import is_ahead
 
-    rows, damaged = list_run_rows(output=output_dir), passed_over(output=output_dir)
+    rows, damaged = list_run_rows(output=output_dir), skipped_runs(output=output_dir)
     hint = None if rows else "dialogkit train custom-tiny --preset test"
     none = f"there is no run in {output_dir!r} yet"
     if damaged:
@@ -84,7 +85,8 @@ def compare_command(
 
     compared = compare_runs(names, output=output_dir)
     # What was not evaluated on the same dialogs has no intervals to compare.
-    hint = shlex.join(compared.evaluate) or None
+    hint = compared.evaluation
+    compared = compared.model_copy(update={"evaluate": shlex.split(hints.render(hint) or "")})
     Output(json_mode=json_output).result(compared, lambda out: _render_comparison(out, compared), hint=hint)
 
 
@@ -151,7 +153,7 @@ def _tell_of_dialogs(output: Output, compared: "Comparison", letters: Sequence[s
         numbers = f" ({', '.join(own)})" if own else ""
         told = f"their held-out dialogs differ{numbers}: figures of different dialogs cannot be compared"
         output.err.print(untrusted(told), soft_wrap=True)
-    if not compared.evaluate or not any(compared.evaluated_on):
+    if compared.evaluation is None or not any(compared.evaluated_on):
         return
     each = [
         f"{letter} on {' and '.join(f'{part.dialogs:,} of {part.dataset}' for part in parts) or 'none'}"

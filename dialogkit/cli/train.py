@@ -101,7 +101,7 @@ def _dry_run(output: Output, arguments: TrainArguments) -> None:
 def _resume(output: Output, arguments: TrainArguments) -> None:
     from dialogkit.config.load import NEWEST
     from dialogkit.services.cluster.launch import leave_others
-    from dialogkit.services.runs.listing import passed_over
+    from dialogkit.services.runs.listing import skipped_runs
     from dialogkit.services.train import resume
     from dialogkit.services.training.resume import find_resumable, resumed_config
 
@@ -114,7 +114,7 @@ def _resume(output: Output, arguments: TrainArguments) -> None:
         )
     run = find_resumable(name, model=given["model"], output=arguments.output)
     if name == NEWEST and LAUNCH_FOLDER not in os.environ:  # otherwise the process that started this one says it
-        output.passed_over(passed_over(output=arguments.output))
+        output.passed_over(skipped_runs(output=arguments.output))
     if (record := run.read()).status != "completed":
         config, _ = resumed_config(run, record, arguments.settings, force=force)
         _start_processes(output, arguments, config)

@@ -185,7 +185,7 @@ def _includes_training_dialogs(row: EvaluateRow, loadable: Loadable, request: Ev
     """Return whether a model was evaluated on dialogs that it was trained on."""
     if not request.whole or row.dialogs <= (row.held_out or 0) or loadable.run is None:
         return False
-    return bool(row.dataset == loadable.run.read().data.get("dataset"))
+    return bool(row.dataset == loadable.run.read().data.dataset)
 
 
 def _data_config(loadable: Loadable, request: EvaluateRequest) -> DataConfig:
@@ -196,7 +196,7 @@ def _data_config(loadable: Loadable, request: EvaluateRequest) -> DataConfig:
     settings: dict[str, Any] = {}
     if loadable.run is not None:
         record = loadable.run.read()
-        settings = dict(record.config.get("data", {}))
+        settings = dict(record.settings("data"))
         if request.whole or request.dataset is not None:
             settings.pop("samples", None)
         if request.dataset is None and "dataset" in settings:

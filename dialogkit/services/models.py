@@ -1,6 +1,6 @@
 """Lists the catalogue and the trained models, and shows one model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,9 +11,9 @@ from dialogkit.errors import ModelError
 from dialogkit.models.folder import require_regular
 from dialogkit.models.shape import adapter_facts, read_shape
 from dialogkit.services.result import Result
-from dialogkit.services.runs.resolve import Loadable, model_of_folder, resolve_model, trained_name
+from dialogkit.services.runs.resolve import Loadable, model_of_folder, resolve_model
 from dialogkit.tracking.publishing import published_dir, published_dirs
-from dialogkit.tracking.run_dir import list_runs
+from dialogkit.tracking.run_list import list_runs
 
 
 class ModelRow(Result):
@@ -50,7 +50,7 @@ def list_models(*, output: str | Path = DEFAULT_OUTPUT) -> list[ModelRow]:
     output, shipped = Path(output), model_names()
     own: dict[str, ModelRow] = {}
     for run, record in list_runs(output):
-        name = trained_name(record)
+        name = record.model_name
         folder = published_dir(output, name)
         if record.status == "completed" and name not in own and name not in shipped:
             own[name] = _loadable_row(Loadable(name, model_of_folder(name, folder), run), output, forgiving=True)
@@ -124,12 +124,12 @@ def _loadable_row(loadable: Loadable, output: Path, *, forgiving: bool = False) 
     """
     folder = Path(loadable.model.source or "")
     facts: dict[str, Any] = {}
-    settings: dict[str, Any] = {"source": loadable.model.source}
+    settings: Mapping[str, Any] = {"source": loadable.model.source}
     trained, problem = False, ""
     if loadable.run is not None:
         record = loadable.run.read()
-        facts, settings = record.model, record.config.get("model", {})
-        trained = holds_model(published_dir(output, trained_name(record)))
+        facts, settings = record.model.model_dump(), record.settings("model")
+        trained = holds_model(published_dir(output, record.model_name))
     elif folder.is_dir():
         facts, problem = _read(read_shape, folder, forgiving=forgiving)
     elif folder.exists():

@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from dialogkit.errors import UnavailableError
+from dialogkit.hints import Hint
 from dialogkit.redaction import redact, remember
 from dialogkit.text import lines_of, read_small, sanitize, wide_encoding
 
@@ -44,7 +45,7 @@ class Credentials:
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What was not used as it may have been meant, and what is dangerous."""
 
-    def require_key(self, *, hint: str = "wandb login") -> str:
+    def require_key(self, *, hint: Hint = "wandb login") -> str:
         """Return the key. Raises: UnavailableError if there is none."""
         if self.key is None:
             raise UnavailableError(

@@ -240,7 +240,7 @@ def test_several_problems_of_a_file_are_told_in_one_go(dialogkit: Run) -> None:
         "train --dataset ro.csv": "--dataset rows.csv",
         "data inspect ro.csv": "dialogkit data inspect rows.csv",
         "train --config syntax.json": "dialogkit config validate syntax.json",
-        "generate Hello!": 'dialogkit generate --prompt "Hello!"',
+        "generate Hello!": "dialogkit generate --prompt 'Hello!'",
         "generate custom-tiny Hello there": 'dialogkit generate --prompt "Hello there"',
         "generate custom-tiny --prompt=": "dialogkit generate custom-tiny --prompt 'Hello!'",
         "generate custom-tiny --compare custom-tiny": "dialogkit generate custom-tiny",

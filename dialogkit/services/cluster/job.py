@@ -12,7 +12,7 @@ from dialogkit.errors import ConfigError
 from dialogkit.hints import Change
 from dialogkit.redaction import secret_in, secrets_of, without_secrets
 from dialogkit.text import counted, duration, sanitize
-from dialogkit.tracking.run_dir import run_name
+from dialogkit.tracking.run_list import run_name
 
 _MEMORY = re.compile(r"([1-9]\d{0,6}[MGT])I?B?")
 WRITTEN_BY = "# Written by: "

@@ -15,9 +15,10 @@ from dialogkit.services.evaluation.results import EvaluateRow, TaskRow
 from dialogkit.services.result import Result
 from dialogkit.services.runs.report import write_run_report
 from dialogkit.services.runs.resolve import Loadable
+from dialogkit.tracking.evaluation_files import replies_beside, worst_beside
 from dialogkit.tracking.metric_specs import ANCHORS, FIGURES
 from dialogkit.tracking.record import RunRecord
-from dialogkit.tracking.run_dir import RunDir, replies_beside, worst_beside
+from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.wandb_run import Decision, decide, open_wandb
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class EvaluationStore:
         kept = self._write(self._run, row, baselines, replies)
         # Metrics on other dialogs than the run's own go under other names, so that runs can be compared by these.
         is_shown = kept is None or kept.shown_dialogs == row.dialogs
-        own = row.dataset == self._record.data.get("dataset")
+        own = row.dataset == self._record.data.dataset
         place = "evaluate" if own else f"evaluate/{row.dataset.replace('/', '-')}"
         place += "" if is_shown else f"/{row.dialogs}-dialogs"
         measured = {figure: value for figure in FIGURES if (value := getattr(row, figure.name)) is not None}
@@ -158,7 +159,7 @@ class EvaluationStore:
         if self._run is None:
             return None
         tracked = self._track(self._run)
-        wanted = self._record.config.get("tracking", {}).get("report", True) is True
+        wanted = self._record.settings("tracking").get("report", True) is True
         if self._changed and wanted and (reason := write_run_report(self._run)) is not None:
             logger.warning("the report of the run %s could not be written: %s", self._run.name, reason)
         return tracked
@@ -191,12 +192,12 @@ class EvaluationStore:
 
 def _wandb_target(record: RunRecord, mode: str | None) -> _WandbTarget | None:
     """Return the W&B run for a run's evaluation; None if it has none, or if W&B is disabled."""
-    known = record.wandb.get("id")
+    known = record.wandb.id
     try:
-        config = TrackingConfig.model_validate(record.config.get("tracking", {}))
+        config = TrackingConfig.model_validate(record.settings("tracking"))
     except ValidationError:  # written by another version or by hand
         return None
-    if not isinstance(known, str) or not _WANDB_ID.fullmatch(known):
+    if known is None or not _WANDB_ID.fullmatch(known):
         if mode in ("online", "offline"):
             logger.warning(
                 "the run %s was trained without W&B: its evaluation is not sent there either", record.name

@@ -95,7 +95,7 @@ def test_an_evaluation_goes_to_the_runs_own_wandb_run_and_page(
     assert (done.code, done.err, tracked.mode, tracked.url) == (0, "", "offline", None)
     assert [str(folder) for folder in offline_folders(Path("models")) if folder not in before] == [tracked.folder]
     started, summary, points = told(tracked)
-    assert (started.run_id, started.project) == (run.read().wandb["id"], "dialog-model-training")
+    assert (started.run_id, started.project) == (run.read().wandb.id, "dialog-model-training")
     assert (list(started.tags), values(started.config.update).keys() - {"_wandb"}) == ([], set())
     assert summary["evaluate/bits_per_byte"] == row.bits_per_byte
     assert summary["evaluate/stop_rate"] == row.stop_rate

@@ -83,7 +83,7 @@ def test_a_checkpoint_holds_the_adapter_and_its_optimizer_alone(base: Path, kept
     folder = newest(Path(kept.run_dir))
     record = RunDir(Path(kept.run_dir)).read()
     tensors = load_file(folder / "adapter_model.safetensors")
-    assert sum(tensor.numel() for tensor in tensors.values()) == record.model["trainable_parameters"]
+    assert sum(tensor.numel() for tensor in tensors.values()) == record.model.trainable_parameters
     assert not list(folder.glob("model*"))
     weights = (base / "model.safetensors").stat().st_size
     assert (
@@ -91,9 +91,9 @@ def test_a_checkpoint_holds_the_adapter_and_its_optimizer_alone(base: Path, kept
         < weights / 10
     )
     states = torch.load(folder / "optimizer.pt")["state"]
-    assert sum(state["exp_avg"].numel() for state in states.values()) == record.model["trainable_parameters"]
+    assert sum(state["exp_avg"].numel() for state in states.values()) == record.model.trainable_parameters
     parameters = sum(tensor.numel() for tensor in load_file(base / "model.safetensors").values())
-    assert record.model["parameters"] == parameters
+    assert record.model.parameters == parameters
 
 
 def test_a_damaged_adapter_is_seen_and_one_that_is_no_number_is_not_saved(kept: TrainResult, small: Any) -> None:
@@ -188,7 +188,7 @@ def test_an_adapter_is_named_talked_to_and_measured(base: Path, kept: TrainResul
     assert not (folder / "config.json").exists()
     row = {row.name: row for row in list_models(output=output)}["kept-model"]
     assert (row.trained, row.base, row.layers) == (True, settings["base_model_name_or_path"], 2)
-    assert row.adapter_parameters == RunDir(Path(kept.run_dir)).read().model["trainable_parameters"]
+    assert row.adapter_parameters == RunDir(Path(kept.run_dir)).read().model.trainable_parameters
     shown = show_model(str(newest(Path(kept.run_dir))), output=output)
     assert (shown.base, shown.adapter_parameters) == (row.base, row.adapter_parameters)
     for name in ("kept-model", "kept", kept.published_dir, str(newest(Path(kept.run_dir)))):
