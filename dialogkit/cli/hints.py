@@ -47,9 +47,11 @@ def render(hint: Hint | None) -> str | None:
         case Change():
             return _flags(_command_of(_typed), hint.settings)
         case Call():
-            words = ["dialogkit", *hint.verb.split(), *map(shlex.quote, hint.arguments)]
-            flags = _flags(hint.verb, hint.options)
-            return " ".join([*words, flags] if flags else words)
+            words = [shlex.quote(word) for word in hint.arguments]
+            flags = list(filter(None, [_flags(hint.verb, hint.options)]))
+            # Behind the flags of a launcher follow the words of the training that it launches.
+            words = [*flags, "--", *words] if hint.verb.startswith("launch ") else [*words, *flags]
+            return " ".join(["dialogkit", *hint.verb.split(), *words])
         case Shell():
             return hint.command
         case Either():
@@ -93,6 +95,9 @@ def _flags(verb: str, settings: Any) -> str:
 def _words(options: dict[str, Any], name: str, value: Any) -> Iterator[str]:
     """Yield the words that give one setting to a command with these options."""
     last = name.rpartition(".")[2].replace("_", "-")
+    if name == "help":  # every command has it, and none lists it among its options
+        yield "--help"
+        return
     flag = next((flag for flag in (FLAGS.get(name), f"--{last}") if flag in options), None)
     if flag is None and value is False and f"--no-{last}" in options:
         yield f"--no-{last}"

@@ -5,7 +5,6 @@ product of the matrices added when an adapter is merged. Of an adapter's folder 
 its safetensors; peft itself would load a pickle, import a module that a config names, and match its patterns.
 """
 
-import json
 import os
 import warnings
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from dialogkit.config.model import ModelConfig
 from dialogkit.config.paths import ADAPTER_CONFIG
 from dialogkit.config.train import TrainConfig
 from dialogkit.errors import ConfigError, ModelError, UnavailableError, did_you_mean
+from dialogkit.hints import Call, Change, Shell
 from dialogkit.models.folder import named, read_object, require_sound
 from dialogkit.models.sources import find_gguf, unusable
 from dialogkit.system.network import from_hub, hub_reachable
@@ -53,7 +53,7 @@ class Adapter:
 def require_peft() -> None:
     """Raise UnavailableError if peft is not installed."""
     if find_spec("peft") is None:
-        raise UnavailableError("LoRA needs the package peft", hint="pip install 'dialogkit[lora]'")
+        raise UnavailableError("LoRA needs the package peft", hint=Shell("pip install 'dialogkit[lora]'"))
 
 
 def add_adapter(model: Any, config: TrainConfig, source: ModelConfig) -> None:
@@ -71,7 +71,7 @@ def add_adapter(model: Any, config: TrainConfig, source: ModelConfig) -> None:
     if not config.merge and find_adapter(source) is not None:
         raise ConfigError(
             f"train.merge: a kept adapter needs whole weights as its base, and {source.source!r} has none",
-            hint="--set train.merge=true",
+            hint=Change({"train.merge": True}),
         )
     linear = _linear_layers(model)
     leaves = sorted({name.rpartition(".")[2] for name in linear})
@@ -80,7 +80,7 @@ def add_adapter(model: Any, config: TrainConfig, source: ModelConfig) -> None:
             raise ConfigError(
                 f"train.lora_targets: {target!r} is no linear layer of {source.name}"
                 f"{did_you_mean(target, leaves)}; there are {', '.join(leaves)}",
-                hint=f"--set 'train.lora_targets={json.dumps(leaves[:2])}'",
+                hint=Change({"train.lora_targets": leaves[:2]}),
             )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -338,7 +338,7 @@ def _base_of(source: str, config: ModelConfig, folder: Path, settings: dict[str,
     if not is_there and not hub_reachable() and fetch_model_file(base, "config.json") is None:
         raise UnavailableError(
             f"the hub cannot be reached, and the base of the adapter {source!r}, {name!r}, is not in its cache",
-            hint=f"hf download {name}",
+            hint=Shell(f"hf download {name}"),
         )
     return base
 
@@ -363,7 +363,7 @@ def fetch_model_file(config: ModelConfig, file: str) -> Path | None:
                 _raise_exceptions_for_connection_errors=False,
             ),
             lacking=f"{config.source!r} is not in its cache",
-            hint="dialogkit doctor --network",
+            hint=Call("doctor", network=True),
         )
     # No such model, or no answer, which the loading that follows tells in its own words.
     except (OSError, ValueError, UnavailableError):

@@ -10,6 +10,7 @@ import torch
 
 from dialogkit.config.model import ModelConfig
 from dialogkit.errors import ModelError, UnavailableError
+from dialogkit.hints import Call, Change
 from dialogkit.models.adapters import find_adapter, merge_into, require_finite
 from dialogkit.models.generation import without_generation_settings
 from dialogkit.models.limits import time_limit
@@ -51,7 +52,7 @@ def build_model(
             raise ModelError(
                 f"{config.name!r} has a vocabulary of {config.vocabulary}, but its tokenizer has "
                 f"{tokenizer.vocabulary} entries",
-                hint=f"--set model.vocabulary={tokenizer.vocabulary}",
+                hint=Change({"model.vocabulary": tokenizer.vocabulary}),
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -186,7 +187,7 @@ def _require_buildable(config: ModelConfig, described: Any, room: int | None) ->
         raise UnavailableError(
             f"the weights of {source!r} take {4 * numbers / 2**30:,.1f} GiB of memory and {room / 2**30:,.1f} GiB "
             "are free",
-            hint="dialogkit models list",
+            hint=Call("models list"),
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from dialogkit.dialog import Message, Piece, Span
 from dialogkit.errors import DataError, ModelError
+from dialogkit.hints import Change
 from dialogkit.models.limits import memory_limit, time_limit
 
 _ROLE_LINE = re.compile(r"^(?:system|user)\s*\n\s*")
@@ -17,6 +18,9 @@ TEMPLATE_BYTES = 2**30
 TEMPLATE_CHARACTERS = 1_000_000
 """What a template, which is a program, may take for a dialog, and make of it beyond four times what that says."""
 
+
+PLAIN_FORMAT = Change({"model.chat_format": "plain"})
+"""What to do about a template that cannot be used."""
 
 # Private-use characters stand for text that only looks like a special token while a foreign template is rendered.
 MARK_OPEN, MARK_CLOSE = "\ue0f0", "\ue0f1"
@@ -36,7 +40,7 @@ class TemplateFormat:
             raise ModelError(
                 "the model's chat template ends an answer with no special token, so a model trained with it "
                 "would never stop",
-                hint="--set model.chat_format=plain",
+                hint=PLAIN_FORMAT,
             )
         self.end_of_turn = end[0]
 
@@ -98,7 +102,6 @@ class TemplateFormat:
     def _render(self, messages: Sequence[Message], *, reply: bool = False) -> str:
         from jinja2 import TemplateError
 
-        hint = "--set model.chat_format=plain"
         try:
             with time_limit(TEMPLATE_SECONDS), memory_limit(TEMPLATE_BYTES):
                 text = str(
@@ -108,10 +111,12 @@ class TemplateFormat:
                 )
         except TimeoutError:
             told = f"the model's chat template takes more than {TEMPLATE_SECONDS:g} s for a dialog"
-            raise DataError(told, hint=hint) from None
+            raise DataError(told, hint=PLAIN_FORMAT) from None
         except (TemplateError, TypeError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
             reason = str(error) or type(error).__name__
-            raise DataError(f"the model's chat template refuses a dialog: {reason}", hint=hint) from None
+            raise DataError(f"the model's chat template refuses a dialog: {reason}", hint=PLAIN_FORMAT) from None
         if len(text) > TEMPLATE_CHARACTERS + 4 * sum(len(message.content) for message in messages):
-            raise DataError(f"the model's chat template makes {len(text):,} characters of a dialog", hint=hint)
+            raise DataError(
+                f"the model's chat template makes {len(text):,} characters of a dialog", hint=PLAIN_FORMAT
+            )
         return text

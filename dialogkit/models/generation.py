@@ -17,6 +17,7 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.model import ModelConfig
 from dialogkit.config.problems import list_problems
 from dialogkit.errors import ModelError
+from dialogkit.hints import Hint
 from dialogkit.models.adapters import fetch_model_file, find_adapter
 from dialogkit.models.sources import find_gguf
 
@@ -109,7 +110,7 @@ def read_stop_ids(model: ModelConfig) -> frozenset[int]:
     return frozenset(token for token in ids[:_MOST_STOP_IDS] if type(token) is int and token >= 0)
 
 
-def choose_settings(config: GenerateConfig, model: ModelConfig, *, hint: str) -> ChosenSettings:
+def choose_settings(config: GenerateConfig, model: ModelConfig, *, hint: Hint) -> ChosenSettings:
     """Return the settings for the replies of a model.
 
     With `use_model_settings` the model's own take the place of those that the user has not set, as far as they
@@ -118,7 +119,7 @@ def choose_settings(config: GenerateConfig, model: ModelConfig, *, hint: str) ->
     Args:
         config: what the user has set.
         model: the model.
-        hint: what to type where its settings cannot be used.
+        hint: what to do if its settings cannot be used.
 
     Raises: ModelError if settings are asked for that cannot be read or are out of range.
     """

@@ -10,6 +10,7 @@ from typing import Any
 
 from dialogkit.config.model import ModelConfig
 from dialogkit.errors import DialogKitError, ModelError, UnavailableError
+from dialogkit.hints import Call, Shell
 from dialogkit.models.folder import describe_folder, require_regular, require_sound, weights_bytes
 from dialogkit.models.limits import panics_raised
 from dialogkit.system.network import from_hub
@@ -54,7 +55,7 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **optio
                 return from_hub(
                     load,
                     lacking=f"{source!r} is not in its cache",
-                    hint="dialogkit doctor --network",
+                    hint=Call("doctor", network=True),
                 )
             return loader(folder, trust_remote_code=False, **options)
     except DialogKitError:
@@ -89,7 +90,7 @@ def unusable(source: str, error: Exception) -> ModelError:
     reason = (str(error).strip().splitlines() or [""])[0]
     if not isinstance(error, OSError | ValueError):
         reason = f"{type(error).__name__}: {reason}"
-    return ModelError(f"{source!r} cannot be loaded: {reason.rstrip(': ')}", hint="dialogkit models list")
+    return ModelError(f"{source!r} cannot be loaded: {reason.rstrip(': ')}", hint=Call("models list"))
 
 
 def require_sound_source(path: Path) -> None:
@@ -134,4 +135,4 @@ def _need_gguf() -> None:
     from importlib.util import find_spec
 
     if find_spec("gguf") is None:
-        raise UnavailableError("GGUF files need the package gguf", hint="pip install 'dialogkit[gguf]'")
+        raise UnavailableError("GGUF files need the package gguf", hint=Shell("pip install 'dialogkit[gguf]'"))

@@ -26,8 +26,9 @@ from dialogkit.dialog import (
     turns_format,
 )
 from dialogkit.errors import ConfigError, ModelError
+from dialogkit.hints import Call, Change
 from dialogkit.models.adapters import tokenizer_source
-from dialogkit.models.chat_template import TemplateFormat
+from dialogkit.models.chat_template import PLAIN_FORMAT, TemplateFormat
 from dialogkit.models.folder import require_sound
 from dialogkit.models.generation import read_stop_ids
 from dialogkit.models.limits import panics_raised
@@ -70,7 +71,7 @@ class ChatTokenizer:
         if unknown := sorted(needed - self._ids.keys()):
             raise ModelError(
                 f"the tokenizer has no token {unknown[0]!r}, which its chat format needs",
-                hint="--set model.chat_format=plain",
+                hint=PLAIN_FORMAT,
             )
         self.stop_ids = frozenset(self._ids[token] for token in ends)
         self.reply_stop_ids = self.stop_ids
@@ -283,7 +284,7 @@ def load_tokenizer(config: ModelConfig) -> ChatTokenizer:
     if config.tokenizer is not None or config.from_scratch:
         folder = Path(config.tokenizer).expanduser() if config.tokenizer else SHIPPED_TOKENIZER
         if not (folder / "tokenizer.json").is_file():
-            raise ModelError(f"no tokenizer.json in {str(folder)!r}", hint="dialogkit tokenizer train --help")
+            raise ModelError(f"no tokenizer.json in {str(folder)!r}", hint=Call("tokenizer train", help=True))
         require_sound(folder)
         try:
             with panics_raised():
@@ -364,7 +365,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int, output: Path) -> i
 
     smallest = 256 + len(SPECIAL_TOKENS)
     if vocabulary < smallest:
-        raise ConfigError(f"a vocabulary of {vocabulary} is too small", hint=f"--vocab-size {smallest}")
+        raise ConfigError(f"a vocabulary of {vocabulary} is too small", hint=Change({"vocab_size": smallest}))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

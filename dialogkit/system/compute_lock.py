@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dialogkit.errors import UnavailableError
+from dialogkit.hints import Change, Either
 
 logger = logging.getLogger("dialogkit")
 
@@ -54,7 +55,7 @@ def require_threads(threads: int | None) -> None:
         raise UnavailableError(
             f"runtime.threads is {threads}, and this process was forked from one that had loaded torch, whose "
             "threads it lacks",
-            hint=f"{SPAWN}, or runtime.threads=1",
+            hint=Either(SPAWN, Change({"runtime.threads": 1})),
         )
 
 

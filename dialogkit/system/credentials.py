@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from dialogkit.errors import UnavailableError
+from dialogkit.hints import Hint, Shell
 from dialogkit.redaction import redact, remember
 from dialogkit.text import lines_of, read_small, sanitize, wide_encoding
 
@@ -44,13 +45,13 @@ class Credentials:
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What was not used as it may have been meant, and what is dangerous."""
 
-    def require_key(self, *, hint: str = "wandb login") -> str:
+    def require_key(self, *, hint: Hint | None = None) -> str:
         """Return the key. Raises: UnavailableError if there is none."""
         if self.key is None:
             raise UnavailableError(
                 self.problem
                 or "W&B needs a key, and WANDB_API_KEY is neither set nor in .env, nor is one in netrc",
-                hint=hint,
+                hint=hint or Shell("wandb login"),
             )
         return self.key
 

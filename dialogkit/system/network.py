@@ -26,6 +26,7 @@ from typing import Any, NoReturn, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from dialogkit.errors import DialogKitError, UnavailableError
+from dialogkit.hints import Hint
 from dialogkit.system.signals import ended_by_signals
 
 logger = logging.getLogger(__name__)
@@ -230,13 +231,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-def from_hub(load: Callable[[bool], T], *, lacking: str, hint: str) -> T:
+def from_hub(load: Callable[[bool], T], *, lacking: str, hint: Hint) -> T:
     """Load something from the hub, or from its cache on disk where the hub cannot be asked or fails.
 
     Args:
         load: calls the hub's libraries; gets whether they may ask the hub.
         lacking: the end of the sentence that says what is missing, such as `'gpt2' is not in its cache`.
-        hint: the next command to type.
+        hint: what to do about it.
 
     Raises: UnavailableError if the hub fails and the cache alone is not enough; else whatever `load` raises.
     """
@@ -244,7 +245,7 @@ def from_hub(load: Callable[[bool], T], *, lacking: str, hint: str) -> T:
         return _from_hub(load, lacking, hint)
 
 
-def _from_hub(load: Callable[[bool], T], lacking: str, hint: str) -> T:
+def _from_hub(load: Callable[[bool], T], lacking: str, hint: Hint) -> T:
     address = f"the hub at {plain_url(hub_url())}"
     if hub_forbidden():
         failure: str | None = "HF_HUB_OFFLINE forbids asking the hub"

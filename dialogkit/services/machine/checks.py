@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from dialogkit.config.paths import DEFAULT_OUTPUT
+from dialogkit.hints import Call, Hint, Shell
 from dialogkit.services.machine.probe import Facts, Place, gather
 from dialogkit.services.result import Result
 
@@ -27,8 +28,8 @@ class Finding(Result):
     area: str
     verdict: Verdict
     text: str
-    command: str | None = None
-    """What to type about it."""
+    command: Hint | None = None
+    """What to do about it; the command line puts the words to type in its place."""
 
 
 class DoctorResult(Result):
@@ -68,12 +69,12 @@ def _packages(facts: Facts) -> Iterator[Finding]:
     needed = [package for package in facts.packages if package.extra is None]
     if not needed:
         text = "dialogkit runs from a folder without being installed, so what it needs is not known"
-        yield Finding(area="packages", verdict="could be better", text=text, command="pip install -e .")
+        yield Finding(area="packages", verdict="could be better", text=text, command=Shell("pip install -e ."))
         return
     missing = [package for package in needed if package.installed is None]
     unfit = [package for package in needed if package.installed is not None and not package.fits]
     wanted = [shlex.quote(f"{package.name}{package.supported}") for package in (*missing, *unfit)]
-    command = f"pip install {' '.join(wanted)}" if wanted else None
+    command = Shell(f"pip install {' '.join(wanted)}") if wanted else None
     if missing:
         names = ", ".join(package.name for package in missing)
         yield Finding(area="packages", verdict="wrong", text=f"not installed: {names}", command=command)
@@ -91,7 +92,7 @@ def _extras(facts: Facts) -> Iterator[Finding]:
     lacking = {p.extra for p in facts.packages if p.extra and not (p.installed and p.fits)}
     if extras:
         told = f"installed: {', '.join(sorted(extras - lacking)) or 'none'}"
-        command = f"pip install 'dialogkit[{','.join(sorted(lacking))}]'" if lacking else None
+        command = Shell(f"pip install 'dialogkit[{','.join(sorted(lacking))}]'") if lacking else None
         more = f"; there are also {', '.join(sorted(lacking))}" if lacking else ""
         yield Finding(area="extras", verdict="ok", text=told + more, command=command)
 
@@ -113,11 +114,11 @@ def _torch(facts: Facts) -> Iterator[Finding]:
         yield Finding(area="torch", verdict="ok", text=text)
 
 
-def _install(facts: Facts) -> str:
+def _install(facts: Facts) -> Shell:
     supported = next((package.supported for package in facts.packages if package.name == "torch"), "")
     command = f"pip install --force-reinstall {shlex.quote('torch' + supported)}"
     build = "cu130" if _major(facts.driver_cuda) >= 13 else "cu126"
-    return f"{command} --index-url https://download.pytorch.org/whl/{build}"
+    return Shell(f"{command} --index-url https://download.pytorch.org/whl/{build}")
 
 
 def _major(version: str | None) -> int:
@@ -134,12 +135,12 @@ def _gpus(facts: Facts) -> Iterator[Finding]:
         if taken:
             text += "; another process holds most of its memory"
         verdict: Verdict = "could be better" if taken else "ok"
-        yield Finding(area="gpu", verdict=verdict, text=text, command="nvidia-smi" if taken else None)
+        yield Finding(area="gpu", verdict=verdict, text=text, command=Shell("nvidia-smi") if taken else None)
     if facts.gpus:
         return
     if "nvidia-smi" in facts.commands:
         text = "nvidia-smi is there and tells of no GPU, so the CPU trains"
-        yield Finding(area="gpu", verdict="could be better", text=text, command="nvidia-smi")
+        yield Finding(area="gpu", verdict="could be better", text=text, command=Shell("nvidia-smi"))
     elif facts.system == "Darwin" and facts.processor.startswith("Apple"):
         yield Finding(area="gpu", verdict="ok", text="Apple MPS, in float32")
     else:
@@ -167,7 +168,7 @@ def _threads(facts: Facts) -> Iterator[Finding]:
     else:
         yield Finding(area="threads", verdict="ok", text=f"OMP_NUM_THREADS is {value}")
         return
-    yield Finding(area="threads", verdict="could be better", text=text, command="unset OMP_NUM_THREADS")
+    yield Finding(area="threads", verdict="could be better", text=text, command=Shell("unset OMP_NUM_THREADS"))
 
 
 def _memory(facts: Facts) -> Iterator[Finding]:
@@ -180,7 +181,7 @@ def _memory(facts: Facts) -> Iterator[Finding]:
         text += f", and this container or job may hold {_size(facts.container_bytes)}"
     if free < LITTLE_MEMORY:
         text += "; a batch can be split by itself"
-        command = "dialogkit train custom-nano --preset test --fit-batch"
+        command = Call("train", "custom-nano", preset="test", fit_batch=True)
         yield Finding(area="memory", verdict="could be better", text=text, command=command)
     else:
         yield Finding(area="memory", verdict="ok", text=text)
@@ -188,15 +189,14 @@ def _memory(facts: Facts) -> Iterator[Finding]:
 
 def _output(facts: Facts) -> Iterator[Finding]:
     folder = facts.output
-    elsewhere = "dialogkit train --output-dir "
     if folder.problem:
         text = f"{folder.path!r} cannot be written: {folder.problem}"
-        yield Finding(area="output", verdict="wrong", text=text, command=f"{elsewhere}my-models")
+        yield Finding(area="output", verdict="wrong", text=text, command=Call("train", output_dir="my-models"))
         return
     text = f"{folder.path!r}, {_size(folder.free_bytes)} free on its disk"
     if folder.free_bytes is not None and folder.free_bytes < NO_DISK:
         text += ", too little for any run"
-        yield Finding(area="output", verdict="wrong", text=text, command="dialogkit runs prune")
+        yield Finding(area="output", verdict="wrong", text=text, command=Call("runs prune"))
         return
     lacks = []
     if folder.free_bytes is not None and folder.free_bytes < LITTLE_DISK:
@@ -207,15 +207,15 @@ def _output(facts: Facts) -> Iterator[Finding]:
         lacks.append("it has no locks, so two processes could train one run")
     verdict: Verdict = "could be better" if lacks else "ok"
     small = folder.free_bytes is not None and folder.free_bytes < LITTLE_DISK
-    command = "dialogkit runs prune" if small else f"{elsewhere}FOLDER" if lacks else None
+    command = Call("runs prune") if small else Call("train", output_dir="FOLDER") if lacks else None
     yield Finding(area="output", verdict=verdict, text="; ".join([text, *lacks]), command=command)
 
 
 def _cache(facts: Facts) -> Iterator[Finding]:
-    yield _written(facts.cache, "cache", "prepared data", "export DIALOGKIT_CACHE=FOLDER")
+    yield _written(facts.cache, "cache", "prepared data", Shell("export DIALOGKIT_CACHE=FOLDER"))
 
 
-def _written(folder: Place, area: str, what: str, command: str) -> Finding:
+def _written(folder: Place, area: str, what: str, command: Shell) -> Finding:
     if folder.problem:
         text = f"{what}: {folder.path!r} cannot be written: {folder.problem}"
         return Finding(area=area, verdict="could be better", text=text, command=command)
@@ -229,26 +229,27 @@ def _wandb(facts: Facts) -> Iterator[Finding]:
     if facts.wandb_server_from != "default":
         server += f" (from {facts.wandb_server_from})"
     asked = facts.environment.get("WANDB_MODE", "")
-    command = None
+    command: Hint | None = None
     if asked in ("offline", "disabled"):
         mode = f"runs are {'not logged' if asked == 'disabled' else 'logged offline'}, for WANDB_MODE is {asked}"
     elif not facts.wandb_key:
-        mode, command = "runs are logged offline", "wandb login"
+        mode, command = "runs are logged offline", Shell("wandb login")
     elif facts.server_answers is None:
-        mode = f"runs are logged online if {server} answers (--network asks), offline otherwise"
+        mode = f"runs are logged online if {server} answers, offline otherwise"
+        command = Call("doctor", network=True)
     else:
         answer = "answers" if facts.server_answers else "does not answer"
         mode = f"runs are logged {'online' if facts.server_answers else 'offline'}: {server} {answer}"
     yield Finding(area="wandb", verdict="ok", text=f"{key}; {mode}", command=command)
     if facts.wandb_problem:
         text = facts.wandb_problem
-        yield Finding(area="wandb", verdict="could be better", text=text, command="unset WANDB_BASE_URL")
+        yield Finding(area="wandb", verdict="could be better", text=text, command=Shell("unset WANDB_BASE_URL"))
     for note in facts.wandb_notes:
         if note != facts.wandb_problem:
             yield Finding(area="wandb", verdict="could be better", text=note)
     if facts.open_dotenv:
         text = ".env holds the key, and others can read it"
-        yield Finding(area="wandb", verdict="could be better", text=text, command="chmod 600 .env")
+        yield Finding(area="wandb", verdict="could be better", text=text, command=Shell("chmod 600 .env"))
 
 
 def _hub(facts: Facts) -> Iterator[Finding]:
@@ -260,7 +261,7 @@ def _hub(facts: Facts) -> Iterator[Finding]:
     )
     if facts.hub_problem:
         text = f"HF_ENDPOINT is {facts.hub_problem}"
-        yield Finding(area="hub", verdict="could be better", text=text, command="unset HF_ENDPOINT")
+        yield Finding(area="hub", verdict="could be better", text=text, command=Shell("unset HF_ENDPOINT"))
     offline = [
         name
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -268,7 +269,7 @@ def _hub(facts: Facts) -> Iterator[Finding]:
     ]
     if offline:
         text = f"{token}; {offline[0]} forbids downloads, so only what is in the cache is found"
-        command = f"unset {' '.join(offline)}"
+        command = Shell(f"unset {' '.join(offline)}")
         yield Finding(area="hub", verdict="could be better", text=text, command=command)
     elif facts.hub_answers is not None:
         yield Finding(
@@ -277,8 +278,10 @@ def _hub(facts: Facts) -> Iterator[Finding]:
             text=f"{token}; the hub {'answers' if facts.hub_answers else 'does not answer'}",
         )
     else:
-        yield Finding(area="hub", verdict="ok", text=f"{token}; whether the hub answers, --network asks")
-    yield _written(facts.hub_cache, "hub", "models and datasets", "export HF_HOME=FOLDER")
+        yield Finding(
+            area="hub", verdict="ok", text=f"{token}; the hub was not asked", command=Call("doctor", network=True)
+        )
+    yield _written(facts.hub_cache, "hub", "models and datasets", Shell("export HF_HOME=FOLDER"))
 
 
 def _devices(facts: Facts) -> Iterator[Finding]:
@@ -288,14 +291,14 @@ def _devices(facts: Facts) -> Iterator[Finding]:
         shown = len([part for part in hidden.split(",") if part.strip() not in ("", "-1")])
         if shown < len(facts.gpus):
             text = f"CUDA_VISIBLE_DEVICES={hidden} shows {shown} of {_counted(len(facts.gpus), 'GPU')}"
-            command = "unset CUDA_VISIBLE_DEVICES"
-            yield Finding(area="devices", verdict="could be better", text=text, command=command)
+            unset = Shell("unset CUDA_VISIBLE_DEVICES")
+            yield Finding(area="devices", verdict="could be better", text=text, command=unset)
             return
     usable = len(facts.gpus) if facts.torch_cuda or facts.torch_hip else 0
     backend = "nccl" if usable else "gloo"
     if usable > 1:
         text = f"{usable} GPUs, which train together by {backend}"
-        command = f"dialogkit train MODEL --devices {usable}"
+        command = Call("train", "MODEL", devices=usable)
         yield Finding(area="devices", verdict="ok", text=text, command=command)
     else:
         what = "one GPU" if usable else "the CPU"
@@ -317,31 +320,31 @@ def _cluster(facts: Facts) -> Iterator[Finding]:
         what = "torchrun" if "TORCHELASTIC_RUN_ID" in around else "a launcher"
         text = f"started by {what} as rank {around['RANK']} of {around['WORLD_SIZE']}"
         if _joined(facts):
-            yield Finding(area="cluster", verdict="ok", text=f"{text}; dialogkit train joins the others")
+            yield Finding(area="cluster", verdict="ok", text=f"{text}; a training joins the other ranks")
         else:
-            text += ", but MASTER_ADDR does not say where the others are, which dialogkit train refuses"
+            text += ", but MASTER_ADDR does not say where the other ranks are, so a training would refuse to start"
             yield Finding(area="cluster", verdict="could be better", text=text)
     elif "SLURM_JOB_ID" in around:
         job, nodes = around["SLURM_JOB_ID"], around.get("SLURM_JOB_NUM_NODES", "1")
         if _joined(facts):
             task = f"task {around['SLURM_PROCID']} of {around['SLURM_STEP_NUM_TASKS']}"
-            text = f"Slurm job {job}, started by srun as {task}; dialogkit train joins the others"
+            text = f"Slurm job {job}, started by srun as {task}; a training joins the other ranks"
             yield Finding(area="cluster", verdict="ok", text=text)
         elif nodes != "1":
             text = f"Slurm job {job} on {nodes} nodes, of which this shell uses one"
-            command = f"dialogkit launch slurm --nodes {nodes} -- train MODEL"
+            command = Call("launch slurm", "train", "MODEL", nodes=nodes)
             yield Finding(area="cluster", verdict="could be better", text=text, command=command)
         else:
             yield Finding(area="cluster", verdict="ok", text=f"Slurm job {job} on one node")
     elif "KUBERNETES_SERVICE_HOST" in around:
-        yield Finding(area="cluster", verdict="ok", text="a pod of Kubernetes; dialogkit trains within it")
+        yield Finding(area="cluster", verdict="ok", text="a pod of Kubernetes, in which a training runs as it is")
     elif "sbatch" in facts.commands:
-        command = "dialogkit launch slurm --gpus 1 -- train MODEL"
+        command = Call("launch slurm", "train", "MODEL", gpus=1)
         yield Finding(
             area="cluster", verdict="ok", text="Slurm is here; a job file is written by", command=command
         )
     elif "kubectl" in facts.commands:
-        command = "dialogkit launch kubernetes --gpus 1 --image IMAGE --claim CLAIM -- train MODEL"
+        command = Call("launch kubernetes", "train", "MODEL", gpus=1, image="IMAGE", claim="CLAIM")
         text = "kubectl is here; a job file for a cluster is written by"
         yield Finding(area="cluster", verdict="ok", text=text, command=command)
 
@@ -352,7 +355,9 @@ def _shm(facts: Facts) -> Iterator[Finding]:
     text = f"/dev/shm has {_size(facts.shm_bytes)}"
     if facts.shm_bytes < LITTLE_SHM and len(facts.gpus) > 1:
         text += ", too little for several GPUs or data.workers"
-        yield Finding(area="shm", verdict="could be better", text=text, command="docker run --shm-size=8g ...")
+        yield Finding(
+            area="shm", verdict="could be better", text=text, command=Shell("docker run --shm-size=8g ...")
+        )
     else:
         yield Finding(area="shm", verdict="ok", text=text)
 
