@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
+from dialogkit.system.memory import address_space_bytes
+
 _lock = threading.RLock()
 
 
@@ -45,12 +47,12 @@ def memory_limit(more: int) -> Iterator[None]:
     try:
         import resource
 
-        with open("/proc/self/statm", encoding="ascii") as file:
-            taken = int(file.read().split()[0]) * resource.getpagesize()
+        if (taken := address_space_bytes()) is None:  # macOS
+            raise OSError
         before = soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         bounds = [limit for limit in (taken + more, soft, hard) if limit != resource.RLIM_INFINITY]
         resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
-    except (ImportError, OSError, ValueError):  # Windows, macOS
+    except (ImportError, OSError, ValueError):  # Windows
         yield
         return
     try:

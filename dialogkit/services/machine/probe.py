@@ -18,8 +18,9 @@ from typing import TypeVar
 
 from dialogkit import __version__
 from dialogkit.config.paths import cache_dir
-from dialogkit.system.cpu import processor_flags, processor_name
+from dialogkit.system.cpu import processor_flags, processor_name, usable_cores
 from dialogkit.system.credentials import find_credentials, read_dotenv, server_problem
+from dialogkit.system.memory import Memory, container_memory, machine_memory
 from dialogkit.system.network import hub_forbidden, hub_url, problems
 
 SMI_TIMEOUT_S = 1.5
@@ -37,7 +38,6 @@ ENVIRONMENT = (
 COMMANDS = ("nvidia-smi", "sbatch", "kubectl")
 
 T = TypeVar("T")
-_Memory = tuple[int | None, int | None]
 _Torch = tuple[str | None, str | None, str | None]
 
 
@@ -133,12 +133,12 @@ def gather(output: Path, *, network: bool = False) -> Facts:
         listed = pool.submit(_guarded, _gpus, ())
         credentials = _guarded(lambda: find_credentials(Path.cwd()), None)
         server = credentials.server if credentials else ""
-        untold: _Memory = (None, None)
+        unknown = Memory(None, None)
         none: _Torch = (None, None, None)
         torch, torch_cuda, torch_hip = _guarded(_torch, none)
-        total, free = _guarded(_memory, untold)
+        total, free = _guarded(machine_memory, unknown)
         hub_token = _guarded(_hub_token, None)
-        limit, left = _guarded(_container, untold)
+        limit, left = _guarded(container_memory, unknown)
         unasked: tuple[bool | None, bool | None] = (None, None)
         # By this thread, whose wait Ctrl-C ends.
         server_answers, hub_answers = _guarded(lambda: _ask(server), unasked) if network else unasked
@@ -152,7 +152,7 @@ def gather(output: Path, *, network: bool = False) -> Facts:
             torch_hip=torch_hip,
             processor=_guarded(processor_name, ""),
             flags=_guarded(processor_flags, frozenset()),
-            cores=_guarded(_cores, 1),
+            cores=_guarded(usable_cores, 1),
             environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
             memory_bytes=total,
             memory_free_bytes=free,
@@ -257,41 +257,6 @@ def parse_driver(text: str) -> tuple[str | None, str | None]:
     driver = re.search(r"Driver Version: *([\d.]+)", text)
     cuda = re.search(r"CUDA[^:|]*Version: *([\d.]+)", text)
     return driver and driver[1], cuda and cuda[1]
-
-
-def _cores() -> int:
-    """Return the cores that the scheduler and the control group leave to this process."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
-
-
-def _memory() -> _Memory:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-        return 1024 * kilobytes["MemTotal"], 1024 * kilobytes["MemAvailable"]
-    except (OSError, ValueError, KeyError, IndexError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None
-
-
-def _container() -> _Memory:
-    """Return the limit of the control group and what it leaves (version 2, then 1)."""
-    for folder, limit, used, cached in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        with suppress(OSError, ValueError):
-            most = int(Path(folder, limit).read_text(encoding="ascii"))
-            statistics = dict(
-                line.split() for line in Path(folder, "memory.stat").read_text(encoding="ascii").splitlines()
-            )
-            held = int(Path(folder, used).read_text(encoding="ascii")) - int(statistics.get(cached, 0))
-            if most < 2**60:  # version 1 writes a very large number for none
-                return most, most - held
-    return None, None
 
 
 def place(path: Path) -> Place:

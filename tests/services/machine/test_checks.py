@@ -308,7 +308,16 @@ def test_whatever_a_strange_machine_does_is_no_traceback(monkeypatch: pytest.Mon
         raise RuntimeError("strange")
 
     questions = ("processor_name", "processor_flags", "find_credentials", "cache_dir")
-    for name in (*questions, "_packages", "_torch", "_memory", "_container", "_cores", "_hub_cache", "_smi"):
+    for name in (
+        *questions,
+        "_packages",
+        "_torch",
+        "machine_memory",
+        "container_memory",
+        "usable_cores",
+        "_hub_cache",
+        "_smi",
+    ):
         monkeypatch.setattr(reading, name, fail)
     facts = gather(Path("models"))
     assert (facts.packages, facts.torch, facts.memory_bytes, facts.cores) == ((), None, None, 1)
