@@ -67,13 +67,13 @@ def read_shape(folder: Path) -> dict[str, Any]:
 
     For an adapter's folder: those of its base, if that is on this disk, and the adapter's own.
 
-    Raises: ModelError if the folder cannot be what it claims to be; see `models.folder.require_sound`.
+    Raises: ModelError if the folder is invalid; see `models.folder.require_sound`.
     """
     require_sound(folder)
     if adapter := adapter_facts(folder):
         base = Path(adapter["base"] or "").expanduser()
-        whole = os.path.isfile(base / "config.json") and not os.path.isfile(base / ADAPTER_CONFIG)
-        return {**(read_shape(base) if whole else {}), **adapter}
+        usable = os.path.isfile(base / "config.json") and not os.path.isfile(base / ADAPTER_CONFIG)
+        return {**(read_shape(base) if usable else {}), **adapter}
     if not os.path.isfile(folder / "config.json"):  # GGUF
         return {}
     shape, tensors = describe_folder(folder), read_tensors(folder)

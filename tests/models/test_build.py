@@ -169,7 +169,7 @@ def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(build: Any, tokenize
 def test_a_tokenizer_with_more_entries_than_the_model_is_refused(build: Any, tokenizer: ChatTokenizer) -> None:
     folder = write(build(), tokenizer)
     tokenizer_of = load_tokenizer(ModelConfig(layers=1, width=8, heads=1, context=64))
-    with pytest.raises(ModelError, match="has 32768 entries, but its model only 270"):
+    with pytest.raises(ModelError, match="has 32768 entries, but its model has only 270"):
         build_model(ModelConfig(source=str(folder)), tokenizer_of)
 
 
@@ -260,7 +260,7 @@ def drop_tensor(path: Path) -> None:
         (lambda folder: change_config(folder, n_embd="wide"), "n_embd"),
         (
             lambda folder: change_config(folder, n_positions=32),
-            "'transformer.wpe.weight' is missing or of another shape",
+            "'transformer.wpe.weight' is missing or has another shape",
         ),
         (lambda folder: change_config(folder, n_layer=3), r"'transformer\.h\.2.*' \(and 11 more\)"),
         (
