@@ -61,7 +61,7 @@ SAYS = {
     "429": "answered 429 (too many requests) and asks to wait 3600 s",
     "closed": "closed the connection without an answer",
     "circle": "redirects in a circle",
-    "html": "answered with a web page, as a sign-in page of a network does",
+    "html": "answered with a web page, such as the sign-in page of a network",
     "silent-after-root": "did not answer within 0.5 s",
     "503-after-root": "answered 503 (service unavailable)",
     "stalled-file": "sent 0 bytes of 'file.bin' in 0.5 s, and at least 16,384 are due",

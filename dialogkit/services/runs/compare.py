@@ -267,7 +267,7 @@ def sync_runs(
     """
     credentials = find_credentials(Path.cwd())
     if credentials.problem is None:  # which is the error
-        credentials.tell()
+        credentials.warn()
     credentials.require_key()
     folders = offline_folders(Path(output))
     if names:
