@@ -18,7 +18,7 @@ class ParameterCounts(NamedTuple):
 
     total: int
     embedding: int
-    """Token and position embeddings (the output layer is tied to the former)."""
+    """Token and position embeddings, with the output layer where it is tied to the former."""
 
     @property
     def without_embeddings(self) -> int:

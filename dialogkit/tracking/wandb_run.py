@@ -167,7 +167,7 @@ def decide(config: TrackingConfig, folder: Path) -> Decision:
     credentials = find_credentials(folder)
     warn_of_open_dotenv(folder / ".env")
     if config.wandb in ("auto", "online"):
-        credentials.tell()
+        credentials.warn()
     return Decision(*resolve_mode(config.wandb, credentials), credentials)
 
 

@@ -269,7 +269,7 @@ def sync_runs(
     """
     credentials = find_credentials(Path.cwd())
     if credentials.problem is None:  # otherwise it is the error
-        credentials.tell()
+        credentials.warn()
     credentials.require_key()
     folders = offline_folders(Path(output))
     if names:

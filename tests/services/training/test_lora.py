@@ -211,8 +211,8 @@ def test_where_the_base_is_gone_the_sentence_says_what_to_do(
         done = dialogkit(*words)
         assert (done.code, done.out) == (ModelError.exit_code, "")
         assert done.err.splitlines()[-2:] == [
-            f"error: the adapter 'alone' belongs to the model '{tmp_path}/gone', which is not there",
-            "try: put it back, or name its place as base_model_name_or_path in alone/adapter_config.json",
+            f"error: the adapter 'alone' needs its base model '{tmp_path}/gone', which does not exist",
+            "try: restore it, or set base_model_name_or_path in alone/adapter_config.json to its location",
         ]
     assert dialogkit("models", "show", "alone").code == 0
 
@@ -223,7 +223,7 @@ def test_what_learned_beside_a_base_can_be_learned_from(
     sets = [word for name, value in REST.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     words = ["train", "--from", "kept", "--method", "lora", "--output-dir", str(base.parent), *sets]
     done = dialogkit(*words, "--no-merge")
-    assert (done.code, "needs whole weights" in done.err) == (2, True)
+    assert (done.code, "needs a complete model" in done.err) == (2, True)
     done = dialogkit(*words, "--set", "model.name=second", "--json")
     assert done.code == 0, done.err
     assert "learns" in done.err
