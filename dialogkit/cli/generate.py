@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 _COLUMN = 32
-"""Least width of a column of replies; in a narrower terminal they stand below each other."""
+"""Minimum width of a column of replies; a narrower terminal shows them below each other."""
 
 
 def generate_command(
@@ -49,7 +49,7 @@ def generate_command(
     output_dir: options.OutputOption = "models",
     json_output: options.JsonOption = False,
 ) -> None:
-    """Let MODEL answer prompts; without any, the built-in test prompts."""
+    """Let MODEL answer prompts, or the built-in test prompts if none is given."""
     from dialogkit.services.generate import generate
 
     config = sampling(
@@ -63,13 +63,13 @@ def generate_command(
     )
     prompts = _prompts(prompt, prompts_file)
     if twice := [name for name in {model, *(compare or [])} if [model, *(compare or [])].count(name) > 1]:
-        raise ConfigError(f"{twice[0]!r} is to be compared with itself", hint=f"dialogkit generate {twice[0]}")
+        raise ConfigError(f"{twice[0]!r} cannot be compared with itself", hint=f"dialogkit generate {twice[0]}")
     output = Output(json_mode=json_output)
     streams = (
         not json_output and not compare and prompts is not None and len(prompts) == 1 and output.out.is_terminal
     )
     if prompts is None and _is_piped():
-        output.err.print("standard input is not read; that does: dialogkit generate --prompts-file -")
+        output.err.print("standard input is ignored; to read prompts from it: dialogkit generate --prompts-file -")
     with output.busy("answering the test prompts" if prompts is None else "answering") as end_busy:
 
         def stream(text: str) -> None:
@@ -100,7 +100,7 @@ def _with_newest(model: str | None, compare: list[str] | None) -> Any:
 
 
 def sampling(**given: Any) -> "GenerateConfig":
-    """Return the sampling settings of flags. Raises: ConfigError in words of the flag."""
+    """Return the sampling settings of flags. Raises: ConfigError that names the flag."""
     from pydantic import ValidationError
 
     from dialogkit.config.generate import GenerateConfig
@@ -109,10 +109,9 @@ def sampling(**given: Any) -> "GenerateConfig":
     try:
         return GenerateConfig(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        name, colon, problem = list_problems(error)[0].partition(":")
-        raise ConfigError(
-            f"--{name.replace('_', '-')}{colon}{problem}", hint="dialogkit generate --help"
-        ) from None
+        problem = list_problems(error)[0]
+        flag = f"--{problem.setting.replace('_', '-')}"
+        raise ConfigError(flag + problem.removeprefix(problem.setting), hint="dialogkit generate --help") from None
 
 
 def _prompts(prompts: list[str] | None, file: str | None) -> list[str] | None:
@@ -130,13 +129,13 @@ def _prompts(prompts: list[str] | None, file: str | None) -> list[str] | None:
             reason = (error.strerror or str(error)).lower()
             raise ConfigError(f"the prompts file {file!r} cannot be read: {reason}", hint=hint) from None
         if not lines:
-            raise ConfigError(f"the prompts file {file!r} holds no prompt", hint=hint)
+            raise ConfigError(f"the prompts file {file!r} contains no prompt", hint=hint)
         texts += lines
     return texts or None
 
 
 def _is_piped() -> bool:
-    """Return whether there is text in a pipe that stands ready to be read."""
+    """Return whether text in a pipe is ready to be read."""
     try:
         import select
 
@@ -169,6 +168,6 @@ def _render(output: Output, result: "GenerateResult", *, streamed: bool) -> None
     for reply in result.replies:
         if streamed:
             output.text("")
-            output.how(reply)
+            output.reply_statistics(reply)
         else:
             output.reply(reply, prompt=len(result.replies) > 1)

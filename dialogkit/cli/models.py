@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
-    """List the models of the catalogue, and your own that were trained here."""
+    """List the models of the catalogue, and your own trained ones."""
     from dialogkit.services.models import list_models
 
     rows = list_models(output=output_dir)
@@ -25,7 +25,7 @@ def show_command(
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
-    """Show everything about one model."""
+    """Show all about one model."""
     from dialogkit.services.models import show_model
 
     row = show_model(name, output=output_dir)
@@ -56,7 +56,7 @@ def _render_list(output: Output, rows: "list[ModelRow]") -> None:
             columns,
             rows,
             right=("parameters", "no emb.", "layers", "width", "context"),
-            # `models show` has it all.
+            # `models show` has all of it.
             dispensable=("class", "context", "source", "licence", "no emb.", "kind", "width", "layers"),
         )
     )

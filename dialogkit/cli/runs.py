@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 _COLUMN = 32
-"""Least width of a column of replies; in a narrower terminal they stand below each other."""
+"""Minimum width of a column of replies; a narrower terminal shows them below each other."""
 _DISPENSABLE = (
     *("parameters", "preset", "model", "data", "date", "time", "loss", "steps", "tokens/s", "stop rate"),
 )
 _WITH_DATASET = (
     *("parameters", "preset", "model", "date", "time", "loss", "status", "steps", "tokens/s", "stop rate"),
 )
-"""Columns that a narrow terminal has no room for, the first ones first."""
+"""Columns that are left out in a narrow terminal, the first ones first."""
 
 
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
@@ -45,29 +45,27 @@ def list_command(output_dir: OutputOption = "models", json_output: JsonOption = 
     def render(out: Output) -> None:
         _render_list(out, rows, none=none)
         if ahead := [row for row in rows if is_ahead(row.created)]:
-            told = ", ".join(f"{row.name} ({row.created})" for row in ahead)
-            out.err.print(untrusted(f"listed last, as the clock was wrong: {told}"), soft_wrap=True)
-        out.passed_over(damaged)
+            names = ", ".join(f"{row.name} ({row.created})" for row in ahead)
+            out.err.print(untrusted(f"listed last, as the clock was wrong: {names}"), soft_wrap=True)
+        out.skipped(damaged)
 
     Output(json_mode=json_output).result(rows, render, hint=hint)
 
 
 def show_command(
     name: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")],
-    everything: Annotated[
-        bool, typer.Option("--all", help="All that is recorded, as it is recorded, and replies in full.")
-    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show the whole record, and replies in full.")] = False,
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
-    """Show a run: its figures, what it was made of, settings, replies, its loss as a curve, its evaluation."""
+    """Show a run: metrics, model and data, settings, replies, loss curve, evaluation."""
     from dialogkit.cli.run_view import render_run
     from dialogkit.services.runs.compare import show_run
     from dialogkit.services.runs.resolve import output_option
 
     shown = show_run(name, output=output_dir)
     option = output_option(output_dir)
-    # A program has all of it already.
+    # JSON has all of it already.
     hint = None if everything or json_output else f"dialogkit runs show {shlex.quote(name)} --all{option}"
     Output(json_mode=json_output).result(
         shown, lambda out: render_run(out, shown, everything=everything), hint=hint
@@ -75,21 +73,21 @@ def show_command(
 
 
 def compare_command(
-    names: Annotated[list[str], typer.Argument(metavar="RUN", help="Two runs or more.")],
+    names: Annotated[list[str], typer.Argument(metavar="RUN", help="Two or more runs.")],
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
-    """Show runs side by side: figures, settings that differ, replies."""
+    """Show runs side by side: metrics, different settings, replies."""
     from dialogkit.services.runs.compare import compare_runs
 
     compared = compare_runs(names, output=output_dir)
-    # What was not evaluated on the same dialogs has no intervals to compare.
+    # Runs that were not evaluated on the same dialogs have no intervals to compare.
     hint = shlex.join(compared.evaluate) or None
     Output(json_mode=json_output).result(compared, lambda out: _render_comparison(out, compared), hint=hint)
 
 
 def best_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
-    """Name the finished run with the fewest bits per byte, for each dataset."""
+    """Show the finished run with the lowest bits per byte, for each dataset."""
     from dialogkit.services.runs.listing import best_runs
 
     rows = best_runs(output=output_dir)
@@ -106,12 +104,12 @@ def report_command(
     names: Annotated[list[str], typer.Argument(metavar="RUN", help="One run, or several side by side.")],
     to: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help=r"HTML file. \[of one run: in its folder]"),
+        typer.Option("--output", "-o", metavar="FILE", help=r"HTML file. \[for one run: in its folder]"),
     ] = None,
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
-    """Write runs as one HTML page: curves, figures, what was said, settings, data, machine."""
+    """Write runs as one HTML page: curves, metrics, replies, settings, data, machine."""
     from dialogkit.services.runs.report import write_report
 
     output = Output(json_mode=json_output)
@@ -135,13 +133,13 @@ def _render_comparison(output: Output, compared: "Comparison") -> None:
             for row in rows:
                 drawn.add_row(untrusted(row.name), *(untrusted(_value(row.name, value)) for value in row.values))
             output.print(drawn)
-    _tell_of_dialogs(output, compared, letters)
+    _warn_of_different_dialogs(output, compared, letters)
     _render_evaluations(output, compared, letters)
     _render_replies(output, compared, letters)
 
 
-def _tell_of_dialogs(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
-    """Tell where runs were measured on different dialogs, with the numbers of these."""
+def _warn_of_different_dialogs(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
+    """Say if runs were evaluated on different dialogs, and on how many."""
     if not compared.same_data:
         own = [
             f"{letter}'s are {part.dialogs:,} of {part.dataset}"
@@ -149,21 +147,21 @@ def _tell_of_dialogs(output: Output, compared: "Comparison", letters: Sequence[s
             if part is not None
         ]
         numbers = f" ({', '.join(own)})" if own else ""
-        told = f"their held-out dialogs differ{numbers}: figures of different dialogs cannot be compared"
-        output.err.print(untrusted(told), soft_wrap=True)
+        warning = f"their held-out dialogs differ{numbers}: results on different dialogs cannot be compared"
+        output.err.print(untrusted(warning), soft_wrap=True)
     if not compared.evaluate or not any(compared.evaluated_on):
         return
     each = [
         f"{letter} on {' and '.join(f'{part.dialogs:,} of {part.dataset}' for part in parts) or 'none'}"
         for letter, parts in zip(letters, compared.evaluated_on, strict=True)
     ]
-    hidden = "" if compared.evaluations else ", so that their evaluations are not side by side here"
-    told = f"they were not evaluated on the same dialogs ({', '.join(each)}){hidden}"
-    output.err.print(untrusted(told), soft_wrap=True)
+    hidden = "" if compared.evaluations else ", so their evaluations are not shown side by side"
+    warning = f"they were not evaluated on the same dialogs ({', '.join(each)}){hidden}"
+    output.err.print(untrusted(warning), soft_wrap=True)
 
 
 def _render_evaluations(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
-    """Print the kept evaluations with their intervals, and the results in tasks."""
+    """Print the stored evaluations with their intervals, and the task results."""
     from dialogkit.cli.evaluation_view import render_figures
     from dialogkit.services.evaluate import EvaluateResult
 
@@ -173,7 +171,7 @@ def _render_evaluations(output: Output, compared: "Comparison", letters: Sequenc
         output.print(untrusted(title, "bold"))
         pairs = zip(letters, evaluation.rows, strict=True)
         rows = [row.model_copy(update={"model": letter}) for letter, row in pairs if row is not None]
-        # Perplexity is another form of the loss, and the widest figure of all.
+        # Perplexity restates the loss, and is the widest column.
         render_figures(output, EvaluateResult(rows=rows), without="perplexity")
     if any(compared.tasks):
         output.print("")
@@ -217,9 +215,9 @@ def sync_command(
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
-    """Upload offline runs to W&B; unreadable ones are passed over with a warning.
+    """Upload offline runs to W&B; unreadable ones are skipped with a warning.
 
-    The server has 10 s to answer, and each run at most 600 s.
+    The server has 10 s to answer, and each upload takes at most 600 s.
     """
     from dialogkit.services.runs.compare import sync_runs
     from dialogkit.services.runs.resolve import output_option
@@ -230,7 +228,7 @@ def sync_command(
 
     def render(out: Output) -> None:
         for row in rows:
-            out.print(untrusted(f"{'uploaded' if row.uploaded else 'passed over'}  {row.folder}"))
+            out.print(untrusted(f"{'uploaded' if row.uploaded else 'skipped'}  {row.folder}"))
             if row.reason:
                 out.err.print(untrusted(f"warning: {row.reason}"), soft_wrap=True)
         if not rows:
@@ -271,7 +269,7 @@ def _render_list(
 
 
 def _steps(row: "RunRow") -> str:
-    """Return the steps that were made, and of how many where it is not all."""
+    """Return the number of steps, and the planned one if they differ."""
     if row.steps is None or row.total_steps is None:
         return ""
     return f"{row.steps:,}" if row.steps == row.total_steps else f"{row.steps:,}/{row.total_steps:,}"
