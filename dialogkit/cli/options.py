@@ -312,7 +312,7 @@ MemoryOption = Annotated[
     str | None, typer.Option("--memory", metavar="SIZE", help="Memory per machine, such as 64G.")
 ]
 RestartsOption = Annotated[
-    int, typer.Option("--max-restarts", min=0, metavar="N", help="Restarts of the processes after a failure.")
+    int, typer.Option("--max-restarts", min=0, metavar="N", help="Restarts after a lost process.")
 ]
 NameOption = Annotated[str | None, typer.Option("--name", metavar="RUN", help="Name of the job and its run.")]
 OutputFileOption = Annotated[

@@ -54,7 +54,7 @@ def train_command(
     dry: options.DryRunOption = False,
     json_output: options.JsonOption = False,
 ) -> None:
-    """Train MODEL, evaluate it, let it answer test prompts, and keep it."""
+    """Train MODEL, evaluate it, answer the test prompts with it, and save it."""
     from dialogkit.services.cluster.launch import join_processes
 
     output = Output(json_mode=json_output)
