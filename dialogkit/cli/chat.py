@@ -79,7 +79,7 @@ def chat_command(
     for note in (note for chat in chats for note in chat.notes):
         output.err.print(untrusted(note), soft_wrap=True)
     line = None
-    for line in _lines(output):
+    for line in read_lines(output):
         if line in ("/exit", "/quit"):
             break
         try:
@@ -90,7 +90,7 @@ def chat_command(
         output.err.print(f"standard input was empty: nothing was said; to ask once: {_ONE_PROMPT}")
 
 
-def _lines(output: Output) -> Iterator[str]:
+def read_lines(output: Output) -> Iterator[str]:
     """Yield each line of the input, until its end or Ctrl-D."""
     with suppress(ImportError):
         import readline  # noqa: F401  # gives `input` the arrow keys and a history

@@ -1,7 +1,6 @@
 """`dialogkit data`."""
 
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from dialogkit.cli.options import BadRowsOption, JsonOption, SetOption, Sets
 from dialogkit.cli.output import Output, table, untrusted
+from dialogkit.hints import Call
 from dialogkit.text import counted, percent, sanitize, share_of
 
 if TYPE_CHECKING:
@@ -68,11 +68,15 @@ def inspect_command(
             max_bad_rows=max_bad_rows,
             overrides=parse_sets(sets or []),
         )
-    next_words = ["dialogkit", "train", model, *(["--dataset", dataset] if dataset != "starter" else [])]
-    next_words += [] if samples is None else ["--samples", str(samples)]
-    next_words += [] if not max_bad_rows else ["--max-bad-rows", str(max_bad_rows)]
-    next_words += [word for setting in sets or [] for word in ("--set", setting)]
-    output.result(result, lambda out: _render(out, result), hint=shlex.join(next_words))
+    training = Call(
+        "train",
+        model,
+        dataset=dataset if dataset != "starter" else None,
+        samples=samples,
+        max_bad_rows=max_bad_rows or None,
+        sets=sets,
+    )
+    output.result(result, lambda out: _render(out, result), hint=training)
 
 
 def _render(output: Output, result: "InspectResult") -> None:

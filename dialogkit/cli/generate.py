@@ -61,7 +61,7 @@ def generate_command(
         seed=seed,
         use_model_settings=use_model_settings,
     )
-    prompts = _prompts(prompt, prompts_file)
+    prompts = read_prompts(prompt, prompts_file)
     if twice := [name for name in {model, *(compare or [])} if [model, *(compare or [])].count(name) > 1]:
         raise ConfigError(f"{twice[0]!r} cannot be compared with itself", hint=f"dialogkit generate {twice[0]}")
     output = Output(json_mode=json_output)
@@ -87,7 +87,7 @@ def generate_command(
         )
     for note in result.notes:
         output.err.print(untrusted(note), soft_wrap=True)
-    output.result(result, lambda out: _render(out, result, streamed=streams))
+    output.result(result, lambda out: render_replies(out, result, streamed=streams))
 
 
 def _with_newest(model: str | None, compare: list[str] | None) -> Any:
@@ -114,7 +114,8 @@ def sampling(**given: Any) -> "GenerateConfig":
         raise ConfigError(flag + problem.removeprefix(problem.setting), hint="dialogkit generate --help") from None
 
 
-def _prompts(prompts: list[str] | None, file: str | None) -> list[str] | None:
+def read_prompts(prompts: list[str] | None, file: str | None) -> list[str] | None:
+    """Return typed prompts and those of a file; None for none. Raises: ConfigError if the file has none."""
     texts = list(prompts or [])
     if file is not None:
         hint = 'dialogkit generate --prompt "Hello!"'
@@ -149,7 +150,8 @@ def _standard_input() -> bytes:
     return sys.stdin.buffer.read() if sys.stdin is not None else b""  # None where it is closed
 
 
-def _render(output: Output, result: "GenerateResult", *, streamed: bool) -> None:
+def render_replies(output: Output, result: "GenerateResult", *, streamed: bool) -> None:
+    """Print the replies, those of several models side by side; `streamed`: the text is printed already."""
     models = list(dict.fromkeys(reply.model for reply in result.replies))
     if len(models) > 1:
         by_prompt: dict[str, list[ReplyResult]] = {}

@@ -1,6 +1,5 @@
 """`dialogkit runs prune`."""
 
-import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -9,6 +8,7 @@ import typer
 from dialogkit.cli.options import JsonOption, OutputOption, age
 from dialogkit.cli.output import Output, table, untrusted
 from dialogkit.errors import ConfigError, did_you_mean
+from dialogkit.hints import Call
 from dialogkit.text import counted
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def prune_command(
     def agreed(planned: "PruneResult") -> bool:
         if not asks:
             return yes
-        _render(output, planned)
+        render_pruning(output, planned)
         return typer.confirm("delete this?", err=True)
 
     result = prune_runs(
@@ -70,28 +70,32 @@ def prune_command(
         agreed=agreed,
     )
     to_do = not result.pruned and any(row.problem is None for row in result.rows)
-    words = ["dialogkit", "runs", "prune", *(names or [])]
-    for flag, value in (("--keep", keep), ("--older-than", older_than)):
-        words += [] if value is None else [flag, str(value)]
-    words += [word for one in status or [] for word in ("--status", one)]
-    words += ["--checkpoints-only"] if checkpoints_only else []
-    words += ["--output-dir", output_dir] if output_dir != "models" else []
-    words += ["--yes"]
+    again = Call(
+        "runs prune",
+        *(names or []),
+        keep=keep,
+        older_than=older_than,
+        status=status,
+        checkpoints_only=checkpoints_only,
+        output_dir=output_dir,
+        yes=True,
+    )
     if to_do and asks:
         output.err.print("nothing was deleted")
         return
 
     def render(out: Output) -> None:
-        _render(out, result)
+        render_pruning(out, result)
         if not names:
             out.skipped(passed_over(output=output_dir))
 
-    output.result(result, render, hint=shlex.join(words) if to_do else None)
+    output.result(result, render, hint=again if to_do else None)
     if result.pruned and any(row.problem for row in result.rows):
         raise typer.Exit(1)
 
 
-def _render(output: Output, result: "PruneResult") -> None:
+def render_pruning(output: Output, result: "PruneResult") -> None:
+    """Print what would be deleted, or what was."""
     if not result.rows:
         output.print("there is nothing to delete")
         return

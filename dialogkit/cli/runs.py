@@ -12,6 +12,7 @@ import typer
 from dialogkit.cli.metrics_table import print_tasks
 from dialogkit.cli.options import JsonOption, OutputOption
 from dialogkit.cli.output import Output, date, fitting, parameters, table, untrusted
+from dialogkit.hints import Call
 from dialogkit.text import counted, duration
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ _WITH_DATASET = (
     *("parameters", "preset", "model", "date", "time", "loss", "status", "steps", "tokens/s", "stop rate"),
 )
 """Columns that are left out in a narrow terminal, the first ones first."""
+_FIRST_TRAINING = Call("train", "custom-tiny", preset="test")
 
 
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
@@ -36,14 +38,13 @@ def list_command(output_dir: OutputOption = "models", json_output: JsonOption = 
     from dialogkit.tracking.run_dir import is_ahead
 
     rows, damaged = list_run_rows(output=output_dir), passed_over(output=output_dir)
-    hint = None if rows else "dialogkit train custom-tiny --preset test"
+    hint = None if rows else _FIRST_TRAINING
     none = f"there is no run in {output_dir!r} yet"
     if damaged:
-        hint = shlex.join(["dialogkit", "runs", "show", damaged[0]])
-        hint += f" --output-dir {shlex.quote(output_dir)}" if output_dir != "models" else ""
+        hint = Call("runs show", damaged[0], output_dir=output_dir)
 
     def render(out: Output) -> None:
-        _render_list(out, rows, none=none)
+        render_runs(out, rows, none=none)
         if ahead := [row for row in rows if is_ahead(row.created)]:
             names = ", ".join(f"{row.name} ({row.created})" for row in ahead)
             out.err.print(untrusted(f"listed last, as the clock was wrong: {names}"), soft_wrap=True)
@@ -61,12 +62,10 @@ def show_command(
     """Show a run: metrics, model and data, settings, replies, loss curve, evaluation."""
     from dialogkit.cli.run_view import render_run
     from dialogkit.services.runs.compare import show_run
-    from dialogkit.services.runs.resolve import output_option
 
     shown = show_run(name, output=output_dir)
-    option = output_option(output_dir)
     # JSON has all of it already.
-    hint = None if everything or json_output else f"dialogkit runs show {shlex.quote(name)} --all{option}"
+    hint = None if everything or json_output else Call("runs show", name, all=True, output_dir=output_dir)
     Output(json_mode=json_output).result(
         shown, lambda out: render_run(out, shown, everything=everything), hint=hint
     )
@@ -83,7 +82,7 @@ def compare_command(
     compared = compare_runs(names, output=output_dir)
     # Runs that were not evaluated on the same dialogs have no intervals to compare.
     hint = shlex.join(compared.evaluate) or None
-    Output(json_mode=json_output).result(compared, lambda out: _render_comparison(out, compared), hint=hint)
+    Output(json_mode=json_output).result(compared, lambda out: render_comparison(out, compared), hint=hint)
 
 
 def best_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
@@ -91,12 +90,10 @@ def best_command(output_dir: OutputOption = "models", json_output: JsonOption = 
     from dialogkit.services.runs.listing import best_runs
 
     rows = best_runs(output=output_dir)
-    hint = (
-        f"dialogkit generate {shlex.quote(rows[0].name)}" if rows else "dialogkit train custom-tiny --preset test"
-    )
+    hint = Call("generate", rows[0].name) if rows else _FIRST_TRAINING
     none = f"there is no finished run in {output_dir!r} yet"
     Output(json_mode=json_output).result(
-        rows, lambda out: _render_list(out, rows, _WITH_DATASET, none=none), hint=hint
+        rows, lambda out: render_runs(out, rows, _WITH_DATASET, none=none), hint=hint
     )
 
 
@@ -118,7 +115,8 @@ def report_command(
     output.result(written, lambda out: out.print(untrusted(f"report: {written.path}")))
 
 
-def _render_comparison(output: Output, compared: "Comparison") -> None:
+def render_comparison(output: Output, compared: "Comparison") -> None:
+    """Print runs side by side."""
     letters = [chr(ord("A") + number) if number < 26 else str(number) for number in range(len(compared.runs))]
     for letter, name in zip(letters, compared.runs, strict=True):
         output.print(untrusted(f"{letter}  {name}"))
@@ -220,7 +218,6 @@ def sync_command(
     The server has 10 s to answer, and each upload takes at most 600 s.
     """
     from dialogkit.services.runs.compare import sync_runs
-    from dialogkit.services.runs.resolve import output_option
 
     output = Output(json_mode=json_output)
     with output.progress() as progress:
@@ -237,15 +234,16 @@ def sync_command(
             out.print(f"{sum(row.uploaded for row in rows)} of {counted(len(rows), 'offline run')} uploaded")
 
     left = any(not row.uploaded and "holds no record" not in row.reason for row in rows)
-    again = shlex.join(["dialogkit", "runs", "sync", *(names or [])]) + output_option(output_dir)
+    again = Call("runs sync", *(names or []), output_dir=output_dir)
     output.result(rows, render, hint=again if left else None)
     if rows and not any(row.uploaded for row in rows):
         raise typer.Exit(1)
 
 
-def _render_list(
+def render_runs(
     output: Output, rows: "list[RunRow]", dispensable: Sequence[str] = _DISPENSABLE, *, none: str = "no run"
 ) -> None:
+    """Print one run per line, or that there is none."""
     if not rows:
         output.print(untrusted(none))
         return

@@ -6,6 +6,7 @@ import typer
 
 from dialogkit.cli.options import JsonOption
 from dialogkit.cli.output import Output, untrusted
+from dialogkit.hints import Call
 
 
 def train_command(
@@ -19,9 +20,9 @@ def train_command(
 
     result = train_tokenizer(files, vocabulary=vocab_size, output=output)
     why = f" (not {vocab_size:,}: the text has no more)" if result.entries < vocab_size else ""
-    data = next((f" --dataset {file}" for file in files if not file.endswith(".txt")), "")
+    dataset = next((file for file in files if not file.endswith(".txt")), None)
     Output(json_mode=json_output).result(
         result,
         lambda out: out.print(untrusted(f"{result.entries:,} entries in {result.folder}{why}")),
-        hint=f"dialogkit train custom-tiny{data} --set model.tokenizer={output}",
+        hint=Call("train", "custom-tiny", dataset=dataset, settings={"model.tokenizer": output}),
     )
