@@ -82,7 +82,18 @@ class Then:
         return f"{self.first}, then: {self.second}"
 
 
-Hint = Change | Call | Shell | Either | Then | str
+@dataclass(frozen=True)
+class Through:
+    """A call that another program starts: `Through("torchrun --nproc-per-node 2 -m", Call("train"))`."""
+
+    launcher: str
+    call: Call
+
+    def __str__(self) -> str:
+        return f"{self.launcher} {self.call}"
+
+
+Hint = Change | Call | Shell | Either | Then | Through | str
 """A plain text is an advice in words, such as `rename the columns`; it names no command and no flag."""
 
 

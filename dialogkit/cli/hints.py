@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dialogkit.cli.options import Sets, plain, sets_of
-from dialogkit.hints import Call, Change, Either, Hint, Shell, Then
+from dialogkit.hints import Call, Change, Either, Hint, Shell, Then, Through
 
 _typed: Sequence[str] = ()
 
@@ -41,6 +41,8 @@ def _render(hint: Hint) -> str | None:
             return hint.command
         case Either():
             return ", or: ".join(filter(None, map(_render, hint.hints))) or None
+        case Through():
+            return f"{hint.launcher} {_render(hint.call)}"
         case Then():
             first, second = _render(hint.first), _render(hint.second)
             return f"{first} && {second}" if first and second else None

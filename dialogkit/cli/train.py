@@ -55,34 +55,28 @@ def train_command(
     json_output: options.JsonOption = False,
 ) -> None:
     """Train MODEL, evaluate it, answer the test prompts with it, and save it."""
-    from dialogkit.services.cluster.launch import join_processes
+    from dialogkit.services.cluster.launch import join_processes, leave_processes
+    from dialogkit.services.train import train
 
     output = Output(json_mode=json_output)
     arguments = TrainArguments(train_command, context.params)
-    _ = arguments.settings  # a wrong word is reported before other processes are waited for
+    arguments.check()
     join_processes()
     if resume_run is not None:
         _resume(output, arguments)
     elif dry:
         _dry_run(output, arguments)
     else:
-        _train(output, arguments)
-
-
-def _train(output: Output, arguments: TrainArguments) -> None:
-    from dialogkit.services.cluster.launch import leave_processes
-    from dialogkit.services.train import train
-
-    loaded = arguments.load()
-    _start_processes(output, arguments, loaded.config)
-    with _drawing(output) as drawing:
-        result = train(loaded.config, origins=loaded.origins, command=_typed(), reporter=drawing)
-    leave_processes()
-    output.result(
-        result,
-        lambda out: render_training(out, result),
-        hint=chat_command(loaded.config.model.name, result.run_dir),
-    )
+        loaded = arguments.load()
+        _start_processes(output, arguments, loaded.config)
+        with _drawing(output) as drawing:
+            result = train(loaded.config, origins=loaded.origins, command=_typed(), reporter=drawing)
+        leave_processes()
+        output.result(
+            result,
+            lambda out: render_training(out, result),
+            hint=chat_command(loaded.config.model.name, result.run_dir),
+        )
 
 
 def _dry_run(output: Output, arguments: TrainArguments) -> None:

@@ -27,6 +27,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from dialogkit.distributed.rank import LAUNCH_FOLDER, MAIN_HOST_FILE, PORT
 from dialogkit.distributed.shutdown import RESTART
 from dialogkit.errors import DialogKitError, ProcessLostError, UnavailableError
+from dialogkit.hints import Call, Change
 from dialogkit.system.signals import ended_by_signals, stopped_by
 
 JOIN_S = 900
@@ -66,7 +67,8 @@ def resolve_devices(request: int | str, device: str) -> int:
         return max(1, gpus)
     if gpus and int(request) > gpus:
         raise UnavailableError(
-            f"{request} devices were asked for, and there are {gpus} GPUs here", hint=f"--devices {gpus}"
+            f"{request} devices were requested, but this machine has {gpus} GPUs",
+            hint=Change({"runtime.devices": gpus}),
         )
     return int(request)
 
@@ -143,7 +145,7 @@ def _require_free(rendezvous: str) -> None:
             raise UnavailableError(
                 f"the machines cannot meet at {rendezvous}: port {port} of this one is not to be had "
                 f"({(error.strerror or str(error)).lower()})",
-                hint=f"--rendezvous {host}:{int(port) + 1 if int(port) < 65_535 else PORT}, on all of them",
+                hint=Change({"rendezvous": f"{host}:{int(port) + 1 if int(port) < 65_535 else PORT}"}),
             ) from None
 
 
@@ -280,7 +282,7 @@ def _lost(error: ChildFailedError, launch: Launch, folder: Path) -> DialogKitErr
         what = f"a process ended with code {first.exitcode}"
     again = f" and {launch.max_restarts} new starts did not help" if launch.max_restarts else ""
     run = _begun(folder)
-    return ProcessLostError(what + again, hint=f"dialogkit train --resume {run}" if run else None)
+    return ProcessLostError(what + again, hint=Call("train", resume=run) if run else None)
 
 
 def _apart(error: Exception, launch: Launch, folder: Path) -> DialogKitError:
@@ -289,7 +291,7 @@ def _apart(error: Exception, launch: Launch, folder: Path) -> DialogKitError:
     if run := _begun(folder):
         return ProcessLostError(
             f"the {launch.nodes} machines that met at {where} have lost each other ({kind})",
-            hint=f"dialogkit train --resume {run}, with the same --nodes and --rendezvous on each",
+            hint=Call("train", resume=run, nodes=launch.nodes, rendezvous=where),
         )
     host, _, port = where.rpartition(":")
     told = f"the {launch.nodes} machines did not find each other at {where} ({kind})"
@@ -298,7 +300,7 @@ def _apart(error: Exception, launch: Launch, folder: Path) -> DialogKitError:
     except OSError:
         told += f": the name {host!r} is not known here"
     return UnavailableError(
-        told, hint=f"the same command with --node-rank 0 on {host}, its port {port} open to the others"
+        told, hint=f"start rank 0 of the machines on {host}, with port {port} open to the others"
     )
 
 

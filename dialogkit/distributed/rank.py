@@ -1,4 +1,4 @@
-"""Which of the processes of a training this one is, as what started it tells by the environment."""
+"""Which rank of a training this process is, according to the environment that its launcher set."""
 
 import os
 import re
@@ -9,13 +9,14 @@ from functools import cache
 from pathlib import Path
 
 from dialogkit.errors import ConfigError
+from dialogkit.hints import Call, Either, Shell, Through
 
 LAUNCH_FOLDER = "DIALOGKIT_LAUNCH_FOLDER"
-"""Names a folder in which `--devices` and the processes that it starts leave word for each other."""
+"""Names a folder that our own launcher shares with the ranks it starts."""
 MAIN_HOST_FILE = "speaker"
-"""File of that folder that names the machine of the first process, on each other machine."""
+"""File of that folder that names rank 0's machine, on every other machine."""
 PORT = 29400
-"""Where machines meet if nothing else is said, as torchrun has it."""
+"""Default port of the rendezvous, the same as torchrun's."""
 
 
 _OF_ACCELERATE = {
@@ -24,12 +25,12 @@ _OF_ACCELERATE = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "other ways to split a model",
 }
-_SEVERAL = "accelerate launch --multi_gpu --num_processes 2 --module dialogkit train"
+_ACCELERATE = "accelerate launch --multi_gpu --num_processes 2 --module"
 
 
 @dataclass(frozen=True)
 class Rank:
-    """The place of a process among those of a training."""
+    """The rank of a process among those of a training."""
 
     rank: int
     """From 0; rank 0, the main process, prints and writes for all."""
@@ -40,36 +41,39 @@ class Rank:
 
     @property
     def machine(self) -> int:
-        """Index of the first process of this one's machine, where those of a machine follow each other."""
+        """First rank on this machine; the ranks of a machine are consecutive."""
         return self.rank - self.local_rank
 
 
 def this_rank() -> Rank | None:
-    """Return the place of this process; None where it is alone."""
-    told = _of_torch(os.environ) or _of_slurm(os.environ)
-    if told is None:
+    """Return the rank of this process; None in a single process."""
+    given = _of_torch(os.environ) or _of_slurm(os.environ)
+    if given is None:
         return None
     try:
-        rank = Rank(*(int(told[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+        rank = Rank(*(int(given[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
     except ValueError:
         return None
-    # One process that nobody watches over has nobody to join.
+    # A single process without a launcher has nobody to join.
     return None if rank.world_size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ else rank
 
 
+START_ALL = Either(Shell("unset RANK WORLD_SIZE"), Through("torchrun --nproc-per-node N -m", Call("train")))
+"""What to do about a rank that the environment gives by mistake."""
+
+
 def require_sound_rank() -> None:
-    """Raise ConfigError if what the environment tells of this process's place cannot be: it would wait in vain."""
-    told = _of_torch(os.environ) or _of_slurm(os.environ)
-    if told is None:
+    """Raise ConfigError if the environment gives this process an impossible rank: it would wait forever."""
+    given = _of_torch(os.environ) or _of_slurm(os.environ)
+    if given is None:
         return
-    hint = "unset RANK WORLD_SIZE, or start all with: torchrun --nproc-per-node N -m dialogkit train"
-    for name, value in {**told, "MASTER_PORT": os.environ.get("MASTER_PORT", str(PORT))}.items():
+    for name, value in {**given, "MASTER_PORT": os.environ.get("MASTER_PORT", str(PORT))}.items():
         if name != "MASTER_ADDR" and not (value.isascii() and value.isdecimal()):
-            raise ConfigError(f"{name} is {value!r} in the environment, and no number", hint=hint)
-    if int(told["RANK"]) >= int(told["WORLD_SIZE"]):
+            raise ConfigError(f"{name} is {value!r} in the environment, which is not a number", hint=START_ALL)
+    if int(given["RANK"]) >= int(given["WORLD_SIZE"]):
         raise ConfigError(
-            f"RANK is {told['RANK']} in the environment, and no place among {told['WORLD_SIZE']}, counted from 0",
-            hint=hint,
+            f"RANK is {given['RANK']} in the environment, but ranks go from 0 to {int(given['WORLD_SIZE']) - 1}",
+            hint=START_ALL,
         )
 
 
@@ -80,22 +84,21 @@ def export_for_torch() -> None:
 
 @cache  # accelerate itself sets such variables later on
 def reject_foreign_settings() -> None:
-    """Have `accelerate launch` start processes and no more: how they compute is told by settings, and recorded.
+    """Let `accelerate launch` start processes and nothing more: settings say how they compute, and are recorded.
 
-    Raises: ConfigError if it was asked for what this way of starting would leave undone without a word.
+    Raises: ConfigError if it was asked for anything else, which would be ignored silently.
     """
     for name, asked in _OF_ACCELERATE.items():
         if is_true(name):
-            more = " --set runtime.sharding=fsdp --set train.optimizer=adamw" if asked == "FSDP" else ""
+            settings = {"runtime.sharding": "fsdp", "train.optimizer": "adamw"} if asked == "FSDP" else {}
             raise ConfigError(
-                f"accelerate launch is asked for {asked} ({name}=true); it starts processes here, and how they "
-                "train is told by settings of dialogkit",
-                hint=_SEVERAL + more,
+                f"accelerate launch was asked for {asked} ({name}=true); use dialogkit's settings instead",
+                hint=Through(_ACCELERATE, Call("train", settings=settings)),
             )
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
         raise ConfigError(
-            "accelerate launch has started one process in place of several, as it does on a CPU",
-            hint=f"{_SEVERAL}, or: dialogkit train --devices 2",
+            "accelerate launch has started one process instead of several, as it does on a CPU",
+            hint=Either(Through(_ACCELERATE, Call("train")), Call("train", settings={"runtime.devices": 2})),
         )
     for name in list(os.environ):
         if name.startswith(("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_", "ACCELERATE_GRADIENT_", "FSDP_")):

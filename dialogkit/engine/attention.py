@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from dialogkit.errors import ModelError
+from dialogkit.hints import Call
 
 PACKED = "dialogkit_packed"
 
@@ -60,7 +61,7 @@ def use_packed_attention(model: Any) -> None:
     if not getattr(model, "_supports_attention_backend", False) or not _is_same_when_packed(model):
         raise ModelError(
             f"{type(model).__name__} is not supported: it computes something else when dialogs share a row",
-            hint="dialogkit models list",
+            hint=Call("models list"),
         )
     model.set_attn_implementation(PACKED)
 

@@ -12,6 +12,7 @@ from dialogkit.config.train import TrainConfig
 from dialogkit.distributed import process_group
 from dialogkit.engine.arguments import EVALUATIONS_PER_RUN, UNPLANNED, Schedule, points_apart
 from dialogkit.errors import ConfigError
+from dialogkit.hints import Change
 
 MEASURED_STEPS = 3
 NEWEST_STEP_WEIGHT = 0.02
@@ -114,7 +115,7 @@ class BudgetCallback(TrainerCallback):
             raise ConfigError(
                 f"a budget of {self._budget.seconds:,.0f} s leaves no time to train: "
                 f"start, evaluations and saving take {needed:,.0f} s",
-                hint=f"--budget {math.ceil(needed / 5) * 10}s",
+                hint=Change({"train.budget_s": math.ceil(needed / 5) * 10}),
             )
         if self._config.max_steps:
             if plan.end == UNPLANNED:  # an older version left it open while it measured

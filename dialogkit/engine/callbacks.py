@@ -16,6 +16,7 @@ from dialogkit.distributed.rank import is_asked_to_stop
 from dialogkit.engine.checkpoints import Progress
 from dialogkit.engine.loss import TokenCounter
 from dialogkit.errors import DivergedError, InterruptedRunError, ProcessLostError
+from dialogkit.hints import Change
 from dialogkit.system.signals import name_of
 
 logger = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ def diverged(what: str, step: int, learning_rate: float) -> DivergedError:
     """Return the error of a training that went wrong, with a learning rate to try instead."""
     return DivergedError(
         f"training diverged: {what} at step {step} (learning rate {learning_rate:.3g})",
-        hint=f"--set train.learning_rate={learning_rate / 3:.1g}",
+        hint=Change({"train.learning_rate": float(f"{learning_rate / 3:.1g}")}),
     )
 
 

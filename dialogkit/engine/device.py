@@ -11,6 +11,7 @@ from dialogkit.config.runtime import RuntimeConfig
 from dialogkit.distributed import process_group
 from dialogkit.distributed.rank import is_true
 from dialogkit.errors import UnavailableError
+from dialogkit.hints import Change
 from dialogkit.system.cpu import processor_flags, processor_name
 
 Precision = Literal["fp32", "bf16"]
@@ -61,18 +62,18 @@ def _device(request: str) -> tuple[Literal["cpu", "cuda", "mps"], str]:
             return "cpu", "requested"
         case "cuda":
             if not torch.cuda.is_available():
-                raise UnavailableError("no CUDA device can be used here", hint="--no-cuda")
+                raise UnavailableError("no CUDA device is available", hint=Change({"runtime.device": "cpu"}))
             return "cuda", "requested"
         case "mps":
             if not torch.backends.mps.is_available():
-                raise UnavailableError("no Apple MPS device can be used here", hint="--no-cuda")
+                raise UnavailableError("no Apple MPS device is available", hint=Change({"runtime.device": "cpu"}))
             return "mps", "requested"
     if is_true("ACCELERATE_USE_CPU"):
-        return "cpu", "accelerate launch --cpu"
+        return "cpu", "ACCELERATE_USE_CPU"
     if torch.cuda.is_available():
-        return "cuda", "a CUDA device is there"
+        return "cuda", "a CUDA device is available"
     if torch.backends.mps.is_available():
-        return "mps", "Apple MPS is there"
+        return "mps", "Apple MPS is available"
     return "cpu", "no GPU is there"
 
 

@@ -41,6 +41,7 @@ from dialogkit.engine.trainer import (
     planned_steps,
 )
 from dialogkit.errors import ModelError, OutOfMemoryError
+from dialogkit.hints import Call, Change
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def fit(
         # torch loads tensors and plain values only.
         where = resume_from[0].name if resume_from else "the checkpoint"
         raise ModelError(
-            f"{where} is not loaded: it holds more than tensors, which could run code", hint="dialogkit runs list"
+            f"{where} is not loaded: it holds more than tensors, which could run code", hint=Call("runs list")
         ) from None
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -212,11 +213,11 @@ def _out_of_memory(config: TrainConfig, runtime: Runtime) -> OutOfMemoryError:
     """Return the error, with what saves memory next as its hint."""
     parts, size = config.accumulation_steps, config.batch_size
     if parts < size:
-        hint = "--fit-batch"
+        hint = Change({"train.fit_batch": True})
     elif not config.activation_checkpointing:
-        hint = "--set train.activation_checkpointing=true"
+        hint = Change({"train.activation_checkpointing": True})
     else:
-        hint = "--set data.max_tokens=256"
+        hint = Change({"data.max_tokens": 256})
     where, at_once = "machine" if runtime.device == "cpu" else "GPU", size // parts
     dialogs = "1 dialog" if at_once == 1 else f"{at_once} dialogs"
-    return OutOfMemoryError(f"the {where} has not enough memory for {dialogs} at once", hint=hint)
+    return OutOfMemoryError(f"the {where} does not have enough memory for {dialogs} at once", hint=hint)

@@ -6,6 +6,7 @@ import pytest
 
 from dialogkit.distributed.rank import Rank, export_for_torch, first_host, reject_foreign_settings, this_rank
 from dialogkit.errors import ConfigError
+from tests.conftest import typed
 
 TORCHRUN = {
     "RANK": "3",
@@ -112,4 +113,4 @@ def test_accelerate_launch_is_not_left_to_do_less_than_it_was_asked_for(
     monkeypatch.setattr(os, "environ", {**ACCELERATE, **asked})
     with pytest.raises(ConfigError, match=told) as error:
         reject_foreign_settings.__wrapped__()
-    assert "accelerate launch --multi_gpu --num_processes 2 --module dialogkit train" in str(error.value.hint)
+    assert "accelerate launch --multi_gpu --num_processes 2 --module dialogkit train" in str(typed(error.value))

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
 from dialogkit.config.run import RunConfig
-from dialogkit.distributed.rank import LAUNCH_FOLDER, PORT, Rank, this_rank
+from dialogkit.distributed.rank import LAUNCH_FOLDER, PORT, START_ALL, Rank, this_rank
 from dialogkit.errors import ConfigError, DialogKitError, ProcessLostError, exit_code_of
-from dialogkit.hints import Change, Either, Shell
+from dialogkit.hints import Change
 from dialogkit.system.signals import ended_by_signals, stopped_by
 
 
@@ -152,10 +152,7 @@ def join_processes() -> bool:
         if "RANK" in os.environ and "MASTER_ADDR" not in os.environ and count.isdecimal() and int(count) > 1:
             raise ConfigError(
                 f"RANK and WORLD_SIZE make this one of {count} processes, without a MASTER_ADDR to meet at",
-                hint=Either(
-                    Shell("unset RANK WORLD_SIZE"),
-                    Shell("torchrun --nproc-per-node 2 -m dialogkit train"),
-                ),
+                hint=START_ALL,
             )
         return True
     with _quiet_torch():

@@ -7,12 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from filecmp import cmp
 from pathlib import Path
+from typing import Any
 
 from dialogkit.config.load import HUB_ID, folder_name, load_run_config, looks_like_path, model_names
 from dialogkit.config.model import NAME_PATTERN, ModelConfig
 from dialogkit.config.paths import DEFAULT_OUTPUT, PARTS, holds_model, without_model
 from dialogkit.data.sources import NAMED, looks_like_file
 from dialogkit.errors import DataError, DialogKitError, ModelError, did_you_mean
+from dialogkit.hints import Call
 from dialogkit.tracking.publishing import published_dir
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir, find_run, list_runs
@@ -21,6 +23,27 @@ from dialogkit.tracking.run_dir import RunDir, find_run, list_runs
 def output_option(output: str | Path) -> str:
     """Return what a command ends with where the folder of models and runs is not the usual one."""
     return "" if Path(output) == Path(DEFAULT_OUTPUT) else f" --output-dir {shlex.quote(str(output))}"
+
+
+def output_of(output: str | Path) -> dict[str, Any]:
+    """Return the option of a call that works in this folder of models and runs; empty for the default folder."""
+    return {} if Path(output) == Path(DEFAULT_OUTPUT) else {"output_dir": str(output)}
+
+
+def call_on(run: RunDir, verb: str, *, by: str | None = None, **options: Any) -> Call:
+    """Return a call about a run: by its name, or by its path if the name would not be found.
+
+    Args:
+        run: the run.
+        verb: the verb, such as `runs show`.
+        by: option that takes the run, such as `resume`; None if the run is the argument.
+        options: further options.
+    """
+    has_name = run.output is not None and re.match(NAME_PATTERN, run.name)
+    name = run.name if has_name else str(run.path)
+    where = output_of(run.output) if run.output is not None and has_name else {}
+    taken: dict[str, Any] = {by: name} if by else {}
+    return Call(verb, *([] if by else [name]), **taken, **where, **options)
 
 
 def known_as(run: RunDir) -> str:

@@ -1,15 +1,16 @@
-"""What has to be so before a training of an adapter begins."""
+"""The base model of a LoRA adapter: checked, and found again wherever the adapter goes."""
 
 from pathlib import Path
 
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError
-from dialogkit.services.runs.resolve import lasting_source, output_option
+from dialogkit.hints import Call, Change
+from dialogkit.services.runs.resolve import lasting_source, output_of
 from dialogkit.tracking.publishing import published_dir
 
 
 def with_lasting_base(config: RunConfig) -> RunConfig:
-    """Return the settings of a run whose base, if it trains an adapter, stays where it is.
+    """Return settings whose base model, if they train an adapter, is one that will still be there later.
 
     Raises: ConfigError if the settings do not suit an adapter; UnavailableError without peft.
     """
@@ -20,22 +21,22 @@ def with_lasting_base(config: RunConfig) -> RunConfig:
     model, output = config.model, Path(config.runtime.output_dir)
     published = published_dir(output, model.name)
     if model.from_scratch:
-        trained = f"dialogkit train {published} --method lora"
-        first = f"dialogkit train {model.name} --preset {config.preset}"
+        adapt = Call("train", published, method="lora", **output_of(output))
+        first = Call("train", model.name, preset=config.preset, **output_of(output))
         raise ConfigError(
-            f"train.method: lora adapts what a model has learned, and {model.name!r} begins with random weights",
-            hint=(trained if published.is_dir() else first) + output_option(output),
+            f"train.method: lora adapts a trained model, but {model.name!r} starts from random weights",
+            hint=adapt if published.is_dir() else first,
         )
     if config.train.optimizer != "adamw":
         raise ConfigError(
-            f"train.optimizer: {config.train.optimizer} evens out whole matrices, and LoRA's are halves of one",
-            hint="--set train.optimizer=adamw",
+            f"train.optimizer: {config.train.optimizer} orthogonalizes whole matrices; LoRA has low-rank factors",
+            hint=Change({"train.optimizer": "adamw"}),
         )
     require_peft()
     lasting = lasting_source(model, output)
     if not config.train.merge and Path(lasting.source or "").resolve() == published.resolve():
         raise ConfigError(
-            f"the adapter would take the place of its own base, {str(published)!r}",
-            hint=f"--set model.name=my-{published.name}",
+            f"the adapter would replace its own base model, {str(published)!r}",
+            hint=Change({"model.name": f"my-{published.name}"}),
         )
     return config.model_copy(update={"model": lasting})

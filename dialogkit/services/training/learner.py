@@ -54,7 +54,9 @@ class Learner:
         context = config.model.context
         self.data: PreparedData | StreamedData
         with process_group.main_process_first():  # the other ranks find in caches what it fetches and prepares
-            chosen = choose_settings(config.generate, config.model, hint="--set generate.use_model_settings=false")
+            chosen = choose_settings(
+                config.generate, config.model, hint=Change({"generate.use_model_settings": False})
+            )
             config = config.model_copy(update={"generate": chosen.config})
             self.config, self.runtime, self.settings_note = config, runtime, chosen.note
             self.tokenizer: ChatTokenizer = load_tokenizer(config.model)

@@ -2,21 +2,19 @@
 
 import os
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.load import NEWEST, flatten, folder_name, load_changed
-from dialogkit.config.model import NAME_PATTERN
-from dialogkit.config.paths import DEFAULT_OUTPUT, holds_model
+from dialogkit.config.paths import holds_model
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import CheckpointError, ConfigError, ModelError
 from dialogkit.hints import Call
 from dialogkit.services.runs.resolve import (
-    known_as,
-    output_option,
+    call_on,
+    output_of,
     refuse_parts,
     require_finished_model,
     trained_name,
@@ -56,7 +54,7 @@ def find_resumable(name: str, *, model: str | None, output: Path) -> RunDir:
         if model is not None and model != made:
             raise ModelError(
                 f"the run {run.name!r} trains {made}, not {model}",
-                hint=f"dialogkit train --resume {known_as(run)}",
+                hint=resume_hint(run),
             )
         _require_valid(run, record)
         return run
@@ -65,16 +63,14 @@ def find_resumable(name: str, *, model: str | None, output: Path) -> RunDir:
             _require_valid(run, record)
             return run
     of_model = f" of {model}" if model else ""
-    told = f"there is no unfinished run{of_model} in {str(output)!r}"
-    if damaged := damaged_runs(output):
-        # It may have been one; what lies there is told of it alone.
-        hint = f"dialogkit runs show {known_as(damaged[0])}"
-        raise ModelError(f"{told} whose record can be read", hint=hint)
-    raise ModelError(told, hint=f"dialogkit runs list{output_option(output)}")
+    problem = f"there is no unfinished run{of_model} in {str(output)!r}"
+    if damaged := damaged_runs(output):  # it may have been one
+        raise ModelError(f"{problem} whose record can be read", hint=call_on(damaged[0], "runs show"))
+    raise ModelError(problem, hint=Call("runs list", **output_of(output)))
 
 
 def find_start(name: str, *, output: Path) -> tuple[Path, str]:
-    """Return the folder of the weights from which `--from` starts, and the name that their model has.
+    """Return the folder of the weights to start a new run from, and the name of their model.
 
     Args:
         name: a finished run by its name or folder, or a checkpoint: `run/checkpoint-10`, or its folder, or that of
@@ -101,14 +97,16 @@ def find_start(name: str, *, output: Path) -> tuple[Path, str]:
 
 
 def _require_whole(checkpoint: Path, run: RunDir) -> None:
-    """Raise ModelError, with the newest checkpoint that is whole, if this one is not."""
+    """Raise ModelError, with the newest valid checkpoint, if this one is damaged."""
     from dialogkit.engine.checkpoints import read_progress
 
     if read_progress(checkpoint) is not None:
         return
     whole = next((path for path in run.remains if path != run.model_dir and read_progress(path)), None)
-    instead = f"--from {shlex.quote(str(whole))}" if whole else f"--name {plain_name(run.name)}-2"
-    raise ModelError(f"the checkpoint {str(checkpoint)!r} is torn or damaged", hint=f"dialogkit train {instead}")
+    instead = {"from": str(whole)} if whole else {"name": f"{plain_name(run.name)}-2"}
+    raise ModelError(
+        f"the checkpoint {str(checkpoint)!r} is torn or damaged", hint=Call("train", settings=instead)
+    )
 
 
 def _named(name: str, output: Path) -> RunDir:
@@ -118,13 +116,13 @@ def _named(name: str, output: Path) -> RunDir:
 
 
 def _require_valid(run: RunDir, record: RunRecord) -> None:
-    """Raise ConfigError if the settings in a run's record are none: anybody may have written there."""
+    """Raise ConfigError if the settings in a run's record are not valid: anybody may have written there."""
     try:
         load_changed(record.config, {})
     except ConfigError as error:
         raise ConfigError(
             f"the settings in {run.record_path.name} of the run {run.name!r} are not valid: {error.message}",
-            hint=f"dialogkit config validate {shlex.quote(str(run.record_path))}",
+            hint=Call("config validate", run.record_path),
             details=error.details,
         ) from None
 
@@ -132,25 +130,23 @@ def _require_valid(run: RunDir, record: RunRecord) -> None:
 def resumed_config(
     run: RunDir, record: RunRecord, changes: Mapping[str, Any], *, force: bool
 ) -> tuple[RunConfig, list[str]]:
-    """Return the settings with which a run goes on, and what is told of harmless changes.
+    """Return the settings of a resumed run, and a line for each that changed.
 
-    Its output folder is the one that it lies in, wherever it is resumed from, unless another is asked for.
-    Raises: ConfigError for a change that would alter what is learned, unless `force`.
+    The output folder is the one the run is in, wherever it is resumed from, unless another is asked for.
+    Raises: ConfigError for a change that alters the training, unless `force`.
     """
     if changes.get("name", record.name) != record.name:
-        name, again = changes["name"], f"dialogkit train --resume {known_as(run)}"
+        name = changes["name"]
         raise ConfigError(
-            f"a run keeps its name: {record.name!r} cannot go on as {name!r}",
-            hint=f"dialogkit train --from {known_as(run)} --name {name}"
-            if record.status == "completed"
-            else again,
+            f"a run keeps its name: {record.name!r} cannot resume as {name!r}",
+            hint=call_on(run, "train", by="from", name=name) if record.status == "completed" else resume_hint(run),
         )
     config = load_changed(record.config, {key: value for key, value in changes.items() if key != "name"})
     new = dict(flatten(config.model_dump(mode="json")))
     differing = [
         f"{name} is {old!r}, not {new.get(name)!r}" for name, old in flatten(record.config) if new.get(name) != old
     ]
-    altering = [told for told in differing if not told.startswith(HARMLESS)]
+    altering = [change for change in differing if not change.startswith(HARMLESS)]
     if altering and not force:
         raise _refusal(run, altering)
     if "runtime.output_dir" not in changes and run.output is not None:
@@ -160,7 +156,7 @@ def resumed_config(
 
 
 def require_same(run: RunDir, record: RunRecord, learner: "Learner", *, force: bool) -> list[str]:
-    """Return what differs on this machine from where the run was; most of it alters the last digits of figures.
+    """Return what differs from where the run was; most of it changes the last digits of metrics.
 
     Raises: ConfigError if anything does, unless `force`.
     """
@@ -184,36 +180,32 @@ def require_same(run: RunDir, record: RunRecord, learner: "Learner", *, force: b
         # The batches stay the same: only the last digits differ, as the sums are made in another order.
         for name in ("runtime.processes", "runtime.device_name"):
             del now[name], before[name]
-    # What a run that was killed very early has not recorded cannot differ.
+    # A run that was killed very early has recorded little, which cannot differ.
     differing = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in now if before[name] != now[name]]
-    differing = [told for told in differing if " was None" not in told]
+    differing = [change for change in differing if " was None" not in change]
     if differing and not force:
-        raise _refusal(run, differing, " --force")
+        raise _refusal(run, differing, force=True)
     return differing
 
 
 def _base_of(facts: Mapping[str, Any]) -> Any:
-    """Return the commit or the digest of the weights that an adapter was trained on, wherever they lie."""
+    """Return the commit or the digest of the weights that an adapter was trained on, wherever they are."""
     base = facts.get("adapter_base")
     return (base.get("revision") or base.get("metadata")) if isinstance(base, dict) else None
 
 
-def _refusal(run: RunDir, differing: list[str], option: str = "") -> ConfigError:
+def _refusal(run: RunDir, differing: list[str], **options: bool) -> ConfigError:
     more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
     return ConfigError(
-        f"the run {run.name!r} would not go on as it began: {differing[0]}{more}; --force goes on all the same",
-        hint=f"dialogkit train --resume {known_as(run)}{option}",
+        f"the run {run.name!r} would not train on as it began: {differing[0]}{more}",
+        hint=resume_hint(run, **options),
         details=differing[1:],
     )
 
 
 def resume_hint(run: RunDir, **options: Any) -> Call:
-    """Return the hint to resume a run, by its name or by its path if no name will do."""
-    if run.output is None or not re.match(NAME_PATTERN, run.name):
-        return Call("train", resume=str(run.path), **options)
-    elsewhere = run.output != Path(DEFAULT_OUTPUT)
-    settings = {"runtime.output_dir": str(run.output)} if elsewhere else {}
-    return Call("train", resume=run.name, settings=settings, **options)
+    """Return the hint to resume a run."""
+    return call_on(run, "train", by="resume", **options)
 
 
 def restore_checkpoint(run: "TrainingRun", learner: "Learner") -> "tuple[Path, Progress] | None":
