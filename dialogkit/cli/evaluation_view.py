@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.text import Text
 
-from dialogkit.cli.metrics_table import best_of, fits, print_side_by_side, print_tasks
+from dialogkit.cli.metrics_table import best_of, fits, letters_of, print_side_by_side, print_tasks
 from dialogkit.cli.output import Output, fitting, table, untrusted
 from dialogkit.text import counted
 from dialogkit.tracking.metric_specs import ANCHORS, FIGURES, GROUPS, Figure
@@ -90,7 +90,7 @@ def _render_heading(output: Output, rows: "Sequence[EvaluateRow]", words: Sequen
         output.print(untrusted(f"{titles[0]} on {measured[0]}", "bold"))
         return
     same = len(set(measured)) == 1
-    for letter, title, dialogs in zip(_letters(rows), titles, measured, strict=True):
+    for letter, title, dialogs in zip(letters_of(len(rows)), titles, measured, strict=True):
         output.print(untrusted(f"{letter}  {title}" if same else f"{letter}  {title} on {dialogs}", "bold"))
     if same:
         output.print(untrusted(f"on {measured[0]}", "bold"))
@@ -212,15 +212,11 @@ def render_figures(
         print_side_by_side(output, columns, draw)
 
 
-def _letters(rows: "Sequence[EvaluateRow]") -> list[str]:
-    return [chr(ord("A") + number) if number < 26 else str(number) for number in range(len(rows))]
-
-
 def _lettered(result: "EvaluateResult") -> "EvaluateResult":
     """Return a result with letters for the names of several models: names of runs are long."""
     if len(result.rows) == 1:
         return result
-    letters = _letters(result.rows)
+    letters = letters_of(len(result.rows))
     anchors, model = [], -1
     seen: set[object] = set()
     for anchor in result.anchors:  # ordered by model, whatever their names

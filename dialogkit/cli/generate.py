@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dialogkit.cli import options
-from dialogkit.cli.output import Output, table, untrusted
+from dialogkit.cli.output import REPLY_COLUMN, Output, table, untrusted
 from dialogkit.errors import ConfigError
 from dialogkit.text import lines_of
 
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from dialogkit.config.generate import GenerateConfig
     from dialogkit.inference.results import ReplyResult
     from dialogkit.services.generate import GenerateResult
-
-
-_COLUMN = 32
-"""Minimum width of a column of replies; a narrower terminal shows them below each other."""
 
 
 def generate_command(
@@ -157,7 +153,7 @@ def render_replies(output: Output, result: "GenerateResult", *, streamed: bool) 
         by_prompt: dict[str, list[ReplyResult]] = {}
         for reply in result.replies:
             by_prompt.setdefault(reply.prompt, []).append(reply)
-        if output.out.width < _COLUMN * (len(models) + 1):
+        if output.out.width < REPLY_COLUMN * (len(models) + 1):
             for replies in by_prompt.values():
                 for number, reply in enumerate(replies):
                     output.reply(reply, prompt=number == 0, model=reply.model)

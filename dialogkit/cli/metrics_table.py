@@ -31,6 +31,11 @@ def best_of(bounds: Mapping[str, tuple[float, float]], better: int) -> str | Non
     return first if all(turned[first][0] > high for name, (_, high) in turned.items() if name != first) else None
 
 
+def letters_of(number: int) -> list[str]:
+    """Return short titles for columns: A, B, C; numbers after Z."""
+    return [chr(ord("A") + index) if index < 26 else str(index) for index in range(number)]
+
+
 def fits(output: Output, drawn: "Table") -> bool:
     """Return whether a table fits the width of the output."""
     unbounded = output.out.options.update(width=10_000)

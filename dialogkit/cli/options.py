@@ -135,7 +135,7 @@ NoCudaOption = Annotated[
     bool, typer.Option("--no-cuda", help="Use the CPU even if there is a GPU."), Sets("runtime.device", to="cpu")
 ]
 ModelSettingsOption = Annotated[
-    bool, typer.Option("--use-model-settings", help="Sample as the model's own files say, unless told otherwise.")
+    bool, typer.Option("--use-model-settings", help="Use the model's own sampling settings where none is given.")
 ]
 ModelsArgument = Annotated[
     list[str] | None,

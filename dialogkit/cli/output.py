@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row")
 
+REPLY_COLUMN = 32
+"""Minimum width of a column of replies; a narrower terminal shows them below each other."""
+
 
 def _write_json(content: Mapping[str, Any]) -> None:
     """Print JSON; what could steer a terminal is written as an escape, which reads back as the same text."""

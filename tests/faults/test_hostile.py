@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dialogkit.cli import evaluation_view, generate, models, prune, runs, train_view
+from dialogkit.cli import comparison_view, evaluation_view, generate, models, prune, runs, train_view
 from dialogkit.cli.output import Output, fitting, options_table, settings_table, untrusted
 from dialogkit.cli.progress import TrainOutput
 from dialogkit.cli.run_view import render_run
@@ -77,7 +77,7 @@ def print_results(output: Output, text: str) -> None:
         held_out=[HeldOut(dataset=text, dialogs=1), None], evaluated_on=[[HeldOut(dataset=text, dialogs=1)], []],
         evaluate=[text],
     )  # fmt: skip
-    output.result(compared, lambda out: runs.render_comparison(out, compared))
+    output.result(compared, lambda out: comparison_view.render_comparison(out, compared))
     model = ModelRow(
         name=text, description=text, kind="from scratch", size_class=text, parameters=1,
         parameters_without_embeddings=1, architecture=text, layers=1, width=1, heads=1, context=1, vocabulary=1,
