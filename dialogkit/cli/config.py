@@ -18,7 +18,7 @@ def show_command(
     sets: SetOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Show the settings that `train` would use, each with where it came from."""
+    """Show the settings that `train` would use, and where each comes from."""
     from dialogkit.config.load import list_settings, load_with_origins, parse_sets
 
     settings = list_settings(

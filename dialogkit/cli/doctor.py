@@ -18,11 +18,11 @@ STYLES = {"ok": "green", "could be better": "yellow", "wrong": "bold red"}
 def doctor_command(
     output_dir: OutputOption = "models",
     network: Annotated[
-        bool, typer.Option("--network", help="Ask the hub and W&B whether they answer within 10 s.")
+        bool, typer.Option("--network", help="Check that the hub and W&B answer within 10 s.")
     ] = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Say what is there to train with and how to use it; what to paste into a report of an error."""
+    """Check this machine for training, and suggest improvements; paste the result into bug reports."""
     from dialogkit.services.machine.checks import doctor
 
     output = Output(json_mode=json_output)

@@ -55,7 +55,7 @@ def evaluate_command(
         bool, typer.Option("--whole", help="Score the whole dataset, not only its held-out dialogs.")
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Only score the answers: no replies, no baselines.")
+        bool, typer.Option("--quick", help="Only score the answers: no replies, no anchors.")
     ] = False,
     slices: Annotated[bool, typer.Option("--slices", help="Show each kind of dialog separately.")] = False,
     worst: Annotated[

@@ -40,7 +40,7 @@ def slurm_command(
     name: options.NameOption = None,
     output: options.OutputFileOption = None,
 ) -> None:
-    """Print an sbatch script that trains, and that resumes the run after a requeue or the time limit."""
+    """Print an sbatch script that trains, and resumes after a requeue or the time limit."""
     from dialogkit.services.cluster.job import Resources, plan, require_dataset
     from dialogkit.services.cluster.slurm import refusal, slurm_script
 
@@ -76,7 +76,7 @@ def kubernetes_command(
     name: options.NameOption = None,
     output: options.OutputFileOption = None,
 ) -> None:
-    """Print a Job or, for several nodes, a PyTorchJob that trains, and that resumes the run after a restart."""
+    """Print a Job, or a PyTorchJob for several nodes, that trains, and resumes after a restart."""
     from dialogkit.services.cluster.job import Resources, plan
     from dialogkit.services.cluster.kubernetes import FOLDER, kubernetes_manifest
 

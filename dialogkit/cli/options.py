@@ -135,7 +135,7 @@ NoCudaOption = Annotated[
     bool, typer.Option("--no-cuda", help="Use the CPU even if there is a GPU."), Sets("runtime.device", to="cpu")
 ]
 ModelSettingsOption = Annotated[
-    bool, typer.Option("--use-model-settings", help="Sample as the model's own files say, unless told otherwise.")
+    bool, typer.Option("--use-model-settings", help="Use the model's own sampling settings where none is given.")
 ]
 ModelsArgument = Annotated[
     list[str] | None,
@@ -312,7 +312,7 @@ MemoryOption = Annotated[
     str | None, typer.Option("--memory", metavar="SIZE", help="Memory per machine, such as 64G.")
 ]
 RestartsOption = Annotated[
-    int, typer.Option("--max-restarts", min=0, metavar="N", help="Restarts of the processes after a failure.")
+    int, typer.Option("--max-restarts", min=0, metavar="N", help="Restarts after a lost process.")
 ]
 NameOption = Annotated[str | None, typer.Option("--name", metavar="RUN", help="Name of the job and its run.")]
 OutputFileOption = Annotated[

@@ -1,6 +1,5 @@
 """`dialogkit runs prune`."""
 
-import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -9,6 +8,7 @@ import typer
 from dialogkit.cli.options import JsonOption, OutputOption, age
 from dialogkit.cli.output import Output, table, untrusted
 from dialogkit.errors import ConfigError, did_you_mean
+from dialogkit.hints import Call
 from dialogkit.text import counted
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dialogkit.tracking.record import Status
 
 _SHOWN = 10
-"""Files of somebody else's that are named one by one."""
+"""Foreign files that are named one by one."""
 
 
 def prune_command(
@@ -25,27 +25,28 @@ def prune_command(
         typer.Argument(metavar="RUN", help="Runs to delete. Default: only the checkpoints of finished runs."),
     ] = None,
     keep: Annotated[
-        int | None, typer.Option("--keep", min=0, metavar="N", help="Delete all finished runs but the newest N.")
+        int | None,
+        typer.Option("--keep", min=0, metavar="N", help="Keep only the newest N finished runs."),
     ] = None,
     older_than: Annotated[
-        str | None, typer.Option("--older-than", metavar="AGE", help="Only those older than 12h, 30d or 2w.")
+        str | None, typer.Option("--older-than", metavar="AGE", help="Only runs older than 12h, 30d or 2w.")
     ] = None,
     status: Annotated[
         list[str] | None,
-        typer.Option("--status", metavar="STATUS", help="Only those that failed, are interrupted, ..."),
+        typer.Option("--status", metavar="STATUS", help="Only runs that failed, were interrupted, ..."),
     ] = None,
     checkpoints_only: Annotated[
-        bool, typer.Option("--checkpoints-only", help="Leave the runs and their models.")
+        bool, typer.Option("--checkpoints-only", help="Keep the runs and their models.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
-    """Delete runs or their checkpoints; nothing but what dialogkit wrote.
+    """Delete runs or their checkpoints, and only what dialogkit wrote.
 
-    In a terminal it asks first; elsewhere it only says what it would delete, unless --yes.
+    In a terminal it asks first; elsewhere it only says what it would delete, unless --yes is given.
 
-    Runs that are not finished are deleted only by name or --status, published models (models/NAME) never.
+    Unfinished runs are deleted only by name or --status; published models (models/NAME) never.
     """
     from dialogkit.services.runs.listing import skipped_runs
     from dialogkit.services.runs.prune import prune_runs
@@ -56,7 +57,7 @@ def prune_command(
     def agreed(planned: "PruneResult") -> bool:
         if not asks:
             return yes
-        _render(output, planned)
+        render_pruning(output, planned)
         return typer.confirm("delete this?", err=True)
 
     result = prune_runs(
@@ -69,28 +70,32 @@ def prune_command(
         agreed=agreed,
     )
     to_do = not result.pruned and any(row.problem is None for row in result.rows)
-    words = ["dialogkit", "runs", "prune", *(names or [])]
-    for flag, value in (("--keep", keep), ("--older-than", older_than)):
-        words += [] if value is None else [flag, str(value)]
-    words += [word for one in status or [] for word in ("--status", one)]
-    words += ["--checkpoints-only"] if checkpoints_only else []
-    words += ["--output-dir", output_dir] if output_dir != "models" else []
-    words += ["--yes"]
+    again = Call(
+        "runs prune",
+        *(names or []),
+        keep=keep,
+        older_than=older_than,
+        status=status,
+        checkpoints_only=checkpoints_only,
+        output_dir=output_dir,
+        yes=True,
+    )
     if to_do and asks:
         output.err.print("nothing was deleted")
         return
 
     def render(out: Output) -> None:
-        _render(out, result)
+        render_pruning(out, result)
         if not names:
-            out.passed_over(skipped_runs(output=output_dir))
+            out.skipped(skipped_runs(output=output_dir))
 
-    output.result(result, render, hint=shlex.join(words) if to_do else None)
+    output.result(result, render, hint=again if to_do else None)
     if result.pruned and any(row.problem for row in result.rows):
         raise typer.Exit(1)
 
 
-def _render(output: Output, result: "PruneResult") -> None:
+def render_pruning(output: Output, result: "PruneResult") -> None:
+    """Print what would be deleted, or what was."""
     if not result.rows:
         output.print("there is nothing to delete")
         return
@@ -105,8 +110,8 @@ def _render(output: Output, result: "PruneResult") -> None:
     output.print(drawn)
     output.print(f"this frees {size(result.freed_bytes)}")
     if any(row.freed_bytes < row.bytes for row in result.rows):
-        output.err.print("what another folder has as well, such as a published model, stays there")
-    _tell(output, result)
+        output.err.print("files that are also in another folder, such as a published model, stay there")
+    _render_kept(output, result)
 
 
 def _render_end(output: Output, result: "PruneResult") -> None:
@@ -118,20 +123,20 @@ def _render_end(output: Output, result: "PruneResult") -> None:
             *([f"the checkpoints of {counted(len(done) - len(whole), 'run')}"] if len(done) > len(whole) else []),
         ]
     )
-    output.print(f"deleted {deleted or 'nothing'}, {size(result.freed_bytes)} are free")
-    _tell(output, result)
+    output.print(f"deleted {deleted or 'nothing'}, {size(result.freed_bytes)} freed")
+    _render_kept(output, result)
 
 
-def _tell(output: Output, result: "PruneResult") -> None:
-    """Tell of what is left where it is, and of runs that are left alone."""
+def _render_kept(output: Output, result: "PruneResult") -> None:
+    """Print which files and runs are kept."""
     foreign = [path for row in result.rows for path in row.foreign]
     for path in foreign[:_SHOWN]:
-        output.err.print(untrusted(f"not dialogkit's, stays: {path}"), soft_wrap=True)
+        output.err.print(untrusted(f"not dialogkit's, kept: {path}"), soft_wrap=True)
     if len(foreign) > _SHOWN:
         output.err.print(f"and {len(foreign) - _SHOWN:,} more")
     for row in result.rows:
         if row.problem:
-            output.err.print(untrusted(f"left alone: {row.problem}"), soft_wrap=True)
+            output.err.print(untrusted(f"kept: {row.problem}"), soft_wrap=True)
 
 
 def _what(row: "PruneRow") -> str:

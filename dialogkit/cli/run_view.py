@@ -1,4 +1,4 @@
-"""A run on a screen: what it came to, what it was made of, what it says."""
+"""Prints a run: its metrics, its model and data, its replies."""
 
 import math
 import shlex
@@ -20,9 +20,9 @@ _MAIN_FIGURES = (
     *("bits_per_byte", "accuracy", "prompt_gain", "hits_at_1", "stop_rate", "repetition", "chrf"),
     "reply_tokens_per_s",
 )
-"""What is shown of an evaluation where it is not the only thing that is shown."""
+"""The metrics of an evaluation that are shown beside other parts of a run."""
 _WIDEST = 120
-"""Columns that curves and lines of replies have at most."""
+"""Maximum width of curves and replies, in columns."""
 _FIGURES = {
     "bits_per_byte": ("bits per byte", ",.3f"),
     "nats_per_token": ("loss (nats/token)", ",.3f"),
@@ -33,7 +33,7 @@ _STATUS_STYLES = {"completed": "green", "running": "cyan", "interrupted": "yello
 
 
 def render_run(output: Output, shown: "RunDetails", *, everything: bool) -> None:
-    """Print a run in groups, each in a few lines; or with all that is recorded, as it is recorded."""
+    """Print a summary of a run, or its whole record."""
     if everything:
         _render_record(output, shown)
     else:
@@ -44,7 +44,7 @@ def render_run(output: Output, shown: "RunDetails", *, everything: bool) -> None
 
 
 def _render_record(output: Output, shown: "RunDetails") -> None:
-    """Print the whole record, one value a line."""
+    """Print the whole record, one value per line."""
     from dialogkit.config.load import flatten
     from dialogkit.tracking.record import RunRecord
 
@@ -52,11 +52,11 @@ def _render_record(output: Output, shown: "RunDetails") -> None:
     output.print(settings_table({name: value for name, value in flatten(kept) if value not in (None, "", [])}))
 
 
-# In groups
+# The summary
 
 
 def _render_head(output: Output, shown: "RunDetails") -> None:
-    """Print name and status, figures, what the run was made of, and the settings that somebody chose."""
+    """Print name and status, metrics, model and data, and the settings that somebody chose."""
     status = Text(shown.status, style=_STATUS_STYLES.get(shown.status, "red"))
     when = f"  {date(shown.created)}" + (f", {took}" if (took := _time(shown.duration_s)) else "")
     output.print(Text.assemble(untrusted(shown.name, "bold"), "  ", status, untrusted(when, "dim")))
@@ -73,7 +73,7 @@ def _render_head(output: Output, shown: "RunDetails") -> None:
 
 
 def _figures(shown: "RunDetails") -> Table:
-    """Return the figures on the held-out dialogs, before the training and after it, or as far as it came."""
+    """Return the metrics on the held-out dialogs before and after the training, or at the last evaluation."""
     drawn = table("held out", "before", "after", right=("before", "after"))
     evaluated = [(step, value) for step, value in shown.held_out_loss if step]
     last = evaluated[-1] if evaluated and shown.status != "completed" else None
@@ -89,7 +89,7 @@ def _figures(shown: "RunDetails") -> Table:
 
 
 def _facts(shown: "RunDetails") -> Table:
-    """Return what the run was made of; what is not recorded is left out."""
+    """Return a table of the run's model, data, training and machine, as far as they are recorded."""
     facts = {
         "model": _listed(_model(shown)),
         "data": _listed(_data(shown.data)),
@@ -153,7 +153,7 @@ def _training(shown: "RunDetails") -> list[str | None]:
         None if tokens is None else f"{tokens:,.0f} tokens",
         None if speed is None else f"{speed:,.0f} tokens/s",
         _time(metrics.get("train/seconds")),
-        f"gone on with {counted(len(shown.resumed), 'time')}" if shown.resumed else None,
+        f"resumed {counted(len(shown.resumed), 'time')}" if shown.resumed else None,
     ]
 
 
@@ -177,12 +177,12 @@ def _wandb(wandb: "WandbInfo") -> str:
 def _git(git: "GitInfo | None") -> str:
     if git is None or not git.commit:
         return ""
-    changed = ", with changes that are not in it" if git.dirty else ""
+    changed = ", with uncommitted changes" if git.dirty else ""
     return f"{git.commit[:12]} on {git.branch}{changed}"
 
 
 def _settings(shown: "RunDetails") -> list[tuple[str, Any, str]]:
-    """Return the settings that are not defaults, with their origins; the shape of the model is told elsewhere."""
+    """Return the settings that are not defaults, with their origins, without the shape of the model."""
     from dialogkit.config.load import default_settings, flatten
 
     settings = dict(flatten(shown.config))
@@ -205,15 +205,15 @@ def _time(seconds: float | None) -> str:
 
 
 def _render_replies(output: Output, shown: "RunDetails", *, whole: bool) -> None:
-    """Print the final replies with their prompts: whole, or one a line with what of it fits."""
+    """Print the final replies with their prompts: whole, or one per line, cut to the width."""
     if not shown.answers:
         return
     success, stopped = shown.replies.get("success_rate"), shown.replies.get("stop_rate")
-    told = ""
+    rates = ""
     if success is not None and stopped is not None:
-        told = f"  {percent(success)} of the test prompts answered, {percent(stopped)} ended by themselves"
+        rates = f"  {percent(success)} of the test prompts answered, {percent(stopped)} ended by themselves"
     output.print("")
-    output.print(Text.assemble(("replies", "bold"), told))
+    output.print(Text.assemble(("replies", "bold"), rates))
     if whole:
         for answer in shown.answers:
             output.print(untrusted(f"> {answer.prompt}", "bold"))
@@ -250,7 +250,7 @@ def _render_curve(output: Output, shown: "RunDetails") -> None:
 
 
 def _render_evaluations(output: Output, shown: "RunDetails") -> None:
-    """Print the kept evaluations beside their anchors, and the results in tasks."""
+    """Print the stored evaluations beside their anchors, and the task results."""
     from dialogkit.cli.evaluation_view import render_figures
 
     for evaluation in shown.evaluations:

@@ -54,35 +54,29 @@ def train_command(
     dry: options.DryRunOption = False,
     json_output: options.JsonOption = False,
 ) -> None:
-    """Train MODEL, evaluate it, let it answer test prompts, and keep it."""
-    from dialogkit.services.cluster.launch import join_others
+    """Train MODEL, evaluate it, answer the test prompts with it, and save it."""
+    from dialogkit.services.cluster.launch import join_processes, leave_processes
+    from dialogkit.services.train import train
 
     output = Output(json_mode=json_output)
     arguments = TrainArguments(train_command, context.params)
-    _ = arguments.settings  # a wrong word is reported before other processes are waited for
-    join_others()
+    arguments.check()
+    join_processes()
     if resume_run is not None:
         _resume(output, arguments)
     elif dry:
         _dry_run(output, arguments)
     else:
-        _train(output, arguments)
-
-
-def _train(output: Output, arguments: TrainArguments) -> None:
-    from dialogkit.services.cluster.launch import leave_others
-    from dialogkit.services.train import train
-
-    loaded = arguments.load()
-    _start_processes(output, arguments, loaded.config)
-    with _drawing(output) as drawing:
-        result = train(loaded.config, origins=loaded.origins, command=_typed(), reporter=drawing)
-    leave_others()
-    output.result(
-        result,
-        lambda out: render_training(out, result),
-        hint=chat_command(loaded.config.model.name, result.run_dir),
-    )
+        loaded = arguments.load()
+        _start_processes(output, arguments, loaded.config)
+        with _drawing(output) as drawing:
+            result = train(loaded.config, origins=loaded.origins, command=_typed(), reporter=drawing)
+        leave_processes()
+        output.result(
+            result,
+            lambda out: render_training(out, result),
+            hint=chat_command(loaded.config.model.name, result.run_dir),
+        )
 
 
 def _dry_run(output: Output, arguments: TrainArguments) -> None:
@@ -100,7 +94,7 @@ def _dry_run(output: Output, arguments: TrainArguments) -> None:
 
 def _resume(output: Output, arguments: TrainArguments) -> None:
     from dialogkit.config.load import NEWEST
-    from dialogkit.services.cluster.launch import leave_others
+    from dialogkit.services.cluster.launch import leave_processes
     from dialogkit.services.runs.listing import skipped_runs
     from dialogkit.services.train import resume
     from dialogkit.services.training.resume import find_resumable, resumed_config
@@ -114,7 +108,7 @@ def _resume(output: Output, arguments: TrainArguments) -> None:
         )
     run = find_resumable(name, model=given["model"], output=arguments.output)
     if name == NEWEST and LAUNCH_FOLDER not in os.environ:  # otherwise the process that started this one says it
-        output.passed_over(skipped_runs(output=arguments.output))
+        output.skipped(skipped_runs(output=arguments.output))
     if (record := run.read()).status != "completed":
         config, _ = resumed_config(run, record, arguments.settings, force=force)
         _start_processes(output, arguments, config)
@@ -125,7 +119,7 @@ def _resume(output: Output, arguments: TrainArguments) -> None:
         _render_finished(output, arguments, run, model)
     else:
         output.result(result, lambda out: render_training(out, result), hint=chat_command(model, run.path))
-    leave_others()
+    leave_processes()
 
 
 def _render_finished(output: Output, arguments: TrainArguments, run: "RunDir", model: str) -> None:

@@ -197,12 +197,12 @@ def test_what_is_piped_is_answered_line_by_line(trained: Trained) -> None:
     assert done.code == 0
     assert len(done.out.splitlines()) == 1
     told = done.err.splitlines()
-    assert told[0] == "shared-run; /help lists what can be typed"
+    assert told[0] == "shared-run; /help lists the commands"
     assert told[2:] == [
         "top_k is 0",
         "error: unknown command '/nope' (did you mean '/undo'?)",
         "try: /help",
-        "taken back: Hello!",
+        "removed: Hello!",
         "error: nothing was said yet",
         "try: /help",
     ]
@@ -239,7 +239,7 @@ def test_two_models_answer_under_their_names(trained: Trained, talk: Callable[..
     assert [line.partition(": ")[0] for line in how] == ["shared-run", "custom-nano"]
     assert saved == (
         "saved to both.jsonl, a new file; it has the answers of shared-run, not those of custom-nano; "
-        "train --dataset takes at least 2 dialogs that differ: save another one to the same file"
+        "train --dataset needs at least 2 different dialogs: save another one to the same file"
     )
 
 
@@ -295,7 +295,7 @@ def test_without_standard_input_it_says_so(talk: Callable[..., Finished]) -> Non
     closed = subprocess.run(shell, env=environment, capture_output=True, text=True, check=False)
     assert (closed.returncode, closed.stdout) == (2, "")
     assert closed.stderr.splitlines() == [
-        "error: standard input is closed, so nothing can be typed",
+        "error: standard input is closed, so there is nothing to reply to",
         'try: dialogkit generate --prompt "Hello!"',
     ]
 
@@ -347,7 +347,7 @@ def test_in_a_terminal_ctrl_c_stops_a_reply_and_ctrl_d_leaves(trained: Trained) 
     shown.until("stopped by ")
     shown.until("> ")
     os.write(terminal, b"/undo\n")
-    shown.until("taken back: Hello!")
+    shown.until("removed: Hello!")
     shown.until("> ")
     os.write(terminal, b"\x04")
     end = time.monotonic() + 60

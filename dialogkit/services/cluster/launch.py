@@ -1,4 +1,4 @@
-"""Trains in several processes: starts them, joins those that are started, and ends all with one sentence."""
+"""Training in several processes: start them, join them, and have one of them report an error for all."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
 from dialogkit.config.run import RunConfig
-from dialogkit.distributed.rank import LAUNCH_FOLDER, PORT, Rank, this_rank
+from dialogkit.distributed.rank import LAUNCH_FOLDER, PORT, START_ALL, Rank, this_rank
 from dialogkit.errors import ConfigError, DialogKitError, ProcessLostError, exit_code_of
 from dialogkit.hints import Change
 from dialogkit.system.signals import ended_by_signals, stopped_by
@@ -107,7 +107,7 @@ def start_processes(
     alone = machines.rendezvous is None and config.runtime.sharding == "none"  # sharding needs a process group
     if devices == 1 and alone:
         return None
-    with _torch_says_nothing():
+    with _quiet_torch():
         from dialogkit.distributed.launcher import Launch, resolve_devices, start
 
     number = resolve_devices(devices, config.runtime.device)
@@ -129,8 +129,8 @@ def start_processes(
 
 
 @contextmanager
-def _torch_says_nothing() -> Iterator[None]:
-    """Have torch, which is imported within, print no lines of its C++ where errors are one sentence."""
+def _quiet_torch() -> Iterator[None]:
+    """Silence the C++ log of torch, which is imported within: an error is one sentence here."""
     name = "TORCH_CPP_LOG_LEVEL"
     if name in os.environ:
         yield
@@ -142,20 +142,20 @@ def _torch_says_nothing() -> Iterator[None]:
         del os.environ[name]
 
 
-def join_others() -> bool:
-    """Join the processes that were started with this one; return whether this one is to speak.
+def join_processes() -> bool:
+    """Join the processes that were started with this one; return whether this is the main process.
 
-    Raises: ProcessLostError if they do not come, ConfigError if nobody tells where they are.
+    Raises: ProcessLostError if they do not arrive, ConfigError if the environment does not say where to meet.
     """
     if this_rank() is None:
         count = os.environ.get("WORLD_SIZE", "")
         if "RANK" in os.environ and "MASTER_ADDR" not in os.environ and count.isdecimal() and int(count) > 1:
             raise ConfigError(
-                f"RANK and WORLD_SIZE make this one of {count} processes, and no MASTER_ADDR says where they meet",
-                hint="unset RANK WORLD_SIZE, or start all with: torchrun --nproc-per-node N -m dialogkit train",
+                f"RANK and WORLD_SIZE make this one of {count} processes, without a MASTER_ADDR to meet at",
+                hint=START_ALL,
             )
         return True
-    with _torch_says_nothing():
+    with _quiet_torch():
         from dialogkit.distributed import process_group, rendezvous
 
     def end(number: int) -> None:
@@ -167,8 +167,8 @@ def join_others() -> bool:
     return process_group.is_main_process()
 
 
-def leave_others() -> None:
-    """Leave the other processes at the end of the work."""
+def leave_processes() -> None:
+    """Leave the process group at the end of the work."""
     if this_rank() is not None:
         from dialogkit.distributed import rendezvous
 
@@ -176,7 +176,7 @@ def leave_others() -> None:
 
 
 def end_at_once(code: int) -> NoReturn:
-    """End this process after its work: threads of libraries, which wait for other processes, abort a slow end."""
+    """End this process at once: threads of libraries that wait for other ranks abort a slow exit."""
     from dialogkit.distributed import shutdown
 
     sys.stdout.flush()
@@ -185,12 +185,12 @@ def end_at_once(code: int) -> NoReturn:
 
 
 def end_with(error: BaseException, rank: Rank, say: Any) -> NoReturn:
-    """End this process, and with it all others, because of an error; only one of them says what it is.
+    """End all processes because of an error of this one; only one of them reports it.
 
     Args:
         error: what was raised.
-        rank: the place of this process.
-        say: takes a DialogKitError that is to be told; for any other error it is called with None.
+        rank: the rank of this process.
+        say: prints a DialogKitError; called with None before the traceback of any other error.
     """
     from dialogkit.distributed import process_group, shutdown
 
@@ -201,7 +201,7 @@ def end_with(error: BaseException, rank: Rank, say: Any) -> NoReturn:
         speaks = launched and rank.local_rank == 0 and machine != rank.machine
     else:
         first_to_know = rank.rank == 0 or process_group.is_initialized()
-        # Of a lost process, whoever starts all again tells; a launcher of others knows nothing of our sentences.
+        # Our launcher reports a lost process itself; other launchers do not know our messages.
         speaks = first_to_know and not (lost and (launched or rank.rank))
     if isinstance(error, DialogKitError):
         if speaks:

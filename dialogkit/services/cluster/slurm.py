@@ -75,6 +75,36 @@ def slurm_script(
             settings=("setup",),
         )
     _require_shell(setup)
+    lines = ["#!/bin/bash", *_directives(job, partition, account)]
+    lines += ["#", *heading(job, commands, repeats=True), "", *setup, "set -u"]
+    lines += [
+        "command -v dialogkit >/dev/null || {",
+        '    echo "dialogkit is not on the PATH: activate its environment above, or before sbatch" >&2',
+        "    exit 2",
+        "}",
+        f"export SRUN_CPUS_PER_TASK={job.cpus} OMP_NUM_THREADS={job.threads}",
+        *shell_lines(job, commands),
+    ]
+    if job.nodes > 1:
+        lines += [
+            "# The processes meet at the first node, at a port that no other job on it is likely to use.",
+            'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+            f'set -- "$@" {commands.rendezvous} "$first:$((20000 + SLURM_JOB_ID % 20000))"',
+        ]
+    node = f' {commands.node_rank} "$node"' if job.nodes > 1 else ""
+    lines += ["", *_STEP.replace("@NODE@", node).splitlines()]
+    lines += [
+        "# A node that has finished waits for the others.",
+        'srun --kill-on-bad-exit=0 --wait=0 bash -c "$step" dialogkit "$@"',
+        "code=$?",
+        "",
+        *_AGAIN.replace("@MOST@", str(MOST_REQUEUES)).splitlines(),
+    ]
+    return require_no_secrets("\n".join(lines) + "\n")
+
+
+def _directives(job: Job, partition: str | None, account: str | None) -> list[str]:
+    """Return the lines that tell Slurm what the job needs."""
     options = {
         "job-name": job.run,
         "nodes": job.nodes,
@@ -90,35 +120,8 @@ def slurm_script(
         "open-mode": "append",
         "output": "%x-%j.out",
     }
-    lines = ["#!/bin/bash"]
-    lines += [
-        f"#SBATCH --{name}" + f"={value}" * (value != "") for name, value in options.items() if value is not None
-    ]
-    lines += ["#", *heading(job, commands, repeats=True), "", *setup, "set -u"]
-    lines += [
-        "command -v dialogkit >/dev/null || {",
-        '    echo "dialogkit is not on the PATH: activate its environment above, or before sbatch" >&2',
-        "    exit 2",
-        "}",
-        f"export SRUN_CPUS_PER_TASK={job.cpus} OMP_NUM_THREADS={job.threads}",
-        *shell_lines(job, commands),
-    ]
-    if job.nodes > 1:
-        lines += [
-            "# The processes meet at the first node, at a port that another job of it hardly uses.",
-            'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-            f'set -- "$@" {commands.rendezvous} "$first:$((20000 + SLURM_JOB_ID % 20000))"',
-        ]
-    node = f' {commands.node_rank} "$node"' if job.nodes > 1 else ""
-    lines += ["", *_STEP.replace("@NODE@", node).splitlines()]
-    lines += [
-        "# A node that has finished waits for the others.",
-        'srun --kill-on-bad-exit=0 --wait=0 bash -c "$step" dialogkit "$@"',
-        "code=$?",
-        "",
-        *_AGAIN.replace("@MOST@", str(MOST_REQUEUES)).splitlines(),
-    ]
-    return require_no_secrets("\n".join(lines) + "\n")
+    given = {name: value for name, value in options.items() if value is not None}
+    return [f"#SBATCH --{name}" + (f"={value}" if value != "" else "") for name, value in given.items()]
 
 
 def _require_shell(setup: Sequence[str]) -> None:

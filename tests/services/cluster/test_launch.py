@@ -266,7 +266,7 @@ def test_one_of_several_that_does_not_know_where_the_others_are_is_refused(
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     done = dialogkit("train", "custom-nano", "--no-cuda")
     assert (done.code, done.out) == (2, "")
-    assert "RANK and WORLD_SIZE make this one of 2 processes, and no MASTER_ADDR says where they meet" in done.err
+    assert "RANK and WORLD_SIZE make this one of 2 processes, without a MASTER_ADDR to meet at" in done.err
     assert not Path("models").exists()
 
 
@@ -286,9 +286,9 @@ def test_a_port_that_is_taken_is_told_at_once(dialogkit: Callable[..., Finished]
 IMPATIENT = """
 from contextlib import contextmanager
 
-import dialogkit.services.cluster.launch as processes
+import dialogkit.services.cluster.launch as launch
 
-before = processes._torch_says_nothing
+before = launch._quiet_torch
 
 @contextmanager
 def and_waits_a_second():
@@ -299,7 +299,7 @@ def and_waits_a_second():
     create = backend.create_backend
     backend.create_backend = lambda params: (params.config.update(read_timeout="1"), create(params))[1]
 
-processes._torch_says_nothing = and_waits_a_second
+launch._quiet_torch = and_waits_a_second
 """
 
 

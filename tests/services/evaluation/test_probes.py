@@ -328,7 +328,7 @@ def test_a_smaller_evaluation_does_not_replace_a_larger_one(
     everything = judged_run.rows[0].dialogs
     assert done.code == 0
     assert done.out.startswith(f"shared-run on starter, 2 of {everything} held-out dialogs\n")
-    assert "figures of only 2 dialogs say little of a model" in done.out
+    assert "results on only 2 dialogs say little about a model" in done.out
     assert f"next: dialogkit evaluate shared-run --output-dir {own}" in done.err
     assert f"still show that on {everything} dialogs" in done.err
     kept = own / "runs/shared-run/evaluation/starter-2-dialogs.json"

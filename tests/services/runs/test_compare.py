@@ -346,7 +346,7 @@ def test_an_unreadable_run_does_not_keep_the_others(
     done = dialogkit("runs", "sync", "--output-dir", output)
     assert done.code == 0
     assert (tmp_path / "uploads").read_text() == f"-P -m wandb sync {whole}\n"
-    assert "passed over" in done.out
+    assert "skipped" in done.out
     assert "holds no record" in done.err
 
 
@@ -424,8 +424,8 @@ def test_evaluations_on_other_dialogs_are_not_set_side_by_side_and_that_is_said(
     assert compare_runs(["shared-run", "other-run"], output=two).evaluations == []
     told = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two).err.splitlines()
     assert told == [
-        "they were not evaluated on the same dialogs (A on 15 of starter, B on 5 of starter), so that their "
-        "evaluations are not side by side here",
+        "they were not evaluated on the same dialogs (A on 15 of starter, B on 5 of starter), so their "
+        "evaluations are not shown side by side",
         "next: dialogkit evaluate shared-run other-run",
     ]
 
@@ -442,10 +442,10 @@ def test_runs_with_other_held_out_dialogs_are_evaluated_on_the_same_ones(
     told = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two).err.splitlines()
     name, samples = ("starter", 2) if same_file else ("b.json", 15)
     assert told == [
-        f"their held-out dialogs differ (A's are 15 of starter, B's are 2 of {name}): figures of different "
+        f"their held-out dialogs differ (A's are 15 of starter, B's are 2 of {name}): results on different "
         "dialogs cannot be compared",
-        "they were not evaluated on the same dialogs (A on 15 of starter, B on none), so that their evaluations "
-        "are not side by side here",
+        "they were not evaluated on the same dialogs (A on 15 of starter, B on none), so their evaluations "
+        "are not shown side by side",
         f"next: dialogkit evaluate shared-run other-run --dataset starter --samples {samples}",
     ]
 

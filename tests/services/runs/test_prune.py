@@ -123,7 +123,7 @@ def test_a_run_that_is_being_trained_is_refused_by_name_and_left_alone_otherwise
         assert len(left(output)) == 5
         done = dialogkit("runs", "prune", "--keep", "0", "--yes", "--output-dir", str(output))
     assert (done.code, set(left(output))) == (1, {"stopped", "broken", "old"})
-    assert "left alone: the run 'old' is being trained" in done.err
+    assert "kept: the run 'old' is being trained" in done.err
 
 
 def test_a_run_that_has_changed_since_it_was_told_is_left_alone(output: Path) -> None:
@@ -206,7 +206,7 @@ def test_elsewhere_than_in_a_terminal_it_only_tells(output: Path, dialogkit: Run
     done = dialogkit("runs", "prune", "--keep", "1", "--output-dir", str(output))
     assert (done.code, left(output)) == (0, dict.fromkeys(MADE, True))
     assert "this frees 4." in done.out
-    assert f"stays: {output}/runs/old/mine.txt" in done.err
+    assert f"kept: {output}/runs/old/mine.txt" in done.err
     assert done.err.splitlines()[-1] == f"next: dialogkit runs prune --keep 1 --output-dir {output} --yes"
     told = dialogkit("runs", "prune", "--keep", "1", "--output-dir", str(output), "--json")
     assert (told.code, told.err, told.json["data"]["pruned"]) == (0, "", False)

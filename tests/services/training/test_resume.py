@@ -83,13 +83,13 @@ def test_a_damaged_run_is_passed_over_aloud(damaged: str, dialogkit: Run) -> Non
     made("whole", finished=True)
     done = dialogkit("runs", "list")
     assert "whole" in done.out
-    assert done.err.splitlines() == ["passed over, as the record cannot be read: r", "next: dialogkit runs show r"]
-    assert dialogkit("runs", "prune").err.splitlines()[0] == "passed over, as the record cannot be read: r"
+    assert done.err.splitlines() == ["skipped, as the record cannot be read: r", "next: dialogkit runs show r"]
+    assert dialogkit("runs", "prune").err.splitlines()[0] == "skipped, as the record cannot be read: r"
     last = dialogkit("train", "--resume", "last")
     assert last.err.splitlines()[1] == "try: dialogkit runs show r"
     made("left")
     refused = dialogkit("train", "--resume", "last", "--set", "train.seed=1")
-    assert refused.err.splitlines()[0] == "passed over, as the record cannot be read: r"
+    assert refused.err.splitlines()[0] == "skipped, as the record cannot be read: r"
     assert "the run 'left' would not train on as it began: train.seed" in refused.err
     listed = dialogkit("runs", "list", "--json")
     assert (listed.err, [row["name"] for row in listed.json["data"]]) == ("", ["whole", "left"])
