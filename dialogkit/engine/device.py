@@ -108,7 +108,7 @@ def _device_name(device: str) -> str:
     return f"{processor_name()}, {torch.get_num_threads()} threads"
 
 
-def gpu_facts(device: str) -> dict[str, Any] | None:
+def gpu_info(device: str) -> dict[str, Any] | None:
     """Return name, number, memory, compute capability and software of the GPU in use; None without one."""
     if device != "cuda":
         return None

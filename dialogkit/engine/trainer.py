@@ -19,19 +19,19 @@ from torch.utils.data import DataLoader
 from dialogkit.config.train import TrainConfig
 from dialogkit.distributed import process_group, shutdown
 from dialogkit.distributed.sharding import own_part
-from dialogkit.engine.adapter_checkpoints import complete_adapter, is_adapted, load_adapter
-from dialogkit.engine.batches import DealtBatches, DealtDialogs, EpochOrder
+from dialogkit.engine.adapter_checkpoints import complete_adapter, has_adapter, load_adapter
+from dialogkit.engine.batches import BalancedBatches, EpochOrder, NegatableDialogs
 from dialogkit.engine.budget import BudgetPlan
-from dialogkit.engine.callbacks import EvaluationLeft, MetricCallback, MetricSink, diverged
+from dialogkit.engine.callbacks import EvaluationAborted, MetricCallback, MetricSink, diverged
 from dialogkit.engine.checkpoints import (
     Progress,
     back_up,
+    commit,
     move_foreign,
     read_progress,
     remove_torn,
     restore,
     rotate,
-    seal,
     set_aside,
 )
 from dialogkit.engine.clipping import clip_gradients, gradient_norm
@@ -139,16 +139,16 @@ class DialogTrainer(Trainer):
         if parts * process_group.world_size() == 1:
             return super().get_train_dataloader()
         dialogs: Any = self.train_dataset
-        batches = DealtBatches(
+        batches = BalancedBatches(
             dialogs.lengths,
             self._config.batch_size,
-            parts=parts,
+            micro_batches=parts,
             processes=process_group.world_size(),
             process=process_group.rank(),
         )
         self.add_callback(EpochOrder(batches))
         return DataLoader(
-            DealtDialogs(dialogs),
+            NegatableDialogs(dialogs),
             batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -213,7 +213,7 @@ class DialogTrainer(Trainer):
             if process_group.is_main_process():
                 progress = self._metrics.progress(step, sum(losses) / len(losses))
                 parts = losses if len(losses) > 1 else []
-                seal(folder, replace(progress, evaluation_due=self._evaluation_due, window_losses=parts))
+                commit(folder, replace(progress, evaluation_due=self._evaluation_due, window_losses=parts))
             process_group.barrier()  # nobody looks for it before it is there
         except (OSError, SafetensorError, RuntimeError) as error:
             if shutdown.is_lost_peer(error):
@@ -262,14 +262,14 @@ class DialogTrainer(Trainer):
         best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
         if read_progress(best) is None:
             raise CheckpointError(f"{best.name}, whose weights are the best, was damaged after it was saved")
-        if is_adapted(self.model):
+        if has_adapter(self.model):
             load_adapter(self.model, best)
         else:
             super()._load_best_model()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load a checkpoint's weights; HF knows adapters only in a wrapper of peft's."""
-        if is_adapted(self.model):
+        if has_adapter(self.model):
             load_adapter(self.model, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -277,7 +277,7 @@ class DialogTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save the model, or what learns of it."""
         super()._save(output_dir, state_dict)
-        if is_adapted(self.model) and self.args.should_save:
+        if has_adapter(self.model) and self.args.should_save:
             complete_adapter(self.model, Path(output_dir or self.args.output_dir))
 
     def save_weights(self, folder: Path, weights: dict[str, Any]) -> None:
@@ -294,10 +294,10 @@ class DialogTrainer(Trainer):
         left = False
         try:
             self._sink(self.state.global_step, told | self._counter.metrics())
-        except EvaluationLeft:
+        except EvaluationAborted:
             left = True
         if process_group.broadcast(left):  # the others wait here for the replies of the first
-            raise EvaluationLeft
+            raise EvaluationAborted
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -402,6 +402,6 @@ def require_space(run: Path, model: Any) -> None:
     Of an adapted model these are what learns; tokenizer and arguments, which can be more than that, take some MiB.
     """
     learns = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    needed = 1.1 * 12 * learns + (_BESIDE_ADAPTER_BYTES if is_adapted(model) else 0)
+    needed = 1.1 * 12 * learns + (_BESIDE_ADAPTER_BYTES if has_adapter(model) else 0)
     if (free := shutil.disk_usage(run).free) < needed:
         raise OSError(errno.ENOSPC, f"{needed / 2**20:,.0f} MiB are needed and {free / 2**20:,.0f} MiB are free")

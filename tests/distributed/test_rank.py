@@ -104,7 +104,7 @@ def test_accelerate_launch_does_not_choose_how_to_compute(
         ({"ACCELERATE_USE_FSDP": "true", **TORCHRUN}, "asked for FSDP"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asked for DeepSpeed"),
         # What it sets where several processes are asked for on a CPU, of which it starts one.
-        ({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}, "one process in place of several"),
+        ({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}, "one process instead of several"),
     ],
 )
 def test_accelerate_launch_is_not_left_to_do_less_than_it_was_asked_for(

@@ -680,7 +680,7 @@ def assert_same_model(one: Path, other: Path) -> None:
 def test_a_plan_that_would_run_code_makes_a_checkpoint_invalid(in_temporary_folder: Path) -> None:
     import pickle
 
-    from dialogkit.engine.checkpoints import Progress, read_progress, seal
+    from dialogkit.engine.checkpoints import Progress, commit, read_progress
 
     class Evil:
         def __reduce__(self) -> Any:
@@ -691,6 +691,6 @@ def test_a_plan_that_would_run_code_makes_a_checkpoint_invalid(in_temporary_fold
     plan = folder / "optimizer_0/.metadata"
     for content, valid in ((pickle.dumps({"a": set()}), True), (pickle.dumps(Evil()), False), (b"", False)):
         plan.write_bytes(content)
-        seal(folder, Progress(step=1))
+        commit(folder, Progress(step=1))
         assert (read_progress(folder) is not None) is valid
     assert not (in_temporary_folder / "ran").exists()

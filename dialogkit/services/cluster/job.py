@@ -112,7 +112,7 @@ def plan(
         max_restarts=max_restarts,
         time_s=None if time is None else seconds_of(time),
     )
-    config.train.require_even(job.processes)
+    config.train.require_divisible(job.processes)
     return job
 
 

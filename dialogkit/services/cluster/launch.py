@@ -88,7 +88,7 @@ def start_processes(
     if number == 1 and alone:
         return None
     for machines in range(least, most + 1):
-        config.train.require_even(machines * number)
+        config.train.require_divisible(machines * number)
     launch = Launch(
         devices=number,
         least_nodes=least,

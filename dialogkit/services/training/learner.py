@@ -49,7 +49,7 @@ class Learner:
         from dialogkit.services.training.memory_plan import require_room
         from dialogkit.system.memory import free_bytes
 
-        config.train.require_even(process_group.world_size())
+        config.train.require_divisible(process_group.world_size())
         built = None
         context = config.model.context
         self.data: PreparedData | StreamedData
@@ -113,7 +113,7 @@ class Learner:
 
         Every rank has to call a sharded model equally often, so a sharded evaluation is never aborted.
         """
-        return self.runtime.sharding == "none" and self._stop is not None and self._stop.leaves()
+        return self.runtime.sharding == "none" and self._stop is not None and self._stop.aborts()
 
     @property
     def generates(self) -> bool:
@@ -126,11 +126,11 @@ class Learner:
     def _evaluation_batches(self) -> "Iterator[tuple[dict[str, Any], list[int]]]":
         from dialogkit.data.collate import batches_of
         from dialogkit.distributed import process_group
-        from dialogkit.engine.callbacks import EvaluationLeft
+        from dialogkit.engine.callbacks import EvaluationAborted
 
         for batch in batches_of(self._evaluated, self.config.train.eval_batch_size):
             if self.aborts():
-                raise EvaluationLeft
+                raise EvaluationAborted
             yield batch
         if self.runtime.sharding == "none":
             return
@@ -145,12 +145,12 @@ class Learner:
     def score(self, *, autocast: bool) -> dict[str, float]:
         """Return the metrics on the held-out dialogs, on every rank; published ones are in float32.
 
-        Raises: EvaluationLeft if a signal stops the training meanwhile.
+        Raises: EvaluationAborted if a signal stops the training meanwhile.
         """
         from dialogkit.distributed import process_group
         from dialogkit.distributed.sharding import is_sharded, within_sharded
         from dialogkit.engine.attention import use_packed_attention
-        from dialogkit.engine.callbacks import EvaluationLeft
+        from dialogkit.engine.callbacks import EvaluationAborted
         from dialogkit.inference.likelihood import Likelihood, score_batches
 
         use_packed_attention(self.model)
@@ -165,7 +165,7 @@ class Learner:
                     autocast=self.runtime.autocast() if autocast else None,
                     **({"within": within_sharded(self.model)} if is_sharded(self.model) else {}),
                 )
-        except EvaluationLeft:
+        except EvaluationAborted:
             if process_group.world_size() == 1:
                 raise
             aborted = True
@@ -175,7 +175,7 @@ class Learner:
         sums = likelihood.sums() if likelihood is not None and not aborted else Likelihood.nothing()
         *sums, any_aborted = process_group.all_reduce_floats([*sums, float(aborted)])
         if any_aborted:
-            raise EvaluationLeft
+            raise EvaluationAborted
         return Likelihood.of_sums(sums).figures()
 
     @cached_property

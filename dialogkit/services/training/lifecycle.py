@@ -221,13 +221,13 @@ def _create(config: RunConfig) -> RunDir:
 
 
 def _new_record(request: TrainRequest, config: RunConfig, runtime: "Runtime", folder: RunDir) -> RunRecord:
-    from dialogkit.engine.device import gpu_facts
+    from dialogkit.engine.device import gpu_info
 
     return RunRecord(
         name=folder.name,
         created=now(),
         command=without_secrets(list(request.command)),
-        environment={**environment_facts(Path.cwd()), "gpu": gpu_facts(runtime.device)},
+        environment={**environment_facts(Path.cwd()), "gpu": gpu_info(runtime.device)},
         config=config.model_dump(mode="json"),
         origins={name: redact(origin) for name, origin in request.origins.items()},
         runtime=asdict(runtime),

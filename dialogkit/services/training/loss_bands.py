@@ -61,7 +61,7 @@ def deciding(config: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in flatten(sections) if not any(part in name for part in _WITHOUT_EFFECT)}
 
 
-class Watch:
+class LossMonitor:
     """Compares the losses of a run with the band of its model and preset, and tells once that it was left."""
 
     def __init__(self, config: RunConfig, bands: Mapping[str, Band] | None = None) -> None:

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from dialogkit.inference.results import ReplyResult
-from dialogkit.services.training.loss_bands import Watch
+from dialogkit.services.training.loss_bands import LossMonitor
 from dialogkit.services.training.progress import step_line
 from dialogkit.services.training.samples import replies_at_evaluation
 from dialogkit.services.training.summary import (
@@ -45,7 +45,7 @@ class Recorder:
         self._total_steps = None if self._limited else learner.schedule.total_steps
         self._noted_steps: int | None = None
         self._flops_per_token, self._peak_flops = flops_per_token(learner), peak_flops(learner)
-        self._loss_bands = Watch(learner.config)
+        self._loss_monitor = LossMonitor(learner.config)
 
     def begin(self, split: str | None) -> None:
         """Record what the run is made of, and print it: header, data ledger and warnings.
@@ -95,15 +95,15 @@ class Recorder:
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics at an optimizer step; at an evaluation, short replies as well.
 
-        Raises: EvaluationLeft if a signal aborts the replies: the evaluation is repeated when the run resumes.
+        Raises: EvaluationAborted if a signal aborts the replies: the evaluation is repeated when the run resumes.
         """
-        from dialogkit.engine.callbacks import EvaluationLeft
+        from dialogkit.engine.callbacks import EvaluationAborted
 
         replies = replies_at_evaluation(self._learner, metrics)
         if replies is not None and self._learner.aborts():
-            raise EvaluationLeft
+            raise EvaluationAborted
         self.point(step, metrics)
-        if (warning := self._loss_bands.point(step, metrics)) is not None:
+        if (warning := self._loss_monitor.point(step, metrics)) is not None:
             self.note(warning)
         if replies:
             self.replies(step, replies, table="replies/evaluation")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dialogkit.config.load import load_run_config
-from dialogkit.engine.checkpoints import Progress, seal, set_aside
+from dialogkit.engine.checkpoints import Progress, commit, set_aside
 from dialogkit.errors import ConfigError, ModelError
 from dialogkit.services.runs.resolve import resolve_model
 from dialogkit.services.train import train
@@ -38,7 +38,7 @@ def made(name: str, *, checkpoints: tuple[str, ...] = CHECKPOINTS, finished: boo
         (run.path / place / "config.json").write_text("{}")
         (run.path / place / "model.safetensors").write_text(place)
         if place != "model":
-            seal(run.path / place, Progress())
+            commit(run.path / place, Progress())
     if finished:
         (run.model_dir / "README.md").write_text("---\ntags: [dialogkit, conversational]\n---\n")
     return run
@@ -137,7 +137,7 @@ def test_the_parts_of_a_sharded_model_are_called_so(
         file.unlink()
     (checkpoint / "pytorch_model_fsdp_0").mkdir()
     (checkpoint / "trainer_state.json").write_text("{}")
-    seal(checkpoint, Progress())
+    commit(checkpoint, Progress())
     done = dialogkit(*words.format(name).split())
     told = "holds the parts of a sharded model, which only --resume reads"
     assert done == Finished(2, "", f"error: '{name}/checkpoint-10' {told}\ntry: {command}\n")
