@@ -87,7 +87,7 @@ class MetricCallback(TrainerCallback):
         """Rename and forward one log entry of training; evaluations are logged elsewhere."""
         if not logs or "loss" not in logs:
             return
-        self._counter.gather()
+        self._counter.all_reduce()
         if not state.is_world_process_zero:
             return
         seconds, tokens = self.train_s - self._logged[0], self._counter.all - self._logged[1]

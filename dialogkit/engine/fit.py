@@ -195,7 +195,7 @@ def fit(
             train_set.close()
         remove_dialog_loss(model)
         use_plain_attention(model)
-    counter.gather()
+    counter.all_reduce()
     stop.raise_if_stopped(trainer.state.global_step)
     return FitResult(
         trainer=trainer,

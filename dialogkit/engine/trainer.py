@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from dialogkit.config.train import TrainConfig
 from dialogkit.distributed import process_group, shutdown
-from dialogkit.distributed.sharding import own_part
+from dialogkit.distributed.sharding import own_shard
 from dialogkit.engine.adapter_checkpoints import complete_adapter, has_adapter, load_adapter
 from dialogkit.engine.batches import BalancedBatches, EpochOrder, NegatableDialogs
 from dialogkit.engine.budget import BudgetPlan
@@ -198,7 +198,7 @@ class DialogTrainer(Trainer):
         if self.state.best_global_step is not None:
             # HF does so only in a process that sees the folder already; the others would not load it at the end.
             self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
-        self._counter.gather()
+        self._counter.all_reduce()
         losses = process_group.all_gather(float(self._tr_loss))
         backup: Path | None = None
         try:
@@ -290,7 +290,7 @@ class DialogTrainer(Trainer):
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         self.log(dict(metrics))
         told = {f"eval/{name}": value for name, value in figures.items()}
-        self._counter.gather()
+        self._counter.all_reduce()
         left = False
         try:
             self._sink(self.state.global_step, told | self._counter.metrics())
@@ -382,7 +382,7 @@ def set_aside_torn_best(checkpoint: Path) -> str | None:
 def require_finite(model: Any, step: int, learning_rate: float) -> None:
     """Raise DivergedError if a weight is no number."""
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(own_part(parameter)).all():
+        if not torch.isfinite(own_shard(parameter)).all():
             raise diverged(f"the weights {name} are no numbers", step, learning_rate)
 
 

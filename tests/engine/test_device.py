@@ -37,7 +37,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("there", "device", "because"),
     [
-        ({}, "cpu", "no GPU is there"),
+        ({}, "cpu", "no GPU is available"),
         ({"mps": True}, "mps", "Apple MPS is there"),
         ({"cuda": (9, 0)}, "cuda", "a CUDA device is there"),
         ({"cuda": (9, 0), "mps": True}, "cuda", "a CUDA device is there"),
