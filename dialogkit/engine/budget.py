@@ -113,8 +113,8 @@ class BudgetCallback(TrainerCallback):
             return
         if needed >= self._budget.seconds and not state.global_step and process_group.is_main_process():
             raise ConfigError(
-                f"a budget of {self._budget.seconds:,.0f} s leaves no time to train: "
-                f"start, evaluations and saving take {needed:,.0f} s",
+                f"a budget of {self._budget.seconds:,.0f} s is too short to train: "
+                f"startup, evaluations and saving take {needed:,.0f} s",
                 hint=Change({"train.budget_s": math.ceil(needed / 5) * 10}),
             )
         if self._config.max_steps:

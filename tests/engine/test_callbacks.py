@@ -254,7 +254,7 @@ def test_a_signal_ends_a_training_after_its_step_with_a_checkpoint(
     points = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert (process.returncode, record["status"], out) == (code, "interrupted", "")
     assert f"error: stopped by {name} after step {step}; its checkpoint is kept" in errors
-    assert "a second signal ends at once" in seen + rest
+    assert "press Ctrl-C again to quit now" in seen + rest
     assert "Traceback" not in seen + rest
     assert points[-1]["step"] == step
     assert is_sound(checkpoint)
