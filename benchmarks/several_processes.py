@@ -27,7 +27,7 @@ Balance = Callable[[Sequence[int], int], list[list[int]]]
 
 
 def in_turn(lengths: Sequence[int], groups: int) -> list[list[int]]:
-    """Balance dialogs out one after the other, whatever their length."""
+    """Assign dialogs in turn, whatever their length."""
     return [list(range(group, len(lengths), groups)) for group in range(groups)]
 
 

@@ -1,4 +1,4 @@
-"""Device and precision, each decided for a reason that is told."""
+"""Device and precision, each selected for a stated reason."""
 
 from collections.abc import Iterator
 from typing import Any
