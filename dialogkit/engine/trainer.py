@@ -5,16 +5,17 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from io import StringIO
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer_utils import seed_worker
 
 from dialogkit.config.train import TrainConfig
 from dialogkit.distributed import process_group, shutdown
@@ -36,14 +37,10 @@ from dialogkit.engine.checkpoints import (
 )
 from dialogkit.engine.clipping import clip_gradients, gradient_norm
 from dialogkit.engine.device import Precision
+from dialogkit.engine.hf_private import OpenTrainer
 from dialogkit.engine.loss import TokenCounter
 from dialogkit.engine.optimizer import muon_with_adamw
 from dialogkit.errors import CheckpointError
-
-# Where WANDB_MODE is offline, transformers prints a line to stdout, which belongs to results.
-with redirect_stdout(StringIO()):
-    from transformers import Trainer, TrainerCallback
-    from transformers.trainer_utils import seed_worker
 
 logger = logging.getLogger(__name__)
 
@@ -52,37 +49,37 @@ _BEST_BY = "eval_nats_per_token"
 _BESIDE_ADAPTER_BYTES = 16 * 2**20
 
 Scorer = Callable[[], dict[str, float]]
-"""Scores the model as it stands on the evaluation set: `nats_per_token` and more."""
+"""Scores the model as it is on the held-out dialogs: `nats_per_token` and more."""
 
 
 @runtime_checkable
 class Streamed(Protocol):
-    """A training set that knows its own place: it is not skipped through when a run goes on, but goes there."""
+    """A training set that knows its position: a resumed run continues there, without skipping through the data."""
 
     passes: float
 
     def batches(
         self, size: int, collate: Callable[[Any], dict[str, Any]], workers: int
     ) -> Iterator[dict[str, Any]]:
-        """Yield batches from the place on, those of this process."""
+        """Yield this rank's batches, from the position on."""
 
     def restore(self, folder: Path | None) -> None:
-        """Go to the place that a checkpoint holds, or to the beginning."""
+        """Go to the position in a checkpoint, or to the beginning."""
 
     def save(self, folder: Path) -> None:
-        """Write the place into a checkpoint."""
+        """Write the position into a checkpoint."""
 
     def tell(self) -> Any:
-        """Return what the other processes are to know of what this one has read."""
+        """Return what the other ranks need to know about what this one has read."""
 
     def hear(self, told: Sequence[Any]) -> None:
-        """Take what each process tells; may raise what is then to end all of them."""
+        """Receive what each rank has read; may raise an error that ends all of them."""
 
     def close(self) -> None:
-        """End what reads ahead."""
+        """Stop reading ahead."""
 
 
-class DialogTrainer(Trainer):
+class DialogTrainer(OpenTrainer):
     """HF's Trainer with an evaluation that weights tokens, not rows: its own depends on the batch size."""
 
     def __init__(
@@ -120,21 +117,21 @@ class DialogTrainer(Trainer):
             state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
             state.distributed_type = DistributedType.FSDP
             self.is_fsdp_enabled: bool = True
-        # Accelerate's own, on GPUs, would have gradients summed and losses told in bf16, and would leave no way to
-        # measure in float32. Products alone are in the run's precision, as they are where nothing is sharded.
+        # Accelerate's own, on GPUs, would sum gradients and report losses in bf16, and leave no way to evaluate in
+        # float32. Only matrix products use the run's precision, as in an unsharded model.
         state.fsdp_plugin.mixed_precision_policy = None
 
     def autocast_smart_context_manager(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a context with the run's precision; HF leaves that to accelerate, which sees to whole models."""
+        """Return a context with the run's precision; HF leaves it to accelerate for unsharded models."""
         if self.args.fsdp:
             return self.accelerator.autocast()
         return super().autocast_smart_context_manager(*args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
-        """Return the batches of this process; HF's own sampler gives each process batches of its own."""
-        if isinstance(self.train_dataset, Streamed):  # shared out among processes and workers by itself
+        """Return the batches of this process; HF's sampler would give each rank batches of its own."""
+        if isinstance(self.train_dataset, Streamed):  # it distributes itself among ranks and workers
             workers = self.args.dataloader_num_workers
-            return self.train_dataset.batches(self._train_batch_size, self.data_collator, workers)
+            return self.train_dataset.batches(self.device_batch_size, self.data_collator, workers)
         parts = self._config.accumulation_steps
         if parts * process_group.world_size() == 1:
             return super().get_train_dataloader()
@@ -159,66 +156,67 @@ class DialogTrainer(Trainer):
         )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the optimizer; HF has no way to give Muon's matrices and the rest their own."""
+        """Make the optimizer; HF has no way to give Muon's matrices and the other weights different ones."""
         if self.optimizer is None and self._config.optimizer == "muon":
             decayed = self.get_decay_parameter_names(self.model)
             self.optimizer: Any = muon_with_adamw(self.model, decayed, self._config, self._precision)
         return super().create_optimizer(*args, **kwargs)
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the schedule of the learning rate; HF's own have to know the number of steps."""
+        """Make the schedule of the learning rate; HF's need to know the number of steps."""
         if self.lr_scheduler is None and self._plan is not None:
             self.lr_scheduler: Any = torch.optim.lr_scheduler.LambdaLR(
                 kwargs.get("optimizer") or self.optimizer, self._plan
             )
         return super().create_scheduler(*args, **kwargs)
 
-    def _clip_grad_norm(self, model: Any) -> Any:
+    def clip_gradients(self, model: Any) -> Any:
+        """Clip the gradients by their norm in float64, and return it."""
         return clip_gradients(model.parameters(), self.args.max_grad_norm)
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        return gradient_norm(model.parameters()) if grad_norm is None else grad_norm
+    def gradient_norm(self, model: Any) -> Any:
+        """Return the norm of the gradients in float64."""
+        return gradient_norm(model.parameters())
 
     def save_unevaluated(self) -> None:
-        """Save after a step whose evaluation was left. Raises: what saving raises."""
+        """Save after a step whose evaluation was aborted. Raises: what saving raises."""
         self._evaluation_due = True
-        self._save_checkpoint(self.model, None)
+        self.save_checkpoint()
 
-    def make_up_evaluation(self) -> None:
-        """Make the evaluation that was left at this step, and save as if it had not been."""
-        metrics = self._evaluate(None, None)
-        self._determine_best_metric(metrics, None)
-        self._save_checkpoint(self.model, None)
+    def repeat_evaluation(self) -> None:
+        """Repeat the evaluation that was aborted at this step, and save as if it had not been."""
+        self.evaluate_for_best()
+        self.save_checkpoint()
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save, and make the checkpoint valid at last. Raises: CheckpointError, DivergedError."""
+    def save_checkpoint(self) -> None:
+        """Save, and make the checkpoint valid last of all. Raises: CheckpointError, DivergedError."""
         run, step = Path(self.args.output_dir), self.state.global_step
         folder = run / f"checkpoint-{step}"
         require_finite(self.model, step, self.args.learning_rate)
         if self.state.best_global_step is not None:
-            # HF does so only in a process that sees the folder already; the others would not load it at the end.
+            # HF does so only on a rank that sees the folder already; the others would not load it at the end.
             self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
         self._counter.all_reduce()
-        losses = process_group.all_gather(float(self._tr_loss))
+        losses = process_group.all_gather(self.unlogged_loss)
         backup: Path | None = None
         try:
             if process_group.is_main_process():
                 require_space(run, self.model)
                 backup = self._make_room(folder)
-            process_group.barrier()  # nobody writes into a folder that is being renamed
-            super()._save_checkpoint(*args, **kwargs)
+            process_group.barrier()  # no rank writes into a folder that is being renamed
+            super().save_checkpoint()
             if isinstance(self.train_dataset, Streamed):
                 self.train_dataset.save(folder)
-            process_group.barrier()  # each leaves its random state
+            process_group.barrier()  # each rank writes its random state
             if process_group.is_main_process():
                 progress = self._metrics.progress(step, sum(losses) / len(losses))
-                parts = losses if len(losses) > 1 else []
-                commit(folder, replace(progress, evaluation_due=self._evaluation_due, window_losses=parts))
-            process_group.barrier()  # nobody looks for it before it is there
+                per_rank = losses if len(losses) > 1 else []
+                commit(folder, replace(progress, evaluation_due=self._evaluation_due, window_losses=per_rank))
+            process_group.barrier()  # no rank looks for it before it exists
         except (OSError, SafetensorError, RuntimeError) as error:
             if shutdown.is_lost_peer(error):
                 raise
-            # torch tells of a full disk by a RuntimeError of its zip writer.
+            # torch reports a full disk by a RuntimeError of its zip writer.
             if isinstance(error, RuntimeError) and "inline_container" not in str(error):
                 raise
             if process_group.is_main_process():
@@ -231,7 +229,7 @@ class DialogTrainer(Trainer):
                 f"the checkpoint of step {step} cannot be written: {reason[0].lower()}{reason[1:]}; "
                 "earlier ones are kept"
             ) from None
-        # What is sealed stays, whatever happens to older ones.
+        # A committed checkpoint stays, whatever happens to older ones.
         if process_group.is_main_process():
             if backup is not None:
                 with suppress(OSError, ValueError):
@@ -241,9 +239,9 @@ class DialogTrainer(Trainer):
                 self._warn_once(problem)
 
     def _make_room(self, folder: Path) -> Path | None:
-        """Back up a valid checkpoint of this step, which is written again; return the backup.
+        """Back up a valid checkpoint of this step, which will be rewritten; return the backup.
 
-        Whatever else is in its place is set aside. Nothing is written over.
+        Anything else in its place is set aside. Nothing is overwritten.
         """
         if not os.path.lexists(folder):
             return None
@@ -257,7 +255,7 @@ class DialogTrainer(Trainer):
             self._warned.add(sentence)
             logger.warning(sentence)
 
-    def _load_best_model(self) -> None:
+    def load_best_model(self) -> None:
         """Load the best weights. Raises: CheckpointError if they are not what was saved."""
         best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
         if read_progress(best) is None:
@@ -265,55 +263,51 @@ class DialogTrainer(Trainer):
         if has_adapter(self.model):
             load_adapter(self.model, best)
         else:
-            super()._load_best_model()
+            super().load_best_model()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load a checkpoint's weights; HF knows adapters only in a wrapper of peft's."""
+    def load_checkpoint(self, folder: Path, model: Any = None) -> None:
+        """Load a checkpoint's weights, or its adapter."""
         if has_adapter(self.model):
-            load_adapter(self.model, Path(resume_from_checkpoint))
+            load_adapter(self.model, folder)
         else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            super().load_checkpoint(folder, model)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save the model, or what learns of it."""
-        super()._save(output_dir, state_dict)
+    def save_weights(self, folder: Path, weights: dict[str, Any] | None) -> None:
+        """Save the model, or only its adapter, as a transformers folder."""
+        super().save_weights(folder, weights)
         if has_adapter(self.model) and self.args.should_save:
-            complete_adapter(self.model, Path(output_dir or self.args.output_dir))
-
-    def save_weights(self, folder: Path, weights: dict[str, Any]) -> None:
-        """Save weights that were gathered from a sharded model as a transformers folder."""
-        self._save(str(folder), state_dict=weights)
+            complete_adapter(self.model, folder)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the scorer's figures as HF's `eval_...` metrics."""
-        figures = self._scorer()
-        metrics = {f"eval_{name}": value for name, value in figures.items()}
+        """Return the scorer's metrics under HF's names, `eval_...`."""
+        scores = self._scorer()
+        metrics = {f"eval_{name}": value for name, value in scores.items()}
         self.log(dict(metrics))
-        told = {f"eval/{name}": value for name, value in figures.items()}
         self._counter.all_reduce()
-        left = False
+        aborted = False
         try:
-            self._sink(self.state.global_step, told | self._counter.metrics())
+            logged = {f"eval/{name}": value for name, value in scores.items()}
+            self._sink(self.state.global_step, logged | self._counter.metrics())
         except EvaluationAborted:
-            left = True
-        if process_group.broadcast(left):  # the others wait here for the replies of the first
+            aborted = True
+        if process_group.broadcast(aborted):  # the other ranks wait here for rank 0's replies
             raise EvaluationAborted
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
 class RestoreCallback(TrainerCallback):
-    """Gives the Trainer what it does not keep with a checkpoint."""
+    """Restores what the Trainer does not keep with a checkpoint."""
 
-    def __init__(self, trainer: Any, progress: Progress) -> None:
+    def __init__(self, trainer: DialogTrainer, progress: Progress) -> None:
         self._trainer, self._progress = trainer, progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Restore the losses that are not logged yet, and the place of the best checkpoint."""
+        """Restore the losses that are not logged yet, and the path of the best checkpoint."""
         progress = self._progress
         same = len(progress.window_losses) == process_group.world_size() > 1
-        self._trainer._tr_loss += progress.window_losses[process_group.rank()] if same else progress.window_loss
-        self._trainer._globalstep_last_logged = self._progress.logged_step
+        loss = progress.window_losses[process_group.rank()] if same else progress.window_loss
+        self._trainer.restore_log_window(loss, progress.logged_step)
         if state.best_global_step:
             best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
             if args.load_best_model_at_end and not best.is_dir():  # it was set aside
@@ -324,11 +318,11 @@ class RestoreCallback(TrainerCallback):
                 best = best.with_name(f"checkpoint-{step}")
             state.best_model_checkpoint = str(best)
         if self._progress.evaluation_due:
-            self._trainer.make_up_evaluation()
+            self._trainer.repeat_evaluation()
 
 
 class StreamCallback(TrainerCallback):
-    """Tells how often a stream was passed through, in place of HF's share of all steps, and all what each read."""
+    """Logs passes over a stream as the epoch, and lets every rank know what the others have read."""
 
     def __init__(self, stream: Streamed) -> None:
         self._stream = stream
@@ -340,7 +334,7 @@ class StreamCallback(TrainerCallback):
         self.exchange()
 
     def exchange(self) -> None:
-        """Let each process hear the others, if one has news; all call this at the same step."""
+        """Exchange what the ranks have read, if one has news; every rank calls this at the same step."""
         news = self._stream.tell()
         if process_group.all_reduce_ints([int(news != self._told)])[0]:
             self._told = news
@@ -348,29 +342,23 @@ class StreamCallback(TrainerCallback):
 
 
 def planned_steps(checkpoint: Path) -> int:
-    """Return the steps of the whole training as they were planned when a checkpoint was saved."""
-    from transformers import TrainerState
-
+    """Return the steps of the whole training as planned when a checkpoint was saved."""
     return int(TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).max_steps)
 
 
-def load_trained(trainer: Any, checkpoint: Path, *, best: bool) -> None:
-    """Give the Trainer's model the weights with which a training that is through would have ended."""
-    from transformers import TrainerState
-
+def load_trained(trainer: DialogTrainer, checkpoint: Path, *, best: bool) -> None:
+    """Load the weights with which a training whose last step is done would have ended."""
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if best and (chosen := checkpoint.with_name(f"checkpoint-{trainer.state.best_global_step}")).is_dir():
         checkpoint = chosen
-    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.load_checkpoint(checkpoint)
 
 
 def set_aside_torn_best(checkpoint: Path) -> str | None:
-    """Set aside the checkpoint that another one calls the best so far, if it is torn; return what is to be told.
+    """Set aside a checkpoint's best predecessor if it is damaged, and return a note about it.
 
-    The best is then looked for among those that follow, the other one included.
+    The best is then chosen among the given checkpoint and those that follow.
     """
-    from transformers import TrainerState
-
     step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).best_global_step
     best = checkpoint.with_name(f"checkpoint-{step}")
     if not step or best == checkpoint or read_progress(best) is not None:
@@ -380,14 +368,14 @@ def set_aside_torn_best(checkpoint: Path) -> str | None:
 
 
 def require_finite(model: Any, step: int, learning_rate: float) -> None:
-    """Raise DivergedError if a weight is no number."""
+    """Raise DivergedError if a weight is not finite."""
     for name, parameter in model.named_parameters():
         if not torch.isfinite(own_shard(parameter)).all():
-            raise diverged(f"the weights {name} are no numbers", step, learning_rate)
+            raise diverged(f"the weights {name} are not finite", step, learning_rate)
 
 
 def no_space() -> str:
-    """Return why a file may have come to no end, where what wrote it does not tell."""
+    """Return why a file may be incomplete, if its writer does not say."""
     with suppress(ImportError):
         import resource
 

@@ -134,7 +134,7 @@ def test_a_lost_process_comes_back(rank: int) -> None:
         os.kill(children(process)[rank], signal.SIGKILL)
         assert process.wait(400) == 0, err()
     assert_completed()
-    assert "a process was lost: all are started again (1)" in err()
+    assert "a rank was lost: all ranks are restarted (1)" in err()
     assert [gone_on["step"] for gone_on in RunDir(RUN).read().resumed] == [10]
     assert "Traceback" not in err()
 
@@ -268,7 +268,7 @@ def test_an_error_of_one_process_of_accelerate_launch_is_the_end_of_all(in_tempo
 
 def test_accelerate_launch_that_starts_one_process_in_place_of_two_is_refused() -> None:
     assert finish("--name", "it", before=[*ACCELERATE, "--cpu", "--module", "dialogkit"]) == 1
-    assert "error: accelerate launch has started one process in place of several" in err()
+    assert "error: accelerate launch has started one process instead of several" in err()
     assert not Path("models").exists()
 
 
@@ -506,9 +506,10 @@ CRAMPED = """
 import os
 
 if "RANK" in os.environ:
-    import dialogkit.engine.memory as memory
+    import dialogkit.services.training.memory_plan as memory_plan
+    import dialogkit.system.memory as memory
 
-    memory.free_bytes = lambda: {"0": 26, "1": 14}[os.environ["RANK"]] * 2**20
+    memory_plan.free_bytes = memory.free_bytes = lambda: {"0": 26, "1": 14}[os.environ["RANK"]] * 2**20
 """
 
 

@@ -342,7 +342,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(
     done = dialogkit("train", "--resume", "stopped")
     assert (done.code, "Traceback" in done.err) == (0, False)
     assert "checkpoint-6 is torn or damaged, and is kept aside as torn-checkpoint-6\n" in done.err
-    assert "goes on from step 3, checkpoint-3\n" in done.err
+    assert "resuming from step 3, checkpoint-3\n" in done.err
     assert "torn-checkpoint-6" in (run.path / "console.log").read_text()
     assert (run.path / "torn-checkpoint-6").is_dir()
     assert (digests("stopped"), history("stopped")) == whole
@@ -359,7 +359,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_as_often_as_it_is_tr
         done = dialogkit("train", "--resume", "stopped")
         assert (done.code, done.out) == (1, "")
         assert done.err.splitlines()[-2:] == [
-            "error: no checkpoint of the run 'stopped' is whole: 2 torn ones are kept aside; --force begins again",
+            "error: no checkpoint of the run 'stopped' is complete; kept aside: 2 torn ones",
             "try: dialogkit train --resume stopped --force",
         ]
         assert len(done.err.splitlines()) <= 4
@@ -434,7 +434,7 @@ def test_a_best_checkpoint_that_was_lost_is_made_up_for_by_what_follows(
 )
 def test_a_change_that_alters_what_is_learned_is_refused(changes: dict[str, Any], told: str, run: RunDir) -> None:
     before = run.read()
-    with pytest.raises(ConfigError, match="would not go on as it began") as refused:
+    with pytest.raises(ConfigError, match="cannot resume with different conditions") as refused:
         resume(run, changes=changes)
     assert told in refused.value.message
     assert run.read() == before

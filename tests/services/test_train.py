@@ -284,7 +284,7 @@ def test_a_training_that_ends_early_says_why_and_publishes_nothing(
     record = run.read()
     assert (record.status, record.exit_code, record.error) == (status, code, reason)
     told = (run.path / "console.log").read_text().splitlines()[-1]
-    assert told.endswith("try: dialogkit train --resume early") == (status == "interrupted")
+    assert told.endswith("try: train resume=early") == (status == "interrupted")
     assert record.finished is not None
     assert record.data["train_dialogs"] == 8
     assert [point["step"] for point in run.metrics()] == [0, 1, 2]

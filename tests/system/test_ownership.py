@@ -137,7 +137,7 @@ class Blocking(LogReporter):
 def test_a_model_that_cannot_be_published_is_whole_in_its_run_and_can_be_published_later(
     small_config: SmallConfig, dialogkit: Callable[..., Finished]
 ) -> None:
-    with pytest.raises(StorageError, match="the finished model lies whole in 'models/runs/one/model'") as told:
+    with pytest.raises(StorageError, match="the finished model is complete in 'models/runs/one/model'") as told:
         train(small_config({"name": "one"}), reporter=Blocking())
     assert told.value.exit_code == 1
     assert (MODEL / "thesis.tex").read_text() == "mine"

@@ -171,9 +171,9 @@ def write_shards(shards: int, rows: int, *, bad: Sequence[int]) -> None:
 @pytest.mark.parametrize(
     ("environment", "told"),
     [
-        ({"RANK": "5"}, "RANK is 5 in the environment, and no place among 2, counted from 0"),
-        ({"RANK": "x"}, "RANK is 'x' in the environment, and no number"),
-        ({"RANK": "0", "MASTER_PORT": "abc"}, "MASTER_PORT is 'abc' in the environment, and no number"),
+        ({"RANK": "5"}, "RANK is 5 in the environment, but ranks go from 0 to 1"),
+        ({"RANK": "x"}, "RANK is 'x' in the environment, which is not a number"),
+        ({"RANK": "0", "MASTER_PORT": "abc"}, "MASTER_PORT is 'abc' in the environment, which is not a number"),
     ],
 )
 def test_a_place_that_cannot_be_is_refused_before_anything_is_waited_for(
@@ -288,7 +288,7 @@ from contextlib import contextmanager
 
 import dialogkit.services.cluster.launch as processes
 
-before = process_group._torch_says_nothing
+before = processes._torch_says_nothing
 
 @contextmanager
 def and_waits_a_second():
@@ -299,7 +299,7 @@ def and_waits_a_second():
     create = backend.create_backend
     backend.create_backend = lambda params: (params.config.update(read_timeout="1"), create(params))[1]
 
-process_group._torch_says_nothing = and_waits_a_second
+processes._torch_says_nothing = and_waits_a_second
 """
 
 
@@ -311,7 +311,7 @@ def test_machines_that_do_not_meet_are_told_in_one_sentence(in_temporary_folder:
         "",
         "error: the 2 machines did not find each other at nowhere.invalid:29400 (RendezvousConnectionError): the "
         "name 'nowhere.invalid' is not known here\n"
-        "try: the same command with --node-rank 0 on nowhere.invalid, its port 29400 open to the others\n",
+        "try: start rank 0 of the machines on nowhere.invalid, with port 29400 open to the others\n",
     )
     assert not Path("models").exists()
 
@@ -319,7 +319,7 @@ def test_machines_that_do_not_meet_are_told_in_one_sentence(in_temporary_folder:
 def test_a_program_of_one_process_does_not_start_others(small_config: Callable[..., Any]) -> None:
     from dialogkit.services.train import train
 
-    with pytest.raises(ConfigError, match=r"runtime.devices is 2, and this program is a single process"):
+    with pytest.raises(ConfigError, match=r"runtime.devices is 2, but this program is a single process"):
         train(small_config({"runtime.devices": 2}))
 
 

@@ -173,7 +173,7 @@ def test_a_run_does_not_go_on_beside_another_base(base: Path) -> None:
     built = build_model(model, load_tokenizer(model))
     built.get_input_embeddings().weight.data += 1
     built.save_pretrained("mine")
-    with pytest.raises(ConfigError, match="would not go on as it began: the base of the adapter was"):
+    with pytest.raises(ConfigError, match="cannot resume with different conditions: the base of the adapter was"):
         resume(RunDir(Path("models/runs/stopped")))
 
 
@@ -239,7 +239,7 @@ def test_what_learned_beside_a_base_can_be_learned_from(
 @pytest.mark.parametrize(
     ("model", "more", "told", "hint"),
     [
-        ("custom-nano", {}, "'custom-nano' begins with random weights", "dialogkit train {base} --method lora"),
+        ("custom-nano", {}, "'custom-nano' starts from random weights", "dialogkit train {base} --method lora"),
         ("{base}", {"train.optimizer": "muon"}, "train.optimizer: muon", "--set train.optimizer=adamw"),
     ],
 )
@@ -256,7 +256,7 @@ def test_what_lora_is_not_for_is_refused(
 
 def test_an_adapter_does_not_take_the_place_of_its_base(base: Path) -> None:
     shutil.copytree(base, "models/lonely")
-    with pytest.raises(ConfigError, match="take the place of its own base, 'models/lonely'"):
+    with pytest.raises(ConfigError, match="replace its own base model, 'models/lonely'"):
         train(config_of(Path("models/lonely"), "x", **{"train.merge": False, "runtime.output_dir": "models"}))
     assert not Path("models/runs").exists()
 

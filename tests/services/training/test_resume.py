@@ -89,7 +89,7 @@ def test_a_damaged_run_is_passed_over_aloud(damaged: str, dialogkit: Run) -> Non
     made("left")
     refused = dialogkit("train", "--resume", "last", "--set", "train.seed=1")
     assert refused.err.splitlines()[0] == "passed over, as the record cannot be read: r"
-    assert "the run 'left' would not go on as it began: train.seed" in refused.err
+    assert "the run 'left' cannot resume with different conditions: train.seed" in refused.err
     listed = dialogkit("runs", "list", "--json")
     assert (listed.err, [row["name"] for row in listed.json["data"]]) == ("", ["whole", "left"])
 
@@ -189,7 +189,7 @@ def test_a_run_keeps_its_name(run: RunDir, dialogkit: Run) -> None:
     for force in ([], ["--force"]):
         done = dialogkit("train", "--resume", "r", "--name", "other", *force)
         assert (done.code, done.err.splitlines()[0]) == (
-            2, "error: a run keeps its name: 'r' cannot go on as 'other'",
+            2, "error: a run keeps its name: 'r' cannot resume as 'other'",
         )  # fmt: skip
     assert run.record_path.read_bytes() == before
 
@@ -217,7 +217,7 @@ def test_a_finished_run_says_what_has_no_effect(words: str, told: str, hint: str
 
 def test_a_change_is_refused_with_a_command_that_goes_on(run: RunDir, dialogkit: Run) -> None:
     done = dialogkit("train", "--resume", "r", "--set", "train.batch_size=4")
-    told = "would not go on as it began: train.batch_size is 2, not 4; --force goes on all the same"
+    told = "cannot resume with different conditions: train.batch_size is 2, not 4"
     assert done.err.splitlines() == [f"error: the run 'r' {told}", "try: dialogkit train --resume r"]
 
 
