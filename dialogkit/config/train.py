@@ -84,18 +84,18 @@ class TrainConfig(Section):
             )
         return self
 
-    def require_even(self, processes: int) -> None:
-        """Raise ConfigError with batch sizes that would work, unless a batch splits evenly over processes."""
-        size, parts = self.batch_size, self.accumulation_steps
-        pieces = parts * processes
-        if size % pieces == 0:
+    def require_divisible(self, processes: int) -> None:
+        """Raise ConfigError, with the numbers that would work, unless the batch divides evenly."""
+        size, micro_batches = self.batch_size, self.accumulation_steps
+        divisor = micro_batches * processes
+        if size % divisor == 0:
             return
-        sizes = [number for number in (size // pieces * pieces, -(-size // pieces) * pieces) if number]
-        fitting = [number for number in range(1, processes) if size % (parts * number) == 0]
+        sizes = [number for number in (size // divisor * divisor, -(-size // divisor) * divisor) if number]
+        fitting = [number for number in range(1, processes) if size % (micro_batches * number) == 0]
         others = (
             f", and {_listed(fitting)} process{'' if fitting == [1] else 'es'} would as well" if fitting else ""
         )
-        in_parts = f", each in {parts} parts" if parts > 1 else ""
+        in_parts = f", each in {micro_batches} micro-batches" if micro_batches > 1 else ""
         raise ConfigError(
             f"train.batch_size {size} does not split evenly over {processes} processes{in_parts}: "
             f"{_listed(sizes)} would{others}",

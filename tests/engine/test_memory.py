@@ -1,4 +1,4 @@
-"""What does not fit into memory is told before it begins, or split until it fits."""
+"""A batch that does not fit into memory is refused before training, or split until it fits."""
 
 import os
 import subprocess

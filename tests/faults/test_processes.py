@@ -142,7 +142,7 @@ def test_a_lost_process_comes_back(rank: int) -> None:
 def test_processes_that_are_lost_again_and_again_end_the_run(in_temporary_folder: Path) -> None:
     code = finish("--name", "it", *PAIR, "--max-restarts", "1", **failing(in_temporary_folder, "1", "os._exit(9)"))
     assert code == 1
-    assert "error: a process ended with code 9 and 1 new starts did not help" in err()
+    assert "error: a process ended with code 9 and 1 restart did not help" in err()
     assert "try: dialogkit train --resume models/runs/it" in err()
     assert "Traceback" not in err()
     assert len(RunDir(RUN).read().resumed) == 1
@@ -414,7 +414,7 @@ def test_a_machine_that_waits_says_so_and_then_who_speaks(machines: list[str]) -
         with started(*words, "1", before=on(machines[1])) as second:
             assert [first.wait(400), second.wait(400)] == [0, 0], err()
     assert_completed()
-    assert err().count("tells how it goes, for all machines") == err().count("waiting for") == 1
+    assert err().count("prints the progress of all machines") == err().count("waiting for") == 1
 
 
 # Data that is read as a stream
@@ -681,7 +681,7 @@ def assert_same_model(one: Path, other: Path) -> None:
 def test_a_plan_that_would_run_code_makes_a_checkpoint_invalid(in_temporary_folder: Path) -> None:
     import pickle
 
-    from dialogkit.engine.checkpoints import Progress, read_progress, seal
+    from dialogkit.engine.checkpoints import Progress, commit, read_progress
 
     class Evil:
         def __reduce__(self) -> Any:
@@ -692,6 +692,6 @@ def test_a_plan_that_would_run_code_makes_a_checkpoint_invalid(in_temporary_fold
     plan = folder / "optimizer_0/.metadata"
     for content, valid in ((pickle.dumps({"a": set()}), True), (pickle.dumps(Evil()), False), (b"", False)):
         plan.write_bytes(content)
-        seal(folder, Progress(step=1))
+        commit(folder, Progress(step=1))
         assert (read_progress(folder) is not None) is valid
     assert not (in_temporary_folder / "ran").exists()

@@ -164,7 +164,7 @@ def test_a_checkpoint_of_another_adapter_is_not_loaded(adapter: Path, small: Sma
     for settings in ({"lora_rank": 2}, {"lora_rank": 4, "lora_targets": ["q_proj"]}, {"lora_targets": ["o_proj"]}):
         model = small.model()
         add_adapter(model, TrainConfig.model_validate({"method": "lora", **settings}), ModelConfig(**small.shape))
-        with pytest.raises(CheckpointError, match="another adapter than the settings"):
+        with pytest.raises(CheckpointError, match="a different adapter from the one the settings"):
             load_adapter(model, adapter)
 
 

@@ -51,7 +51,7 @@ def test_a_tracker_that_fails_costs_one_warning(
     result = train(small_config(TENSORBOARD))
     assert (result.steps, [record.message for record in caplog.records]) == (
         4,
-        ["tensorboard failed (OSError); the run goes on without it"],
+        ["tensorboard failed (OSError); the run continues without it"],
     )
 
 

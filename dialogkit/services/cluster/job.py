@@ -127,7 +127,7 @@ def plan(config: RunConfig, arguments: Sequence[str], asked: Resources) -> Job:
             "gpus: runtime.device is 'cuda', and no GPU is reserved", hint=Change({"gpus": 1}), settings=("gpus",)
         )
     devices = max(1, asked.gpus)
-    config.train.require_even(asked.nodes * devices)
+    config.train.require_divisible(asked.nodes * devices)
     return Job(
         config=config,
         run=config.name or run_name(config.model.name, config.preset, Path(config.runtime.output_dir)),

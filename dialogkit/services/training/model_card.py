@@ -9,7 +9,7 @@ from dialogkit.tracking.run_dir import SAMPLES_FILE
 
 
 def model_card(record: RunRecord) -> str:
-    """Return the card: data, licence, settings and results, all of them from the run's record."""
+    """Return the card: data, licence, settings and results, all from the run's record."""
     config, data = record.config, record.data
     model, train = config["model"], config["train"]
     source = model["source"]
@@ -33,7 +33,7 @@ def model_card(record: RunRecord) -> str:
         f"trained with dialogkit {record.versions.get('dialogkit', '')} from {base}.",
         "",
         *(
-            ["This folder holds an adapter alone: to load it takes peft, and those weights.", ""]
+            ["This folder contains only an adapter: loading it requires peft and those weights.", ""]
             if is_adapter
             else []
         ),
@@ -42,7 +42,7 @@ def model_card(record: RunRecord) -> str:
         f"- dataset: {data.dataset}, format {data.format}, revision `{(data.revision or '')[:16]}`",
         f"- licence of the data: {data.license or 'unknown, ask the owner of the dataset'}",
         *(
-            ["- Alpaca-GPT4 is for research only; so is a model trained on it."]
+            ["- Alpaca-GPT4 is for research only, and so is a model trained on it."]
             if license_id == "cc-by-nc-4.0"
             else []
         ),
@@ -66,7 +66,7 @@ def model_card(record: RunRecord) -> str:
         "",
         "## Results on the held-out dialogs",
         "",
-        "| figure | before training | after |",
+        "| metric | before training | after |",
         "|---|---|---|",
     ]
     for name in ("nats_per_token", "perplexity", "bits_per_byte", "accuracy"):
@@ -75,7 +75,7 @@ def model_card(record: RunRecord) -> str:
         lines.append(f"| {name.replace('_', ' ')} | {shown} | {record.metrics[f'final/{name}']:.4g} |")
     lines += [
         "",
-        "Figures are sums over all supervised tokens in float32. The prompts and replies of the run are in "
+        "Metrics are over all supervised tokens, in float32. The prompts and replies of the run are in "
         f"its folder, in `{SAMPLES_FILE}`.",
         "",
         "## Use",

@@ -36,7 +36,7 @@ def reply_to_tests(
 
 
 def reply_to_held_out(learner: "Learner", first: int, *, longest: int | None = None) -> list[ReplyResult]:
-    """Reply to the first turns of the first held-out dialogs, whose own answers are the references."""
+    """Reply to the first turns of the first held-out dialogs, whose answers are the references."""
     from dialogkit.engine.attention import plain_attention
     from dialogkit.engine.loss import own_forward
     from dialogkit.inference.replies import continue_prompts

@@ -173,7 +173,7 @@ def test_a_run_does_not_go_on_beside_another_base(base: Path) -> None:
     built = build_model(model, load_tokenizer(model))
     built.get_input_embeddings().weight.data += 1
     built.save_pretrained("mine")
-    with pytest.raises(ConfigError, match="would not train on as it began: the base of the adapter was"):
+    with pytest.raises(ConfigError, match="cannot resume with different conditions: the base of the adapter was"):
         resume(RunDir(Path("models/runs/stopped")))
 
 

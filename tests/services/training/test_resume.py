@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dialogkit.config.load import load_run_config
-from dialogkit.engine.checkpoints import Progress, seal, set_aside
+from dialogkit.engine.checkpoints import Progress, commit, set_aside
 from dialogkit.errors import ConfigError, ModelError
 from dialogkit.services.runs.resolve import resolve_model
 from dialogkit.services.train import train
@@ -39,7 +39,7 @@ def made(name: str, *, checkpoints: tuple[str, ...] = CHECKPOINTS, finished: boo
         (run.path / place / "config.json").write_text("{}")
         (run.path / place / "model.safetensors").write_text(place)
         if place != "model":
-            seal(run.path / place, Progress())
+            commit(run.path / place, Progress())
     if finished:
         (run.model_dir / "README.md").write_text("---\ntags: [dialogkit, conversational]\n---\n")
     return run
@@ -90,7 +90,7 @@ def test_a_damaged_run_is_passed_over_aloud(damaged: str, dialogkit: Run) -> Non
     made("left")
     refused = dialogkit("train", "--resume", "last", "--set", "train.seed=1")
     assert refused.err.splitlines()[0] == "skipped, as the record cannot be read: r"
-    assert "the run 'left' would not train on as it began: train.seed" in refused.err
+    assert "the run 'left' cannot resume with different conditions: train.seed" in refused.err
     listed = dialogkit("runs", "list", "--json")
     assert (listed.err, [row["name"] for row in listed.json["data"]]) == ("", ["whole", "left"])
 
@@ -138,7 +138,7 @@ def test_the_parts_of_a_sharded_model_are_called_so(
         file.unlink()
     (checkpoint / "pytorch_model_fsdp_0").mkdir()
     (checkpoint / "trainer_state.json").write_text("{}")
-    seal(checkpoint, Progress())
+    commit(checkpoint, Progress())
     done = dialogkit(*words.format(name).split())
     told = "holds a sharded model, which can only be resumed"
     assert done == Finished(2, "", f"error: '{name}/checkpoint-10' {told}\ntry: {command}\n")
@@ -218,7 +218,7 @@ def test_a_finished_run_says_what_has_no_effect(words: str, told: str, hint: str
 
 def test_a_change_is_refused_with_a_command_that_goes_on(run: RunDir, dialogkit: Run) -> None:
     done = dialogkit("train", "--resume", "r", "--set", "train.batch_size=4")
-    told = "would not train on as it began: train.batch_size is 2, not 4"
+    told = "cannot resume with different conditions: train.batch_size is 2, not 4"
     assert done.err.splitlines() == [f"error: the run 'r' {told}", "try: dialogkit train --resume r"]
 
 
