@@ -81,7 +81,7 @@ def _python(machine: MachineInfo) -> Iterator[Finding]:
 def _packages(machine: MachineInfo) -> Iterator[Finding]:
     needed = [package for package in machine.packages if package.extra is None]
     if not needed:
-        text = "dialogkit runs from a folder without being installed, so its requirements are unknown"
+        text = "dialogkit is used from a folder without being installed, so its requirements are unknown"
         yield _better("packages", text, Shell("pip install -e ."))
         return
     missing = [package for package in needed if package.installed is None]
