@@ -81,8 +81,8 @@ def evaluate_command(
     json_output: JsonOption = False,
 ) -> None:
     """Measure how well models predict held-out answers, use their prompts, and reply."""
+    from dialogkit.cli.hints import output_option
     from dialogkit.services.evaluate import EvaluateRequest, evaluate_models
-    from dialogkit.services.runs.resolve import output_option
 
     if quick and (left_out := [name for name, given in (("--slices", slices), ("--worst", worst)) if given]):
         raise ConfigError(

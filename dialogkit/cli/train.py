@@ -124,7 +124,7 @@ def _resume(output: Output, arguments: TrainArguments) -> None:
 
 def _render_finished(output: Output, arguments: TrainArguments, run: "RunDir", model: str) -> None:
     """Say that a run is finished, and which of the options that were typed have no effect for that reason."""
-    from dialogkit.services.runs.resolve import known_as
+    from dialogkit.cli.hints import known_as
 
     # The folder is where the run was found, and no change of it.
     unused = [hints.name_of(setting) for setting in arguments.settings if setting != "runtime.output_dir"]

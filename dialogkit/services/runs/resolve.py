@@ -1,7 +1,6 @@
 """Resolve a MODEL argument: a catalogue model, a file, a folder, a run or a hub id."""
 
 import re
-import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from filecmp import cmp
@@ -18,11 +17,6 @@ from dialogkit.tracking.publishing import published_dir
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.run_list import find_run, list_runs
-
-
-def output_option(output: str | Path) -> str:
-    """Return the end of a command for this folder of models and runs; empty for the default folder."""
-    return "" if Path(output) == Path(DEFAULT_OUTPUT) else f" --output-dir {shlex.quote(str(output))}"
 
 
 def output_of(output: str | Path) -> dict[str, Any]:
@@ -44,13 +38,6 @@ def call_on(run: RunDir, verb: str, *, by: str | None = None, **options: Any) ->
     where = output_of(run.output) if run.output is not None and has_name else {}
     taken: dict[str, Any] = {by: name} if by else {}
     return Call(verb, *([] if by else [name]), **taken, **where, **options)
-
-
-def known_as(run: RunDir) -> str:
-    """Return a run as it is typed in a command: its name, or its path if the name would not be found."""
-    if run.output is None or not re.match(NAME_PATTERN, run.name):
-        return shlex.quote(str(run.path))
-    return f"{run.name}{output_option(run.output)}"
 
 
 @dataclass(frozen=True)
