@@ -200,7 +200,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a kind that is none": (lambda f: change(f, peft_type=[1]), "of type"),
     "a module to import": (
         lambda f: change(f, megatron_core="this", megatron_config={"a": 1}),
-        "it has megatron_co",
+        "it sets megatron_co",
     ),
     "layers repeated": (lambda f: change(f, layer_replication=[[0, 10**9]]), "it sets layer_replication"),
     "further weights": (lambda f: change(f, modules_to_save=["lm_head"]), "it sets modules_to_save"),
