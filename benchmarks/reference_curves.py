@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 
 from dialogkit.config.load import load_run_config
 from dialogkit.services.train import train
-from dialogkit.services.training.loss_bands import CURVES, WINDOW_STEPS, Band, deciding
+from dialogkit.services.training.loss_bands import CURVES, WINDOW_STEPS, Band, affecting_loss
 from dialogkit.tracking.run_dir import RunDir
 
 PRESET = "test"
@@ -36,7 +36,7 @@ def losses_of(model: str, seed: int) -> tuple[list[float], dict[str, object]]:
         )
         result = train(config)
         points = RunDir(Path(result.run_dir)).metrics()
-    return [point["train/loss"] for point in points if "train/loss" in point], deciding(config)
+    return [point["train/loss"] for point in points if "train/loss" in point], affecting_loss(config)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ python benchmarks/several_processes.py speed --dataset FILE
 python benchmarks/several_processes.py waiting --dataset FILE --json results.json
 
 `speed` trains with one thread a process on the CPU: one process, two, and two that are not balanced but take the
-dialogs of each batch in turn; the arms take turns. `waiting` deals the dialogs of a dataset out to 8, 64 and 512
+dialogs of each batch in turn; the arms take turns. `waiting` balances the dialogs of a dataset over 8, 64 and 512
 processes, with and without the balance, and tells which share of the processes' time is spent waiting if a step
 takes as long as the most tokens that one of them has. It trains nothing.
 """
@@ -23,12 +23,12 @@ import numpy as np
 
 ARMS = ("1 process", "2 processes", "2 processes, unbalanced")
 WARM_UP_STEPS = 4
-Deal = Callable[[Sequence[int], int], list[list[int]]]
+Balance = Callable[[Sequence[int], int], list[list[int]]]
 
 
-def in_turn(lengths: Sequence[int], hands: int) -> list[list[int]]:
-    """Deal dialogs out one after the other, whatever their length."""
-    return [list(range(hand, len(lengths), hands)) for hand in range(hands)]
+def in_turn(lengths: Sequence[int], groups: int) -> list[list[int]]:
+    """Assign dialogs in turn, whatever their length."""
+    return [list(range(group, len(lengths), groups)) for group in range(groups)]
 
 
 def work(words: list[str], *, balanced: bool) -> None:
@@ -37,7 +37,7 @@ def work(words: list[str], *, balanced: bool) -> None:
     from dialogkit.engine import batches
 
     if not balanced:
-        batches.deal = in_turn
+        batches.balance = in_turn
     main(words)
 
 
@@ -91,20 +91,20 @@ def measure_speed(options: argparse.Namespace) -> dict[str, float]:
     return speeds
 
 
-def waiting(lengths: Sequence[int], processes: int, dialogs: int, deal: Deal) -> tuple[float, float]:
+def waiting(lengths: Sequence[int], processes: int, dialogs: int, balance: Balance) -> tuple[float, float]:
     """Return the share of all processes' time that is spent waiting: over all steps, and in the worst one.
 
     Args:
         lengths: tokens of the dialogs, in the order of training.
         processes: number of processes.
         dialogs: dialogs a process has in a step, on average.
-        deal: deals the dialogs of a step out.
+        balance: splits the dialogs of a step over processes.
     """
     size = processes * dialogs
     worked, longest, worst = 0.0, 0.0, 0.0
     for start in range(0, len(lengths) - size + 1, size):
         batch = lengths[start : start + size]
-        loads = [sum(batch[number] for number in hand) for hand in deal(batch, processes)]
+        loads = [sum(batch[number] for number in group) for group in balance(batch, processes)]
         worked += sum(loads) / processes
         longest += max(loads)
         worst = max(worst, 1 - sum(loads) / processes / max(loads))
@@ -117,7 +117,7 @@ def simulate_waiting(options: argparse.Namespace) -> dict[str, float]:
     from dialogkit.config.load import load_run_config
     from dialogkit.config.paths import cache_dir
     from dialogkit.data.prepare import prepare_data
-    from dialogkit.engine.batches import deal
+    from dialogkit.engine.batches import balance
     from dialogkit.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(load_run_config("custom-tiny").model)
@@ -130,7 +130,7 @@ def simulate_waiting(options: argparse.Namespace) -> dict[str, float]:
     for processes in (8, 64, 512):
         for dialogs in (2, 8):
             without, worst_without = waiting(lengths, processes, dialogs, in_turn)
-            balanced, worst = waiting(lengths, processes, dialogs, deal)
+            balanced, worst = waiting(lengths, processes, dialogs, balance)
             print(
                 f"{processes:4} processes, {dialogs} dialogs each: {without:6.1%} waiting in turn "
                 f"(worst step {worst_without:.1%}), {balanced:6.2%} balanced (worst step {worst:.1%})"

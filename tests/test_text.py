@@ -16,7 +16,7 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.data.sources import find_source, read_dialogs
 from dialogkit.dialog import Message
 from dialogkit.services.chat import Chat
-from dialogkit.services.tokenizer import _texts
+from dialogkit.services.tokenizer import texts_of
 from dialogkit.system.credentials import read_dotenv
 from dialogkit.text import lines_of
 from dialogkit.tracking.record import RunRecord
@@ -48,7 +48,7 @@ def test_a_prompt_of_a_file_keeps_its_characters(end: str) -> None:
 
 def test_a_text_file_for_a_tokenizer_is_read_line_by_line() -> None:
     Path("plain.txt").write_bytes("\r\n".join(WORDS).encode())
-    assert list(_texts(["plain.txt"])) == WORDS
+    assert list(texts_of(["plain.txt"])) == WORDS
 
 
 def test_a_run_keeps_its_samples_and_metrics_when_it_is_cut(tmp_path: Path) -> None:

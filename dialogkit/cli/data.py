@@ -15,7 +15,7 @@ from dialogkit.hints import Call
 from dialogkit.text import counted, percent, sanitize, share_of
 
 if TYPE_CHECKING:
-    from dialogkit.services.inspect import Example, InspectResult, LengthBin, ShownDialog, Token
+    from dialogkit.services.inspection.results import Example, InspectResult, LengthBin, ShownDialog, Token
 
 BAR = 40
 """Maximum width of a histogram bar, in columns."""

@@ -1,6 +1,7 @@
 """`dialogkit evaluate`."""
 
 import shlex
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -80,8 +81,8 @@ def evaluate_command(
     json_output: JsonOption = False,
 ) -> None:
     """Measure how well models predict held-out answers, use their prompts, and reply."""
-    from dialogkit.services.evaluate import evaluate
-    from dialogkit.services.runs.resolve import output_option
+    from dialogkit.cli.hints import output_option
+    from dialogkit.services.evaluate import EvaluateRequest, evaluate_models
 
     if quick and (left_out := [name for name, given in (("--slices", slices), ("--worst", worst)) if given]):
         raise ConfigError(
@@ -92,23 +93,23 @@ def evaluate_command(
             "--use-model-settings is for replies, which --quick does not measure",
             hint=" ".join(["dialogkit evaluate", *map(shlex.quote, models or []), "--use-model-settings"]),
         )
+    request = EvaluateRequest(
+        models=tuple(models or [None]),
+        dataset=dataset,
+        samples=samples,
+        max_bad_rows=max_bad_rows,
+        whole=whole,
+        batch_size=batch_size,
+        quick=quick,
+        tasks=tuple(name for name in map(str.strip, (tasks or "").split(",")) if name),
+        use_model_settings=use_model_settings,
+        wandb=wandb,
+        output=Path(output_dir),
+        device="cpu" if no_cuda else "auto",
+    )
     shown = Output(json_mode=json_output)
     with shown.progress() as on_progress:
-        result = evaluate(
-            models,
-            dataset=dataset,
-            samples=samples,
-            max_bad_rows=max_bad_rows,
-            whole=whole,
-            batch_size=batch_size,
-            quick=quick,
-            tasks=[name for name in map(str.strip, (tasks or "").split(",")) if name],
-            use_model_settings=use_model_settings,
-            wandb=wandb,
-            output=output_dir,
-            device="cpu" if no_cuda else "auto",
-            on_progress=on_progress,
-        )
+        result = evaluate_models(request, on_progress=on_progress)
     for note in (row.model_settings for row in result.rows if row.model_settings):
         shown.err.print(untrusted(note), soft_wrap=True)
     asked = Request(models or [], dataset, samples, whole, output_option(output_dir))

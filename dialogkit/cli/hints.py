@@ -6,10 +6,14 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dialogkit.cli.options import Sets, plain, sets_of
+from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.hints import Call, Change, Either, Hint, Shell, Then, Through
+
+if TYPE_CHECKING:
+    from dialogkit.tracking.run_dir import RunDir
 
 _typed: Sequence[str] = ()
 
@@ -41,11 +45,11 @@ def _render(hint: Hint) -> str | None:
             return hint.command
         case Either():
             return ", or: ".join(filter(None, map(_render, hint.hints))) or None
-        case Through():
-            return f"{hint.launcher} {_render(hint.call)}"
         case Then():
             first, second = _render(hint.first), _render(hint.second)
             return f"{first} && {second}" if first and second else None
+        case Through():
+            return f"{hint.launcher} {_render(hint.call)}"
         case _:
             return hint
 
@@ -230,3 +234,17 @@ def _root() -> Any:
     from dialogkit.cli.app import app
 
     return typer.main.get_command(app)
+
+
+def output_option(output: str | Path) -> str:
+    """Return the end of a command for this folder of models and runs; empty for the default folder."""
+    return "" if Path(output) == Path(DEFAULT_OUTPUT) else f" --output-dir {shlex.quote(str(output))}"
+
+
+def known_as(run: "RunDir") -> str:
+    """Return a run as it is typed in a command: its name, or its path if the name would not be found."""
+    from dialogkit.config.model import NAME_PATTERN
+
+    if run.output is None or not re.match(NAME_PATTERN, run.name):
+        return shlex.quote(str(run.path))
+    return f"{run.name}{output_option(run.output)}"

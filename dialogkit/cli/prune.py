@@ -48,7 +48,7 @@ def prune_command(
 
     Unfinished runs are deleted only by name or --status; published models (models/NAME) never.
     """
-    from dialogkit.services.runs.listing import passed_over
+    from dialogkit.services.runs.listing import skipped_runs
     from dialogkit.services.runs.prune import prune_runs
 
     output = Output(json_mode=json_output)
@@ -87,7 +87,7 @@ def prune_command(
     def render(out: Output) -> None:
         render_pruning(out, result)
         if not names:
-            out.skipped(passed_over(output=output_dir))
+            out.skipped(skipped_runs(output=output_dir))
 
     output.result(result, render, hint=again if to_do else None)
     if result.pruned and any(row.problem for row in result.rows):

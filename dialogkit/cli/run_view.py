@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -14,6 +14,7 @@ from dialogkit.text import counted, duration, percent
 
 if TYPE_CHECKING:
     from dialogkit.services.runs.compare import RunDetails
+    from dialogkit.tracking.record import DataInfo, GitInfo, WandbInfo
 
 _MAIN_FIGURES = (
     *("bits_per_byte", "accuracy", "prompt_gain", "hits_at_1", "stop_rate", "repetition", "chrf"),
@@ -99,7 +100,7 @@ def _facts(shown: "RunDetails") -> Table:
             for name in ("dialogkit", "python", "torch", "transformers")
             if name in shown.versions
         ),
-        "git": _git(shown.environment.get("git")),
+        "git": _git(shown.environment.git),
         "W&B": _wandb(shown.wandb),
         "command": shlex.join(shown.command),
     }
@@ -118,39 +119,33 @@ def _listed(parts: Iterable[str | None]) -> str:
 
 def _model(shown: "RunDetails") -> list[str | None]:
     model = shown.model
-    plain = _number(model.get("parameters_without_embeddings"))
-    without = f" ({plain} without embeddings)" if plain else ""
+    plain = model.parameters_without_embeddings
+    without = f" ({plain:,} without embeddings)" if plain is not None else ""
     return [
-        model.get("name") or str(shown.config.get("model", {}).get("name") or ""),
-        f"{_number(model.get('parameters'))} parameters{without}" if model.get("parameters") else None,
-        model.get("architecture"),
-        *(
-            f"{counted(model[name], 'layer')}" if name == "layers" else f"{name} {model[name]:,}"
-            for name in ("layers", "width", "context")
-            if model.get(name)
-        ),
-        f"from {model['source']}" if model.get("source") else None,
+        shown.model_name,
+        f"{model.parameters:,} parameters{without}" if model.parameters else None,
+        model.architecture,
+        counted(model.layers, "layer") if model.layers else None,
+        f"width {model.width:,}" if model.width else None,
+        f"context {model.context:,}" if model.context else None,
+        f"from {model.source}" if model.source else None,
     ]
 
 
-def _data(data: Mapping[str, Any]) -> list[str | None]:
-    train, held_out, rows = (_number(data.get(name)) for name in ("train_dialogs", "eval_dialogs", "rows"))
-    lost = [
-        f"{_number(data[name])} {name}"
-        for name in ("cut", "dropped", "unusable")
-        if _number(data.get(name) or None)
-    ]
+def _data(data: "DataInfo") -> list[str | None]:
+    counts = {"cut": data.cut, "dropped": data.dropped, "unusable": data.unusable}
+    lost = [f"{count:,} {name}" for name, count in counts.items() if count]
     return [
-        data.get("dataset"),
-        f"{train} to train on" if train else None,
-        f"{held_out} held out" if held_out else None,
-        f"{_listed(lost)} of {rows} rows" if rows and lost else None,
+        data.dataset,
+        f"{data.train_dialogs:,} to train on" if data.train_dialogs is not None else None,
+        f"{data.eval_dialogs:,} held out" if data.eval_dialogs is not None else None,
+        f"{_listed(lost)} of {data.rows:,} rows" if data.rows is not None and lost else None,
     ]
 
 
 def _training(shown: "RunDetails") -> list[str | None]:
     made = shown.metrics.get("train/steps", max((step for step, _ in shown.train_loss), default=0))
-    planned, metrics = shown.schedule.get("total_steps"), shown.metrics
+    planned, metrics = shown.schedule.total_steps, shown.metrics
     of_all = f" of {planned:,}" if planned is not None and planned != made else ""
     tokens, speed = metrics.get("train/tokens"), metrics.get("perf/tokens_per_s")
     return [
@@ -165,23 +160,25 @@ def _training(shown: "RunDetails") -> list[str | None]:
 def _device(shown: "RunDetails") -> list[str | None]:
     from dialogkit.tracking.report.run import in_bytes
 
-    memory = shown.environment.get("memory_bytes")
-    known = [
-        str(shown.runtime[name]) for name in ("device", "device_name", "precision") if shown.runtime.get(name)
+    runtime, memory = shown.runtime, shown.environment.memory_bytes
+    return [
+        runtime.device,
+        runtime.device_name,
+        runtime.precision,
+        f"{in_bytes(memory)} of memory" if memory is not None else None,
     ]
-    return [*known, f"{in_bytes(memory)} of memory" if isinstance(memory, int | float) else None]
 
 
-def _wandb(wandb: Mapping[str, Any]) -> str:
-    reason = f" ({wandb['reason']})" if wandb.get("reason") else ""
-    return f"{wandb['mode']}{reason} {wandb.get('url') or ''}".strip() if wandb.get("mode") else ""
+def _wandb(wandb: "WandbInfo") -> str:
+    reason = f" ({wandb.reason})" if wandb.reason else ""
+    return f"{wandb.mode}{reason} {wandb.url or ''}".strip() if wandb.mode else ""
 
 
-def _git(git: object) -> str:
-    if not isinstance(git, Mapping) or not git.get("commit"):
+def _git(git: "GitInfo | None") -> str:
+    if git is None or not git.commit:
         return ""
-    changed = ", with uncommitted changes" if git.get("dirty") else ""
-    return f"{str(git['commit'])[:12]} on {git.get('branch')}{changed}"
+    changed = ", with uncommitted changes" if git.dirty else ""
+    return f"{git.commit[:12]} on {git.branch}{changed}"
 
 
 def _settings(shown: "RunDetails") -> list[tuple[str, Any, str]]:
@@ -198,11 +195,6 @@ def _settings(shown: "RunDetails") -> list[tuple[str, Any, str]]:
             n for n in settings if n in defaults and settings[n] != defaults[n] and not n.startswith("model.")
         ]
     return [(name, settings[name], shown.origins.get(name, "")) for name in chosen if name != "name"]
-
-
-def _number(value: object) -> str:
-    """Return a number with separators; nothing for what is none, as a record may be anybody's."""
-    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else ""
 
 
 def _time(seconds: float | None) -> str:

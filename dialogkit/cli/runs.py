@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dialogkit.cli import hints
 from dialogkit.cli.options import JsonOption, OutputOption
 from dialogkit.cli.output import Output, date, fitting, parameters, untrusted
 from dialogkit.hints import Call
@@ -28,10 +29,10 @@ _FIRST_TRAINING = Call("train", "custom-tiny", preset="test")
 
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
     """List the runs, the newest first."""
-    from dialogkit.services.runs.listing import list_run_rows, passed_over
-    from dialogkit.tracking.run_dir import is_ahead
+    from dialogkit.services.runs.listing import list_run_rows, skipped_runs
+    from dialogkit.tracking.run_list import is_ahead
 
-    rows, damaged = list_run_rows(output=output_dir), passed_over(output=output_dir)
+    rows, damaged = list_run_rows(output=output_dir), skipped_runs(output=output_dir)
     hint = None if rows else _FIRST_TRAINING
     none = f"there is no run in {output_dir!r} yet"
     if damaged:
@@ -76,7 +77,8 @@ def compare_command(
 
     compared = compare_runs(names, output=output_dir)
     # Runs that were not evaluated on the same dialogs have no intervals to compare.
-    hint = shlex.join(compared.evaluate) or None
+    hint = compared.evaluation
+    compared = compared.model_copy(update={"evaluate": shlex.split(hints.render(hint) or "")})
     Output(json_mode=json_output).result(compared, lambda out: render_comparison(out, compared), hint=hint)
 
 

@@ -95,7 +95,7 @@ def _dry_run(output: Output, arguments: TrainArguments) -> None:
 def _resume(output: Output, arguments: TrainArguments) -> None:
     from dialogkit.config.load import NEWEST
     from dialogkit.services.cluster.launch import leave_processes
-    from dialogkit.services.runs.listing import passed_over
+    from dialogkit.services.runs.listing import skipped_runs
     from dialogkit.services.train import resume
     from dialogkit.services.training.resume import find_resumable, resumed_config
 
@@ -108,7 +108,7 @@ def _resume(output: Output, arguments: TrainArguments) -> None:
         )
     run = find_resumable(name, model=given["model"], output=arguments.output)
     if name == NEWEST and LAUNCH_FOLDER not in os.environ:  # otherwise the process that started this one says it
-        output.skipped(passed_over(output=arguments.output))
+        output.skipped(skipped_runs(output=arguments.output))
     if (record := run.read()).status != "completed":
         config, _ = resumed_config(run, record, arguments.settings, force=force)
         _start_processes(output, arguments, config)
@@ -124,7 +124,7 @@ def _resume(output: Output, arguments: TrainArguments) -> None:
 
 def _render_finished(output: Output, arguments: TrainArguments, run: "RunDir", model: str) -> None:
     """Say that a run is finished, and which of the options that were typed have no effect for that reason."""
-    from dialogkit.services.runs.resolve import known_as
+    from dialogkit.cli.hints import known_as
 
     # The folder is where the run was found, and no change of it.
     unused = [hints.name_of(setting) for setting in arguments.settings if setting != "runtime.output_dir"]

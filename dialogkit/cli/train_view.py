@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 def chat_command(model: str, run: Path | str) -> str:
     """Return the command that prompts the finished model of a run."""
-    from dialogkit.services.runs.resolve import known_as, name_to_type, output_option
+    from dialogkit.cli.hints import known_as, output_option
+    from dialogkit.services.runs.resolve import name_to_type
     from dialogkit.tracking.run_dir import RunDir
 
     made = RunDir(Path(run))

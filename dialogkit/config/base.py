@@ -18,7 +18,7 @@ def conflict(problem: str, setting: str, value: str) -> PydanticCustomError:
 
 
 class Section(BaseModel):
-    """Frozen and strict: an unknown key, a wrong type or an infinite number is an error, never a guess."""
+    """A frozen, strict model: unknown keys, wrong types and infinite numbers are errors."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -32,8 +32,8 @@ class Section(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _refuse_secrets(cls, value: Any, info: ValidationInfo) -> Any:
-        """Settings are recorded, printed and uploaded, so that no secret may be among them."""
-        # A commit looks like a key. A prompt may ask about `password=...`.
+        """Refuse secrets, as settings are recorded, printed and uploaded."""
+        # The hash of a commit looks like a key, and a prompt may contain `password=...`.
         name = info.field_name or ""
         texts = [text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)]
         found = [secret_in(text, named=name != "test_prompts") for text in texts if name != "revision"]

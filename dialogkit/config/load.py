@@ -1,4 +1,4 @@
-"""Reads settings and merges them; the only reader of the `configs/` folder.
+"""Reads and merges settings; the only reader of the `configs/` folder.
 
 Merge order, lowest first: section defaults, model file, preset, a settings file, then what the caller overrides.
 Each layer is a JSON object with the sections of `RunConfig`; `$schema` and `description` are for people.
@@ -31,14 +31,14 @@ NEWEST = "last"
 """Stands for the newest unfinished run wherever a run can be named, so no run can have this name."""
 
 LORA_LEARNING_RATE = 1e-3
-"""Peak learning rate of LoRA: what begins with zeros takes larger steps than weights that have learned already."""
+"""Peak learning rate of LoRA: matrices that start at zero take larger steps than trained weights."""
 
 Layer = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A validated configuration, and for each setting (dotted name) the layer that decided it."""
+    """A validated configuration, with the layer that determined each setting by its dotted name."""
 
     config: RunConfig
     origins: dict[str, str]
@@ -111,7 +111,7 @@ def load_with_origins(
         layers.append((str(config_file), _without_model(file_layer) if model is not None else file_layer))
     if overrides:
         layers.append(("command line", _nested(overrides)))
-    layers = _with_rate_of_lora(layers)
+    layers = _with_lora_rate(layers)
     merged: Layer = {}
     origins = {name: "default" for name, _ in flatten(_defaults())}
     for origin, layer in layers:
@@ -131,8 +131,8 @@ def load_with_origins(
     return LoadedConfig(config, {name: origins.get(name, "default") for name in sorted(known)})
 
 
-def _with_rate_of_lora(layers: list[tuple[str, Layer]]) -> list[tuple[str, Layer]]:
-    """Return the layers with LoRA's learning rate above those that ship, where it trains and none was given."""
+def _with_lora_rate(layers: list[tuple[str, Layer]]) -> list[tuple[str, Layer]]:
+    """Return the layers, with LoRA's learning rate above the shipped ones if LoRA is used and no rate is given."""
     sections = [(origin, section) for origin, layer in layers if isinstance(section := layer.get("train"), dict)]
     methods = [section["method"] for _, section in sections if "method" in section]
     shipped = ("model ", "preset ")
@@ -145,7 +145,7 @@ def _with_rate_of_lora(layers: list[tuple[str, Layer]]) -> list[tuple[str, Layer
 
 
 def load_changed(saved: Mapping[str, Any], changes: Mapping[str, Any]) -> RunConfig:
-    """Return a configuration that was saved, with changes by dotted names. Raises: ConfigError."""
+    """Return a saved configuration with changes by dotted names. Raises: ConfigError."""
     merged: Layer = {}
     _merge(merged, dict(saved))
     _merge(merged, _nested(changes))
@@ -156,15 +156,15 @@ def load_changed(saved: Mapping[str, Any], changes: Mapping[str, Any]) -> RunCon
 
 
 def _describes_model(layer: Layer) -> bool:
-    """Return whether a file's layer says which model it is, and does not only change settings of one."""
+    """Return whether a file's layer defines a model, rather than only changing settings of one."""
     model = layer.get("model")
     return isinstance(model, dict) and ("source" in model or "layers" in model)
 
 
 def _without_model(layer: Layer) -> Layer:
-    """Return what a file's layer changes of the MODEL given on the command line.
+    """Return a file's layer as changes of another MODEL.
 
-    A section that names its own source, as that of every `run.json`, is about another model and left out.
+    A section with its own source, as in every `run.json`, describes a different model and is left out.
     """
     model = layer.get("model")
     if not isinstance(model, dict):
@@ -182,7 +182,7 @@ def _defaults() -> Layer:
 
 
 def looks_like_path(name: str) -> bool:
-    """Return whether a name can be nothing but a place on the disk, as it is none of the hub."""
+    """Return whether a name can only be a path, as it is no hub id."""
     return not HUB_ID.match(name) and re.search(r"^[~.]|[/\\]|\.(gguf|json)$", name) is not None
 
 
@@ -194,7 +194,7 @@ def model_layer(model: str) -> tuple[str, Layer]:
     if model in _names("models"):
         layer = _read_json(configs_dir() / "models" / f"{model}.json")
         return f"model {model}", _with_model_name(layer, model)
-    # Unlike pathlib's, these functions answer for any text, be it too long for a name.
+    # Unlike pathlib's, these functions accept any text, even one that is too long for a file name.
     path = Path(os.path.expanduser(model))
     is_file, is_folder = os.path.isfile(path), os.path.isdir(path)
     if is_file and path.suffix in (".jsonl", ".ndjson", ".csv", ".parquet", ".gz"):
@@ -235,7 +235,7 @@ def _holds_list(path: Path) -> bool:
 
 
 def preset_layer(preset: str) -> tuple[str, Layer]:
-    """Return the origin and settings of a preset. Raises: ConfigError if there is none of that name."""
+    """Return the origin and settings of a preset. Raises: ConfigError for an unknown preset."""
     names = preset_names()
     if preset not in names:
         raise ConfigError(
@@ -247,9 +247,9 @@ def preset_layer(preset: str) -> tuple[str, Layer]:
 
 
 def folder_name(text: str) -> str:
-    """Return text as a name that is safe as a folder's."""
+    """Return text as a safe folder name."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-_")[:64]
-    if re.fullmatch(r"[0-9a-f]{40}", name):  # a commit, as in the hub's cache; whole, it looks like a key
+    if re.fullmatch(r"[0-9a-f]{40}", name):  # a commit, as in the hub's cache; unshortened, it looks like a key
         name = name[:12]
     return name if re.match(NAME_PATTERN, name) else "model"
 
@@ -272,7 +272,7 @@ def read_layer(path: Path, *, hint: Hint | None = None) -> Layer:
     """
     layer = _read_json(path, hint)
     config = layer.get("config")
-    # A run that repeats another is a run of its own, with a name of its own.
+    # A run that repeats another gets its own name.
     return {key: value for key, value in config.items() if key != "name"} if isinstance(config, dict) else layer
 
 
@@ -285,7 +285,7 @@ def _read_object(path: Path, hint: Hint | None = None) -> Layer:
     try:
         content = read_small(path, MAX_FILE_BYTES, pipes=True)
         if len(content) > MAX_FILE_BYTES:
-            raise ConfigError(f"{path} is larger than 1 MB, so it is no settings file")
+            raise ConfigError(f"{path} is larger than 1 MB, so it is not a settings file")
         if (encoding := wide_encoding(content[:4096])) is not None:
             raise ConfigError(f"{path} is {encoding} and not UTF-8 text", hint=convert_command(path, encoding))
         text = content.decode("utf-8-sig")
@@ -317,11 +317,11 @@ def _missing(kind: str, path: Path) -> tuple[str, Path | None]:
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> Layer:
-    """Refuse a key that stands twice: JSON readers silently keep the last."""
+    """Refuse duplicate keys, of which JSON readers silently keep the last."""
     layer: Layer = {}
     for key, value in pairs:
         if key in layer:
-            raise ValueError(f"the key {key!r} stands twice")
+            raise ValueError(f"the key {key!r} appears twice")
         layer[key] = value
     return layer
 
@@ -333,7 +333,7 @@ def _refuse_constant(name: str) -> Any:
 def parse_sets(words: Sequence[str]) -> dict[str, Any]:
     """Return `a.b=value` words as dotted overrides; a value is JSON where it can be, else text.
 
-    Raises: ConfigError for words without `=`, and with them for what is wrong with the others.
+    Raises: ConfigError for words without `=`, which then also lists problems of the others.
     """
     overrides: dict[str, Any] = {}
     wrong = []
@@ -356,7 +356,7 @@ def parse_sets(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _problems_of(overrides: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with settings where the model is custom-tiny: most of it is wrong with any."""
+    """Return the problems of settings on top of custom-tiny; most do not depend on the model."""
     merged: Layer = {}
     _merge(merged, model_layer("custom-tiny")[1])
     try:
@@ -400,7 +400,7 @@ def flatten(layer: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 class Setting(BaseModel):
-    """One resolved setting, and the layer that decided it."""
+    """One resolved setting, and the layer that determined it."""
 
     name: str
     value: object
@@ -416,14 +416,14 @@ def list_settings(loaded: LoadedConfig) -> list[Setting]:
 
 
 def default_settings() -> dict[str, Any]:
-    """Return the defaults of the settings that have one, as a record holds them."""
+    """Return the default values of settings in the form of a run's record."""
     return dict(flatten(json.loads(json.dumps(_defaults()))))
 
 
 def validate_file(path: Path) -> list[str]:
     """Return every problem of a settings file; empty when it is valid.
 
-    A file may leave settings out: what it gives is checked on top of custom-tiny's, or of its own model section.
+    Settings that the file leaves out are those of custom-tiny, unless it has a model section of its own.
     Raises: ConfigError if it is not readable JSON.
     """
     layer = read_layer(path, hint=Call("config schema"))

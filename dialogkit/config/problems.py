@@ -152,12 +152,12 @@ def suggestion(error: ValidationError, origins: Mapping[str, str]) -> Hint | Non
 
 
 def setting_of(word: str) -> str | None:
-    """Return the setting that a word alone names, be it what other tools call it; None if it names none."""
+    """Return the setting with this name without its section, or by a foreign name; None if unknown."""
     return FOREIGN_NAMES.get(word) or next((name for name in known_settings() if name.endswith(f".{word}")), None)
 
 
 def _nearest_setting(name: str) -> str:
-    """Return a suggestion by the last part of a name; of several settings that of the same section."""
+    """Return a suggestion by the last part of a name, preferring settings of the same section."""
     section, _, key = name.rpartition(".")
     meant = FOREIGN_NAMES.get(key)
     if meant is not None and section in ("", "train", meant.partition(".")[0]):

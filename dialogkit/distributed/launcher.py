@@ -1,4 +1,4 @@
-"""Starts the processes of a training through torch's elastic launcher, and starts them again when one is lost."""
+"""Start the ranks of a training through torch's elastic launcher, and restart them when one is lost."""
 
 import logging
 import os
@@ -29,38 +29,39 @@ from dialogkit.distributed.shutdown import RESTART
 from dialogkit.errors import DialogKitError, ProcessLostError, UnavailableError
 from dialogkit.hints import Call, Change
 from dialogkit.system.signals import ended_by_signals, stopped_by
+from dialogkit.text import counted
 
 JOIN_S = 900
-"""How long a machine waits for the others."""
+"""Seconds a machine waits for the others."""
 PATIENCE_S = 10.0
-"""How long a machine has no process, as it waits for the others, before it says so."""
+"""Seconds without a process, while waiting for other machines, until a message says so."""
 REGROUP_S = 15
-"""How long the machines that are left wait for one that is lost, where they may go on without it."""
+"""Seconds the remaining machines wait for a lost one, if they may continue without it."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How many processes are started, and where they meet."""
+    """The number of processes, and where the machines meet."""
 
     devices: int
     """Processes on this machine, one a device."""
     least_nodes: int = 1
-    """Machines with which the training goes on."""
+    """Minimum number of machines to continue with."""
     nodes: int = 1
-    """Machines with which it begins, and the most that take part."""
+    """Number of machines to start with, and the maximum."""
     node_rank: int | None = None
-    """0 where the machines meet; None: known by the address."""
+    """0 on the machine where all meet; None: found by the address."""
     rendezvous: str | None = None
-    """HOST:PORT at which the machines meet; None: there is but one."""
+    """HOST:PORT at which the machines meet; None: a single machine."""
     max_restarts: int = 3
     threads: int | None = None
-    """CPU threads of each process; None: the machine's, shared out."""
+    """CPU threads of each process; None: the machine's, divided evenly."""
 
 
 def resolve_devices(request: int | str, device: str) -> int:
     """Return the number of processes for a request: `auto` is one for each GPU, and one on a CPU.
 
-    Raises: UnavailableError if there are not so many GPUs.
+    Raises: UnavailableError if the machine has fewer GPUs.
     """
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") and torch.cuda.is_available() else 0
     if request == "auto":
@@ -76,15 +77,15 @@ def resolve_devices(request: int | str, device: str) -> int:
 def start(launch: Launch, words: Sequence[str], say: Callable[[str], None]) -> int:
     """Run `dialogkit WORDS` in several processes until all have ended; return the exit code.
 
-    What only this machine has to tell, as that it waits for others, is said through `say`.
-    Signals go on to the processes, which save and end by themselves; a second one ends them at once.
-    Raises: ProcessLostError if processes are lost more often than `max_restarts` or the machines lose each other,
-        UnavailableError if these do not find each other.
+    `say` prints messages that only this machine has, such as that it waits for others.
+    Signals are forwarded to the processes, which save and exit; a second signal ends them at once.
+    Raises: ProcessLostError if processes are lost more than `max_restarts` times or the machines lose each other,
+        UnavailableError if the machines do not find each other.
     """
     if launch.rendezvous and launch.node_rank == 0:
         _require_free(launch.rendezvous)
     folder = Path(tempfile.mkdtemp(prefix="dialogkit-launch-"))
-    # What the launcher has to say of its processes is said here, in a sentence.
+    # The launcher's failures are reported here, in one sentence.
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     before = dict(os.environ)
     os.environ.update(_environment(launch, folder))
@@ -96,7 +97,7 @@ def start(launch: Launch, words: Sequence[str], say: Callable[[str], None]) -> i
         os._exit(128 + number)
 
     try:
-        with signals, _telling(launch, folder, say), ended_by_signals(end, lambda: bool(signals.received)):
+        with signals, _status_messages(launch, folder, say), ended_by_signals(end, lambda: bool(signals.received)):
             elastic_launch(_config(launch, folder), sys.executable)("-P", "-m", "dialogkit", *words)
     except ChildFailedError as error:
         if not signals.received:
@@ -129,13 +130,13 @@ def _config(launch: Launch, folder: Path) -> LaunchConfig:
         max_restarts=launch.max_restarts,
         monitor_interval=0.2,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
-        # Those that end a training are handled here: the launcher would end processes that are still saving.
+        # SIGINT and SIGTERM are handled here: the launcher would kill processes that are still saving.
         signals_to_handle="SIGHUP,SIGQUIT",
     )
 
 
 def _require_free(rendezvous: str) -> None:
-    """Raise UnavailableError if something else listens where the machines are to meet on this one."""
+    """Raise UnavailableError if the rendezvous port of this machine is in use."""
     host, _, port = rendezvous.rpartition(":")
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -143,14 +144,14 @@ def _require_free(rendezvous: str) -> None:
             probe.bind(("", int(port)))
         except OSError as error:
             raise UnavailableError(
-                f"the machines cannot meet at {rendezvous}: port {port} of this one is not to be had "
+                f"the machines cannot meet at {rendezvous}: port {port} of this one is not available "
                 f"({(error.strerror or str(error)).lower()})",
                 hint=Change({"rendezvous": f"{host}:{int(port) + 1 if int(port) < 65_535 else PORT}"}),
             ) from None
 
 
 def _own_address(rendezvous: str) -> str | None:
-    """Return the address of this machine on the way to where the machines meet; None if it is not known."""
+    """Return this machine's address towards the rendezvous; None if unknown."""
     host, _, port = rendezvous.rpartition(":")
     with suppress(OSError, ValueError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, int(port)))  # sends nothing
@@ -159,51 +160,51 @@ def _own_address(rendezvous: str) -> str | None:
 
 
 def _environment(launch: Launch, folder: Path) -> dict[str, str]:
-    told = {LAUNCH_FOLDER: str(folder)}
+    variables = {LAUNCH_FOLDER: str(folder)}
     if launch.rendezvous:
-        # A launcher tells where its store is once, so that a machine that comes back would wait in vain.
-        told["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    # Started by its own path or from a checkout, the package need not be where Python looks.
+        # A shared store is announced only once, so a machine that rejoins would wait forever.
+        variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    # Run from a checkout or by its path, the package may not be on Python's path.
     package = Path(__file__).resolve().parents[2]
     if package.name not in ("site-packages", "dist-packages"):
-        told["PYTHONPATH"] = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
-    # Left alone, gloo takes the address that the machine's name has, which often leads nowhere.
+        variables["PYTHONPATH"] = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # By default gloo uses the address of the host name, which is often unreachable.
     address = _own_address(launch.rendezvous) if launch.rendezvous else "127.0.0.1"
     if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := _interface(address)) is not None:
-        told["GLOO_SOCKET_IFNAME"] = interface
+        variables["GLOO_SOCKET_IFNAME"] = interface
     if "OMP_NUM_THREADS" not in os.environ:
         threads = launch.threads or max(1, (os.cpu_count() or 1) // launch.devices)
-        told["OMP_NUM_THREADS"] = str(threads)
-    return told
+        variables["OMP_NUM_THREADS"] = str(threads)
+    return variables
 
 
 def _interface(address: str | None) -> str | None:
-    """Return the network interface that has an address; None where the system does not tell."""
+    """Return the network interface with this address; None if unknown."""
     if address is None or not sys.platform.startswith("linux"):
         return None
     import fcntl
 
-    asked = 0x8915  # SIOCGIFADDR
+    request = 0x8915  # SIOCGIFADDR
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             with suppress(OSError):
-                told = fcntl.ioctl(probe.fileno(), asked, struct.pack("256s", name.encode()[:15]))
-                if socket.inet_ntoa(told[20:24]) == address:
+                found = fcntl.ioctl(probe.fileno(), request, struct.pack("256s", name.encode()[:15]))
+                if socket.inet_ntoa(found[20:24]) == address:
                     return name
     return None
 
 
 @contextmanager
-def _telling(launch: Launch, folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Tell, on one of several machines, what its processes do not: that others are waited for, and who speaks."""
+def _status_messages(launch: Launch, folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Report, on one of several machines, that it waits for others and which machine prints the progress."""
     ended = threading.Event()
 
-    def tell() -> None:
-        idle_since, waits, told = time.monotonic(), False, None
+    def report() -> None:
+        idle_since, waits, reported = time.monotonic(), False, None
         while not ended.wait(0.5):
-            if (speaker := _left_word(folder / MAIN_HOST_FILE)) is not None and speaker != told:
-                told = speaker
-                say(f"the training has begun; {speaker} tells how it goes, for all machines")
+            if (main_host := _read_note(folder / MAIN_HOST_FILE)) is not None and main_host != reported:
+                reported = main_host
+                say(f"the training has begun; {main_host} prints the progress of all machines")
             if _has_processes(folder) or _codes(folder):
                 idle_since, waits = time.monotonic(), False
             elif not waits and time.monotonic() - idle_since > PATIENCE_S:
@@ -212,7 +213,7 @@ def _telling(launch: Launch, folder: Path, say: Callable[[str], None]) -> Iterat
                 say(f"waiting for {count or launch.nodes} machines to meet at {launch.rendezvous}")
 
     if launch.rendezvous is not None:
-        threading.Thread(target=tell, daemon=True).start()
+        threading.Thread(target=report, daemon=True).start()
     try:
         yield
     finally:
@@ -220,7 +221,7 @@ def _telling(launch: Launch, folder: Path, say: Callable[[str], None]) -> Iterat
 
 
 def _has_processes(folder: Path) -> bool:
-    """Return whether a process that wrote down its number is there."""
+    """Return whether any of this machine's processes is running."""
     for file in folder.glob("process-*"):
         with suppress(OSError, ValueError):
             os.kill(int(file.read_text(encoding="utf-8")), 0)
@@ -229,7 +230,7 @@ def _has_processes(folder: Path) -> bool:
 
 
 class _Signals:
-    """Hands Ctrl-C and SIGTERM on to the processes of this machine."""
+    """Forwards Ctrl-C and SIGTERM to the processes of this machine."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -239,27 +240,27 @@ class _Signals:
     def __enter__(self) -> "_Signals":
         for number in (signal.SIGINT, signal.SIGTERM):
             with suppress(ValueError):  # not the main thread
-                self._before[number] = signal.signal(number, self._hand_on)
+                self._before[number] = signal.signal(number, self._forward)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+    def _forward(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or number
-        (self._folder / "stop").write_text(str(number), encoding="utf-8")  # for one that only begins
-        handed = 0
+        (self._folder / "stop").write_text(str(number), encoding="utf-8")  # for a process that is only starting
+        forwarded = 0
         for file in self._folder.glob("process-*"):
             with suppress(OSError, ValueError):
                 os.kill(int(file.read_text(encoding="utf-8")), number)
-                handed += 1
-        if not handed:  # nobody is there yet
+                forwarded += 1
+        if not forwarded:  # no process has started yet
             raise stopped_by(number)
 
 
 def _codes(folder: Path) -> list[int]:
-    """Return the exit codes that the processes left."""
+    """Return the exit codes that the processes wrote."""
     found = []
     for file in folder.glob("exit-*"):
         with suppress(OSError, ValueError):
@@ -268,9 +269,9 @@ def _codes(folder: Path) -> list[int]:
 
 
 def _lost(error: ChildFailedError, launch: Launch, folder: Path) -> DialogKitError:
-    """Return what is told when a process was lost once too often."""
+    """Return the error after more lost processes than `max_restarts`."""
     failures = error.failures.values()
-    # One that ended because of another tells nothing of the cause.
+    # A process that ended because of another one does not show the cause.
     first = min((f for f in failures if f.exitcode != RESTART), key=lambda f: f.timestamp, default=None)
     if first is None:
         what = "the connection to another process was lost"
@@ -280,13 +281,13 @@ def _lost(error: ChildFailedError, launch: Launch, folder: Path) -> DialogKitErr
             what += ", as the system does when memory runs out"
     else:
         what = f"a process ended with code {first.exitcode}"
-    again = f" and {launch.max_restarts} new starts did not help" if launch.max_restarts else ""
+    again = f" and {counted(launch.max_restarts, 'restart')} did not help" if launch.max_restarts else ""
     run = _begun(folder)
     return ProcessLostError(what + again, hint=Call("train", resume=run) if run else None)
 
 
 def _apart(error: Exception, launch: Launch, folder: Path) -> DialogKitError:
-    """Return what is told when the machines do not meet: at the beginning, or again after one of them was lost."""
+    """Return the error if the machines do not meet: at the start, or again after one was lost."""
     where, kind = launch.rendezvous or "this machine", type(error).__name__
     if run := _begun(folder):
         return ProcessLostError(
@@ -294,23 +295,23 @@ def _apart(error: Exception, launch: Launch, folder: Path) -> DialogKitError:
             hint=Call("train", resume=run, nodes=launch.nodes, rendezvous=where),
         )
     host, _, port = where.rpartition(":")
-    told = f"the {launch.nodes} machines did not find each other at {where} ({kind})"
+    message = f"the {launch.nodes} machines did not find each other at {where} ({kind})"
     try:
         socket.getaddrinfo(host, None)
     except OSError:
-        told += f": the name {host!r} is not known here"
+        message += f": the name {host!r} is not known here"
     return UnavailableError(
-        told, hint=f"start rank 0 of the machines on {host}, with port {port} open to the others"
+        message, hint=f"start rank 0 of the machines on {host}, with port {port} open to the others"
     )
 
 
 def _begun(folder: Path) -> str | None:
-    """Return the run that the processes have begun."""
-    return _left_word(folder / "run")
+    """Return the run that the processes have started; None before."""
+    return _read_note(folder / "run")
 
 
-def _left_word(file: Path) -> str | None:
-    """Return what a process wrote for its launcher; None as long as there is nothing."""
+def _read_note(file: Path) -> str | None:
+    """Return the file that a process wrote for its launcher; None if there is none yet."""
     with suppress(OSError):
         return file.read_text(encoding="utf-8") or None
     return None

@@ -1,8 +1,8 @@
 """The ranks of a training and their collective calls.
 
-Everything here does nothing, and costs nothing, in a training of a single process. Besides gradients, ranks
+All of it is a no-op in a training of a single process. Besides gradients, ranks
 exchange what they need through a gloo group of its own, whose calls have no short time limit: the main process may
-generate replies for minutes while the others wait.
+generate replies for minutes while other ranks wait.
 """
 
 import threading
@@ -59,7 +59,7 @@ def current() -> Group | None:
 
 
 def set_current(group: Group | None) -> None:
-    """Enter a group, or leave it."""
+    """Set or clear this rank's group."""
     global _group
     _group = group
 
@@ -140,7 +140,7 @@ def all_gather(value: T) -> list[T]:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """Let rank 0 work first, then the first rank of each machine, then all others, which find what is cached."""
+    """Let rank 0 work first, then the first rank of each machine, then all others, which use the caches."""
     turn = 0 if is_main_process() else 1 if _group is not None and _group.rank.local_rank == 0 else 2
     for _ in range(turn):
         barrier()

@@ -14,7 +14,7 @@ from dialogkit.hints import Call, Either, Shell, Through
 LAUNCH_FOLDER = "DIALOGKIT_LAUNCH_FOLDER"
 """Names a folder that our own launcher shares with the ranks it starts."""
 MAIN_HOST_FILE = "speaker"
-"""File of that folder that names rank 0's machine, on every other machine."""
+"""File in that folder with the name of rank 0's machine, on every other machine."""
 PORT = 29400
 """Default port of the rendezvous, the same as torchrun's."""
 
@@ -78,15 +78,15 @@ def require_sound_rank() -> None:
 
 
 def export_for_torch() -> None:
-    """Put the place of this process into the environment under the names that torch and accelerate read."""
+    """Set the environment variables with this process's rank that torch and accelerate read."""
     os.environ.update(_of_torch(os.environ) or _of_slurm(os.environ) or {})
 
 
-@cache  # accelerate itself sets such variables later on
+@cache  # accelerate sets such variables itself later
 def reject_foreign_settings() -> None:
-    """Let `accelerate launch` start processes and nothing more: settings say how they compute, and are recorded.
+    """Let `accelerate launch` only start processes: how they compute is a matter of the recorded settings.
 
-    Raises: ConfigError if it was asked for anything else, which would be ignored silently.
+    Raises: ConfigError if it was asked for anything else, which would silently be ignored.
     """
     for name, asked in _OF_ACCELERATE.items():
         if is_true(name):
@@ -106,12 +106,12 @@ def reject_foreign_settings() -> None:
 
 
 def is_true(name: str) -> bool:
-    """Return whether a variable of the environment says yes, as accelerate reads it."""
+    """Return whether an environment variable is true, as accelerate parses it."""
     return os.environ.get(name, "").lower() in ("1", "true", "yes", "y", "on", "t")
 
 
 def _of_torch(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """Return what torchrun, `accelerate launch` and operators of clusters tell."""
+    """Return the rank given by torchrun, `accelerate launch` or a cluster operator; None without one."""
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= environment.keys():
         return None
     return {
@@ -123,7 +123,7 @@ def _of_torch(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def _of_slurm(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """Return what `srun` tells each task of a step; the script of `sbatch` itself is none."""
+    """Return the rank that `srun` gives each task of a step; None elsewhere, as in the script of `sbatch`."""
     needed = {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST"}
     if not needed <= environment.keys() or environment["SLURM_STEP_NUM_TASKS"] == "1":
         return None
@@ -135,25 +135,25 @@ def _of_slurm(environment: Mapping[str, str]) -> dict[str, str] | None:
         "LOCAL_RANK": environment["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": tasks[0] if tasks else "1",
         "MASTER_ADDR": environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"]),
-        # Every task comes to the same number, and two jobs on a machine to different ones.
+        # The same for every task of a job, and different for two jobs on a machine.
         "MASTER_PORT": environment.get("MASTER_PORT") or str(20_000 + job % 20_000),
     }
 
 
 def first_host(hosts: str) -> str:
-    """Return the first host of a list in Slurm's manner: `node[01-04,7],other` begins with `node01`."""
+    """Return the first host of a Slurm host list: `node01` of `node[01-04,7],other`."""
     found = re.match(r"([^,\[]+)(?:\[([^,\-\]]+)[^\]]*\])?", hosts)
     return f"{found[1]}{found[2] or ''}" if found else hosts
 
 
 def launch_folder() -> Path | None:
-    """Return the folder that our own launcher and its ranks share; None under another launcher or none."""
+    """Return the folder that our own launcher shares with its ranks; None under another launcher or none."""
     folder = os.environ.get(LAUNCH_FOLDER)
     return Path(folder) if folder else None
 
 
 def enter() -> None:
-    """Leave word that this process has begun, where `--devices` started it; end it if all were told to end."""
+    """Register this process with our own launcher, if that started it; exit if a stop was already requested."""
     if (folder := launch_folder()) is None:
         return
     local = os.environ.get("LOCAL_RANK", "0")
@@ -166,16 +166,16 @@ def enter() -> None:
 
 
 def is_asked_to_stop() -> bool:
-    """Return whether a signal comes from outside, and not from a launcher that lost another process."""
+    """Return whether a signal came from the user, and not from a launcher that lost another process."""
     folder = launch_folder()
     return folder is None or (folder / "stop").exists()
 
 
 def silence() -> int:
-    """Send what this process prints nowhere, and return where it went: only one of several speaks."""
-    kept = os.dup(2)
+    """Discard what this rank prints, as only rank 0 prints; return a descriptor of the original stderr."""
+    original = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     os.close(nowhere)
-    return kept
+    return original

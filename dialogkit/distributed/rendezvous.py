@@ -30,7 +30,7 @@ _RUN_KEY = "dialogkit/run"
 def join() -> bool:
     """Join the ranks that were started with this one; return whether there is a group to join.
 
-    Raises: ProcessLostError if they do not come; what `reject_foreign_settings` raises.
+    Raises: ProcessLostError if they do not join in time; what `reject_foreign_settings` raises.
     """
     reject_foreign_settings()
     rank = this_rank()
@@ -46,7 +46,7 @@ def join() -> bool:
     except (RuntimeError, ValueError, TimeoutError) as error:
         process_group.set_current(None)
         raise ProcessLostError(
-            f"rank {rank.rank} of {rank.world_size} cannot join the others at {address}:{port} "
+            f"rank {rank.rank} of {rank.world_size} cannot join the other ranks at {address}:{port} "
             f"({first_line(error)})"
         ) from None
     threading.Thread(target=shutdown.watch, args=(group, watched), daemon=True, name="dialogkit-watch").start()
@@ -58,14 +58,14 @@ def _set_device_and_threads(rank: Rank) -> None:
 
     if torch.cuda.is_available() and rank.local_world_size <= torch.cuda.device_count():
         torch.cuda.set_device(rank.local_rank)
-    # One thread too many in each of several processes on a machine costs more than it brings.
+    # Oversubscribed threads in several processes on a machine cost more than they gain.
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // rank.local_world_size))
         os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
 
 
 def _connect(rank: Rank, address: str, port: int) -> tuple[Group, Any]:
-    """Return the group, and a second connection to its store for the thread that watches."""
+    """Return the group, and a second connection to its store for the watching thread."""
     import torch
     from torch import distributed
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
@@ -90,14 +90,14 @@ def _connect(rank: Rank, address: str, port: int) -> tuple[Group, Any]:
 
 
 def _meet(store: Any, rank: Rank) -> str:
-    """Return a name for this start of the ranks, the same on each; a lost rank may have left keys before.
+    """Return a name for this start of the ranks, the same on each; an earlier start may have left keys.
 
-    Each rank says hello with a word of its own and is answered, so only ranks that run now are counted.
+    Each rank says hello with a token of its own and is answered, so only running ranks are counted.
     """
     if rank.rank:
-        word = uuid.uuid4().hex
-        store.set(f"dialogkit/hello/{rank.rank}", word)
-        name = str(store.get(f"dialogkit/reply/{word}").decode())
+        token = uuid.uuid4().hex
+        store.set(f"dialogkit/hello/{rank.rank}", token)
+        name = str(store.get(f"dialogkit/reply/{token}").decode())
         store.add(f"dialogkit/there/{name}", 1)
         return name
     name, answered, until = uuid.uuid4().hex, set[bytes](), time.monotonic() + JOIN_TIMEOUT.total_seconds()
@@ -134,7 +134,7 @@ def restarts() -> int:
 
 
 def begun_run() -> Path | None:
-    """Return the folder of the run that these ranks had begun before they were restarted; the same on each."""
+    """Return the folder of the run that these ranks had started before they were restarted; the same on each."""
     group = process_group.current()
     return None if group is None else group.begun
 
@@ -146,14 +146,14 @@ def _begun_run(group: Group) -> Path | None:
             mine = (folder / "run").read_text(encoding="utf-8")
     elif process_group.is_main_process() and group.restart_store.check([_RUN_KEY]):
         mine = group.restart_store.get(_RUN_KEY).decode()
-    # Only a machine that took part before knows; rank 0 may be on another one now.
+    # Only a machine that took part before has it; rank 0 may be on another one now.
     return next((Path(run) for run in process_group.all_gather(mine) if run), None)
 
 
 def remember_run(run: Path) -> None:
-    """Keep the folder of the run that begins, in case the ranks are restarted; every rank calls this.
+    """Store the folder of the run, in case the ranks are restarted; every rank calls this.
 
-    Machines other than rank 0's are also told which one that is.
+    Other machines also store the name of rank 0's machine.
     """
     group = process_group.current()
     if group is None:

@@ -1,4 +1,4 @@
-"""A model of which each process holds a part, as PyTorch's FSDP2 shares it out."""
+"""A model sharded over the ranks by PyTorch's FSDP2."""
 
 from collections.abc import Callable
 from types import MethodType
@@ -8,7 +8,7 @@ import torch
 
 
 def within_sharded(model: Any) -> Callable[[Callable[[], Any]], Any]:
-    """Return what runs a function that uses a sharded model's modules, as if it were a forward of the model."""
+    """Return a wrapper that runs a function like a forward of a sharded model, so that it can use its modules."""
     from torch.distributed.fsdp import register_fsdp_forward_method
 
     if "run_within" not in model.__dict__:
@@ -19,34 +19,34 @@ def within_sharded(model: Any) -> Callable[[Callable[[], Any]], Any]:
 
 
 def is_sharded(model: Any) -> bool:
-    """Return whether this process holds only a part of a model's weights."""
-    return any(is_part(parameter) for parameter in model.parameters())
+    """Return whether this rank has only shards of a model's weights."""
+    return any(is_shard(parameter) for parameter in model.parameters())
 
 
-def is_part(tensor: torch.Tensor) -> bool:
-    """Return whether this process holds only a part of a weight, or of its gradient."""
+def is_shard(tensor: torch.Tensor) -> bool:
+    """Return whether a weight or gradient is only a shard."""
     return hasattr(tensor, "to_local")
 
 
-def own_part(tensor: Any) -> torch.Tensor:
-    """Return what this process holds of a weight or a gradient: all of it, if it is not sharded."""
-    part: torch.Tensor = tensor.to_local() if is_part(tensor) else tensor
-    return part
+def own_shard(tensor: Any) -> torch.Tensor:
+    """Return this rank's shard of a weight or gradient: all of it, if it is not sharded."""
+    shard: torch.Tensor = tensor.to_local() if is_shard(tensor) else tensor
+    return shard
 
 
 def gather_weights(model: Any) -> dict[str, Any] | None:
-    """Return a sharded model's full weights, on rank 0 alone; None for another model. Every rank calls this."""
+    """Return a sharded model's full weights, on rank 0 only; None if it is not sharded. Every rank calls this."""
     if not is_sharded(model):
         return None
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     full = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    # Of weights that two modules share, the first name; a folder of transformers has no other.
+    # Tied weights are saved under their first name only, as transformers does.
     learned = [_own_name(name) for name, _ in model.named_parameters()]
     held = [name for name, _ in model.named_buffers() if name in full]
     return {name: full[name] for name in (*learned, *held)} if full else {}
 
 
 def _own_name(name: str) -> str:
-    """Return the name of a weight without wrappers: of a compiled model, of layers that are computed again."""
+    """Return the name of a weight without the wrappers of compilation and activation checkpointing."""
     return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")

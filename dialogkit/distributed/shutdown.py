@@ -24,7 +24,7 @@ from dialogkit.errors import (
 )
 
 RESTART = 75
-"""Exit code of a rank that ended because another one did: whoever started it may restart all."""
+"""Exit code of a rank that ended because another one did: the launcher may restart all."""
 _ERROR_KEY, _CLAIMS_KEY = "error", "claims"
 _WATCH_S = 0.5
 _GRACE_S = 15.0
@@ -38,7 +38,7 @@ _on_exit: Callable[[DialogKitError], None] | None = None
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Return whether an error only says that another rank, or the connection to it, is gone."""
+    """Return whether an error only means that another rank, or the connection to it, is lost."""
     from torch import distributed
 
     if isinstance(error, ProcessLostError | distributed.DistError | ConnectionError):
@@ -70,7 +70,7 @@ def exit_together(on_exit: Callable[[DialogKitError], None] | None = None) -> It
 
 
 def is_settled(error: BaseException) -> bool:
-    """Return whether all ranks exit with this error already."""
+    """Return whether all ranks already exit with this error."""
     group = process_group.current()
     return group is not None and group.settled is not None and group.settled.error is error
 

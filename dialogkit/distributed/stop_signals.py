@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do to a training outside its steps, which have a way of their own."""
+"""Ctrl-C and SIGTERM outside training steps, which have their own handler."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -12,20 +12,20 @@ from dialogkit.system.signals import stopped_by
 
 @contextmanager
 def signals_stop() -> Iterator[Callable[[], None]]:
-    """Leave by an exception that a run can record; training steps have their own way.
+    """Raise an error that a run can record on Ctrl-C or SIGTERM; training steps have their own handler.
 
-    Yields what raises it again: a library that was interrupted where it catches all exceptions has lost it.
+    Yields a function that raises it again, as a library that catches all exceptions may have swallowed it.
     """
     stops: list[DialogKitError] = []
 
     def stop(number: int, _: Any) -> None:
         if not is_asked_to_stop():
-            stops.append(ProcessLostError("another process of this training ended"))
+            stops.append(ProcessLostError("another rank of this training ended"))
         else:
             stops.append(stopped_by(number))
         raise stops[-1]
 
-    def raise_lost() -> None:
+    def raise_missed() -> None:
         if stops:
             raise stops[-1]
 
@@ -34,7 +34,7 @@ def signals_stop() -> Iterator[Callable[[], None]]:
         for number in (signal.SIGINT, signal.SIGTERM):
             with suppress(ValueError):  # not the main thread
                 before[number] = signal.signal(number, stop)
-        yield raise_lost
+        yield raise_missed
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""What a checkpoint of an adapted model holds: the adapter alone, and whose it is."""
+"""Checkpoints of a model with an adapter: only the adapter, and which base model it belongs to."""
 
 import json
 from pathlib import Path
@@ -10,27 +10,27 @@ from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 from dialogkit.errors import CheckpointError
 
 
-def is_adapted(model: Any) -> bool:
-    """Return whether a model has an adapter, which alone learns and is saved."""
+def has_adapter(model: Any) -> bool:
+    """Return whether a model has an adapter; only the adapter is then trained and saved."""
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 def complete_adapter(model: Any, folder: Path) -> None:
-    """Write into an adapter that was saved which model it belongs to: place, commit, digest of the weights."""
+    """Write the base model into a saved adapter: its path or hub id, commit and digest of the weights."""
     base = model.adapter_base
     path = folder / ADAPTER_CONFIG_NAME
     settings = json.loads(path.read_bytes())
     settings |= {"base_model_name_or_path": base["base"], "revision": base["revision"], "inference_mode": True}
-    # Peft writes a set, which has another order in each process.
+    # Peft writes a set, whose order differs between processes.
     settings["target_modules"] = sorted(settings["target_modules"])
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     _set_metadata(folder / ADAPTER_SAFE_WEIGHTS_NAME, {"format": "pt", **base["metadata"]})
 
 
 def _set_metadata(path: Path, metadata: dict[str, str]) -> None:
-    """Give a safetensors file its metadata, in this order: the library writes them in another one each time.
+    """Write the metadata of a safetensors file in this order; the library's order varies.
 
-    The first 8 bytes are the length of a JSON header, which tells where in the rest each tensor lies.
+    The first 8 bytes are the length of a JSON header with the offset of each tensor in the rest.
     """
     content = path.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
@@ -40,7 +40,7 @@ def _set_metadata(path: Path, metadata: dict[str, str]) -> None:
 
 
 def load_adapter(model: Any, folder: Path) -> None:
-    """Give a model's adapter the weights of a checkpoint. Raises: CheckpointError if they are of another shape."""
+    """Load a checkpoint into a model's adapter. Raises: CheckpointError if the shapes differ."""
     from peft import set_peft_model_state_dict
 
     try:
@@ -49,4 +49,6 @@ def load_adapter(model: Any, folder: Path) -> None:
     except (OSError, RuntimeError):
         fits = False
     if not fits:
-        raise CheckpointError(f"{folder.name} holds another adapter than the settings of the run ask for")
+        raise CheckpointError(
+            f"{folder.name} holds a different adapter from the one the settings of the run describe"
+        )

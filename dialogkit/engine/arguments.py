@@ -1,4 +1,4 @@
-"""The one place that names HF's `TrainingArguments`."""
+"""HF's `TrainingArguments` for a run, and its schedule."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from dialogkit.engine.device import Runtime
 POINTS_PER_RUN = 100
 EVALUATIONS_PER_RUN = 4
 
-# Fields of TrainConfig that something else than TrainingArguments implements.
+# Fields of TrainConfig that are not implemented by TrainingArguments.
 NOT_MAPPED = frozenset(
     {
         "budget_s",
@@ -33,7 +33,7 @@ NOT_MAPPED = frozenset(
 )
 
 UNPLANNED = 100_000_000
-"""Steps of a training that ends by the clock, before its speed is known."""
+"""Steps of a training with a time budget, before its speed is known."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Schedule:
 
 
 def resolve_schedule(config: TrainConfig, num_dialogs: int) -> Schedule:
-    """Return the number of optimizer steps and the distance between logs and evaluations."""
+    """Return the number of optimizer steps, and the steps between logs and between evaluations."""
     if config.budget_s is not None:
         return Schedule(config.max_steps or UNPLANNED, UNPLANNED, UNPLANNED)
     steps_per_epoch = math.ceil(num_dialogs / config.batch_size)
@@ -57,7 +57,7 @@ def resolve_schedule(config: TrainConfig, num_dialogs: int) -> Schedule:
 
 
 def points_apart(total_steps: int) -> int:
-    """Return the steps between logged points of a run of so many."""
+    """Return the steps between logged points of a run of `total_steps`."""
     return max(1, min(10, total_steps // POINTS_PER_RUN))
 
 
@@ -82,7 +82,7 @@ def training_arguments(
     names = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
     arguments = TrainingArguments(
         output_dir=str(folder),
-        # Steps, so that the length never depends on how the Trainer rounds epochs.
+        # In steps, so that the length does not depend on how the Trainer rounds epochs.
         max_steps=schedule.total_steps,
         per_device_train_batch_size=config.batch_size // (config.accumulation_steps * process_group.world_size()),
         gradient_accumulation_steps=config.accumulation_steps,
@@ -114,14 +114,14 @@ def training_arguments(
         torch_compile=compile,
         dataloader_num_workers=workers,
         dataloader_pin_memory=runtime.device == "cuda",
-        # The batches are ours: nothing may be taken out of them.
+        # The batches are ours: no column may be removed.
         remove_unused_columns=False,
-        # W&B and progress are ours as well.
+        # We report to W&B and show progress ourselves.
         report_to=list(trackers) or "none",
         run_name=folder.name,
         project=project,
         disable_tqdm=True,
-        # Each process has a part of every batch, and every weight a gradient from it.
+        # Every rank has a micro-batch of each step, which gives every weight a gradient.
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
         ddp_timeout=int(process_group.STEP_TIMEOUT.total_seconds()),
@@ -139,7 +139,7 @@ def _sharding(config: TrainConfig) -> dict[str, Any]:
         "fsdp_config": {
             "version": 2,
             "reshard_after_forward": True,
-            # torch's distributed format, which any number of processes can read.
+            # torch's distributed format, which any number of ranks can read.
             "state_dict_type": "SHARDED_STATE_DICT",
             "activation_checkpointing": config.activation_checkpointing,
         },

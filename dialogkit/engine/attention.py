@@ -33,25 +33,25 @@ def packed_attention(
     """Return causal attention inside each dialog, [1, T, H, D].
 
     One call of torch's kernel a dialog: exact, without a mask, and no dialog can see another. Tokens after the
-    last dialog only fill the row up; nothing is computed for them.
+    last dialog are padding; nothing is computed for them.
     """
     grouped = key.shape[1] != query.shape[1]
     lengths = (*dialog_lengths, query.shape[2] - sum(dialog_lengths))
-    *parts, (filling, _, _) = zip(
+    *dialogs, (padding, _, _) = zip(
         query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True
     )
     attended = [
         scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        for q, k, v in parts
+        for q, k, v in dialogs
     ]
-    attended.append(filling)
+    attended.append(padding)
     return torch.cat(attended, 2).transpose(1, 2).contiguous(), None
 
 
 def use_packed_attention(model: Any) -> None:
     """Make a model attend inside each dialog of a padding-free batch.
 
-    Raises: ModelError for architectures of which that would make something else than each dialog alone.
+    Raises: ModelError for architectures that would then not compute the same as for each dialog alone.
     """
     from transformers import AttentionInterface
 
@@ -60,7 +60,7 @@ def use_packed_attention(model: Any) -> None:
     AttentionInterface.register(PACKED, packed_attention)
     if not getattr(model, "_supports_attention_backend", False) or not _is_same_when_packed(model):
         raise ModelError(
-            f"{type(model).__name__} is not supported: it computes something else when dialogs share a row",
+            f"{type(model).__name__} is not supported: its results change when several dialogs are in one row",
             hint=Call("models list"),
         )
     model.set_attn_implementation(PACKED)
@@ -68,10 +68,10 @@ def use_packed_attention(model: Any) -> None:
 
 @torch.no_grad()
 def _is_same_when_packed(model: Any) -> bool:
-    """Whether two short dialogs in a row get the logits that each gets alone.
+    """Return whether two short dialogs in a row get the same logits as each alone.
 
-    Not so where positions also meet outside attention (convolutions, state spaces), where attention has more to it
-    than queries, keys and values (capped scores, sinks), or where the logits are not just the output layer.
+    They do not if positions also interact outside attention (convolutions, state spaces), if attention involves
+    more than queries, keys and values (capped scores, sinks), or if the logits are not just the output layer.
     """
     lengths = (3, 2)
     ids = torch.arange(sum(lengths), device=model.device)[None]
@@ -79,7 +79,7 @@ def _is_same_when_packed(model: Any) -> bool:
     was_training, plain = model.training, model.config._attn_implementation
     model.eval()
     try:
-        alone = torch.cat([model(input_ids=part, use_cache=False).logits for part in ids.split(lengths, 1)], 1)
+        alone = torch.cat([model(input_ids=dialog, use_cache=False).logits for dialog in ids.split(lengths, 1)], 1)
         model.set_attn_implementation(PACKED)
         row = model.base_model(input_ids=ids, position_ids=positions, dialog_lengths=lengths, use_cache=False)
         difference = (model.get_output_embeddings()(row[0]) - alone).abs().max()
@@ -90,13 +90,13 @@ def _is_same_when_packed(model: Any) -> bool:
 
 
 def use_plain_attention(model: Any) -> None:
-    """Give a model the attention that `generate` and every other tool expects."""
+    """Restore the attention that `generate` and other tools expect."""
     model.set_attn_implementation("sdpa")
 
 
 @contextmanager
 def plain_attention(model: Any) -> Iterator[None]:
-    """Give a model the plain attention for a while, as generation needs it."""
+    """Use plain attention within a context, as generation needs it."""
     before = model.config._attn_implementation
     use_plain_attention(model)
     try:

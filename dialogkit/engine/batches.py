@@ -1,7 +1,7 @@
 """Which dialogs are in a global batch, and which process works on which of them.
 
-The global batch of a step is the same set of dialogs for any number of processes and parts. Inside it the dialogs
-are dealt out by their tokens, not by their number, so that no process waits for one with longer dialogs.
+The global batch of a step is the same set of dialogs for any number of processes and micro-batches. Within it the
+dialogs are balanced by their tokens, not by their number, so that no process waits for one with longer dialogs.
 """
 
 import heapq
@@ -14,58 +14,63 @@ from torch.utils.data import Dataset, Sampler
 from transformers import TrainerCallback
 
 
-def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
-    """Deal numbered dialogs out to hands that hold about the same number of tokens; return those of each hand.
+def balance(lengths: Sequence[int], groups: int) -> list[list[int]]:
+    """Split numbered dialogs into groups with about the same number of tokens each.
 
-    The longest first, each to the hand that holds least: at most a third more than the best way (Graham 1969,
-    "Bounds on multiprocessing timing anomalies"). Where there are as many dialogs as hands, no hand is empty.
+    Longest first, each into the group with the fewest tokens: at most a third above the optimum (Graham 1969,
+    "Bounds on multiprocessing timing anomalies"). With at least as many dialogs as groups, no group is empty.
     """
-    least = [(0, hand) for hand in range(hands)]
-    dealt: list[list[int]] = [[] for _ in range(hands)]
+    lightest = [(0, group) for group in range(groups)]
+    balanced: list[list[int]] = [[] for _ in range(groups)]
     for dialog in sorted(range(len(lengths)), key=lambda number: (-lengths[number], number)):
-        tokens, hand = heapq.heappop(least)
-        dealt[hand].append(dialog)
-        heapq.heappush(least, (tokens + lengths[dialog], hand))
-    return dealt
+        tokens, group = heapq.heappop(lightest)
+        balanced[group].append(dialog)
+        heapq.heappush(lightest, (tokens + lengths[dialog], group))
+    return balanced
 
 
-def deal_parts(lengths: Sequence[int], processes: int, parts: int) -> list[list[list[int]]]:
-    """Deal the dialogs of a global batch out to processes, each of which works on parts one after the other.
+def balance_micro_batches(lengths: Sequence[int], processes: int, micro_batches: int) -> list[list[list[int]]]:
+    """Split the dialogs of a global batch into micro-batches for each process.
 
-    Returns numbers of dialogs by process and part, each in their order. Who has a long part gets a short one.
+    Returns the numbers of the dialogs by process and micro-batch. A process with a long micro-batch gets a short
+    one next.
     """
-    hands = sorted((sorted(hand) for hand in deal(lengths, processes * parts)), key=lambda h: -_sum(lengths, h))
-    held: list[list[list[int]]] = [[] for _ in range(processes)]
-    for turn in range(parts):
-        these = hands[turn * processes : (turn + 1) * processes]
-        # The longest of this turn goes to whom the turns before left with least.
-        for process, hand in zip(
-            sorted(range(processes), key=lambda p: _tokens(lengths, held[p])), these, strict=True
+    groups = sorted(
+        (sorted(group) for group in balance(lengths, processes * micro_batches)),
+        key=lambda group: -_sum(lengths, group),
+    )
+    assigned: list[list[list[int]]] = [[] for _ in range(processes)]
+    for turn in range(micro_batches):
+        these = groups[turn * processes : (turn + 1) * processes]
+        # The longest of this turn goes to the process with the fewest tokens so far.
+        for process, group in zip(
+            sorted(range(processes), key=lambda p: _tokens(lengths, assigned[p])), these, strict=True
         ):
-            held[process].append(hand)
-    return held
+            assigned[process].append(group)
+    return assigned
 
 
-def _sum(lengths: Sequence[int], hand: Sequence[int]) -> int:
-    return sum(lengths[dialog] for dialog in hand)
+def _sum(lengths: Sequence[int], group: Sequence[int]) -> int:
+    return sum(lengths[dialog] for dialog in group)
 
 
-def _tokens(lengths: Sequence[int], hands: Sequence[Sequence[int]]) -> int:
-    return sum(_sum(lengths, hand) for hand in hands)
+def _tokens(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> int:
+    return sum(_sum(lengths, group) for group in groups)
 
 
-class DealtBatches(Sampler[list[int]]):
-    """The parts of each global batch that one process works on, in the order of a single process's batches.
+class BalancedBatches(Sampler[list[int]]):
+    """The micro-batches of one process, from global batches in the order that a single process has.
 
-    A last batch with fewer dialogs than there are parts leaves some without any. These get a dialog that counts
-    for nothing, as its index with all bits inverted: every process has to take part in every step.
+    A last batch with fewer dialogs than micro-batches leaves some of them empty. These get a dialog without
+    supervised tokens, given by a negative index `~i`: every process has to take part in every step.
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, *, parts: int, processes: int, process: int
+        self, lengths: Sequence[int], batch_size: int, *, micro_batches: int, processes: int, process: int
     ) -> None:
         self._lengths = lengths
-        self._batch_size, self._parts, self._processes, self._process = batch_size, parts, processes, process
+        self._batch_size, self._micro_batches = batch_size, micro_batches
+        self._processes, self._process = processes, process
         # What accelerate makes of HF's own sampler, which a single process uses.
         self._order = SeedableRandomSampler(range(len(lengths)))
 
@@ -79,7 +84,7 @@ class DealtBatches(Sampler[list[int]]):
         self._order.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return self.steps * self._parts
+        return self.steps * self._micro_batches
 
     def __iter__(self) -> Iterator[list[int]]:
         order = list(self._order)
@@ -87,12 +92,12 @@ class DealtBatches(Sampler[list[int]]):
             batch = order[start : start + self._batch_size]
             lengths = [int(self._lengths[dialog]) for dialog in batch]
             shortest = min(range(len(batch)), key=lengths.__getitem__)
-            for part in deal_parts(lengths, self._processes, self._parts)[self._process]:
-                yield [batch[number] for number in part] or [~batch[shortest]]
+            for group in balance_micro_batches(lengths, self._processes, self._micro_batches)[self._process]:
+                yield [batch[number] for number in group] or [~batch[shortest]]
 
 
-class DealtDialogs(Dataset[Any]):
-    """Dialogs of which those with an inverted index count for nothing."""
+class NegatableDialogs(Dataset[Any]):
+    """A dataset in which a negative index `~i` yields dialog i with no supervised tokens."""
 
     def __init__(self, dialogs: Any) -> None:
         self._dialogs = dialogs
@@ -108,11 +113,11 @@ class DealtDialogs(Dataset[Any]):
 
 
 class EpochOrder(TrainerCallback):
-    """Tells the sampler the epoch, which HF only does where it made the sampler itself."""
+    """Sets the sampler's epoch, which HF only does for samplers that it made itself."""
 
-    def __init__(self, batches: DealtBatches) -> None:
+    def __init__(self, batches: BalancedBatches) -> None:
         self._batches = batches
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count the epoch by the steps that are behind."""
+        """Derive the epoch from the number of completed steps."""
         self._batches.set_epoch(state.global_step // self._batches.steps)

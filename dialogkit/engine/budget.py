@@ -1,4 +1,4 @@
-"""Makes a training end on time: its steps, warm-up and decay are fitted to the speed that it has."""
+"""Ends a training on time: fits its steps, warm-up and decay to the measured speed."""
 
 import math
 import time
@@ -16,34 +16,34 @@ from dialogkit.hints import Change
 
 MEASURED_STEPS = 3
 NEWEST_STEP_WEIGHT = 0.02
-"""Least weight of the newest step in the mean: a machine that slows down is noticed within about 50 steps."""
-EVALUATED_SHARE = 0.15
-"""Part of the time that evaluations may take."""
-MEASURED_SHARE = 0.02
-"""Part of the time after which the speed is believed, if there were enough steps."""
+"""Minimum weight of the newest step in the mean, so that a slowdown is noticed within about 50 steps."""
+EVALUATION_FRACTION = 0.15
+"""Fraction of the budget that evaluations may take."""
+MEASURED_FRACTION = 0.02
+"""Fraction of the budget after which the measured speed is used, given enough steps."""
 FEW_STEPS = 5
-"""If the first step alone shows that no more than this many fit, none is spent on measuring the speed."""
+"""If the first step shows that no more than this many fit, none is spent on measuring the speed."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The time that a whole run may take, and what of it does not go into training steps."""
+    """The time limit of a whole run, and the time it needs besides training steps."""
 
     seconds: float
     started: float
-    """`time.perf_counter()` at which this process began to work on the run."""
+    """`time.perf_counter()` when this process started the run."""
     evaluation_s: float = 0.0
-    """Expected seconds of an evaluation in the midst of the training, with its replies."""
+    """Expected seconds of an evaluation during training, with its replies."""
     end_s: float = 0.0
     """Expected seconds from the last training step to the end of the run."""
 
 
 class BudgetPlan:
-    """The factor of the learning rate at each step, where the number of steps is fitted while the training runs.
+    """The factor of the learning rate at each step, with a number of steps that is fitted during training.
 
-    The schedule is walked through by `progress`, from 0 to 1. Between two fits it grows evenly; a fit at a step
-    keeps what was reached there and spreads the rest over the steps that are left, so the factor never jumps.
-    Everything here is a plain number or name: torch's `LambdaLR` keeps it with a checkpoint and restores it.
+    `progress` through the schedule goes from 0 to 1. It grows linearly between two fits; a fit keeps the progress
+    reached at its step and spreads the rest over the remaining steps, so the factor never jumps.
+    All attributes are plain numbers or strings, so torch's `LambdaLR` saves and restores them with a checkpoint.
     """
 
     def __init__(self, schedule: str, warmup_fraction: float, budget: Budget) -> None:
@@ -52,24 +52,24 @@ class BudgetPlan:
         self.eval_every = 0
         """Steps between evaluations; 0 before the first fit."""
         self.unfitted_eval_every = 0
-        """Steps between evaluations before the first fit, where `max_steps` says how many steps there are."""
+        """Steps between evaluations before the first fit, if `max_steps` sets the number of steps."""
         self.step_s, self.measured = 0.0, 0
         self.evaluation_s, self.end_s = budget.evaluation_s, budget.end_s
         self.spent_s = 0.0
-        """Seconds since the run began, those of earlier processes included."""
+        """Seconds since the run began, including earlier processes."""
 
     def progress(self, step: int) -> float:
-        """Return the part of the schedule that is behind at a step."""
-        share = (step - self.since) / max(1, self.end - self.since)
-        return min(1.0, self.reached + (1.0 - self.reached) * share)
+        """Return the completed fraction of the schedule at a step."""
+        fraction = (step - self.since) / max(1, self.end - self.since)
+        return min(1.0, self.reached + (1.0 - self.reached) * fraction)
 
     def begin(self, step: int, end: int) -> None:
-        """Plan a known number of steps; from step 0 on, this is the schedule of a run without a budget."""
+        """Plan a known number of steps; from step 0, this is the schedule of a run without a budget."""
         self.warmup_fraction = round(self.warmup_fraction * end) / end
         self.fit(step, end)
 
     def fit(self, step: int, end: int) -> None:
-        """Spread what is left of the schedule over the steps up to `end`."""
+        """Spread the rest of the schedule over the steps up to `end`."""
         if end != self.end:
             self.since, self.reached, self.end = step, self.progress(step), end
 
@@ -78,18 +78,18 @@ class BudgetPlan:
         progress = self.progress(step)
         if progress < self.warmup_fraction:
             return progress / self.warmup_fraction
-        fallen = (progress - self.warmup_fraction) / max(1e-9, 1.0 - self.warmup_fraction)
+        decayed = (progress - self.warmup_fraction) / max(1e-9, 1.0 - self.warmup_fraction)
         match self.schedule:
             case "linear":
-                return 1.0 - fallen
+                return 1.0 - decayed
             case "cosine":
-                return 0.5 * (1.0 + math.cos(math.pi * fallen))
+                return 0.5 * (1.0 + math.cos(math.pi * decayed))
             case _:
                 return 1.0
 
 
 class BudgetCallback(TrainerCallback):
-    """Fits the steps to the time that is left: once when the speed is known, then after every step."""
+    """Fits the steps to the remaining time: once when the speed is known, then after every step."""
 
     def __init__(
         self, config: TrainConfig, budget: Budget, plan: BudgetPlan, planned: Callable[[Schedule], None]
@@ -98,38 +98,38 @@ class BudgetCallback(TrainerCallback):
         self._spent_before = 0.0
         self._began = self._step_began = self._step_ended = 0.0
         self._first = True
-        if config.max_steps:  # before the scheduler takes the rate of the first step from it
+        if config.max_steps:  # before the scheduler reads the rate of the first step
             plan.begin(0, config.max_steps)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock; a training that goes on keeps its plan. Raises: ConfigError if no time is left."""
+        """Start the clock; a resumed training keeps its plan. Raises: ConfigError if no time is left."""
         plan, self._began = self._plan, time.perf_counter()
         self._step_began = self._step_ended = self._began
         self._spent_before = plan.spent_s
-        self._look_at_clock()
+        self._read_clock()
         needed = plan.spent_s + plan.evaluation_s + plan.end_s
         if plan.eval_every:
             self._set(state)
             return
         if needed >= self._budget.seconds and not state.global_step and process_group.is_main_process():
             raise ConfigError(
-                f"a budget of {self._budget.seconds:,.0f} s leaves no time to train: "
-                f"start, evaluations and saving take {needed:,.0f} s",
+                f"a budget of {self._budget.seconds:,.0f} s is too short to train: "
+                f"startup, evaluations and saving take {needed:,.0f} s",
                 hint=Change({"train.budget_s": math.ceil(needed / 5) * 10}),
             )
         if self._config.max_steps:
-            if plan.end == UNPLANNED:  # an older version left it open while it measured
+            if plan.end == UNPLANNED:  # older versions did not set it while measuring
                 plan.begin(state.global_step, self._config.max_steps)
             plan.unfitted_eval_every = plan.unfitted_eval_every or self._eval_every(plan.end)
             self._set(state)
 
-    def _look_at_clock(self) -> float:
+    def _read_clock(self) -> float:
         now = time.perf_counter()
         self._plan.spent_s = self._spent_before + now - self._budget.started
         return now
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure the step and fit the rest; of several processes the first one's clock decides for all."""
+        """Measure the step and fit the rest; rank 0's clock decides for all ranks."""
         if process_group.is_main_process():
             self._fit_to_clock(state)
         if process_group.world_size() > 1:
@@ -138,10 +138,10 @@ class BudgetCallback(TrainerCallback):
                 self._set(state)
 
     def _fit_to_clock(self, state: Any) -> None:
-        plan, step, now = self._plan, state.global_step, self._look_at_clock()
+        plan, step, now = self._plan, state.global_step, self._read_clock()
         took = now - self._step_began
         self._step_began = self._step_ended = now
-        if self._first:  # it prepares what later ones find
+        if self._first:  # includes one-time preparations
             self._first, self._began = False, now
         else:
             plan.measured += 1
@@ -154,7 +154,7 @@ class BudgetCallback(TrainerCallback):
             return
         total, known = self._total(step), plan.end
         few = step == 1 and total < known and total <= FEW_STEPS
-        enough = plan.measured >= MEASURED_STEPS and now - self._began >= MEASURED_SHARE * self._budget.seconds
+        enough = plan.measured >= MEASURED_STEPS and now - self._began >= MEASURED_FRACTION * self._budget.seconds
         if few or enough or plan.spent_s + plan.evaluation_s + plan.end_s >= self._budget.seconds:
             plan.eval_every = plan.unfitted_eval_every if total == known else self._eval_every(total)
             if few:
@@ -179,22 +179,22 @@ class BudgetCallback(TrainerCallback):
         return min(end, self._config.max_steps or UNPLANNED)
 
     def _evaluations(self) -> int:
-        """Return how many evaluations are made: fewer than usual where they would take much of the time."""
-        affordable = EVALUATED_SHARE * self._budget.seconds / max(self._plan.evaluation_s, 1e-9)
+        """Return the number of evaluations: fewer than usual if they would take much of the budget."""
+        affordable = EVALUATION_FRACTION * self._budget.seconds / max(self._plan.evaluation_s, 1e-9)
         return max(1, min(EVALUATIONS_PER_RUN, int(affordable)))
 
     def _end_in_time(self, step: int) -> int:
-        """Return the last step that the time allows, at least the next one.
+        """Return the last step that the remaining time allows, at least the next one.
 
-        The more steps, the more evaluations come before the last one. Where one more would take more time than is
-        left beyond it, it is put off to the end, or if its place was asked for, the training ends with it.
+        More steps mean more evaluations before the last one. If one more would take more time than remains after
+        it, it is postponed to the end; if `eval_every_steps` is set, the training ends with the one before.
         """
         plan = self._plan
         left = self._budget.seconds - plan.spent_s - plan.end_s
         begun = step // plan.eval_every
-        # About so many evaluations fit before the last one; counting up to them would take long at each step.
-        whole_s = plan.evaluation_s + plan.eval_every * plan.step_s
-        between = max(0, int((left + (step - begun * plan.eval_every) * plan.step_s) / whole_s) - 3)
+        # A lower bound of the evaluations before the last one: counting from 0 would take long at each step.
+        cycle_s = plan.evaluation_s + plan.eval_every * plan.step_s
+        between = max(0, int((left + (step - begun * plan.eval_every) * plan.step_s) / cycle_s) - 3)
         while True:
             end, end_with_one_more = (
                 step + max(1, round((left - number * plan.evaluation_s) / plan.step_s))
@@ -217,10 +217,10 @@ class BudgetCallback(TrainerCallback):
         self._planned(Schedule(state.max_steps, state.logging_steps, state.eval_steps))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure the evaluation; the time of the next step begins after it."""
-        self._step_began = self._look_at_clock()
+        """Measure the evaluation; the next step's time starts after it."""
+        self._step_began = self._read_clock()
         self._plan.evaluation_s = self._step_began - self._step_ended
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Add the time of saving to that of the evaluation before it."""
+        """Count the time of saving with the evaluation before it."""
         self.on_evaluate(args, state, control)

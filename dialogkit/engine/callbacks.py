@@ -22,7 +22,7 @@ from dialogkit.system.signals import name_of
 logger = logging.getLogger(__name__)
 
 MetricSink = Callable[[int, dict[str, float]], None]
-"""Takes the optimizer step and metrics by name (`train/loss`, `perf/tokens_per_s` ...)."""
+"""Receives the optimizer step and metrics by name (`train/loss`, `perf/tokens_per_s` ...)."""
 
 _NAMES = {
     "loss": "train/loss",
@@ -33,7 +33,7 @@ _NAMES = {
 
 
 class MetricCallback(TrainerCallback):
-    """Gives HF's logs to a sink under the field's names, with tokens and tokens per second.
+    """Sends HF's logs to a sink under the field's names, with tokens and tokens per second.
 
     Attributes:
         train_s: seconds spent on training steps so far, without evaluations and saving.
@@ -47,12 +47,12 @@ class MetricCallback(TrainerCallback):
         self._logged = (0.0, 0, 0)
 
     def restore(self, progress: Progress) -> None:
-        """Go on from where a checkpoint was."""
+        """Resume from the counts of a checkpoint."""
         self.train_s = progress.train_s
         self._logged = (progress.logged_train_s, progress.logged_tokens, progress.logged_step)
 
     def progress(self, step: int, window_loss: float) -> Progress:
-        """Return what was done by a step."""
+        """Return the progress at a step."""
         train_s, tokens, logged = self._logged
         return Progress(
             step=step,
@@ -76,18 +76,18 @@ class MetricCallback(TrainerCallback):
         self._since = now
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave out the time of an evaluation."""
+        """Exclude the time of an evaluation."""
         self._since = time.perf_counter()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave out the time of saving."""
+        """Exclude the time of saving."""
         self._since = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Rename and forward one log entry of training; evaluations come by their own way."""
+        """Rename and forward one log entry of training; evaluations are logged elsewhere."""
         if not logs or "loss" not in logs:
             return
-        self._counter.gather()
+        self._counter.all_reduce()
         if not state.is_world_process_zero:
             return
         seconds, tokens = self.train_s - self._logged[0], self._counter.all - self._logged[1]
@@ -102,21 +102,21 @@ class MetricCallback(TrainerCallback):
 
 
 def device_memory() -> dict[str, float]:
-    """Return bytes allocated, reserved and at their peak on the GPU, and its utilisation; empty without one."""
+    """Return bytes allocated, reserved and at their peak on the GPU, and its utilization; empty without a GPU."""
     if not torch.cuda.is_initialized():
         return {}
-    figures = {
+    metrics = {
         "gpu/memory_allocated_bytes": float(torch.cuda.memory_allocated()),
         "gpu/memory_reserved_bytes": float(torch.cuda.memory_reserved()),
         "gpu/memory_peak_bytes": float(torch.cuda.max_memory_allocated()),
     }
     with suppress(Exception):  # needs a library that may be absent
-        figures["gpu/utilization"] = torch.cuda.utilization() / 100
-    return figures
+        metrics["gpu/utilization"] = torch.cuda.utilization() / 100
+    return metrics
 
 
 class _Guarded(TrainerCallback):
-    """A callback whose first exception is a warning, and its last word."""
+    """A callback that is dropped with a warning at its first exception."""
 
     def __init__(self, name: str, callback: TrainerCallback) -> None:
         self._name = name
@@ -131,15 +131,15 @@ class _Guarded(TrainerCallback):
                 return
             try:
                 getattr(self._callback, event)(*args, **kwargs)
-            except Exception as error:  # whatever a tracker raises, training goes on
+            except Exception as error:  # a tracker must not end the training
                 self._callback = None
-                logger.warning("%s failed (%s); the run goes on without it", self._name, type(error).__name__)
+                logger.warning("%s failed (%s); the run continues without it", self._name, type(error).__name__)
 
         return call
 
 
 def guard_trackers(trainer: Any, trackers: Sequence[str]) -> None:
-    """Keep HF's tracker integrations from ending a training."""
+    """Keep exceptions of HF's tracker integrations from ending a training."""
     from transformers.integrations import INTEGRATION_TO_CALLBACK
 
     for name in trackers:
@@ -148,9 +148,9 @@ def guard_trackers(trainer: Any, trackers: Sequence[str]) -> None:
 
 
 class StopAtNonFinite(TrainerCallback):
-    """Ends a run whose loss or gradient is no number, before such weights are saved.
+    """Ends a run whose loss or gradient is not finite, before such weights are saved.
 
-    HF saves after it has logged and evaluated. Not every step is logged, but every checkpoint is evaluated.
+    HF saves after it has logged and evaluated; not every step is logged, but every checkpoint is evaluated.
     """
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -162,33 +162,33 @@ class StopAtNonFinite(TrainerCallback):
 
 
 def diverged(what: str, step: int, learning_rate: float) -> DivergedError:
-    """Return the error of a training that went wrong, with a learning rate to try instead."""
+    """Return the error of a diverged training, with a lower learning rate as its hint."""
     return DivergedError(
         f"training diverged: {what} at step {step} (learning rate {learning_rate:.3g})",
         hint=Change({"train.learning_rate": float(f"{learning_rate / 3:.1g}")}),
     )
 
 
-class EvaluationLeft(Exception):
-    """An evaluation in the midst of a training was left because of a signal; it is due when the run goes on."""
+class EvaluationAborted(Exception):
+    """A signal aborted an evaluation during training; it is repeated when the run resumes."""
 
 
 class StopAtSignal(TrainerCallback):
-    """On Ctrl-C or SIGTERM finishes the step, or leaves the evaluation; a second signal ends at once.
+    """On Ctrl-C or SIGTERM finishes the step, or aborts the evaluation; a second signal ends the process at once.
 
     Args:
-        heard: called once, from within the signal's handler, when one came.
-        lost: raises what a signal that came before the training began was to raise, if it went unheard.
+        heard: called at the first signal, from within its handler.
+        lost: raises the error of a signal that a library swallowed before the first step.
     """
 
     def __init__(self, heard: Callable[[], None] = lambda: None, lost: Callable[[], None] = lambda: None) -> None:
         self._heard, self._lost = heard, lost
         self._received: int | None = None
-        self._through = False
+        self._is_last_step = False
         self._previous: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take over both signals, where Python allows it (the main thread)."""
+        """Handle both signals, where Python allows it (in the main thread)."""
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._previous[number] = signal.signal(number, self._handle)
@@ -198,7 +198,7 @@ class StopAtSignal(TrainerCallback):
 
     def _handle(self, number: int, frame: Any) -> None:
         if not is_asked_to_stop():
-            raise ProcessLostError("another process of this training ended")
+            raise ProcessLostError("another rank of this training ended")
         if self._received is not None:
             self.release()
             signal.raise_signal(number)
@@ -206,17 +206,17 @@ class StopAtSignal(TrainerCallback):
         self._heard()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop after the step in which the signal came, to whichever process."""
-        self._through = state.global_step >= state.max_steps
-        if self._agreed() is not None:
+        """Save and stop after the step in which any rank received a signal."""
+        self._is_last_step = state.global_step >= state.max_steps
+        if self._received_by_any() is not None:
             control.should_save = control.should_training_stop = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop after the evaluation in which the signal came."""
+        """Save and stop after the evaluation in which any rank received a signal."""
         self.on_step_end(args, state, control)
 
-    def _agreed(self) -> int | None:
-        """Return the signal that came to any process; each of them asks at the same time."""
+    def _received_by_any(self) -> int | None:
+        """Return the signal that any rank received; every rank calls this at the same step."""
         if process_group.world_size() == 1:
             return self._received
         mine = self._received
@@ -225,19 +225,19 @@ class StopAtSignal(TrainerCallback):
         )
         return signal.SIGTERM if terminations else signal.SIGINT if interrupts else None
 
-    def leaves(self) -> bool:
-        """Return whether an evaluation, or replies in it, are to be left; those of the last step are not."""
-        return self._received is not None and not self._through
+    def aborts(self) -> bool:
+        """Return whether to abort an evaluation or its replies; those of the last step are never aborted."""
+        return self._received is not None and not self._is_last_step
 
     def release(self) -> None:
-        """Give the signals back to whom they belonged."""
+        """Restore the previous signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
 
     def raise_if_stopped(self, step: int) -> None:
         """Raise InterruptedRunError if a signal ended the training."""
-        if (received := self._agreed()) is not None:
+        if (received := self._received_by_any()) is not None:
             raise InterruptedRunError(
                 f"stopped by {name_of(received)} after step {step}; its checkpoint is kept",
                 exit_code=128 + received,

@@ -1,7 +1,7 @@
-"""Checkpoints that are complete or do not count.
+"""Checkpoints that are either committed or ignored.
 
-HF writes a checkpoint file by file. Here each becomes valid by a manifest with the size and SHA-256 of its files,
-which is written last and synced; what has none, or does not agree with it, is set aside and never loaded.
+HF writes a checkpoint file by file. A manifest with the size and SHA-256 of each file, written last and synced,
+commits it. A folder without a manifest, or that differs from it, is set aside and never loaded.
 """
 
 import json
@@ -30,7 +30,7 @@ from dialogkit.system.ownership import (
 )
 
 _PICKLED = re.compile(r"(optimizer|scheduler)\.pt|rng_state(_\d+)?\.pth|training_args\.bin")
-"""The pickled files that a training writes; HF would read others that are there."""
+"""The pickled files that a training writes; HF would also read any others in the folder."""
 _PLAN = ".metadata"
 _SHARD = re.compile(rf"({PARTS}|optimizer_0)/(\.metadata|__\d+_\d+\.distcp)")
 """The files of torch's distributed format, by their folders."""
@@ -60,7 +60,7 @@ _PLAN_PARTS = {
 
 @dataclass
 class Progress:
-    """What a training has done by a checkpoint, beside what HF keeps with it."""
+    """What a training has done by a checkpoint, besides what HF records."""
 
     step: int = 0
     tokens: int = 0
@@ -68,18 +68,18 @@ class Progress:
     train_s: float = 0.0
     """Seconds in training steps."""
     window_loss: float = 0.0
-    """Sum of the losses since the last logged step; where there are several processes, the mean of theirs."""
+    """Sum of the losses since the last logged step; with several processes, the mean of their sums."""
     window_losses: list[float] = field(default_factory=list)
-    """The sums of each of several processes."""
+    """The sum of each process, if there are several."""
     logged_step: int = 0
     logged_tokens: int = 0
     logged_train_s: float = 0.0
     evaluation_due: bool = False
-    """Whether the evaluation of this step was left and is to be made first."""
+    """Whether the evaluation of this step was aborted and must be repeated first."""
 
 
-def seal(folder: Path, progress: Progress) -> None:
-    """Make a checkpoint valid: all that is in it is on disk before its manifest is. Raises: OSError."""
+def commit(folder: Path, progress: Progress) -> None:
+    """Commit a checkpoint: sync its files, then write the manifest that makes it valid. Raises: OSError."""
     files = {}
     for path in regular_files(folder):
         name = path.relative_to(folder).as_posix()
@@ -89,16 +89,16 @@ def seal(folder: Path, progress: Progress) -> None:
     for inside in {folder / name for name in files}:
         if inside.parent != folder:
             _sync(inside.parent)
-    beside = folder / f".{MANIFEST}"
-    beside.write_text(json.dumps({"progress": asdict(progress), "files": files}, indent=1), encoding="utf-8")
-    _sync(beside)
-    os.replace(beside, folder / MANIFEST)
+    temporary = folder / f".{MANIFEST}"
+    temporary.write_text(json.dumps({"progress": asdict(progress), "files": files}, indent=1), encoding="utf-8")
+    _sync(temporary)
+    os.replace(temporary, folder / MANIFEST)
     _sync(folder)
     _sync(folder.parent)
 
 
 def move_foreign(old: Path, folder: Path) -> None:
-    """Move what a checkpoint's manifest does not list, or not as it is, to the one that takes its place.
+    """Move the files that a checkpoint's manifest does not list, or that were changed, to its replacement.
 
     Raises: OSError, ValueError.
     """
@@ -109,7 +109,7 @@ def move_foreign(old: Path, folder: Path) -> None:
 
 
 def _manifest_of(folder: Path, name: str = MANIFEST) -> tuple[dict[str, Any], dict[str, Entry]]:
-    """Return the manifest of a checkpoint, and the files that it lists. Raises: ValueError if there is none."""
+    """Return the manifest of a checkpoint and the files it lists. Raises: ValueError if it has no manifest."""
     try:
         manifest = json.loads(read_regular(folder / name) or b"")
         return manifest, parse_entries(manifest["files"])
@@ -118,7 +118,7 @@ def _manifest_of(folder: Path, name: str = MANIFEST) -> tuple[dict[str, Any], di
 
 
 def read_progress(folder: Path) -> Progress | None:
-    """Return the progress of a checkpoint; None unless every file is as its manifest says."""
+    """Return the progress of a checkpoint; None unless every file matches its manifest."""
     try:
         manifest, entries = _manifest_of(folder)
         for name, entry in entries.items():
@@ -136,12 +136,12 @@ def read_progress(folder: Path) -> Progress | None:
 
 
 def back_up(folder: Path) -> Path:
-    """Rename a checkpoint that is about to be written again; return its backup. Raises: OSError."""
+    """Rename a checkpoint that is about to be overwritten; return its backup. Raises: OSError."""
     return folder.rename(_backup_of(folder))
 
 
 def restore(folder: Path) -> None:
-    """Put the backup of a checkpoint in its place; set aside what is there. Raises: OSError."""
+    """Restore the backup of a checkpoint; set aside any folder in its place. Raises: OSError."""
     if _backup_of(folder).is_dir() and not _backup_of(folder).is_symlink():
         if os.path.lexists(folder):
             set_aside(folder)
@@ -152,25 +152,26 @@ def _backup_of(folder: Path) -> Path:
     return folder.with_name(f".old-{folder.name}")
 
 
-def newest_valid(run: Path, told: Callable[[str], None] = lambda _: None) -> tuple[Path, Progress] | None:
-    """Return the newest valid checkpoint of a run, and set aside newer ones that are torn, which `told` takes."""
-    for backup in run.glob(".old-checkpoint-*"):  # of a process that was killed as it wrote the checkpoint again
+def newest_valid(run: Path, report: Callable[[str], None] = lambda _: None) -> tuple[Path, Progress] | None:
+    """Return the newest valid checkpoint of a run; set aside, and report, newer ones that are torn."""
+    for backup in run.glob(".old-checkpoint-*"):  # left by a process killed while it overwrote the checkpoint
         folder = run / backup.name.removeprefix(".old-")
         if _FOLDER.fullmatch(folder.name) and not backup.is_symlink() and read_progress(backup) is not None:
             if folder.is_dir() and not folder.is_symlink() and read_progress(folder) is not None:
                 continue
             if os.path.lexists(folder):
-                told(f"{folder.name} was written again and is torn: it is kept aside as {set_aside(folder).name}")
+                aside = set_aside(folder).name
+                report(f"{folder.name} was being overwritten and is torn; kept aside as {aside}")
             restore(folder)
     for _, folder in sorted(_checkpoints(run), reverse=True):
         if not folder.is_symlink() and (progress := read_progress(folder)) is not None:
             return folder, progress
-        told(f"{folder.name} is torn or damaged, and is kept aside as {set_aside(folder).name}")
+        report(f"{folder.name} is torn or damaged, and is kept aside as {set_aside(folder).name}")
     return None
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a checkpoint that is not to be loaded; return its new place."""
+    """Rename a checkpoint so that it is never loaded; return its new path."""
     aside, number = folder.with_name(f"torn-{folder.name}"), 2
     while os.path.lexists(aside):
         aside, number = folder.with_name(f"torn-{folder.name}-{number}"), number + 1
@@ -183,21 +184,21 @@ def steps_aside(run: Path) -> list[int]:
 
 
 def rotate(run: Path, *, keep: int, best_step: int | None, step: int | None = None) -> list[str]:
-    """Remove the files of the oldest valid checkpoints; the newest, the best one and that of `step` stay.
+    """Remove the files of the oldest committed checkpoints, except the newest, the best and that of `step`.
 
-    What dialogkit did not write stays where it is. What cannot be removed is tried again the next time.
+    Files that dialogkit did not write stay. A removal that fails is tried again the next time.
 
-    Returns: a sentence for each checkpoint that could not be removed.
+    Returns: a message for each checkpoint that could not be removed.
     """
-    sealed = sorted((step, folder) for step, folder in _checkpoints(run) if (folder / MANIFEST).is_file())
-    newest = [step for step, _ in sealed][-1:]
+    committed = sorted((step, folder) for step, folder in _checkpoints(run) if (folder / MANIFEST).is_file())
+    newest = [step for step, _ in committed][-1:]
     wanted = {*newest, *(kept for kept in (best_step, step) if kept)}
-    for older, _ in reversed(sealed):
+    for older, _ in reversed(committed):
         if len(wanted) < keep:
             wanted.add(older)
     problems = []
-    doomed = [folder for older, folder in sealed if older not in wanted]
-    # A process that was ended here left others half removed; 0.1.0 gave these another name.
+    doomed = [folder for older, folder in committed if older not in wanted]
+    # Half removed by a process that was killed here; 0.1.0 gave these another name.
     begun = [path.parent for path in (*run.glob(f"checkpoint-*/{DOOMED}"), *run.glob(f".old-*/{MANIFEST}"))]
     for folder in (*begun, *doomed):
         if folder.is_symlink():
@@ -206,19 +207,19 @@ def rotate(run: Path, *, keep: int, best_step: int | None, step: int | None = No
             _remove(folder)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            problems.append(f"{folder.name} is of no more use and cannot be removed: {reason.lower()}")
+            problems.append(f"{folder.name} is no longer needed but cannot be removed: {reason.lower()}")
     return problems
 
 
 def _remove(folder: Path) -> None:
-    """Remove what a checkpoint's manifest lists, as it was written. Raises: OSError, ValueError."""
+    """Remove the unchanged files that a checkpoint's manifest lists. Raises: OSError, ValueError."""
     mounts = mounts_in(folder)
     if "." in mounts:
         raise ValueError("it is a mount")
-    is_whole = os.path.lexists(folder / MANIFEST)
-    _, entries = _manifest_of(folder, MANIFEST if is_whole else DOOMED)
-    if is_whole:
-        # First of all it stops being a checkpoint, and the list of what is to go stays till the end.
+    is_committed = os.path.lexists(folder / MANIFEST)
+    _, entries = _manifest_of(folder, MANIFEST if is_committed else DOOMED)
+    if is_committed:
+        # First it stops being a checkpoint; the list of files to remove is the last to go.
         os.replace(folder / MANIFEST, folder / DOOMED)
     found = listed_contents(folder, entries, besides=DOOMED)
     found.files.remove(folder / DOOMED)
@@ -228,7 +229,7 @@ def _remove(folder: Path) -> None:
 
 
 def remove_torn(folder: Path) -> None:
-    """Remove a checkpoint that could not be written to its end."""
+    """Remove a partly written checkpoint."""
     with suppress(OSError):
         for path in regular_files(folder):
             with suppress(OSError):
@@ -245,21 +246,21 @@ def _checkpoints(run: Path) -> Iterator[tuple[int, Path]]:
 
 
 class _PlanReader(pickle.Unpickler):
-    """Reads the plan of a distributed checkpoint, which torch would unpickle without looking."""
+    """Reads the plan of a distributed checkpoint, which torch would unpickle unchecked."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what a plan is made of. Raises: UnpicklingError for anything else."""
+        """Return a class that plans consist of. Raises: UnpicklingError for any other."""
         if name not in _PLAN_PARTS.get(module, ()):
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of a plan")
+            raise pickle.UnpicklingError(f"{module}.{name} does not belong in a plan")
         return super().find_class(module, name)
 
 
 def _is_harmless(path: Path) -> bool:
-    """Return whether a plan consists of nothing but names, shapes and places of tensors."""
+    """Return whether a plan consists only of names, shapes and locations of tensors."""
     try:
         with path.open("rb") as file:
             _PlanReader(file).load()
-    except Exception:  # whatever a torn or hostile file does
+    except Exception:  # a torn or hostile file can raise anything
         return False
     return True
 

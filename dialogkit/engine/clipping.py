@@ -1,8 +1,7 @@
-"""The norm of the gradients, and its limit.
+"""Gradient norm and clipping.
 
-On a CPU torch adds the squares of a float32 tensor up in one long sum: of 17 million numbers the norm is 6.5e-4
-too small. A part of the tensor, as another process holds it, has another error, and over the limit every later
-step has it too.
+On a CPU torch adds up the squares of a float32 tensor in one long sum: for 17 million numbers the norm is 6.5e-4
+too small. A shard of the tensor has a different error, which clipping would carry into every later step.
 """
 
 from collections.abc import Iterable
@@ -10,24 +9,24 @@ from collections.abc import Iterable
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from dialogkit.distributed.sharding import is_part, own_part
+from dialogkit.distributed.sharding import is_shard, own_shard
 
 _ROW = 1024
 """Numbers that are summed at once."""
 
 
 def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Return the Euclidean norm of all gradients as one vector, a scalar; sharded ones count in all processes."""
+    """Return the Euclidean norm of all gradients as one vector, a scalar; that of shards over all ranks."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    held = [own_part(grad) for grad in gradients]
-    if not held:
+    local = [own_shard(grad) for grad in gradients]
+    if not local:
         return torch.zeros(())
     norm: torch.Tensor
-    if held[0].device.type == "cpu":
-        norm = torch.linalg.vector_norm(torch.stack([_norm(grad) for grad in held]))
+    if local[0].device.type == "cpu":
+        norm = torch.linalg.vector_norm(torch.stack([_norm(grad) for grad in local]))
     else:
-        norm = get_total_norm(held)
-    if any(is_part(grad) for grad in gradients):
+        norm = get_total_norm(local)
+    if any(is_shard(grad) for grad in gradients):
         squares = norm.square()
         torch.distributed.all_reduce(squares)
         norm = squares.sqrt()
@@ -35,13 +34,13 @@ def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def clip_gradients(parameters: Iterable[torch.Tensor], max_norm: float) -> torch.Tensor:
-    """Scale gradients whose norm is larger than `max_norm` down to it; return the norm before.
+    """Scale gradients down to a norm of at most `max_norm`; return the norm before.
 
     Source: Pascanu et al. 2013, algorithm 1.
     """
     parameters = list(parameters)
     norm = gradient_norm(parameters)
-    # On a GPU asking would wait for it; on a CPU a product with 1 takes as long as the norm. Neither hides a NaN.
+    # Comparing would synchronize a GPU; on a CPU multiplying by 1 takes as long as the norm. Neither hides a NaN.
     if norm.device.type != "cpu" or not norm <= max_norm:
         clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

@@ -1,4 +1,4 @@
-"""Decides device and precision, each with its reason."""
+"""Select device and precision, each with a reason."""
 
 import subprocess
 from contextlib import suppress
@@ -29,7 +29,7 @@ class Runtime:
     processes: int = 1
     """Processes that train together, one a device."""
     sharding: Literal["none", "fsdp"] = "none"
-    """Whether each of them keeps only its part of the model in training."""
+    """Whether each of them stores only its shard of the model in training."""
 
     def autocast(self) -> torch.autocast:
         """Return a context in which matrix products have the run's precision."""
@@ -39,7 +39,7 @@ class Runtime:
 def resolve_runtime(config: RuntimeConfig) -> Runtime:
     """Return device and precision for a request, and set the number of CPU threads.
 
-    Raises: UnavailableError if a requested device is not there.
+    Raises: UnavailableError if the requested device is not available.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -74,7 +74,7 @@ def _device(request: str) -> tuple[Literal["cpu", "cuda", "mps"], str]:
         return "cuda", "a CUDA device is available"
     if torch.backends.mps.is_available():
         return "mps", "Apple MPS is available"
-    return "cpu", "no GPU is there"
+    return "cpu", "no GPU is available"
 
 
 def _precision(request: str, device: str) -> tuple[Precision, str]:
@@ -96,8 +96,10 @@ def _precision(request: str, device: str) -> tuple[Precision, str]:
 
 
 def emulates_bf16(runtime: Runtime) -> bool:
-    """Return whether a run computes in bf16 on a CPU without such arithmetic, which is many times slower."""
-    if runtime.device != "cpu" or runtime.precision != "bf16" or not processor_flags():  # not all systems tell
+    """Return whether a run uses bf16 on a CPU without bf16 arithmetic, which is many times slower."""
+    if (
+        runtime.device != "cpu" or runtime.precision != "bf16" or not processor_flags()
+    ):  # not every system reports the flags
         return False
     return _precision("auto", "cpu")[0] == "fp32"
 
@@ -108,8 +110,8 @@ def _device_name(device: str) -> str:
     return f"{processor_name()}, {torch.get_num_threads()} threads"
 
 
-def gpu_facts(device: str) -> dict[str, Any] | None:
-    """Return name, number, memory, compute capability and software of the GPU in use; None without one."""
+def gpu_info(device: str) -> dict[str, Any] | None:
+    """Return name, count, memory, compute capability and software of the GPU in use; None without a GPU."""
     if device != "cuda":
         return None
     properties = torch.cuda.get_device_properties()

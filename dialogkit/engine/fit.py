@@ -17,16 +17,14 @@ from dialogkit.engine.arguments import Schedule, training_arguments
 from dialogkit.engine.attention import use_packed_attention, use_plain_attention
 from dialogkit.engine.budget import Budget, BudgetCallback, BudgetPlan
 from dialogkit.engine.callbacks import (
-    EvaluationLeft,
+    EvaluationAborted,
     MetricCallback,
     MetricSink,
     StopAtNonFinite,
     StopAtSignal,
     guard_trackers,
 )
-from dialogkit.engine.checkpoints import (
-    Progress,
-)
+from dialogkit.engine.checkpoints import Progress
 from dialogkit.engine.device import Runtime
 from dialogkit.engine.histograms import HistogramCallback, HistogramSink
 from dialogkit.engine.loss import TokenCounter, install_dialog_loss, remove_dialog_loss
@@ -46,7 +44,7 @@ from dialogkit.hints import Call, Change
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training did, and HF's trainer."""
+    """The counts of a training, and HF's trainer."""
 
     trainer: Any
     steps: int
@@ -59,19 +57,19 @@ class FitResult:
 
 @dataclass(frozen=True, kw_only=True)
 class FitTask:
-    """What `fit` trains, on what, and how."""
+    """The model, data and settings that `fit` needs."""
 
     model: Any
     """A causal transformers model in float32; trained in place."""
     train_set: Any
-    """Indexable dialogs, as `collate` takes them, or a stream of them."""
+    """Indexable dialogs for `collate`, or a stream of them."""
     config: TrainConfig
     runtime: Runtime
     schedule: Schedule
     collate: Callable[[Any], dict[str, Any]]
     """Makes a padding-free batch of dialogs."""
     score: Scorer
-    """Evaluates the model as it is."""
+    """Evaluates the current model."""
     folder: Path
     """Where checkpoints go."""
     tokenizer: Any = None
@@ -80,15 +78,15 @@ class FitTask:
     workers: int = 0
     """Processes that assemble batches."""
     histogram_every: int = 0
-    """Optimizer steps between histograms of weights and gradients; 0 takes none."""
+    """Optimizer steps between histograms of weights and gradients; 0 disables them."""
     trackers: Sequence[str] = ()
     """HF's integrations that log as well; one that fails is dropped with a warning."""
     project: str = "dialogkit"
-    """Name under which those file the run."""
+    """Project name for those integrations."""
     resume_from: tuple[Path, Progress] | None = None
-    """Checkpoint to resume from; all else must be as it was."""
+    """Checkpoint to resume from; everything else must be unchanged."""
     budget: Budget | None = None
-    """Wall-clock time of the run, in place of the schedule's steps."""
+    """Wall-clock limit of the run, instead of the schedule's steps."""
     stop: StopAtSignal = field(default_factory=StopAtSignal)
     """Ends the training at a signal."""
 
@@ -100,7 +98,7 @@ def fit(
     histograms: HistogramSink | None = None,
     planned: Callable[[Schedule], None] = lambda _: None,
 ) -> FitResult:
-    """Train a model in place; afterwards it holds the best or the last weights, as `config.keep` says.
+    """Train a model in place; afterwards it has the best or the last weights, according to `config.keep`.
 
     Args:
         task: the model, the data and how to train.
@@ -112,16 +110,16 @@ def fit(
     """
     model, train_set, config, runtime, stop = task.model, task.train_set, task.config, task.runtime, task.stop
     schedule, budget, resume_from = task.schedule, task.budget, task.resume_from
-    config.require_even(process_group.world_size())
-    if runtime.device == "cpu" and runtime.sharding == "none":  # who shards has no memory to keep
+    config.require_divisible(process_group.world_size())
+    if runtime.device == "cpu" and runtime.sharding == "none":  # runs that shard are short of memory
         keep_freed_memory()
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
     counter = TokenCounter()
     metrics = MetricCallback(sink, counter)
     callbacks = [metrics, StopAtNonFinite(), stop]
-    whole = runtime.sharding == "none"
-    if histograms is not None and task.histogram_every and process_group.is_main_process() and whole:
+    sharded = runtime.sharding == "fsdp"
+    if histograms is not None and task.histogram_every and process_group.is_main_process() and not sharded:
         callbacks.append(HistogramCallback(histograms, every=task.histogram_every))
     plan = BudgetPlan(config.schedule, config.warmup_fraction, budget) if budget else None
     if budget and plan:
@@ -130,7 +128,6 @@ def fit(
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
     use_packed_attention(model)
     dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
-    sharded = runtime.sharding == "fsdp"
     install_dialog_loss(model, dtype=dtype, counter=counter, sharded=sharded)
     try:
         trainer = DialogTrainer(
@@ -147,7 +144,7 @@ def fit(
             ),
             data_collator=task.collate,
             train_dataset=train_set,
-            eval_dataset=train_set,  # the scorer has the evaluation set; HF only asks that there is one
+            eval_dataset=train_set,  # the scorer has the evaluation set; HF only requires one to be given
             processing_class=task.tokenizer,
             callbacks=callbacks,
             scorer=task.score,
@@ -158,16 +155,16 @@ def fit(
             precision=runtime.precision,
             plan=plan,
         )
-        trainer.remove_callback(PrinterCallback)  # what is printed is the reporter's business
+        trainer.remove_callback(PrinterCallback)  # the reporter prints
         guard_trackers(trainer, task.trackers)
-        # Of accelerate, about an argument that HF passes on.
+        # Raised by accelerate about an argument that HF passes.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         if isinstance(train_set, Streamed):
             train_set.restore(resume_from[0] if resume_from else None)
             trainer.args.ignore_data_skip = True
-            reading = StreamCallback(train_set)
-            reading.exchange()  # a training that is through makes no step
-            trainer.add_callback(reading)
+            stream = StreamCallback(train_set)
+            stream.exchange()  # a finished training makes no step, so no callback would
+            trainer.add_callback(stream)
         if resume_from is None:
             trainer.train()
         else:
@@ -177,15 +174,16 @@ def fit(
             trainer.add_callback(RestoreCallback(trainer, progress))
             if progress.step < (planned_steps(checkpoint) if budget else schedule.total_steps):
                 trainer.train(resume_from_checkpoint=str(checkpoint))
-            else:  # HF would train a step more
+            else:  # HF would train one more step
                 load_trained(trainer, checkpoint, best=config.keep == "best")
-    except EvaluationLeft:
+    except EvaluationAborted:
         trainer.save_unevaluated()
     except pickle.UnpicklingError:
-        # torch loads tensors and plain values only.
-        where = resume_from[0].name if resume_from else "the checkpoint"
+        # torch only loads tensors and plain values.
+        name = resume_from[0].name if resume_from else "the checkpoint"
         raise ModelError(
-            f"{where} is not loaded: it holds more than tensors, which could run code", hint=Call("runs list")
+            f"{name} is not loaded: it contains pickled objects other than tensors, which could run code",
+            hint=Call("runs list"),
         ) from None
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -197,7 +195,7 @@ def fit(
             train_set.close()
         remove_dialog_loss(model)
         use_plain_attention(model)
-    counter.gather()
+    counter.all_reduce()
     stop.raise_if_stopped(trainer.state.global_step)
     return FitResult(
         trainer=trainer,
@@ -210,14 +208,14 @@ def fit(
 
 
 def _out_of_memory(config: TrainConfig, runtime: Runtime) -> OutOfMemoryError:
-    """Return the error, with what saves memory next as its hint."""
-    parts, size = config.accumulation_steps, config.batch_size
-    if parts < size:
+    """Return the error, with the next setting that saves memory as its hint."""
+    micro_batches, size = config.accumulation_steps, config.batch_size
+    if micro_batches < size:
         hint = Change({"train.fit_batch": True})
     elif not config.activation_checkpointing:
         hint = Change({"train.activation_checkpointing": True})
     else:
         hint = Change({"data.max_tokens": 256})
-    where, at_once = "machine" if runtime.device == "cpu" else "GPU", size // parts
+    device, at_once = "machine" if runtime.device == "cpu" else "GPU", size // micro_batches
     dialogs = "1 dialog" if at_once == 1 else f"{at_once} dialogs"
-    return OutOfMemoryError(f"the {where} does not have enough memory for {dialogs} at once", hint=hint)
+    return OutOfMemoryError(f"the {device} does not have enough memory for {dialogs} at once", hint=hint)

@@ -1,4 +1,4 @@
-"""Floating-point operations of training, and what a device can do at most."""
+"""Floating-point operations of training, and the peak of a device."""
 
 PEAK_BF16 = {
     "B200": 2.25e15,
@@ -24,20 +24,20 @@ def flops_per_token(
     context: float,
     adapter: int = 0,
 ) -> float:
-    """Return operations to train on one token.
+    """Return the operations to train on one token.
 
-    6 for each parameter that takes part (forward 2, backward 4), the output layer at supervised tokens alone, and
-    6 L D for each token before it in attention (causal: half of 12 L D T in Chowdhery et al. 2022, appendix B).
+    6 for each parameter used (forward 2, backward 4), with the output layer only at supervised tokens, and 6 L D
+    for each previous token in attention (causal: half of 12 L D T in Chowdhery et al. 2022, appendix B).
 
     Args:
         parameters: without embeddings.
         width: of the model.
         layers: number of blocks.
         vocabulary: entries of the output layer.
-        supervised_share: share of the tokens that have a loss.
+        supervised_share: fraction of the tokens that have a loss.
         context: mean length of the dialog that a token is in.
-        adapter: parameters of an adapter that alone learns: all others have no gradient of their own, which is a
-            third of their operations. 0: all learn.
+        adapter: trained parameters of an adapter; the frozen weights then need no gradients, which are a third of
+            their operations. 0: all weights are trained.
     """
     each = 4 if adapter else 6
     head = width * vocabulary * supervised_share
@@ -45,7 +45,7 @@ def flops_per_token(
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Return the most operations a second of a device; None where that is not known."""
+    """Return the peak operations a second of a device; None if unknown."""
     if precision != "bf16":
         return None
     return next((peak for part, peak in PEAK_BF16.items() if part in device_name), None)

@@ -25,7 +25,7 @@ class Histogram(NamedTuple):
 
 
 HistogramSink = Callable[[int, dict[str, Histogram]], None]
-"""Takes the optimizer step and histograms by name (`gradients/...`, `weights/...`)."""
+"""Receives the optimizer step and histograms by name (`gradients/...`, `weights/...`)."""
 
 
 def histogram(tensor: torch.Tensor) -> Histogram | None:
@@ -44,20 +44,20 @@ def histogram(tensor: torch.Tensor) -> Histogram | None:
 
 
 class HistogramCallback(TrainerCallback):
-    """Hands on the histograms of all trained parameters every so many optimizer steps."""
+    """Sends histograms of all trained parameters to a sink every N optimizer steps."""
 
     def __init__(self, sink: HistogramSink, *, every: int) -> None:
         self._sink = sink
         self._every = every
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Take them in the first step and in every `every`-th."""
+        """Take histograms at the first step and at every N-th."""
         step = state.global_step + 1
         if not state.is_world_process_zero or (step != 1 and step % self._every):
             return
         taken: dict[str, Histogram] = {}
         for name, parameter in model.named_parameters():
             for kind, tensor in (("weights", parameter), ("gradients", parameter.grad)):
-                if tensor is not None and parameter.requires_grad and (made := histogram(tensor)) is not None:
-                    taken[f"{kind}/{name}"] = made
+                if tensor is not None and parameter.requires_grad and (found := histogram(tensor)) is not None:
+                    taken[f"{kind}/{name}"] = found
         self._sink(step, taken)

@@ -17,27 +17,27 @@ CHUNK_TOKENS = 512
 """Rows of logits held at once; 512 x 32,768 in bf16 are 32 MB."""
 
 _LEAST = torch.finfo(torch.float32).tiny
-"""Least probability that has a logarithm; a target below it counts as this one, 87 nats."""
+"""Smallest probability with a finite logarithm; a target below it counts as this, 87 nats."""
 
 
 _INSTALLED = ("forward", "_original_forward")
-"""Attributes of a model in training: our forward, and what accelerate keeps of it where it wraps it."""
+"""Attributes of a model in training: our forward, and the copy that accelerate stores when it wraps it."""
 
 
 def common_length(length: int) -> int:
-    """Return the least common length that is not shorter: multiples of 64, and from 512 on eight in an octave.
+    """Round a length up to a common one: multiples of 64, and from 512 on eight to each power of two.
 
     oneDNN compiles code for every new shape of a bf16 product, which takes longer than a product of short rows.
-    Rows that are filled up to few different lengths find that code in its cache.
+    Rows padded to few different lengths find that code in its cache.
     """
     step = max(64, (1 << length.bit_length()) // 16)
     return -(-length // step) * step
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies of a linear head; the gradients are made in the forward pass, chunk by chunk.
+    """Sum of cross-entropies of a linear head; the gradients are computed in the forward pass, chunk by chunk.
 
-    Logits and probabilities stay in the precision of the matrix products: turning each chunk to float32 and back
+    Logits and probabilities stay in the precision of the matrix products: converting chunks to float32 and back
     takes as long as the products. In bf16 the sum differs by some 1e-4 nats a token, the gradients do not.
     """
 
@@ -54,7 +54,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if compiles_shapes(dtype, hidden.device):
             hidden = pad(hidden, (0, 0, 0, common_length(len(hidden)) - len(hidden)))
         grad_hidden = torch.empty_like(hidden)
-        learns = ctx.needs_input_grad[1]  # not so where only an adapter does
+        learns = ctx.needs_input_grad[1]  # False if only an adapter is trained
         grad_weight: torch.Tensor | None = None
         total = hidden_SD.new_zeros((), dtype=torch.float32)
         rows = min(CHUNK_TOKENS, hidden.shape[0])
@@ -68,7 +68,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             total -= probabilities[at_targets].float().clamp_min(_LEAST).log().sum()
             grad_logits = probabilities
             grad_logits[at_targets] -= 1  # scatter_add_ copies the whole matrix twice
-            grad_logits[len(targets) :] = 0  # rows that only fill up
+            grad_logits[len(targets) :] = 0  # padding rows
             torch.mm(grad_logits, weight, out=grad_hidden[chunk])
             if not learns:
                 continue
@@ -93,10 +93,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 class _SharedEmbedding(torch.autograd.Function):
-    """Rows of a weight that is the output layer as well; its gradient is added to that of the output layer.
+    """Looks up rows of a weight tied to the output layer, and adds its gradient to that of the output layer.
 
-    Left to autograd, both are matrices of the whole vocabulary: one is filled with zeros for the few rows that a
-    batch has, and then the two are added.
+    Autograd would make two matrices of the whole vocabulary, one of them zero but for the few rows of the batch,
+    and then add them.
     """
 
     @staticmethod
@@ -110,7 +110,7 @@ class _SharedEmbedding(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_rows: torch.Tensor) -> tuple[None, torch.Tensor, None, None]:
         (ids,) = ctx.saved_tensors
-        (grad_weight,) = ctx.shared  # left there by the loss, whose backward pass comes first
+        (grad_weight,) = ctx.shared  # put there by the loss, whose backward pass comes first
         if ctx.padding is not None:
             grad_rows = grad_rows.masked_fill((ids == ctx.padding)[..., None], 0)
         grad_weight.index_add_(0, ids.flatten(), grad_rows.flatten(0, -2).to(grad_weight.dtype))
@@ -124,8 +124,8 @@ def _embed(module: torch.nn.Embedding, ids: torch.Tensor, shared: list[torch.Ten
     return rows
 
 
-def _shares_plainly(module: Any, head: Any) -> bool:
-    """Return whether an embedding has the weight of the output layer, and does no more than to look rows up."""
+def _is_plainly_tied(module: Any, head: Any) -> bool:
+    """Return whether an embedding is tied to the output layer and only looks rows up."""
     return (
         type(module) is torch.nn.Embedding
         and module.weight is head.weight
@@ -153,7 +153,7 @@ def chunked_cross_entropy(
         weight_VD: the output layer, without bias.
         targets_S: target ids.
         dtype: precision of the matrix products.
-        shared: takes the gradient of the weight, where something else that has this weight adds to it.
+        shared: receives the gradient of the weight if a tied embedding adds to it.
 
     Source: the maximum-likelihood objective of Radford et al. 2018, eq. 1, at supervised positions only.
     """
@@ -163,18 +163,18 @@ def chunked_cross_entropy(
 
 
 def compiles_shapes(dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether matrix products are compiled for each shape: those in bf16 on a CPU are."""
+    """Return whether matrix products are compiled for each shape, as those in bf16 on a CPU are."""
     return dtype == torch.bfloat16 and device.type == "cpu"
 
 
-def fill_row(input_ids: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and positions [1, T] with a common length; what fills them up belongs to no dialog."""
+def pad_row(input_ids: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and positions [1, T] padded to a common length; the padding belongs to no dialog."""
     more = common_length(input_ids.shape[1]) - input_ids.shape[1]
     return pad(input_ids, (0, more)), pad(position_ids, (0, more))
 
 
 def inside(module: Any, function: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor) -> torch.Tensor:
-    """Return what a function makes of a value in the place of a module's forward, with all that hooks into it."""
+    """Call a function as the forward of a module, with the module's hooks."""
     module.__dict__["forward"] = function
     try:
         result: torch.Tensor = module(value)
@@ -184,32 +184,32 @@ def inside(module: Any, function: Callable[[torch.Tensor], torch.Tensor], value:
 
 
 class TokenCounter:
-    """Counts what went through the model in training, in all processes: supervised tokens and all tokens."""
+    """Counts the supervised tokens and all tokens that the model was trained on, over all ranks."""
 
     def __init__(self) -> None:
         self.supervised = 0
         self.all = 0
-        """Those of all processes up to the last `gather`, and of this one since."""
-        self._gathered = (0, 0)
+        """Those of all ranks up to the last `all_reduce`, and of this rank since."""
+        self._reduced = (0, 0)
 
     def restore(self, tokens: int, supervised: int) -> None:
-        """Go on from where a checkpoint was."""
-        self._gathered = self.all, self.supervised = tokens, supervised
+        """Resume from the counts of a checkpoint."""
+        self._reduced = self.all, self.supervised = tokens, supervised
 
     def count(self, tokens: int, supervised: int) -> None:
-        """Count a part of a batch; one that only fills a batch up has nothing supervised."""
+        """Count a micro-batch, unless it has no supervised tokens and only fills up the batch."""
         if supervised:
             self.all += tokens
             self.supervised += supervised
 
-    def gather(self) -> None:
-        """Add what the other processes have counted; every process calls this at the same step."""
-        before = self._gathered
+    def all_reduce(self) -> None:
+        """Add the counts of the other ranks; every rank calls this at the same step."""
+        before = self._reduced
         more = process_group.all_reduce_ints([self.all - before[0], self.supervised - before[1]])
         self.restore(before[0] + more[0], before[1] + more[1])
 
     def metrics(self) -> dict[str, float]:
-        """Return the counts under the names by which they are logged."""
+        """Return the counts by the names of their metrics."""
         return {"train/tokens": self.all, "train/supervised_tokens": self.supervised}
 
 
@@ -220,11 +220,11 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
     that accumulation changes nothing. A method on the instance, so that the Trainer, compilation and wrappers for
     several devices see an ordinary model; `remove_dialog_loss` takes it away.
 
-    Of a model that is to be `sharded` every module is called, and no weight is used outside of its module: only
-    there is it whole.
+    A `sharded` model's weights are complete only inside their own modules, so every module is called and no weight
+    is used outside of its module.
     """
     head, words = model.get_output_embeddings(), model.get_input_embeddings()
-    shares = head.bias is None and not sharded and _shares_plainly(words, head)
+    tied = head.bias is None and not sharded and _is_plainly_tied(words, head)
 
     def forward(
         self: Any,
@@ -238,8 +238,8 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
     ) -> dict[str, torch.Tensor]:
         counter.count(input_ids.numel(), labels.numel())
         if compiles_shapes(dtype, input_ids.device):
-            input_ids, position_ids = fill_row(input_ids, position_ids)
-        shared: list[torch.Tensor] | None = [] if shares and torch.is_grad_enabled() else None
+            input_ids, position_ids = pad_row(input_ids, position_ids)
+        shared: list[torch.Tensor] | None = [] if tied and torch.is_grad_enabled() else None
         text = {"input_ids": input_ids} if shared is None else {"inputs_embeds": _embed(words, input_ids, shared)}
         hidden = self.base_model(**text, position_ids=position_ids, use_cache=False, **kwargs)[0][0]
         hidden = hidden.index_select(0, label_positions)
@@ -261,7 +261,7 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
 
 @contextmanager
 def own_forward(model: Any) -> Iterator[None]:
-    """Give a model in training its own forward for a while, as generation needs it."""
+    """Restore a model's own forward within a context, as generation needs it."""
     installed = {name: model.__dict__.pop(name) for name in _INSTALLED if name in model.__dict__}
     try:
         yield
@@ -270,6 +270,6 @@ def own_forward(model: Any) -> Iterator[None]:
 
 
 def remove_dialog_loss(model: Any) -> None:
-    """Give the model its own forward back, whatever wrapped it in between."""
+    """Restore the model's own forward, whatever wrapped it in between."""
     for name in _INSTALLED:
         model.__dict__.pop(name, None)

@@ -1,7 +1,4 @@
-"""How much memory a training step will take on the CPU, and how much there is.
-
-On a GPU the allocator tells; on the CPU the system kills a process that takes too much, without a word.
-"""
+"""Errors about memory, freed memory, and peak memory."""
 
 import ctypes
 import sys
@@ -11,20 +8,20 @@ import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that there is no memory left; torch has one of its own for GPUs alone."""
-    told = ("DefaultCPUAllocator", "Cannot allocate memory")
+    """Return whether an error means out of memory; torch has an exception type of its own only for GPUs."""
+    markers = ("DefaultCPUAllocator", "Cannot allocate memory")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+        isinstance(error, RuntimeError) and any(marker in str(error) for marker in markers)
     )
 
 
 def keep_freed_memory() -> None:
-    """Make the C library keep what is freed for the next step, instead of giving it back to the system.
+    """Make the C library keep freed memory for the next step, instead of returning it to the system.
 
-    A step frees and takes again matrices of the size of the vocabulary. Each would be a new mapping, whose pages
-    the system clears one by one: a sixth of a step. Does nothing but where there is glibc.
+    A step frees and allocates matrices of the size of the vocabulary. Each would be a new mapping, whose pages the
+    system clears one by one: a sixth of a step. Does nothing without glibc.
     """
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # of malloc.h
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # from malloc.h
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(mmap_max, 0)
@@ -33,7 +30,7 @@ def keep_freed_memory() -> None:
 
 
 def peak_bytes(device: str) -> int | None:
-    """Return the most memory held so far: of the GPU, or of the process. None where the system does not tell."""
+    """Return the peak memory of the GPU or of the process so far; None if the system does not report it."""
     if device == "cuda":
         return int(torch.cuda.max_memory_allocated())
     try:

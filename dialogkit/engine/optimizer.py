@@ -39,7 +39,7 @@ def orthogonalized(
 ) -> torch.Tensor:
     """Return a matrix of the same singular vectors, with all singular values near 1 (0.5 to 1.5).
 
-    The quintic Newton-Schulz iteration of Jordan et al. 2024 as torch makes it, but in the matrix's own type.
+    The quintic Newton-Schulz iteration of Jordan et al. 2024 as in torch, but in the matrix's own dtype.
     """
     a, b, c = coefficients
     tall = matrix.shape[0] > matrix.shape[1]
@@ -52,10 +52,10 @@ def orthogonalized(
 
 
 class MuonWithAdamW(Optimizer):
-    """Two optimizers that are stepped, saved and given their learning rates as one.
+    """Two optimizers that step, save and change their learning rates as one.
 
-    Muon takes the direction of a matrix's momentum with all its singular values made equal, by a Newton-Schulz
-    iteration (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"); its steps are scaled
+    Muon orthogonalizes a matrix's momentum by a Newton-Schulz iteration, which brings its singular values near 1
+    (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"); its steps are scaled
     to the size of AdamW's (Liu et al. 2025, arXiv:2502.16982): one learning rate and weight decay serve both.
     """
 
@@ -66,7 +66,7 @@ class MuonWithAdamW(Optimizer):
         config: TrainConfig,
         precision: Precision,
     ) -> None:
-        self._parts: list[Optimizer] = [
+        self._optimizers: list[Optimizer] = [
             (Muon if precision == "bf16" else Float32Muon)(
                 matrices,
                 lr=config.learning_rate,
@@ -81,24 +81,24 @@ class MuonWithAdamW(Optimizer):
                 fused=True,
             ),
         ]
-        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        super().__init__([group for optimizer in self._optimizers for group in optimizer.param_groups], {})
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Step both. `closure` computes the loss again, as torch has it; HF gives none."""
+        """Step both. `closure` recomputes the loss, as in torch; HF passes none."""
         loss = None if closure is None else closure()
-        for part in self._parts:
-            part.step()
+        for optimizer in self._optimizers:
+            optimizer.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of both."""
-        return {"parts": [part.state_dict() for part in self._parts]}
+        return {"parts": [optimizer.state_dict() for optimizer in self._optimizers]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore both."""
-        for part, state in zip(self._parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
-        self.param_groups = [group for part in self._parts for group in part.param_groups]
+        for optimizer, state in zip(self._optimizers, state_dict["parts"], strict=True):
+            optimizer.load_state_dict(state)
+        self.param_groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
 
 def muon_with_adamw(
@@ -108,9 +108,9 @@ def muon_with_adamw(
 
     Args:
         model: a causal transformers model.
-        decayed: names of the parameters that weight decay applies to.
+        decayed: names of the parameters with weight decay.
         config: learning rate, decay and AdamW's settings.
-        precision: that of the products, Muon's among them.
+        precision: of the matrix products, including Muon's.
     """
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
     if hasattr(model.base_model, "wpe"):

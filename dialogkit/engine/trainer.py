@@ -19,20 +19,20 @@ from transformers.trainer_utils import seed_worker
 
 from dialogkit.config.train import TrainConfig
 from dialogkit.distributed import process_group, shutdown
-from dialogkit.distributed.sharding import own_part
-from dialogkit.engine.adapter_checkpoints import complete_adapter, is_adapted, load_adapter
-from dialogkit.engine.batches import DealtBatches, DealtDialogs, EpochOrder
+from dialogkit.distributed.sharding import own_shard
+from dialogkit.engine.adapter_checkpoints import complete_adapter, has_adapter, load_adapter
+from dialogkit.engine.batches import BalancedBatches, EpochOrder, NegatableDialogs
 from dialogkit.engine.budget import BudgetPlan
-from dialogkit.engine.callbacks import EvaluationLeft, MetricCallback, MetricSink, diverged
+from dialogkit.engine.callbacks import EvaluationAborted, MetricCallback, MetricSink, diverged
 from dialogkit.engine.checkpoints import (
     Progress,
     back_up,
+    commit,
     move_foreign,
     read_progress,
     remove_torn,
     restore,
     rotate,
-    seal,
     set_aside,
 )
 from dialogkit.engine.clipping import clip_gradients, gradient_norm
@@ -69,10 +69,10 @@ class Streamed(Protocol):
     def save(self, folder: Path) -> None:
         """Write the position into a checkpoint."""
 
-    def tell(self) -> Any:
+    def row_counts(self) -> Any:
         """Return what the other ranks need to know about what this one has read."""
 
-    def hear(self, told: Sequence[Any]) -> None:
+    def merge_row_counts(self, ranks: Sequence[Any]) -> None:
         """Receive what each rank has read; may raise an error that ends all of them."""
 
     def close(self) -> None:
@@ -136,16 +136,16 @@ class DialogTrainer(OpenTrainer):
         if parts * process_group.world_size() == 1:
             return super().get_train_dataloader()
         dialogs: Any = self.train_dataset
-        batches = DealtBatches(
+        batches = BalancedBatches(
             dialogs.lengths,
             self._config.batch_size,
-            parts=parts,
+            micro_batches=parts,
             processes=process_group.world_size(),
             process=process_group.rank(),
         )
         self.add_callback(EpochOrder(batches))
         return DataLoader(
-            DealtDialogs(dialogs),
+            NegatableDialogs(dialogs),
             batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -196,7 +196,7 @@ class DialogTrainer(OpenTrainer):
         if self.state.best_global_step is not None:
             # HF does so only on a rank that sees the folder already; the others would not load it at the end.
             self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
-        self._counter.gather()
+        self._counter.all_reduce()
         losses = process_group.all_gather(self.unlogged_loss)
         backup: Path | None = None
         try:
@@ -211,7 +211,7 @@ class DialogTrainer(OpenTrainer):
             if process_group.is_main_process():
                 progress = self._metrics.progress(step, sum(losses) / len(losses))
                 per_rank = losses if len(losses) > 1 else []
-                seal(folder, replace(progress, evaluation_due=self._evaluation_due, window_losses=per_rank))
+                commit(folder, replace(progress, evaluation_due=self._evaluation_due, window_losses=per_rank))
             process_group.barrier()  # no rank looks for it before it exists
         except (OSError, SafetensorError, RuntimeError) as error:
             if shutdown.is_lost_peer(error):
@@ -260,14 +260,14 @@ class DialogTrainer(OpenTrainer):
         best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
         if read_progress(best) is None:
             raise CheckpointError(f"{best.name}, whose weights are the best, was damaged after it was saved")
-        if is_adapted(self.model):
+        if has_adapter(self.model):
             load_adapter(self.model, best)
         else:
             super().load_best_model()
 
     def load_checkpoint(self, folder: Path, model: Any = None) -> None:
         """Load a checkpoint's weights, or its adapter."""
-        if is_adapted(self.model):
+        if has_adapter(self.model):
             load_adapter(self.model, folder)
         else:
             super().load_checkpoint(folder, model)
@@ -275,7 +275,7 @@ class DialogTrainer(OpenTrainer):
     def save_weights(self, folder: Path, weights: dict[str, Any] | None) -> None:
         """Save the model, or only its adapter, as a transformers folder."""
         super().save_weights(folder, weights)
-        if is_adapted(self.model) and self.args.should_save:
+        if has_adapter(self.model) and self.args.should_save:
             complete_adapter(self.model, folder)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -283,15 +283,15 @@ class DialogTrainer(OpenTrainer):
         scores = self._scorer()
         metrics = {f"eval_{name}": value for name, value in scores.items()}
         self.log(dict(metrics))
-        self._counter.gather()
+        self._counter.all_reduce()
         aborted = False
         try:
             logged = {f"eval/{name}": value for name, value in scores.items()}
             self._sink(self.state.global_step, logged | self._counter.metrics())
-        except EvaluationLeft:
+        except EvaluationAborted:
             aborted = True
         if process_group.broadcast(aborted):  # the other ranks wait here for rank 0's replies
-            raise EvaluationLeft
+            raise EvaluationAborted
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -326,7 +326,7 @@ class StreamCallback(TrainerCallback):
 
     def __init__(self, stream: Streamed) -> None:
         self._stream = stream
-        self._told: Any = None
+        self._exchanged: Any = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the epoch that is logged."""
@@ -335,10 +335,10 @@ class StreamCallback(TrainerCallback):
 
     def exchange(self) -> None:
         """Exchange what the ranks have read, if one has news; every rank calls this at the same step."""
-        news = self._stream.tell()
-        if process_group.all_reduce_ints([int(news != self._told)])[0]:
-            self._told = news
-            self._stream.hear(process_group.all_gather(news))
+        news = self._stream.row_counts()
+        if process_group.all_reduce_ints([int(news != self._exchanged)])[0]:
+            self._exchanged = news
+            self._stream.merge_row_counts(process_group.all_gather(news))
 
 
 def planned_steps(checkpoint: Path) -> int:
@@ -370,7 +370,7 @@ def set_aside_torn_best(checkpoint: Path) -> str | None:
 def require_finite(model: Any, step: int, learning_rate: float) -> None:
     """Raise DivergedError if a weight is not finite."""
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(own_part(parameter)).all():
+        if not torch.isfinite(own_shard(parameter)).all():
             raise diverged(f"the weights {name} are not finite", step, learning_rate)
 
 
@@ -390,6 +390,6 @@ def require_space(run: Path, model: Any) -> None:
     Of an adapted model these are what learns; tokenizer and arguments, which can be more than that, take some MiB.
     """
     learns = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    needed = 1.1 * 12 * learns + (_BESIDE_ADAPTER_BYTES if is_adapted(model) else 0)
+    needed = 1.1 * 12 * learns + (_BESIDE_ADAPTER_BYTES if has_adapter(model) else 0)
     if (free := shutil.disk_usage(run).free) < needed:
         raise OSError(errno.ENOSPC, f"{needed / 2**20:,.0f} MiB are needed and {free / 2**20:,.0f} MiB are free")

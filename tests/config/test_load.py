@@ -350,7 +350,7 @@ def test_all_problems_are_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'{"train": {"epochs": 1, "epochs": 2}}', "the key 'epochs' stands twice"),
+        (b'{"train": {"epochs": 1, "epochs": 2}}', "the key 'epochs' appears twice"),
         (b'{"train": {"learning_rate": NaN}}', "NaN is not a number"),
         (b'{"train": {"learning_rate": -Infinity}}', "-Infinity is not a number"),
         (b'{"train":\n {"epochs": }}', "settings.json:2: not valid JSON"),

@@ -342,9 +342,9 @@ def test_a_cache_on_a_full_disk_leaves_nothing_behind(
     [
         (
             [row("a", "b")],
-            "rows.jsonl leaves 1 usable dialog; to train and to evaluate takes at least 2 that differ",
+            "rows.jsonl leaves 1 usable dialog; at least 2 distinct ones are needed",
         ),
-        ([row("a", "b")] * 5, r"leaves 5 usable dialogs \(which all say the same\); "),
+        ([row("a", "b")] * 5, r"leaves 5 usable dialogs \(all identical\); "),
         ([row("a", "b"), row("a", "")], r"first unusable row is rows\.jsonl:2: message 2 \(assistant\) is empty"),
         (
             [row("a" * 100, "b"), row("c" * 100, "d")],

@@ -33,8 +33,8 @@ def read(content: bytes, name: str = "rows.jsonl", **settings: Any) -> RawData:
 MALFORMED = {
     "not valid JSON: expecting value": "nothing",
     "not valid JSON: extra data": GOOD + GOOD,
-    "the key 'prompt' stands twice": '{"prompt": "a", "prompt": "b", "response": "c"}',
-    "the key 'role' stands twice": '{"messages": [{"role": "user", "role": "assistant", "content": "x"}]}',
+    "the key 'prompt' appears twice": '{"prompt": "a", "prompt": "b", "response": "c"}',
+    "the key 'role' appears twice": '{"messages": [{"role": "user", "role": "assistant", "content": "x"}]}',
     "a row must be an object, not a list": "[1]",
     "nested too deeply": "[" * 200_000,
     "a number of more than 4,300 digits": '{"prompt": ' + "9" * 5000 + "}",
@@ -114,7 +114,7 @@ def test_an_array_that_does_not_end_well_is_told(end: str) -> None:
 
 
 def test_a_column_that_stands_twice_is_told() -> None:
-    with pytest.raises(DataError, match="the column 'prompt' stands twice"):
+    with pytest.raises(DataError, match="the column 'prompt' appears twice"):
         read(b"prompt,response,prompt\na,b,c\n", "rows.csv")
 
 

@@ -1,4 +1,4 @@
-"""An error that only tells of the loss of another process, and one of this process itself."""
+"""Errors that only mean that another rank is lost, and errors of this rank itself."""
 
 import pytest
 
@@ -18,7 +18,7 @@ from dialogkit.errors import DataError, ProcessLostError
         (RuntimeError("NCCL Error 2: unhandled system error"), True),
         (RuntimeError("Broken pipe in TCPStore::get"), True),
         (RuntimeError("[2] is setting up a communicator, but store->get('0') has an error"), True),
-        # Nothing that a new start would help.
+        # A restart would not help.
         (
             RuntimeError(
                 "don't know how to restore data location of torch.storage.UntypedStorage (tagged with a)"
@@ -30,5 +30,5 @@ from dialogkit.errors import DataError, ProcessLostError
         (DataError("the store is empty"), False),
     ],
 )
-def test_which_errors_tell_that_another_process_is_lost(error: Exception, lost: bool) -> None:
+def test_which_errors_mean_that_another_rank_is_lost(error: Exception, lost: bool) -> None:
     assert is_lost_peer(error) is lost

@@ -1,4 +1,4 @@
-"""A process knows its place from what torchrun, Slurm and others put into its environment."""
+"""A process reads its rank from the environment that torchrun, Slurm and others set."""
 
 import os
 
@@ -27,7 +27,7 @@ SRUN = {
 
 
 @pytest.fixture(autouse=True)
-def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name in TORCHRUN or name.startswith(("SLURM_", "TORCHELASTIC_")):
             monkeypatch.delenv(name)
@@ -40,7 +40,7 @@ def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
         (TORCHRUN, Rank(3, 4, 1, 2)),
         # A pod of a cluster with one process knows no local rank.
         ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a"}, Rank(1, 2, 0, 1)),
-        # Alone: platforms tell it to every program.
+        # A single process: platforms set this for every program.
         ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "a"}, None),
         ({**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}, Rank(0, 1, 1, 2)),
         ({"RANK": "1", "WORLD_SIZE": "2"}, None),
@@ -59,11 +59,13 @@ def test_a_process_knows_its_place(
     assert this_rank() == rank
 
 
-def test_what_slurm_tells_is_told_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurms_rank_is_exported_for_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", dict(SRUN))
     export_for_torch()
-    told = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
-    assert told == {
+    exported = {
+        name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    }
+    assert exported == {
         "RANK": "5",
         "WORLD_SIZE": "8",
         "LOCAL_RANK": "1",
@@ -99,7 +101,7 @@ def test_accelerate_launch_does_not_choose_how_to_compute(
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "message"),
     [
         ({"ACCELERATE_USE_FSDP": "true", **TORCHRUN}, "asked for FSDP"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asked for DeepSpeed"),
@@ -108,9 +110,9 @@ def test_accelerate_launch_does_not_choose_how_to_compute(
     ],
 )
 def test_accelerate_launch_is_not_left_to_do_less_than_it_was_asked_for(
-    asked: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+    asked: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "environ", {**ACCELERATE, **asked})
-    with pytest.raises(ConfigError, match=told) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         reject_foreign_settings.__wrapped__()
     assert "accelerate launch --multi_gpu --num_processes 2 --module dialogkit train" in str(typed(error.value))

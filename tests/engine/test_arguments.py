@@ -1,4 +1,4 @@
-"""The numbers of steps, and what HF is told: each setting once, and nothing that is ours to do."""
+"""The schedule, and the arguments passed to HF."""
 
 import warnings
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Dialogs that share a row must not notice each other."""
+"""Dialogs in one row must not affect each other."""
 
 from collections.abc import Callable
 from typing import Any

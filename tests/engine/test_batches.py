@@ -1,4 +1,4 @@
-"""Global batches are the same sets of dialogs for any number of processes, dealt out by tokens."""
+"""Global batches are the same sets of dialogs for any number of processes, balanced by tokens."""
 
 import random
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dialogkit.config.train import TrainConfig
-from dialogkit.engine.batches import DealtBatches, DealtDialogs, deal, deal_parts
+from dialogkit.engine.batches import BalancedBatches, NegatableDialogs, balance, balance_micro_batches
 from dialogkit.errors import ConfigError
 
 SPLITS = [(1, 2), (2, 1), (2, 2), (4, 2), (8, 1)]
@@ -17,61 +17,71 @@ def lengths_of(number: int) -> list[int]:
     return [int(chance.lognormvariate(5, 0.8)) + 4 for _ in range(number)]
 
 
-@pytest.mark.parametrize("hands", [1, 2, 7, 16])
-def test_every_dialog_is_dealt_once_and_no_hand_is_empty(hands: int) -> None:
+@pytest.mark.parametrize("groups", [1, 2, 7, 16])
+def test_every_dialog_is_in_one_group_and_no_group_is_empty(groups: int) -> None:
     lengths = lengths_of(16)
-    dealt = deal(lengths, hands)
-    assert sorted(dialog for hand in dealt for dialog in hand) == list(range(16))
-    assert len(dealt) == hands
-    assert all(dealt)
+    balanced = balance(lengths, groups)
+    assert sorted(dialog for group in balanced for dialog in group) == list(range(16))
+    assert len(balanced) == groups
+    assert all(balanced)
 
 
-def test_hands_hold_about_the_same_number_of_tokens() -> None:
+def test_groups_have_about_the_same_number_of_tokens() -> None:
     lengths = lengths_of(512)
-    loads = [sum(lengths[dialog] for dialog in hand) for hand in deal(lengths, 8)]
+    loads = [sum(lengths[dialog] for dialog in group) for group in balance(lengths, 8)]
     in_turn = [sum(lengths[start::8]) for start in range(8)]
     mean = sum(lengths) / 8
     assert max(loads) / mean < 1.01 < max(in_turn) / mean
 
 
-def test_one_long_dialog_leaves_the_rest_to_the_others() -> None:
-    assert deal([100, 1, 1, 1], 2) == [[0], [1, 2, 3]]
+def test_one_long_dialog_is_balanced_by_all_others() -> None:
+    assert balance([100, 1, 1, 1], 2) == [[0], [1, 2, 3]]
 
 
-@pytest.mark.parametrize(("processes", "parts"), SPLITS)
-def test_each_process_has_its_number_of_parts_and_its_share_of_tokens(processes: int, parts: int) -> None:
+@pytest.mark.parametrize(("processes", "micro_batches"), SPLITS)
+def test_every_process_has_as_many_micro_batches_and_tokens(processes: int, micro_batches: int) -> None:
     lengths = lengths_of(256)
-    held = deal_parts(lengths, processes, parts)
-    assert [len(of_one) for of_one in held] == [parts] * processes
-    loads = [sum(lengths[dialog] for part in of_one for dialog in part) for of_one in held]
+    assigned = balance_micro_batches(lengths, processes, micro_batches)
+    assert [len(of_one) for of_one in assigned] == [micro_batches] * processes
+    loads = [sum(lengths[dialog] for group in of_one for dialog in group) for of_one in assigned]
     assert max(loads) / (sum(lengths) / processes) < 1.02
 
 
-def drawn(processes: int, parts: int, epoch: int = 0, number: int = 21, batch: int = 8) -> list[list[list[int]]]:
-    """Return the dialogs of each step's parts, of all processes."""
+def drawn(
+    processes: int, micro_batches: int, epoch: int = 0, number: int = 21, batch: int = 8
+) -> list[list[list[int]]]:
+    """Return the dialogs of each step's micro-batches, of all processes."""
     torch.manual_seed(42)
     steps: list[list[list[int]]] = [[] for _ in range(-(-number // batch))]
     for process in range(processes):
-        batches = DealtBatches(lengths_of(number), batch, parts=parts, processes=processes, process=process)
+        batches = BalancedBatches(
+            lengths_of(number), batch, micro_batches=micro_batches, processes=processes, process=process
+        )
         batches.set_epoch(epoch)
         assert batches.steps == len(steps)
         made = list(batches)
         assert len(made) == len(batches)
-        for step, part in enumerate(made):
-            steps[step // parts].append(part)
+        for number_made, group in enumerate(made):
+            steps[number_made // micro_batches].append(group)
     return steps
 
 
-@pytest.mark.parametrize(("processes", "parts"), SPLITS)
-def test_a_global_batch_is_the_same_set_for_any_split(processes: int, parts: int) -> None:
+@pytest.mark.parametrize(("processes", "micro_batches"), SPLITS)
+def test_a_global_batch_is_the_same_set_for_any_split(processes: int, micro_batches: int) -> None:
     for epoch in (0, 1):
         alone = [sorted(step[0]) for step in drawn(1, 1, epoch)]
-        split = drawn(processes, parts, epoch)
-        assert [sorted(i for part in step for i in part if i >= 0) for step in split] == alone
-        # The last batch has five dialogs: where there are more parts, some only fill up, with one of these.
-        assert all(part for step in split for part in step)
-        assert all(~i in step for step, parts in zip(alone, split, strict=True) for p in parts for i in p if i < 0)
-    assert drawn(processes, parts, 0) != drawn(processes, parts, 1)
+        split = drawn(processes, micro_batches, epoch)
+        assert [sorted(i for group in step for i in group if i >= 0) for step in split] == alone
+        # The last batch has five dialogs: of more micro-batches, some only have a negative index of one of these.
+        assert all(group for step in split for group in step)
+        assert all(
+            ~i in step
+            for step, groups in zip(alone, split, strict=True)
+            for group in groups
+            for i in group
+            if i < 0
+        )
+    assert drawn(processes, micro_batches, 0) != drawn(processes, micro_batches, 1)
 
 
 def test_the_order_is_that_of_the_trainers_own_batches() -> None:
@@ -84,32 +94,32 @@ def test_the_order_is_that_of_the_trainers_own_batches() -> None:
     ]
 
 
-def test_a_dialog_that_fills_up_has_nothing_to_learn(small: object) -> None:
+def test_a_negative_index_gives_a_dialog_without_supervised_tokens(small: object) -> None:
     dialogs = small.train  # type: ignore[attr-defined]
-    dealt = DealtDialogs(dialogs)
-    assert len(dealt) == len(dialogs)
-    assert (dealt[3]["input_ids"] == dealt[~3]["input_ids"]).all()
-    assert dealt[3]["supervised"].any()
-    assert not dealt[~3]["supervised"].any()
+    negatable = NegatableDialogs(dialogs)
+    assert len(negatable) == len(dialogs)
+    assert (negatable[3]["input_ids"] == negatable[~3]["input_ids"]).all()
+    assert negatable[3]["supervised"].any()
+    assert not negatable[~3]["supervised"].any()
     assert dialogs[3]["supervised"].any()
 
 
 @pytest.mark.parametrize(
-    ("size", "parts", "processes", "told"),
+    ("size", "micro_batches", "processes", "message"),
     [
         (8, 1, 3, "6 or 9 would, and 1 or 2 processes would as well"),
-        (8, 2, 8, "each in 2 parts: 16 would, and 1, 2 or 4 processes would as well"),
+        (8, 2, 8, "each in 2 micro-batches: 16 would, and 1, 2 or 4 processes would as well"),
         (4, 1, 8, "8 would, and 1, 2 or 4 processes would as well"),
     ],
 )
-def test_uneven_splits_are_refused_with_the_numbers_that_work(
-    size: int, parts: int, processes: int, told: str
+def test_indivisible_batches_are_refused_with_the_numbers_that_work(
+    size: int, micro_batches: int, processes: int, message: str
 ) -> None:
-    config = TrainConfig(batch_size=size, accumulation_steps=parts)
+    config = TrainConfig(batch_size=size, accumulation_steps=micro_batches)
     with pytest.raises(ConfigError, match="does not split evenly") as refused:
-        config.require_even(processes)
-    assert told in refused.value.message
+        config.require_divisible(processes)
+    assert message in refused.value.message
     assert refused.value.hint is not None
     better = int(refused.value.hint.rpartition("=")[2])
-    config.model_copy(update={"batch_size": better}).require_even(processes)
-    config.require_even(1)
+    config.model_copy(update={"batch_size": better}).require_divisible(processes)
+    config.require_divisible(1)

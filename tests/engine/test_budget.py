@@ -36,8 +36,8 @@ class Training:
         budget = Budget(seconds, started=self.clock.now, evaluation_s=2.0, end_s=3.0)
         self.clock.now += 5.0  # imports, data, the model
         self.plan = BudgetPlan(self.config.schedule, self.config.warmup_fraction, budget)
-        self.told: list[Schedule] = []
-        self.callback = BudgetCallback(self.config, budget, self.plan, self.told.append)
+        self.planned: list[Schedule] = []
+        self.callback = BudgetCallback(self.config, budget, self.plan, self.planned.append)
         self.state = SimpleNamespace(
             global_step=0, max_steps=UNPLANNED, eval_steps=UNPLANNED, save_steps=UNPLANNED, logging_steps=UNPLANNED
         )
@@ -136,7 +136,7 @@ def test_a_budget_that_does_not_bind_has_the_learning_rates_and_evaluations_of_a
     plain = training.config.model_copy(update={"budget_s": None})
     assert training.factors == pytest.approx(factors_without_budget(plain, steps), abs=1e-9)
     expected = resolve_schedule(plain, 10**6)
-    assert training.told[0] == expected
+    assert training.planned[0] == expected
     assert training.state.global_step == training.state.max_steps == steps
     assert training.evaluated == [*range(expected.eval_every_steps, steps, expected.eval_every_steps), steps]
 
@@ -168,7 +168,7 @@ def test_more_steps_than_fit_end_on_time_with_the_schedule_at_its_end(
     training.begin()
     training.run(lambda step: seconds / 80)
     assert training.whole_s() == pytest.approx(seconds, rel=0.05)
-    assert training.told[0].total_steps == max_steps
+    assert training.planned[0].total_steps == max_steps
     assert training.factors[-1] < 0.06
     assert max(training.factors) > 0.9
     assert training.evaluated[-1] == training.state.max_steps
@@ -256,6 +256,6 @@ def test_a_training_that_goes_on_has_the_time_that_is_left(monkeypatch: pytest.M
 
 
 def test_a_budget_that_leaves_no_time_to_train_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="a budget of 9 s leaves no time to train") as caught:
+    with pytest.raises(ConfigError, match="a budget of 9 s is too short to train") as caught:
         Training(monkeypatch, 9.0).begin()
     assert caught.value.hint == "--budget 20s"

@@ -205,13 +205,13 @@ def test_evaluations_are_told_beside_the_steps(small: Any) -> None:
         small.model(), small.train, max_steps=5, eval_every_steps=2,
         score=lambda: {"nats_per_token": next(values), "accuracy": 0.5}, sink=lambda *point: points.append(point),
     )  # fmt: skip
-    told = [(step, metrics) for step, metrics in points if "eval/nats_per_token" in metrics]
-    assert [(step, {k: v for k, v in metrics.items() if "eval" in k}) for step, metrics in told] == [
+    evaluations = [(step, metrics) for step, metrics in points if "eval/nats_per_token" in metrics]
+    assert [(step, {k: v for k, v in metrics.items() if "eval" in k}) for step, metrics in evaluations] == [
         (step, {"eval/nats_per_token": value, "eval/accuracy": 0.5})
         for step, value in ((2, 3.0), (4, 2.0), (5, 1.0))
     ]
     tokens = {step: metrics["train/tokens"] for step, metrics in points if "train/loss" in metrics}
-    assert [metrics["train/tokens"] for _, metrics in told] == [tokens[step] for step in (2, 4, 5)]
+    assert [metrics["train/tokens"] for _, metrics in evaluations] == [tokens[step] for step in (2, 4, 5)]
     assert all(not key.startswith("eval") for _, metrics in points if "train/loss" in metrics for key in metrics)
 
 
@@ -254,7 +254,7 @@ def test_a_signal_ends_a_training_after_its_step_with_a_checkpoint(
     points = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert (process.returncode, record["status"], out) == (code, "interrupted", "")
     assert f"error: stopped by {name} after step {step}; its checkpoint is kept" in errors
-    assert "a second signal ends at once" in seen + rest
+    assert "press Ctrl-C again to quit now" in seen + rest
     assert "Traceback" not in seen + rest
     assert points[-1]["step"] == step
     assert is_sound(checkpoint)
@@ -273,7 +273,7 @@ def test_the_handlers_of_signals_are_given_back(small: Any, poisoned: Any) -> No
 
 
 def test_a_second_signal_ends_at_once() -> None:
-    # Python's own handler: a process started in the background may have been told to ignore Ctrl-C.
+    # Python's own handler: a process started in the background may have been set to ignore Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     heard: list[bool] = []
     stop = StopAtSignal(lambda: heard.append(True))

@@ -1,4 +1,4 @@
-"""Rotation removes what was sealed, as it was sealed, and nothing else; what is sealed stays whatever it meets."""
+"""Rotation removes committed files as they were committed, and nothing else."""
 
 import errno
 import os
@@ -13,12 +13,12 @@ from dialogkit.config.paths import DOOMED, MANIFEST
 from dialogkit.engine.checkpoints import (
     Progress,
     back_up,
+    commit,
     move_foreign,
     newest_valid,
     read_progress,
     restore,
     rotate,
-    seal,
 )
 
 FILES = ["model.safetensors", "optimizer.pt", "trainer_state.json", "pytorch_model_fsdp_0/__0_0.distcp"]
@@ -29,7 +29,7 @@ def checkpoint(run: Path, step: int) -> Path:
     for name in FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"{name} {step}")
-    seal(folder, Progress(step=step))
+    commit(folder, Progress(step=step))
     return folder
 
 
@@ -141,11 +141,11 @@ def test_a_checkpoint_that_cannot_be_removed_is_reported_and_tried_again(
             raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
         unlink(path, missing_ok=missing_ok)
 
-    told = ["checkpoint-1 is of no more use and cannot be removed: operation not permitted"]
+    problems = ["checkpoint-1 is no longer needed but cannot be removed: operation not permitted"]
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", refuse)
         for _ in range(2):
-            assert rotate(old.parent, keep=2, best_step=None) == told
+            assert rotate(old.parent, keep=2, best_step=None) == problems
             assert steps(old.parent) == [2, 3]
             assert (old / DOOMED).is_file()
     assert rotate(old.parent, keep=2, best_step=None) == []
@@ -182,7 +182,7 @@ def test_a_checkpoint_that_0_1_0_had_half_removed_goes(old: Path) -> None:
     assert names(left) == {"notes.txt"}
 
 
-def test_a_checkpoint_that_is_written_again_is_there_until_the_new_one_is_sealed(old: Path) -> None:
+def test_a_checkpoint_that_is_written_again_is_kept_until_the_new_one_is_committed(old: Path) -> None:
     newest = old.with_name("checkpoint-3")
     a_note(newest)
     put = back_up(newest)

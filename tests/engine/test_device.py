@@ -1,4 +1,4 @@
-"""Device and precision, each decided for a reason that is told."""
+"""Device and precision, each selected for a stated reason."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -37,7 +37,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("there", "device", "because"),
     [
-        ({}, "cpu", "no GPU is there"),
+        ({}, "cpu", "no GPU is available"),
         ({"mps": True}, "mps", "Apple MPS is there"),
         ({"cuda": (9, 0)}, "cuda", "a CUDA device is there"),
         ({"cuda": (9, 0), "mps": True}, "cuda", "a CUDA device is there"),

@@ -22,7 +22,7 @@ from dialogkit.cli.run_view import render_run
 from dialogkit.config.load import load_with_origins
 from dialogkit.config.model import ModelConfig
 from dialogkit.config.problems import known_settings
-from dialogkit.engine.checkpoints import read_progress, seal
+from dialogkit.engine.checkpoints import commit, read_progress
 from dialogkit.errors import CheckpointError, DataError, DialogKitError, ModelError, StorageError
 from dialogkit.inference.results import ReplyResult
 from dialogkit.models.tokenizer import with_format
@@ -316,9 +316,9 @@ def test_a_pickle_in_a_checkpoint_does_not_run(name: str, stopped: RunDir) -> No
     progress = read_progress(newest)
     assert progress is not None
     (newest / name).write_bytes(pickle.dumps({"state": Payload(), "param_groups": []}))
-    seal(newest, progress)
+    commit(newest, progress)
     if name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        with pytest.raises(ModelError, match="checkpoint-2 is not loaded: it holds more than tensors"):
+        with pytest.raises(ModelError, match="checkpoint-2 is not loaded: it contains pickled objects"):
             resume(stopped)
     elif name == "scaler.pt":  # such a checkpoint is none
         with pytest.raises(CheckpointError, match="no checkpoint of the run 'stopped' is whole"):

@@ -13,7 +13,7 @@ import pytest
 
 from dialogkit.config.load import load_run_config
 from dialogkit.engine import trainer
-from dialogkit.engine.checkpoints import MANIFEST, newest_valid, read_progress, seal
+from dialogkit.engine.checkpoints import MANIFEST, commit, newest_valid, read_progress
 from dialogkit.errors import CheckpointError, ConfigError, InterruptedRunError, ModelError, StorageError
 from dialogkit.services.train import resume, train
 from dialogkit.services.training import samples
@@ -150,7 +150,7 @@ def test_after_a_chain_of_five_kills_nothing_differs(whole: tuple[Any, Any]) -> 
             resume(run, reporter=KillAt(step))
     assert resume(run) is not None
     assert (digests("stopped"), history("stopped")) == whole
-    assert [told["step"] for told in run.read().resumed] == [0, 3, 3, 6, 9]
+    assert [resumption.step for resumption in run.read().resumed] == [0, 3, 3, 6, 9]
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.faults), signal.SIGTERM])
@@ -208,7 +208,7 @@ def test_wandb_gets_one_run_and_no_step_twice(whole: tuple[Any, Any]) -> None:
     run = RunDir(Path("models/runs/stopped"))
     assert resume(run) is not None
     folders = sorted(Path("models/wandb").glob("offline-run-*"))
-    assert {folder.name.rpartition("-")[2] for folder in folders} == {run.read().wandb["id"]}
+    assert {folder.name.rpartition("-")[2] for folder in folders} == {run.read().wandb.id}
     assert len(folders) == 2
     points = [point for folder in folders for point in wandb_history(wandb_records(folder))]
     steps = [point["train/step"] for point in points if "train/loss" in point]
@@ -416,7 +416,7 @@ def test_a_best_checkpoint_that_was_lost_is_made_up_for_by_what_follows(
     assert progress is not None
     state = run.path / "checkpoint-6" / STATE
     state.write_text(json.dumps({**json.loads(state.read_text()), "best_global_step": 3, "best_metric": 0.01}))
-    seal(run.path / "checkpoint-6", progress)
+    commit(run.path / "checkpoint-6", progress)
     flip(run.path / "checkpoint-3" / WEIGHTS)
     assert resume(run) is not None
     assert (digests("stopped"), history("stopped")) == whole
@@ -434,7 +434,7 @@ def test_a_best_checkpoint_that_was_lost_is_made_up_for_by_what_follows(
 )
 def test_a_change_that_alters_what_is_learned_is_refused(changes: dict[str, Any], told: str, run: RunDir) -> None:
     before = run.read()
-    with pytest.raises(ConfigError, match="would not train on as it began") as refused:
+    with pytest.raises(ConfigError, match="cannot resume with different conditions") as refused:
         resume(run, changes=changes)
     assert told in refused.value.message
     assert run.read() == before
@@ -482,21 +482,21 @@ def test_a_new_run_starts_from_the_weights_of_another(dialogkit: Callable[..., F
     done = dialogkit("train", "--from", "first", "--name", "second", *words)
     assert done.code == 0, done.err
     second = RunDir(Path("models/runs/second")).read()
-    assert second.model["name"] == "custom-nano"
+    assert second.model.name == "custom-nano"
     assert second.metrics["before/nats_per_token"] == pytest.approx(
         first.metrics["final/nats_per_token"], rel=1e-6
     )
 
 
 def test_a_disk_that_is_full_costs_no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = trainer.seal, iter(range(99))
+    real, calls = trainer.commit, iter(range(99))
 
     def full(*args: Any, **options: Any) -> None:
         if next(calls) == 1:
             raise OSError(28, "No space left on device")
         real(*args, **options)
 
-    monkeypatch.setattr(trainer, "seal", full)
+    monkeypatch.setattr(trainer, "commit", full)
     with pytest.raises(CheckpointError, match="checkpoint of step 6 cannot be written: no space left") as stopped:
         train(config_of("plain", "full"))
     assert (stopped.value.exit_code, stopped.value.hint) == (1, "dialogkit train --resume full")

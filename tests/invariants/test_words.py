@@ -21,16 +21,19 @@ COMMANDS = [
     "tokenizer",
     "launch",
 ]
-OF_COMMAND_LINE = re.compile(rf"\bdialogkit (?:{COMMANDS.replace(' ', '|')})\b|(?:^|[\s(\"'`\[])--[a-z][\w-]+")
+OF_COMMAND_LINE = re.compile(rf"\bdialogkit (?:{'|'.join(COMMANDS)})\b|(?:^|[\s(\"'`\[])--[a-z][\w-]+")
 EXCEPTIONS: dict[str, str] = {
     # file: why its strings may name commands or flags
     "engine/device.py": "the arguments of nvidia-smi",
+    "services/machine/checks.py": "the arguments of pip and docker",
     "services/machine/probe.py": "the arguments of nvidia-smi",
     "system/git.py": "the arguments of git",
     "distributed/rank.py": "the arguments of torchrun and accelerate, which start ranks",
     "services/training/lifecycle.py": "the arguments of torchrun, which starts ranks",
     "services/cluster/slurm.py": "a job file consists of commands",
-    "tracking/report/run.py": "a report shows commands to its reader",
+    "tracking/plots.py": "custom properties of CSS",
+    "tracking/report/charts.py": "custom properties of CSS",
+    "tracking/report/commands.py": "a report shows commands to its reader",
 }
 
 

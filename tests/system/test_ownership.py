@@ -120,7 +120,7 @@ def test_a_model_that_an_older_version_did_not_finish_is_kept_aside(
     weights = (run.model_dir / "model.safetensors").read_bytes()
     done = dialogkit("train", "--resume", "one")
     assert done.code == 0, done.err
-    assert "is kept as model.kept-1" in done.err
+    assert "renamed to model.kept-1" in done.err
     assert (run.model_dir / "model.safetensors").read_bytes() == weights
     assert (RUN / "model.kept-1/model.safetensors").read_bytes() == weights
 

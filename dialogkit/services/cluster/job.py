@@ -12,7 +12,7 @@ from dialogkit.errors import ConfigError
 from dialogkit.hints import Change
 from dialogkit.redaction import secret_in, secrets_of, without_secrets
 from dialogkit.text import counted, duration, sanitize
-from dialogkit.tracking.run_dir import run_name
+from dialogkit.tracking.run_list import run_name
 
 _MEMORY = re.compile(r"([1-9]\d{0,6}[MGT])I?B?")
 WRITTEN_BY = "# Written by: "
@@ -127,7 +127,7 @@ def plan(config: RunConfig, arguments: Sequence[str], asked: Resources) -> Job:
             "gpus: runtime.device is 'cuda', and no GPU is reserved", hint=Change({"gpus": 1}), settings=("gpus",)
         )
     devices = max(1, asked.gpus)
-    config.train.require_even(asked.nodes * devices)
+    config.train.require_divisible(asked.nodes * devices)
     return Job(
         config=config,
         run=config.name or run_name(config.model.name, config.preset, Path(config.runtime.output_dir)),

@@ -115,7 +115,7 @@ def start_processes(
         return None
     least, most = nodes_of(machines.nodes)
     for count in range(least, most + 1):
-        config.train.require_even(count * number)
+        config.train.require_divisible(count * number)
     launch = Launch(
         devices=number,
         least_nodes=least,

@@ -1,4 +1,4 @@
-"""All ranks of a training need the same request."""
+"""Check that all ranks of a training have the same request."""
 
 import json
 import socket
@@ -14,7 +14,7 @@ _OWN = ("name", "runtime.devices", "runtime.output_dir")
 
 
 def require_same_request(request: TrainRequest) -> TrainRequest:
-    """Return the request that all ranks carry out: theirs, or to resume the run of ranks that were restarted.
+    """Return the request of all ranks: the one given, or to resume the run of ranks that were restarted.
 
     Raises: ConfigError on every rank if they differ.
     """
@@ -33,7 +33,7 @@ def require_same_request(request: TrainRequest) -> TrainRequest:
         names = [name for name in differing if name not in _OWN]
         if not names:
             continue
-        # Whatever else differs follows from resuming another run.
+        # Other differences follow from resuming another run.
         name = "resume" if "resume" in names else names[0]
         one, its = (
             f"{json.dumps(given[name]) if given.get(name) is not None else 'left out'} on rank {number} ({host})"

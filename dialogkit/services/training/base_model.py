@@ -1,4 +1,4 @@
-"""The base model of a LoRA adapter: checked, and found again wherever the adapter goes."""
+"""The base model of a LoRA adapter: checked, and recorded by a lasting path."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from dialogkit.tracking.publishing import published_dir
 
 
 def with_lasting_base(config: RunConfig) -> RunConfig:
-    """Return settings whose base model, if they train an adapter, is one that will still be there later.
+    """Return the settings; if they train an adapter, with a base model that will still exist later.
 
     Raises: ConfigError if the settings do not suit an adapter; UnavailableError without peft.
     """

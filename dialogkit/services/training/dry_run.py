@@ -1,4 +1,4 @@
-"""Measures what a training would take, without keeping anything."""
+"""Measure the time and memory of a training, without writing anything."""
 
 import math
 import tempfile
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class DryRunResult(Result):
-    """What a dry run measured. Nothing was kept."""
+    """The measurements of a dry run."""
 
     model: str
     parameters: int
@@ -32,18 +32,18 @@ class DryRunResult(Result):
     device: str
     precision: str
     train_dialogs: int | None
-    """None of a stream that does not tell them."""
+    """None for a stream of unknown size."""
     total_steps: int
     tokens_per_step: float
     """Mean, padding-free."""
     longest_batch_tokens: int
     tokens_per_s: float
-    """Of the second of two steps on the longest batch."""
+    """In the second of two steps on the longest batch."""
     peak_memory_bytes: int
     expected_s: float
     """Expected time of the whole run: start, steps, evaluations and replies."""
     training_s: float
-    """The part of it in the training steps."""
+    """Expected time of the training steps alone."""
     eval_nats_per_token: float
     reply: str
 
@@ -52,7 +52,7 @@ class DryRunResult(Result):
 def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryRunResult:
     """Resolve everything, build the model, and measure two steps on the longest batch. Writes nothing.
 
-    Raises: what `train` would raise before and in its first steps.
+    Raises: whatever `train` would raise before and in its first steps.
     """
     started = time.perf_counter()
     from dialogkit.engine.arguments import EVALUATIONS_PER_RUN
@@ -65,9 +65,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     reporter = reporter or LogReporter()
     reporter.note("dry run: nothing will be kept")
     if config.runtime.devices not in (1, "auto"):
-        reporter.note(
-            f"measured in one process, of which the training would have {config.runtime.devices} a machine"
-        )
+        reporter.note(f"measured in one process; the training would use {config.runtime.devices} on each machine")
     runtime = resolve_runtime(config.runtime)
     learner = Learner(config, runtime)
     split = split_to_fit(learner)
@@ -80,16 +78,16 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     longest = dialogs.lengths.argsort()[-config.train.batch_size :]
     started = time.perf_counter()
     reporter.doing(f"measuring the untrained model on {counted(len(learner.data.evaluation), 'held-out dialog')}")
-    figures = learner.score(autocast=False)
+    metrics = learner.score(autocast=False)
     score_s = time.perf_counter() - started
     reporter.doing("answering the test prompts")
     replies = reply_to_tests(learner)
     reply_s = time.perf_counter() - started - score_s
     speeds: list[float] = []
 
-    def sink(step: int, metrics: dict[str, float]) -> None:
-        if "perf/tokens_per_s" in metrics:  # an evaluation has none
-            speeds.append(metrics["perf/tokens_per_s"])
+    def sink(step: int, logged: dict[str, float]) -> None:
+        if "perf/tokens_per_s" in logged:  # evaluations have none
+            speeds.append(logged["perf/tokens_per_s"])
 
     with tempfile.TemporaryDirectory(prefix="dialogkit-dry-run-") as folder:
         schedule, learner.schedule = learner.schedule, replace(learner.schedule, total_steps=2, log_every_steps=1)
@@ -100,7 +98,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
                 "tracking": config.tracking.model_copy(update={"trackers": ()}),
             }
         )
-        reporter.doing("making two steps on the longest batch")
+        reporter.doing("training two steps on the longest batch")
         try:
             fit(learner.fit_task(Path(folder)), sink)
         except InterruptedRunError as error:
@@ -130,9 +128,9 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
         longest_batch_tokens=int(dialogs.lengths[longest].sum()),
         tokens_per_s=speeds[-1],
         peak_memory_bytes=peak_bytes(runtime.device) or 0,
-        # Besides the evaluations in training there is one before and one after it; replies come last.
+        # One more evaluation before training and one after it; replies come last.
         expected_s=start_s + training_s + (evaluations + 2) * score_s + reply_s,
         training_s=training_s,
-        eval_nats_per_token=figures["nats_per_token"],
+        eval_nats_per_token=metrics["nats_per_token"],
         reply=replies[0].reply if replies else "",
     )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Learner:
-    """Tokenizer, data and model of a run, made in this order: bad data fails before weights are made."""
+    """Tokenizer, data and model of a run, created in this order: bad data fails before weights are created."""
 
     def __init__(
         self, config: RunConfig, runtime: "Runtime", *, raise_missed_signal: "Callable[[], None] | None" = None
@@ -49,11 +49,11 @@ class Learner:
         from dialogkit.services.training.memory_plan import require_room
         from dialogkit.system.memory import free_bytes
 
-        config.train.require_even(process_group.world_size())
+        config.train.require_divisible(process_group.world_size())
         built = None
         context = config.model.context
         self.data: PreparedData | StreamedData
-        with process_group.main_process_first():  # the other ranks find in caches what it fetches and prepares
+        with process_group.main_process_first():  # the other ranks use its caches
             chosen = choose_settings(
                 config.generate, config.model, hint=Change({"generate.use_model_settings": False})
             )
@@ -77,7 +77,7 @@ class Learner:
         self._raise_missed_signal = raise_missed_signal
 
     def _stream(self, context: int) -> "StreamedData":
-        """Return the dataset as a stream. Raises: ConfigError if nothing says how many steps to train."""
+        """Return the dataset as a stream. Raises: ConfigError if the number of steps is unknown."""
         from dialogkit.data.stream_setup import prepare_stream
 
         train = self.config.train
@@ -102,7 +102,7 @@ class Learner:
         return built
 
     def merge_adapter(self) -> None:
-        """Merge a LoRA adapter into the weights, unless the settings keep it apart."""
+        """Merge a LoRA adapter into the weights, unless the settings keep it separate."""
         from dialogkit.models.adapters import merge_adapter
 
         if self.config.train.method == "lora" and self.config.train.merge:
@@ -113,7 +113,7 @@ class Learner:
 
         Every rank has to call a sharded model equally often, so a sharded evaluation is never aborted.
         """
-        return self.runtime.sharding == "none" and self._stop is not None and self._stop.leaves()
+        return self.runtime.sharding == "none" and self._stop is not None and self._stop.aborts()
 
     @property
     def generates(self) -> bool:
@@ -126,18 +126,18 @@ class Learner:
     def _evaluation_batches(self) -> "Iterator[tuple[dict[str, Any], list[int]]]":
         from dialogkit.data.collate import batches_of
         from dialogkit.distributed import process_group
-        from dialogkit.engine.callbacks import EvaluationLeft
+        from dialogkit.engine.callbacks import EvaluationAborted
 
         for batch in batches_of(self._evaluated, self.config.train.eval_batch_size):
             if self.aborts():
-                raise EvaluationLeft
+                raise EvaluationAborted
             yield batch
         if self.runtime.sharding == "none":
             return
-        # Every rank calls a sharded model equally often, if with nothing to score.
+        # Every rank has to call a sharded model equally often, even with nothing to score.
         size = self.config.train.eval_batch_size
-        made = -(-len(self._evaluated) // size)
-        for _ in range(made, max(process_group.all_gather(made))):
+        count = -(-len(self._evaluated) // size)
+        for _ in range(count, max(process_group.all_gather(count))):
             first, _ = next(batches_of(self.data.evaluation, 1))
             nothing = {name: first[name][:0] for name in ("labels", "label_positions")}
             yield {**first, **nothing}, [0]
@@ -145,12 +145,12 @@ class Learner:
     def score(self, *, autocast: bool) -> dict[str, float]:
         """Return the metrics on the held-out dialogs, on every rank; published ones are in float32.
 
-        Raises: EvaluationLeft if a signal stops the training meanwhile.
+        Raises: EvaluationAborted if a signal stops the training meanwhile.
         """
         from dialogkit.distributed import process_group
         from dialogkit.distributed.sharding import is_sharded, within_sharded
         from dialogkit.engine.attention import use_packed_attention
-        from dialogkit.engine.callbacks import EvaluationLeft
+        from dialogkit.engine.callbacks import EvaluationAborted
         from dialogkit.inference.likelihood import Likelihood, score_batches
 
         use_packed_attention(self.model)
@@ -165,30 +165,30 @@ class Learner:
                     autocast=self.runtime.autocast() if autocast else None,
                     **({"within": within_sharded(self.model)} if is_sharded(self.model) else {}),
                 )
-        except EvaluationLeft:
+        except EvaluationAborted:
             if process_group.world_size() == 1:
                 raise
             aborted = True
         if process_group.world_size() == 1 and likelihood is not None:
             return likelihood.figures()
-        # Each rank has scored its part: the metrics come from the sums of all, and all abort if one does.
+        # Each rank has scored some dialogs: metrics come from the sums of all ranks, and all abort if one does.
         sums = likelihood.sums() if likelihood is not None and not aborted else Likelihood.nothing()
         *sums, any_aborted = process_group.all_reduce_floats([*sums, float(aborted)])
         if any_aborted:
-            raise EvaluationLeft
+            raise EvaluationAborted
         return Likelihood.of_sums(sums).figures()
 
     @cached_property
     def _evaluated(self) -> "DialogTokens":
         """The held-out dialogs that this rank scores: about as many tokens as every other rank."""
         from dialogkit.distributed import process_group
-        from dialogkit.engine.batches import deal
+        from dialogkit.engine.batches import balance
 
         evaluation = self.data.evaluation
         if process_group.world_size() == 1:
             return evaluation
-        hands = deal(evaluation.lengths.tolist(), process_group.world_size())
-        return evaluation.select(sorted(hands[process_group.rank()]))
+        groups = balance(evaluation.lengths.tolist(), process_group.world_size())
+        return evaluation.select(sorted(groups[process_group.rank()]))
 
     def fit_task(
         self, folder: Path, *, resume_from: "tuple[Path, Progress] | None" = None, budget: "Budget | None" = None
@@ -198,7 +198,7 @@ class Learner:
         Args:
             folder: where checkpoints go.
             resume_from: checkpoint to resume from; None starts at the first step.
-            budget: wall-clock time in place of the schedule's steps.
+            budget: wall-clock limit instead of the schedule's steps.
         """
         from dialogkit.data.collate import collate_dialogs
         from dialogkit.engine.callbacks import StopAtSignal
@@ -227,12 +227,12 @@ class Learner:
         )
 
     def use_micro_batches(self, count: int) -> None:
-        """Split each batch into so many micro-batches from now on."""
+        """Split each batch into `count` micro-batches from now on."""
         train = self.config.train.model_copy(update={"accumulation_steps": count})
         self.config = self.config.model_copy(update={"train": train})
 
     def reset_model(self) -> None:
-        """Give the model its initial weights again."""
+        """Reset the model to its initial weights."""
         import gc
 
         del self.model
@@ -240,22 +240,20 @@ class Learner:
         self.model = self._build().to(self.runtime.device)
 
     def histogram_every(self) -> int:
-        """Return the steps between histograms; 0 where there are none."""
+        """Return the steps between histograms; 0 disables them."""
         chosen = self.config.tracking.histogram_every_steps
         return min(max(1, self.schedule.total_steps // 5), 500) if chosen is None else chosen
 
     @cached_property
     def model_info(self) -> dict[str, Any]:
         """Name, shape and exact parameter counts."""
-        embedding = {p.data_ptr() for p in self.model.get_input_embeddings().parameters()}
-        if hasattr(self.model.base_model, "wpe"):
-            embedding.add(self.model.base_model.wpe.weight.data_ptr())
+        from dialogkit.models.shape import count_parameters
+
+        total, inside = count_parameters(self.model)
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in self.model.parameters())
-        inside = sum(p.numel() for p in self.model.parameters() if p.data_ptr() in embedding)
         adapter = {}
         if self.config.train.method == "lora":
-            total -= trainable  # the model's own, with which it is published
+            total -= trainable  # without the adapter
             adapter = {"adapter_base": self.model.adapter_base}
         return {
             "name": self.config.model.name,
@@ -275,6 +273,6 @@ class Learner:
         return self.config.data.streaming
 
     def require_place(self, checkpoint: Path) -> None:
-        """Raise what `DialogStream.require_place` does if a stream cannot go on from a checkpoint."""
+        """Raise the error of `DialogStream.require_place` if a stream cannot resume from a checkpoint."""
         if self.streamed:
             self.data.stream.require_place(checkpoint)  # type: ignore[union-attr]

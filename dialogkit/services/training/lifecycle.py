@@ -1,4 +1,4 @@
-"""A training run from its first check to its last word: created or resumed, locked, recorded however it ends."""
+"""The lifecycle of a training run: checked, created or resumed, locked, and recorded however it ends."""
 
 import shlex
 import time
@@ -33,8 +33,9 @@ from dialogkit.system.environment import environment_facts
 from dialogkit.system.packages import package_versions
 from dialogkit.tracking.pruning import remove_unbegun
 from dialogkit.tracking.publishing import published_dir, require_publishable
-from dialogkit.tracking.record import RunRecord, now
-from dialogkit.tracking.run_dir import RunDir, run_name
+from dialogkit.tracking.record import RunRecord, WandbInfo, now
+from dialogkit.tracking.run_dir import RunDir
+from dialogkit.tracking.run_list import run_name
 from dialogkit.tracking.trackers import require_trackers, tracker_places
 from dialogkit.tracking.wandb_run import Decision, WandbRun, decide, open_wandb
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What was asked for: a new run with settings, or a run to resume with changes."""
+    """A request to train: a new run with settings, or a run to resume with changes."""
 
     config: RunConfig | None = None
     """Settings of a new run."""
@@ -60,7 +61,7 @@ class TrainRequest:
     origins: Mapping[str, str] = field(default_factory=dict)
     """Where each setting came from."""
     command: tuple[str, ...] = ()
-    """The words typed."""
+    """The command as typed."""
     reporter: TrainReporter = field(default_factory=LogReporter)
 
 
@@ -81,22 +82,22 @@ class TrainingRun:
     """Mode, reason and credentials of the W&B run; None on other ranks."""
     wandb_run: WandbRun = field(default_factory=silent_wandb)
     checkpoint: "tuple[Path, Progress] | None" = None
-    """Where it resumes; None at the beginning."""
+    """Where it resumes; None for a new run."""
     unchanged: RunRecord | None = None
-    """The record of a resumed run as it was found."""
+    """The record of a resumed run before any changes."""
 
     @property
     def is_new(self) -> bool:
-        """Whether the run begins, rather than resumes."""
+        """Whether this is a new run, not a resumed one."""
         return self.request.resumed is None
 
     def note(self, text: str) -> None:
-        """Report a line, and keep it with the run."""
+        """Report a line, and add it to the run's `console.log`."""
         self.folder.append_console(text)
         self.reporter.note(text)
 
     def open_tracker(self) -> None:
-        """Start or resume the W&B run; on rank 0 alone."""
+        """Start or resume the W&B run; on rank 0 only."""
         if self.wandb_decision is None:
             return
         config, record = self.config, self.record
@@ -107,13 +108,13 @@ class TrainingRun:
             tags=[config.model.name, config.preset, "single-model", "pipeline", *config.tracking.tags],
             folder=Path(config.runtime.output_dir),
             settings={name.replace(".", "/"): value for name, value in flatten(record.config)},
-            resume_id=None if self.is_new else record.wandb.get("id"),
-            told_step=-1 if self.is_new else record.resumed[-1]["told_step"],
+            resume_id=None if self.is_new else record.wandb.id,
+            told_step=-1 if self.is_new else record.resumed[-1].told_step,
         )
-        record.wandb = {"mode": self.wandb_run.mode, "reason": self.wandb_run.reason, "id": self.wandb_run.id}
+        record.wandb = WandbInfo(mode=self.wandb_run.mode, reason=self.wandb_run.reason, id=self.wandb_run.id)
 
     def record_exit(self, error: DialogKitError) -> None:
-        """Record an error for a process that cannot raise it, as it waits for a device."""
+        """Record an error for a process that cannot raise it because it waits for a device."""
         self.record.status, self.record.error, self.record.finished = _status(error), error.message, now()
         self.folder.write(self.record)
 
@@ -122,7 +123,7 @@ class TrainingRun:
 def open_run(request: TrainRequest) -> Iterator[TrainingRun]:
     """Create or resume a run, hold its lock, and record how it ends; every rank calls this.
 
-    Raises: what the checks before a run raise, and what is raised within, with a hint how to resume.
+    Raises: errors of the checks before a run, and errors of the body with a hint how to resume.
     """
     from dialogkit.distributed import process_group, rendezvous, shutdown
     from dialogkit.engine.device import resolve_runtime
@@ -176,7 +177,7 @@ def open_run(request: TrainRequest) -> Iterator[TrainingRun]:
 
 
 def _new_settings(request: TrainRequest) -> RunConfig:
-    """Return the settings of a new run. Raises: what can be known to be wrong before anything is written."""
+    """Return the settings of a new run. Raises: ConfigError or UnavailableError before anything is written."""
     from dialogkit.distributed import process_group
 
     assert request.config is not None
@@ -197,10 +198,10 @@ def _resumed_settings(request: TrainRequest) -> RunConfig:
     assert request.resumed is not None
     run, record = request.resumed, request.resumed.read()
     with run.locked():
-        pass  # refuse at once, before anything is loaded, if another process trains this run
+        pass  # fail before anything is loaded if another process trains this run
     config, changed = resumed_config(run, record, request.changes, force=request.force or request.restarted)
     if "data.dataset" not in request.changes:
-        # A relative file is searched where the run was started; its digest says whether it is the same.
+        # A relative path is relative to where the run was started; the digest verifies the file.
         data = config.data.model_copy(update={"dataset": find_dataset(record)})
         config = config.model_copy(update={"data": data})
     for change in changed if not request.restarted else ():
@@ -209,7 +210,7 @@ def _resumed_settings(request: TrainRequest) -> RunConfig:
 
 
 def _check(config: RunConfig) -> Decision:
-    """Return how W&B is used. Raises: what would otherwise fail only after the work."""
+    """Return how W&B is used. Raises: errors that would otherwise appear only after the training."""
     require_publishable(published_dir(Path(config.runtime.output_dir), config.model.name))
     require_trackers(config.tracking.trackers)
     return decide(config.tracking, Path.cwd())
@@ -221,13 +222,13 @@ def _create(config: RunConfig) -> RunDir:
 
 
 def _new_record(request: TrainRequest, config: RunConfig, runtime: "Runtime", folder: RunDir) -> RunRecord:
-    from dialogkit.engine.device import gpu_facts
+    from dialogkit.engine.device import gpu_info
 
     return RunRecord(
         name=folder.name,
         created=now(),
         command=without_secrets(list(request.command)),
-        environment={**environment_facts(Path.cwd()), "gpu": gpu_facts(runtime.device)},
+        environment={**environment_facts(Path.cwd()), "gpu": gpu_info(runtime.device)},
         config=config.model_dump(mode="json"),
         origins={name: redact(origin) for name, origin in request.origins.items()},
         runtime=asdict(runtime),
@@ -243,7 +244,7 @@ def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
     if folder.is_gone:
         return _end_without_folder(run, error)
     if record.status == "completed" and isinstance(error, InterruptedRunError):
-        # Nothing of the run is missing: it only waited for W&B or the report.
+        # The run is complete: it only waited for W&B or the report.
         error.hint = (
             Shell(f"wandb sync {wandb_run.folder}") if wandb_run.folder else Call("runs show", folder.path)
         )
@@ -252,14 +253,14 @@ def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
     if (
         run.is_new
         and isinstance(error, DialogKitError)
-        and (not record.schedule or isinstance(error, ConfigError))
+        and (record.schedule.total_steps is None or isinstance(error, ConfigError))
     ):
-        # Refused before its first step: the error says all there is to say.
+        # Refused before its first step: only the error matters, so the run is removed.
         wandb_run.finish(exit_code=error.exit_code)
         remove_unbegun(folder)
         return error
     if isinstance(error, ConfigError) and run.unchanged is not None and rendezvous.begun_run() is None:
-        # Refused as well: the run stays as it was.
+        # Refused as well: restore the record.
         wandb_run.finish(exit_code=error.exit_code)
         with suppress(StorageError):
             folder.write(run.unchanged)
@@ -283,7 +284,7 @@ def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
 
 
 def _end_without_folder(run: TrainingRun, error: BaseException) -> BaseException:
-    """Return the error of a training whose run folder is gone: there is nothing to write to, or to resume."""
+    """Return the error of a training whose run folder is gone: nothing can be written or resumed."""
     folder = run.folder
     if not is_interruption(error):
         error = CheckpointError(f"the run folder {str(folder.path)!r} was removed or moved while training")
@@ -302,7 +303,7 @@ def _status(error: BaseException) -> Any:
 
 
 def restart_request(request: TrainRequest, folder: Path) -> TrainRequest:
-    """Return the request to resume the run that these ranks had begun before one of them was lost.
+    """Return the request to resume the run that these ranks had started before one of them was lost.
 
     Raises: DialogKitError with exit code 0 if that run is finished.
     """

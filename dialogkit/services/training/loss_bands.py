@@ -1,4 +1,4 @@
-"""Whether a training goes as trainings of its model and preset went: bands of the loss that were measured."""
+"""Compare the loss of a training with measured bands for its model and preset."""
 
 import json
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ CURVES = Path(__file__).with_name("reference_curves.json")
 """Written by `benchmarks/reference_curves.py`."""
 
 WINDOW_STEPS = 10
-"""Steps whose losses are averaged: a single one of two dialogs says little."""
+"""Steps whose losses are averaged: the loss of a single step of two dialogs is too noisy."""
 
 _SAME = ("model.", "data.", "train.batch_size", "train.budget_s", "train.epochs", "train.max_steps")
-"""Where one of these differs, the loss goes another way for a good reason."""
+"""If one of these differs, a different loss is expected."""
 _WITHOUT_EFFECT = (
     "accumulation",
     "activation_checkpointing",
@@ -26,26 +26,26 @@ _WITHOUT_EFFECT = (
     "every_steps",
     "fit_batch",
     "keep",
-    "lora_",  # of an adapter, which no band is of
+    "lora_",  # no band is of an adapter
     "max_bad_rows",
     "merge",
     "model.name",
     "patience",
     "seed",
-    "shuffle_dialogs",  # of a stream, which no band is of
+    "shuffle_dialogs",  # no band is of a stream
 )
 
 
 class Band(BaseModel):
-    """How the training loss of a model and preset went, over several seeds."""
+    """The range of the training loss of a model and preset, over several seeds."""
 
     settings: dict[str, Any]
-    """What decided it, by dotted names."""
+    """The settings that affect the loss, by dotted names."""
     steps: list[int]
     """Last step of each window."""
     low: list[float]
     high: list[float]
-    """Nats per token, with a margin of four standard deviations and a fifth of a nat."""
+    """Nats per token, with a margin of four standard deviations and 0.2 nats."""
 
 
 @cache
@@ -55,14 +55,14 @@ def _curves() -> dict[str, Band]:
     return {name: Band.model_validate(band) for name, band in json.loads(CURVES.read_bytes()).items()}
 
 
-def deciding(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that decide how the loss goes, by dotted names."""
+def affecting_loss(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that affect the loss, by dotted names."""
     sections = config.model_dump(mode="json", include={"model", "data", "train"})
     return {name: value for name, value in flatten(sections) if not any(part in name for part in _WITHOUT_EFFECT)}
 
 
-class Watch:
-    """Compares the losses of a run with the band of its model and preset, and tells once that it was left."""
+class LossMonitor:
+    """Compares the losses of a run with the band of its model and preset, and warns once if they leave it."""
 
     def __init__(self, config: RunConfig, bands: Mapping[str, Band] | None = None) -> None:
         self._name = f"{config.model.name}, preset {config.preset}"
@@ -71,9 +71,9 @@ class Watch:
         self._losses: list[float] = []
         self._differing: dict[str, str] = {}
         if self._band is not None:
-            chosen, usual = deciding(config), self._band.settings
+            chosen, usual = affecting_loss(config), self._band.settings
             self._differing = {
-                name: f"{name} is {chosen.get(name)}, there {usual.get(name)}"
+                name: f"{name} is {chosen.get(name)} instead of {usual.get(name)}"
                 for name in sorted(chosen.keys() | usual.keys())
                 if chosen.get(name) != usual.get(name)
             }
@@ -81,7 +81,7 @@ class Watch:
                 self._band = None
 
     def point(self, step: int, metrics: Mapping[str, float]) -> str | None:
-        """Take a logged point; return what is to be told of it."""
+        """Check a logged point; return a warning if the loss has left the band."""
         if self._band is None or (loss := metrics.get("train/loss")) is None:
             return None
         self._losses = [*self._losses[1 - WINDOW_STEPS :], loss]
@@ -93,8 +93,8 @@ class Watch:
             return None
         self._band = None
         side = "above" if mean > high else "below"
-        cause = "; ".join(self._differing.values()) or "the data or the machine, as no setting differs"
+        cause = "; ".join(self._differing.values()) or "the data or the machine (no setting differs)"
         return (
-            f"step {step}: a loss of {mean:.2f} is {side} the {low:.2f} to {high:.2f} that {self._name} has "
-            f"there; likely cause: {cause}"
+            f"step {step}: a loss of {mean:.2f} is {side} the usual {low:.2f} to {high:.2f} of {self._name}; "
+            f"likely cause: {cause}"
         )

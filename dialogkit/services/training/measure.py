@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 def measure_untrained(run: TrainingRun, learner: "Learner", recorder: "Recorder") -> float:
-    """Record the metrics before the first step; return the seconds this took, as it will again at the end.
+    """Record the metrics before the first step; return the seconds this took, which it will take again at the end.
 
-    Raises: ConfigError if a budget leaves no time to train.
+    Raises: ConfigError if a budget is too short to train.
     """
     budget_s = learner.config.train.budget_s
     spent_s = process_group.broadcast(time.perf_counter() - run.started)
     if budget_s is not None and spent_s >= budget_s:
         raise ConfigError(
-            f"a budget of {budget_s:,.0f} s leaves no time to train: the start alone took {spent_s:,.0f} s",
+            f"a budget of {budget_s:,.0f} s is too short to train: startup alone took {spent_s:,.0f} s",
             hint=Change({"train.budget_s": max(60, round(10 * spent_s))}),
         )
     run.reporter.doing(f"measuring the untrained model on {_held_out(learner)}")
@@ -36,7 +36,7 @@ def measure_untrained(run: TrainingRun, learner: "Learner", recorder: "Recorder"
     measured = time.perf_counter()
     before = learner.score(autocast=False)
     if budget_s is not None:
-        run.reporter.doing("answering the test prompts, to know how long that takes")
+        run.reporter.doing("answering the test prompts to measure the time this takes")
         reply_to_tests(learner)
     took_s = time.perf_counter() - measured
     untrained = {"train/tokens": 0.0, "train/supervised_tokens": 0.0}
@@ -49,7 +49,7 @@ def measure_untrained(run: TrainingRun, learner: "Learner", recorder: "Recorder"
 def plan_budget(
     run: TrainingRun, learner: "Learner", recorder: "Recorder", evaluation_s: float
 ) -> "Budget | None":
-    """Return the wall-clock budget of a run, the same on every rank; None if there is none."""
+    """Return the wall-clock budget of a run, the same on every rank; None if it is unlimited."""
     from dialogkit.engine.budget import Budget
 
     budget_s = learner.config.train.budget_s
@@ -58,19 +58,19 @@ def plan_budget(
     if warning := costly_evaluations(budget_s, evaluation_s, len(learner.data.evaluation)):
         dialogs, text = warning
         change = run.reporter.advice(Change({"data.eval_max_dialogs": dialogs}))
-        recorder.note(f"{text}: {change} leaves more of it to train")
+        recorder.note(f"{text}: {change} leaves more time for training")
     return process_group.broadcast(Budget(budget_s, run.started, evaluation_s=evaluation_s, end_s=evaluation_s))
 
 
 def costly_evaluations(budget_s: float, evaluation_s: float, dialogs: int) -> tuple[int, str] | None:
     """Return fewer held-out dialogs and a warning, if three evaluations take much of a budget; else None."""
-    share = 3 * evaluation_s / budget_s
-    if share < 0.25:
+    fraction = 3 * evaluation_s / budget_s
+    if fraction < 0.25:
         return None
-    fewer = max(50, 50 * round(dialogs * 0.1 / share / 50))  # a tenth of the budget, in steps of fifty
+    fewer = max(50, 50 * round(dialogs * 0.1 / fraction / 50))  # a tenth of the budget, in steps of fifty
     if fewer >= dialogs:
         return None
-    return fewer, f"three evaluations of {dialogs:,} dialogs take {min(share, 1):.0%} of the budget"
+    return fewer, f"three evaluations of {dialogs:,} dialogs take {min(fraction, 1):.0%} of the budget"
 
 
 def measure_trained(
@@ -81,7 +81,7 @@ def measure_trained(
         recorder.note(ledger_line(learner))
     run.reporter.doing(f"measuring the trained model on {_held_out(learner)}")
     limited = learner.config.train.budget_s is not None
-    run.record.schedule["total_steps"] = fitted.steps if limited else learner.schedule.total_steps
+    run.record.schedule.total_steps = fitted.steps if limited else learner.schedule.total_steps
     final = learner.score(autocast=False)
     metrics = {
         **{name: value for name, value in run.record.metrics.items() if name.startswith("before/")},

@@ -13,6 +13,7 @@ from dialogkit.hints import Call, Change
 from dialogkit.services.training.summary import data_info
 from dialogkit.system.memory import free_bytes
 from dialogkit.text import counted
+from dialogkit.tracking.record import DataInfo
 
 if TYPE_CHECKING:
     from dialogkit.engine.checkpoints import Progress
@@ -25,7 +26,7 @@ _LAYER_BYTES, _WIDTH_BYTES = 55, 224
 Fitted to the peak memory of custom-nano, -tiny and -small in bf16 with 1,000 to 6,000 tokens (within 10%).
 """
 _OPTIMIZER_BYTES = 12
-"""A parameter's gradient and Adam's two moments, in float32; the weights themselves are there already."""
+"""A parameter's gradient and Adam's two moments, in float32; the weights themselves are already in memory."""
 
 
 def step_bytes(*, parameters: int, layers: int, width: int, tokens: int, precision: str) -> int:
@@ -43,7 +44,7 @@ def step_bytes(*, parameters: int, layers: int, width: int, tokens: int, precisi
 
 
 def fewest_micro_batches(batch_size: int, at_least: int, fits: Callable[[int], bool]) -> int | None:
-    """Return the fewest equal micro-batches that fit, `at_least` so many; None if single dialogs do not."""
+    """Return the fewest equal micro-batches that fit, at least `at_least`; None if single dialogs do not."""
     return next((n for n in range(at_least, batch_size + 1) if batch_size % n == 0 and fits(n)), None)
 
 
@@ -114,8 +115,8 @@ class Attempt:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
-        self._run.record.data = data_info(self._learner)  # of a stream it is known only now
-        # If one rank runs out of memory, the others need not: only a single process splits its batch.
+        self._run.record.data = DataInfo(**data_info(self._learner))  # for a stream it is known only now
+        # Other ranks may not run out of memory, so only a single process splits its batch.
         alone = self._learner.runtime.processes == 1 and self._learner.config.train.fit_batch
         if not (isinstance(error, OutOfMemoryError) and alone and split_finer(self._learner)):
             return False
@@ -132,7 +133,7 @@ def attempts(run: "TrainingRun", learner: "Learner") -> Iterator[Attempt]:
         yield (attempt := Attempt(run, learner, checkpoint))
         if attempt.problem is None:
             return
-        # The error is gone by now: its traceback would hold on to what filled the memory.
+        # The error must be gone by now: its traceback would keep the memory in use.
         checkpoint = newest_valid(run.folder.path)
         step = checkpoint[1].step if checkpoint else 0
         run.folder.cut_after(step)

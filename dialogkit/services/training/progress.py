@@ -1,4 +1,4 @@
-"""What a training tells while it runs. The command line draws it; a notebook logs it."""
+"""Progress of a training. The command line draws it; a notebook logs it."""
 
 import logging
 import os
@@ -15,19 +15,19 @@ LINES_PER_RUN = 20
 
 
 class TrainReporter(Protocol):
-    """Takes the events of a training in their order."""
+    """Receives the events of a training in order."""
 
-    def header(self, facts: Mapping[str, str]) -> None:
-        """Facts about the run, once before the first step."""
+    def header(self, info: Mapping[str, str]) -> None:
+        """Information about the run, once before the first step."""
 
     def note(self, text: str) -> None:
-        """One line that is worth knowing."""
+        """A note or warning of one line."""
 
     def doing(self, text: str) -> None:
-        """What goes on until the next event; told before what may take long."""
+        """The work until the next event; reported before it may take long."""
 
     def advice(self, hint: Hint) -> str:
-        """Return a hint in the words in which the user gives commands."""
+        """Return a hint as the user would type it."""
 
     def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
         """A logged point: `train/...`, `perf/...` or `eval/...` metrics. The total may be unknown, or change."""
@@ -36,9 +36,9 @@ class TrainReporter(Protocol):
 class LogReporter:
     """Writes to the logger `dialogkit` at level INFO."""
 
-    def header(self, facts: Mapping[str, str]) -> None:
-        """Log the facts, one a line."""
-        for name, value in facts.items():
+    def header(self, info: Mapping[str, str]) -> None:
+        """Log the information, one line for each item."""
+        for name, value in info.items():
             logger.info("%-9s  %s", name, value)
 
     def note(self, text: str) -> None:
@@ -46,7 +46,7 @@ class LogReporter:
         logger.info(text)
 
     def doing(self, text: str) -> None:
-        """Log what begins."""
+        """Log the work that starts."""
         logger.info("%s ...", text)
 
     def advice(self, hint: Hint) -> str:
@@ -60,7 +60,7 @@ class LogReporter:
 
 
 def step_line(step: int, total: int | None, metrics: Mapping[str, float]) -> str | None:
-    """Return the line of a logged point; None for those between: a run has about 20, and all evaluations."""
+    """Return the line of a logged point; None to skip it. A run has about 20 lines, and all evaluations."""
     of_all = "" if total is None else f"/{total}"
     if "eval/nats_per_token" in metrics:
         return (
@@ -74,7 +74,7 @@ def step_line(step: int, total: int | None, metrics: Mapping[str, float]) -> str
 
 
 def show_log() -> None:
-    """Show the log where nobody has set up logging, as in a notebook."""
+    """Show the log if logging is not set up, as in a notebook."""
     if not logger.hasHandlers():
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -83,6 +83,6 @@ def show_log() -> None:
 
 
 def say_stopping() -> None:
-    """Tell that a signal was heard, from within its handler, in which a console could wait for itself."""
+    """Report the signal from within its handler, where a console could deadlock."""
     with suppress(OSError):
-        os.write(2, b"\nstopping: what is at hand is finished and saved first; a second signal ends at once\n")
+        os.write(2, b"\nStopping after this step and saving; press Ctrl-C again to quit now.\n")

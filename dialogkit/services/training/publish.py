@@ -50,7 +50,7 @@ def publish_model(
     result = None
     if process_group.is_main_process():
         metrics, replies = measured
-        run.folder.require_there()  # saving the model would make its folder anew
+        run.folder.require_there()  # saving the model would create a removed folder again
         run.record.metrics, run.record.replies = metrics, reply_statistics(replies)
 
         def save(folder: Path) -> None:
@@ -77,7 +77,7 @@ def _publish(run: TrainingRun, recorder: Recorder, save: Callable[[Path], None])
     folder, again = run.folder, resume_hint(run.folder)
     target = published_dir(Path(run.config.runtime.output_dir), run.config.model.name)
     hint: Hint
-    state, hint = "the run is trained to its end and can be resumed", again
+    state, hint = "the training is complete and the run can be resumed", again
     try:
         problems = keep_foreign_model(folder.model_dir)
         problems += replace_folder(folder.model_dir, save)
@@ -96,7 +96,7 @@ def _publish(run: TrainingRun, recorder: Recorder, save: Callable[[Path], None])
 
 
 def _close(run: TrainingRun) -> None:
-    """Record that all is done, in the run's folder and in W&B."""
+    """Record the completed run, in its folder and in W&B."""
     record = run.record
     record.status, record.exit_code = "completed", 0
     record.finished, record.duration_s = now(), time.perf_counter() - run.started
@@ -112,12 +112,12 @@ def _close(run: TrainingRun) -> None:
     )
     if run.config.tracking.log_model:
         run.wandb_run.log_model(run.config.model.name, run.folder.model_dir)
-    run.folder.write(record)  # before W&B, which may have to be waited for
+    run.folder.write(record)  # before W&B, which may take long
     run.wandb_run.finish(exit_code=0)
 
 
 def _write_report(run: TrainingRun) -> str | None:
-    """Write the run as a page; return where it is, None if it was not asked for or could not be written."""
+    """Write the run's report; return its path, None if it was not requested or could not be written."""
     if not run.config.tracking.report:
         return None
     unwritten = write_run_report(run.folder)

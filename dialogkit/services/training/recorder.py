@@ -1,4 +1,4 @@
-"""Writes what happens in a training to the run's folder, to W&B and to whoever watches."""
+"""Records a training in the run's folder and in W&B, and reports its progress."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from dialogkit.inference.results import ReplyResult
-from dialogkit.services.training.loss_bands import Watch
+from dialogkit.services.training.loss_bands import LossMonitor
 from dialogkit.services.training.progress import step_line
 from dialogkit.services.training.samples import replies_at_evaluation
 from dialogkit.services.training.summary import (
@@ -19,6 +19,7 @@ from dialogkit.services.training.summary import (
 )
 from dialogkit.system.memory import process_memory_bytes
 from dialogkit.text import counted
+from dialogkit.tracking.record import DataInfo, ModelInfo, ScheduleInfo
 
 if TYPE_CHECKING:
     from dialogkit.engine.arguments import Schedule
@@ -28,30 +29,30 @@ if TYPE_CHECKING:
 
 REPLY_COLUMNS = ("prompt", "reply", "reference", "tokens", "seconds", "tokens_per_s", "stop_reason", "repetition")
 TALK_CURVES = ("stop_rate", "empty_rate", "mean_repetition")
-"""What is recorded of the replies at each evaluation."""
+"""Statistics of the replies that are recorded at each evaluation."""
 
 
 class Recorder:
-    """Writes what happens in a training to the run's folder, to W&B and to whoever watches.
+    """Records a training in the run's folder and in W&B, and reports its progress.
 
-    What a terminal shows is kept in the folder as well.
+    Everything that a terminal shows is also in the run's `console.log`.
     """
 
     def __init__(self, run: "TrainingRun", learner: "Learner") -> None:
         self._run, self._learner = run, learner
         self._folder, self._wandb, self._reporter = run.folder, run.wandb_run, run.reporter
         self._limited = run.config.train.budget_s is not None
-        # With a budget the number of steps is known once the speed is.
+        # With a time budget, unknown until the speed is measured.
         self._total_steps = None if self._limited else learner.schedule.total_steps
         self._noted_steps: int | None = None
         self._flops_per_token, self._peak_flops = flops_per_token(learner), peak_flops(learner)
-        self._loss_bands = Watch(learner.config)
+        self._loss_monitor = LossMonitor(learner.config)
 
     def begin(self, split: str | None) -> None:
-        """Record what the run is made of, and print it: header, data ledger and warnings.
+        """Record and print the header, the data ledger and the warnings of the run.
 
         Args:
-            split: how the batch was split to fit into memory, if it was.
+            split: a note on how the batch was split to fit into memory; None if it was not.
         """
         self._info()
         for name, value in (lines := header(self._learner, self._folder, self._wandb)).items():
@@ -72,20 +73,20 @@ class Recorder:
         self._run.note(text)
 
     def _info(self) -> None:
-        """Record what the model, the data and the schedule are."""
+        """Record the model, the data and the schedule."""
         run, record, learner = self._run, self._run.record, self._learner
         record.config = learner.config.model_dump(mode="json")
-        record.model, record.data = learner.model_info, data_info(learner)
+        record.model, record.data = ModelInfo(**learner.model_info), DataInfo(**data_info(learner))
         if run.checkpoint is None or not self._limited:
-            record.schedule = asdict(learner.schedule)
+            record.schedule = ScheduleInfo(**asdict(learner.schedule))
         self._folder.write(record)
         self._wandb.update_config(
             {
-                "model_facts": record.model,
-                "data_facts": record.data,
-                "runtime_facts": record.runtime,
-                "schedule": record.schedule,
-                "environment": record.environment,
+                "model_facts": record.model.model_dump(),
+                "data_facts": record.data.model_dump(),
+                "runtime_facts": record.runtime.model_dump(),
+                "schedule": record.schedule.model_dump(),
+                "environment": record.environment.model_dump(),
                 "versions": record.versions,
                 "origins": record.origins,
                 "command": " ".join(record.command),
@@ -95,15 +96,15 @@ class Recorder:
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics at an optimizer step; at an evaluation, short replies as well.
 
-        Raises: EvaluationLeft if a signal aborts the replies: the evaluation is repeated when the run resumes.
+        Raises: EvaluationAborted if a signal aborts the replies: the evaluation is repeated when the run resumes.
         """
-        from dialogkit.engine.callbacks import EvaluationLeft
+        from dialogkit.engine.callbacks import EvaluationAborted
 
         replies = replies_at_evaluation(self._learner, metrics)
         if replies is not None and self._learner.aborts():
-            raise EvaluationLeft
+            raise EvaluationAborted
         self.point(step, metrics)
-        if (warning := self._loss_bands.point(step, metrics)) is not None:
+        if (warning := self._loss_monitor.point(step, metrics)) is not None:
             self.note(warning)
         if replies:
             self.replies(step, replies, table="replies/evaluation")
@@ -139,17 +140,17 @@ class Recorder:
         self._wandb.log_table(table, REPLY_COLUMNS, rows, step=step)
 
     def plan(self, schedule: "Schedule") -> None:
-        """Record the schedule that a budget allows, if it is new or got much shorter."""
+        """Record the schedule that a time budget allows, if it is new or much shorter."""
         self._total_steps = schedule.total_steps
         if self._noted_steps is not None and schedule.total_steps > 0.9 * self._noted_steps:
             return
         self._noted_steps = schedule.total_steps
-        self._run.record.schedule = asdict(schedule)
+        self._run.record.schedule = ScheduleInfo(**asdict(schedule))
         self._folder.write(self._run.record)
         self.note(
-            f"to end in time: about {counted(schedule.total_steps, 'step')}, "
+            f"the time budget allows about {counted(schedule.total_steps, 'step')}, "
             f"{round(self._learner.config.train.warmup_fraction * schedule.total_steps):,} of them warm-up, "
-            f"with an evaluation each {schedule.eval_every_steps:,}"
+            f"with an evaluation every {schedule.eval_every_steps:,}"
         )
 
 

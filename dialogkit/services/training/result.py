@@ -1,11 +1,11 @@
-"""What a training returns."""
+"""The result of a training."""
 
 from dialogkit.inference.results import ReplyResult
 from dialogkit.services.result import Result
 
 
 class TrainResult(Result):
-    """What a training produced, and its metrics."""
+    """The model, metrics and replies of a training."""
 
     run: str
     run_dir: str
@@ -14,16 +14,16 @@ class TrainResult(Result):
     published_dir: str
     """The folder of the newest finished model of this name."""
     report: str | None
-    """The run as one HTML page; None if it was not asked for or could not be written."""
+    """Path of the HTML report; None if it was not requested or could not be written."""
     steps: int
     duration_s: float
     metrics: dict[str, float]
     """`final/...` metrics on the held-out dialogs in float32, `before/...` the same before the first step."""
     replies: list[ReplyResult]
     success_rate: float
-    """Share of the test prompts with a reply that is not empty."""
+    """Fraction of the test prompts with a non-empty reply."""
     stop_rate: float
-    """Share of the replies that ended by themselves."""
+    """Fraction of the replies that ended by themselves."""
     wandb_mode: str
     wandb_dir: str | None
     wandb_url: str | None

@@ -15,14 +15,14 @@ from dialogkit.hints import Call
 from dialogkit.services.runs.resolve import (
     call_on,
     output_of,
-    refuse_parts,
+    refuse_sharded,
     require_finished_model,
-    trained_name,
 )
 from dialogkit.system.packages import package_versions
 from dialogkit.text import counted
-from dialogkit.tracking.record import RunRecord, now
-from dialogkit.tracking.run_dir import RunDir, damaged_runs, find_run, list_runs, plain_name
+from dialogkit.tracking.record import ModelInfo, Resumption, RunRecord, now
+from dialogkit.tracking.run_dir import RunDir, plain_name
+from dialogkit.tracking.run_list import damaged_runs, find_run, list_runs
 
 if TYPE_CHECKING:
     from dialogkit.engine.checkpoints import Progress
@@ -45,12 +45,12 @@ HARMLESS = (
 def find_resumable(name: str, *, model: str | None, output: Path) -> RunDir:
     """Return a run by its name or folder; `last` is the newest unfinished one (of a model).
 
-    Raises: ModelError if there is none; ConfigError if its record holds no valid settings.
+    Raises: ModelError if no run matches; ConfigError if the settings in its record are not valid.
     """
     if name != NEWEST:
         run = _named(name, output)
         record = run.read()
-        made = record.config.get("model", {}).get("name")
+        made = record.settings("model").get("name")
         if model is not None and model != made:
             raise ModelError(
                 f"the run {run.name!r} trains {made}, not {model}",
@@ -59,12 +59,12 @@ def find_resumable(name: str, *, model: str | None, output: Path) -> RunDir:
         _require_valid(run, record)
         return run
     for run, record in list_runs(output):
-        if record.status != "completed" and model in (None, record.config.get("model", {}).get("name")):
+        if record.status != "completed" and model in (None, record.settings("model").get("name")):
             _require_valid(run, record)
             return run
     of_model = f" of {model}" if model else ""
     problem = f"there is no unfinished run{of_model} in {str(output)!r}"
-    if damaged := damaged_runs(output):  # it may have been one
+    if damaged := damaged_runs(output):  # the unfinished run may be among them
         raise ModelError(f"{problem} whose record can be read", hint=call_on(damaged[0], "runs show"))
     raise ModelError(problem, hint=Call("runs list", **output_of(output)))
 
@@ -77,46 +77,46 @@ def find_start(name: str, *, output: Path) -> tuple[Path, str]:
             any model.
         output: folder of models and runs.
 
-    Raises: ModelError if there is none, or the run is not finished.
+    Raises: ModelError if nothing matches, or the run is not finished.
     """
     path = Path(os.path.expanduser(name))
     if re.fullmatch(r"[^/]+/checkpoint-\d+", name) and not os.path.isdir(path):
         path = output / "runs" / name
-        refuse_parts(RunDir(path.parent), path)
+        refuse_sharded(RunDir(path.parent), path)
     is_run = os.sep not in name and (output / "runs" / name).is_dir()
     if not is_run and os.path.isdir(path) and holds_model(path):
         around = RunDir(path.parent)
         if not (around.exists or around.is_damaged):
             return path, folder_name(path.name)
         if path != around.model_dir:
-            _require_whole(path, around)
-        return path, folder_name(around.name) if around.is_damaged else trained_name(around.read())
+            _require_valid_checkpoint(path, around)
+        return path, folder_name(around.name) if around.is_damaged else around.read().model_name
     run = _named(name, output)
     require_finished_model(run)
-    return run.model_dir, trained_name(run.read())
+    return run.model_dir, run.read().model_name
 
 
-def _require_whole(checkpoint: Path, run: RunDir) -> None:
+def _require_valid_checkpoint(checkpoint: Path, run: RunDir) -> None:
     """Raise ModelError, with the newest valid checkpoint, if this one is damaged."""
     from dialogkit.engine.checkpoints import read_progress
 
     if read_progress(checkpoint) is not None:
         return
-    whole = next((path for path in run.remains if path != run.model_dir and read_progress(path)), None)
-    instead = {"from": str(whole)} if whole else {"name": f"{plain_name(run.name)}-2"}
+    valid = next((path for path in run.remains if path != run.model_dir and read_progress(path)), None)
+    instead = {"from": str(valid)} if valid else {"name": f"{plain_name(run.name)}-2"}
     raise ModelError(
         f"the checkpoint {str(checkpoint)!r} is torn or damaged", hint=Call("train", settings=instead)
     )
 
 
 def _named(name: str, output: Path) -> RunDir:
-    """Return a run by its name or folder. Raises: ModelError if there is none."""
+    """Return a run by its name or folder. Raises: ModelError if no run matches."""
     run = RunDir(Path(os.path.expanduser(name)))
     return run if run.exists or run.is_damaged else find_run(output, name)
 
 
 def _require_valid(run: RunDir, record: RunRecord) -> None:
-    """Raise ConfigError if the settings in a run's record are not valid: anybody may have written there."""
+    """Raise ConfigError if the settings in a run's record are not valid, as after an edit by hand."""
     try:
         load_changed(record.config, {})
     except ConfigError as error:
@@ -132,7 +132,7 @@ def resumed_config(
 ) -> tuple[RunConfig, list[str]]:
     """Return the settings of a resumed run, and a line for each that changed.
 
-    The output folder is the one the run is in, wherever it is resumed from, unless another is asked for.
+    The output folder is the one that contains the run, unless the changes name another.
     Raises: ConfigError for a change that alters the training, unless `force`.
     """
     if changes.get("name", record.name) != record.name:
@@ -156,31 +156,35 @@ def resumed_config(
 
 
 def require_same(run: RunDir, record: RunRecord, learner: "Learner", *, force: bool) -> list[str]:
-    """Return what differs from where the run was; most of it changes the last digits of metrics.
+    """Return the differences from the environment of the run; most affect only the last digits of metrics.
 
-    Raises: ConfigError if anything does, unless `force`.
+    Raises: ConfigError if there are any, unless `force`.
     """
     now = {
         **{f"version of {name}": package_versions().get(name) for name in ("torch", "transformers")},
         **{f"runtime.{name}": value for name, value in asdict(learner.runtime).items() if "reason" not in name},
         "data revision": learner.data.ledger.revision,
-        # Of a stream they are counted as they come.
+        # A stream is counted while it is read.
         "training dialogs": None if learner.streamed else learner.data.size,
-        # Whole weights are in a checkpoint; an adapter's base is not.
-        "the base of the adapter": _base_of(learner.model_info),
+        # Checkpoints contain full weights, but not the base of an adapter.
+        "the base of the adapter": _base_of(ModelInfo(**learner.model_info)),
     }
     before = {
         **{f"version of {name}": record.versions.get(name) for name in ("torch", "transformers")},
-        **{name: record.runtime.get(name.removeprefix("runtime.")) for name in now if name.startswith("runtime.")},
-        "data revision": record.data.get("revision"),
-        "training dialogs": None if learner.streamed else record.data.get("train_dialogs"),
+        **{
+            name: getattr(record.runtime, name.removeprefix("runtime."), None)
+            for name in now
+            if name.startswith("runtime.")
+        },
+        "data revision": record.data.revision,
+        "training dialogs": None if learner.streamed else record.data.train_dialogs,
         "the base of the adapter": _base_of(record.model),
     }
     if before["runtime.processes"] not in (None, now["runtime.processes"]):
-        # The batches stay the same: only the last digits differ, as the sums are made in another order.
+        # The batches stay the same; only the last digits differ, because sums are in a different order.
         for name in ("runtime.processes", "runtime.device_name"):
             del now[name], before[name]
-    # A run that was killed very early has recorded little, which cannot differ.
+    # A run that was killed very early may not have recorded these.
     differing = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in now if before[name] != now[name]]
     differing = [change for change in differing if " was None" not in change]
     if differing and not force:
@@ -188,16 +192,16 @@ def require_same(run: RunDir, record: RunRecord, learner: "Learner", *, force: b
     return differing
 
 
-def _base_of(facts: Mapping[str, Any]) -> Any:
+def _base_of(model: ModelInfo) -> Any:
     """Return the commit or the digest of the weights that an adapter was trained on, wherever they are."""
-    base = facts.get("adapter_base")
-    return (base.get("revision") or base.get("metadata")) if isinstance(base, dict) else None
+    base = model.adapter_base
+    return (base.revision or base.metadata) if base is not None else None
 
 
 def _refusal(run: RunDir, differing: list[str], **options: bool) -> ConfigError:
     more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
     return ConfigError(
-        f"the run {run.name!r} would not train on as it began: {differing[0]}{more}",
+        f"the run {run.name!r} cannot resume with different conditions: {differing[0]}{more}",
         hint=resume_hint(run, **options),
         details=differing[1:],
     )
@@ -230,28 +234,28 @@ def _restore(run: "TrainingRun", learner: "Learner") -> "tuple[Path, Progress] |
     checkpoint = newest_valid(folder.path, run.note)
     if checkpoint is not None:
         learner.require_place(checkpoint[0])
-    before, count = record.runtime.get("processes", 1), learner.runtime.processes
+    before, count = record.runtime.processes or 1, learner.runtime.processes
     if before != count:
         run.note(
-            f"the number of processes was {before} and is {count}: the last digits of metrics differ from now on"
+            f"the number of processes was {before} and is {count}: from now on the last digits of metrics differ"
         )
-    record.runtime["processes"] = count
+    record.runtime.processes = count
     logged = max((point["step"] for point in folder.metrics()), default=-1)
     if checkpoint is not None:
         lost = set_aside_torn_best(checkpoint[0]) if learner.config.train.keep == "best" else None
         if lost is not None:
             run.note(lost)
-    # A run that trained on after a save had that checkpoint; one that ended in its first save never had any.
+    # A run that logged steps after a save had that checkpoint; one that ended in its first save never had one.
     elif (aside := steps_aside(folder.path)) and logged > aside[0] and not request.force:
         raise CheckpointError(
-            f"no checkpoint of the run {folder.name!r} is complete; kept aside: {counted(len(aside), 'torn one')}",
+            f"no checkpoint of the run {folder.name!r} is complete; {counted(len(aside), 'torn one')} set aside",
             hint=resume_hint(folder, force=True),
         )
     else:
-        run.note("there is no checkpoint to resume from: the run restarts")
+        run.note("no checkpoint to resume from: the run restarts")
     step = checkpoint[1].step if checkpoint else 0
     folder.cut_after(step if checkpoint else -1)
     record.config = learner.config.model_dump(mode="json")
-    record.resumed.append({"time": now(), "step": step, "told_step": logged})
+    record.resumed.append(Resumption(time=now(), step=step, told_step=logged))
     record.status, record.finished, record.error, record.exit_code = "running", None, None, None
     return checkpoint

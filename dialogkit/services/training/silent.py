@@ -1,4 +1,4 @@
-"""What rank 0 writes and prints does nothing on the other ranks, so that all of them run one program."""
+"""Silent stand-ins for what rank 0 writes and prints, so that all ranks run one program."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from dialogkit.tracking.wandb_run import WandbRun
 class SilentReporter:
     """A reporter that shows nothing."""
 
-    def header(self, facts: Mapping[str, str]) -> None:
+    def header(self, info: Mapping[str, str]) -> None:
         """Do nothing."""
 
     def note(self, text: str) -> None:

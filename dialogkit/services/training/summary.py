@@ -1,4 +1,4 @@
-"""What a run reports about itself before the first step: header, data ledger, warnings, and its costs."""
+"""What a run reports before the first step: header, data ledger, warnings and costs."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def header(learner: "Learner", run: RunDir, wandb_run: WandbRun) -> dict[str, str]:
-    """Return the facts to show before the first step."""
-    facts = learner.model_info
+    """Return the information to show before the first step."""
+    info = learner.model_info
     train = learner.config.train
     return {
-        "model": f"{facts['name']}, {facts['parameters']:,} parameters "
-        f"({facts['parameters_without_embeddings']:,} without embeddings), "
-        f"{facts.get('architecture', '')}",
+        "model": f"{info['name']}, {info['parameters']:,} parameters "
+        f"({info['parameters_without_embeddings']:,} without embeddings), "
+        f"{info.get('architecture', '')}",
         **({"learns": _trainable(learner)} if train.method == "lora" else {}),
         "device": f"{learner.runtime.device} ({learner.runtime.device_name})"
         + (f", {learner.runtime.processes} processes" if learner.runtime.processes > 1 else ""),
@@ -43,11 +43,11 @@ def header(learner: "Learner", run: RunDir, wandb_run: WandbRun) -> dict[str, st
 
 
 def ledger_line(learner: "Learner") -> str:
-    """Return in one line what became of the rows; of a stream, of those that were read so far."""
+    """Return one line on how many rows were kept, cut and dropped; for a stream, of those read so far."""
     ledger, (dialogs, tokens, supervised) = learner.data.ledger, _trained_on(learner)
     if learner.streamed and not ledger.rows:
         size = "" if learner.data.size is None else f", at most {counted(learner.data.size, 'dialog')} to train on"
-        return f"{ledger.dataset}: read as a stream{size}; what became of its rows is told at the end"
+        return f"{ledger.dataset}: read as a stream{size}; kept and dropped rows are reported at the end"
     return (
         f"{ledger.dataset}: {counted(ledger.rows, 'row')}{' so far' if learner.streamed else ''}, "
         f"{ledger.kept:,} kept, {ledger.cut:,} cut, "
@@ -59,35 +59,35 @@ def ledger_line(learner: "Learner") -> str:
 
 
 def warnings(learner: "Learner", advice: Callable[[Hint], str]) -> list[str]:
-    """Return what a user may not expect of the data and the settings.
+    """Return warnings about unexpected effects of the data and the settings.
 
     Args:
         learner: tokenizer, data and model.
-        advice: renders a hint in the words in which the user gives commands.
+        advice: renders a hint as the user would type it.
     """
     from dialogkit.engine.device import emulates_bf16
     from dialogkit.models.build import has_dropout
 
-    told = [learner.settings_note] if learner.settings_note else []
+    lines = [learner.settings_note] if learner.settings_note else []
     if not learner.streamed and (
         remark := held_out_remark(len(learner.data.evaluation), learner.data.ledger.kept)
     ):
-        told.append(remark)
+        lines.append(remark)
     if (dropout := learner.config.train.dropout) and not has_dropout(learner.model):
-        told.append(f"train.dropout={dropout:g} does nothing: the layers of this model have no dropout")
+        lines.append(f"train.dropout={dropout:g} does nothing: the layers of this model have no dropout")
     train, defaults = learner.config.train, TrainConfig()
     of_lora = (name for name in TrainConfig.model_fields if name.startswith("lora_"))
     unused = [name for name in of_lora if getattr(train, name) != getattr(defaults, name)]
     if train.method == "full" and unused:
-        told.append(f"train.{unused[0]} does nothing: train.method is full, and lora has a use for it")
+        lines.append(f"train.{unused[0]} does nothing: train.method is full, and only lora uses it")
     if emulates_bf16(learner.runtime):
         faster = advice(Change({"runtime.precision": "fp32"}))
-        told.append(f"this CPU only emulates bf16: {faster} is many times faster")
-    return told
+        lines.append(f"this CPU only emulates bf16: {faster} is many times faster")
+    return lines
 
 
 def data_info(learner: "Learner") -> dict[str, Any]:
-    """Return the ledger and the sizes of the split; of a stream those of its first pass so far."""
+    """Return the ledger and the sizes of the split; for a stream, those of its first pass so far."""
     evaluation, (dialogs, tokens, supervised) = learner.data.evaluation, _trained_on(learner)
     return {
         **asdict(learner.data.ledger),
@@ -104,20 +104,20 @@ def flops_per_token(learner: "Learner") -> float:
     """Return the operations to train on a token of this data."""
     from dialogkit.engine.flops import flops_per_token
 
-    facts, lengths, train = learner.model_info, learner.data.sample.lengths, learner.data.sample
+    info, lengths, train = learner.model_info, learner.data.sample.lengths, learner.data.sample
     return flops_per_token(
-        parameters=facts["parameters_without_embeddings"],
-        width=facts.get("width", 0),
-        layers=facts.get("layers", 0),
-        vocabulary=facts["vocabulary"],
+        parameters=info["parameters_without_embeddings"],
+        width=info.get("width", 0),
+        layers=info.get("layers", 0),
+        vocabulary=info["vocabulary"],
         supervised_share=train.supervised_tokens / max(1, int(lengths.sum())),
         context=float((lengths**2).sum() / max(1, lengths.sum())),
-        adapter=facts["trainable_parameters"] if learner.config.train.method == "lora" else 0,
+        adapter=info["trainable_parameters"] if learner.config.train.method == "lora" else 0,
     )
 
 
 def peak_flops(learner: "Learner") -> float | None:
-    """Return the most operations a second of the device, where that is known."""
+    """Return the peak operations a second of the device; None if unknown."""
     from dialogkit.engine.flops import peak_flops
 
     return peak_flops(learner.runtime.device_name, learner.runtime.precision)
@@ -142,7 +142,7 @@ def _trained_on(learner: "Learner") -> tuple[int, int, int]:
 
 
 def _dialogs_of(learner: "Learner") -> str:
-    """Return how many dialogs there are to train on, and of how many where not all are used."""
+    """Return the number of training dialogs, and of all available ones if not all are used."""
     if learner.data.size is None:
         return "a stream of"
     available = learner.data.ledger.kept - len(learner.data.evaluation)
@@ -150,6 +150,6 @@ def _dialogs_of(learner: "Learner") -> str:
 
 
 def _trainable(learner: "Learner") -> str:
-    train, facts = learner.config.train, learner.model_info
-    number, whole = facts["trainable_parameters"], facts["parameters"]
-    return f"{number:,} parameters of LoRA, rank {train.lora_rank} ({number / whole:.2%} of the model's)"
+    train, info = learner.config.train, learner.model_info
+    trainable, total = info["trainable_parameters"], info["parameters"]
+    return f"{trainable:,} parameters of LoRA, rank {train.lora_rank} ({trainable / total:.2%} of the model's)"

@@ -221,7 +221,7 @@ def test_a_real_training_is_stopped_goes_on_and_is_then_left_alone(dialogkit: Ru
     assert done.returncode == 0, done.stderr
     record = run.read()
     assert (record.status, len(record.resumed)) == ("completed", 1)
-    assert record.resumed[0]["step"] > 0
+    assert (record.resumed[0].step or 0) > 0
     assert [point["step"] for point in run.metrics() if "train/loss" in point] == list(range(1, 301))
     before = {path: path.stat().st_mtime_ns for path in Path("models").rglob("*") if path.is_file()}
     done = run_job(text, environment, SLURM_RESTART_COUNT="2")

@@ -105,7 +105,7 @@ def test_one_of_several_processes_speaks_and_writes(pair: Pair) -> None:
     assert len(lines) == len(set(lines)) > 5
     assert "Traceback" not in pair.finished.err
     record = RunDir(pair.together).read()
-    assert (record.status, record.runtime["processes"]) == ("completed", 2)
+    assert (record.status, record.runtime.processes) == ("completed", 2)
     assert [point["step"] for point in RunDir(pair.together).metrics() if "train/loss" in point] == [*range(1, 8)]
 
 
@@ -140,8 +140,8 @@ def test_the_ledger_of_a_stream_has_the_rows_of_all_processes(
     assert finished.code == 0, finished.err
     one, other = (RunDir(Path("models/runs") / name).read() for name in ("alone", "together"))
     assert other.data == one.data
-    assert (one.data["rows"], one.data["unusable"], one.data["kept"]) == (80, 6, 74)
-    assert one.data["first_bad_row"].startswith("3.jsonl:7: not valid JSON")
+    assert (one.data.rows, one.data.unusable, one.data.kept) == (80, 6, 74)
+    assert str(one.data.first_bad_row).startswith("3.jsonl:7: not valid JSON")
     told = "80 rows so far, 74 kept"
     assert told in " ".join(finished.err.split())
     assert told in Path("models/runs/together/console.log").read_text()

@@ -21,7 +21,7 @@ from dialogkit.services.runs.listing import list_run_rows
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.wandb_run import offline_folders
-from tests.conftest import Finished, Trained
+from tests.conftest import Finished, Trained, typed
 from tests.wandb_server import WandbServer
 
 Run = Callable[..., Finished]
@@ -172,7 +172,7 @@ def test_an_upload_that_does_not_end_is_ended_with_all_that_it_started(
     assert time.monotonic() - start < 30
     assert done.code == 1
     assert f"{whole.name} was not uploaded within 1 s" in done.err
-    assert "not tried, as the server did not take the run before it in time" in done.err
+    assert "not tried, because the previous upload timed out" in done.err
     assert f"uploading {whole.name} (1 of 2) ..." in done.err
     assert "0 of 2 offline runs uploaded" in done.out
     assert ends(int((tmp_path / "child").read_text()))
@@ -193,7 +193,7 @@ def test_ctrl_c_ends_an_upload_at_once_and_says_what_was_uploaded(
         sync_runs(output=output)
     assert stopped.value.exit_code == 130
     assert stopped.value.message == "stopped by Ctrl-C: 0 of 1 offline run uploaded"
-    assert stopped.value.hint == f"dialogkit runs sync --output-dir {output}"
+    assert typed(stopped.value) == f"dialogkit runs sync --output-dir {output}"
     assert ends(int((tmp_path / "child").read_text()))
 
 
@@ -276,7 +276,7 @@ def test_a_run_of_which_little_is_recorded_is_shown(dialogkit: Run) -> None:
     RunDir.create(Path("models"), "bare").write(RunRecord(name="bare", created="once", wandb={"mode": 1}))
     done = dialogkit("runs", "show", "bare")
     assert (done.code, done.err) == (0, "next: dialogkit runs show bare --all\n")
-    assert done.out.splitlines() == ["bare  running  once", "", "training  0 steps", "W&B       1"]
+    assert done.out.splitlines() == ["bare  running  once", "", "training  0 steps"]
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -437,7 +437,7 @@ def test_runs_with_other_held_out_dialogs_are_evaluated_on_the_same_ones(
     run = RunDir(Path(two) / "runs/other-run")
     record = run.read()
     other = {"eval_dialogs": 2} if same_file else {"eval_dialogs": 2, "dataset": "b.json", "revision": "0"}
-    run.write(record.model_copy(update={"data": {**record.data, **other}}))
+    run.write(record.model_copy(update={"data": record.data.model_copy(update=other)}))
     keep_evaluation(two, "shared-run")
     told = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two).err.splitlines()
     name, samples = ("starter", 2) if same_file else ("b.json", 15)
@@ -463,7 +463,7 @@ def test_replies_stand_beside_each_other_where_there_is_room(
 def test_runs_on_other_data_are_not_compared_in_silence(two: str, dialogkit: Run) -> None:
     run = RunDir(Path(two) / "runs/other-run")
     record = run.read()
-    run.write(record.model_copy(update={"data": {**record.data, "revision": "another"}}))
+    run.write(record.model_copy(update={"data": record.data.model_copy(update={"revision": "another"})}))
     assert "cannot be compared" in dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two).err
     rows = dialogkit("runs", "best", "--output-dir", two, "--json").json["data"]
     assert {row["name"] for row in rows} == {"shared-run", "other-run"}

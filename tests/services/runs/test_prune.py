@@ -16,7 +16,8 @@ from dialogkit.services.runs.resolve import resolve_model
 from dialogkit.tracking.pruning import contents
 from dialogkit.tracking.publishing import publish
 from dialogkit.tracking.record import RunRecord
-from dialogkit.tracking.run_dir import RunDir, list_runs
+from dialogkit.tracking.run_dir import RunDir
+from dialogkit.tracking.run_list import list_runs
 from tests.conftest import Finished, Trained
 
 Run = Callable[..., Finished]
@@ -133,7 +134,7 @@ def test_a_run_that_has_changed_since_it_was_told_is_left_alone(output: Path) ->
         return True
 
     told = prune_runs(["broken"], output=output, agreed=agreed)
-    assert told.rows[0].problem == "the run 'broken' is completed by now"
+    assert told.rows[0].problem == "the run 'broken' is completed now"
     assert run.exists
 
 

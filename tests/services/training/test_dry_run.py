@@ -78,10 +78,10 @@ def test_the_command_line_has_it_too(dialogkit: Callable[..., Finished], scratch
     assert [path for path in scratch.rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.parametrize(("architecture", "told"), [("llama", True), ("gpt2", False)])
+@pytest.mark.parametrize(("architecture", "warns"), [("llama", True), ("gpt2", False)])
 def test_dropout_that_does_nothing_is_told(
-    architecture: str, told: bool, small_config: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture
+    architecture: str, warns: bool, small_config: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "dialogkit"):
         dry_run(small_config({"train.dropout": 0.1, "model.architecture": architecture}))
-    assert ("train.dropout=0.1 does nothing" in caplog.text) == told
+    assert ("train.dropout=0.1 does nothing" in caplog.text) == warns

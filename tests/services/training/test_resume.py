@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 
 from dialogkit.config.load import load_run_config
-from dialogkit.engine.checkpoints import Progress, seal, set_aside
+from dialogkit.engine.checkpoints import Progress, commit, set_aside
 from dialogkit.errors import ConfigError, ModelError
 from dialogkit.services.runs.resolve import resolve_model
 from dialogkit.services.train import train
 from dialogkit.services.training.progress import LogReporter
 from dialogkit.services.training.resume import find_resumable, find_start
 from dialogkit.tracking.record import RunRecord
-from dialogkit.tracking.run_dir import RunDir, list_runs
-from tests.conftest import Finished
+from dialogkit.tracking.run_dir import RunDir
+from dialogkit.tracking.run_list import list_runs
+from tests.conftest import Finished, typed
 
 Run = Callable[..., Finished]
 MODELS = Path("models")
@@ -38,7 +39,7 @@ def made(name: str, *, checkpoints: tuple[str, ...] = CHECKPOINTS, finished: boo
         (run.path / place / "config.json").write_text("{}")
         (run.path / place / "model.safetensors").write_text(place)
         if place != "model":
-            seal(run.path / place, Progress())
+            commit(run.path / place, Progress())
     if finished:
         (run.model_dir / "README.md").write_text("---\ntags: [dialogkit, conversational]\n---\n")
     return run
@@ -51,7 +52,7 @@ def run() -> RunDir:
 
 DAMAGES = {
     "cut off": ('{"x":', "is damaged (not valid JSON)"),
-    "a list": ("[]", "is damaged (no JSON object)"),
+    "a list": ("[]", "is damaged (not a JSON object)"),
     "without a name": ('{"created": "now"}', "is damaged (name is missing)"),
     "deleted": (None, "is missing"),
 }
@@ -89,7 +90,7 @@ def test_a_damaged_run_is_passed_over_aloud(damaged: str, dialogkit: Run) -> Non
     made("left")
     refused = dialogkit("train", "--resume", "last", "--set", "train.seed=1")
     assert refused.err.splitlines()[0] == "skipped, as the record cannot be read: r"
-    assert "the run 'left' would not train on as it began: train.seed" in refused.err
+    assert "the run 'left' cannot resume with different conditions: train.seed" in refused.err
     listed = dialogkit("runs", "list", "--json")
     assert (listed.err, [row["name"] for row in listed.json["data"]]) == ("", ["whole", "left"])
 
@@ -107,7 +108,7 @@ def test_the_model_of_a_damaged_run_can_be_used() -> None:
     run.record_path.write_text("{")
     with pytest.raises(ModelError, match="still holds its finished model, checkpoint-10 and checkpoint-3") as told:
         run.read()
-    assert told.value.hint == 'dialogkit generate models/runs/done/model --prompt "Hello!"'
+    assert typed(told.value) == "dialogkit generate models/runs/done/model --prompt 'Hello!'"
     loadable = resolve_model("models/runs/done/model")
     assert (loadable.model.source, loadable.run) == ("models/runs/done/model", None)
 
@@ -137,9 +138,9 @@ def test_the_parts_of_a_sharded_model_are_called_so(
         file.unlink()
     (checkpoint / "pytorch_model_fsdp_0").mkdir()
     (checkpoint / "trainer_state.json").write_text("{}")
-    seal(checkpoint, Progress())
+    commit(checkpoint, Progress())
     done = dialogkit(*words.format(name).split())
-    told = "holds the parts of a sharded model, which only --resume reads"
+    told = "holds a sharded model, which can only be resumed"
     assert done == Finished(2, "", f"error: '{name}/checkpoint-10' {told}\ntry: {command}\n")
 
 
@@ -217,7 +218,7 @@ def test_a_finished_run_says_what_has_no_effect(words: str, told: str, hint: str
 
 def test_a_change_is_refused_with_a_command_that_goes_on(run: RunDir, dialogkit: Run) -> None:
     done = dialogkit("train", "--resume", "r", "--set", "train.batch_size=4")
-    told = "would not train on as it began: train.batch_size is 2, not 4"
+    told = "cannot resume with different conditions: train.batch_size is 2, not 4"
     assert done.err.splitlines() == [f"error: the run 'r' {told}", "try: dialogkit train --resume r"]
 
 
@@ -357,7 +358,7 @@ def test_a_run_of_another_output_folder_is_not_pruned_from_here(dialogkit: Run) 
     assert (done.code, done.err.splitlines()) == (
         2,
         [
-            "error: the run 'elsewhere/runs/r' does not lie in 'models'",
+            "error: the run 'elsewhere/runs/r' is not in 'models'",
             "try: dialogkit runs prune r --output-dir elsewhere",
         ],
     )
