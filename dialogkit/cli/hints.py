@@ -187,7 +187,7 @@ def _is_default(option: Option | None, value: Any) -> bool:
     if option is None:
         return False
     if option.flag == "--output-dir":
-        return Path(value) == Path(DEFAULT_OUTPUT)
+        return Path(str(value)) == Path(DEFAULT_OUTPUT)
     turns_on = option.sets is not None and option.sets.to is not None  # its default says nothing of the setting
     return bool(option.parameter.default == value and not option.is_argument and not turns_on)
 
