@@ -1,11 +1,11 @@
-# Targets: setup, demo, test, faults, check, bench. Needs python3 (3.11 or newer) and a package index, nothing else.
+# Targets: setup, demo, test, faults, check, bench, reference. Needs python3 (3.11 or newer) and a package index, nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Made again only when what it was made from changes; a second run re-uses the environment as it is.
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test faults check bench clean
+.PHONY: setup demo test faults check bench reference clean
 
 setup: $(STAMP)
 
@@ -37,6 +37,10 @@ bench: setup
 	$(BIN)/python benchmarks/training_speed.py custom-tiny --arms dialogkit plain expert --rounds 3 \
 		--json build/training.json
 	$(BIN)/python benchmarks/generation_speed.py custom-tiny --rounds 3 --json build/generation.json
+
+# The pages of all commands and settings in docs/reference, from the code.
+reference: setup
+	$(BIN)/python docs/build_reference.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

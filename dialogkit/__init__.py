@@ -6,7 +6,7 @@ Importing this module imports no torch: each public name is loaded when it is fi
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from dialogkit.config.load import load_run_config as load_run_config

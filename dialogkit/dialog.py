@@ -1,9 +1,9 @@
-"""Dialogs and their chat format: what training and replying share, so that both see the same tokens.
+"""Dialogs and their chat formats, shared by training and replying so that both see the same tokens.
 
-A dialog is rendered to *spans*. A span is a list of pieces, and a piece is either one special token, written by
-the format, or plain text, which is always tokenized as text: a user who types `<|end_of_turn|>` gets the letters.
-Spans are cut where an answer starts and after its end-of-turn token, and are tokenized one by one. The prompt for
-a reply is therefore, token for token, a prefix of what was trained.
+A dialog is rendered to *spans*. A span is a list of pieces; a piece is either one special token of the format or
+plain text. Text is always tokenized as text: a user who types `<|end_of_turn|>` gets the letters. A span ends
+where an answer starts and after its end-of-turn token, and each span is tokenized separately. The prompt for a
+reply is therefore, token for token, a prefix of the training data.
 
 No tokenizer library is imported here; `models/tokenizer.py` turns pieces into ids.
 """
@@ -23,7 +23,7 @@ class Message(NamedTuple):
 
 
 Dialog = tuple[Message, ...]
-"""An optional system message, then user and assistant in turn."""
+"""An optional system message, then user and assistant alternately."""
 
 
 class Piece(NamedTuple):
@@ -34,30 +34,30 @@ class Piece(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Pieces that are tokenized together; `supervised` ones are an answer with its end of turn."""
+    """Pieces that are tokenized together; a `supervised` span is an answer with its end of turn."""
 
     pieces: tuple[Piece, ...]
     supervised: bool = False
 
 
 class Encoded(NamedTuple):
-    """Token ids of a dialog, and which of them are learned (same length)."""
+    """Token ids of a dialog, and which of them are supervised (same length)."""
 
     input_ids: list[int]
     supervised: list[bool]
 
 
 class ChatTokenizer(Protocol):
-    """What data preparation and replying need of a tokenizer with a chat format."""
+    """The interface of a tokenizer with a chat format that data preparation and replying use."""
 
     stop_ids: frozenset[int]
     """Ids that end a turn."""
     reply_stop_ids: frozenset[int]
-    """Ids at which a reply ends: these, and those that the files of a model name."""
+    """Ids at which a reply ends: `stop_ids`, and those that the files of the model name."""
 
     @property
     def pad_id(self) -> int:
-        """The id that fills a batch."""
+        """The id for padding."""
 
     @property
     def highest_id(self) -> int:
@@ -74,18 +74,18 @@ class ChatTokenizer(Protocol):
         """Return the ids after which a reply to `messages` starts."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, special tokens left out."""
+        """Return the text of ids without special tokens."""
 
     def prompt_text(self, ids: Sequence[int]) -> str:
-        """Return what is said before a first answer, a system text apart from the user's."""
+        """Return the text before the first answer, with a system text separate from the user's."""
 
 
 @dataclass(frozen=True)
 class TurnFormat:
     """A chat format in which every turn is: special token, label, text, end-of-turn token.
 
-    Each part may be empty. All formats that dialogkit gives to a model are of this form; models that bring a
-    template of their own are rendered by that template.
+    Each part may be empty. All formats of dialogkit have this form; models with their own chat template are
+    rendered by that template.
     """
 
     name: str
@@ -95,11 +95,11 @@ class TurnFormat:
     user: tuple[str, str] = ("", "")
     assistant: tuple[str, str] = ("", "")
     separator: str = ""
-    """Plain text between the label and the content; with the content, so that a reply starts by it."""
+    """Plain text between label and content; it is part of the content, so a reply starts with it."""
 
     @property
     def special_tokens(self) -> frozenset[str]:
-        """Every special token that the format writes."""
+        """All special tokens of the format."""
         return frozenset({self.system[0], self.user[0], self.assistant[0], self.end_of_turn} - {""})
 
     def _opening(self, role: Role) -> tuple[Piece, ...]:
@@ -120,7 +120,7 @@ class TurnFormat:
                 context = []
             else:
                 opening = self._opening(message.role)
-                # A label and the text after it are one piece, as a tokenizer would read them.
+                # A label and the text after it are one piece, so that they are tokenized together.
                 if opening and not opening[-1].special:
                     body = Piece(opening[-1].text + body.text)
                     opening = opening[:-1]
@@ -139,7 +139,7 @@ class TurnFormat:
         return text
 
     def template(self) -> str:
-        """Return the same format as a Jinja chat template, for every other tool that reads the model."""
+        """Return the format as a Jinja chat template, for other tools that load the model."""
         branches = []
         for index, role in enumerate(("system", "user", "assistant")):
             opening = "".join(getattr(self, role)) + self.separator
@@ -174,7 +174,7 @@ SPECIAL_TOKENS = (END_OF_TEXT, PAD_TOKEN, SYSTEM_TOKEN, USER_TOKEN, ASSISTANT_TO
 
 
 def native_format() -> TurnFormat:
-    """Return the format of tokenizers that dialogkit trains: one special token opens a turn, one ends it."""
+    """Return the format of tokenizers that dialogkit trains: a special token starts each turn, another ends it."""
     return TurnFormat(
         name="dialogkit",
         end_of_turn=END_OF_TURN,
@@ -185,7 +185,7 @@ def native_format() -> TurnFormat:
 
 
 def plain_format(eos_token: str) -> TurnFormat:
-    """Return a format for models that know no roles, such as GPT-2: labels in words, turns ended by eos."""
+    """Return a format for models without roles, such as GPT-2: plain labels, and turns ended by eos."""
     return TurnFormat(
         name="plain",
         end_of_turn=eos_token,
@@ -202,18 +202,18 @@ def turns_format(eos_token: str) -> TurnFormat:
 
 
 def check_dialog(messages: Sequence[Message]) -> str | None:
-    """Return what is wrong with the order or content of a dialog, or None.
+    """Return the problem with the order or content of a dialog, or None.
 
-    A dialog is an optional system message, then user and assistant in turn, with at least one answer.
+    A dialog is an optional system message, then user and assistant alternately, with at least one answer.
     """
     first = 1 if messages and messages[0].role == "system" else 0
     if not any(turn.role == "assistant" for turn in messages):
-        return "no message of the assistant"
+        return "no message from the assistant"
     for index, turn in enumerate(messages[first:]):
         number = first + index + 1
         expected = "user" if index % 2 == 0 else "assistant"
         if turn.role != expected:
-            return f"message {number} is from {turn.role!r} where {expected!r} is due"
+            return f"message {number} is from {turn.role!r} instead of {expected!r}"
         if not turn.content.strip():
             return f"message {number} ({turn.role}) is empty"
     return None

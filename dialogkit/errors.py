@@ -11,11 +11,11 @@ from dialogkit.hints import Call, Change, Hint
 from dialogkit.redaction import redact
 
 LONGEST = 800
-"""Longest message, in characters."""
+"""Longest message in characters."""
 
 
 def shortened(text: str, longest: int = LONGEST) -> str:
-    """Return text of at most so many characters: its beginning and its end."""
+    """Return text, longer than `longest` only as its beginning and end."""
     return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 4 :]}"
 
 
@@ -27,6 +27,8 @@ class DialogKitError(Exception):
         hint: what to do about it: that of the place where it was raised, else `default_hint`. It speaks of verbs
             and settings; the command line renders it as what to type.
         code: a stable word for programs (`error.code` in JSON output).
+        settings: the settings with which the message and the details begin, in this order; an empty text for none.
+            The command line names the flag instead, where one was typed.
         exit_code: 1 run-time or I/O, 2 the input was wrong, 3 diverged, 130/143 stopped by a signal.
     """
 
@@ -34,12 +36,20 @@ class DialogKitError(Exception):
     exit_code = 1
     default_hint: Hint | None = None
 
-    def __init__(self, message: str, *, hint: Hint | None = None, details: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: Hint | None = None,
+        details: Sequence[str] = (),
+        settings: Sequence[str] = (),
+    ) -> None:
         message = shortened(redact(message))  # a value that somebody gave can be of any length, and a secret
         super().__init__(message)
         self.message = message
         self.hint: Hint | None = hint or self.default_hint
         self.details = tuple(shortened(redact(detail)) for detail in details)
+        self.settings = tuple(settings)
 
 
 class ConfigError(DialogKitError):
@@ -82,14 +92,14 @@ class StorageError(DialogKitError):
 
 
 class CheckpointError(DialogKitError):
-    """A checkpoint cannot be written, for want of space for example, or not be trusted; all others stay."""
+    """A checkpoint cannot be written (the disk is full, for example) or trusted; other checkpoints remain."""
 
     code = "checkpoint"
     exit_code = 1
 
 
 class ProcessLostError(DialogKitError):
-    """One of several processes of a training ended, and not by itself."""
+    """A process of a distributed training was lost."""
 
     code = "process_lost"
     exit_code = 1
@@ -103,14 +113,14 @@ class OutOfMemoryError(DialogKitError):
 
 
 class DivergedError(DialogKitError):
-    """The loss or a gradient is not a number any more."""
+    """The loss or a gradient is no longer finite."""
 
     code = "diverged"
     exit_code = 3
 
 
 class InterruptedRunError(DialogKitError):
-    """Training was stopped by a signal; the run says where it stands."""
+    """Training was stopped by a signal; the run can be resumed."""
 
     code = "interrupted"
 
@@ -122,31 +132,30 @@ class InterruptedRunError(DialogKitError):
 
 
 def is_interruption(error: BaseException) -> bool:
-    """Return whether an error stops the work from outside, such as Ctrl-C or `sys.exit`."""
+    """Return whether an error is an interruption, such as Ctrl-C or `sys.exit`, rather than a failure."""
     if isinstance(error, BaseExceptionGroup):
         return any(map(is_interruption, error.exceptions))
     return isinstance(error, InterruptedRunError) or not isinstance(error, Exception)
 
 
 def exit_code_of(error: BaseException) -> int:
-    """Return the exit code of a program that an error ends: 0 is of none."""
+    """Return the exit code of a program that ends with this error."""
     if isinstance(error, DialogKitError):
         return error.exit_code
     if isinstance(error, BaseExceptionGroup):
-        leaves = error.exceptions
-        return exit_code_of(next(filter(is_interruption, leaves), leaves[0]))
+        return exit_code_of(next(filter(is_interruption, error.exceptions), error.exceptions[0]))
     if isinstance(error, SystemExit) and error.code is not None and not isinstance(error.code, int):
-        return 1  # a text, which Python prints
+        return 1  # a message, which Python prints
     if isinstance(error, SystemExit) and error.code:
         return int(error.code)
     return 130 if is_interruption(error) else 1
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the nearest known word or one that holds it, or an empty string."""
+    """Return ` (did you mean 'x'?)` for the nearest known word or one that contains it, or an empty string."""
     words = list(known)
-    holding = [name for name in words if len(word) > 2 and word.lower() in re.split("[-_.]", name.lower())]
-    nearest = get_close_matches(word, words, n=1, cutoff=0.6) or holding
+    containing = [name for name in words if len(word) > 2 and word.lower() in re.split("[-_.]", name.lower())]
+    nearest = get_close_matches(word, words, n=1, cutoff=0.6) or containing
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 

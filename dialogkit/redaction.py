@@ -1,4 +1,4 @@
-"""What a secret looks like, and how it is kept out of what is written and printed."""
+"""Recognises secrets and removes them from what is written and printed."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 _NAMES = r"token|secret|passw(?:or)?d|passphrase|pwd|credentials?|signature"
 SECRET_NAME = re.compile(rf"(key|{_NAMES})$", re.IGNORECASE)  # not max_new_tokens
 SHORTEST_SECRET = 8
-"""Characters below which a value of the environment is too common a word to be looked for."""
+"""Shorter values of the environment are not redacted, as they could be common words."""
 
 _KEYS = re.compile(
     r"(?<![A-Za-z0-9])(?:"
@@ -22,11 +22,11 @@ _KEYS = re.compile(
     r")"
 )
 _HEXADECIMAL = re.compile(
-    # A commit is written alike. It follows such a word, or is part of a path, as in the hub's cache.
+    # Commit hashes look the same, but follow such a word or are part of a path, as in the hub's cache.
     r"(?P<commit>(?:revision|commit|sha1?)\W{0,4})?(?<![\w/\\@-])[0-9a-f]{40}(?![\w/\\-])",
     re.IGNORECASE,
 )
-# A path of an address has lost one of its slashes. Bounded, as texts of any length are searched.
+# A `Path` of a URL has lost one of its slashes. Bounded, as texts of any length are searched.
 _IN_URL = re.compile(r"(:/{1,2})(?:[^\s/:@'\"]{0,256}:[^\s'\"]{0,1024}|[^\s/@'\"]{1,1024})@")
 _NAMED = re.compile(
     rf"((?:(?<=[\w.-])key|{_NAMES})(?:\s{{0,8}}=\s{{0,8}}[\"']?|[\"']\s{{0,8}}:\s{{0,8}}[\"']))([^\s\"'&;,]+)",
@@ -35,20 +35,20 @@ _NAMED = re.compile(
 _HEADER = re.compile(r"(authorization['\"]?\s*:\s*['\"]?(?:(?:bearer|basic)\s+)?)[^\s'\"]+", re.IGNORECASE)
 
 _FOLDERS = ("PWD", "OLDPWD")
-"""Variables whose names end as those of passwords; a shell keeps its working folder there."""
+"""Variables that hold the shell's working folder, although their names look like those of passwords."""
 
-_met: set[str] = set()
+_remembered: set[str] = set()
 
 
 def remember(secret: str) -> str:
-    """Keep a secret that was read from a file out of everything that is shown from now on, and return it."""
+    """Remember a secret that was read from a file, so that it is redacted from now on, and return it."""
     if len(secret) >= SHORTEST_SECRET:
-        _met.add(secret)
+        _remembered.add(secret)
     return secret
 
 
 def secrets_of(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the secrets of an environment by the names of their variables, passwords of proxies among them."""
+    """Return the secrets of an environment by variable name, including passwords of proxies."""
     found = {}
     for name, value in environment.items():
         is_secret = SECRET_NAME.search(name) and name.upper() not in _FOLDERS
@@ -62,26 +62,26 @@ def secrets_of(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def redact(text: str) -> str:
-    """Return text with `***` in place of all that looks like a secret or is one of this process."""
-    return _redacted(_without(text, {*secrets_of(os.environ).values(), *_met}), named=True)
+    """Return text with `***` in place of known secrets and of everything that looks like one."""
+    return _redacted(_without(text, {*secrets_of(os.environ).values(), *_remembered}), named=True)
 
 
 def secret_in(text: str, *, named: bool = True) -> str | None:
-    """Return what secret a text holds: that of W&B or the hub here, or what looks like one; None for none.
+    """Describe the secret in a text: a key of W&B or the hub, or what looks like one; None if there is none.
 
     Args:
-        text: a setting, or what is to be written.
-        named: also look for `name=value` with the name of a secret.
+        text: a setting, or text to be written.
+        named: also detect `name=value` where the name is that of a secret.
     """
     for name in ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         value = os.environ.get(name, "").strip()
         if len(value) >= SHORTEST_SECRET and value in text:
             return f"the value of {name}"
-    return "what seems to be a secret" if _redacted(_without(text, _met), named=named) != text else None
+    return "what seems to be a secret" if _redacted(_without(text, _remembered), named=named) != text else None
 
 
 def without_secrets(words: Iterable[str]) -> list[str]:
-    """Return the words of a command line with `***` for what sounds or looks like a secret."""
+    """Return the words of a command line with `***` for secrets, known by their look or their flag."""
     shown: list[str] = []
     hide = False
     for word in words:

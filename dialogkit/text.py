@@ -1,4 +1,4 @@
-"""How text from outside is made harmless to look at, and how figures are written for people."""
+"""Makes untrusted text safe to show, reads small files, and formats numbers for people."""
 
 import errno
 import os
@@ -10,8 +10,10 @@ import time
 from json import JSONDecodeError
 from pathlib import Path
 
+from dialogkit.hints import Shell
+
 # Control characters of every kind, the marks that reorder, break or hide text, and halves of surrogate pairs,
-# which no output can hold: a dataset's text must not steer a terminal or a page.
+# which cannot be encoded: the text of a dataset must not control a terminal or a page.
 _MARKS = (0x61C, 0xFEFF, *range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x2070))
 UNSAFE = {
     **{code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"},
@@ -19,16 +21,15 @@ UNSAFE = {
     **{code: f"\\U{code:08x}" for code in range(0xE0000, 0xE0080)},
 }
 
-
 PIPE_WAIT_S = 5.0
-"""How long what writes into a pipe may take."""
+"""Seconds that the writer of a pipe may take."""
 _MARKED = {
     b"\xff\xfe\0\0": "UTF-32",
     b"\0\0\xfe\xff": "UTF-32",
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-"""Encodings by the byte-order marks with which their texts begin, the longer ones first."""
+"""Encodings by their byte-order marks, longer ones first."""
 
 
 def sanitize(text: str) -> str:
@@ -48,16 +49,16 @@ def lines_of(text: str) -> list[str]:
 
 
 def read_small(path: Path, longest: int, *, pipes: bool = False) -> bytes:
-    """Return the content of a file, of a longer one its first `longest` + 1 bytes. It never waits for long.
+    """Return the content of a file, or its first `longest` + 1 bytes if it is longer. Never waits for long.
 
     Args:
         path: a regular file.
-        longest: bytes that are of interest.
-        pipes: also read a pipe, as a shell's `<(command)`, which has 5 s to give all it has.
+        longest: most bytes of a file that the caller accepts.
+        pipes: also read a pipe, such as a shell's `<(command)`, which has 5 s to write everything.
 
-    Raises: OSError if it cannot be read, or is no file but a pipe, a device or the like.
+    Raises: OSError if it cannot be read or is not a regular file.
     """
-    # Opened so, a pipe into which nobody writes does not block.
+    # Non-blocking, as opening a pipe without a writer would wait.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISDIR(mode):
@@ -69,7 +70,7 @@ def read_small(path: Path, longest: int, *, pipes: bool = False) -> bytes:
         content, until = b"", time.monotonic() + PIPE_WAIT_S
         while len(content) <= longest:
             if stat.S_ISFIFO(mode) and not select.select([file], [], [], max(0.0, until - time.monotonic()))[0]:
-                raise OSError(None, "nothing comes out of this pipe", str(path))
+                raise OSError(None, "nothing was written to this pipe", str(path))
             piece = file.read(longest + 1 - len(content))
             if not piece:
                 break
@@ -78,15 +79,16 @@ def read_small(path: Path, longest: int, *, pipes: bool = False) -> bytes:
 
 
 def json_problem(error: JSONDecodeError) -> str:
-    """Return what keeps a text from being JSON; the place, at which the decoder's own words end, is left out."""
+    """Return the problem that the JSON decoder reports, without the position at its end."""
     reason = re.sub(r"( starting)? at$", "", error.msg)
     return f"not valid JSON: {reason[0].lower()}{reason[1:]}"
 
 
 def wide_encoding(head: bytes) -> str | None:
-    """Return the encoding of a text, by its beginning, if it is UTF-16 or UTF-32; None for all others.
+    """Return the encoding of a text if its beginning is UTF-16 or UTF-32; None otherwise.
 
-    Without a byte-order mark it is known by its zero bytes: in Latin text the same ones of each character.
+    Without a byte-order mark, it is recognised by zero bytes, which Latin text has at the same place in each
+    character.
     """
     if (mark := next((mark for mark in _MARKED if head.startswith(mark)), None)) is not None:
         return _MARKED[mark]
@@ -101,18 +103,20 @@ def wide_encoding(head: bytes) -> str | None:
     return layouts.get((zeros[0], zeros[1], zeros[2], zeros[3])) if len(head) >= 8 else None
 
 
-def convert_command(path: Path, encoding: str) -> str:
-    """Return the command that writes a text file, which may be gzipped, as UTF-8 beside it."""
+def convert_command(path: Path, encoding: str) -> Shell:
+    """Return the shell command that writes a text file, which may be gzipped, as UTF-8 beside it."""
     source, suffix = shlex.quote(str(path)), path.suffix
     if suffix == ".gz":
         path = path.with_suffix("")
     target = shlex.quote(str(path.with_name(f"{path.stem}-utf8{path.suffix}")))
     convert = f"iconv -f {encoding} -t UTF-8"
-    return f"gunzip -c {source} | {convert} > {target}" if suffix == ".gz" else f"{convert} {source} > {target}"
+    return Shell(
+        f"gunzip -c {source} | {convert} > {target}" if suffix == ".gz" else f"{convert} {source} > {target}"
+    )
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as people say them: 8 s, 3 min 20 s, 2 h 5 min."""
+    """Return seconds in words: 8 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
@@ -121,35 +125,35 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+_UNITS_S = {"y": 365 * 24 * 3600, "w": 7 * 24 * 3600, "d": 24 * 3600, "h": 3600, "m": 60, "s": 1}
+_DURATION = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in _UNITS_S), re.ASCII)
 
 
 def parse_duration(text: str) -> float | None:
-    """Return the seconds of a time such as `90s`, `20m`, `1h30m`, `1.5h` or `2d`; None for anything else."""
+    """Return the seconds of a time such as `90s`, `20m`, `1h30m`, `1.5h`, `2d` or `2w`; None for anything else."""
     found = _DURATION.fullmatch(text.strip().lower().replace(" ", ""))
     if found is None or not any(found.groups()):
         return None
-    seconds = (24 * 3600, 3600, 60, 1)
-    return sum(unit * min(float(part or 0), 1e9) for unit, part in zip(seconds, found.groups(), strict=True))
+    parts = zip(_UNITS_S.values(), found.groups(), strict=True)
+    return sum(unit * min(float(part or 0), 1e9) for unit, part in parts)
 
 
 def duration_word(seconds: float) -> str:
     """Return seconds as `parse_duration` reads them: `90s`, `1h30m`, `2d`."""
     rest, words = max(0, round(seconds)), ""
-    for letter, unit in (("d", 24 * 3600), ("h", 3600), ("m", 60), ("s", 1)):
-        if count := rest // unit:
-            words += f"{count}{letter}"
-        rest -= count * unit
+    for letter in "dhms":
+        count, rest = divmod(rest, _UNITS_S[letter])
+        words += f"{count}{letter}" if count else ""
     return words or "0s"
 
 
 def counted(number: int, thing: str) -> str:
-    """Return a number of things, as `1 step` and `2 steps`."""
+    """Return a number with its noun, such as `1 step` or `2 steps`."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def percent(share: float) -> str:
-    """Return a share from 0 to 1 in percent; only nothing is 0%, and only all is 100%."""
+    """Return a fraction in percent; only exactly 0 gives 0%, and only exactly 1 gives 100%."""
     if share in (0, 1):
         return f"{share:.0%}"
     if 0.001 <= share <= 0.999:
@@ -158,5 +162,5 @@ def percent(share: float) -> str:
 
 
 def share_of(part: int, whole: int) -> str:
-    """Return a part of a whole in percent."""
+    """Return `part` of `whole` in percent."""
     return percent(part / whole if whole else 0.0)

@@ -65,7 +65,7 @@ SMALL: dict[str, Any] = {
 """Overrides that make a whole training of custom-nano last about a second: 4 steps, one prompt, no W&B or page."""
 
 
-LONGEST = ("test_readme.py", "test_notebook.py", "test_judging.py")
+LONGEST = ("test_readme.py", "test_notebook.py", "test_probes.py")
 """Files that take minutes: begun first, they do not keep one of two processes busy at the end, alone."""
 
 

@@ -88,8 +88,9 @@ def test_what_a_training_without_network_needs_is_installed(file: str, installed
 
 
 def test_the_sdist_holds_what_tests_and_builds_need(installed: Installed) -> None:
-    assert files("dialogkit") | files("configs") | files("tests") <= installed.in_sdist
-    assert {"pyproject.toml", "README.md", "LICENSE", "constraints.txt", "Makefile"} <= installed.in_sdist
+    assert files("dialogkit") | files("configs") | files("docs") | files("tests") <= installed.in_sdist
+    assert {"pyproject.toml", "LICENSE", "constraints.txt", "Makefile"} <= installed.in_sdist
+    assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", ".github/session.svg"} <= installed.in_sdist
     assert not [name for name in installed.in_sdist if name.startswith((".venv", "models", "wandb"))]
 
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from dialogkit.cli.chat import _lines
-from dialogkit.cli.generate import _prompts
+from dialogkit.cli.chat import read_lines
+from dialogkit.cli.generate import read_prompts
 from dialogkit.cli.output import Output
 from dialogkit.config.data import DataConfig
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.data.sources import find_source, read_dialogs
 from dialogkit.dialog import Message
 from dialogkit.services.chat import Chat
-from dialogkit.services.tokenizer import _texts
+from dialogkit.services.tokenizer import texts_of
 from dialogkit.system.credentials import read_dotenv
 from dialogkit.text import lines_of
 from dialogkit.tracking.record import RunRecord
@@ -43,12 +43,12 @@ def test_only_line_feeds_end_a_line(end: str) -> None:
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_a_prompt_of_a_file_keeps_its_characters(end: str) -> None:
     Path("prompts.txt").write_bytes(end.join(WORDS).encode())
-    assert _prompts(None, "prompts.txt") == WORDS
+    assert read_prompts(None, "prompts.txt") == WORDS
 
 
 def test_a_text_file_for_a_tokenizer_is_read_line_by_line() -> None:
     Path("plain.txt").write_bytes("\r\n".join(WORDS).encode())
-    assert list(_texts(["plain.txt"])) == WORDS
+    assert list(texts_of(["plain.txt"])) == WORDS
 
 
 def test_a_run_keeps_its_samples_and_metrics_when_it_is_cut(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_value_of_a_dotenv_file_does_not_begin_another_setting() -> None:
 def test_a_turn_that_is_piped_into_a_chat_keeps_its_characters(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
     piped = io.TextIOWrapper(io.BytesIO(end.join(WORDS).encode()), encoding="utf-8")
     monkeypatch.setattr("sys.stdin", piped)
-    assert list(_lines(Output())) == WORDS
+    assert list(read_lines(Output())) == WORDS
 
 
 def test_replies_to_a_prompts_file_are_as_many_as_its_lines(

@@ -1,4 +1,4 @@
-"""The whole surface of the command line, and the one error boundary."""
+"""All commands of the command line, and the one place where errors end."""
 
 import logging
 import os
@@ -43,14 +43,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-models_app = typer.Typer(help="The catalogue of models.", no_args_is_help=True)
+models_app = typer.Typer(help="The catalogue of models: list, show.", no_args_is_help=True)
 config_app = typer.Typer(help="Settings: show, validate, schema.", no_args_is_help=True)
 data_app = typer.Typer(help="Datasets: list, inspect.", no_args_is_help=True)
-runs_app = typer.Typer(
-    help="What was trained here: list, show, compare, report, prune, upload.", no_args_is_help=True
-)
-launch_app = typer.Typer(help="Job files for a cluster: slurm, kubernetes.", no_args_is_help=True)
-tokenizer_app = typer.Typer(help="Tokenizers.", no_args_is_help=True)
+runs_app = typer.Typer(help="Training runs: list, show, compare, best, report, prune, sync.", no_args_is_help=True)
+launch_app = typer.Typer(help="Job files for clusters: slurm, kubernetes.", no_args_is_help=True)
+tokenizer_app = typer.Typer(help="Tokenizers: train.", no_args_is_help=True)
 
 app.command("train")(train.train_command)
 app.command("generate")(generate.generate_command)
@@ -98,7 +96,7 @@ def _root(
 
 
 class _Sanitized(logging.Formatter):
-    """Warnings of libraries may quote what they read, and addresses with passwords."""
+    """Makes warnings of libraries safe to print: they may quote what they read, and URLs with passwords."""
 
     def format(self, record: logging.LogRecord) -> str:
         return sanitize(redact(super().format(record)))
@@ -112,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     log = logging.StreamHandler(sys.stderr)
     log.setFormatter(_Sanitized("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[log])
-    logging.getLogger("dialogkit.system.network").setLevel(logging.INFO)  # what a server is waited for
-    # Telemetry and progress bars of libraries have no place in our output.
+    logging.getLogger("dialogkit.system.network").setLevel(logging.INFO)  # says what it waits for
+    # Libraries send no telemetry, and draw no progress bars into our output.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -121,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             require_sound_rank()
             if this_rank() is not None:
                 _one_of_several(words, output)
-        code = app(words, prog_name="dialogkit", standalone_mode=False, obj=words)
+        code = app(words, prog_name="dialogkit", standalone_mode=False)
         sys.stdout.flush()
     except DialogKitError as error:
         if os.environ.get("DIALOGKIT_DEBUG"):
@@ -134,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         output.error(_usage_error(error, words))
         raise SystemExit(2) from None
     except BrokenPipeError:
-        # The reader of our output left before the last of it; typer exits alike where it left earlier.
+        # The reader of our output left before its end; typer exits in the same way where it notices first.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     if code == 130:  # typer's code for Ctrl-C
@@ -143,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _one_of_several(words: list[str], output: Output) -> NoReturn:
-    """Run a command as one of several processes: one of them speaks, and an error of one is the end of all."""
+    """Run a command as one of several processes: rank 0 prints, and an error of one ends all."""
     from dialogkit.services.cluster.launch import end_at_once, end_with
     from dialogkit.system.signals import stopped_by
 
@@ -159,7 +157,7 @@ def _one_of_several(words: list[str], output: Output) -> NoReturn:
             output.error(error)
 
     try:
-        code = app(words, prog_name="dialogkit", standalone_mode=False, obj=words)
+        code = app(words, prog_name="dialogkit", standalone_mode=False)
         sys.stdout.flush()
         if code == 130:
             raise stopped_by(signal.SIGINT)
@@ -173,12 +171,12 @@ def _one_of_several(words: list[str], output: Output) -> NoReturn:
 
 
 def _usage_error(error: TyperException, words: list[str]) -> ConfigError:
-    """Return what typer says of the words as one sentence, with the value that it leaves out."""
+    """Return typer's error as one sentence, with the value that typer leaves out."""
     context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else _command_of(words)
+    command = context.command_path if context is not None else f"dialogkit {hints.verb_of(words)}".strip()
     message = error.format_message().strip().rstrip(".")
     message = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", message)
-    if "pydantic" in sys.modules:  # otherwise nothing of it can have been raised, and importing it takes its time
+    if "pydantic" in sys.modules:  # otherwise it cannot have raised anything, and importing it takes time
         from pydantic import ValidationError
 
         from dialogkit.config.problems import list_problems
@@ -186,7 +184,7 @@ def _usage_error(error: TyperException, words: list[str]) -> ConfigError:
         if isinstance(error.__cause__, ValidationError):
             option = error.param.get_error_hint()  # type: ignore[attr-defined]
             message = f"{option}{list_problems(error.__cause__)[0]}"
-    # One manner of speaking of a flag, whoever found it wrong.
+    # A wrong flag is reported in one form, whoever found it wrong.
     message = re.sub(r"^(?:Invalid value for )?'(--[\w-]+)'(?: / '-\w')?: ", r"\1: ", message)
     message = re.sub(r" \(Possible options: (.*)\)$", r" (did you mean \1?)", message)
     hint = f"{command} --help"
@@ -202,18 +200,6 @@ def _usage_error(error: TyperException, words: list[str]) -> ConfigError:
     if extra and command == "dialogkit generate":
         hint = f'dialogkit generate --prompt "{extra[1]}"'
     if command.startswith("dialogkit launch ") and "train" in words and "--" not in words:
-        begins = words.index("train")  # without the dashes, the options of the training are taken for the job's
+        begins = words.index("train")  # without the --, options of the training are taken for the job's
         hint = f"dialogkit {shlex.join([*words[:begins], '--', *words[begins:]])}"
     return ConfigError(f"{message[0].lower()}{message[1:]}", hint=hint)
-
-
-def _command_of(words: list[str]) -> str:
-    """Return the command that the words begin with."""
-    command: object = typer.main.get_command(app)
-    path = "dialogkit"
-    for word in words:
-        command = getattr(command, "commands", {}).get(word)
-        if command is None:
-            break
-        path += f" {word}"
-    return path

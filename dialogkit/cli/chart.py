@@ -10,19 +10,19 @@ HEIGHT = 12
 BLOCKS = "\u2588\u2580\u2584\u2502\u2514\u2500\u2524"
 """A full block, its upper and lower half, and the lines of the axes."""
 _MOST = 1e15
-"""What is larger, or no number, is not drawn."""
+"""Points with larger values, or NaN, are not drawn."""
 _LEAST = 20
-"""Columns that a curve has at least."""
+"""Minimum width of a curve, in columns."""
 
 
 def loss_curve(train: Points, held_out: Points, *, width: int, blocks: bool = True) -> list[str]:
-    """Return the lines of a curve over the steps, with its axes; none without points.
+    """Return the lines of a loss curve with its axes; none if there are no points.
 
     Args:
-        train: steps with the loss of the training, in nats per token, in the order of the steps.
+        train: (step, training loss) in nats per token, by step.
         held_out: the same on held-out dialogs.
-        width: columns of the whole.
-        blocks: draw with half blocks and lines; otherwise with ASCII alone.
+        width: total width, in columns.
+        blocks: draw with half blocks and lines; otherwise in ASCII.
     """
     train, held_out = (
         [point for point in points if all(abs(value) < _MOST for value in point)] for points in (train, held_out)
@@ -47,7 +47,7 @@ def loss_curve(train: Points, held_out: Points, *, width: int, blocks: bool = Tr
     before: int | None = None
     for place, y in _averages(train, column):
         now = half(y)
-        # Upright between two columns, so that a steep fall is a line and not a gap.
+        # A vertical line joins two columns, so that a steep fall leaves no gap.
         start = now if before is None else before
         for row in range(min(now, start), max(now, start) + 1):
             halves[row][place] = True
@@ -67,7 +67,7 @@ def loss_curve(train: Points, held_out: Points, *, width: int, blocks: bool = Tr
 
 
 def _averages(points: Points, column: Callable[[float], int]) -> list[tuple[int, float]]:
-    """Return each column with the mean of its points; between columns that have some, a straight line."""
+    """Return each column with the mean of its points; empty columns are interpolated."""
     sums: dict[int, list[float]] = {}
     for x, y in points:
         sums.setdefault(column(x), []).append(y)
@@ -79,17 +79,17 @@ def _averages(points: Points, column: Callable[[float], int]) -> list[tuple[int,
 
 
 def _labels(low: float, high: float) -> dict[int, str]:
-    """Return what stands beside the top row, the middle and the bottom."""
+    """Return the labels of the top, middle and bottom row."""
     if high <= low:
         return {HEIGHT // 2: f"{high:,.3f}"}
     digits = max(2, min(6, 2 - math.floor(math.log10(high - low))))
-    middle = high - (high - low) * (HEIGHT + 0.5) / (2 * HEIGHT - 1)  # of both half rows of that row
+    middle = high - (high - low) * (HEIGHT + 0.5) / (2 * HEIGHT - 1)  # the mean of its two half rows
     at = {0: high, HEIGHT // 2: middle, HEIGHT - 1: low}
     return {row: f"{value:,.{digits}f}" for row, value in at.items()}
 
 
 def _steps(first: float, last: float, columns: int) -> str:
-    """Return the line of steps under the axis."""
+    """Return the labels of the step axis."""
     left, right = f"{first:,.0f}", f"{last:,.0f} steps"
     middle = f"{(first + last) / 2:,.0f}"
     if last <= first:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dialogkit.cli import options
 from dialogkit.cli.generate import sampling
-from dialogkit.cli.options import ModelSettingsOption, NoCudaOption, OutputOption
 from dialogkit.cli.output import Output, untrusted
 from dialogkit.errors import ConfigError, DialogKitError, did_you_mean
+from dialogkit.hints import Call, Hint
 from dialogkit.text import counted
 
 if TYPE_CHECKING:
@@ -20,17 +21,17 @@ if TYPE_CHECKING:
     from dialogkit.services.chat import Chat
 
 HELP = """\
-/system TEXT     set the system text; without TEXT take it away
+/system TEXT     set the system text; without TEXT, remove it
 /set NAME VALUE  how replies are sampled: max_new_tokens, temperature, top_k,
                  top_p, repetition_penalty, seed; /set alone shows them
-/retry           another reply to the last turn
-/undo            take the last turn back
-/reset           begin again
-/history         the dialog so far
+/retry           get another reply to the last turn
+/undo            remove the last turn
+/reset           start a new dialog
+/history         show the dialog so far
 /save FILE       append the dialog to a JSONL file, which train --dataset reads
-/load FILE       go on with the last dialog of a file
-/help            this list
-Ctrl-C stops a reply, Ctrl-D or /exit leaves."""
+/load FILE       continue the last dialog of a file
+/help            show this list
+Ctrl-C stops a reply; Ctrl-D or /exit leaves the chat."""
 
 
 _MEANT = {
@@ -42,32 +43,29 @@ _MEANT = {
     **dict.fromkeys(("/messages", "/show", "/print"), "/history"),
     "/?": "/help",
 }
-"""What commands are called elsewhere, and here."""
+"""Commands by the names that other tools give them."""
 _ONE_PROMPT = 'dialogkit generate --prompt "Hello!"'
 
 
 def chat_command(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="Catalogue name, run, folder or hub id. Default: the newest finished run."),
-    ] = None,
+    model: options.ModelArgument = None,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System text.")] = None,
     compare: Annotated[
-        str | None, typer.Option("--compare", metavar="MODEL", help="A second model that answers as well.")
+        str | None, typer.Option("--compare", metavar="MODEL", help="A second model that replies as well.")
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest reply, in tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option(metavar="T", help="0: always the most probable.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="S", help="The same seed gives the same replies.")] = None,
-    use_model_settings: ModelSettingsOption = False,
-    no_cuda: NoCudaOption = False,
-    output_dir: OutputOption = "models",
+    max_new_tokens: options.MaxNewTokensOption = None,
+    temperature: options.TemperatureOption = None,
+    seed: options.SeedOption = None,
+    use_model_settings: options.ModelSettingsOption = False,
+    no_cuda: options.NoCudaOption = False,
+    output_dir: options.OutputOption = "models",
 ) -> None:
-    """Talk to MODEL, turn by turn; /help lists what can be typed."""
+    """Talk to MODEL, turn by turn; /help lists the commands."""
     from dialogkit.services.chat import Chat
 
     output = Output()
     if sys.stdin is None:
-        raise ConfigError("standard input is closed, so nothing can be typed", hint=_ONE_PROMPT)
+        raise ConfigError("standard input is closed, so there is nothing to reply to", hint=_ONE_PROMPT)
     config = sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -78,28 +76,36 @@ def chat_command(
     names = [model, compare] if compare else [model]
     with output.busy("loading the model"):
         chats = [Chat(name, system=system, config=config, output=output_dir, device=device) for name in names]
-    output.err.print(untrusted(f"{' and '.join(chat.name for chat in chats)}; /help lists what can be typed"))
+    output.err.print(untrusted(f"{' and '.join(chat.name for chat in chats)}; /help lists the commands"))
     for note in (note for chat in chats for note in chat.notes):
         output.err.print(untrusted(note), soft_wrap=True)
     line = None
-    for line in _lines(output):
+    for line in read_lines(output):
         if line in ("/exit", "/quit"):
             break
         try:
             _answer(output, chats, line)
         except DialogKitError as error:
+            error.hint = _in_dialog(error.hint)
             output.error(error)
     if line is None and not sys.stdin.isatty():
         output.err.print(f"standard input was empty: nothing was said; to ask once: {_ONE_PROMPT}")
 
 
-def _lines(output: Output) -> Iterator[str]:
-    """Yield what is typed, until Ctrl-D or the end of the input."""
+def _in_dialog(hint: Hint | None) -> Hint | None:
+    """Return a hint as what to type in a dialog: `chat save` is `/save` there."""
+    if not isinstance(hint, Call) or not hint.verb.startswith("chat "):
+        return hint
+    return " ".join([f"/{hint.verb.removeprefix('chat ')}", *hint.arguments])
+
+
+def read_lines(output: Output) -> Iterator[str]:
+    """Yield each line of the input, until its end or Ctrl-D."""
     with suppress(ImportError):
         import readline  # noqa: F401  # gives `input` the arrow keys and a history
     prompt = "> " if sys.stdin.isatty() else ""
     if isinstance(sys.stdin, io.TextIOWrapper) and not prompt:
-        sys.stdin.reconfigure(newline="\n")  # a carriage return within a line does not end it
+        sys.stdin.reconfigure(newline="\n")  # a carriage return does not end a line
     while True:
         try:
             line = input(prompt).strip()
@@ -118,14 +124,14 @@ def _lines(output: Output) -> Iterator[str]:
 
 
 def _answer(output: Output, chats: "list[Chat]", line: str) -> None:
-    """Do what a command says, or reply."""
+    """Run a command, or reply."""
     word, _, rest = line.partition(" ")
     rest = rest.strip()
     commands: dict[str, Callable[[Chat], str]] = {
         "/system": lambda chat: "system text set" if chat.set_system(rest) else "no system text",
         "/set": lambda chat: _set(chat, rest),
-        "/undo": lambda chat: f"taken back: {chat.undo()}",
-        "/reset": lambda chat: f"the dialog begins again, {counted(chat.reset(), 'message')} forgotten",
+        "/undo": lambda chat: f"removed: {chat.undo()}",
+        "/reset": lambda chat: f"new dialog, {counted(chat.reset(), 'message')} forgotten",
         "/save": lambda chat: _save(chats, rest),
         "/load": lambda chat: f"{counted(chat.load(_file(word, rest)), 'turn')} loaded",
     }
@@ -136,8 +142,8 @@ def _answer(output: Output, chats: "list[Chat]", line: str) -> None:
     elif word == "/retry":
         _reply(output, chats, lambda chat: chat.retry)
     elif word in commands:
-        told = [commands[word](chat) for chat in (chats[:1] if word == "/save" else chats)]
-        output.err.print(untrusted(told[0]), soft_wrap=True)
+        answers = [commands[word](chat) for chat in (chats[:1] if word == "/save" else chats)]
+        output.err.print(untrusted(answers[0]), soft_wrap=True)
     elif word.startswith("/"):
         known = [*commands, "/help", "/history", "/retry", "/exit"]
         meant = f" (did you mean {_MEANT[word]!r}?)" if word in _MEANT else did_you_mean(word, known)
@@ -147,7 +153,7 @@ def _answer(output: Output, chats: "list[Chat]", line: str) -> None:
 
 
 def _set(chat: "Chat", rest: str) -> str:
-    """Set what `name value` or `name=value` says; without a value, return the present one, or all of them."""
+    """Set `name value` or `name=value`; without a value, return the current one, or all of them."""
     from dialogkit.services.chat import SETTINGS
 
     if not rest:
@@ -157,28 +163,28 @@ def _set(chat: "Chat", rest: str) -> str:
 
 
 def _file(word: str, rest: str) -> str:
-    """Return the file that a command names. Raises: ConfigError where it names none."""
+    """Return the file name behind a command. Raises: ConfigError if it is missing."""
     if not rest:
         raise ConfigError(f"{word} needs the name of a file", hint=f"{word} FILE, such as {word} chat.jsonl")
     return rest
 
 
 def _save(chats: "list[Chat]", rest: str) -> str:
-    """Save the dialog with the first model, and return what the file holds then."""
+    """Save the dialog with the first model, and return what the file then contains."""
     saved = chats[0].save(_file("/save", rest))
     holds = f", which now holds {counted(saved.dialogs, 'dialog')}" if saved.was_there else ", a new file"
-    told = f"{'appended to' if saved.was_there else 'saved to'} {saved.path}{holds}"
+    line = f"{'appended to' if saved.was_there else 'saved to'} {saved.path}{holds}"
     if len(chats) > 1:
-        told += f"; it has the answers of {chats[0].name}, not those of {chats[1].name}"
+        line += f"; it has the replies of {chats[0].name}, not those of {chats[1].name}"
     if saved.problem:
-        told += f"; training will leave it out: {saved.problem}"
+        line += f"; training will skip it: {saved.problem}"
     if not saved.trains:
-        told += "; train --dataset takes at least 2 dialogs that differ: save another one to the same file"
-    return told
+        line += "; train --dataset needs at least 2 different dialogs: save another one to the same file"
+    return line
 
 
 def _show(output: Output, chats: "list[Chat]") -> None:
-    """Print the dialog so far, of two models what each has of it."""
+    """Print the dialog so far; with two models, that of each."""
     for chat in chats:
         if len(chats) > 1:
             output.print(untrusted(f"[{chat.name}]", "cyan"))
@@ -197,7 +203,7 @@ def _reply(output: Output, chats: "list[Chat]", how: "Callable[[Chat], Callable[
         with _ctrl_c() as stopped:
             reply = how(chat)(on_text=output.stream, leave=lambda: bool(stopped))
         output.text("" if reply.reply else "(empty)")
-        output.how(reply, model=chat.name if len(chats) > 1 else None)
+        output.reply_statistics(reply, model=chat.name if len(chats) > 1 else None)
         if chat.left_out:
             output.err.print(f"the context is full: the first {counted(chat.left_out, 'turn')} were left out")
         if stopped:
@@ -206,7 +212,7 @@ def _reply(output: Output, chats: "list[Chat]", how: "Callable[[Chat], Callable[
 
 @contextmanager
 def _ctrl_c() -> Iterator[list[int]]:
-    """Note Ctrl-C instead of raising it, so that a reply ends between two tokens; the second one raises."""
+    """Note Ctrl-C instead of raising it, so that a reply ends between two tokens; a second one raises."""
     noted: list[int] = []
 
     def note(number: int, frame: object) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dialogkit.cli.options import ConfigOption, JsonOption, SetOption
+from dialogkit.cli.options import ConfigOption, JsonOption, PresetOption, SetOption
 from dialogkit.cli.output import Output, options_table
 from dialogkit.errors import ConfigError
 from dialogkit.text import sanitize
@@ -13,15 +13,12 @@ from dialogkit.text import sanitize
 
 def show_command(
     model: Annotated[str | None, typer.Argument(help=r"The model. \[custom-tiny]")] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option("--preset", "-c", metavar="PRESET", help=r"test, development or production. \[test]"),
-    ] = None,
+    preset: PresetOption = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Show the settings that `train` would use, each with where it came from."""
+    """Show the settings that `train` would use, and where each comes from."""
     from dialogkit.config.load import list_settings, load_with_origins, parse_sets
 
     settings = list_settings(

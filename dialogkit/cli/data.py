@@ -1,7 +1,6 @@
 """`dialogkit data`."""
 
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,21 +9,22 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from dialogkit.cli.options import JsonOption, SetOption
+from dialogkit.cli.options import BadRowsOption, JsonOption, SetOption, Sets
 from dialogkit.cli.output import Output, table, untrusted
+from dialogkit.hints import Call
 from dialogkit.text import counted, percent, sanitize, share_of
 
 if TYPE_CHECKING:
-    from dialogkit.services.inspect import Example, InspectResult, LengthBin, ShownDialog, Token
+    from dialogkit.services.inspection.results import Example, InspectResult, LengthBin, ShownDialog, Token
 
 BAR = 40
-"""Widest bar of a histogram, in columns."""
+"""Maximum width of a histogram bar, in columns."""
 SMALLEST_SHARE = 0.001
-"""Scripts with a smaller share of the letters are not named one by one."""
+"""Scripts with a smaller fraction of the letters are not named one by one."""
 
 
 def list_command(json_output: JsonOption = False) -> None:
-    """List the datasets that have a short name; files and hub ids work as well."""
+    """List the datasets with a short name; files and hub ids work as well."""
     from dialogkit.services.data import list_datasets
 
     rows = list_datasets()
@@ -35,23 +35,26 @@ def list_command(json_output: JsonOption = False) -> None:
 
 
 def inspect_command(
-    dataset: Annotated[str, typer.Argument(help="starter, alpaca-gpt4, a file or a hub id.")] = "starter",
+    dataset: Annotated[
+        str, typer.Argument(help="starter, alpaca-gpt4, a file or a hub id."), Sets("data.dataset")
+    ] = "starter",
     model: Annotated[
-        str, typer.Option("--model", "-m", metavar="MODEL", help="Whose tokenizer and context: what train takes.")
+        str,
+        typer.Option("--model", "-m", metavar="MODEL", help="Model whose tokenizer and context length to use."),
     ] = "custom-tiny",
     samples: Annotated[
-        int | None, typer.Option("--samples", "-s", min=1, metavar="N", help="Training dialogs. Default: all.")
+        int | None,
+        typer.Option("--samples", "-s", min=1, metavar="N", help="Training dialogs. Default: all."),
+        Sets("data.samples"),
     ] = None,
     show: Annotated[
         int, typer.Option("--show", min=0, max=10_000, metavar="N", help="Show N dialogs token by token.")
     ] = 0,
-    max_bad_rows: Annotated[
-        int, typer.Option("--max-bad-rows", min=0, metavar="N", help="Malformed rows to pass over.")
-    ] = 0,
+    max_bad_rows: BadRowsOption = 0,
     sets: SetOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Show what DATASET is to a model: its rows, lengths, duplicates and oddities, and what is worth doing."""
+    """Show what a model gets of DATASET: its rows, lengths, duplicates and oddities, and what to improve."""
     from dialogkit.config.load import parse_sets
     from dialogkit.services.inspect import inspect_data
 
@@ -65,11 +68,15 @@ def inspect_command(
             max_bad_rows=max_bad_rows,
             overrides=parse_sets(sets or []),
         )
-    next_words = ["dialogkit", "train", model, *(["--dataset", dataset] if dataset != "starter" else [])]
-    next_words += [] if samples is None else ["--samples", str(samples)]
-    next_words += [] if not max_bad_rows else ["--max-bad-rows", str(max_bad_rows)]
-    next_words += [word for setting in sets or [] for word in ("--set", setting)]
-    output.result(result, lambda out: _render(out, result), hint=shlex.join(next_words))
+    training = Call(
+        "train",
+        model,
+        dataset=dataset if dataset != "starter" else None,
+        samples=samples,
+        max_bad_rows=max_bad_rows or None,
+        sets=sets,
+    )
+    output.result(result, lambda out: _render(out, result), hint=training)
 
 
 def _render(output: Output, result: "InspectResult") -> None:
@@ -84,11 +91,11 @@ def _render(output: Output, result: "InspectResult") -> None:
     for remark in result.remarks:
         output.print(_listed(untrusted(remark)))
     if not result.remarks:
-        output.print("Nothing stands out that is worth a change.")
+        output.print("Nothing to improve.")
 
 
 def _listed(text: Text) -> Table:
-    """Return text behind a mark, its lines below each other."""
+    """Return text as a list item, its lines aligned."""
     grid = Table.grid(padding=(0, 1))
     grid.add_row(Text("-", style="bold yellow"), text)
     return grid
@@ -127,11 +134,11 @@ def _set(figures: Any) -> str:
 
 
 def _turns(turns: dict[int, int], dialogs: int, number: int = 4) -> str:
-    """Return the most frequent numbers of turns, with what is left to others."""
+    """Return the most frequent numbers of turns, and how many dialogs have another one."""
     most = sorted(sorted(turns.items(), key=lambda item: -item[1])[:number])
-    told = [f"{count} in {share_of(part, dialogs)}" for count, part in most]
+    shares = [f"{count} in {share_of(part, dialogs)}" for count, part in most]
     left = dialogs - sum(part for _, part in most)
-    return ", ".join([*told, f"others in {share_of(left, dialogs)}"] if left else told)
+    return ", ".join([*shares, f"others in {share_of(left, dialogs)}"] if left else shares)
 
 
 def _letters(scripts: dict[str, float]) -> str:
@@ -172,7 +179,7 @@ def _histogram_row(
 
 
 def _bar(columns: float, *, ascii_only: bool) -> str:
-    """Return a bar of so many columns, in eighths; what is more than nothing is seen."""
+    """Return a bar of a width in columns, to an eighth of a column; a bar above 0 is never empty."""
     if ascii_only:
         return "#" * (max(1, round(columns)) if columns else 0)
     whole, eighths = divmod(max(1, round(8 * columns)) if columns else 0, 8)
@@ -180,7 +187,7 @@ def _bar(columns: float, *, ascii_only: bool) -> str:
 
 
 def _render_examples(output: Output, result: "InspectResult") -> None:
-    """Print the dialogs that stand out, one a line."""
+    """Print unusual dialogs, one per line."""
     rows: list[tuple[str, str, str, str]] = []
     groups: list[tuple[str, str, Sequence[Example]]] = [
         ("longest", "{:,.0f} tokens", result.longest),
@@ -208,7 +215,7 @@ def _render_examples(output: Output, result: "InspectResult") -> None:
 
 
 def _place(place: str) -> str:
-    """Return where in a file a dialog is; the file is the same everywhere."""
+    """Return the line or row of a dialog, without its file."""
     found = re.fullmatch(r".*(?::(\d+)|\[(\d+)\])", place, flags=re.DOTALL)
     if found is None:
         return place
@@ -216,17 +223,17 @@ def _place(place: str) -> str:
 
 
 def _render_dialog(output: Output, dialog: "ShownDialog") -> None:
-    """Print a dialog token by token; `+` stands before what is learned, whether or not there are colours."""
+    """Print a dialog token by token; lines of supervised tokens begin with `+`, with or without colours."""
     learned = sum(token.supervised for token in dialog.tokens)
-    told = f"{dialog.place}: {counted(len(dialog.tokens), 'token')}, {learned:,} learned (the lines with +)"
-    output.print(untrusted(told, "bold"))
+    title = f"{dialog.place}: {counted(len(dialog.tokens), 'token')}, {learned:,} learned (the lines with +)"
+    output.print(untrusted(title, "bold"))
     for line in _token_lines(dialog.tokens, output.out.width, ascii_only=output.out.options.ascii_only):
         output.print(line)
     output.print("")
 
 
 def _token_lines(tokens: "Sequence[Token]", width: int, *, ascii_only: bool) -> Iterator[Text]:
-    """Yield lines of tokens with marks between them, all learned or all not; `width` is in columns."""
+    """Yield lines of tokens with marks between them, all supervised or none; `width` is in columns."""
     between, newline = ("|", "\\n") if ascii_only else ("\u2502", "\u21b5")
     line = Text()
     for number, token in enumerate(tokens):
@@ -251,7 +258,7 @@ def _token_lines(tokens: "Sequence[Token]", width: int, *, ascii_only: bool) -> 
 
 
 def _pieces(text: str, width: int) -> list[str]:
-    """Return text in pieces that fit into a line."""
+    """Split text into pieces that fit a line."""
     if cell_len(text) <= width:
         return [text]
     half = max(1, width // 2)  # no character is wider than two columns

@@ -1,30 +1,39 @@
 """`dialogkit evaluate`."""
 
 import shlex
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dialogkit.cli.evaluation_view import Request, next_command, render_evaluation
-from dialogkit.cli.options import JsonOption, ModelsArgument, ModelSettingsOption, NoCudaOption, OutputOption
+from dialogkit.cli.options import (
+    BadRowsOption,
+    JsonOption,
+    ModelsArgument,
+    ModelSettingsOption,
+    NoCudaOption,
+    OutputOption,
+    Sets,
+)
 from dialogkit.cli.output import Output, untrusted
 from dialogkit.errors import ConfigError
 
 LEGEND = """
 loss, perplexity   how improbable the true answers are to the model
-bits/byte          the same, comparable between models of other tokenizers
+bits/byte          the same, comparable between models with other tokenizers
 token accuracy     how often the true token is the most probable
-prompt gain        bits/byte that knowing the prompt saves; 0: not listened to
+prompt gain        bits/byte saved by knowing the prompt; 0: prompt ignored
 hits@1 of 10       the true answer is the most probable of ten; 10% by chance
-repeated 4-grams   four words that the reply had before
-distinct-1, -2     share of different words, or pairs of words, in all replies
-length ratio       bytes of the replies by those of the true answers
-prompt echo        three words of the reply that stand in its prompt
-chrF, ROUGE-L      likeness to the true answers, up to 100 and up to 1
+repeated 4-grams   sequences of four words that occur earlier in the reply
+distinct-1, -2     distinct words, or word pairs, as a fraction of all
+length ratio       bytes of the replies relative to the true answers
+prompt echo        sequences of three words copied from the prompt
+chrF, ROUGE-L      similarity to the true answers, up to 100 and up to 1
 untrained          the model before its training
-unigram            the frequencies of tokens in the answers of the training
+unigram            token frequencies of the training answers
 """.strip()
-"""What the words of the table mean; stands below the options in the help."""
+"""What the words of the table mean; shown below the options in the help."""
 
 
 def evaluate_command(
@@ -34,22 +43,23 @@ def evaluate_command(
         typer.Option(
             "--dataset", "-d", metavar="DATA", help="Default: the held-out dialogs of the run's dataset."
         ),
+        Sets("data.dataset"),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", "-s", min=1, metavar="N", help="Dialogs, and questions of a task.")
+        int | None,
+        typer.Option("--samples", "-s", min=1, metavar="N", help="Dialogs to use, and questions of each task."),
+        Sets("data.samples"),
     ] = None,
-    max_bad_rows: Annotated[
-        int, typer.Option("--max-bad-rows", min=0, metavar="N", help="Malformed rows to pass over.")
-    ] = 0,
+    max_bad_rows: BadRowsOption = 0,
     whole: Annotated[
         bool, typer.Option("--whole", help="Score the whole dataset, not only its held-out dialogs.")
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Only how well answers are predicted: no replies, no anchors.")
+        bool, typer.Option("--quick", help="Only score the answers: no replies, no anchors.")
     ] = False,
-    slices: Annotated[bool, typer.Option("--slices", help="Show kinds of dialogs one by one.")] = False,
+    slices: Annotated[bool, typer.Option("--slices", help="Show each kind of dialog separately.")] = False,
     worst: Annotated[
-        int, typer.Option("--worst", min=0, max=20, metavar="N", help="Show so many of the worst dialogs.")
+        int, typer.Option("--worst", min=0, max=20, metavar="N", help="Show the N worst dialogs.")
     ] = 0,
     tasks: Annotated[
         str | None,
@@ -58,19 +68,20 @@ def evaluate_command(
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, max=65_536, metavar="N", help="Dialogs at once; changes no figure.")
+        int, typer.Option(min=1, max=65_536, metavar="N", help="Dialogs per batch; does not change the results.")
     ] = 8,
     use_model_settings: ModelSettingsOption = False,
     wandb: Annotated[
         str | None,
         typer.Option("--wandb", metavar="MODE", help=r"auto, online, offline or disabled. \[the run's]"),
+        Sets("tracking.wandb"),
     ] = None,
     no_cuda: NoCudaOption = False,
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
-    """Measure how well models predict held-out answers, listen to prompts, and talk."""
-    from dialogkit.services.evaluate import evaluate
+    """Measure how well models predict held-out answers, use their prompts, and reply."""
+    from dialogkit.services.evaluate import EvaluateRequest, evaluate_models
     from dialogkit.services.runs.resolve import output_option
 
     if quick and (left_out := [name for name, given in (("--slices", slices), ("--worst", worst)) if given]):
@@ -82,23 +93,23 @@ def evaluate_command(
             "--use-model-settings is for replies, which --quick does not measure",
             hint=" ".join(["dialogkit evaluate", *map(shlex.quote, models or []), "--use-model-settings"]),
         )
+    request = EvaluateRequest(
+        models=tuple(models or [None]),
+        dataset=dataset,
+        samples=samples,
+        max_bad_rows=max_bad_rows,
+        whole=whole,
+        batch_size=batch_size,
+        quick=quick,
+        tasks=tuple(name for name in map(str.strip, (tasks or "").split(",")) if name),
+        use_model_settings=use_model_settings,
+        wandb=wandb,
+        output=Path(output_dir),
+        device="cpu" if no_cuda else "auto",
+    )
     shown = Output(json_mode=json_output)
     with shown.progress() as on_progress:
-        result = evaluate(
-            models,
-            dataset=dataset,
-            samples=samples,
-            max_bad_rows=max_bad_rows,
-            whole=whole,
-            batch_size=batch_size,
-            quick=quick,
-            tasks=[name for name in map(str.strip, (tasks or "").split(",")) if name],
-            use_model_settings=use_model_settings,
-            wandb=wandb,
-            output=output_dir,
-            device="cpu" if no_cuda else "auto",
-            on_progress=on_progress,
-        )
+        result = evaluate_models(request, on_progress=on_progress)
     for note in (row.model_settings for row in result.rows if row.model_settings):
         shown.err.print(untrusted(note), soft_wrap=True)
     asked = Request(models or [], dataset, samples, whole, output_option(output_dir))

@@ -1,4 +1,4 @@
-"""Draws an evaluation in a terminal."""
+"""Prints the result of an evaluation."""
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.text import Text
 
-from dialogkit.cli.metrics_table import best_of, fits, print_side_by_side, print_tasks
+from dialogkit.cli.metrics_table import best_of, fits, letters_of, print_side_by_side, print_tasks
 from dialogkit.cli.output import Output, fitting, table, untrusted
 from dialogkit.text import counted
 from dialogkit.tracking.metric_specs import ANCHORS, FIGURES, GROUPS, Figure
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 FEW = 10
-"""Dialogs below which figures and their intervals say little."""
+"""Dialogs below which metrics and their intervals say little."""
 _LONGEST = 800
 
 
 class Request(NamedTuple):
-    """What was asked for, as far as it decides what is told beside the figures."""
+    """The parts of the command that the notes beside the metrics depend on."""
 
     models: Sequence[str] = ()
     dataset: str | None = None
     samples: int | None = None
     whole: bool = False
     where: str = ""
-    """What a command ends with where the folder of models and runs is not the usual one."""
+    """How a command ends if the folder of models and runs is not the default."""
 
 
 def render_evaluation(
@@ -42,26 +42,26 @@ def render_evaluation(
     slices: bool = False,
     worst: int = 0,
 ) -> None:
-    """Print the figures of an evaluation, what they were measured on, and the remarks on each model."""
+    """Print the metrics of an evaluation, its dialogs, and the remarks on each model."""
     asked = asked or Request()
     _render_heading(output, result.rows, asked.models)
     if result.anchors:
         render_figures(output, _lettered(result))
         marks = _marks(output)
-        told = f"{marks[1]} more is better, {marks[-1]} less is; dialogkit evaluate --help explains the figures"
-        output.err.print(Text(told, style="dim"))
+        legend = f"{marks[1]} more is better, {marks[-1]} less is; dialogkit evaluate --help explains the metrics"
+        output.err.print(Text(legend, style="dim"))
     else:
         _render_likelihood(output, result.rows)
     if result.anchors:
         output.print("")
     for row in result.rows:
-        for told in _extent(row, asked):
-            output.print(untrusted(told))
+        for note in size_notes(row, asked):
+            output.print(untrusted(note))
     for row in result.rows:
         for remark in row.remarks:
             output.print(untrusted(f"{row.model} {remark}."))
         if result.anchors and not row.remarks and row.dialogs >= FEW:
-            output.print(untrusted(f"{row.model} shows none of the faults that are looked for."))
+            output.print(untrusted(f"{row.model} shows none of the known faults."))
     for row in result.rows:
         if slices:
             _render_slices(output, row)
@@ -71,14 +71,14 @@ def render_evaluation(
         output.print("")
         print_tasks(output, {row.model: row.tasks for row in result.rows})
     if len({row.dataset for row in result.rows}) > 1:
-        output.err.print("figures of different datasets cannot be compared; name one by --dataset DATA")
+        output.err.print("results on different datasets cannot be compared; choose one with --dataset DATA")
     _render_kept(output, result)
-    for told_to in result.tracked:
-        output.err.print(untrusted(f"W&B: {told_to.url or f'wandb sync {told_to.folder}'}"), soft_wrap=True)
+    for tracked in result.tracked:
+        output.err.print(untrusted(f"W&B: {tracked.url or f'wandb sync {tracked.folder}'}"), soft_wrap=True)
 
 
 def _render_heading(output: Output, rows: "Sequence[EvaluateRow]", words: Sequence[str]) -> None:
-    """Print which models were measured, each with its letter where there are several, and on what."""
+    """Print which models were evaluated, with letters if there are several, and on which dialogs."""
     named = dict(zip((id(row) for row in rows), words, strict=False))
     titles = []
     for row in rows:
@@ -90,14 +90,14 @@ def _render_heading(output: Output, rows: "Sequence[EvaluateRow]", words: Sequen
         output.print(untrusted(f"{titles[0]} on {measured[0]}", "bold"))
         return
     same = len(set(measured)) == 1
-    for letter, title, dialogs in zip(_letters(rows), titles, measured, strict=True):
+    for letter, title, dialogs in zip(letters_of(len(rows)), titles, measured, strict=True):
         output.print(untrusted(f"{letter}  {title}" if same else f"{letter}  {title} on {dialogs}", "bold"))
     if same:
         output.print(untrusted(f"on {measured[0]}", "bold"))
 
 
 def _measured_on(row: "EvaluateRow") -> str:
-    """Return on how many of which dialogs a model was measured."""
+    """Return on how many of which dialogs a model was evaluated."""
     if row.held_out is None or row.of_dialogs is None:
         return f"{row.dataset}, {counted(row.dialogs, 'dialog')}"
     if row.dialogs == row.held_out:
@@ -105,12 +105,12 @@ def _measured_on(row: "EvaluateRow") -> str:
     if row.dialogs < row.held_out:
         return f"{row.dataset}, {row.dialogs:,} of {counted(row.held_out, 'held-out dialog')}"
     all_of = "all " if row.dialogs == row.of_dialogs else f"{row.dialogs:,} of "
-    learned = ", those it was trained on among them" if row.trained_on else ""
+    learned = ", including those it was trained on" if row.trained_on else ""
     return f"{row.dataset}, {all_of}{counted(row.of_dialogs, 'dialog')}{learned}"
 
 
 def _more(row: "EvaluateRow", asked: Request) -> str | None:
-    """Return the options that take more dialogs than were measured; None where there are no more."""
+    """Return the options that evaluate more dialogs; None if there are no more."""
     if row.held_out is None or row.of_dialogs is None:
         return None
     dataset = f" --dataset {shlex.quote(asked.dataset)}" if asked.dataset is not None else ""
@@ -119,11 +119,11 @@ def _more(row: "EvaluateRow", asked: Request) -> str | None:
     return f"{dataset} --whole" if row.dialogs < row.of_dialogs else None
 
 
-def _extent(row: "EvaluateRow", asked: Request) -> "Iterator[str]":
-    """Tell where fewer dialogs were measured than were asked for, or too few to say much."""
+def size_notes(row: "EvaluateRow", asked: Request) -> "Iterator[str]":
+    """Yield a note if there were fewer dialogs than asked for, and if there were too few to say much."""
     more, there = _more(row, asked), row.held_out if not asked.whole else row.of_dialogs
     whole = f"; --whole takes all {row.of_dialogs:,}" if more is not None and more.endswith("--whole") else ""
-    whole += ", those to train on among them" if whole and asked.dataset is None else ""
+    whole += ", including the training dialogs" if whole and asked.dataset is None else ""
     if asked.samples is not None and row.dialogs < asked.samples and there is not None:
         held_out = "" if asked.whole else " held out"
         yield (
@@ -133,12 +133,12 @@ def _extent(row: "EvaluateRow", asked: Request) -> "Iterator[str]":
         whole = ""
     if row.dialogs < FEW:
         dialogs = counted(row.dialogs, "dialog")
-        said = "have no intervals" if row.dialogs == 1 else "have intervals that are too narrow"
-        yield (f"{row.model}: figures of only {dialogs} say little of a model, and {said}{whole}.")
+        intervals = "have no intervals" if row.dialogs == 1 else "their intervals are too narrow"
+        yield (f"{row.model}: results on only {dialogs} say little about a model, and {intervals}{whole}.")
 
 
 def next_command(result: "EvaluateResult", asked: Request) -> str | None:
-    """Return the next command: what takes more dialogs where they were too few, or shows what was kept."""
+    """Return the next command: one that evaluates more dialogs if there were too few, or shows what was saved."""
     models = " ".join(shlex.quote(word) for word in asked.models or [row.model for row in result.rows])
     few = [row for row in result.rows if row.dialogs < FEW]
     if few and (more := _more(few[0], asked)) is not None:
@@ -150,20 +150,20 @@ def next_command(result: "EvaluateResult", asked: Request) -> str | None:
 
 
 def _render_kept(output: Output, result: "EvaluateResult") -> None:
-    """Tell where the figures, the replies and the worst dialogs of each model lie."""
+    """Print where the metrics, the replies and the worst dialogs of each model were saved."""
     measured = {row.model: row.dialogs for row in result.rows}
     for kept in result.kept:
         stem = Path(kept.figures).stem
         beside = [Path(path).name.removeprefix(stem) for path in (kept.replies, kept.worst)]
-        told = f"kept: {kept.figures}, {', '.join(beside)}"
+        line = f"saved: {kept.figures}, {', '.join(beside)}"
         if kept.shown_dialogs != measured.get(kept.run):
-            told += f"; `runs` and the page still show that on {counted(kept.shown_dialogs, 'dialog')}"
-        output.err.print(untrusted(told), soft_wrap=True)
+            line += f"; `runs` and the page still show that on {counted(kept.shown_dialogs, 'dialog')}"
+        output.err.print(untrusted(line), soft_wrap=True)
     if result.anchors:
         for row in result.rows:
             if row.model not in {kept.run for kept in result.kept}:
-                told = f"{row.model}: nothing was kept in the folder of a run"
-                output.err.print(untrusted(told), soft_wrap=True)
+                line = f"{row.model}: not from a run folder, so nothing was saved"
+                output.err.print(untrusted(line), soft_wrap=True)
 
 
 def _render_likelihood(output: Output, rows: "Sequence[EvaluateRow]") -> None:
@@ -184,22 +184,22 @@ def _render_likelihood(output: Output, rows: "Sequence[EvaluateRow]") -> None:
 def render_figures(
     output: Output, result: "EvaluateResult", *, only: Sequence[str] = (), without: str | None = None
 ) -> None:
-    """Print the figures one below the other, the models and their anchors side by side, as many as fit.
+    """Print one metric per line, with the models and their anchors side by side as far as they fit.
 
     Args:
-        output: where to.
-        result: what was measured.
-        only: the figures that are shown; without any, all.
-        without: a figure that is not.
+        output: where to print.
+        result: the evaluation.
+        only: metrics to show; empty: all.
+        without: a metric to leave out.
     """
     best = _best(result.rows)
     marks = _marks(output)
-    # What only the anchors have, as the speed of an untrained model whose own says nothing, tells nothing.
+    # A metric that only the anchors have, such as the speed of an untrained model, says nothing.
     measured = {figure.name for figure in FIGURES if any(getattr(r, figure.name) is not None for r in result.rows)}
 
     def draw(columns: "Sequence[tuple[str, EvaluateRow]]", *, short: bool = False) -> "Table":
         def wanted(name: str) -> bool:
-            if short and name == "perplexity":  # another form of the loss, and the widest figure of all
+            if short and name == "perplexity":  # restates the loss, and is the widest column
                 return False
             return name in measured and name != without and (not only or name in only)
 
@@ -212,18 +212,14 @@ def render_figures(
         print_side_by_side(output, columns, draw)
 
 
-def _letters(rows: "Sequence[EvaluateRow]") -> list[str]:
-    return [chr(ord("A") + number) if number < 26 else str(number) for number in range(len(rows))]
-
-
 def _lettered(result: "EvaluateResult") -> "EvaluateResult":
-    """Return a result whose models, where there are several, are called by letters: names of runs are long."""
+    """Return a result with letters for the names of several models: names of runs are long."""
     if len(result.rows) == 1:
         return result
-    letters = _letters(result.rows)
+    letters = letters_of(len(result.rows))
     anchors, model = [], -1
     seen: set[object] = set()
-    for anchor in result.anchors:  # those of one model after those of the other, whatever their names
+    for anchor in result.anchors:  # ordered by model, whatever their names
         if anchor.anchor in seen or model < 0:
             model, seen = min(model + 1, len(letters) - 1), set()
         seen.add(anchor.anchor)
@@ -233,27 +229,27 @@ def _lettered(result: "EvaluateResult") -> "EvaluateResult":
 
 
 def _columns(result: "EvaluateResult") -> "list[tuple[str, EvaluateRow]]":
-    """Return the models with their titles, each followed by itself before its training, and the other anchors.
+    """Return titles and models, each followed by its untrained self, and then the other anchors.
 
-    An anchor that is the same for several models stands there once; where not all have it, it says whose it is.
+    An anchor that several models share is one column; its title names them unless it belongs to all.
     """
     owners: dict[tuple[object, ...], list[str]] = {}
     first: dict[tuple[object, ...], EvaluateRow] = {}
     for anchor in result.anchors:
-        if anchor.anchor is None:  # as in a folder of somebody else's making
+        if anchor.anchor is None:  # as in a foreign folder
             continue
         same = (anchor.anchor, anchor.dataset, anchor.dialogs, anchor.bits_per_byte, anchor.chrf)
         first.setdefault(same, anchor)
         if anchor.model not in owners.setdefault(same, []):
             owners[same].append(anchor.model)
-    everybody = len(result.rows)
+    models = len(result.rows)
     columns = [(row.model, row) for row in result.rows]
     kinds = list(ANCHORS)
     for same_as, anchor in sorted(first.items(), key=lambda item: kinds.index(str(item[1].anchor))):
         title = ANCHORS[str(anchor.anchor)]
         whose = owners[same_as]
-        column = (title if len(whose) >= everybody else f"{title}\nof {', '.join(whose)}", anchor)
-        if anchor.anchor == "untrained" and len(whose) == 1 and everybody > 1:
+        column = (title if len(whose) >= models else f"{title}\nof {', '.join(whose)}", anchor)
+        if anchor.anchor == "untrained" and len(whose) == 1 and models > 1:
             after = next((n for n, (_, row) in enumerate(columns) if row.model == whose[0]), len(columns) - 1)
             columns.insert(after + 1, column)
         else:
@@ -262,7 +258,7 @@ def _columns(result: "EvaluateResult") -> "list[tuple[str, EvaluateRow]]":
 
 
 def _marks(output: Output) -> dict[int, str]:
-    """Return what stands before a figure of which more (1) or less (-1) is better."""
+    """Return the mark of a metric of which more (1) or less (-1) is better."""
     arrows = {1: "\N{UPWARDS ARROW}", -1: "\N{DOWNWARDS ARROW}", 0: " "}
     try:
         "".join(arrows.values()).encode(output.out.encoding)
@@ -298,7 +294,7 @@ def _cell(figure: Figure, row: "EvaluateRow", *, bold: bool, short: bool) -> Tex
     value = getattr(row, figure.name)
     if value is None:
         return Text()
-    # Of thousands the parts are of no interest, and there is no room for them.
+    # Decimals of thousands do not matter, and do not fit.
     form = ",.0f" if figure.name == "perplexity" and value >= 1000 else figure.form
     if short and form == ".4f":
         form = ".3f"
@@ -310,7 +306,7 @@ def _cell(figure: Figure, row: "EvaluateRow", *, bold: bool, short: bool) -> Tex
 
 
 def _best(rows: "Sequence[EvaluateRow]") -> dict[str, str]:
-    """Return the model that is best in a figure, where its interval is apart from those of all others."""
+    """Return the best model by metric, if its interval does not overlap any other."""
     best: dict[str, str] = {}
     for name, _, _, better, _ in FIGURES:
         bounds = {row.model: row.intervals[name] for row in rows if name in row.intervals}
@@ -334,20 +330,20 @@ def _render_slices(output: Output, row: "EvaluateRow") -> None:
         output.print(drawn)
     scarce = [f"{kind} {number}" for kind, number in row.scarce.items()]
     kinds = ", ".join([*scarce, "and other first words of prompts"])
-    output.print(untrusted(f"without figures of their own, under {LEAST} dialogs each: {kinds}"))
+    output.print(untrusted(f"not shown separately, under {LEAST} dialogs each: {kinds}"))
 
 
 def _render_worst(output: Output, row: "EvaluateRow", number: int) -> None:
     """Print the dialogs whose answers the model finds most improbable."""
     for place, worst in enumerate(row.worst[:number], 1):
         output.print("")
-        told = f"{row.model}, worst {place}: {worst.bits_per_byte:.2f} bits/byte for the true answer"
-        output.print(untrusted(told, "bold"))
+        title = f"{row.model}, worst {place}: {worst.bits_per_byte:.2f} bits/byte for the true answer"
+        output.print(untrusted(title, "bold"))
         output.print(untrusted(f"> {_beginning(worst.prompt)}"))
         output.print(untrusted(_beginning(worst.answer)))
 
 
 def _beginning(text: str) -> str:
-    """Return a text, or the beginning of a long one."""
+    """Return a text, shortened if it is long."""
     left_out = len(text) - _LONGEST
-    return text if left_out <= 0 else f"{text[:_LONGEST]} ... ({left_out:,} characters more)"
+    return text if left_out <= 0 else f"{text[:_LONGEST]} ... ({left_out:,} more characters)"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dialogkit.cli.options import JsonOption, ModelSettingsOption, NoCudaOption, OutputOption
-from dialogkit.cli.output import Output, table, untrusted
+from dialogkit.cli import options
+from dialogkit.cli.output import REPLY_COLUMN, Output, table, untrusted
 from dialogkit.errors import ConfigError
 from dialogkit.text import lines_of
 
@@ -19,40 +19,33 @@ if TYPE_CHECKING:
     from dialogkit.services.generate import GenerateResult
 
 
-_COLUMN = 32
-"""Least width of a column of replies; in a narrower terminal they stand below each other."""
-
-
 def generate_command(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="Catalogue name, run, folder or hub id. Default: the newest finished run."),
-    ] = None,
+    model: options.ModelArgument = None,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="A prompt; may be repeated.")
     ] = None,
     prompts_file: Annotated[
         str | None,
-        typer.Option("--prompts-file", metavar="FILE", help="One prompt a line; - is standard input."),
+        typer.Option("--prompts-file", metavar="FILE", help="One prompt per line; - is standard input."),
     ] = None,
     system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="System text before each.")
+        str | None, typer.Option("--system", metavar="TEXT", help="System text before each prompt.")
     ] = None,
     compare: Annotated[
-        list[str] | None, typer.Option("--compare", metavar="MODEL", help="A further model, side by side.")
+        list[str] | None, typer.Option("--compare", metavar="MODEL", help="Another model, side by side.")
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest reply, in tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option(metavar="T", help="0: always the most probable.")] = None,
-    top_k: Annotated[int | None, typer.Option(metavar="K", help="Among the K most probable tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(metavar="P", help="Among tokens of this probability.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(metavar="R", help="1: off.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="S", help="The same seed gives the same reply.")] = None,
-    use_model_settings: ModelSettingsOption = False,
-    no_cuda: NoCudaOption = False,
-    output_dir: OutputOption = "models",
-    json_output: JsonOption = False,
+    max_new_tokens: options.MaxNewTokensOption = None,
+    temperature: options.TemperatureOption = None,
+    top_k: options.TopKOption = None,
+    top_p: options.TopPOption = None,
+    repetition_penalty: options.RepetitionPenaltyOption = None,
+    seed: options.SeedOption = None,
+    use_model_settings: options.ModelSettingsOption = False,
+    no_cuda: options.NoCudaOption = False,
+    output_dir: options.OutputOption = "models",
+    json_output: options.JsonOption = False,
 ) -> None:
-    """Let MODEL answer prompts; without any, the built-in test prompts."""
+    """Let MODEL answer prompts, or the built-in test prompts if none is given."""
     from dialogkit.services.generate import generate
 
     config = sampling(
@@ -64,15 +57,15 @@ def generate_command(
         seed=seed,
         use_model_settings=use_model_settings,
     )
-    prompts = _prompts(prompt, prompts_file)
+    prompts = read_prompts(prompt, prompts_file)
     if twice := [name for name in {model, *(compare or [])} if [model, *(compare or [])].count(name) > 1]:
-        raise ConfigError(f"{twice[0]!r} is to be compared with itself", hint=f"dialogkit generate {twice[0]}")
+        raise ConfigError(f"{twice[0]!r} cannot be compared with itself", hint=f"dialogkit generate {twice[0]}")
     output = Output(json_mode=json_output)
     streams = (
         not json_output and not compare and prompts is not None and len(prompts) == 1 and output.out.is_terminal
     )
     if prompts is None and _is_piped():
-        output.err.print("standard input is not read; that does: dialogkit generate --prompts-file -")
+        output.err.print("standard input is ignored; to read prompts from it: dialogkit generate --prompts-file -")
     with output.busy("answering the test prompts" if prompts is None else "answering") as end_busy:
 
         def stream(text: str) -> None:
@@ -90,7 +83,7 @@ def generate_command(
         )
     for note in result.notes:
         output.err.print(untrusted(note), soft_wrap=True)
-    output.result(result, lambda out: _render(out, result, streamed=streams))
+    output.result(result, lambda out: render_replies(out, result, streamed=streams))
 
 
 def _with_newest(model: str | None, compare: list[str] | None) -> Any:
@@ -103,7 +96,7 @@ def _with_newest(model: str | None, compare: list[str] | None) -> Any:
 
 
 def sampling(**given: Any) -> "GenerateConfig":
-    """Return the sampling settings of flags. Raises: ConfigError in words of the flag."""
+    """Return the sampling settings of flags. Raises: ConfigError that names the flag."""
     from pydantic import ValidationError
 
     from dialogkit.config.generate import GenerateConfig
@@ -112,13 +105,13 @@ def sampling(**given: Any) -> "GenerateConfig":
     try:
         return GenerateConfig(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        name, colon, problem = list_problems(error)[0].partition(":")
-        raise ConfigError(
-            f"--{name.replace('_', '-')}{colon}{problem}", hint="dialogkit generate --help"
-        ) from None
+        problem = list_problems(error)[0]
+        flag = f"--{problem.setting.replace('_', '-')}"
+        raise ConfigError(flag + problem.removeprefix(problem.setting), hint="dialogkit generate --help") from None
 
 
-def _prompts(prompts: list[str] | None, file: str | None) -> list[str] | None:
+def read_prompts(prompts: list[str] | None, file: str | None) -> list[str] | None:
+    """Return typed prompts and those of a file; None for none. Raises: ConfigError if the file has none."""
     texts = list(prompts or [])
     if file is not None:
         hint = 'dialogkit generate --prompt "Hello!"'
@@ -133,13 +126,13 @@ def _prompts(prompts: list[str] | None, file: str | None) -> list[str] | None:
             reason = (error.strerror or str(error)).lower()
             raise ConfigError(f"the prompts file {file!r} cannot be read: {reason}", hint=hint) from None
         if not lines:
-            raise ConfigError(f"the prompts file {file!r} holds no prompt", hint=hint)
+            raise ConfigError(f"the prompts file {file!r} contains no prompt", hint=hint)
         texts += lines
     return texts or None
 
 
 def _is_piped() -> bool:
-    """Return whether there is text in a pipe that stands ready to be read."""
+    """Return whether text in a pipe is ready to be read."""
     try:
         import select
 
@@ -153,13 +146,14 @@ def _standard_input() -> bytes:
     return sys.stdin.buffer.read() if sys.stdin is not None else b""  # None where it is closed
 
 
-def _render(output: Output, result: "GenerateResult", *, streamed: bool) -> None:
+def render_replies(output: Output, result: "GenerateResult", *, streamed: bool) -> None:
+    """Print the replies, those of several models side by side; `streamed`: the text is printed already."""
     models = list(dict.fromkeys(reply.model for reply in result.replies))
     if len(models) > 1:
         by_prompt: dict[str, list[ReplyResult]] = {}
         for reply in result.replies:
             by_prompt.setdefault(reply.prompt, []).append(reply)
-        if output.out.width < _COLUMN * (len(models) + 1):
+        if output.out.width < REPLY_COLUMN * (len(models) + 1):
             for replies in by_prompt.values():
                 for number, reply in enumerate(replies):
                     output.reply(reply, prompt=number == 0, model=reply.model)
@@ -172,6 +166,6 @@ def _render(output: Output, result: "GenerateResult", *, streamed: bool) -> None
     for reply in result.replies:
         if streamed:
             output.text("")
-            output.how(reply)
+            output.reply_statistics(reply)
         else:
             output.reply(reply, prompt=len(result.replies) > 1)

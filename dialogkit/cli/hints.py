@@ -1,69 +1,212 @@
-"""Renders hints as the command line has them: flags of the command that was typed, or the next command."""
+"""Renders hints and messages for the command that was typed: settings become its flags, verbs become commands."""
 
 import json
+import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from dialogkit.cli.options import Sets, plain, sets_of
 from dialogkit.hints import Call, Change, Either, Hint, Shell, Then, Through
-from dialogkit.text import duration_word
-
-FLAGS = {
-    "data.samples": "--samples",
-    "data.dataset": "--dataset",
-    "data.max_bad_rows": "--max-bad-rows",
-    "tracking.project": "--project",
-    "tracking.wandb": "--wandb",
-    "tracking.tags": "--tag",
-    "tracking.trackers": "--tracker",
-    "tracking.log_model": "--log-model",
-    "name": "--name",
-    "runtime.output_dir": "--output-dir",
-    "runtime.devices": "--devices",
-    "train.budget_s": "--budget",
-    "train.fit_batch": "--fit-batch",
-    "train.method": "--method",
-}
-"""The flags of settings whose names differ, in every command that has them."""
-
-DURATIONS = {"--budget", "--older-than"}
-"""Flags whose values are times; their settings are seconds."""
 
 _typed: Sequence[str] = ()
 
 
 def remember(words: Sequence[str]) -> None:
-    """Keep the words that were typed: a hint that changes settings is given in flags of their command."""
+    """Keep the words that were typed after `dialogkit`."""
     global _typed
     _typed = tuple(words)
 
 
+def typed() -> list[str]:
+    """Return the words that were typed after `dialogkit`."""
+    return list(_typed)
+
+
 def render(hint: Hint | None) -> str | None:
-    """Return a hint as what to type; None for none."""
+    """Return a hint as what to type; what the typed command has no flag for, in words."""
+    return None if hint is None else _render(hint) or str(hint)
+
+
+def _render(hint: Hint) -> str | None:
+    """Return a hint as what to type; None if the typed command cannot take the change."""
     match hint:
-        case None:
-            return None
         case Change():
-            return _flags(_command_of(_typed), hint.settings)
+            return _change(hint.settings)
         case Call():
-            words = ["dialogkit", *hint.verb.split(), *map(shlex.quote, hint.arguments)]
-            flags = _flags(hint.verb, hint.options)
-            return " ".join([*words, flags] if flags else words)
+            return _call(Command(hint.verb), hint.arguments, hint.options)
         case Shell():
             return hint.command
         case Either():
-            return ", or: ".join(filter(None, map(render, hint.hints)))
-        case Through():
-            return f"{hint.launcher} {render(hint.call)}"
+            return ", or: ".join(filter(None, map(_render, hint.hints))) or None
         case Then():
-            return f"{render(hint.first)} && {render(hint.second)}"
+            first, second = _render(hint.first), _render(hint.second)
+            return f"{first} && {second}" if first and second else None
+        case Through():
+            return f"{hint.launcher} {_render(hint.call)}"
         case _:
             return hint
 
 
-def _command_of(words: Sequence[str]) -> str:
-    """Return the command with which words begin, such as `runs list`."""
+def in_flags(message: str, setting: str) -> str:
+    """Return a message that begins with a setting in terms of the flag with which the setting was typed.
+
+    A setting that was typed otherwise, by `--set` or in a file, keeps its name.
+    """
+    place = re.sub(r"\.\d+$", "", setting)  # each word of an option that repeats has a number
+    for command in _typed_commands():
+        option = command.option(place)
+        if option is not None and message.startswith(f"{setting}:") and (option.sets is None or option.was_typed):
+            return f"{option.flag}{message.removeprefix(setting)}"
+    return message
+
+
+def name_of(setting: str) -> str:
+    """Return the flag that gives a setting to the typed command, or the setting's name."""
+    options = (command.option(setting) for command in _typed_commands())
+    return next((option.flag for option in options if option is not None), setting)
+
+
+class Option:
+    """An option of a command, or one of its arguments, and the setting that it gives."""
+
+    def __init__(self, parameter: Any, sets: Sets | None) -> None:
+        self.parameter = parameter
+        self.sets = sets
+
+    @property
+    def is_argument(self) -> bool:
+        """Whether it is a word of its own, without a flag."""
+        return bool(self.parameter.param_type_name == "argument")
+
+    @property
+    def flag(self) -> str:
+        """The long form."""
+        return str(next((flag for flag in self.parameter.opts if flag.startswith("--")), self.parameter.opts[0]))
+
+    @property
+    def was_typed(self) -> bool:
+        """Whether it is among the words that were typed."""
+        short = tuple(flag for flag in self.parameter.opts if not flag.startswith("--"))
+        return any(
+            word.split("=")[0] == self.flag or (word.startswith(short) and not word.startswith("--"))
+            for word in _typed
+        )
+
+    def gives(self, name: str, value: Any) -> bool:
+        """Return whether it can give a value, or for `...` any value, to a setting or a parameter of that name."""
+        if self.sets is not None and self.sets.setting == name:
+            return value is ... or self.sets.to in (None, value)
+        return name in (self.parameter.name, self.flag.removeprefix("--").replace("-", "_"))
+
+    def words(self, value: Any) -> list[str]:
+        """Return the words that give a value."""
+        if getattr(self.parameter, "is_flag", False):
+            return [self.flag] if value is not False or self.sets is not None else []
+        values = value if isinstance(value, list | tuple) else [value]
+        write = self.sets.write if self.sets is not None else plain
+        written = [shlex.quote(item if isinstance(item, str) else write(item)) for item in values]
+        return written if self.is_argument else [word for item in written for word in (self.flag, item)]
+
+
+class Command:
+    """A command of the command line by its verb, such as `runs show`."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+
+    @cached_property
+    def options(self) -> list[Option]:
+        """Its options and arguments; of a group or an unknown verb none."""
+        command = click_command(self.verb)
+        if getattr(command, "callback", None) is None:
+            return []
+        sets = sets_of(command.callback)
+        return [Option(parameter, sets.get(parameter.name)) for parameter in command.params]
+
+    def option(self, name: str, value: Any = ...) -> Option | None:
+        """Return the option that gives a value, or for `...` any value, to a setting or a parameter."""
+        return next((option for option in self.options if option.gives(name, value)), None)
+
+    def words(self, name: str, value: Any, *, by_flag: bool = True) -> list[str] | None:
+        """Return the words that give a setting, by its flag or `--set`; None if the command takes neither."""
+        option = self.option(name, value)
+        if option is not None and (by_flag or option.sets is None):
+            return option.words(value)
+        if "." in name and self.option("sets") is not None:
+            return ["--set", shlex.quote(f"{name}={_as_json(value)}")]
+        return None
+
+
+def _change(settings: Mapping[str, Any]) -> str | None:
+    """Return what to add to the typed command; the whole command where an argument of it has to change."""
+    words, begins = [], []
+    for name, value in settings.items():
+        # A flag does not override what the typed command gives by `--set`.
+        by_flag = not any(word.removeprefix("--set=").startswith(f"{name}=") for word in _typed)
+        found = ((command, command.words(name, value, by_flag=by_flag)) for command in _typed_commands())
+        command, given = next(((each, given) for each, given in found if given is not None), (None, None))
+        if command is None or given is None:
+            return None
+        option = command.option(name, value)
+        if option is not None and option.is_argument:
+            begins = ["dialogkit", command.verb, *given]
+        else:
+            words += given
+    return " ".join([*begins, *words])
+
+
+def _call(command: Command, arguments: Iterable[str], options: Mapping[str, Any]) -> str:
+    """Return a command; an option that it does not have, or whose value is its default, is left out."""
+    given = [(name, value) for name, value in options.items() if value is not None]
+    flags = [
+        word
+        for name, value in given
+        if name != "help" and not _is_default(command.option(name, value), value)
+        for word in command.words(name, value) or []
+    ]
+    flags += ["--help"] if options.get("help") else []
+    words = [shlex.quote(argument) for argument in arguments]
+    if command.verb.startswith("launch ") or any(word.startswith("-") for word in words):
+        words = [*flags, "--", *words] if words else flags
+    else:
+        words = [*words, *flags]
+    return " ".join(["dialogkit", command.verb, *words])
+
+
+def _is_default(option: Option | None, value: Any) -> bool:
+    """Return whether an option need not be given to have a value."""
+    from dialogkit.config.paths import DEFAULT_OUTPUT
+
+    if option is None:
+        return False
+    if option.flag == "--output-dir":
+        return Path(value) == Path(DEFAULT_OUTPUT)
+    turns_on = option.sets is not None and option.sets.to is not None  # its default says nothing of the setting
+    return bool(option.parameter.default == value and not option.is_argument and not turns_on)
+
+
+def _as_json(value: Any) -> str:
+    """Return a value as `--set` reads it: JSON, or text that is no JSON."""
+    if not isinstance(value, str | Path):
+        return json.dumps(value)
+    try:
+        json.loads(str(value))
+    except ValueError:
+        return str(value)
+    return json.dumps(str(value))
+
+
+def _typed_commands() -> list[Command]:
+    """Return the command that was typed, and behind `launch` the training that it launches."""
+    verb = verb_of(_typed)
+    return [Command(verb), Command("train")] if verb.startswith("launch ") else [Command(verb)]
+
+
+def verb_of(words: Sequence[str]) -> str:
+    """Return the command with which words begin, such as `runs list`; an empty text for none."""
     command, path = _root(), []
     for word in words:
         if (command := getattr(command, "commands", {}).get(word)) is None:
@@ -72,48 +215,18 @@ def _command_of(words: Sequence[str]) -> str:
     return " ".join(path)
 
 
+def click_command(verb: str) -> Any:
+    """Return a command as Click has it; None for a verb that does not exist."""
+    command = _root()
+    for word in verb.split():
+        command = getattr(command, "commands", {}).get(word)
+    return command
+
+
+@cache
 def _root() -> Any:
     import typer.main
 
     from dialogkit.cli.app import app
 
     return typer.main.get_command(app)
-
-
-def _options_of(verb: str) -> dict[str, Any]:
-    """Return the options of a command by each of their flags."""
-    command = _root()
-    for word in verb.split():
-        command = getattr(command, "commands", {}).get(word)
-    found = getattr(command, "params", [])
-    return {flag: option for option in found for flag in (*option.opts, *option.secondary_opts)}
-
-
-def _flags(verb: str, settings: Any) -> str:
-    options = _options_of(verb)
-    return " ".join(word for name, value in settings.items() for word in _words(options, name, value))
-
-
-def _words(options: dict[str, Any], name: str, value: Any) -> Iterator[str]:
-    """Yield the words that give one setting to a command with these options."""
-    last = name.rpartition(".")[2].replace("_", "-")
-    flag = next((flag for flag in (FLAGS.get(name), f"--{last}") if flag in options), None)
-    if flag is None and value is False and f"--no-{last}" in options:
-        yield f"--no-{last}"
-    elif flag is None and "--set" in options and "." in name:
-        yield f"--set {shlex.quote(f'{name}={_plain(value)}')}"
-    elif flag is None:
-        yield f"{name}={_plain(value)}"
-    elif value is True and options[flag].is_flag:
-        yield flag
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield f"{flag} {shlex.quote(_plain(item))}"
-    elif flag in DURATIONS and isinstance(value, int | float):
-        yield f"{flag} {duration_word(value)}"
-    else:
-        yield f"{flag} {shlex.quote(_plain(value))}"
-
-
-def _plain(value: Any) -> str:
-    return str(value) if isinstance(value, str | Path) else json.dumps(value)

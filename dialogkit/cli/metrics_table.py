@@ -1,4 +1,4 @@
-"""Figures of several models side by side: which is best, how many fit beside each other, and those of tasks."""
+"""Tables of metrics for several models: which is best, how many fit side by side, and task results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -18,22 +18,26 @@ Column = TypeVar("Column")
 
 
 def best_of(bounds: Mapping[str, tuple[float, float]], better: int) -> str | None:
-    """Return who is best, where its interval is apart from those of all others.
+    """Return the best one, if its interval does not overlap any other.
 
     Args:
         bounds: the interval of each.
-        better: whether more (1) or less (-1) is better.
+        better: whether more (1) or less (-1) is better; 0: neither.
     """
     if not better or len(bounds) < 2:
         return None
-    # Less is more of the negative.
     turned = {name: (low, high) if better > 0 else (-high, -low) for name, (low, high) in bounds.items()}
     first = max(turned, key=lambda name: turned[name][0])
     return first if all(turned[first][0] > high for name, (_, high) in turned.items() if name != first) else None
 
 
+def letters_of(number: int) -> list[str]:
+    """Return short titles for columns: A, B, C; numbers after Z."""
+    return [chr(ord("A") + index) if index < 26 else str(index) for index in range(number)]
+
+
 def fits(output: Output, drawn: "Table") -> bool:
-    """Return whether a table is no wider than what it is printed to."""
+    """Return whether a table fits the width of the output."""
     unbounded = output.out.options.update(width=10_000)
     return output.out.measure(drawn, options=unbounded).maximum <= output.out.width
 
@@ -41,7 +45,7 @@ def fits(output: Output, drawn: "Table") -> bool:
 def print_side_by_side(
     output: Output, columns: Sequence[Column], draw: "Callable[[Sequence[Column]], Table]"
 ) -> None:
-    """Print columns side by side, as many as fit, and the others below."""
+    """Print as many columns side by side as fit, and the rest below."""
     while columns:
         for number in range(len(columns), 0, -1):
             drawn = draw(columns[:number])
@@ -54,7 +58,7 @@ def print_side_by_side(
 
 
 def print_tasks(output: Output, answered: "Mapping[str, Sequence[TaskRow]]") -> None:
-    """Print what models, given by their titles, came to in tasks."""
+    """Print the task results of models, which are given by their titles."""
     rows = {
         (task.name, figure.name, figure.filter): task.name
         for tasks in answered.values()
@@ -74,8 +78,8 @@ def print_tasks(output: Output, answered: "Mapping[str, Sequence[TaskRow]]") -> 
             figures = {title: found[row] for title, found in by_title.items() if row in found}
             best = _best(figures) if len(figures) == len(answered) else None
             cells = [_cell(figures.get(title), bold=title == best) for title in titles]
-            told = f"{task}{numbers[task]}" if task != before else ""
-            drawn.add_row(untrusted(told), untrusted(" ".join(filter(None, row[1:]))), *cells)
+            title = f"{task}{numbers[task]}" if task != before else ""
+            drawn.add_row(untrusted(title), untrusted(" ".join(filter(None, row[1:]))), *cells)
             before = task
         return drawn
 

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
-    """List the models of the catalogue, and your own that were trained here."""
+    """List the models of the catalogue, and your own trained ones."""
     from dialogkit.services.models import list_models
 
     rows = list_models(output=output_dir)
-    Output(json_mode=json_output).result(rows, lambda out: _render_list(out, rows))
+    Output(json_mode=json_output).result(rows, lambda out: render_models(out, rows))
 
 
 def show_command(
@@ -25,18 +25,19 @@ def show_command(
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
-    """Show everything about one model."""
+    """Show all about one model."""
     from dialogkit.services.models import show_model
 
     row = show_model(name, output=output_dir)
-    Output(json_mode=json_output).result(row, lambda out: _render_show(out, row), hint=_next(row, name))
+    Output(json_mode=json_output).result(row, lambda out: render_model(out, row), hint=_next(row, name))
 
 
 def _next(row: "ModelRow", name: str) -> str:
     return f'dialogkit generate {name} --prompt "Hello!"' if row.folder else f"dialogkit train {name}"
 
 
-def _render_list(output: Output, rows: "list[ModelRow]") -> None:
+def render_models(output: Output, rows: "list[ModelRow]") -> None:
+    """Print one model per line."""
     columns: dict[str, Callable[[ModelRow], str]] = {
         "name": lambda row: row.name,
         "class": lambda row: row.size_class or "",
@@ -56,7 +57,7 @@ def _render_list(output: Output, rows: "list[ModelRow]") -> None:
             columns,
             rows,
             right=("parameters", "no emb.", "layers", "width", "context"),
-            # `models show` has it all.
+            # `models show` has all of it.
             dispensable=("class", "context", "source", "licence", "no emb.", "kind", "width", "layers"),
         )
     )
@@ -66,7 +67,8 @@ def _millions(count: int | None) -> str:
     return "?" if count is None else f"{count / 1e6:.1f}M"
 
 
-def _render_show(output: Output, row: "ModelRow") -> None:
+def render_model(output: Output, row: "ModelRow") -> None:
+    """Print all about one model."""
     drawn = table("", "")
     drawn.show_header = False
     for name, value in row.model_dump().items():

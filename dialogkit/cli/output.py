@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row")
 
+REPLY_COLUMN = 32
+"""Minimum width of a column of replies; a narrower terminal shows them below each other."""
+
 
 def _write_json(content: Mapping[str, Any]) -> None:
     """Print JSON; what could steer a terminal is written as an escape, which reads back as the same text."""
@@ -41,17 +44,17 @@ def untrusted(text: str, style: str = "") -> Text:
 
 
 class _Aside(Console):
-    """The console of stderr. A reader that leaves, as `| head` does, ends the talk and not the work."""
+    """The console of stderr. If its reader leaves, as `| head` does, the work goes on in silence."""
 
     def on_broken_pipe(self) -> None:
-        """Be quiet from now on."""
+        """Print nothing from now on."""
         self.quiet = True
         # Libraries and the interpreter's exit write there as well.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def print_item(console: Console, item: RenderableType) -> None:
-    """Print; a file or a program gets no blanks that fill a column."""
+    """Print an item; in a file or a pipe, lines have no trailing blanks."""
     if console.is_terminal or console.quiet:
         console.print(item)
         return
@@ -75,7 +78,7 @@ class Output:
         self.err: Console = _Aside(stderr=True, highlight=False)
         for console in (self.out, self.err):
             if not console.is_terminal and "COLUMNS" not in os.environ:
-                console.width = 200  # a file or a program has no edge at 80
+                console.width = 200  # a file or a pipe has no edge at 80
 
     def result(
         self,
@@ -98,28 +101,25 @@ class Output:
         _write_json({"data": data, "hint": hints.render(hint)})
 
     def error(self, error: DialogKitError) -> None:
-        """Print an error: one sentence, its details if there are any, and the next command to type."""
+        """Print an error: one sentence, its details, and what to try."""
         hint = hints.render(error.hint)
         hint = redact(hint) if hint else None
+        settings = [*error.settings, *[""] * (1 + len(error.details) - len(error.settings))]
+        message, *details = map(hints.in_flags, [error.message, *error.details], settings)
         if self.json_mode:
-            body = {
-                "code": error.code,
-                "message": error.message,
-                "hint": hint,
-                "details": error.details,
-            }
+            body = {"code": error.code, "message": message, "hint": hint, "details": details}
             _write_json({"error": body})
             return
-        self.err.print(Text.assemble(("error: ", "bold red"), sanitize(error.message)), soft_wrap=True)
-        for detail in error.details[:10]:
+        self.err.print(Text.assemble(("error: ", "bold red"), sanitize(message)), soft_wrap=True)
+        for detail in details[:10]:
             self.err.print(Text(f"       {sanitize(detail)}"), soft_wrap=True)
         if hint:
             self.err.print(Text.assemble(("try: ", "bold"), sanitize(hint)), soft_wrap=True)
 
-    def passed_over(self, runs: Sequence[str]) -> None:
-        """Say which runs were left out of what is told of all."""
+    def skipped(self, runs: Sequence[str]) -> None:
+        """Say which runs are missing because their records cannot be read."""
         if runs:
-            names = untrusted(f"passed over, as the record cannot be read: {', '.join(runs)}")
+            names = untrusted(f"skipped, as the record cannot be read: {', '.join(runs)}")
             self.err.print(names, soft_wrap=True)
 
     def hint(self, hint: Hint) -> None:
@@ -137,25 +137,25 @@ class Output:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
 
     def reply(self, reply: "ReplyResult", *, prompt: bool, model: str | None = None) -> None:
-        """Print a reply, under its prompt if `prompt`, named by its model, and to stderr how it came about."""
+        """Print a reply, with its prompt if `prompt` and the name of its model, and its statistics to stderr."""
         if prompt:
             self.print(untrusted(f"> {reply.prompt}", "bold"))
         if model is not None:
             self.print(untrusted(f"[{model}]", "cyan"))
         self.print(untrusted(reply.reply or "(empty)"))
-        self.how(reply, model=model)
+        self.reply_statistics(reply, model=model)
 
-    def how(self, reply: "ReplyResult", *, model: str | None = None) -> None:
-        """Print to stderr how a reply came about, and of which model, where there are several."""
-        words = "" if model is None else f"{model}: "
-        words += f"{counted(reply.tokens, 'token')}, {reply.seconds:.2f} s, stopped by {reply.stop_reason}"
+    def reply_statistics(self, reply: "ReplyResult", *, model: str | None = None) -> None:
+        """Print to stderr how long a reply is, how long it took and what stopped it, behind its model's name."""
+        line = "" if model is None else f"{model}: "
+        line += f"{counted(reply.tokens, 'token')}, {reply.seconds:.2f} s, stopped by {reply.stop_reason}"
         if reply.cut_tokens:
-            words += f"; the first {counted(reply.cut_tokens, 'token')} of the prompt did not fit the context"
-        self.err.print(untrusted(words, "dim"), soft_wrap=True)
+            line += f"; the first {counted(reply.cut_tokens, 'token')} of the prompt did not fit the context"
+        self.err.print(untrusted(line, "dim"), soft_wrap=True)
 
     @contextmanager
     def busy(self, text: str) -> "Iterator[Callable[[], None]]":
-        """Show in a terminal what goes on, until it is through or the function given is called."""
+        """Show an activity in a terminal until it ends, or until the yielded function is called."""
         if self.json_mode or not self.err.is_terminal:
             yield lambda: None
             return
@@ -165,12 +165,12 @@ class Output:
 
     @contextmanager
     def progress(self) -> "Iterator[Callable[[str, float], None]]":
-        """Give a function that takes what goes on and the part behind (0 to 1).
+        """Yield a function that takes the current activity and the fraction done (0 to 1).
 
-        A terminal shows it as a bar, all else is told in a line where something new begins.
+        A terminal shows a bar; elsewhere each new activity is printed as a line.
         """
         if self.json_mode:
-            yield lambda what, share: None
+            yield lambda activity, done: None
             return
         if not self.err.is_terminal:
             yield self._line_by_line()
@@ -178,7 +178,7 @@ class Output:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.table import Column
 
-        # Of a fixed width: a text that grows and shrinks would move what stands beside it.
+        # A fixed width: a text that grows and shrinks would move the columns beside it.
         text = Column(width=max(10, self.err.width - 40), no_wrap=True, overflow="ellipsis")
         columns = (
             BarColumn(bar_width=24),
@@ -188,24 +188,24 @@ class Output:
         with Progress(*columns, console=self.err, transient=True, refresh_per_second=4) as drawn:
             task = drawn.add_task("", total=None)
 
-            def told(what: str, share: float) -> None:
-                # Until something is behind, the bar moves to and fro.
+            def update(activity: str, done: float) -> None:
+                # Until the first part is done, the bar moves to and fro.
                 drawn.update(
-                    task, total=1.0 if share else None, completed=share, description=escape(sanitize(what))
+                    task, total=1.0 if done else None, completed=done, description=escape(sanitize(activity))
                 )
 
-            yield told
+            yield update
 
     def _line_by_line(self) -> "Callable[[str, float], None]":
         before = ""
 
-        def told(what: str, share: float) -> None:
+        def update(activity: str, done: float) -> None:
             nonlocal before
-            if what != before:
-                before = what
-                self.err.print(untrusted(f"{what} ..."), soft_wrap=True)
+            if activity != before:
+                before = activity
+                self.err.print(untrusted(f"{activity} ..."), soft_wrap=True)
 
-        return told
+        return update
 
     def stream(self, text: str) -> None:
         """Print a piece of a growing text to stdout."""
@@ -229,14 +229,14 @@ def fitting(
     right: Sequence[str],
     dispensable: Sequence[str],
 ) -> Table:
-    """Return a table of rows with the columns that the console has room for.
+    """Return a table of rows with the columns that fit the console.
 
     Args:
-        console: what the table is for.
-        columns: titles, each with what it shows of a row.
-        rows: what the table is of.
-        right: columns of numbers.
-        dispensable: columns that are left out where there is no room, the first ones first.
+        console: where the table will be printed.
+        columns: the cell of a row in each column, by title.
+        rows: one per line.
+        right: right-aligned columns.
+        dispensable: columns to leave out if they do not fit, the first ones first.
     """
     for left_out in range(len(dispensable) + 1):
         shown = {title: cell for title, cell in columns.items() if title not in dispensable[:left_out]}
@@ -249,7 +249,7 @@ def fitting(
 
 
 def date(created: str) -> str:
-    """Return a moment of a record by the clock of this machine."""
+    """Return a timestamp of a record as local time."""
     try:
         return f"{datetime.fromisoformat(created).astimezone():%Y-%m-%d %H:%M}"
     except (ValueError, OverflowError):
@@ -257,12 +257,12 @@ def date(created: str) -> str:
 
 
 def parameters(count: int | None) -> str:
-    """Return an exact number of parameters with separators."""
+    """Return an exact number of parameters with thousands separators."""
     return "?" if count is None else f"{count:,}"
 
 
 def settings_table(facts: Mapping[str, object]) -> Table:
-    """Return names and values; text as it is, all else as JSON."""
+    """Return a table of names and values; text as it is, all else as JSON."""
     made = table("", "")
     made.show_header = False
     for name, value in facts.items():
@@ -272,7 +272,7 @@ def settings_table(facts: Mapping[str, object]) -> Table:
 
 
 def options_table(rows: Sequence[tuple[str, Any, str]]) -> Table:
-    """Return settings with their values and origins; of a long list its beginning (`--json` gives all)."""
+    """Return a table of settings with values and origins; a long list is shortened (`--json` gives all of it)."""
     made = table("setting", "value", "from")
     made.columns[0].no_wrap = True
     for name, value, origin in rows:

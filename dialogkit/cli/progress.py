@@ -1,4 +1,4 @@
-"""Draws the progress of a training in a terminal."""
+"""Prints the progress of a training."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TrainOutput:
-    """Draws a training: a header, a progress bar in a terminal or plain lines elsewhere."""
+    """Prints a training: a header, then a progress bar in a terminal or plain lines elsewhere."""
 
     def __init__(self, output: Output) -> None:
         self._console = output.err
@@ -27,22 +27,22 @@ class TrainOutput:
         self._status: Status | None = None
 
     def doing(self, text: str) -> None:
-        """Tell what goes on until the next event: turning in a terminal, as a line elsewhere."""
+        """Show the current activity: a spinner until the next event in a terminal, a line elsewhere."""
         if not self._console.is_terminal:
             self._console.print(untrusted(redact(f"{text} ...")), soft_wrap=True)
-        elif self._progress is None:  # what runs within a training has its bar
-            self._idle()
+        elif self._progress is None:  # the training steps have their bar
+            self._stop_spinner()
             self._status = self._console.status(untrusted(text))
             self._status.start()
 
-    def _idle(self) -> None:
+    def _stop_spinner(self) -> None:
         if self._status is not None:
             self._status.stop()
             self._status = None
 
     def header(self, facts: Mapping[str, str]) -> None:
-        """Print the facts, one a line."""
-        self._idle()
+        """Print facts about the run, one per line."""
+        self._stop_spinner()
         grid = Table.grid(padding=(0, 2))
         for name, value in facts.items():
             grid.add_row(Text(name, style="bold"), untrusted(redact(value)))
@@ -50,7 +50,7 @@ class TrainOutput:
 
     def note(self, text: str) -> None:
         """Print a line."""
-        self._idle()
+        self._stop_spinner()
         self._console.print(untrusted(redact(text)))
 
     def advice(self, hint: Hint) -> str:
@@ -59,7 +59,7 @@ class TrainOutput:
 
     def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
         """Move the bar, or print a line; an evaluation is always a line of its own."""
-        self._idle()
+        self._stop_spinner()
         if "eval/nats_per_token" in metrics or not self._console.is_terminal:
             if (line := step_line(step, total, metrics)) is not None:
                 self._console.print(line)
@@ -74,7 +74,7 @@ class TrainOutput:
                 TextColumn("{task.completed}/{task.total}"),
                 TimeRemainingColumn(),
                 console=self._console,
-                refresh_per_second=4,  # drawing costs time that the training has better use for
+                refresh_per_second=4,  # drawing takes time from the training
             )
             self._task = self._progress.add_task("", total=total)
             self._progress.start()
@@ -84,7 +84,7 @@ class TrainOutput:
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        self._idle()
+        self._stop_spinner()
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

@@ -1,15 +1,14 @@
 """`dialogkit runs prune`."""
 
-import re
-import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from dialogkit.cli.options import JsonOption, OutputOption
+from dialogkit.cli.options import JsonOption, OutputOption, age
 from dialogkit.cli.output import Output, table, untrusted
 from dialogkit.errors import ConfigError, did_you_mean
+from dialogkit.hints import Call
 from dialogkit.text import counted
 
 if TYPE_CHECKING:
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from dialogkit.tracking.record import Status
 
 _SHOWN = 10
-"""Files of somebody else's that are named one by one."""
-_UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800, "y": 31_536_000}
+"""Foreign files that are named one by one."""
 
 
 def prune_command(
@@ -27,29 +25,30 @@ def prune_command(
         typer.Argument(metavar="RUN", help="Runs to delete. Default: only the checkpoints of finished runs."),
     ] = None,
     keep: Annotated[
-        int | None, typer.Option("--keep", min=0, metavar="N", help="Delete all finished runs but the newest N.")
+        int | None,
+        typer.Option("--keep", min=0, metavar="N", help="Keep only the newest N finished runs."),
     ] = None,
     older_than: Annotated[
-        str | None, typer.Option("--older-than", metavar="AGE", help="Only those older than 12h, 30d or 2w.")
+        str | None, typer.Option("--older-than", metavar="AGE", help="Only runs older than 12h, 30d or 2w.")
     ] = None,
     status: Annotated[
         list[str] | None,
-        typer.Option("--status", metavar="STATUS", help="Only those that failed, are interrupted, ..."),
+        typer.Option("--status", metavar="STATUS", help="Only runs that failed, were interrupted, ..."),
     ] = None,
     checkpoints_only: Annotated[
-        bool, typer.Option("--checkpoints-only", help="Leave the runs and their models.")
+        bool, typer.Option("--checkpoints-only", help="Keep the runs and their models.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
-    """Delete runs or their checkpoints; nothing but what dialogkit wrote.
+    """Delete runs or their checkpoints, and only what dialogkit wrote.
 
-    In a terminal it asks first; elsewhere it only says what it would delete, unless --yes.
+    In a terminal it asks first; elsewhere it only says what it would delete, unless --yes is given.
 
-    Runs that are not finished are deleted only by name or --status, published models (models/NAME) never.
+    Unfinished runs are deleted only by name or --status; published models (models/NAME) never.
     """
-    from dialogkit.services.runs.listing import passed_over
+    from dialogkit.services.runs.listing import skipped_runs
     from dialogkit.services.runs.prune import prune_runs
 
     output = Output(json_mode=json_output)
@@ -58,41 +57,45 @@ def prune_command(
     def agreed(planned: "PruneResult") -> bool:
         if not asks:
             return yes
-        _render(output, planned)
+        render_pruning(output, planned)
         return typer.confirm("delete this?", err=True)
 
     result = prune_runs(
         names,
         keep=keep,
-        older_than_s=None if older_than is None else _age(older_than),
+        older_than_s=age(older_than),
         status=_statuses(status),
         checkpoints_only=checkpoints_only,
         output=output_dir,
         agreed=agreed,
     )
     to_do = not result.pruned and any(row.problem is None for row in result.rows)
-    words = ["dialogkit", "runs", "prune", *(names or [])]
-    for flag, value in (("--keep", keep), ("--older-than", older_than)):
-        words += [] if value is None else [flag, str(value)]
-    words += [word for one in status or [] for word in ("--status", one)]
-    words += ["--checkpoints-only"] if checkpoints_only else []
-    words += ["--output-dir", output_dir] if output_dir != "models" else []
-    words += ["--yes"]
+    again = Call(
+        "runs prune",
+        *(names or []),
+        keep=keep,
+        older_than=older_than,
+        status=status,
+        checkpoints_only=checkpoints_only,
+        output_dir=output_dir,
+        yes=True,
+    )
     if to_do and asks:
         output.err.print("nothing was deleted")
         return
 
     def render(out: Output) -> None:
-        _render(out, result)
+        render_pruning(out, result)
         if not names:
-            out.passed_over(passed_over(output=output_dir))
+            out.skipped(skipped_runs(output=output_dir))
 
-    output.result(result, render, hint=shlex.join(words) if to_do else None)
+    output.result(result, render, hint=again if to_do else None)
     if result.pruned and any(row.problem for row in result.rows):
         raise typer.Exit(1)
 
 
-def _render(output: Output, result: "PruneResult") -> None:
+def render_pruning(output: Output, result: "PruneResult") -> None:
+    """Print what would be deleted, or what was."""
     if not result.rows:
         output.print("there is nothing to delete")
         return
@@ -107,8 +110,8 @@ def _render(output: Output, result: "PruneResult") -> None:
     output.print(drawn)
     output.print(f"this frees {size(result.freed_bytes)}")
     if any(row.freed_bytes < row.bytes for row in result.rows):
-        output.err.print("what another folder has as well, such as a published model, stays there")
-    _tell(output, result)
+        output.err.print("files that are also in another folder, such as a published model, stay there")
+    _render_kept(output, result)
 
 
 def _render_end(output: Output, result: "PruneResult") -> None:
@@ -120,20 +123,20 @@ def _render_end(output: Output, result: "PruneResult") -> None:
             *([f"the checkpoints of {counted(len(done) - len(whole), 'run')}"] if len(done) > len(whole) else []),
         ]
     )
-    output.print(f"deleted {deleted or 'nothing'}, {size(result.freed_bytes)} are free")
-    _tell(output, result)
+    output.print(f"deleted {deleted or 'nothing'}, {size(result.freed_bytes)} freed")
+    _render_kept(output, result)
 
 
-def _tell(output: Output, result: "PruneResult") -> None:
-    """Tell of what is left where it is, and of runs that are left alone."""
+def _render_kept(output: Output, result: "PruneResult") -> None:
+    """Print which files and runs are kept."""
     foreign = [path for row in result.rows for path in row.foreign]
     for path in foreign[:_SHOWN]:
-        output.err.print(untrusted(f"not dialogkit's, stays: {path}"), soft_wrap=True)
+        output.err.print(untrusted(f"not dialogkit's, kept: {path}"), soft_wrap=True)
     if len(foreign) > _SHOWN:
         output.err.print(f"and {len(foreign) - _SHOWN:,} more")
     for row in result.rows:
         if row.problem:
-            output.err.print(untrusted(f"left alone: {row.problem}"), soft_wrap=True)
+            output.err.print(untrusted(f"kept: {row.problem}"), soft_wrap=True)
 
 
 def _what(row: "PruneRow") -> str:
@@ -150,14 +153,6 @@ def size(number: int) -> str:
             break
         value, unit = value / 1000, larger
     return f"{number} B" if unit == "B" else f"{value:.3g} {unit}"
-
-
-def _age(text: str) -> float:
-    found = re.fullmatch(r"(\d{1,6})\s*([mhdwy])", text.strip().lower())
-    if found is None:
-        raise ConfigError(f"--older-than {text!r} is not an age such as 12h, 30d or 2w", hint="--older-than 30d")
-    # A thousand years are as good as any longer time, and still a date.
-    return min(float(found[1]) * _UNITS_S[found[2]], 1000.0 * _UNITS_S["y"])
 
 
 def _statuses(given: list[str] | None) -> "list[Status] | None":

@@ -1,8 +1,8 @@
-"""A run on a screen: what it came to, what it was made of, what it says."""
+"""Prints a run: its metrics, its model and data, its replies."""
 
 import math
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -14,14 +14,15 @@ from dialogkit.text import counted, duration, percent
 
 if TYPE_CHECKING:
     from dialogkit.services.runs.compare import RunDetails
+    from dialogkit.tracking.record import DataInfo, GitInfo, WandbInfo
 
 _MAIN_FIGURES = (
     *("bits_per_byte", "accuracy", "prompt_gain", "hits_at_1", "stop_rate", "repetition", "chrf"),
     "reply_tokens_per_s",
 )
-"""What is shown of an evaluation where it is not the only thing that is shown."""
+"""The metrics of an evaluation that are shown beside other parts of a run."""
 _WIDEST = 120
-"""Columns that curves and lines of replies have at most."""
+"""Maximum width of curves and replies, in columns."""
 _FIGURES = {
     "bits_per_byte": ("bits per byte", ",.3f"),
     "nats_per_token": ("loss (nats/token)", ",.3f"),
@@ -32,7 +33,7 @@ _STATUS_STYLES = {"completed": "green", "running": "cyan", "interrupted": "yello
 
 
 def render_run(output: Output, shown: "RunDetails", *, everything: bool) -> None:
-    """Print a run in groups, each in a few lines; or with all that is recorded, as it is recorded."""
+    """Print a summary of a run, or its whole record."""
     if everything:
         _render_record(output, shown)
     else:
@@ -43,7 +44,7 @@ def render_run(output: Output, shown: "RunDetails", *, everything: bool) -> None
 
 
 def _render_record(output: Output, shown: "RunDetails") -> None:
-    """Print the whole record, one value a line."""
+    """Print the whole record, one value per line."""
     from dialogkit.config.load import flatten
     from dialogkit.tracking.record import RunRecord
 
@@ -51,11 +52,11 @@ def _render_record(output: Output, shown: "RunDetails") -> None:
     output.print(settings_table({name: value for name, value in flatten(kept) if value not in (None, "", [])}))
 
 
-# In groups
+# The summary
 
 
 def _render_head(output: Output, shown: "RunDetails") -> None:
-    """Print name and status, figures, what the run was made of, and the settings that somebody chose."""
+    """Print name and status, metrics, model and data, and the settings that somebody chose."""
     status = Text(shown.status, style=_STATUS_STYLES.get(shown.status, "red"))
     when = f"  {date(shown.created)}" + (f", {took}" if (took := _time(shown.duration_s)) else "")
     output.print(Text.assemble(untrusted(shown.name, "bold"), "  ", status, untrusted(when, "dim")))
@@ -72,7 +73,7 @@ def _render_head(output: Output, shown: "RunDetails") -> None:
 
 
 def _figures(shown: "RunDetails") -> Table:
-    """Return the figures on the held-out dialogs, before the training and after it, or as far as it came."""
+    """Return the metrics on the held-out dialogs before and after the training, or at the last evaluation."""
     drawn = table("held out", "before", "after", right=("before", "after"))
     evaluated = [(step, value) for step, value in shown.held_out_loss if step]
     last = evaluated[-1] if evaluated and shown.status != "completed" else None
@@ -88,7 +89,7 @@ def _figures(shown: "RunDetails") -> Table:
 
 
 def _facts(shown: "RunDetails") -> Table:
-    """Return what the run was made of; what is not recorded is left out."""
+    """Return a table of the run's model, data, training and machine, as far as they are recorded."""
     facts = {
         "model": _listed(_model(shown)),
         "data": _listed(_data(shown.data)),
@@ -99,7 +100,7 @@ def _facts(shown: "RunDetails") -> Table:
             for name in ("dialogkit", "python", "torch", "transformers")
             if name in shown.versions
         ),
-        "git": _git(shown.environment.get("git")),
+        "git": _git(shown.environment.git),
         "W&B": _wandb(shown.wandb),
         "command": shlex.join(shown.command),
     }
@@ -118,39 +119,33 @@ def _listed(parts: Iterable[str | None]) -> str:
 
 def _model(shown: "RunDetails") -> list[str | None]:
     model = shown.model
-    plain = _number(model.get("parameters_without_embeddings"))
-    without = f" ({plain} without embeddings)" if plain else ""
+    plain = model.parameters_without_embeddings
+    without = f" ({plain:,} without embeddings)" if plain is not None else ""
     return [
-        model.get("name") or str(shown.config.get("model", {}).get("name") or ""),
-        f"{_number(model.get('parameters'))} parameters{without}" if model.get("parameters") else None,
-        model.get("architecture"),
-        *(
-            f"{counted(model[name], 'layer')}" if name == "layers" else f"{name} {model[name]:,}"
-            for name in ("layers", "width", "context")
-            if model.get(name)
-        ),
-        f"from {model['source']}" if model.get("source") else None,
+        shown.model_name,
+        f"{model.parameters:,} parameters{without}" if model.parameters else None,
+        model.architecture,
+        counted(model.layers, "layer") if model.layers else None,
+        f"width {model.width:,}" if model.width else None,
+        f"context {model.context:,}" if model.context else None,
+        f"from {model.source}" if model.source else None,
     ]
 
 
-def _data(data: Mapping[str, Any]) -> list[str | None]:
-    train, held_out, rows = (_number(data.get(name)) for name in ("train_dialogs", "eval_dialogs", "rows"))
-    lost = [
-        f"{_number(data[name])} {name}"
-        for name in ("cut", "dropped", "unusable")
-        if _number(data.get(name) or None)
-    ]
+def _data(data: "DataInfo") -> list[str | None]:
+    counts = {"cut": data.cut, "dropped": data.dropped, "unusable": data.unusable}
+    lost = [f"{count:,} {name}" for name, count in counts.items() if count]
     return [
-        data.get("dataset"),
-        f"{train} to train on" if train else None,
-        f"{held_out} held out" if held_out else None,
-        f"{_listed(lost)} of {rows} rows" if rows and lost else None,
+        data.dataset,
+        f"{data.train_dialogs:,} to train on" if data.train_dialogs is not None else None,
+        f"{data.eval_dialogs:,} held out" if data.eval_dialogs is not None else None,
+        f"{_listed(lost)} of {data.rows:,} rows" if data.rows is not None and lost else None,
     ]
 
 
 def _training(shown: "RunDetails") -> list[str | None]:
     made = shown.metrics.get("train/steps", max((step for step, _ in shown.train_loss), default=0))
-    planned, metrics = shown.schedule.get("total_steps"), shown.metrics
+    planned, metrics = shown.schedule.total_steps, shown.metrics
     of_all = f" of {planned:,}" if planned is not None and planned != made else ""
     tokens, speed = metrics.get("train/tokens"), metrics.get("perf/tokens_per_s")
     return [
@@ -158,34 +153,36 @@ def _training(shown: "RunDetails") -> list[str | None]:
         None if tokens is None else f"{tokens:,.0f} tokens",
         None if speed is None else f"{speed:,.0f} tokens/s",
         _time(metrics.get("train/seconds")),
-        f"gone on with {counted(len(shown.resumed), 'time')}" if shown.resumed else None,
+        f"resumed {counted(len(shown.resumed), 'time')}" if shown.resumed else None,
     ]
 
 
 def _device(shown: "RunDetails") -> list[str | None]:
     from dialogkit.tracking.report.run import in_bytes
 
-    memory = shown.environment.get("memory_bytes")
-    known = [
-        str(shown.runtime[name]) for name in ("device", "device_name", "precision") if shown.runtime.get(name)
+    runtime, memory = shown.runtime, shown.environment.memory_bytes
+    return [
+        runtime.device,
+        runtime.device_name,
+        runtime.precision,
+        f"{in_bytes(memory)} of memory" if memory is not None else None,
     ]
-    return [*known, f"{in_bytes(memory)} of memory" if isinstance(memory, int | float) else None]
 
 
-def _wandb(wandb: Mapping[str, Any]) -> str:
-    reason = f" ({wandb['reason']})" if wandb.get("reason") else ""
-    return f"{wandb['mode']}{reason} {wandb.get('url') or ''}".strip() if wandb.get("mode") else ""
+def _wandb(wandb: "WandbInfo") -> str:
+    reason = f" ({wandb.reason})" if wandb.reason else ""
+    return f"{wandb.mode}{reason} {wandb.url or ''}".strip() if wandb.mode else ""
 
 
-def _git(git: object) -> str:
-    if not isinstance(git, Mapping) or not git.get("commit"):
+def _git(git: "GitInfo | None") -> str:
+    if git is None or not git.commit:
         return ""
-    changed = ", with changes that are not in it" if git.get("dirty") else ""
-    return f"{str(git['commit'])[:12]} on {git.get('branch')}{changed}"
+    changed = ", with uncommitted changes" if git.dirty else ""
+    return f"{git.commit[:12]} on {git.branch}{changed}"
 
 
 def _settings(shown: "RunDetails") -> list[tuple[str, Any, str]]:
-    """Return the settings that are not defaults, with their origins; the shape of the model is told elsewhere."""
+    """Return the settings that are not defaults, with their origins, without the shape of the model."""
     from dialogkit.config.load import default_settings, flatten
 
     settings = dict(flatten(shown.config))
@@ -200,11 +197,6 @@ def _settings(shown: "RunDetails") -> list[tuple[str, Any, str]]:
     return [(name, settings[name], shown.origins.get(name, "")) for name in chosen if name != "name"]
 
 
-def _number(value: object) -> str:
-    """Return a number with separators; nothing for what is none, as a record may be anybody's."""
-    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else ""
-
-
 def _time(seconds: float | None) -> str:
     return duration(seconds) if seconds is not None and math.isfinite(seconds) else ""
 
@@ -213,15 +205,15 @@ def _time(seconds: float | None) -> str:
 
 
 def _render_replies(output: Output, shown: "RunDetails", *, whole: bool) -> None:
-    """Print the final replies with their prompts: whole, or one a line with what of it fits."""
+    """Print the final replies with their prompts: whole, or one per line, cut to the width."""
     if not shown.answers:
         return
     success, stopped = shown.replies.get("success_rate"), shown.replies.get("stop_rate")
-    told = ""
+    rates = ""
     if success is not None and stopped is not None:
-        told = f"  {percent(success)} of the test prompts answered, {percent(stopped)} ended by themselves"
+        rates = f"  {percent(success)} of the test prompts answered, {percent(stopped)} ended by themselves"
     output.print("")
-    output.print(Text.assemble(("replies", "bold"), told))
+    output.print(Text.assemble(("replies", "bold"), rates))
     if whole:
         for answer in shown.answers:
             output.print(untrusted(f"> {answer.prompt}", "bold"))
@@ -258,7 +250,7 @@ def _render_curve(output: Output, shown: "RunDetails") -> None:
 
 
 def _render_evaluations(output: Output, shown: "RunDetails") -> None:
-    """Print the kept evaluations beside their anchors, and the results in tasks."""
+    """Print the stored evaluations beside their anchors, and the task results."""
     from dialogkit.cli.evaluation_view import render_figures
 
     for evaluation in shown.evaluations:

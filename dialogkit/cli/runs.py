@@ -1,104 +1,96 @@
 """`dialogkit runs`."""
 
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dialogkit.cli.metrics_table import print_tasks
+from dialogkit.cli import hints
 from dialogkit.cli.options import JsonOption, OutputOption
-from dialogkit.cli.output import Output, date, fitting, parameters, table, untrusted
+from dialogkit.cli.output import Output, date, fitting, parameters, untrusted
+from dialogkit.hints import Call
 from dialogkit.text import counted, duration
 
 if TYPE_CHECKING:
-    from dialogkit.services.runs.compare import Comparison
     from dialogkit.services.runs.listing import RunRow
 
 
-_COLUMN = 32
-"""Least width of a column of replies; in a narrower terminal they stand below each other."""
 _DISPENSABLE = (
     *("parameters", "preset", "model", "data", "date", "time", "loss", "steps", "tokens/s", "stop rate"),
 )
 _WITH_DATASET = (
     *("parameters", "preset", "model", "date", "time", "loss", "status", "steps", "tokens/s", "stop rate"),
 )
-"""Columns that a narrow terminal has no room for, the first ones first."""
+"""Columns that are left out in a narrow terminal, the first ones first."""
+_FIRST_TRAINING = Call("train", "custom-tiny", preset="test")
 
 
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
     """List the runs, the newest first."""
-    from dialogkit.services.runs.listing import list_run_rows, passed_over
-    from dialogkit.tracking.run_dir import is_ahead
+    from dialogkit.services.runs.listing import list_run_rows, skipped_runs
+    from dialogkit.tracking.run_list import is_ahead
 
-    rows, damaged = list_run_rows(output=output_dir), passed_over(output=output_dir)
-    hint = None if rows else "dialogkit train custom-tiny --preset test"
+    rows, damaged = list_run_rows(output=output_dir), skipped_runs(output=output_dir)
+    hint = None if rows else _FIRST_TRAINING
     none = f"there is no run in {output_dir!r} yet"
     if damaged:
-        hint = shlex.join(["dialogkit", "runs", "show", damaged[0]])
-        hint += f" --output-dir {shlex.quote(output_dir)}" if output_dir != "models" else ""
+        hint = Call("runs show", damaged[0], output_dir=output_dir)
 
     def render(out: Output) -> None:
-        _render_list(out, rows, none=none)
+        render_runs(out, rows, none=none)
         if ahead := [row for row in rows if is_ahead(row.created)]:
-            told = ", ".join(f"{row.name} ({row.created})" for row in ahead)
-            out.err.print(untrusted(f"listed last, as the clock was wrong: {told}"), soft_wrap=True)
-        out.passed_over(damaged)
+            names = ", ".join(f"{row.name} ({row.created})" for row in ahead)
+            out.err.print(untrusted(f"listed last, as the clock was wrong: {names}"), soft_wrap=True)
+        out.skipped(damaged)
 
     Output(json_mode=json_output).result(rows, render, hint=hint)
 
 
 def show_command(
     name: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")],
-    everything: Annotated[
-        bool, typer.Option("--all", help="All that is recorded, as it is recorded, and replies in full.")
-    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show the whole record, and replies in full.")] = False,
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
-    """Show a run: its figures, what it was made of, settings, replies, its loss as a curve, its evaluation."""
+    """Show a run: metrics, model and data, settings, replies, loss curve, evaluation."""
     from dialogkit.cli.run_view import render_run
     from dialogkit.services.runs.compare import show_run
-    from dialogkit.services.runs.resolve import output_option
 
     shown = show_run(name, output=output_dir)
-    option = output_option(output_dir)
-    # A program has all of it already.
-    hint = None if everything or json_output else f"dialogkit runs show {shlex.quote(name)} --all{option}"
+    # JSON has all of it already.
+    hint = None if everything or json_output else Call("runs show", name, all=True, output_dir=output_dir)
     Output(json_mode=json_output).result(
         shown, lambda out: render_run(out, shown, everything=everything), hint=hint
     )
 
 
 def compare_command(
-    names: Annotated[list[str], typer.Argument(metavar="RUN", help="Two runs or more.")],
+    names: Annotated[list[str], typer.Argument(metavar="RUN", help="Two or more runs.")],
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
-    """Show runs side by side: figures, settings that differ, replies."""
+    """Show runs side by side: metrics, different settings, replies."""
+    from dialogkit.cli.comparison_view import render_comparison
     from dialogkit.services.runs.compare import compare_runs
 
     compared = compare_runs(names, output=output_dir)
-    # What was not evaluated on the same dialogs has no intervals to compare.
-    hint = shlex.join(compared.evaluate) or None
-    Output(json_mode=json_output).result(compared, lambda out: _render_comparison(out, compared), hint=hint)
+    # Runs that were not evaluated on the same dialogs have no intervals to compare.
+    hint = compared.evaluation
+    compared = compared.model_copy(update={"evaluate": shlex.split(hints.render(hint) or "")})
+    Output(json_mode=json_output).result(compared, lambda out: render_comparison(out, compared), hint=hint)
 
 
 def best_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
-    """Name the finished run with the fewest bits per byte, for each dataset."""
+    """Show the finished run with the lowest bits per byte, for each dataset."""
     from dialogkit.services.runs.listing import best_runs
 
     rows = best_runs(output=output_dir)
-    hint = (
-        f"dialogkit generate {shlex.quote(rows[0].name)}" if rows else "dialogkit train custom-tiny --preset test"
-    )
+    hint = Call("generate", rows[0].name) if rows else _FIRST_TRAINING
     none = f"there is no finished run in {output_dir!r} yet"
     Output(json_mode=json_output).result(
-        rows, lambda out: _render_list(out, rows, _WITH_DATASET, none=none), hint=hint
+        rows, lambda out: render_runs(out, rows, _WITH_DATASET, none=none), hint=hint
     )
 
 
@@ -106,108 +98,18 @@ def report_command(
     names: Annotated[list[str], typer.Argument(metavar="RUN", help="One run, or several side by side.")],
     to: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help=r"HTML file. \[of one run: in its folder]"),
+        typer.Option("--output", "-o", metavar="FILE", help=r"HTML file. \[for one run: in its folder]"),
     ] = None,
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
-    """Write runs as one HTML page: curves, figures, what was said, settings, data, machine."""
+    """Write runs as one HTML page: curves, metrics, replies, settings, data, machine."""
     from dialogkit.services.runs.report import write_report
 
     output = Output(json_mode=json_output)
     with output.busy("drawing"):
         written = write_report(names, to=to, output=output_dir)
     output.result(written, lambda out: out.print(untrusted(f"report: {written.path}")))
-
-
-def _render_comparison(output: Output, compared: "Comparison") -> None:
-    letters = [chr(ord("A") + number) if number < 26 else str(number) for number in range(len(compared.runs))]
-    for letter, name in zip(letters, compared.runs, strict=True):
-        output.print(untrusted(f"{letter}  {name}"))
-    for title, rows in (
-        ("figure", compared.figures),
-        ("setting", compared.settings),
-        ("version", compared.versions),
-    ):
-        if rows:
-            output.print("")
-            drawn = table(title, *letters, right=letters if title == "figure" else ())
-            for row in rows:
-                drawn.add_row(untrusted(row.name), *(untrusted(_value(row.name, value)) for value in row.values))
-            output.print(drawn)
-    _tell_of_dialogs(output, compared, letters)
-    _render_evaluations(output, compared, letters)
-    _render_replies(output, compared, letters)
-
-
-def _tell_of_dialogs(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
-    """Tell where runs were measured on different dialogs, with the numbers of these."""
-    if not compared.same_data:
-        own = [
-            f"{letter}'s are {part.dialogs:,} of {part.dataset}"
-            for letter, part in zip(letters, compared.held_out, strict=True)
-            if part is not None
-        ]
-        numbers = f" ({', '.join(own)})" if own else ""
-        told = f"their held-out dialogs differ{numbers}: figures of different dialogs cannot be compared"
-        output.err.print(untrusted(told), soft_wrap=True)
-    if not compared.evaluate or not any(compared.evaluated_on):
-        return
-    each = [
-        f"{letter} on {' and '.join(f'{part.dialogs:,} of {part.dataset}' for part in parts) or 'none'}"
-        for letter, parts in zip(letters, compared.evaluated_on, strict=True)
-    ]
-    hidden = "" if compared.evaluations else ", so that their evaluations are not side by side here"
-    told = f"they were not evaluated on the same dialogs ({', '.join(each)}){hidden}"
-    output.err.print(untrusted(told), soft_wrap=True)
-
-
-def _render_evaluations(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
-    """Print the kept evaluations with their intervals, and the results in tasks."""
-    from dialogkit.cli.evaluation_view import render_figures
-    from dialogkit.services.evaluate import EvaluateResult
-
-    for evaluation in compared.evaluations:
-        output.print("")
-        title = f"evaluated on {evaluation.dataset}, {counted(evaluation.dialogs, 'dialog')}"
-        output.print(untrusted(title, "bold"))
-        pairs = zip(letters, evaluation.rows, strict=True)
-        rows = [row.model_copy(update={"model": letter}) for letter, row in pairs if row is not None]
-        # Perplexity is another form of the loss, and the widest figure of all.
-        render_figures(output, EvaluateResult(rows=rows), without="perplexity")
-    if any(compared.tasks):
-        output.print("")
-        print_tasks(output, dict(zip(letters, compared.tasks, strict=True)))
-
-
-def _render_replies(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
-    if compared.replies and output.out.width >= _COLUMN * (len(letters) + 1):
-        drawn = table("prompt", *letters)
-        for answered in compared.replies:
-            drawn.add_row(
-                untrusted(answered.prompt), *(untrusted(reply or "(empty)") for reply in answered.replies)
-            )
-        output.print("")
-        output.print(drawn)
-        return
-    for answered in compared.replies:
-        output.print("")
-        output.print(untrusted(f"> {answered.prompt}", "bold"))
-        for letter, reply in zip(letters, answered.replies, strict=True):
-            output.print(untrusted(f"{letter}  {reply or '(empty)'}"))
-
-
-def _value(name: str, value: object) -> str:
-    from dialogkit.services.runs.compare import STOP_RATE
-
-    if value is None:
-        return "-"
-    if name in ("token accuracy", STOP_RATE) and isinstance(value, float):
-        return f"{value:.1%}"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"
-    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return shorten(shown, 60, placeholder=" ...") if isinstance(value, list) else shown
 
 
 def sync_command(
@@ -217,12 +119,11 @@ def sync_command(
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
-    """Upload offline runs to W&B; unreadable ones are passed over with a warning.
+    """Upload offline runs to W&B; unreadable ones are skipped with a warning.
 
-    The server has 10 s to answer, and each run at most 600 s.
+    The server has 10 s to answer, and each upload takes at most 600 s.
     """
     from dialogkit.services.runs.compare import sync_runs
-    from dialogkit.services.runs.resolve import output_option
 
     output = Output(json_mode=json_output)
     with output.progress() as progress:
@@ -230,7 +131,7 @@ def sync_command(
 
     def render(out: Output) -> None:
         for row in rows:
-            out.print(untrusted(f"{'uploaded' if row.uploaded else 'passed over'}  {row.folder}"))
+            out.print(untrusted(f"{'uploaded' if row.uploaded else 'skipped'}  {row.folder}"))
             if row.reason:
                 out.err.print(untrusted(f"warning: {row.reason}"), soft_wrap=True)
         if not rows:
@@ -239,15 +140,16 @@ def sync_command(
             out.print(f"{sum(row.uploaded for row in rows)} of {counted(len(rows), 'offline run')} uploaded")
 
     left = any(not row.uploaded and "holds no record" not in row.reason for row in rows)
-    again = shlex.join(["dialogkit", "runs", "sync", *(names or [])]) + output_option(output_dir)
+    again = Call("runs sync", *(names or []), output_dir=output_dir)
     output.result(rows, render, hint=again if left else None)
     if rows and not any(row.uploaded for row in rows):
         raise typer.Exit(1)
 
 
-def _render_list(
+def render_runs(
     output: Output, rows: "list[RunRow]", dispensable: Sequence[str] = _DISPENSABLE, *, none: str = "no run"
 ) -> None:
+    """Print one run per line, or that there is none."""
     if not rows:
         output.print(untrusted(none))
         return
@@ -271,7 +173,7 @@ def _render_list(
 
 
 def _steps(row: "RunRow") -> str:
-    """Return the steps that were made, and of how many where it is not all."""
+    """Return the number of steps, and the planned one if they differ."""
     if row.steps is None or row.total_steps is None:
         return ""
     return f"{row.steps:,}" if row.steps == row.total_steps else f"{row.steps:,}/{row.total_steps:,}"

@@ -1,4 +1,4 @@
-"""Draws the result of a training in a terminal."""
+"""Prints the result of a training or a dry run."""
 
 from pathlib import Path
 from textwrap import shorten
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def chat_command(model: str, run: Path | str) -> str:
-    """Return the command that lets the finished model of a run answer."""
+    """Return the command that prompts the finished model of a run."""
     from dialogkit.services.runs.resolve import known_as, name_to_type, output_option
     from dialogkit.tracking.run_dir import RunDir
 
@@ -25,7 +25,7 @@ def chat_command(model: str, run: Path | str) -> str:
 
 
 def render_training(output: Output, result: "TrainResult") -> None:
-    """Print the figures before and after a training, its replies, and where everything is."""
+    """Print the metrics before and after a training, its replies, and where everything is."""
     figures = table("held out, in float32", "before", "after", right=("before", "after"))
     for name, label, form in (
         ("nats_per_token", "loss (nats/token)", ",.3f"),
@@ -56,11 +56,11 @@ def render_training(output: Output, result: "TrainResult") -> None:
 
 
 def render_dry_run(output: Output, result: "DryRunResult") -> None:
-    """Print what a dry run measured."""
+    """Print the measurements of a dry run."""
     learns = result.trainable_parameters
     rows = {
         "model": f"{result.model}, {result.parameters:,} parameters"
-        + ("" if learns == result.parameters else f", {learns:,} of LoRA learn"),
+        + ("" if learns == result.parameters else f", {learns:,} of them LoRA's and trainable"),
         "device": f"{result.device}, {result.precision}",
         "steps": f"{result.total_steps:,} over "
         + ("a stream" if result.train_dialogs is None else counted(result.train_dialogs, "dialog")),

@@ -1,1 +1,1 @@
-"""Settings: frozen pydantic sections, and the one loader that merges them. Imports no heavy library."""
+"""Settings: frozen pydantic sections and the loader that merges them. Imports no heavy library."""

@@ -7,17 +7,18 @@ from pydantic_core import PydanticCustomError
 
 from dialogkit.redaction import secret_in
 
-NOT_TOGETHER = "not_together"
-"""Kind of the error of settings that are sound by themselves."""
+CONFLICT = "conflict"
+"""Kind of the error of settings that are valid one by one, but not together."""
 
 
-def not_together(problem: str, remedy: str) -> PydanticCustomError:
-    """Return the error of settings that do not go together, and the `name=value` that mends it."""
-    return PydanticCustomError(NOT_TOGETHER, "{problem}: set {remedy}", {"problem": problem, "remedy": remedy})
+def conflict(problem: str, setting: str, value: str) -> PydanticCustomError:
+    """Return the error of settings that exclude each other, with one setting and the value that resolves it."""
+    context = {"problem": problem, "setting": setting, "value": value}
+    return PydanticCustomError(CONFLICT, "{problem}: set {setting}={value}", context)
 
 
 class Section(BaseModel):
-    """Frozen and strict: an unknown key, a wrong type or an infinite number is an error, never a guess."""
+    """A frozen, strict model: unknown keys, wrong types and infinite numbers are errors."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -31,8 +32,8 @@ class Section(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _refuse_secrets(cls, value: Any, info: ValidationInfo) -> Any:
-        """Settings are recorded, printed and uploaded, so that no secret may be among them."""
-        # A commit looks like a key. A prompt may ask about `password=...`.
+        """Refuse secrets, as settings are recorded, printed and uploaded."""
+        # The hash of a commit looks like a key, and a prompt may contain `password=...`.
         name = info.field_name or ""
         texts = [text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)]
         found = [secret_in(text, named=name != "test_prompts") for text in texts if name != "revision"]

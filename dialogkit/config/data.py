@@ -1,4 +1,4 @@
-"""Which dialogs, and how they are prepared."""
+"""The dataset, its split and its limits."""
 
 from typing import Literal
 
@@ -8,27 +8,27 @@ from dialogkit.config.base import Section
 
 
 class DataConfig(Section):
-    """The dataset, its split and its limits."""
+    """Which dialogs to use and how to prepare them."""
 
     dataset: str = Field("starter", min_length=1, max_length=4096)
     """starter (shipped), alpaca-gpt4 (hub), a JSON, JSONL, CSV or Parquet file, or a hub id."""
     streaming: bool = False
-    """Read JSONL or Parquet (a file, a folder, a hub id) while training: for more than fits into memory."""
+    """Read JSONL or Parquet (file, folder or hub id) during training, for data larger than memory."""
     shuffle_dialogs: int = Field(10_000, ge=1, le=10_000_000)
-    """Dialogs of a stream that are shuffled together, besides the order of its shards."""
+    """Dialogs of a stream that are shuffled together, in addition to the order of the shards."""
     revision: str | None = Field(None, min_length=1, max_length=200)
     """Branch, tag or commit of a hub dataset. None: the hub's default."""
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt-response"] = "auto"
-    """Shape of the rows. auto: recognised by their columns."""
+    """Format of the rows. auto: recognised by their columns."""
     max_bad_rows: int = Field(0, ge=0, le=1_000_000_000)
-    """Malformed rows of a file to pass over. Rows that are sound but hold no dialog always are."""
+    """Malformed rows of a file to skip. Well-formed rows without a dialog are always skipped."""
     samples: int | None = Field(None, examples=[100], ge=1, le=1_000_000_000)
-    """Training dialogs to use, chosen by content hash; the evaluation set stays as it is. None: all."""
+    """Training dialogs to use, chosen by content hash; the evaluation set does not change. None: all."""
     eval_fraction: float = Field(0.05, gt=0, le=0.5)
-    """Share of the dialogs held out for evaluation, chosen by content hash."""
+    """Fraction of the dialogs held out for evaluation, chosen by content hash."""
     eval_min_dialogs: int = Field(8, ge=1, le=100_000)
-    """At least so many dialogs are held out, but never more than half."""
+    """Fewest dialogs to hold out, but never more than half."""
     eval_max_dialogs: int = Field(1000, ge=1, le=10_000_000)
-    """At most so many dialogs are held out, whatever the share: more make figures slower, and hardly surer."""
+    """Most dialogs to hold out, whatever the fraction: more make evaluation slower, but hardly more precise."""
     max_tokens: int | None = Field(None, examples=[512], ge=8, le=1_048_576)
     """Longest dialog in tokens; longer ones are cut. None: the model's context."""

@@ -1,4 +1,4 @@
-"""How replies are generated, and the prompts that every run answers."""
+"""Sampling settings, and the prompts that every run answers."""
 
 from typing import Annotated
 
@@ -21,21 +21,21 @@ TEST_PROMPTS: tuple[str, ...] = (
 
 
 class GenerateConfig(Section):
-    """Sampling settings. A seed gives the same reply again on the same machine."""
+    """How to generate replies. The same seed gives the same reply on the same machine."""
 
     max_new_tokens: int = Field(128, ge=1, le=1_000_000)
     """Longest reply, in tokens."""
     temperature: float = Field(0.7, ge=0, le=10)
     """Higher is more varied. 0: always the most probable token."""
     top_k: int = Field(50, ge=0, le=1_000_000)
-    """Choose among so many most probable tokens. 0: all."""
+    """Sample from this many most probable tokens. 0: all."""
     top_p: float = Field(0.95, gt=0, le=1)
-    """Choose among the most probable tokens that together have this probability."""
+    """Sample from the most probable tokens that together have this probability."""
     repetition_penalty: float = Field(1.1, ge=1, le=10)
-    """Lower the probability of tokens that are already there. 1: off."""
+    """Lower the probability of tokens that already occurred. 1: off."""
     seed: int = Field(42, ge=0, le=2**32 - 1)
     """Seed of the sampling."""
     use_model_settings: bool = False
-    """Take settings that are not given from those that come with the model, as far as there are equivalents."""
+    """Use the sampling settings that come with the model for those that are not set here."""
     test_prompts: tuple[Prompt, ...] = Field(TEST_PROMPTS, max_length=1000, strict=False)
-    """Prompts answered after a training, and by `generate` without a prompt."""
+    """Prompts answered after training, and by `generate` without a prompt."""

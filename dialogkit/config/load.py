@@ -1,13 +1,12 @@
-"""Reads settings and merges them; the only reader of the `configs/` folder.
+"""Reads and merges settings; the only reader of the `configs/` folder.
 
-Merge order, lowest first: section defaults, model file, preset, `--config FILE`, then flags and `--set`.
+Merge order, lowest first: section defaults, model file, preset, a settings file, then what the caller overrides.
 Each layer is a JSON object with the sections of `RunConfig`; `$schema` and `description` are for people.
 """
 
 import json
 import os
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,26 +18,27 @@ from pydantic import BaseModel, ValidationError
 
 from dialogkit.config.model import NAME_PATTERN
 from dialogkit.config.paths import configs_dir, holds_model, nearest_file, without_model
-from dialogkit.config.problems import known_settings, list_problems, refusal, remedy
+from dialogkit.config.problems import config_error, known_settings, list_problems, suggestion
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, ModelError, did_you_mean
+from dialogkit.hints import Call, Change, Hint
 from dialogkit.text import convert_command, json_problem, read_small, wide_encoding
 
 MAX_FILE_BYTES = 1_000_000
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
 NEWEST = "last"
-"""What `--resume` calls the newest unfinished run, so that no run can be called it."""
+"""Stands for the newest unfinished run wherever a run can be named, so no run can have this name."""
 
 LORA_LEARNING_RATE = 1e-3
-"""Peak learning rate of LoRA: what begins with zeros takes larger steps than weights that have learned already."""
+"""Peak learning rate of LoRA: matrices that start at zero take larger steps than trained weights."""
 
 Layer = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A validated configuration, and for each setting (dotted name) the layer that decided it."""
+    """A validated configuration, with the layer that determined each setting by its dotted name."""
 
     config: RunConfig
     origins: dict[str, str]
@@ -111,7 +111,7 @@ def load_with_origins(
         layers.append((str(config_file), _without_model(file_layer) if model is not None else file_layer))
     if overrides:
         layers.append(("command line", _nested(overrides)))
-    layers = _with_rate_of_lora(layers)
+    layers = _with_lora_rate(layers)
     merged: Layer = {}
     origins = {name: "default" for name, _ in flatten(_defaults())}
     for origin, layer in layers:
@@ -120,18 +120,19 @@ def load_with_origins(
     try:
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
-        raise refusal(list_problems(error), remedy(error, origins)) from None
+        raise config_error(list_problems(error), suggestion(error, origins)) from None
     if config.name == NEWEST:
         raise ConfigError(
-            f"name: must not be {NEWEST!r}, which is what --resume calls the newest unfinished run",
-            hint="--name my-run",
+            f"name: must not be {NEWEST!r}, which stands for the newest unfinished run",
+            hint=Change({"name": "my-run"}),
+            settings=("name",),
         )
     known = {name for name, _ in flatten(config.model_dump())}
     return LoadedConfig(config, {name: origins.get(name, "default") for name in sorted(known)})
 
 
-def _with_rate_of_lora(layers: list[tuple[str, Layer]]) -> list[tuple[str, Layer]]:
-    """Return the layers with LoRA's learning rate above those that ship, where it trains and none was given."""
+def _with_lora_rate(layers: list[tuple[str, Layer]]) -> list[tuple[str, Layer]]:
+    """Return the layers, with LoRA's learning rate above the shipped ones if LoRA is used and no rate is given."""
     sections = [(origin, section) for origin, layer in layers if isinstance(section := layer.get("train"), dict)]
     methods = [section["method"] for _, section in sections if "method" in section]
     shipped = ("model ", "preset ")
@@ -144,26 +145,26 @@ def _with_rate_of_lora(layers: list[tuple[str, Layer]]) -> list[tuple[str, Layer
 
 
 def load_changed(saved: Mapping[str, Any], changes: Mapping[str, Any]) -> RunConfig:
-    """Return a configuration that was saved, with changes by dotted names. Raises: ConfigError."""
+    """Return a saved configuration with changes by dotted names. Raises: ConfigError."""
     merged: Layer = {}
     _merge(merged, dict(saved))
     _merge(merged, _nested(changes))
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
-        raise refusal(list_problems(error)) from None
+        raise config_error(list_problems(error)) from None
 
 
 def _describes_model(layer: Layer) -> bool:
-    """Return whether a file's layer says which model it is, and does not only change settings of one."""
+    """Return whether a file's layer defines a model, rather than only changing settings of one."""
     model = layer.get("model")
     return isinstance(model, dict) and ("source" in model or "layers" in model)
 
 
 def _without_model(layer: Layer) -> Layer:
-    """Return what a file's layer changes of the MODEL given on the command line.
+    """Return a file's layer as changes of another MODEL.
 
-    A section that names its own source, as that of every `run.json`, is about another model and left out.
+    A section with its own source, as in every `run.json`, describes a different model and is left out.
     """
     model = layer.get("model")
     if not isinstance(model, dict):
@@ -181,7 +182,7 @@ def _defaults() -> Layer:
 
 
 def looks_like_path(name: str) -> bool:
-    """Return whether a name can be nothing but a place on the disk, as it is none of the hub."""
+    """Return whether a name can only be a path, as it is no hub id."""
     return not HUB_ID.match(name) and re.search(r"^[~.]|[/\\]|\.(gguf|json)$", name) is not None
 
 
@@ -193,24 +194,24 @@ def model_layer(model: str) -> tuple[str, Layer]:
     if model in _names("models"):
         layer = _read_json(configs_dir() / "models" / f"{model}.json")
         return f"model {model}", _with_model_name(layer, model)
-    # Unlike pathlib's, these functions answer for any text, be it too long for a name.
+    # Unlike pathlib's, these functions accept any text, even one that is too long for a file name.
     path = Path(os.path.expanduser(model))
     is_file, is_folder = os.path.isfile(path), os.path.isdir(path)
     if is_file and path.suffix in (".jsonl", ".ndjson", ".csv", ".parquet", ".gz"):
-        raise ModelError(f"{model!r} is data and no model", hint=f"dialogkit train --dataset {model}")
+        raise ModelError(f"{model!r} is data and no model", hint=Call("train", settings={"data.dataset": model}))
     if path.suffix == ".json" and not is_folder:
         if is_file and _holds_list(path):
             raise ModelError(
-                f"{model!r} holds rows of data and no model", hint=f"dialogkit train --dataset {model}"
+                f"{model!r} holds rows of data and no model", hint=Call("train", settings={"data.dataset": model})
             )
         if not is_file:
-            told, near = _absent("model file", path)
-            raise ModelError(told, hint=f"dialogkit train {near}" if near else None)
+            problem, similar = _missing("model file", path)
+            raise ModelError(problem, hint=Call("train", similar) if similar else None)
         layer = read_layer(path)
         if "model" not in layer:
             raise ModelError(
                 f"{model!r} holds settings, but neither the shape nor the source of a model",
-                hint=f"dialogkit train --config {model}",
+                hint=Call("train", config=model),
             )
         return model, _with_model_name(layer, path.stem)
     if is_folder and not holds_model(path) and not any(path.glob("*.gguf")):
@@ -234,21 +235,21 @@ def _holds_list(path: Path) -> bool:
 
 
 def preset_layer(preset: str) -> tuple[str, Layer]:
-    """Return the origin and settings of a preset. Raises: ConfigError if there is none of that name."""
+    """Return the origin and settings of a preset. Raises: ConfigError for an unknown preset."""
     names = preset_names()
     if preset not in names:
         raise ConfigError(
             f"unknown preset {preset!r}{did_you_mean(preset, names)}; there are {', '.join(names)}",
-            hint=f"--preset {next((name for name in names if name.startswith(preset[:3])), names[0])}",
+            hint=Change({"preset": next((name for name in names if name.startswith(preset[:3])), names[0])}),
         )
     layer = _read_json(configs_dir() / "presets" / f"{preset}.json")
     return f"preset {preset}", {**layer, "preset": preset}
 
 
 def folder_name(text: str) -> str:
-    """Return text as a name that is safe as a folder's."""
+    """Return text as a safe folder name."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-_")[:64]
-    if re.fullmatch(r"[0-9a-f]{40}", name):  # a commit, as in the hub's cache; whole, it looks like a key
+    if re.fullmatch(r"[0-9a-f]{40}", name):  # a commit, as in the hub's cache; unshortened, it looks like a key
         name = name[:12]
     return name if re.match(NAME_PATTERN, name) else "model"
 
@@ -260,33 +261,37 @@ def _with_model_name(layer: Layer, name: str) -> Layer:
     return {**layer, "model": {"name": folder_name(name), **section}}
 
 
-def read_layer(path: Path) -> Layer:
+def read_layer(path: Path, *, hint: Hint | None = None) -> Layer:
     """Return a user's settings file; a run's own `run.json` gives its configuration.
+
+    Args:
+        path: the file.
+        hint: what to do about a file that is not valid JSON; None: validate it.
 
     Raises: ConfigError naming the file for anything that is not one JSON object of at most 1 MB.
     """
-    layer = _read_json(path)
+    layer = _read_json(path, hint)
     config = layer.get("config")
-    # A run that repeats another is a run of its own, with a name of its own.
+    # A run that repeats another gets its own name.
     return {key: value for key, value in config.items() if key != "name"} if isinstance(config, dict) else layer
 
 
-def _read_json(path: Path) -> Layer:
-    return {key: value for key, value in _read_object(path).items() if key not in ("$schema", "description")}
+def _read_json(path: Path, hint: Hint | None = None) -> Layer:
+    return {key: value for key, value in _read_object(path, hint).items() if key not in ("$schema", "description")}
 
 
-def _read_object(path: Path) -> Layer:
-    check = f"dialogkit config validate {shlex.quote(str(path))}"
+def _read_object(path: Path, hint: Hint | None = None) -> Layer:
+    check = hint or Call("config validate", path)
     try:
         content = read_small(path, MAX_FILE_BYTES, pipes=True)
         if len(content) > MAX_FILE_BYTES:
-            raise ConfigError(f"{path} is larger than 1 MB, so it is no settings file")
+            raise ConfigError(f"{path} is larger than 1 MB, so it is not a settings file")
         if (encoding := wide_encoding(content[:4096])) is not None:
             raise ConfigError(f"{path} is {encoding} and not UTF-8 text", hint=convert_command(path, encoding))
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
-        told, near = _absent("settings file", path)
-        raise ConfigError(told, hint=f"dialogkit config validate {near}" if near else None) from None
+        problem, similar = _missing("settings file", path)
+        raise ConfigError(problem, hint=Call("config validate", similar) if similar else None) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})", hint=check) from None
     except OSError as error:
@@ -304,19 +309,19 @@ def _read_object(path: Path) -> Layer:
     return layer
 
 
-def _absent(kind: str, path: Path) -> tuple[str, str | None]:
-    """Return what is told of a JSON file that is not there, and the one that may be meant as a shell's word."""
-    near = nearest_file(path, (".json",))
-    told = f"the {kind} {str(path)!r} does not exist" + (f" (did you mean {str(near)!r}?)" if near else "")
-    return told, shlex.quote(str(near)) if near else None
+def _missing(kind: str, path: Path) -> tuple[str, Path | None]:
+    """Return the problem of a JSON file that does not exist, and a similarly named one beside it."""
+    similar = nearest_file(path, (".json",))
+    meant = f" (did you mean {str(similar)!r}?)" if similar else ""
+    return f"the {kind} {str(path)!r} does not exist{meant}", similar
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> Layer:
-    """Refuse a key that stands twice: JSON readers silently keep the last."""
+    """Refuse duplicate keys, of which JSON readers silently keep the last."""
     layer: Layer = {}
     for key, value in pairs:
         if key in layer:
-            raise ValueError(f"the key {key!r} stands twice")
+            raise ValueError(f"the key {key!r} appears twice")
         layer[key] = value
     return layer
 
@@ -328,14 +333,14 @@ def _refuse_constant(name: str) -> Any:
 def parse_sets(words: Sequence[str]) -> dict[str, Any]:
     """Return `a.b=value` words as dotted overrides; a value is JSON where it can be, else text.
 
-    Raises: ConfigError for words without `=`, and with them for what is wrong with the others.
+    Raises: ConfigError for words without `=`, which then also lists problems of the others.
     """
     overrides: dict[str, Any] = {}
     wrong = []
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name:
-            wrong.append(f"--set {word!r} has no value")
+            wrong.append(f"{word!r} is not of the form name=value")
             continue
         try:
             value = json.loads(text, parse_constant=_refuse_constant)
@@ -343,16 +348,15 @@ def parse_sets(words: Sequence[str]) -> dict[str, Any]:
             value = text
         overrides[name] = value
     if wrong:
-        meant = next(
-            (word.replace(":", "=", 1) for word in words if word.partition(":")[0] in known_settings()), None
-        )
-        hint = f"--set {shlex.quote(meant)}" if meant else "--set train.learning_rate=1e-3"
-        raise refusal([*wrong, *_problems_of(overrides)], hint)
+        colons = (word.partition(":") for word in words)
+        meant = next(({name: value} for name, _, value in colons if name in known_settings()), None)
+        hint = Change(meant or {"train.learning_rate": "1e-3"})
+        raise config_error([*wrong, *_problems_of(overrides)], hint)
     return overrides
 
 
 def _problems_of(overrides: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with settings where the model is custom-tiny: most of it is wrong with any."""
+    """Return the problems of settings on top of custom-tiny; most do not depend on the model."""
     merged: Layer = {}
     _merge(merged, model_layer("custom-tiny")[1])
     try:
@@ -361,7 +365,7 @@ def _problems_of(overrides: Mapping[str, Any]) -> list[str]:
     except ConfigError as error:
         return [error.message]
     except ValidationError as error:
-        return list_problems(error)
+        return [*list_problems(error)]
     return []
 
 
@@ -396,7 +400,7 @@ def flatten(layer: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 class Setting(BaseModel):
-    """One resolved setting, and the layer that decided it."""
+    """One resolved setting, and the layer that determined it."""
 
     name: str
     value: object
@@ -412,22 +416,17 @@ def list_settings(loaded: LoadedConfig) -> list[Setting]:
 
 
 def default_settings() -> dict[str, Any]:
-    """Return the defaults of the settings that have one, as a record holds them."""
+    """Return the default values of settings in the form of a run's record."""
     return dict(flatten(json.loads(json.dumps(_defaults()))))
 
 
 def validate_file(path: Path) -> list[str]:
-    """Return every problem of a settings file, as a user would have to mend them; empty when it is valid.
+    """Return every problem of a settings file; empty when it is valid.
 
-    A file may leave settings out: what it gives is checked on top of custom-tiny's, or of its own model section.
+    Settings that the file leaves out are those of custom-tiny, unless it has a model section of its own.
     Raises: ConfigError if it is not readable JSON.
     """
-    try:
-        layer = read_layer(path)
-    except ConfigError as error:
-        if str(error.hint or "").startswith(f"dialogkit config validate {shlex.quote(str(path))}"):
-            error.hint = "dialogkit config schema"  # what was typed tells no more
-        raise
+    layer = read_layer(path, hint=Call("config schema"))
     merged: Layer = {}
     if not _describes_model(layer):
         _merge(merged, model_layer("custom-tiny")[1])
@@ -435,7 +434,7 @@ def validate_file(path: Path) -> list[str]:
     try:
         RunConfig.model_validate(merged)
     except ValidationError as error:
-        return list_problems(error)
+        return [*list_problems(error)]
     return []
 
 

@@ -18,7 +18,7 @@ class ParameterCounts(NamedTuple):
 
     total: int
     embedding: int
-    """Token and position embeddings (the output layer is tied to the former)."""
+    """Token and position embeddings, with the output layer where it is tied to the former."""
 
     @property
     def without_embeddings(self) -> int:
@@ -27,7 +27,7 @@ class ParameterCounts(NamedTuple):
 
 
 class ModelConfig(Section):
-    """The model to train: where its weights come from, or its shape when it starts from nothing."""
+    """The model to train: the source of its weights, or its shape if it is trained from scratch."""
 
     name: str = Field("model", pattern=NAME_PATTERN)
     """Name of the model; its results go to a folder of this name."""
@@ -36,7 +36,7 @@ class ModelConfig(Section):
     revision: str | None = Field(None, min_length=1, max_length=200)
     """Branch, tag or commit of a hub source. None: the hub's default."""
     size_class: str | None = Field(None, max_length=20)
-    """The size by which people know the model, such as 345M."""
+    """The size by which the model is known, such as 345M."""
     license: str | None = Field(None, max_length=200)
     """Licence of the source's weights."""
     architecture: Literal["gpt2", "llama"] = "llama"
@@ -81,7 +81,7 @@ class ModelConfig(Section):
 
     @property
     def feed_forward_width(self) -> int | None:
-        """Width of the feed-forward layer, derived where the file gives none."""
+        """Width of the feed-forward layer, derived if not set."""
         if self.feed_forward is not None or self.width is None:
             return self.feed_forward
         return 4 * self.width if self.architecture == "gpt2" else -(-8 * self.width // 3 // 8) * 8
@@ -90,9 +90,9 @@ class ModelConfig(Section):
         """Return the exact parameter counts of this shape, tied embeddings counted once.
 
         Args:
-            vocabulary: entries of the tokenizer; None takes the file's, or the shipped tokenizer's.
+            vocabulary: entries of the tokenizer; None: those of `vocabulary`, or of the shipped tokenizer.
 
-        Returns None where the file does not give the whole shape (any hub id, for example).
+        Returns None if the shape is incomplete, as for any hub id.
         """
         entries = vocabulary or self.vocabulary or (None if self.source else SHIPPED_VOCABULARY)
         layers, width, context, inner = self.layers, self.width, self.context, self.feed_forward_width

@@ -1,4 +1,4 @@
-"""Where the shipped settings lie, and where caches go."""
+"""Paths of shipped settings and caches, and checks of files and folders by name."""
 
 import os
 import stat
@@ -11,19 +11,18 @@ from pathlib import Path
 from dialogkit.text import sanitize
 
 MANIFEST = "manifest.json"
-"""The file that a checkpoint has once it is whole."""
+"""The file that marks a checkpoint as complete."""
 DOOMED = f".old-{MANIFEST}"
-"""What the manifest of a checkpoint is called while its files are removed."""
+"""Name of a checkpoint's manifest while its files are removed."""
 ADAPTER_CONFIG = "adapter_config.json"
-"""The file in a folder that says of which model it holds an adapter."""
+"""The file of an adapter folder that names the base model."""
 
 _MARKS = ("config.json", ADAPTER_CONFIG)
 
 PARTS = "pytorch_model_fsdp_0"
-"""The folder in a checkpoint that holds the parts of a sharded model, as accelerate calls it."""
+"""The folder in a checkpoint that holds the shards of a model, as accelerate names it."""
 
 PACKAGE_DIR = Path(__file__).resolve().parent.parent
-
 
 DEFAULT_OUTPUT = "models"
 
@@ -44,7 +43,7 @@ def holds_model(folder: Path) -> bool:
 
 
 def without_model(name: str) -> str:
-    """Return one sentence on a folder that holds no model, with the file that keeps it from being one."""
+    """Return one sentence about a folder without a model, with the file that is the reason."""
     folder = Path(name).expanduser()
     if (kind := file_kind(folder)) != "a folder":
         return f"the folder {name!r} holds no model: it is {kind}"
@@ -55,12 +54,12 @@ def without_model(name: str) -> str:
 
 
 def file_kind(path: Path) -> str | None:
-    """Return what a path leads to in words if that is no regular file, None if it is one."""
+    """Return what a path refers to in words; None for a regular file."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        return "a link to nothing" if path.is_symlink() else "missing"
-    except (OSError, ValueError) as error:  # a loop of links, no right to look, a name that can be none
+        return "a broken link" if path.is_symlink() else "missing"
+    except (OSError, ValueError) as error:  # a loop of links, no permission, an impossible name
         return f"unreadable ({(getattr(error, 'strerror', None) or str(error)).lower()})"
     if not os.access(path, os.R_OK):
         return "unreadable (permission denied)"
@@ -75,9 +74,9 @@ def file_kind(path: Path) -> str | None:
 
 
 def files_beside(path: Path, endings: Collection[str]) -> list[Path]:
-    """Return the other files in the folder of a path that have one of the endings; `.gz` may follow it.
+    """Return the other files in the folder of a path with one of the endings; `.gz` may follow it.
 
-    What a terminal does not show as it is cannot be copied from it, and is left out.
+    Names that a terminal cannot show as they are, and so cannot be copied from it, are left out.
     """
     with suppress(OSError):
         others = [file for file in sorted(path.parent.iterdir()) if file.name != path.name and file.is_file()]
@@ -87,7 +86,7 @@ def files_beside(path: Path, endings: Collection[str]) -> list[Path]:
 
 
 def nearest_file(path: Path, endings: Collection[str]) -> Path | None:
-    """Return the file beside a path whose name, endings left out, is most like its own; None if none is."""
+    """Return the file beside a path with the most similar name, endings left out; None if none is similar."""
     stems = {file.name.partition(".")[0]: file for file in files_beside(path, endings)}
     return next((stems[stem] for stem in get_close_matches(path.name.partition(".")[0], stems, n=1)), None)
 

@@ -1,8 +1,7 @@
-"""What is wrong with settings, told as a user would have to mend it: in one sentence, with what to type."""
+"""Turns validation errors of settings into one sentence each, and suggests a valid value."""
 
 import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from dialogkit.config.base import NOT_TOGETHER
+from dialogkit.config.base import CONFLICT
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, did_you_mean
+from dialogkit.hints import Call, Change, Hint
 from dialogkit.redaction import redact
 
-OF_OTHERS = {
+FOREIGN_NAMES = {
     "lr": "train.learning_rate",
     "num_train_epochs": "train.epochs",
     "steps": "train.max_steps",
@@ -44,7 +44,7 @@ OF_OTHERS = {
     "max_seq_length": "data.max_tokens",
     "report_to": "tracking.trackers",
 }
-"""What HF's arguments and other tools call a setting, evaluations and checkpoints being at the same steps here."""
+"""Settings by the names that HF's arguments and other tools give them. Evaluations also save checkpoints here."""
 
 
 def known_settings() -> list[str]:
@@ -65,15 +65,28 @@ def _sections() -> dict[str, Mapping[str, Any]]:
     return sections
 
 
-def refusal(problems: Sequence[str], hint: str | None = None) -> ConfigError:
+def config_error(problems: Sequence[str], hint: Hint | None = None) -> ConfigError:
     """Return the error of one problem or several: the first, their number, and the others as details."""
     more = {0: "", 1: " (and 1 more problem)"}.get(len(problems) - 1, f" (and {len(problems) - 1} more problems)")
-    return ConfigError(f"{problems[0]}{more}", hint=hint, details=problems[1:])
+    settings = [problem.setting if isinstance(problem, Problem) else "" for problem in problems]
+    return ConfigError(f"{problems[0]}{more}", hint=hint, details=problems[1:], settings=settings)
 
 
-def list_problems(error: ValidationError) -> list[str]:
+class Problem(str):
+    """What is wrong with one setting: a sentence that begins with the setting's name, as most do."""
+
+    setting: str
+
+    def __new__(cls, sentence: str, setting: str) -> "Problem":
+        """Keep the setting beside the sentence."""
+        made = super().__new__(cls, sentence)
+        made.setting = setting
+        return made
+
+
+def list_problems(error: ValidationError) -> list[Problem]:
     """Return one sentence for each problem, as `train.learning_rate: must be greater than 0 (got -1)`."""
-    return [_problem(item) for item in error.errors()]
+    return [Problem(_problem(item), _name(item)) for item in error.errors()]
 
 
 def _problem(item: ErrorDetails) -> str:
@@ -85,7 +98,7 @@ def _problem(item: ErrorDetails) -> str:
         return f"unknown setting {name!r}{_nearest_setting(name)}"
     if kind == "missing":
         return f"{name}: is required"
-    if kind in ("value_error", NOT_TOGETHER):
+    if kind in ("value_error", CONFLICT):
         told = message.removeprefix("Value error, ")
         return f"{name}: {told}" if name else told  # settings that do not go together have no one name
     if kind in ("bool_type", "bool_parsing"):
@@ -108,8 +121,8 @@ def _name(item: ErrorDetails) -> str:
     return ".".join(str(part) for part in item["loc"])
 
 
-def remedy(error: ValidationError, origins: Mapping[str, str]) -> str | None:
-    """Return what to type in the place of the first wrong value: its file's check, or a value that is right.
+def suggestion(error: ValidationError, origins: Mapping[str, str]) -> Hint | None:
+    """Return a hint for the first wrong value: to check its file, or a value that is valid.
 
     Args:
         error: what pydantic found.
@@ -117,10 +130,10 @@ def remedy(error: ValidationError, origins: Mapping[str, str]) -> str | None:
     """
     item = error.errors()[0]
     name, location, context = _name(item), item["loc"], item.get("ctx", {})
-    if item["type"] == NOT_TOGETHER:
-        return f"--set {context['remedy']}"
+    if item["type"] == CONFLICT:
+        return Change({context["setting"]: context["value"]})
     if (origin := origins.get(name, "")).endswith(".json"):
-        return f"dialogkit config validate {origin}"
+        return Call("config validate", origin)
     fields: Mapping[str, Any] = RunConfig.model_fields
     for part in location[:-1]:
         fields = _sections().get(str(part), {}) if fields is RunConfig.model_fields else {}
@@ -131,20 +144,22 @@ def remedy(error: ValidationError, origins: Mapping[str, str]) -> str | None:
     if item["type"] == "literal_error" and field is not None:
         allowed = re.findall(r"'([^']*)'", context["expected"])
         right = next(iter(get_close_matches(str(item["input"]).lower(), allowed, n=1)), right)
+    if item["type"] == "literal_error" and isinstance(location[-1], int):  # one of a list
+        name, right = name.rpartition(".")[0], re.findall(r"'([^']*)'", context["expected"])[:1]
     if right is None or isinstance(right, BaseModel | tuple) or "." not in name:
-        return "--name my-run" if name == "name" else None
-    return f"--set {name}={right if isinstance(right, str) else shlex.quote(json.dumps(right))}"
+        return Change({"name": "my-run"}) if name == "name" else None
+    return Change({name: right})
 
 
 def setting_of(word: str) -> str | None:
-    """Return the setting that a word alone names, be it what other tools call it; None if it names none."""
-    return OF_OTHERS.get(word) or next((name for name in known_settings() if name.endswith(f".{word}")), None)
+    """Return the setting with this name without its section, or by a foreign name; None if unknown."""
+    return FOREIGN_NAMES.get(word) or next((name for name in known_settings() if name.endswith(f".{word}")), None)
 
 
 def _nearest_setting(name: str) -> str:
-    """Return a suggestion by the last part of a name; of several settings that of the same section."""
+    """Return a suggestion by the last part of a name, preferring settings of the same section."""
     section, _, key = name.rpartition(".")
-    meant = OF_OTHERS.get(key)
+    meant = FOREIGN_NAMES.get(key)
     if meant is not None and section in ("", "train", meant.partition(".")[0]):
         return f" (did you mean {meant!r}?)"
     known = sorted([*_sections(), *known_settings()], key=lambda k: k.rpartition(".")[0] == section)

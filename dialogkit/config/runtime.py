@@ -8,16 +8,16 @@ from dialogkit.config.base import Section
 
 
 class RuntimeConfig(Section):
-    """Device, precision and place. `auto` is resolved at the start and recorded with its reason."""
+    """Device, precision and output folder. `auto` is resolved at the start and recorded with its reason."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to use. auto: CUDA, else Apple's MPS, else the CPU."""
     devices: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = 1
-    """Processes on this machine, one a device; they share each batch. auto: one for each GPU, one on a CPU."""
+    """Processes on this machine, one per device; they split each batch. auto: one per GPU, one on a CPU."""
     sharding: Literal["none", "fsdp"] = "none"
-    """fsdp: each of several processes keeps only a part of weights, gradients and optimizer (PyTorch's FSDP2)."""
+    """fsdp: each process keeps only a shard of weights, gradients and optimizer state (PyTorch's FSDP2)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the matrix products; weights stay in float32. auto: bf16 where the hardware has it."""
+    """Precision of matrix products; weights stay in float32. auto: bf16 if the hardware supports it."""
     compile: bool = False
     """Compile the model with torch.compile: slower start, faster steps on a GPU."""
     threads: int | None = Field(None, examples=[2], ge=1, le=1024)

@@ -11,7 +11,7 @@ Tag = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class TrackingConfig(Section):
-    """The local record is always written; W&B beside it."""
+    """Where to record a run. The local record is always written."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """W&B mode. auto: online when a key is found and the server answers, offline otherwise."""
@@ -24,13 +24,13 @@ class TrackingConfig(Section):
     notes: str | None = Field(None, max_length=4096)
     """Free text shown beside the W&B run."""
     histogram_every_steps: int | None = Field(None, examples=[50], ge=0, le=1_000_000)
-    """Steps between histograms of weights and gradients. None: five a run, at most 500 steps apart. 0: none."""
+    """Steps between histograms of weights and gradients. None: five per run, at most 500 steps apart. 0: none."""
     replies_at_evaluations: int = Field(3, ge=0, le=1_000)
-    """Test prompts answered at each evaluation, at most 32 tokens each. 0: none; all are answered at the end."""
+    """Test prompts answered at each evaluation, at most 32 tokens each. 0: none. All are answered at the end."""
     held_out_replies: int = Field(2, ge=0, le=1_000)
-    """Held-out dialogs whose first turn is answered as well, beside the answer in the dataset. 0: none."""
+    """Held-out dialogs whose first turn is answered too, shown with the answer of the dataset. 0: none."""
     report: bool = True
-    """Write the run as one HTML page into its folder when it has finished."""
+    """Write an HTML page about the run into its folder when it has finished."""
     log_model: bool = False
     """Upload the finished model to W&B as an artifact."""
     trackers: tuple[Tracker, ...] = Field((), max_length=3, strict=False)

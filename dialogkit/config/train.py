@@ -1,4 +1,4 @@
-"""How to train: effort, batch, optimizer, evaluation and checkpoints."""
+"""How to train: duration, batch, optimizer, evaluation and checkpoints."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
@@ -7,45 +7,46 @@ from pydantic import Field, model_validator
 
 from dialogkit.config.base import Section
 from dialogkit.errors import ConfigError
+from dialogkit.hints import Change
 
 LayerName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class TrainConfig(Section):
-    """One optimizer step sees `batch_size` dialogs, whatever the number of parts or devices."""
+    """One optimizer step uses `batch_size` dialogs, whatever the number of micro-batches or devices."""
 
     epochs: float = Field(1.0, gt=0, le=10_000)
     """Passes over the training dialogs."""
     max_steps: int | None = Field(None, examples=[100], ge=1, le=100_000_000)
-    """Optimizer steps. None: as many as the epochs have."""
+    """Optimizer steps. None: as many as `epochs` takes."""
     budget_s: float | None = Field(None, examples=[1200.0], ge=1, le=10_000_000)
-    """Seconds that the whole run may take; the steps are fitted to it, whatever the epochs are. None: no limit."""
+    """Seconds for the whole run; the number of steps is fitted to it, whatever `epochs` is. None: no limit."""
     batch_size: int = Field(8, ge=1, le=65_536)
     """Dialogs in one optimizer step."""
     accumulation_steps: int = Field(1, ge=1, le=65_536)
-    """Parts into which a step's batch is split to save memory. Must divide the batch size."""
+    """Micro-batches into which each batch is split to save memory. Must divide the batch size."""
     fit_batch: bool = False
-    """Split the batch into more parts by itself where the memory does not suffice; the learning is the same."""
+    """Split the batch into more micro-batches if memory runs out; what is learned stays the same."""
     method: Literal["full", "lora"] = "full"
-    """full: all weights learn. lora: only small matrices beside the linear layers (needs dialogkit[lora])."""
+    """full: train all weights. lora: train only small matrices beside linear layers (needs dialogkit[lora])."""
     lora_rank: int = Field(16, ge=1, le=4096)
-    """Inner width of LoRA's matrices; more can learn more."""
+    """Rank of LoRA's matrices; a higher rank can learn more."""
     lora_alpha: float | None = Field(None, examples=[32.0], gt=0, le=1_000_000)
     """LoRA's matrices are scaled by alpha over rank. None: twice the rank."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout of what goes into LoRA's matrices."""
+    """Dropout of the input of LoRA's matrices."""
     lora_targets: tuple[LayerName, ...] = Field((), examples=[["q_proj", "v_proj"]], max_length=100, strict=False)
-    """Linear layers that get LoRA's matrices, by names such as q_proj. Empty: all those of the blocks."""
+    """Linear layers that get LoRA's matrices, by names such as q_proj. Empty: all in the blocks."""
     merge: bool = True
     """Add LoRA's matrices to the weights of the finished model. false: it is a peft adapter beside its base."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """AdamW for all, or Muon for the matrices inside the layers and AdamW for the rest."""
+    """AdamW for all weights, or Muon for the matrices inside the layers and AdamW for the rest."""
     learning_rate: float = Field(1e-4, gt=0, le=10)
-    """Peak learning rate, reached after warm-up. Left out, LoRA has its own, 1e-3."""
+    """Peak learning rate, reached after warm-up. If not set, LoRA uses 1e-3."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls after warm-up: to zero by a line or a cosine, or not at all."""
+    """Decay of the learning rate after warm-up: to zero, linearly or along a cosine, or none."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps during which the learning rate rises from zero."""
+    """Fraction of the steps during which the learning rate rises from zero."""
     weight_decay: float = Field(0.0, ge=0, le=10)
     """Decoupled weight decay of AdamW; not applied to norms and biases."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
@@ -57,21 +58,21 @@ class TrainConfig(Section):
     max_grad_norm: float = Field(1.0, ge=0, le=1e6)
     """Gradients are scaled down to this global norm. 0: not clipped."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout of residuals and embeddings, where the architecture has it. Attention has none."""
+    """Dropout of residuals and embeddings, if the architecture has it. Attention has none."""
     seed: int = Field(42, ge=0, le=2**32 - 1)
     """Seed of the initial weights, the order of the dialogs and dropout."""
     log_every_steps: int | None = Field(None, examples=[10], ge=1, le=1_000_000)
-    """Steps between logged points. None: about a hundred points a run, at most 10 steps apart."""
+    """Steps between logged points. None: about a hundred points per run, at most 10 steps apart."""
     eval_every_steps: int | None = Field(None, examples=[100], ge=1, le=100_000_000)
-    """Steps between evaluations and checkpoints. None: four a run, the end included."""
+    """Steps between evaluations and checkpoints. None: four per run, including the end."""
     eval_batch_size: int = Field(8, ge=1, le=65_536)
-    """Dialogs in one evaluation batch; the figures do not depend on it."""
+    """Dialogs in one evaluation batch; the metrics do not depend on it."""
     keep_checkpoints: int = Field(2, ge=2, le=1_000)
-    """Checkpoints to keep: the newest, and the best one among them."""
+    """Checkpoints to keep: the newest ones and the best one."""
     keep: Literal["best", "last"] = "best"
-    """Which weights become the model: those of the lowest evaluation loss, or the last."""
+    """Which weights become the model: those with the lowest evaluation loss, or the last."""
     early_stopping_patience: int | None = Field(None, examples=[3], ge=1, le=1_000)
-    """Stop after so many evaluations without a better loss. None: never."""
+    """Stop after this many evaluations without a better loss. None: never."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
@@ -98,7 +99,7 @@ class TrainConfig(Section):
         raise ConfigError(
             f"train.batch_size {size} does not split evenly over {processes} processes{in_parts}: "
             f"{_listed(sizes)} would{others}",
-            hint=f"--set train.batch_size={sizes[-1]}",
+            hint=Change({"train.batch_size": sizes[-1]}),
         )
 
 

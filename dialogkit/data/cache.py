@@ -1,4 +1,4 @@
-"""Entries of a cache on disk: arrays that are believed only if this user wrote them and no bit has changed."""
+"""A cache of arrays on disk, whose entries are used only if this user wrote them and no bit has changed."""
 
 import hashlib
 import os
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from dialogkit.errors import DialogKitError
 
 _TRAILER = struct.Struct("<8sQ32s")
-"""After NumPy's archive, which readers of archives allow: a mark, the archive's length and its SHA-256."""
+"""Follows NumPy's archive, as zip readers allow: a mark, the length of the archive and its SHA-256."""
 _MARK = b"dkcache1"
 _CHUNK = 2**20
 _STALE_S = 24 * 3600
-"""Age of a temporary file after which its writer must have been killed."""
+"""Age of a temporary file above which its writer must have been killed."""
 
 
 def read_entry(path: Path, key: str) -> dict[str, NDArray[Any]] | None:
@@ -30,12 +30,12 @@ def read_entry(path: Path, key: str) -> dict[str, NDArray[Any]] | None:
 
     Args:
         path: the entry's file.
-        key: what the entry was made from. All of it is compared; the file's name need not be unique.
+        key: describes what the entry was made from. It is compared in full; the file name need not be unique.
     """
     if not _is_private(path.parent):
         return None
     try:
-        # A link is not followed, and a pipe without a writer is not waited for.
+        # Do not follow links, and do not wait for the writer of a pipe.
         with open(path, "rb", opener=_open_plain) as file:
             if not _is_own(os.fstat(file.fileno()), stat.S_ISREG) or not _is_whole(file):
                 return None
@@ -44,14 +44,14 @@ def read_entry(path: Path, key: str) -> dict[str, NDArray[Any]] | None:
                 if str(archive["key"]) != key:
                     return None
                 return {name: archive[name] for name in archive.files if name != "key"}
-    except DialogKitError:  # a signal asks to stop
+    except DialogKitError:  # raised by a signal handler
         raise
-    except Exception:  # whatever is wrong with an entry, it can be made again
+    except Exception:  # a damaged entry can be made again
         return None
 
 
 def write_entry(path: Path, key: str, arrays: Mapping[str, Any]) -> None:
-    """Write an entry, in one move. A cache that cannot be written is no error: there is then no entry."""
+    """Write an entry atomically. If the cache cannot be written, there is no entry and no error."""
     beside = None
     try:
         if not _made_private(path.parent):
@@ -84,7 +84,7 @@ def _is_private(folder: Path) -> bool:
 
 
 def _made_private(folder: Path) -> bool:
-    """Make a folder that only this user writes to. Returns whether it is one. Raises: OSError."""
+    """Make a folder that only this user can write to. Return whether that succeeded. Raises: OSError."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if _is_own(folder.lstat(), stat.S_ISDIR, forbidden=0) and not _is_private(folder):
         folder.chmod(0o700)
@@ -94,7 +94,7 @@ def _made_private(folder: Path) -> bool:
 def _is_own(status: os.stat_result, is_kind: Callable[[int], bool], *, forbidden: int = 0o022) -> bool:
     """Return whether this user owns a file and nobody else may write to it.
 
-    Windows has neither owners nor modes to ask for.
+    On Windows, which has no such owners and modes, only the kind is checked.
     """
     if not is_kind(status.st_mode):
         return False
@@ -107,12 +107,12 @@ def _is_whole(file: BinaryIO) -> bool:
         return False
     file.seek(size)
     mark, length, digest = _TRAILER.unpack(file.read(_TRAILER.size))
-    # The length comes first: of a huge file with holes, nothing more is read.
+    # Compare the length first, so that a huge sparse file is not read.
     return (mark, length) == (_MARK, size) and digest == _digest(file, size)
 
 
 def _digest(file: BinaryIO, size: int) -> bytes:
-    """Return the SHA-256 of the first `size` bytes, and leave the file there."""
+    """Return the SHA-256 of the first `size` bytes, and leave the file positioned after them."""
     digest, chunk = hashlib.sha256(), memoryview(bytearray(_CHUNK))
     file.seek(0)
     while size and (read := file.readinto(chunk[: min(size, _CHUNK)])):  # type: ignore[attr-defined]
@@ -122,7 +122,7 @@ def _digest(file: BinaryIO, size: int) -> bytes:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove what writers that were killed have left."""
+    """Remove temporary files of killed writers."""
     for entry in os.scandir(folder):
         if re.fullmatch(r"\.writing-\w{8}\.npz", entry.name):
             with suppress(OSError):  # another process may remove it as well

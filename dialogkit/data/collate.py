@@ -1,7 +1,7 @@
-"""Padding-free batches: the dialogs of a batch in one row, with their lengths beside.
+"""Padding-free batches: the dialogs of a batch in one row, together with their lengths.
 
 Shapes: B dialogs, T tokens of all of them, S supervised targets. Attention must stay inside each dialog
-(`engine/attention.py`), which is why the lengths travel with the batch.
+(`engine/attention.py`), so the batch includes the lengths.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ def collate_dialogs(dialogs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     ids = np.concatenate([d["input_ids"] for d in dialogs]).astype(np.int64)
     supervised = np.concatenate([d["supervised"] for d in dialogs])
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    # The first token of a dialog has nothing before it that could predict it.
+    # No token precedes the first token of a dialog and could predict it.
     supervised[starts] = False
     targets = np.flatnonzero(supervised)
     labels = torch.from_numpy(ids[targets])
@@ -33,7 +33,7 @@ def collate_dialogs(dialogs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "input_ids": torch.from_numpy(ids)[None],
         "position_ids": torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None],
         "labels": labels,
-        # Tells the Trainer that labels are aligned already, so that it counts all of them.
+        # HF's Trainer takes these as aligned already, so that it counts all of them.
         "shift_labels": labels,
         "label_positions": torch.from_numpy(targets - 1),
         "dialog_lengths": tuple(lengths),
@@ -41,7 +41,7 @@ def collate_dialogs(dialogs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def batches_of(dialogs: "DialogTokens", batch_size: int) -> "Iterator[tuple[dict[str, Any], list[int]]]":
-    """Yield padding-free batches with the bytes of the answers of each dialog."""
+    """Yield padding-free batches, each with the answer bytes of its dialogs."""
     for start in range(0, len(dialogs), batch_size):
         chunk = [dialogs[i] for i in range(start, min(start + batch_size, len(dialogs)))]
         yield collate_dialogs(chunk), [d["answer_bytes"] for d in chunk]

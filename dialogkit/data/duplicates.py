@@ -1,4 +1,4 @@
-"""What dialogs are like: their characters, repetitions and lengths. Measures on texts and numbers, no wiring."""
+"""Finds near duplicates among texts by MinHash and exact Jaccard similarity of word shingles."""
 
 import re
 import unicodedata
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from dialogkit.data.statistics import chunks
 
 SHINGLE_WORDS = 3
-"""Words of a shingle."""
+"""Words per shingle."""
 NEAR = 0.8
-"""Jaccard similarity of the shingles from which on two texts are near duplicates."""
+"""Lowest Jaccard similarity of near duplicates."""
 
 _BANDS, _ROWS = 20, 5
 _NEIGHBOURS = 8
@@ -27,14 +27,14 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 class Shingles(NamedTuple):
-    """The different shingles of texts: 64-bit hashes, sorted within each text, and where each text starts."""
+    """The distinct shingles of texts: 64-bit hashes, sorted within each text, and the start of each text."""
 
     hashes: NDArray[np.uint64]
     offsets: NDArray[np.int64]
 
     @property
     def sizes(self) -> NDArray[np.int64]:
-        """Shingles of each text."""
+        """Number of shingles of each text."""
         return np.diff(self.offsets)
 
 
@@ -47,23 +47,23 @@ class Pairs(NamedTuple):
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text, whatever their case; where a script has no spaces, each character is one."""
+    """Return the case-folded words of a text; in scripts without spaces, each character is a word."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def near_pairs(texts: Sequence[str]) -> Pairs:
     """Return pairs of texts whose sets of shingles have a Jaccard similarity of at least `NEAR`.
 
-    A shingle is `SHINGLE_WORDS` words in a row; a shorter text is one shingle, and one without a word is near to
-    none. Candidates share all rows of one of the bands of their MinHash signatures, and the similarity of each is
-    computed exactly: what is returned is never wrong, and of two texts at the threshold itself, 99.96% are found
-    (1 - (1 - 0.8^5)^20). Of many texts in one band each is compared with its neighbours only, so that the time
-    does not grow with the square of their number.
+    A shingle is `SHINGLE_WORDS` consecutive words; a shorter text is one shingle, one without words has none.
+    Candidates agree in all rows of at least one band of their MinHash signatures, and the similarity of each pair
+    is computed exactly. No returned pair is wrong, and a pair at the threshold is found with
+    probability 99.96% (1 - (1 - 0.8^5)^20). Among many texts with an equal band, each is compared with its
+    neighbours only, so that time is not quadratic.
 
     Source: Broder 1997, On the resemblance and containment of documents; bands: Leskovec, Rajaraman and Ullman,
     Mining of Massive Datasets, section 3.4.
     """
-    # Equal neighbours would be compared with each other alone, were the order that of the texts.
+    # In the order of the texts, runs of equal texts would be compared only among themselves.
     order = np.random.default_rng(_SEED).permutation(len(texts))
     shingles, bands = _sketch([texts[index] for index in order])
     first, second = _candidates(bands)
@@ -135,7 +135,7 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _candidates(bands: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the different pairs of texts that share a key in one of the bands [bands, N]."""
+    """Return the distinct pairs of texts that share a key in one of the bands [bands, N]."""
     count = bands.shape[1]
     found = [np.zeros(0, np.int64)]
     for keys in bands:
@@ -155,7 +155,7 @@ def jaccard(shingles: Shingles, first: NDArray[np.int64], second: NDArray[np.int
     sizes = shingles.sizes
     both = sizes[first] + sizes[second]
     shared = np.zeros(len(first), dtype=np.int64)
-    # So many pairs at once that their shingles stay below a bound.
+    # Chunks of pairs bound the number of shingles in memory.
     part = np.cumsum(both) // _PAIRED_SHINGLES
     for pairs in np.split(np.arange(len(first)), np.flatnonzero(np.diff(part)) + 1):
         if not len(pairs):
@@ -165,7 +165,7 @@ def jaccard(shingles: Shingles, first: NDArray[np.int64], second: NDArray[np.int
         at = np.arange(len(number)) + np.repeat(
             shingles.offsets[ends] - (np.cumsum(sizes[ends]) - sizes[ends]), sizes[ends]
         )
-        # Within a pair, equal shingles stay equal; those of different pairs fall apart.
+        # Equal shingles of a pair stay equal, those of different pairs become different.
         marked = shingles.hashes[at] + _mixed(number.astype(np.uint64) + np.uint64(1))
         order = np.argsort(marked)
         same = marked[order][1:] == marked[order][:-1]
@@ -175,7 +175,7 @@ def jaccard(shingles: Shingles, first: NDArray[np.int64], second: NDArray[np.int
 
 
 def group_labels(count: int, pairs: Pairs) -> NDArray[np.int64]:
-    """Return for each of `count` texts the first text of its group [N]; a pair is in one group."""
+    """Return the first text of the group of each of `count` texts [N]; pairs connect groups."""
     label = list(range(count))
 
     def first_of(index: int) -> int:

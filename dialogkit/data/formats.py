@@ -1,10 +1,12 @@
-"""Recognises the shape of dataset rows by their columns, and turns a row into a dialog."""
+"""Recognises the format of dataset rows by their columns, and parses rows into dialogs."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from dialogkit.data.hints import USE_STARTER
 from dialogkit.dialog import Dialog, Message, Role, check_dialog
 from dialogkit.errors import DataError, shortened
+from dialogkit.hints import Either
 
 Row = Mapping[str, Any]
 
@@ -27,13 +29,13 @@ _ROLES: dict[str, Role] = {
 
 
 class RowError(ValueError):
-    """A row is not the dialog that its format promises; the message says why."""
+    """A row is not a dialog of its format; the message says why."""
 
 
 def recognise_format(columns: Collection[str], *, source: str) -> str:
     """Return the format's name for a set of columns.
 
-    Raises: DataError listing the columns found and the shapes understood.
+    Raises: DataError listing the columns found and the formats known.
     """
     found = set(columns)
     if "messages" in found:
@@ -44,16 +46,16 @@ def recognise_format(columns: Collection[str], *, source: str) -> str:
         return "alpaca"
     if "prompt" in found and found & {"response", "completion"}:
         return "prompt-response"
-    # A quote that is not closed in the first line of a table takes in the line's end.
+    # An unclosed quote in the header of a CSV file includes line ends.
     shown = ", ".join(shortened(" ".join(name.split()), 60) for name in sorted(found)[:12]) or "none"
     raise DataError(
-        f"{source} has the columns {shown}, and none of the shapes understood ({'; '.join(SHAPES)})",
-        hint="rename the columns, or: --dataset starter",
+        f"{source} has the columns {shown}, which match none of the known formats ({'; '.join(SHAPES)})",
+        hint=Either("rename the columns", USE_STARTER),
     )
 
 
 def parse_row(row: Row, kind: str) -> Dialog:
-    """Return the dialog of a row. Raises: RowError if the row does not hold one."""
+    """Return the dialog of a row. Raises: RowError if it has none."""
     dialog = tuple(_PARSERS[kind](row))
     if problem := check_dialog(dialog):
         raise RowError(problem)
@@ -69,12 +71,12 @@ def _text(row: Row, name: str, *, optional: bool = False) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise RowError(f"{name} holds half of a surrogate pair, which is no character") from None
+        raise RowError(f"{name} contains half of a surrogate pair, which is not a character") from None
     return value.strip()
 
 
 def kind_of(value: Any) -> str:
-    """Return what a value is, in the words of JSON."""
+    """Return the type of a value in the terms of JSON."""
     match value:
         case None:
             return "null"
@@ -130,7 +132,7 @@ def _turns(row: Row, column: str, role_key: str, content_key: str) -> list[Messa
 
 
 def _answered(messages: list[Message]) -> list[Message]:
-    """Return the messages up to the last answer; what follows has nothing to learn from."""
+    """Return the messages up to the last answer; later ones have no supervised tokens."""
     while messages and messages[-1].role != "assistant":
         messages.pop()
     return messages

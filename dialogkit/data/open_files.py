@@ -1,9 +1,8 @@
-"""Opens data files, plain or compressed, within limits of size."""
+"""Opens data files, plain or gzipped, and limits what they may unpack to."""
 
 import gzip
 import io
 import os
-import shlex
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -11,31 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from dialogkit.config.paths import files_beside, nearest_file
+from dialogkit.data.hints import FIX_LINE, USE_STARTER, use_another_file
 from dialogkit.errors import DataError, shortened
+from dialogkit.hints import Either
 from dialogkit.text import convert_command, wide_encoding
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
-
 STREAMED = (".jsonl", ".ndjson", ".parquet")
-"""Those that can be read from any place on, as a stream is."""
+"""Endings of the data files that can be streamed."""
 
 MAX_ROW = 4 * 2**20
-"""Longest row, in bytes or characters: a dialog of a whole book, and about what the longest context takes in."""
+"""Longest row in bytes or characters: a book as one dialog, about what the longest context can hold."""
+TOO_LONG = f"longer than {MAX_ROW // 2**20} MiB"
 
 _FREE_UNPACKED, _MAX_RATIO = 64 * 2**20, 200
-"""What a packed file may unpack to: so many bytes, or so many times its size. Text has a ratio of 3 to 20."""
-
-MEND = "mend that line, or: --dataset starter"
-
+"""A gzipped file may unpack to this many bytes, or to its size times this ratio. Text has a ratio of 3 to 20."""
 
 CHUNK_BYTES = 2**20
-
-
-def instead_of(path: Path) -> str:
-    """Return what to give in place of a file: that of the most similar name beside it, another one, or ours."""
-    other = nearest_file(path, SUFFIXES) or next(iter(files_beside(path, SUFFIXES)), None)
-    return f"--dataset {shlex.quote(str(other)) if other else 'starter'}"
 
 
 class Row(NamedTuple):
@@ -47,54 +37,50 @@ class Row(NamedTuple):
 
 
 def suffix_of(path: Path) -> str:
-    """Return the ending that tells the format, `.gz` left out."""
+    """Return the ending that determines the format, without `.gz`."""
     return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Raise DataError, with the file's name, for what keeps a file from being read."""
+    """Raise DataError with the file's name if the file cannot be read."""
     try:
         yield
     except UnicodeDecodeError:
         raise DataError(
-            f"{path.name}:{_first_bad_line(path)}: not UTF-8 text", hint="save it as UTF-8, or: --dataset starter"
+            f"{path.name}:{_first_bad_line(path)}: not UTF-8 text", hint=Either("save it as UTF-8", USE_STARTER)
         ) from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise DataError(
-            f"{path.name} is no gzip file, or only the beginning of one",
-            hint=f"pack it again, or: {instead_of(path)}",
+            f"{path.name} is not a valid gzip file",
+            hint=Either("pack it again", use_another_file(path)),
         ) from None
     except OSError as error:
-        raise DataError(f"{path.name} cannot be read: {reason_of(error)}", hint=instead_of(path)) from None
+        raise DataError(f"{path.name} cannot be read: {reason_of(error)}", hint=use_another_file(path)) from None
 
 
 def reason_of(error: Exception) -> str:
     """Return one short line that says why a file could not be read."""
-    told = getattr(error, "strerror", None) or str(error)
-    return shortened((told.strip().splitlines() or [type(error).__name__])[0], 200).lower()
-
-
-def too_long() -> str:
-    """Return the problem of a row that is longer than any may be."""
-    return f"longer than {MAX_ROW // 2**20} MiB"
+    message = getattr(error, "strerror", None) or str(error)
+    return shortened((message.strip().splitlines() or [type(error).__name__])[0], 200).lower()
 
 
 def most_unpacked(path: Path) -> int:
-    """Return the most bytes to which a compressed file may unpack."""
+    """Return the most bytes that a gzipped file may unpack to."""
     return max(_FREE_UNPACKED, _MAX_RATIO * os.path.getsize(path))
 
 
 def unpacks_too_far(path: Path) -> DataError:
-    """Return the error of a file that unpacks to more than that."""
+    """Return the error of a file that unpacks to more than `most_unpacked`."""
+    other = use_another_file(path)
     return DataError(
-        f"{path.name} unpacks to more than {_MAX_RATIO} times its size, which text does not",
-        hint=f"give it unpacked, or: {instead_of(path)}" if path.suffix == ".gz" else instead_of(path),
+        f"{path.name} unpacks to more than {_MAX_RATIO} times its size, far more than text does",
+        hint=Either("unpack it", other) if path.suffix == ".gz" else other,
     )
 
 
 class _Unpacked(io.RawIOBase):
-    """The content of a gzipped file, up to a size that text can have."""
+    """The content of a gzipped file, up to `most_unpacked` bytes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -132,7 +118,7 @@ def open_text(path: Path) -> BinaryIO:
 
 
 def _first_bad_line(path: Path) -> int:
-    """Return the line that is not UTF-8; a decoder that reads by chunks does not know it."""
+    """Return the number of the first line that is not UTF-8; decoders of chunks do not report it."""
     with open_file(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_ROW), b""), 1):
             try:
@@ -144,6 +130,6 @@ def _first_bad_line(path: Path) -> int:
 
 def require_different(columns: list[str], place: str) -> None:
     """Raise DataError if two columns have the same name."""
-    # Columns without a name are what a spreadsheet leaves of empty ones.
+    # Spreadsheets export empty columns without a name.
     if twice := next((name for name, number in Counter(columns).items() if name and number > 1), None):
-        raise DataError(f"{place}: the column {shortened(repr(twice), 60)} stands twice", hint=MEND)
+        raise DataError(f"{place}: the column {shortened(repr(twice), 60)} appears twice", hint=FIX_LINE)

@@ -1,4 +1,4 @@
-"""Reads rows of Parquet files."""
+"""Reads the rows of Parquet files, within limits of memory."""
 
 import gzip
 from collections.abc import Iterator
@@ -6,24 +6,24 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dialogkit.data.hints import use_another_file
 from dialogkit.data.open_files import (
     MAX_ROW,
+    TOO_LONG,
     Row,
-    instead_of,
     most_unpacked,
     open_file,
     reason_of,
     require_different,
-    too_long,
     unpacks_too_far,
 )
 from dialogkit.errors import DataError
 
 MAX_GROUP_BYTES = 4 * 2**30
-"""Largest group of rows of a Parquet file, which is unpacked as a whole."""
+"""Largest row group, which is unpacked as a whole."""
 
 _BATCH_ROWS, _BATCH_BYTES = 8, 2**28
-"""Rows of a Parquet file at a time; fewer where they could be longer than so many bytes together."""
+"""Rows that are read at a time; fewer if together they could exceed this number of bytes."""
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
@@ -33,11 +33,11 @@ def parquet_rows(path: Path) -> Iterator[Row]:
 
 
 class ParquetRows:
-    """The rows of a Parquet file, from any of them on.
+    """The rows of a Parquet file, starting at any row.
 
     Attributes:
         path: the file.
-        wanted: rows before this one are passed over, and not made.
+        wanted: rows before this one are skipped without being converted.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +46,7 @@ class ParquetRows:
         self._most = most_unpacked(path)
 
     def counts(self) -> tuple[int, int]:
-        """Return the number of rows, and what they take unpacked, in bytes. Raises: DataError."""
+        """Return the number of rows and their unpacked size in bytes. Raises: DataError."""
         with self._opened() as (_, groups):
             return sum(group.num_rows for group in groups), sum(group.total_byte_size for group in groups)
 
@@ -63,16 +63,16 @@ class ParquetRows:
                     first += 1
                 self.wanted, most = start, self._most
                 largest = max((group.total_byte_size for group in groups), default=0)
-                # A text that stands once in the file can be that of every row.
+                # A text that the file stores once can be the value of every row.
                 at_once = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, largest)))
                 for batch in file.iter_batches(at_once, row_groups=range(first, len(groups))):
                     most -= batch.nbytes
                     if most < 0:
                         raise unpacks_too_far(self.path)
-                    passed_over = max(0, min(self.wanted - number, batch.num_rows))
-                    number += passed_over
-                    for content, problem in _values(batch.slice(passed_over)):
-                        if number >= self.wanted:  # which may have changed since the row before
+                    skipped = max(0, min(self.wanted - number, batch.num_rows))
+                    number += skipped
+                    for content, problem in _values(batch.slice(skipped)):
+                        if number >= self.wanted:  # the caller may have changed it meanwhile
                             yield number, content, problem
                         number += 1
         except (pa.ArrowException, OverflowError, OSError, ValueError) as error:
@@ -80,34 +80,34 @@ class ParquetRows:
                 raise
             raise DataError(
                 f"{self.path.name} cannot be read after row {number}: {reason_of(error)}",
-                hint=instead_of(self.path),
+                hint=use_another_file(self.path),
             ) from None
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, list[Any]]]:
-        """Open the file, and give its reader and what it tells of its groups of rows. Raises: DataError."""
+        """Open the file; yield its reader and the metadata of its row groups. Raises: DataError."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         with ExitStack() as closing:
             try:
                 stored = closing.enter_context(open_file(self.path))
-                # Parquet is read from its end, and a packed stream has none before it was read.
+                # Parquet is read from its end, which a gzipped stream reaches only by reading all of it.
                 source = pa.BufferReader(stored.read()) if self.path.suffix == ".gz" else stored
                 file = closing.enter_context(pq.ParquetFile(source))
             except (pa.ArrowException, OverflowError, OSError, ValueError) as error:
                 if isinstance(error, gzip.BadGzipFile) or getattr(error, "errno", None):
                     raise
                 raise DataError(
-                    f"{self.path.name} is no Parquet file, or only a part of one", hint=instead_of(self.path)
+                    f"{self.path.name} is not a valid Parquet file", hint=use_another_file(self.path)
                 ) from None
             require_different(file.schema_arrow.names, self.path.name)
             groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
             largest = max((group.total_byte_size for group in groups), default=0)
             if largest > MAX_GROUP_BYTES:
                 raise DataError(
-                    f"{self.path.name} holds a group of rows of {largest / 2**30:.0f} GiB",
-                    hint=instead_of(self.path),
+                    f"{self.path.name} has a row group of {largest / 2**30:.0f} GiB",
+                    hint=use_another_file(self.path),
                 )
             if sum(group.total_byte_size for group in groups) > self._most:
                 raise unpacks_too_far(self.path)
@@ -115,7 +115,7 @@ class ParquetRows:
 
 
 def _values(batch: Any) -> Iterator[tuple[Any, str | None]]:
-    """Yield each row of a batch, or what is wrong with it."""
+    """Yield the content of each row of a batch, or its problem."""
     if batch.nbytes <= MAX_ROW:
         with suppress(UnicodeDecodeError):
             yield from [(content, None) for content in batch.to_pylist()]
@@ -123,7 +123,7 @@ def _values(batch: Any) -> Iterator[tuple[Any, str | None]]:
     for index in range(batch.num_rows):
         row = batch.slice(index, 1)
         if row.nbytes > MAX_ROW:
-            yield None, too_long()
+            yield None, TOO_LONG
             continue
         try:
             yield row.to_pylist()[0], None

@@ -1,4 +1,4 @@
-"""From dialogs to token arrays: cut, split by content, count, cache."""
+"""Prepares a dataset for training: tokenizes, cuts and splits its dialogs, and caches the result."""
 
 import hashlib
 import json
@@ -13,15 +13,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from dialogkit.config.data import DataConfig
 from dialogkit.data.cache import read_entry, write_entry
+from dialogkit.data.hints import USE_STARTER
 from dialogkit.data.sources import file_digest, find_source, read_dialogs
 from dialogkit.data.split import split_by_hash
 from dialogkit.data.tokens import DialogTokens, Origins, encode
 from dialogkit.dialog import ChatTokenizer
 from dialogkit.errors import DataError
+from dialogkit.hints import Either
 
-# Raised whenever the meaning of a cached file changes.
 CACHE_VERSION = 3
-
+"""Increased whenever the meaning of a cached file changes."""
 
 _ARRAYS = {
     "ids": np.dtype(np.int32),
@@ -35,7 +36,7 @@ _ARRAYS = {
 
 @dataclass(frozen=True)
 class Ledger:
-    """What became of the rows, told before the first step and kept with the run."""
+    """Counts of used and unused rows, reported before the first step and stored with the run."""
 
     dataset: str
     format: str
@@ -44,9 +45,9 @@ class Ledger:
     """SHA-256 of the file, or the hub dataset's fingerprint."""
     rows: int
     unusable: int
-    """Rows that hold no dialog of the format (empty answer, wrong order of roles ...)."""
+    """Rows without a dialog of the format (empty answer, wrong order of roles ...)."""
     cut: int
-    """Kept dialogs that were longer than the context, cut at a turn or inside the first answer."""
+    """Kept dialogs that exceeded the context and were cut at a turn or inside the first answer."""
     dropped: int
     """Dialogs without a supervised token inside the context."""
     first_bad_row: str | None
@@ -59,7 +60,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Training and evaluation dialogs as tokens, and the ledger of how they came about."""
+    """Training and evaluation dialogs as tokens, and the ledger of their rows."""
 
     train: DialogTokens
     evaluation: DialogTokens
@@ -70,7 +71,7 @@ class PreparedData:
 
     @property
     def sample(self) -> DialogTokens:
-        """Training dialogs whose lengths stand for those of all: here all of them."""
+        """Training dialogs whose lengths represent all others: here all of them."""
         return self.train
 
     @property
@@ -82,10 +83,10 @@ class PreparedData:
 def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, cache: Path) -> PreparedData:
     """Return the prepared dialogs of a dataset.
 
-    A dialog is in the evaluation set because of the hash of its text: the `eval_fraction` lowest hashes, from
-    `eval_min_dialogs` to `eval_max_dialogs`, but at most half of the distinct dialogs. Both sets are in the order
-    of their hashes, whatever the order of the rows; `samples` takes the first training dialogs, so that 100 are
-    among the 1000.
+    The dialogs with the `eval_fraction` lowest hashes form the evaluation set: at least `eval_min_dialogs` and at
+    most `eval_max_dialogs`, but never more than half of the distinct dialogs. Both sets are sorted by hash,
+    whatever the order of the rows. `samples` takes the first training dialogs, so a smaller sample is part of a
+    larger one.
 
     Args:
         config: the dataset and its limits.
@@ -114,17 +115,18 @@ def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, 
 
 
 def _too_few(ledger: Ledger, dataset: str, longest: int) -> DataError:
-    """Return the error of data of which nothing is left to train on, or to evaluate with."""
+    """Return the error of a dataset with fewer than 2 distinct usable dialogs."""
     dialogs = "1 usable dialog" if ledger.kept == 1 else f"{ledger.kept:,} usable dialogs"
-    notes = ["which all say the same"] if ledger.kept > 1 else []
+    notes = ["all identical"] if ledger.kept > 1 else []
     if ledger.dropped:
         notes.append(f"{ledger.dropped:,} more without an answer in their first {longest:,} tokens")
     if ledger.first_bad_row:
         notes.append(f"the first unusable row is {ledger.first_bad_row}")
     noted = f" ({'; '.join(notes)})" if notes else ""
-    more = f"add dialogs to {dataset}, such as by /save in: dialogkit chat"
+    more = Either(f"add dialogs to {dataset}, for example with /save in a chat", USE_STARTER)
     return DataError(
-        f"{ledger.dataset} leaves {dialogs}{noted}; to train and to evaluate takes at least 2 that differ",
+        f"{ledger.dataset} leaves {dialogs}{noted}; at least 2 distinct ones are needed: one to train on, one to "
+        "evaluate",
         hint="shorten the prompts, or give the model a longer context" if ledger.dropped else more,
     )
 
@@ -133,7 +135,7 @@ def _tokens(
     config: DataConfig, tokenizer: ChatTokenizer, longest: int, cache: Path
 ) -> tuple[DialogTokens, Origins, Ledger, bool]:
     source = find_source(config)
-    # Hub datasets have a cache of their own, which is asked for the fingerprint; files are known by their bytes.
+    # Only files are cached here, by their bytes. Hub datasets have their own cache, with a fingerprint.
     path, key, revision = cache, "", ""
     if source.path is not None:
         revision = file_digest(source.path)
@@ -151,8 +153,8 @@ def _tokens(
         key = json.dumps({"version": CACHE_VERSION, **made_from}, sort_keys=True)
         cached = _restored(read_entry(path, key), tokenizer, longest)
         if cached is not None:
-            told = cached[2]
-            if (told.dataset, told.license, told.revision) == (source.name, source.license, revision):
+            ledger = cached[2]
+            if (ledger.dataset, ledger.license, ledger.revision) == (source.name, source.license, revision):
                 return *cached, True
     raw = read_dialogs(source, config)
     encoded, dropped, cut = encode(raw.dialogs, tokenizer, longest)
@@ -167,7 +169,7 @@ def _tokens(
         dropped=dropped,
         first_bad_row=raw.bad_rows[0] if raw.bad_rows else None,
     )
-    # A file that changed while it was read is no longer what the key says.
+    # A file that changed while it was read does not match the key.
     with suppress(DataError):
         if source.path is not None and raw.revision == revision == file_digest(source.path):
             write_entry(path, key, _flat(*encoded, ledger))
@@ -175,7 +177,7 @@ def _tokens(
 
 
 def _flat(tokens: DialogTokens, origins: Origins, ledger: Ledger) -> dict[str, NDArray[Any]]:
-    """Return a preparation as arrays for the cache."""
+    """Return prepared data as arrays for the cache."""
     return {
         "ids": tokens.ids,
         "supervised": tokens.supervised,
@@ -190,7 +192,7 @@ def _flat(tokens: DialogTokens, origins: Origins, ledger: Ledger) -> dict[str, N
 def _restored(
     arrays: dict[str, NDArray[Any]] | None, tokenizer: ChatTokenizer, longest: int
 ) -> tuple[DialogTokens, Origins, Ledger] | None:
-    """Return a cached preparation, or None if its arrays cannot be what `encode` makes."""
+    """Return prepared data from the cache, or None if `encode` cannot have produced the arrays."""
     if arrays is None or arrays.keys() != {*_ARRAYS, "ledger"}:
         return None
     if any(arrays[name].dtype != dtype or arrays[name].ndim != 1 for name, dtype in _ARRAYS.items()):
@@ -201,7 +203,7 @@ def _restored(
     except ValidationError:
         return None
     number, lengths = len(answer_bytes), np.diff(offsets)
-    sound = (
+    valid = (
         min(ledger.rows, ledger.unusable, ledger.cut, ledger.dropped) >= 0
         and ledger.kept == number == len(hashes) == len(whole_tokens) == len(lengths)
         and offsets[:1].tolist() == [0]
@@ -209,14 +211,14 @@ def _restored(
         and ledger.cut == (whole_tokens > longest).sum()
         and bool(((lengths == whole_tokens) | (whole_tokens > longest)).all())
     )
-    if sound and number:
-        sound = (
+    if valid and number:
+        valid = (
             2 <= lengths.min() <= lengths.max() <= longest
             and 0 <= ids.min() <= ids.max() <= tokenizer.highest_id
             and answer_bytes.min() >= 0
             # The first token of a dialog is never predicted.
             and bool((np.add.reduceat(supervised, offsets[:-1], dtype=np.int64) > supervised[offsets[:-1]]).all())
         )
-    if not sound:
+    if not valid:
         return None
     return DialogTokens(ids, supervised, offsets, answer_bytes), Origins(hashes, whole_tokens), ledger

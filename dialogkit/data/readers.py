@@ -1,9 +1,8 @@
 """Reads rows from files: JSON, JSONL, CSV and Parquet, also gzipped.
 
-Files come from anywhere. They are read as a stream, each row is bounded, as is what a packed file unpacks to, and
-a row that is malformed (no JSON, no UTF-8, a key twice, too long, too deep) does not keep others from being read:
-whether to go on without it is decided by who asked. pyarrow's own JSON reader is not used: deep nesting crashes
-the process.
+Files are not trusted. They are read as a stream, and the sizes of rows and unpacked files are limited. A malformed
+row (invalid JSON or UTF-8, duplicate key, too long, nested too deeply) is yielded with its problem, and the caller
+decides whether to continue. pyarrow's own JSON reader is not used: deep nesting crashes the process.
 """
 
 import csv
@@ -17,16 +16,16 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from dialogkit.data.formats import kind_of
+from dialogkit.data.hints import FIX_LINE
 from dialogkit.data.open_files import (
     CHUNK_BYTES,
     MAX_ROW,
-    MEND,
+    TOO_LONG,
     Row,
     open_text,
     readable,
     require_different,
     suffix_of,
-    too_long,
 )
 from dialogkit.data.parquet import parquet_rows
 from dialogkit.errors import DataError, shortened
@@ -36,7 +35,7 @@ _NO_BLANK = re.compile(r"[^ \t\r\n]")
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file. Raises: DataError where nothing after it can be read either."""
+    """Yield the rows of a file. Raises: DataError for a problem after which no row can be read."""
     with readable(path):
         match suffix_of(path):
             case ".csv":
@@ -48,28 +47,28 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 class Decoder:
-    """Decodes JSON and notes a key that stands twice, of which readers silently keep the last."""
+    """Decodes JSON and detects duplicate keys, of which `json` silently keeps the last."""
 
     def __init__(self) -> None:
-        self.twice: list[str] = []
+        self.duplicates: list[str] = []
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) < len(pairs):
             counted = Counter(key for key, _ in pairs)
-            self.twice.append(next(key for key, number in counted.items() if number > 1))
+            self.duplicates.append(next(key for key, number in counted.items() if number > 1))
         return made
 
     def decode(self, text: str, start: int) -> tuple[Any, int]:
-        """Return the value that begins at `start`, and its end. Raises: what `json` raises."""
-        self.twice.clear()
+        """Return the value that starts at `start`, and its end. Raises: what `json` raises."""
+        self.duplicates.clear()
         return self._decoder.raw_decode(text, start)
 
     def problem(self, content: Any) -> str | None:
-        """Return what is wrong with the value that was decoded last."""
-        if self.twice:
-            return f"the key {shortened(repr(self.twice[0]), 60)} stands twice"
+        """Return the problem of the value that was decoded last, or None."""
+        if self.duplicates:
+            return f"the key {shortened(repr(self.duplicates[0]), 60)} appears twice"
         if not isinstance(content, dict):
             return f"a row must be an object, not {kind_of(content)}"
         return None
@@ -93,9 +92,9 @@ def _line_rows(name: str, file: BinaryIO) -> Iterator[Row]:
 
 
 def read_line(file: BinaryIO, passed: Callable[[int], object] = lambda _: None) -> bytes:
-    """Return the next line, empty at the end; of one that is too long only a beginning that is too long as well.
+    """Return the next line, empty at the end. Of a line above `MAX_ROW` bytes, return the first `MAX_ROW` + 1.
 
-    `passed` takes the bytes by which the file went on beyond what is returned.
+    `passed` is called with the bytes that were read beyond what is returned.
     """
     line = rest = file.readline(MAX_ROW + 1)
     if len(line) > MAX_ROW:
@@ -106,12 +105,12 @@ def read_line(file: BinaryIO, passed: Callable[[int], object] = lambda _: None) 
 
 
 def parse_line(line: bytes, decoder: Decoder, *, first: bool) -> tuple[Any, str | None] | None:
-    """Return the content of a line of JSONL, or what is wrong with it; None for an empty line.
+    """Return the content and the problem of a line of JSONL; None for an empty line.
 
-    `first` is the first line of a file, which may begin with a byte order mark.
+    `first`: whether it is the first line of the file, which may start with a byte-order mark.
     """
     if len(line) > MAX_ROW:
-        return None, too_long()
+        return None, TOO_LONG
     try:
         text = line.decode("utf-8-sig" if first else "utf-8").strip()
         if not text:
@@ -123,18 +122,18 @@ def parse_line(line: bytes, decoder: Decoder, *, first: bool) -> tuple[Any, str 
     except json.JSONDecodeError as error:
         return None, json_problem(error)
     except (RecursionError, ValueError) as error:
-        return None, _too_much(error)
+        return None, _exceeded(error)
 
 
-def _too_much(error: Exception) -> str:
-    """Return which limit of the decoder a text goes beyond; the other one is that on the digits of a number."""
+def _exceeded(error: Exception) -> str:
+    """Return which limit of the decoder a text exceeds: nesting, or the digits of a number."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     return f"a number of more than {sys.get_int_max_str_digits():,} digits"
 
 
 class _Array:
-    """The rows of one JSON array, of which no more than a row and a chunk is held."""
+    """The rows of one JSON array, with at most a row and a chunk in memory."""
 
     def __init__(self, name: str, text: TextIO) -> None:
         self._name, self._text = name, text
@@ -167,13 +166,13 @@ class _Array:
                 if len(self._buffer) - self._at > MAX_ROW or not self._more():
                     raise self._error(json_problem(error), self._at + ahead) from None
             except (RecursionError, ValueError) as error:
-                raise self._error(_too_much(error)) from None
+                raise self._error(_exceeded(error)) from None
             else:
                 self._at = end
                 return content
 
     def _next(self) -> str:
-        """Return the next character that is no blank, and stand before it; empty at the end."""
+        """Go to the next character that is not white space and return it; empty at the end."""
         while True:
             if found := _NO_BLANK.search(self._buffer, self._at):
                 self._at = found.start()
@@ -188,7 +187,7 @@ class _Array:
         self._at += 1
 
     def _more(self) -> bool:
-        """Read on and forget what is behind. Returns whether there was more."""
+        """Read a chunk and drop what was decoded. Return whether the file had more."""
         chunk = self._text.read(CHUNK_BYTES)
         self._line += self._buffer.count("\n", 0, self._at)
         self._buffer, self._at = self._buffer[self._at :] + chunk, 0
@@ -196,7 +195,7 @@ class _Array:
 
     def _error(self, problem: str, at: int | None = None) -> DataError:
         line = self._line + self._buffer.count("\n", 0, self._at if at is None else at)
-        return DataError(f"{self._name}:{line}: {problem}", hint=MEND)
+        return DataError(f"{self._name}:{line}: {problem}", hint=FIX_LINE)
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
@@ -209,13 +208,13 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             nonlocal taken
             while line := text.readline(MAX_ROW):
                 taken += len(line)
-                if taken > MAX_ROW:  # quoted line ends make a row of any number of lines
-                    raise DataError(f"{path.name}: the row after line {done} is {too_long()}", hint=MEND)
+                if taken > MAX_ROW:  # a row has any number of lines if line ends are quoted
+                    raise DataError(f"{path.name}: the row after line {done} is {TOO_LONG}", hint=FIX_LINE)
                 yield line
 
         done, lines = 0, read_lines()
         header = next(lines, "")
-        # Where a comma is the decimal point, spreadsheets write semicolons.
+        # In locales with a decimal comma, spreadsheets separate fields by semicolons.
         delimiter = max(",;\t", key=header.count)
         columns = next(csv.reader([header], delimiter=delimiter), [])
         require_different(columns, f"{path.name}:1")
@@ -226,10 +225,10 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             try:
                 fields = next(reader, None)
             except csv.Error as error:
-                # A quote that is never closed takes in all the rest, so that the reader stands at the end.
+                # An unclosed quote extends to the end of the file.
                 if "end of data" in str(error):
-                    told = f"{path.name}: the row after line {done} opens a quote that is never closed"
-                    raise DataError(told, hint=MEND) from None
+                    problem = f"{path.name}: the row after line {done} opens a quote that is never closed"
+                    raise DataError(problem, hint=FIX_LINE) from None
                 done = reader.line_num + 1
                 yield Row(f"{path.name}:{done}", None, str(error))
                 continue

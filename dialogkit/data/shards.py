@@ -1,13 +1,14 @@
 """The files of a stream, each cut into blocks that can be read by themselves.
 
-A block is what starts in 256 KiB of a JSONL file (unpacked, if it is gzipped), or about as much of a Parquet file.
-Where a block begins follows from its number alone, so that any process finds its own without having read the
-others: in JSONL by a jump to that byte and on to the next line, in Parquet by the number of its first row. Only a
-gzipped file is unpacked up to a block, and its number of blocks is known at its end.
+A block is the lines that start within 256 KiB of a JSONL file (unpacked, if it is gzipped), or about as much of a
+Parquet file. The number of a block alone determines where it starts, so any process finds its blocks without
+reading the others: in JSONL by seeking to that byte and skipping to the next line, in Parquet by the number of its
+first row. Only gzipped files must be unpacked up to a block; their number of blocks is known at the end.
 """
 
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +16,22 @@ from typing import Any, NamedTuple, Protocol
 
 from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
+from dialogkit.data.hints import READ_INTO_MEMORY
 from dialogkit.data.open_files import STREAMED, open_file, open_text, readable, suffix_of
 from dialogkit.data.parquet import ParquetRows
 from dialogkit.data.readers import Decoder, parse_line, read_line
 from dialogkit.data.sources import NAMED, fetch_file, hub_files
 from dialogkit.errors import DataError, did_you_mean
+from dialogkit.hints import Shell
 
 BLOCK_BYTES = 2**18
 _MOST_ROWS = 1024
-"""Rows of a block of a Parquet file, however short they are."""
+"""Most rows of a block of a Parquet file, however short they are."""
 _FAR_ROWS = 50_000
-"""Rows of a Parquet file after which it is faster to open it anew than to pass them over."""
+"""Rows of a Parquet file above which reopening it is faster than skipping them."""
 _CHUNK = 2**20
 _ENDS = 4096
-"""Bytes at both ends of a file that tell whether it is the same."""
+"""Bytes at both ends of a file that are part of its identity."""
 
 
 class StreamRow(NamedTuple):
@@ -40,21 +43,21 @@ class StreamRow(NamedTuple):
 
 
 class Reader(Protocol):
-    """An open shard. Blocks are best asked for in rising order."""
+    """An open shard. Reading its blocks in ascending order is fastest."""
 
     blocks: int | None
-    """How many there are; None if that is known only at the end."""
+    """Number of blocks; None if it is known only at the end."""
     seekable: bool
-    """Whether blocks in any order are as cheap as one after the other."""
+    """Whether random access to blocks is as cheap as reading them in order."""
 
     def has(self, block: int) -> bool:
-        """Return whether there is such a block."""
+        """Return whether the shard has this block."""
 
     def rows(self, block: int) -> Iterator[StreamRow]:
-        """Yield the rows of a block. Raises: DataError where the file cannot be read."""
+        """Yield the rows of a block. Raises: DataError if the file cannot be read."""
 
     def place(self, block: int, number: int) -> str:
-        """Return where a row of a block stands, as `file:line` or `file[number]`; may read what is before it."""
+        """Return where a row of a block is, as `file:line` or `file[number]`; may read the file up to it."""
 
     def close(self) -> None:
         """Close the file."""
@@ -62,7 +65,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of a stream, on disk or on the hub, from where it is fetched when it is opened."""
+    """A file of a stream, on disk or on the hub. Opening it fetches it from the hub."""
 
     name: str
     path: Path | None
@@ -76,31 +79,31 @@ class Shard:
             return _ParquetReader(self.name, path) if path.suffix == ".parquet" else _LineReader(self.name, path)
 
     def local(self) -> Path:
-        """Return the file on disk; one of the hub's is fetched into its cache. Raises: UnavailableError."""
+        """Return the file on disk, fetched into the hub's cache if need be. Raises: UnavailableError."""
         return self.path if self.path is not None else fetch_file(*(self.hub or ("", "", "")))
 
 
 @dataclass(frozen=True)
 class Stream:
-    """What a stream is read from: its shards by name, and what tells that they are the same."""
+    """The source of a stream: its shards, and a digest that identifies them."""
 
     name: str
     license: str | None
     shards: tuple[Shard, ...]
     revision: str
     """SHA-256 of names, sizes and ends of the files, or of the names and the commit of a hub dataset."""
-    told_rows: int | None = None
-    """Rows that the hub tells of."""
+    hub_rows: int | None = None
+    """Number of rows according to the hub."""
 
     def rows(self) -> int | None:
-        """Return the rows of all shards, if that can be told without reading them: of Parquet and the hub's."""
+        """Return the rows of all shards if known without reading them, as for Parquet files and the hub."""
         if any(shard.path is None or shard.path.suffix != ".parquet" for shard in self.shards):
-            return self.told_rows
+            return self.hub_rows
         return sum(ParquetRows(shard.local()).counts()[0] for shard in self.shards)
 
 
 def find_stream(config: DataConfig) -> Stream:
-    """Return the shards of a dataset. Raises: DataError if there is none, or one that is not read as a stream."""
+    """Return the shards of a dataset. Raises: DataError if it does not exist or cannot be streamed."""
     name = config.dataset
     named = NAMED.get(name)
     path = named.path if named is not None and named.path else Path(os.path.expanduser(name))
@@ -109,27 +112,26 @@ def find_stream(config: DataConfig) -> Stream:
         chosen = [file for file in files if suffix_of(file) in STREAMED]
         if not chosen:
             raise DataError(
-                f"the folder {name!r} holds no file with one of the endings {', '.join(STREAMED)} (or .gz after "
-                "them), and others are not read as a stream",
-                hint="dialogkit data list",
+                f"the folder {name!r} has no file that can be streamed: one ending in {', '.join(STREAMED)}, "
+                "or with .gz after them"
             )
     elif os.path.isfile(path):
         chosen = [path]
         if suffix_of(path) not in STREAMED:
             raise DataError(
-                f"{name!r} is not read as a stream: of files only those that end in {', '.join(STREAMED)} "
-                "(or .gz after them) are",
-                hint="--set data.streaming=false",
+                f"{name!r} cannot be streamed: only files ending in {', '.join(STREAMED)}, or with .gz after "
+                "them, can",
+                hint=READ_INTO_MEMORY,
             )
     else:
         hub_id, license = (named.hub_id or "", named.license) if named is not None else (name, None)
         if not HUB_ID.match(hub_id) or suffix_of(path) in STREAMED:
-            raise DataError(f"there is no dataset {name!r}{did_you_mean(name, NAMED)}", hint="dialogkit data list")
+            raise DataError(f"there is no dataset {name!r}{did_you_mean(name, NAMED)}")
         return _hub_stream(name, license, hub_id, config.revision)
     if packed := next((file for file in chosen if file.name.endswith(".parquet.gz")), None):
         raise DataError(
-            f"{packed.name} is not read as a stream: a packed Parquet file is read from its end",
-            hint=f"gunzip {packed}",
+            f"{packed.name} cannot be streamed: a Parquet file is read from its end, which gzip does not allow",
+            hint=Shell(f"gunzip {shlex.quote(str(packed))}"),
         )
     shards = tuple(Shard(file.name, file) for file in chosen)
     license = named.license if named is not None else None
@@ -141,8 +143,8 @@ def _hub_stream(name: str, license: str | None, hub_id: str, revision: str | Non
     other = next((file for file in files if suffix_of(Path(file)) not in STREAMED or ".parquet." in file), None)
     if other is not None or not files:
         raise DataError(
-            f"the dataset {hub_id!r} is not read as a stream: it consists of files such as {other!r}",
-            hint="--set data.streaming=false",
+            f"the dataset {hub_id!r} cannot be streamed: it has files such as {other!r}",
+            hint=READ_INTO_MEMORY,
         )
     shards = tuple(Shard(file, None, (hub_id, file, commit)) for file in sorted(files))
     digest = hashlib.sha256("\n".join([commit, *(shard.name for shard in shards)]).encode())
@@ -171,9 +173,9 @@ class _LineReader:
         self._file: Any = open_text(path)
         self._at = 0
         self._starts_line = True
-        """Whether a line starts where the file stands."""
+        """Whether a line starts at the current position."""
         self._least = 0
-        """The first byte to which a packed file can go without being opened anew."""
+        """The first byte that a gzipped file reaches without being reopened."""
 
     def close(self) -> None:
         self._file.close()
@@ -184,7 +186,7 @@ class _LineReader:
         start = block * BLOCK_BYTES
         with readable(self._path):
             self._go_to(start)
-            # A line may have led beyond the start already.
+            # The last line of the previous block may have ended after the start.
             return self._at > start or bool(self._file.peek(1))
 
     def rows(self, block: int) -> Iterator[StreamRow]:
@@ -202,7 +204,7 @@ class _LineReader:
                     yield StreamRow(number, *row)
 
     def place(self, block: int, number: int) -> str:
-        """Return `file:line`; the lines before the block are counted for it."""
+        """Return `file:line`, counting the lines before the block."""
         lines, left = min(block, 1), block * BLOCK_BYTES - 1
         with readable(self._path), open_file(self._path) as file:
             while left > 0 and (chunk := file.read(min(_CHUNK, left))):
@@ -214,7 +216,7 @@ class _LineReader:
         self._at += count
 
     def _go_to(self, start: int) -> None:
-        """Go to the first line that starts at byte `start` or after it, if that is still in the block."""
+        """Go to the first line that starts at byte `start` or later in the block."""
         if self.seekable:
             if self._at == start and self._starts_line:
                 return
@@ -230,7 +232,7 @@ class _LineReader:
                 while self._at < start - 1 and (chunk := self._file.read(min(_CHUNK, start - 1 - self._at))):
                     self._at += len(chunk)
                 self._starts_line = False
-        # Whichever line the byte before the start is of, it is of an earlier block.
+        # The line that contains the byte before the start belongs to an earlier block.
         while not self._starts_line and self._at < start + BLOCK_BYTES:
             if not (rest := self._file.readline(start + BLOCK_BYTES - self._at)):
                 return
@@ -239,7 +241,7 @@ class _LineReader:
 
 
 class _ParquetReader:
-    """Parquet. A block is a number of rows that take about as much as a block of JSONL."""
+    """Parquet. A block is as many rows as take about the space of a block of JSONL."""
 
     seekable = False
 
@@ -248,11 +250,11 @@ class _ParquetReader:
         self.count, size = self._rows.counts()
         self._per_block = max(1, min(_MOST_ROWS, BLOCK_BYTES * self.count // max(1, size)))
         self.blocks: int | None = -(-self.count // self._per_block)
-        self._going: Iterator[tuple[int, Any, str | None]] | None = None
+        self._active: Iterator[tuple[int, Any, str | None]] | None = None
         self._at = 0
 
     def close(self) -> None:
-        self._going = None
+        self._active = None
 
     def has(self, block: int) -> bool:
         return block < (self.blocks or 0)
@@ -261,13 +263,13 @@ class _ParquetReader:
         start = block * self._per_block
         end = min(start + self._per_block, self.count)
         with readable(self._rows.path):
-            if self._going is None or not self._at <= start <= self._at + _FAR_ROWS:
-                self._going = self._rows.rows(start)
+            if self._active is None or not self._at <= start <= self._at + _FAR_ROWS:
+                self._active = self._rows.rows(start)
             self._rows.wanted = start
             for due in range(start, end):
-                number, content, problem = next(self._going, (-1, None, None))
+                number, content, problem = next(self._active, (-1, None, None))
                 if number != due:
-                    raise DataError(f"{self._name} ends before row {due + 1}, although it tells of {self.count}")
+                    raise DataError(f"{self._name} ends before row {due + 1}, but declares {self.count} rows")
                 self._at = number + 1
                 yield StreamRow(number - start + 1, content, problem)
 

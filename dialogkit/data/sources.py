@@ -1,4 +1,4 @@
-"""Finds datasets by name: those of the package, files and the hub's; and reads their dialogs."""
+"""Finds datasets by name (shipped ones, files, hub ids) and reads their dialogs."""
 
 import hashlib
 import os
@@ -11,26 +11,27 @@ from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
 from dialogkit.config.paths import files_beside, nearest_file
 from dialogkit.data.formats import RowError, parse_row, recognise_format
-from dialogkit.data.open_files import STREAMED, SUFFIXES, Row, instead_of, suffix_of
+from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, SUFFIXES, USE_STARTER, use_another_file
+from dialogkit.data.open_files import STREAMED, Row, suffix_of
 from dialogkit.data.readers import read_rows
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, UnavailableError, did_you_mean
+from dialogkit.hints import Change, Either, Hint
 from dialogkit.system.network import from_hub
 
 T = TypeVar("T")
 
 STARTER = Path(__file__).parent / "samples" / "starter.jsonl"
 
-TOLD_ROWS, _MOST_COUNTED = 10, 100_000
-"""Malformed rows that are told, and after how many a file is not read to its end, unless that is asked for."""
-
-
-_INSTEAD = "--dataset starter"
+SHOWN_ROWS = 10
+"""Malformed rows that an error shows."""
+_MAX_COUNTED = 100_000
+"""Malformed rows after which reading stops, unless `data.max_bad_rows` allows more."""
 
 
 @dataclass(frozen=True)
 class NamedDataset:
-    """A dataset that has a short name."""
+    """A dataset with a short name."""
 
     path: Path | None
     hub_id: str | None
@@ -48,7 +49,7 @@ NAMED = {
 
 @dataclass
 class RawData:
-    """The dialogs of a source, and what is known about it."""
+    """The dialogs of a source, with counts of its rows."""
 
     name: str
     format: str
@@ -58,16 +59,16 @@ class RawData:
     rows: int = 0
     dialogs: list[Dialog] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
-    """Where each dialog stands, as `file:line` or `file[number]`."""
+    """Where each dialog is, as `file:line` or `file[number]`."""
     unusable: int = 0
-    """Rows that hold no dialog, or could not be read."""
+    """Rows without a dialog, or that could not be read."""
     bad_rows: list[str] = field(default_factory=list)
-    """`place: reason` of the first of them."""
+    """`place: reason` of the first unusable rows."""
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """A dataset that was found but not read yet."""
+    """A dataset that was found but not read."""
 
     name: str
     path: Path | None
@@ -76,41 +77,41 @@ class DataSource:
 
 
 def looks_like_file(name: str) -> bool:
-    """Return whether a dataset's name is that of a file, and not of the hub or one of ours."""
+    """Return whether a dataset's name can only be that of a file."""
     return suffix_of(Path(name)) in SUFFIXES or not HUB_ID.match(name)
 
 
 def find_source(config: DataConfig) -> DataSource:
-    """Return where a dataset lies. Raises: DataError if it is no known name, file or hub id."""
+    """Return the source of a dataset. Raises: DataError if it is no known name, file or hub id."""
     name = config.dataset
     if (named := NAMED.get(name)) is not None:
         return DataSource(name, named.path, named.hub_id, named.license)
-    # Unlike pathlib's, these functions answer for any text, be it too long for a name.
+    # Unlike pathlib's, these functions accept any text, even one that is too long for a file name.
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         inside = sorted(file for file in os.listdir(path) if suffix_of(Path(file)) in SUFFIXES)
-        example = f"dialogkit train --dataset {os.path.join(name, inside[0])}" if inside else "dialogkit data list"
+        hint = Change({"data.dataset": os.path.join(name, inside[0])}) if inside else None
         if len(inside) > 1 and any(suffix_of(Path(file)) in STREAMED for file in inside):
-            example = f"dialogkit train --dataset {name} --set data.streaming=true"
-        raise DataError(f"{name!r} is a folder, not a file", hint=example)
+            hint = Change({"data.dataset": name, "data.streaming": True})
+        raise DataError(f"{name!r} is a folder, not a file", hint=hint)
     if os.path.isfile(path):
         if suffix_of(path) not in SUFFIXES:
             raise DataError(
                 f"{name!r} has none of the endings {', '.join(SUFFIXES)} (or .gz after them)",
-                hint=instead_of(path),
+                hint=use_another_file(path),
             )
         return DataSource(path.name, path, None, None)
     if os.path.lexists(path):
-        kind = "a link that leads to no file" if os.path.islink(path) else "neither a file nor a folder"
-        raise DataError(f"{name!r} is {kind}", hint=instead_of(path))
+        kind = "a broken link" if os.path.islink(path) else "neither a file nor a folder"
+        raise DataError(f"{name!r} is {kind}", hint=use_another_file(path))
     if HUB_ID.match(name) and suffix_of(path) not in SUFFIXES:
         return DataSource(name, None, name, None)
     if "/" in name or path.suffix:
         near = nearest_file(path, SUFFIXES)
         meant = f" (did you mean {str(near)!r}?)" if near else ""
-        hint = instead_of(path) if files_beside(path, SUFFIXES) else "dialogkit data list"
+        hint = use_another_file(path) if files_beside(path, SUFFIXES) else None
         raise DataError(f"the dataset file {name!r} does not exist{meant}", hint=hint)
-    raise DataError(f"unknown dataset {name!r}{did_you_mean(name, NAMED)}", hint="dialogkit data list")
+    raise DataError(f"unknown dataset {name!r}{did_you_mean(name, NAMED)}")
 
 
 def file_digest(path: Path) -> str:
@@ -134,12 +135,12 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
     else:
         rows, revision = _hub_rows(source.hub_id or "", config.revision)
     raw = RawData(source.name, "", source.license, revision)
-    malformed, refused = _Refused(), _Refused()
+    malformed, refused = _BadRows(), _BadRows()
     for place, row, problem in rows:
         raw.rows += 1
         if problem is not None:
             malformed.add(place, problem)
-            if malformed.number > max(config.max_bad_rows, _MOST_COUNTED):
+            if malformed.number > max(config.max_bad_rows, _MAX_COUNTED):
                 break
             continue
         if not raw.format:
@@ -151,31 +152,33 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
         except RowError as error:
             refused.add(place, str(error))
     if malformed.number > config.max_bad_rows:
-        raise refusal_of_rows(malformed.number, malformed.first)
+        raise malformed_rows_error(malformed.number, malformed.first)
     raw.unusable, raw.bad_rows = malformed.number + refused.number, malformed.first + refused.first
     if not raw.rows:
-        raise DataError(f"{source.name} holds no rows", hint=instead_of(source.path) if source.path else _INSTEAD)
+        raise DataError(
+            f"{source.name} holds no rows", hint=use_another_file(source.path) if source.path else USE_STARTER
+        )
     if not raw.dialogs:
         reasons = [*malformed.reasons(), *refused.reasons()]
         raise DataError(
             f"none of the {raw.rows} rows of {source.name} is a dialog in the format {raw.format}: {reasons[0]}",
-            hint="mend the rows, or: --dataset starter" if config.format == "auto" else "--set data.format=auto",
-            details=reasons[1:TOLD_ROWS],
+            hint=FIX_ROWS if config.format == "auto" else DETECT_FORMAT,
+            details=reasons[1:SHOWN_ROWS],
         )
     return raw
 
 
 @dataclass
-class _Refused:
-    """Rows that are not taken: their number, the first ones with the reason, and how often each reason is one."""
+class _BadRows:
+    """Rows that cannot be used: their number, the first ones with the reason, and the rows of each reason."""
 
     number: int = 0
     first: list[str] = field(default_factory=list)
     _counted: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """Number of rows and the first place by reason, of the first `TOLD_ROWS` reasons."""
+    """Number of rows and the first place by reason, of the first `SHOWN_ROWS` reasons."""
 
     def reasons(self) -> list[str]:
-        """Return each reason with its first place and the number of rows that it concerns."""
+        """Return each reason with its first place and the number of further rows."""
         return [
             f"{place}: {reason}" + (f" (and {number - 1:,} more such rows)" if number > 1 else "")
             for reason, (number, place) in self._counted.items()
@@ -183,24 +186,24 @@ class _Refused:
 
     def add(self, place: str, reason: str) -> None:
         self.number += 1
-        if reason in self._counted or len(self._counted) < TOLD_ROWS:
+        if reason in self._counted or len(self._counted) < SHOWN_ROWS:
             number, first = self._counted.get(reason, (0, place))
             self._counted[reason] = (number + 1, first)
-        if len(self.first) < TOLD_ROWS:
+        if len(self.first) < SHOWN_ROWS:
             self.first.append(f"{place}: {reason}")
 
 
-def refusal_of_rows(number: int, first: list[str], *, streamed: bool = False) -> DataError:
-    """Return the error of malformed rows: their number, and the first ones with the reason.
+def malformed_rows_error(number: int, first: list[str], *, streamed: bool = False) -> DataError:
+    """Return the error of malformed rows, with their number and the first ones.
 
-    Of a stream it is not known how many follow.
+    Of a stream, the number is a lower bound.
     """
-    if streamed or number > _MOST_COUNTED:
+    if streamed or number > _MAX_COUNTED:
         more = f" (and at least {number - 1:,} more such rows)" if number > 1 else ""
-        hint = "mend that line, or: --max-bad-rows N" if streamed else "--dataset starter"
+        hint: Hint = Either("fix that line", Change({"data.max_bad_rows": "N"})) if streamed else USE_STARTER
     else:
         more = f" (and {number - 1:,} more such rows)" if number > 1 else ""
-        hint = f"mend that line, or: --max-bad-rows {number}"
+        hint = Either("fix that line", Change({"data.max_bad_rows": number}))
     return DataError(f"{first[0]}{more}", hint=hint, details=first[1:])
 
 
@@ -219,15 +222,15 @@ def _from_hub(hub_id: str, load: Callable[[Any], T], *, lacking: str | None = No
 
     datasets.disable_progress_bars()
     verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity_error()  # it reports at length that it uses its cache
+    datasets.logging.set_verbosity_error()  # otherwise it reports at length that it uses its cache
     try:
-        return from_hub(ask, lacking=lacking or f"the dataset {hub_id!r} is not in its cache", hint=_INSTEAD)
+        return from_hub(ask, lacking=lacking or f"the dataset {hub_id!r} is not in its cache", hint=USE_STARTER)
     except (ConnectionError, huggingface_hub.errors.HfHubHTTPError) as error:
-        told = f"the dataset {hub_id!r} cannot be fetched: {_first_line(error)}"
-        raise UnavailableError(told, hint=_INSTEAD) from None
+        message = f"the dataset {hub_id!r} cannot be fetched: {_first_line(error)}"
+        raise UnavailableError(message, hint=USE_STARTER) from None
     except (datasets.exceptions.DatasetNotFoundError, OSError, ValueError) as error:
-        told = f"the dataset {hub_id!r} cannot be loaded: {_first_line(error)}"
-        raise DataError(told, hint=_INSTEAD) from None
+        message = f"the dataset {hub_id!r} cannot be loaded: {_first_line(error)}"
+        raise DataError(message, hint=USE_STARTER) from None
     finally:
         datasets.logging.set_verbosity(verbosity)
 
@@ -243,7 +246,7 @@ def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[Row], str]:
 
 
 def hub_files(hub_id: str, revision: str | None) -> tuple[list[str], str, int | None]:
-    """Return the files of the training split of a hub dataset, its commit, and its rows if the hub tells them.
+    """Return the files of a hub dataset's training split, its commit, and its number of rows if the hub states it.
 
     Raises: DataError if there is none; UnavailableError if the hub cannot be reached.
     """
@@ -256,7 +259,7 @@ def hub_files(hub_id: str, revision: str | None) -> tuple[list[str], str, int | 
         found = (builder.config.data_files or {}).get("train", [])
         return builder, [HfFileSystem().resolve_path(address) for address in found]
 
-    lacking = f"it alone knows of what files the dataset {hub_id!r} consists"
+    lacking = f"only the hub knows the files of the dataset {hub_id!r}"
     builder, places = _from_hub(hub_id, find, lacking=lacking)
     split = (builder.info.splits or {}).get("train")
     rows = int(split.num_examples) if split is not None and split.num_examples else None
@@ -271,7 +274,7 @@ def fetch_file(hub_id: str, file: str, commit: str) -> Path:
 
     disable_progress_bars()
     try:
-        # A file of a commit never changes: the hub is not asked for one that is here.
+        # A file of a commit never changes, so the hub is not asked for a cached one.
         return Path(hf_hub_download(hub_id, file, repo_type="dataset", revision=commit, local_files_only=True))
     except OSError:
         pass
@@ -282,9 +285,9 @@ def fetch_file(hub_id: str, file: str, commit: str) -> Path:
                     hub_id, file, repo_type="dataset", revision=commit, local_files_only=not online
                 ),
                 lacking=f"the file {file!r} of {hub_id!r} is not in its cache",
-                hint=_INSTEAD,
+                hint=USE_STARTER,
             )
         )
     except (OSError, HfHubHTTPError) as error:
-        told = f"the file {file!r} of {hub_id!r} cannot be fetched: {_first_line(error)}"
-        raise UnavailableError(told, hint=_INSTEAD) from None
+        message = f"the file {file!r} of {hub_id!r} cannot be fetched: {_first_line(error)}"
+        raise UnavailableError(message, hint=USE_STARTER) from None

@@ -1,4 +1,4 @@
-"""Splits dialogs into those to train on and those held out, by their content."""
+"""Splits dialogs into training and held-out dialogs by their content."""
 
 import hashlib
 import json
@@ -12,29 +12,29 @@ from dialogkit.dialog import Dialog
 def split_by_hash(
     hashes: NDArray[np.uint64], fraction: float, at_least: int, at_most: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return indices of training and evaluation dialogs, each in the order of their hashes.
+    """Return the indices of training and evaluation dialogs, each sorted by hash.
 
-    Equal dialogs are always on the same side.
+    Equal dialogs are always in the same set.
     """
     distinct = np.unique(hashes)
-    by_share = int(np.searchsorted(distinct, np.uint64(int(fraction * (2**64 - 1)))))
-    count = max(1, min(max(by_share, at_least), max(at_least, at_most), len(distinct) // 2))
+    by_fraction = int(np.searchsorted(distinct, np.uint64(int(fraction * (2**64 - 1)))))
+    count = max(1, min(max(by_fraction, at_least), max(at_least, at_most), len(distinct) // 2))
     order = np.argsort(hashes, kind="stable")
     boundary = int(np.searchsorted(hashes[order], distinct[count])) if count < len(distinct) else len(order)
     return order[boundary:], order[:boundary]
 
 
 def hash_dialog(dialog: Dialog) -> int:
-    """Return a 64-bit hash of what a dialog says."""
+    """Return a 64-bit hash of the roles and texts of a dialog."""
     text = json.dumps(dialog, ensure_ascii=False, separators=(",", ":"))
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 def held_out_remark(held_out: int, kept: int) -> str | None:
-    """Return what is to be told where so many of the dialogs are held out that few are left to train on."""
+    """Return a warning if the held-out set leaves too little training data."""
     if held_out < 0.25 * kept or (fewer := max(1, kept // 10)) >= held_out:
         return None
     return (
         f"{held_out} of only {kept} dialogs {'is' if held_out == 1 else 'are'} held out for evaluation; "
-        f"--set data.eval_min_dialogs={fewer} leaves more to train on"
+        f"data.eval_min_dialogs={fewer} leaves more to train on"
     )

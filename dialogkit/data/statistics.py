@@ -1,4 +1,4 @@
-"""Statistics of texts: characters, scripts, lengths, and what is unusual."""
+"""Statistics of texts: characters, scripts, lengths, repetition and unusual characters."""
 
 import re
 import unicodedata
@@ -26,7 +26,7 @@ def _codes(texts: Sequence[str]) -> NDArray[np.uint32]:
 
 
 def count_characters(texts: Sequence[str]) -> NDArray[np.int64]:
-    """Return how often each character stands in the texts, by its code point [0x110000]."""
+    """Return how often each character occurs in the texts, by code point [0x110000]."""
     counts = np.zeros(_CODES, dtype=np.int64)
     for _, chunk in chunks(texts):
         counts += np.bincount(_codes(chunk), minlength=_CODES)
@@ -34,10 +34,10 @@ def count_characters(texts: Sequence[str]) -> NDArray[np.int64]:
 
 
 def script_shares(counts: NDArray[np.int64]) -> dict[str, float]:
-    """Return the share of each script among the letters, the most frequent first.
+    """Return the fraction of letters in each script, the most frequent first.
 
-    The script is read from the character's name in Unicode, after compatibility forms (full width, superscript,
-    mathematical) were replaced by the plain letter.
+    The script is taken from the Unicode name of a letter, after compatibility forms (full width, superscript,
+    mathematical) are replaced by the plain letter.
 
     Args:
         counts: of characters, by code point.
@@ -60,9 +60,9 @@ def _script(letter: str) -> str:
 
 
 def surprise(texts: Sequence[str], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the mean bits of a text's characters [N] under their frequencies in all texts; no text is empty.
+    """Return the mean bits per character of texts [N], none empty, under the frequencies of all texts.
 
-    Shannon's self-information of order 0: it tells which characters are unusual, and nothing of their order.
+    Shannon's self-information of order 0: it measures how unusual the characters are, not their order.
 
     Args:
         texts: the texts.
@@ -78,18 +78,18 @@ def surprise(texts: Sequence[str], counts: NDArray[np.int64]) -> NDArray[np.floa
 
 
 def packed_shares(texts: Sequence[str]) -> NDArray[np.float64]:
-    """Return how much of each text's bytes zlib leaves of them [N]: near 0 for one that repeats itself."""
+    """Return the compression ratio of each text under zlib [N]: near 0 for a repetitive text."""
     encoded = (text.encode() for text in texts)
     return np.array([len(zlib.compress(data, 1)) / max(1, len(data)) for data in encoded], dtype=np.float64)
 
 
 def find_broken(texts: Sequence[str]) -> list[int]:
-    """Return which texts have control characters, marks that reorder text, or U+FFFD where a character was."""
+    """Return the indices of texts with control characters, bidirectional controls or U+FFFD."""
     return [index for index, text in enumerate(texts) if _BROKEN.search(text)]
 
 
 class Bin(NamedTuple):
-    """The dialogs of `low` to `high` tokens, both included."""
+    """The number of dialogs with `low` to `high` tokens, both included."""
 
     low: int
     high: int
@@ -97,7 +97,7 @@ class Bin(NamedTuple):
 
 
 def length_bins(lengths: NDArray[np.int64], limit: int) -> list[Bin]:
-    """Return how many dialogs have how many tokens: bins up to each power of two, and one that ends at `limit`."""
+    """Return a histogram of lengths: bins up to each power of two, and one that ends at `limit`."""
     if not len(lengths):
         return []
     low, high = int(lengths.min()), int(lengths.max())
@@ -109,7 +109,7 @@ def length_bins(lengths: NDArray[np.int64], limit: int) -> list[Bin]:
 
 
 def chunks(texts: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
-    """Yield stretches of texts with the index of their first; they bound what is held beside the texts."""
+    """Yield consecutive chunks of texts, each with its start index, to bound memory beside the texts."""
     start = held = 0
     for index, text in enumerate(texts):
         held += len(text)

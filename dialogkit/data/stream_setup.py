@@ -1,10 +1,10 @@
-"""What is known of a stream before its first batch: format, held-out dialogs, a sample, and its size if told.
+"""Prepares a stream for training: its format, held-out dialogs, a sample, and its size if the files state it.
 
-A dialog of a stream is held out because of its hash alone: the `data.eval_fraction` lowest of all possible hashes.
-Whether it is can be said of any dialog without knowing others, so that none is trained on in any run of any part
-of the data. What is evaluated on are the first of these that are met, until `data.eval_max_dialogs` differ; 5% of
-the dialogs give 1,000 after 20,000 rows. Shards take turns meanwhile, so that no shard decides alone. Where that
-comes to the end of the data, all hashes are known, and the rule is exactly that of data in memory.
+A dialog is held out if its hash is among the `data.eval_fraction` lowest of all possible hashes. This depends on
+no other dialog, so no run on any part of the data trains on it. The first distinct held-out dialogs, up to
+`data.eval_max_dialogs`, form the evaluation set; with 5%, 1,000 are found after 20,000 rows. They are read from
+all shards in turn, so that no single shard decides. If the data ends before, all hashes are known, and the rule is
+exactly that of data in memory.
 """
 
 import heapq
@@ -19,9 +19,10 @@ import numpy as np
 
 from dialogkit.config.data import DataConfig
 from dialogkit.data.formats import RowError, parse_row, recognise_format
+from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, USE_STARTER
 from dialogkit.data.prepare import Ledger, PreparedData
 from dialogkit.data.shards import Reader, Stream, StreamRow, find_stream
-from dialogkit.data.sources import refusal_of_rows
+from dialogkit.data.sources import SHOWN_ROWS, malformed_rows_error
 from dialogkit.data.split import hash_dialog, split_by_hash
 from dialogkit.data.stream import DialogStream, Plan, shuffled
 from dialogkit.data.tokens import DialogTokens, Origins, encode
@@ -29,32 +30,32 @@ from dialogkit.dialog import ChatTokenizer, Dialog
 from dialogkit.errors import DataError
 
 _SAMPLE = 1024
-"""Training dialogs whose lengths stand for those of all, where memory and time are estimated."""
-_MOST_ROWS = 200_000
-"""Rows after which no more held-out dialogs are looked for, if there are the least."""
+"""Training dialogs whose lengths represent all others in estimates of memory and time."""
+_MAX_ROWS = 200_000
+"""Rows after which the search ends, provided that `data.eval_min_dialogs` were found."""
 _OPEN_SHARDS = 64
 
 
 @dataclass(frozen=True)
 class StreamedData:
-    """A stream to train on, and what is known of it. In what both have, it stands for `PreparedData`."""
+    """A stream to train on, and what is known about it. Shares the interface of `PreparedData`."""
 
     train: Any
     """The `DialogStream`."""
     evaluation: DialogTokens
     evaluation_origins: Origins
     sample: DialogTokens
-    """The first training dialogs that were met."""
+    """The first training dialogs of the stream."""
     sample_origins: Origins
     size: int | None
-    """Training dialogs of a pass, as far as the files tell; None if only reading them would."""
+    """Training dialogs of a pass; None if that takes reading all files."""
     stream: DialogStream
     source: Stream
     from_cache: bool = False
 
     @property
     def ledger(self) -> Ledger:
-        """What became of the rows of the first pass so far."""
+        """The ledger of the rows of the first pass so far."""
         counts, source = self.stream.counts, self.source
         return Ledger(
             dataset=source.name,
@@ -69,7 +70,7 @@ class StreamedData:
         )
 
     def known(self) -> PreparedData:
-        """Return the held-out dialogs, and the sample as those to train on."""
+        """Return the held-out dialogs, with the sample in place of the training dialogs."""
         return PreparedData(
             self.sample,
             self.evaluation,
@@ -81,35 +82,35 @@ class StreamedData:
 
 
 def prepare_stream(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, seed: int) -> StreamedData:
-    """Return the stream of a dataset, with its held-out dialogs read.
+    """Return the stream of a dataset with its evaluation set.
 
     Args:
         config: the dataset and its limits.
         tokenizer: gives the ids.
         context: longest dialog that the model takes, in tokens.
-        seed: decides the order.
+        seed: determines the order.
 
     Raises: DataError if it cannot be read, or leaves nothing to train on or to evaluate.
     """
     source = find_stream(config)
     longest = min(config.max_tokens or context, context)
-    head = _Head(source, config)
-    head.read()
-    below = head.boundary()
-    held_out = sorted((-negative, dialog) for negative, dialog in head.lowest if -negative < below)
+    first = _FirstRows(source, config)
+    first.read()
+    below = first.boundary()
+    held_out = sorted((-negative, dialog) for negative, dialog in first.lowest if -negative < below)
     (evaluation, evaluation_origins), _, _ = encode([dialog for _, dialog in held_out], tokenizer, longest)
-    training = [dialog for hash, dialog in head.sample if hash >= below]
+    training = [dialog for hash, dialog in first.sample if hash >= below]
     (sample, sample_origins), _, _ = encode(training, tokenizer, longest)
     if not len(evaluation) or not len(sample):
         raise DataError(
-            f"{source.name} leaves {len(evaluation)} dialogs to evaluate and {len(sample)} to train on, and both "
-            "take one at least" + (f" (first unusable row: {head.refused})" if head.refused else ""),
-            hint="--dataset starter",
+            f"{source.name} leaves {len(evaluation)} dialogs to evaluate and {len(sample)} to train on; at least "
+            "one of each is needed" + (f" (first unusable row: {first.refused})" if first.refused else ""),
+            hint=USE_STARTER,
         )
     plan = Plan(
         name=source.name,
         shards=source.shards,
-        format=head.format,
+        format=first.format,
         tokenizer=tokenizer,
         longest=longest,
         below=below,
@@ -118,7 +119,7 @@ def prepare_stream(config: DataConfig, tokenizer: ChatTokenizer, *, context: int
         max_bad_rows=config.max_bad_rows,
         seed=seed,
     )
-    size = head.size(below)
+    size = first.size(below)
     if config.samples is not None:
         size = config.samples if size is None else min(config.samples, size)
     stream = DialogStream(plan)
@@ -127,14 +128,14 @@ def prepare_stream(config: DataConfig, tokenizer: ChatTokenizer, *, context: int
     )
 
 
-class _Head:
-    """The first rows of the shards in turn, until there are enough dialogs to hold out.
+class _FirstRows:
+    """The first rows of all shards in turn, until they yield enough dialogs to hold out.
 
     Attributes:
         format: the shape of the rows.
-        lowest: minus hash, and dialog, of the distinct dialogs of the lowest hashes.
-        sample: hash and dialog of the first.
-        refused: place and reason of the first sound row that holds no dialog.
+        lowest: negated hash and dialog of the distinct dialogs with the lowest hashes, as a heap.
+        sample: hash and dialog of the first dialogs.
+        refused: place and reason of the first well-formed row without a dialog.
     """
 
     def __init__(self, source: Stream, config: DataConfig) -> None:
@@ -148,26 +149,26 @@ class _Head:
         self._hashes = array("Q")
         self._lowest_hashes: set[int] = set()
         self._rows = 0
-        self._through = False
+        self._complete = False
 
     def read(self) -> None:
-        """Read on until the held-out dialogs are enough, or to the end of the data. Raises: DataError."""
+        """Read until enough dialogs are held out, or to the end of the data. Raises: DataError."""
         malformed: list[str] = []
         found: set[int] = set()
         number = 0
         for reader, block, row in _rows_in_turn(self._source):
             if row is None:
-                least = len(found) >= self._config.eval_min_dialogs and self._rows >= _MOST_ROWS
-                if (len(found) >= self._most or least) and len(self.sample) >= _SAMPLE:
+                sufficient = len(found) >= self._config.eval_min_dialogs and self._rows >= _MAX_ROWS
+                if (len(found) >= self._most or sufficient) and len(self.sample) >= _SAMPLE:
                     break
                 continue
             self._rows += 1
             if row.problem is not None:
                 number += 1
-                if len(malformed) < 10:
+                if len(malformed) < SHOWN_ROWS:
                     malformed.append(f"{reader.place(block, row.number)}: {row.problem}")
                 if number > self._config.max_bad_rows:
-                    raise refusal_of_rows(number, malformed, streamed=True)
+                    raise malformed_rows_error(number, malformed, streamed=True)
                 continue
             self.format = self.format or recognise_format(row.content, source=self._source.name)
             try:
@@ -183,16 +184,14 @@ class _Head:
                 self.sample.append((hash, dialog))
             self._keep_lowest(hash, dialog)
         else:
-            self._through = True
+            self._complete = True
         if not self._rows:
-            raise DataError(f"{self._source.name} holds no rows", hint="--dataset starter")
+            raise DataError(f"{self._source.name} holds no rows", hint=USE_STARTER)
         if not len(self._hashes):
             raise DataError(
                 f"none of the first {self._rows:,} rows of {self._source.name} is a dialog in the format "
                 f"{self.format}: {self.refused}",
-                hint="mend the rows, or: --dataset starter"
-                if self._config.format == "auto"
-                else "--set data.format=auto",
+                hint=FIX_ROWS if self._config.format == "auto" else DETECT_FORMAT,
             )
 
     def _keep_lowest(self, hash: int, dialog: Dialog) -> None:
@@ -206,21 +205,22 @@ class _Head:
 
     def boundary(self) -> int:
         """Return the hash below which dialogs are held out."""
-        if not self._through:
+        if not self._complete:
             return self._share
         hashes, config = self._known_hashes(), self._config
         if len(np.unique(hashes)) < 2:
             raise DataError(
-                f"{self._source.name} leaves {len(hashes)} usable dialogs; to train and to evaluate takes 2 that "
-                "differ" + (f" (first unusable row: {self.refused})" if self.refused else ""),
-                hint="--dataset starter",
+                f"{self._source.name} leaves {len(hashes)} usable dialogs; at least 2 distinct ones "
+                "are needed: one to train on, one to evaluate"
+                + (f" (first unusable row: {self.refused})" if self.refused else ""),
+                hint=USE_STARTER,
             )
         train, _ = split_by_hash(hashes, config.eval_fraction, config.eval_min_dialogs, config.eval_max_dialogs)
         return int(hashes[train[0]])
 
     def size(self, below: int) -> int | None:
-        """Return the training dialogs of a pass: exactly if all was read, else as the rows that files tell of."""
-        if self._through:
+        """Return the training dialogs of a pass: exact if all was read, else estimated from row counts."""
+        if self._complete:
             return int((self._known_hashes() >= np.uint64(below)).sum())
         rows = self._source.rows()
         return None if rows is None else round(rows * (1 - below / 2**64))
@@ -230,7 +230,10 @@ class _Head:
 
 
 def _rows_in_turn(source: Stream) -> Iterator[tuple[Reader, int, StreamRow | None]]:
-    """Yield the rows of a block of each shard in turn, and None after each block; of many shards first some."""
+    """Yield the rows of one block of each shard in turn, and None after each block.
+
+    At most `_OPEN_SHARDS` are open at a time; the next ones follow when all of their blocks were read.
+    """
     order = shuffled(len(source.shards), 0)
     for first in range(0, len(order), _OPEN_SHARDS):
         with ExitStack() as stack:

@@ -1,9 +1,9 @@
 """Dialogs as token arrays: encoded, cut to the context, packed one after another."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from dialogkit.data.split import hash_dialog
 from dialogkit.dialog import ChatTokenizer, Dialog, Encoded
 
 _CHUNK_DIALOGS, _CHUNK_CHARACTERS = 4096, 4 * 2**20
-"""Dialogs that are tokenized at once: a token takes a hundred times the memory of its text meanwhile."""
+"""Limits of a batch to tokenize: meanwhile, a token takes a hundred times the memory of its text."""
 
 
 class DialogTokens:
@@ -44,16 +44,20 @@ class DialogTokens:
             "answer_bytes": int(self.answer_bytes[index]),
         }
 
-    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> "DialogTokens":
-        """Return a copy with only these dialogs, in this order."""
-        chosen = [slice(self.offsets[i], self.offsets[i + 1]) for i in indices]
-        lengths = np.array([s.stop - s.start for s in chosen], dtype=np.int64)
-        return DialogTokens(
-            np.concatenate([self.ids[s] for s in chosen] or [self.ids[:0]]),
-            np.concatenate([self.supervised[s] for s in chosen] or [self.supervised[:0]]),
-            np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)]),
-            self.answer_bytes[list(indices)],
+    @classmethod
+    def from_dialogs(cls, dialogs: Iterable[Mapping[str, Any]]) -> Self:
+        """Pack dialogs that are dicts such as `dialogs[i]` returns."""
+        rows = list(dialogs)
+        return cls(
+            np.concatenate([np.zeros(0, np.int32), *(row["input_ids"] for row in rows)], dtype=np.int32),
+            np.concatenate([np.zeros(0, np.bool_), *(row["supervised"] for row in rows)], dtype=np.bool_),
+            np.cumsum([0, *(len(row["input_ids"]) for row in rows)], dtype=np.int64),
+            np.array([row["answer_bytes"] for row in rows], dtype=np.int64),
         )
+
+    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> Self:
+        """Return a copy with only these dialogs, in this order."""
+        return self.from_dialogs(self[int(index)] for index in indices)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -62,12 +66,12 @@ class DialogTokens:
 
     @property
     def supervised_tokens(self) -> int:
-        """Number of tokens that are learned."""
+        """Number of supervised tokens."""
         return int(self.supervised.sum())
 
 
 class Origins(NamedTuple):
-    """What dialogs were before they became tokens, in the order of these.
+    """Hashes and full lengths of dialogs before tokenization and cutting, in the order of their tokens.
 
     hashes [N] (`hash_dialog`), whole_tokens [N] (tokens before the dialog was cut).
     """
@@ -76,20 +80,18 @@ class Origins(NamedTuple):
     whole_tokens: NDArray[np.int64]
 
     def select(self, indices: NDArray[np.int64]) -> "Origins":
-        """Return those of some dialogs, in this order."""
+        """Return a copy with only these dialogs, in this order."""
         return Origins(self.hashes[indices], self.whole_tokens[indices])
 
 
 def encode(
     dialogs: Sequence[Dialog], tokenizer: ChatTokenizer, longest: int
 ) -> tuple[tuple[DialogTokens, Origins], int, int]:
-    """Return dialogs as tokens, at most `longest` of each, and how many were dropped and cut.
+    """Return dialogs as at most `longest` tokens each, and the numbers of dropped and cut dialogs.
 
     Raises: DataError if the model's own template refuses a dialog.
     """
-    ids: list[NDArray[np.int32]] = []
-    supervised: list[NDArray[np.bool_]] = []
-    answer_bytes: list[int] = []
+    rows: list[dict[str, Any]] = []
     hashes: list[int] = []
     whole_tokens: list[int] = []
     cut = dropped = 0
@@ -104,20 +106,17 @@ def encode(
                 dropped += 1
                 continue
             cut += shortened
-            ids.append(np.array(encoded.input_ids, dtype=np.int32))
-            supervised.append(np.array(encoded.supervised, dtype=np.bool_))
-            answer_bytes.append(_answer_bytes(dialog, encoded, tokenizer, whole=not shortened))
+            rows.append(
+                {
+                    "input_ids": np.array(encoded.input_ids, dtype=np.int32),
+                    "supervised": np.array(encoded.supervised, dtype=np.bool_),
+                    "answer_bytes": _answer_bytes(dialog, encoded, tokenizer, whole=not shortened),
+                }
+            )
             hashes.append(hash_dialog(dialog))
             whole_tokens.append(whole)
-    offsets = np.concatenate([[0], np.cumsum([len(i) for i in ids])]).astype(np.int64)
-    tokens = DialogTokens(
-        np.concatenate(ids or [np.zeros(0, np.int32)]),
-        np.concatenate(supervised or [np.zeros(0, np.bool_)]),
-        offsets,
-        np.array(answer_bytes, dtype=np.int64),
-    )
     origins = Origins(np.array(hashes, dtype=np.uint64), np.array(whole_tokens, dtype=np.int64))
-    return (tokens, origins), dropped, cut
+    return (DialogTokens.from_dialogs(rows), origins), dropped, cut
 
 
 def _chunks(dialogs: Sequence[Dialog]) -> Iterator[Sequence[Dialog]]:
@@ -133,8 +132,8 @@ def _chunks(dialogs: Sequence[Dialog]) -> Iterator[Sequence[Dialog]]:
 def cut_dialog(encoded: Encoded, longest: int) -> Encoded:
     """Shorten a dialog to `longest` tokens.
 
-    The rule: whole turns go from the end until what is left fits and ends with an answer; where not even the
-    first answer fits, that answer is cut at the limit and its end of turn is not learned.
+    Whole turns are removed from the end until the rest fits and ends with an answer. If not even the first answer
+    fits, that answer is cut at the limit, and its end of turn is not supervised.
     """
     ends = [
         index + 1
@@ -147,7 +146,7 @@ def cut_dialog(encoded: Encoded, longest: int) -> Encoded:
 
 
 def _answer_bytes(dialog: Dialog, encoded: Encoded, tokenizer: ChatTokenizer, *, whole: bool) -> int:
-    """Return the UTF-8 bytes of the answers that are learned; a template may leave some of them out."""
+    """Return the UTF-8 bytes of the supervised answers; a template may leave some answers out."""
     learned = list(_runs(encoded))
     answers = [message.content for message in dialog if message.role == "assistant"]
     if not whole or len(learned) < len(answers):
@@ -156,34 +155,25 @@ def _answer_bytes(dialog: Dialog, encoded: Encoded, tokenizer: ChatTokenizer, *,
 
 
 def _runs(encoded: Encoded) -> Iterator[list[int]]:
-    """Yield the ids of each supervised stretch."""
+    """Yield the ids of each run of supervised tokens."""
     pairs = zip(encoded.supervised, encoded.input_ids, strict=True)
     for learned, group in groupby(pairs, key=itemgetter(0)):
         if learned:
             yield [token for _, token in group]
 
 
-def pack(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], answer_bytes: Sequence[int]) -> "DialogTokens":
-    """Return prompts with answers, of which the answers are supervised."""
-    import numpy as np
-
-    lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
-    return DialogTokens(
-        np.array([token for pair in pairs for part in pair for token in part], dtype=np.int32),
-        np.array([mark for prompt, answer in pairs for mark in [False] * len(prompt) + [True] * len(answer)]),
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        np.array(answer_bytes, dtype=np.int64),
+def pack(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], answer_bytes: Sequence[int]) -> DialogTokens:
+    """Pack prompts with their answers into dialogs in which only the answers are supervised."""
+    return DialogTokens.from_dialogs(
+        {
+            "input_ids": np.array([*prompt, *answer], dtype=np.int32),
+            "supervised": np.arange(len(prompt) + len(answer)) >= len(prompt),
+            "answer_bytes": size,
+        }
+        for (prompt, answer), size in zip(pairs, answer_bytes, strict=True)
     )
 
 
-def concatenate(parts: "Sequence[DialogTokens]") -> "DialogTokens":
+def concatenate(sets: Iterable[DialogTokens]) -> DialogTokens:
     """Return the dialogs of several sets as one."""
-    import numpy as np
-
-    lengths = np.concatenate([part.lengths for part in parts])
-    return DialogTokens(
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.supervised for part in parts]),
-        np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
-        np.concatenate([part.answer_bytes for part in parts]),
-    )
+    return DialogTokens.from_dialogs(dialogs[index] for dialogs in sets for index in range(len(dialogs)))

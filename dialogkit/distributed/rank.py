@@ -58,19 +58,22 @@ def this_rank() -> Rank | None:
     return None if rank.world_size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ else rank
 
 
+START_ALL = Either(Shell("unset RANK WORLD_SIZE"), Through("torchrun --nproc-per-node N -m", Call("train")))
+"""What to do about a rank that the environment gives by mistake."""
+
+
 def require_sound_rank() -> None:
     """Raise ConfigError if the environment gives this process an impossible rank: it would wait forever."""
     given = _of_torch(os.environ) or _of_slurm(os.environ)
     if given is None:
         return
-    hint = Either(Shell("unset RANK WORLD_SIZE"), Through("torchrun --nproc-per-node N -m", Call("train")))
     for name, value in {**given, "MASTER_PORT": os.environ.get("MASTER_PORT", str(PORT))}.items():
         if name != "MASTER_ADDR" and not (value.isascii() and value.isdecimal()):
-            raise ConfigError(f"{name} is {value!r} in the environment, which is not a number", hint=hint)
+            raise ConfigError(f"{name} is {value!r} in the environment, which is not a number", hint=START_ALL)
     if int(given["RANK"]) >= int(given["WORLD_SIZE"]):
         raise ConfigError(
             f"RANK is {given['RANK']} in the environment, but ranks go from 0 to {int(given['WORLD_SIZE']) - 1}",
-            hint=hint,
+            hint=START_ALL,
         )
 
 

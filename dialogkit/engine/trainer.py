@@ -69,10 +69,10 @@ class Streamed(Protocol):
     def save(self, folder: Path) -> None:
         """Write the position into a checkpoint."""
 
-    def tell(self) -> Any:
+    def row_counts(self) -> Any:
         """Return what the other ranks need to know about what this one has read."""
 
-    def hear(self, told: Sequence[Any]) -> None:
+    def merge_row_counts(self, ranks: Sequence[Any]) -> None:
         """Receive what each rank has read; may raise an error that ends all of them."""
 
     def close(self) -> None:
@@ -326,7 +326,7 @@ class StreamCallback(TrainerCallback):
 
     def __init__(self, stream: Streamed) -> None:
         self._stream = stream
-        self._told: Any = None
+        self._exchanged: Any = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the epoch that is logged."""
@@ -335,10 +335,10 @@ class StreamCallback(TrainerCallback):
 
     def exchange(self) -> None:
         """Exchange what the ranks have read, if one has news; every rank calls this at the same step."""
-        news = self._stream.tell()
-        if process_group.all_reduce_ints([int(news != self._told)])[0]:
-            self._told = news
-            self._stream.hear(process_group.all_gather(news))
+        news = self._stream.row_counts()
+        if process_group.all_reduce_ints([int(news != self._exchanged)])[0]:
+            self._exchanged = news
+            self._stream.merge_row_counts(process_group.all_gather(news))
 
 
 def planned_steps(checkpoint: Path) -> int:

@@ -1,4 +1,4 @@
-"""How probable the held-out answers are under a model.
+"""Likelihood of the held-out answers under a model.
 
 Shapes: T tokens of a padding-free batch, S supervised targets, N dialogs, D width, V vocabulary.
 """
@@ -17,37 +17,37 @@ from torch.nn.functional import cross_entropy
 
 CHUNK_TOKENS = 256
 LIKELY = 5
-"""Rank up to which a token counts for the top-5 accuracy."""
+"""A token within this rank counts for the top-5 accuracy."""
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Sums over the supervised tokens of each dialog, [N]; every figure is a quotient of their sums."""
+    """Sums over the supervised tokens of each dialog, [N]; every metric is a quotient of their sums."""
 
     nats: NDArray[np.float64]
     tokens: NDArray[np.float64]
     answer_nats: NDArray[np.float64]
-    """Nats of the answers' text, the ends of turn left out."""
+    """Nats of the answers' text, without the ends of turn."""
     answer_bytes: NDArray[np.float64]
     ends: NDArray[np.float64]
-    """Ends of turn."""
+    """Number of ends of turn."""
     correct: NDArray[np.float64]
-    """Tokens that the model finds most probable."""
+    """Tokens that the model ranks first."""
     likely: NDArray[np.float64]
-    """Tokens among the five that the model finds most probable."""
+    """Tokens that the model ranks among the first five."""
 
     def sums(self) -> list[float]:
-        """Return the sums over all dialogs, one a field."""
+        """Return the sums over all dialogs, one per field."""
         return [float(getattr(self, field.name).sum()) for field in fields(self)]
 
     @classmethod
     def of_sums(cls, sums: Sequence[float]) -> "Likelihood":
-        """Return what has these sums, as one dialog; `figures` are those of the dialogs that were summed."""
+        """Return a likelihood with these sums, as of one dialog; its `figures` are those of all summed."""
         return cls(*(np.array([total]) for total in sums))
 
     @classmethod
     def nothing(cls) -> list[float]:
-        """Return the sums over no dialog."""
+        """Return the sums over no dialogs."""
         return [0.0] * len(fields(cls))
 
     def select(self, chosen: NDArray[Any]) -> "Likelihood":
@@ -55,7 +55,7 @@ class Likelihood:
         return Likelihood(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
     def resampled(self, weights_RN: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-        """Return each figure in R resamples, in which dialog n counts weights[r, n] times.
+        """Return each metric in R resamples, in which dialog n counts weights[r, n] times.
 
         Means over all supervised tokens: nats per token, perplexity, accuracies; nats per end of turn; and bits
         per UTF-8 byte of the answers' text, which compares models with different tokenizers.
@@ -73,7 +73,7 @@ class Likelihood:
             }
 
     def figures(self) -> dict[str, float]:
-        """Return the figures by name."""
+        """Return the metrics by name."""
         return {name: float(value[0]) for name, value in self.resampled(np.ones((1, len(self.nats)))).items()}
 
 
@@ -87,21 +87,21 @@ def score_batches(
     autocast: AbstractContextManager[Any] | None = None,
     within: Callable[[Callable[[], Any]], Any] = lambda compute: compute(),
 ) -> Likelihood:
-    """Return the likelihood of the supervised tokens, dialog by dialog.
+    """Return the likelihood of the supervised tokens per dialog.
 
     Args:
         model: a causal model that attends inside each dialog of a padding-free batch.
-        batches: padding-free batches, each with the UTF-8 bytes of the answers of each of its dialogs.
+        batches: padding-free batches, each with the UTF-8 bytes of the answers per dialog.
         stop_ids: ids that end a turn.
         device: where the model is.
-        autocast: precision of the matrix products; None is float32, in which published figures are made.
-        within: runs what uses the model; for one whose weights are whole only in a call of it.
+        autocast: precision of the matrix products; None: float32, as for published metrics.
+        within: runs code that uses the model; for a sharded one, whose weights are only gathered inside a call.
     """
     was_training = model.training
     model.eval()
     base, head = model.base_model, model.get_output_embeddings()
     ends = torch.tensor(sorted(stop_ids), device=device)
-    parts: list[torch.Tensor] = []
+    batch_sums: list[torch.Tensor] = []
     answer_bytes: list[int] = []
     try:
         for batch, sizes in batches:
@@ -122,17 +122,17 @@ def score_batches(
             starts = torch.tensor(batch["dialog_lengths"]).cumsum(0)
             dialog_S = torch.bucketize(batch["label_positions"], starts, right=True).to(device)
             sums = torch.zeros((len(starts), columns.shape[1]), dtype=torch.float64, device=device)
-            parts.append(sums.index_add_(0, dialog_S, columns).cpu())
+            batch_sums.append(sums.index_add_(0, dialog_S, columns).cpu())
             answer_bytes += sizes
     finally:
         model.train(was_training)
-    nats, tokens, answer_nats, number_of_ends, correct, likely = torch.cat(parts).numpy().T
+    nats, tokens, answer_nats, number_of_ends, correct, likely = torch.cat(batch_sums).numpy().T
     sized = np.array(answer_bytes, dtype=np.float64)
     return Likelihood(nats, tokens, answer_nats, sized, number_of_ends, correct, likely)
 
 
 def _score_batch(base: Any, head: Any, batch: dict[str, Any], targets_S: torch.Tensor) -> torch.Tensor:
-    """Return what `_score` returns of each target of a batch, [S, 3]; each module is called once."""
+    """Return `_score` of each target of a batch, [S, 3]; calls each module once."""
     device = targets_S.device
     hidden = base(
         input_ids=batch["input_ids"].to(device),
@@ -149,7 +149,7 @@ def _score_batch(base: Any, head: Any, batch: dict[str, Any], targets_S: torch.T
         ]
         return torch.cat(scored) if scored else hidden_SD.new_zeros((0, 3), dtype=torch.float64)
 
-    # In the place of the head's forward: what hooks into it makes its weight whole.
+    # Replaces the head's forward, so that hooks on the head (which gather sharded weights) still run.
     head.__dict__["forward"] = score
     try:
         nats_S3: torch.Tensor = head(hidden)
@@ -159,7 +159,7 @@ def _score_batch(base: Any, head: Any, batch: dict[str, Any], targets_S: torch.T
 
 
 def _score(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
-    """Return of each target its nats, whether it is the most probable token, and one of five, [S, 3]."""
+    """Return for each target: nats, whether it ranks first, whether it ranks among the first five; [S, 3]."""
     nats = cross_entropy(logits_SV, targets_S, reduction="none").double()
     highest = logits_SV.topk(min(LIKELY, logits_SV.shape[1]), 1).values
     of_target = logits_SV.gather(1, targets_S[:, None])

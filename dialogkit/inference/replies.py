@@ -17,22 +17,22 @@ StopReason = Literal["end of turn", "length", "context full", "interruption"]
 
 @dataclass(frozen=True)
 class Reply:
-    """One reply and how it came about; equal to another whatever time that took."""
+    """One reply and how it was generated; comparisons ignore the times."""
 
     text: str
     tokens: int
-    """Generated tokens, the end of turn included."""
+    """Generated tokens, including the end of turn."""
     seconds: float = field(compare=False)
     """Wall time from the start of its batch to its last token."""
     stop_reason: StopReason
     first_token_s: float = field(default=0.0, compare=False)
     """Wall time from the start of its batch to its first token."""
     cut_tokens: int = 0
-    """Tokens at the beginning of the prompt that the context had no room for."""
+    """Tokens cut from the start of the prompt to fit the context."""
 
 
-class _StepWatch:
-    """HF streamer that hands on the text of the single reply as it grows."""
+class _TextStreamer:
+    """HF streamer that passes on the growing text of a single reply."""
 
     def __init__(self, tokenizer: ChatTokenizer, on_text: Callable[[str], None]) -> None:
         self._tokenizer, self._on_text = tokenizer, on_text
@@ -46,7 +46,7 @@ class _StepWatch:
             return
         self._ids += value.flatten().tolist()
         text = self._tokenizer.decode(self._ids)
-        # A character of several bytes may not be complete yet.
+        # A multi-byte character may still be incomplete.
         if not text.endswith("\ufffd"):
             self._show(text)
 
@@ -60,21 +60,21 @@ class _StepWatch:
 
 
 class _Clock:
-    """HF stopping criterion that notes when each token was there, and stops all if asked to leave."""
+    """HF stopping criterion that records the time of each token, and ends all replies on request."""
 
-    def __init__(self, leave: Callable[[], bool] | None) -> None:
+    def __init__(self, should_stop: Callable[[], bool] | None) -> None:
         self._started = time.perf_counter()
         self._at: list[float] = []
-        self._leave = leave
-        self.left = False
+        self._should_stop = should_stop
+        self.stopped = False
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         self._at.append(time.perf_counter() - self._started)
-        self.left = self._leave is not None and self._leave()
-        return torch.full((len(input_ids),), self.left, dtype=torch.bool, device=input_ids.device)
+        self.stopped = self._should_stop is not None and self._should_stop()
+        return torch.full((len(input_ids),), self.stopped, dtype=torch.bool, device=input_ids.device)
 
     def seconds(self, tokens: int) -> float:
-        """Return when the last of so many tokens was there."""
+        """Return the seconds until N tokens were generated."""
         return self._at[tokens - 1]
 
 
@@ -90,18 +90,18 @@ def generate_replies(
     on_text: Callable[[str], None] | None = None,
     leave: Callable[[], bool] | None = None,
 ) -> list[Reply]:
-    """Return a reply to each prompt; a prompt longer than the context loses its beginning.
+    """Return a reply to each prompt; a prompt longer than the context is cut at its start.
 
     Args:
         model: a causal model with its own attention and forward.
         tokenizer: its tokenizer with its chat format.
         prompts: dialogs that end with a user's message.
         config: sampling. The same seed gives the same replies to the same prompts.
-        context: longest text of the model, in tokens.
+        context: context length of the model, in tokens.
         device: where the model is.
         batch_size: prompts answered at once.
-        on_text: takes the text as it grows; for a single prompt.
-        leave: asked after each token whether to end all replies as they stand.
+        on_text: receives new text as it is generated; only for a single prompt.
+        leave: called after each token; True ends all replies as they are.
     """
     encoded = [tokenizer.encode_prompt(messages) for messages in prompts]
     return continue_prompts(
@@ -130,7 +130,7 @@ def continue_prompts(
     on_text: Callable[[str], None] | None = None,
     leave: Callable[[], bool] | None = None,
 ) -> list[Reply]:
-    """Return a reply to each prompt, given as ids up to where the answer starts; see `generate_replies`."""
+    """Return a reply to each prompt of token ids, which end where the answer starts; see `generate_replies`."""
     from transformers import StoppingCriteriaList
 
     room = max(1, min(config.max_new_tokens, context // 2))
@@ -139,7 +139,7 @@ def continue_prompts(
     limits = [min(config.max_new_tokens, context - len(ids)) for ids in encoded]
     order = sorted(range(len(encoded)), key=lambda i: (-limits[i], len(encoded[i])))
     batches: list[list[int]] = []
-    # Prompts of different limits are not answered together: a reply must not depend on what is beside it.
+    # Prompts with different limits are not batched: a reply must not depend on its batch.
     for _, group in groupby(order, key=lambda i: limits[i]):
         alike = list(group)
         batches += [alike[start : start + batch_size] for start in range(0, len(alike), batch_size)]
@@ -163,7 +163,7 @@ def continue_prompts(
                     input_ids=inputs.to(device),
                     attention_mask=mask.to(device),
                     stopping_criteria=StoppingCriteriaList([clock]),
-                    streamer=_StepWatch(tokenizer, on_text) if on_text and len(encoded) == 1 else None,
+                    streamer=_TextStreamer(tokenizer, on_text) if on_text and len(encoded) == 1 else None,
                     generation_config=_generation_config(config, tokenizer, limit),
                 )
                 for row, index in enumerate(chosen):
@@ -193,7 +193,7 @@ def _generation_config(config: GenerateConfig, tokenizer: ChatTokenizer, longest
 
 @contextmanager
 def _without_own_settings(model: Any) -> Iterator[None]:
-    """Give a model an empty generation config for a while: transformers fills what ours leaves unset from it."""
+    """Give a model an empty generation config meanwhile: transformers fills unset values from it."""
     from transformers import GenerationConfig
 
     own = model.generation_config
@@ -209,24 +209,24 @@ def _reply(ids: list[int], tokenizer: ChatTokenizer, clock: _Clock, *, context_f
     if end is not None:
         first_s = clock.seconds(1)
         return Reply(tokenizer.decode(ids[:end]), end + 1, clock.seconds(end + 1), "end of turn", first_s, cut)
-    reason: StopReason = "interruption" if clock.left else "context full" if context_full else "length"
+    reason: StopReason = "interruption" if clock.stopped else "context full" if context_full else "length"
     return Reply(tokenizer.decode(ids), len(ids), clock.seconds(len(ids)), reason, clock.seconds(1), cut)
 
 
 class Conversation:
-    """Replies to one dialog that grows, in which what the model has read already is not computed again."""
+    """Replies to one growing dialog; a cache keeps what the model has already read."""
 
     def __init__(self, model: Any, tokenizer: ChatTokenizer, *, context: int, device: str) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._context, self._device = context, device
         self._cache: Any = None
         self._read: list[int] = []
-        """Ids that the cache holds."""
+        """Ids in the cache."""
         self.computed = 0
         """Ids of the last prompt that were not in the cache."""
 
     def room(self, config: GenerateConfig) -> int:
-        """Return the tokens that a prompt may have, so that a reply fits after it."""
+        """Return the longest prompt, in tokens, that leaves room for a reply."""
         return self._context - max(1, min(config.max_new_tokens, self._context // 2))
 
     @torch.no_grad()
@@ -245,14 +245,14 @@ class Conversation:
         cut = max(0, len(ids) - self.room(config))
         ids = ids[cut:]
         limit = min(config.max_new_tokens, self._context - len(ids))
-        # The last id is always computed: it gives the first token of the reply.
+        # The last id is always computed: it yields the reply's first token.
         pairs = zip(ids[:-1], self._read, strict=False)
-        known = next((i for i, (new, old) in enumerate(pairs) if new != old), min(len(ids) - 1, len(self._read)))
+        cached = next((i for i, (new, old) in enumerate(pairs) if new != old), min(len(ids) - 1, len(self._read)))
         if self._cache is None:
             self._cache = DynamicCache(config=self._model.config)
-        if known < len(self._read):
-            self._cache.crop(known - len(self._read))  # a negative number removes so many
-        self.computed = len(ids) - known
+        if cached < len(self._read):
+            self._cache.crop(cached - len(self._read))  # a negative number removes that count
+        self.computed = len(ids) - cached
         clock = _Clock(leave)
         devices = [torch.cuda.current_device()] if self._device == "cuda" else []
         try:
@@ -264,11 +264,11 @@ class Conversation:
                     attention_mask=torch.ones_like(inputs),
                     past_key_values=self._cache,
                     stopping_criteria=StoppingCriteriaList([clock]),
-                    streamer=_StepWatch(self._tokenizer, on_text) if on_text else None,
+                    streamer=_TextStreamer(self._tokenizer, on_text) if on_text else None,
                     generation_config=_generation_config(config, self._tokenizer, limit),
                 )
         except BaseException:
-            self._cache, self._read = None, []  # it may hold half a step
+            self._cache, self._read = None, []  # the cache may hold half a step
             raise
         new = output[0, len(ids) :].tolist()
         self._read = [*ids, *new][: self._cache.get_seq_length()]

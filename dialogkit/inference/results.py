@@ -1,4 +1,4 @@
-"""Replies as results: what was asked, answered, and how it ended."""
+"""Replies as results: prompt, text and how each ended."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -15,46 +15,46 @@ StreamSink = Callable[[str], None]
 
 
 class ReplyResult(Result):
-    """One reply and how it came about."""
+    """One reply and how it was generated."""
 
     model: str
     prompt: str
     reply: str
     tokens: int
-    """Generated tokens, the end of turn included."""
+    """Generated tokens, including the end of turn."""
     seconds: float
     """Wall time from the start of its batch to its last token."""
     stop_reason: str
     """end of turn, length, or context full."""
     cut_tokens: int = 0
-    """Tokens at the beginning of the prompt that the context had no room for."""
+    """Tokens cut from the start of the prompt to fit the context."""
     reference: str | None = None
-    """The answer in the dataset, where the prompt is a held-out dialog's."""
+    """The dataset's answer, if the prompt is from a held-out dialog."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def tokens_per_s(self) -> float:
-        """Tokens of this reply by its seconds."""
+        """Tokens of this reply per second."""
         return self.tokens / max(self.seconds, 1e-9)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def repetition(self) -> float:
-        """Share of the sequences of three words that were there before: 0 for none, towards 1 for a loop."""
-        words = self.reply.split()
-        triples = list(zip(words, words[1:], words[2:], strict=False))
-        return 1 - len(set(triples)) / len(triples) if triples else 0.0
+        """Share of trigrams that repeat an earlier one: 0 for none, near 1 for a loop."""
+        from dialogkit.inference.reply_metrics import repeated_share
+
+        return repeated_share(self.reply.split(), 3)
 
     @property
     def succeeded(self) -> bool:
-        """Whether there is any text."""
+        """Whether the reply has any text."""
         return bool(self.reply)
 
 
 def reply_results(
     model: str, prompts: Sequence[str], replies: Sequence["Reply"], references: Sequence[str | None] = ()
 ) -> list[ReplyResult]:
-    """Return the replies of a model, each with its prompt, and with its reference where there are any."""
+    """Return the replies of a model with their prompts and, if given, references."""
     return [
         ReplyResult(
             model=model,

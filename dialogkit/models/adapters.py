@@ -1,11 +1,10 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685) through peft: small matrices beside frozen linear layers.
+"""LoRA adapters (Hu et al. 2021, arXiv:2106.09685), with peft: small matrices beside frozen linear layers.
 
-Adapted models stay plain transformers classes: their linear layers are replaced in place, and put back with the
-product of the matrices added when an adapter is merged. Of an adapter's folder two files are read, its JSON and
-its safetensors; peft itself would load a pickle, import a module that a config names, and match its patterns.
+Adapted models stay plain transformers classes: their linear layers are wrapped in place. Merging adds the product
+of the matrices to the weights and restores the layers. Only two files of an adapter's folder are read, its JSON
+and its safetensors; peft itself would load a pickle, import a module that a config names, and match its patterns.
 """
 
-import json
 import os
 import warnings
 from collections.abc import Iterable
@@ -22,17 +21,18 @@ from dialogkit.config.model import ModelConfig
 from dialogkit.config.paths import ADAPTER_CONFIG
 from dialogkit.config.train import TrainConfig
 from dialogkit.errors import ConfigError, ModelError, UnavailableError, did_you_mean
+from dialogkit.hints import Call, Change, Shell
 from dialogkit.models.folder import named, read_object, require_sound
 from dialogkit.models.sources import find_gguf, unusable
 from dialogkit.system.network import from_hub, hub_reachable
 
 _WEIGHTS = "adapter_model.safetensors"
 _DIGEST = "base_sha256"
-"""The entry in the head of an adapter's weights that tells which base it was trained on."""
+"""The header entry of an adapter's weights that identifies the base it was trained on."""
 
 _READ = frozenset({"base_model_name_or_path", "revision", "peft_type", "r", "lora_alpha", "use_rslora"})
-# What follows from the model and the weights, or matters to a training alone.
-_PASSED_OVER = frozenset(
+# Settings that follow from the model and the weights, or matter only in training.
+_IGNORED = frozenset(
     {
         "auto_mapping", "ensure_weight_tying", "fan_in_fan_out", "inference_mode", "init_lora_weights",
         "lora_dropout", "peft_version", "target_modules", "task_type",
@@ -42,45 +42,45 @@ _PASSED_OVER = frozenset(
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter on the disk, and the model that it belongs to."""
+    """An adapter on disk, and its base model."""
 
     folder: Path
     base: ModelConfig
     settings: dict[str, Any]
-    """What its config says, checked."""
+    """Its config, checked."""
 
 
 def require_peft() -> None:
     """Raise UnavailableError if peft is not installed."""
     if find_spec("peft") is None:
-        raise UnavailableError("LoRA needs the package peft", hint="pip install 'dialogkit[lora]'")
+        raise UnavailableError("LoRA needs the package peft", hint=Shell("pip install 'dialogkit[lora]'"))
 
 
 def add_adapter(model: Any, config: TrainConfig, source: ModelConfig) -> None:
-    """Give a model LoRA's matrices, which alone learn from then on; the second of each pair begins with zeros.
+    """Add LoRA matrices to a model and freeze everything else; the second of each pair starts at zero.
 
     Args:
         model: a transformers model, changed in place.
-        config: rank, alpha, dropout and targets; the seed decides the first matrices.
-        source: where the model's weights came from, which an adapter has to tell.
+        config: rank, alpha, dropout and targets; the seed initializes the first matrices.
+        source: where the model's weights came from, which an adapter records.
 
-    Raises: UnavailableError without peft; ConfigError for a target that is no linear layer, or where an adapter is
-    to be kept whose base is one as well.
+    Raises: UnavailableError without peft; ConfigError for a target that is no linear layer, or if the adapter is
+    to be kept and its base is an adapter too.
     """
     require_peft()
     if not config.merge and find_adapter(source) is not None:
         raise ConfigError(
-            f"train.merge: a kept adapter needs whole weights as its base, and {source.source!r} has none",
-            hint="--set train.merge=true",
+            f"train.merge: a kept adapter needs a complete model as its base, and {source.source!r} is an adapter",
+            hint=Change({"train.merge": True}),
         )
     linear = _linear_layers(model)
-    leaves = sorted({name.rpartition(".")[2] for name in linear})
+    suffixes = sorted({name.rpartition(".")[2] for name in linear})
     for target in config.lora_targets:
         if not any(_is_targeted(name, target) for name in linear):
             raise ConfigError(
                 f"train.lora_targets: {target!r} is no linear layer of {source.name}"
-                f"{did_you_mean(target, leaves)}; there are {', '.join(leaves)}",
-                hint=f"--set 'train.lora_targets={json.dumps(leaves[:2])}'",
+                f"{did_you_mean(target, suffixes)}; it has {', '.join(suffixes)}",
+                hint=Change({"train.lora_targets": suffixes[:2]}),
             )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -88,14 +88,14 @@ def add_adapter(model: Any, config: TrainConfig, source: ModelConfig) -> None:
             model,
             rank=config.lora_rank,
             alpha=2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,
-            targets=sorted(config.lora_targets) or leaves,
+            targets=sorted(config.lora_targets) or suffixes,
             lora_dropout=config.lora_dropout,
         )
     model.adapter_base = base_facts(source)
 
 
 def base_facts(source: ModelConfig) -> dict[str, Any]:
-    """Return where the base of an adapter lies, and which weights it has: a commit of the hub, or a digest."""
+    """Return the location of an adapter's base and the identity of its weights: a hub commit or a digest."""
     name = source.source or ""
     path = os.path.expanduser(name)
     if not os.path.exists(path):
@@ -107,7 +107,7 @@ def base_facts(source: ModelConfig) -> dict[str, Any]:
 
 
 def digest_of(source: ModelConfig) -> str:
-    """Return the SHA-256 of the weights of a model on this disk, over all its files."""
+    """Return the SHA-256 over all weight files of a local model."""
     path = find_gguf(source)
     folder = Path(os.path.expanduser(source.source or ""))
     files = [path] if path is not None else sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
@@ -119,9 +119,9 @@ def digest_of(source: ModelConfig) -> str:
 
 
 def merge_adapter(model: Any) -> None:
-    """Add LoRA's matrices to the weights beside them; the model is then an ordinary one, all of which can learn.
+    """Merge LoRA matrices into the weights; the model is then an ordinary one, with all parameters trainable.
 
-    Raises: ValueError if a sum is no number.
+    Raises: ValueError if a merged weight is NaN or infinite.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -134,9 +134,9 @@ def merge_adapter(model: Any) -> None:
 
 
 def find_adapter(config: ModelConfig) -> Adapter | None:
-    """Return the adapter that a model's source is, in a folder or on the hub; None if it is whole weights.
+    """Return the adapter at a model's source, a folder or hub id; None if the source is a complete model.
 
-    Raises: ModelError for an adapter that is of another kind than LoRA, or whose base is not there.
+    Raises: ModelError for an adapter that is not LoRA, or whose base is missing.
     """
     source = config.source or ""
     path = Path(os.path.expanduser(source))
@@ -144,7 +144,7 @@ def find_adapter(config: ModelConfig) -> Adapter | None:
         if not (path / ADAPTER_CONFIG).is_file():
             return None
         if next((f for kind in ("model*.safetensors", "pytorch_model*.bin") for f in path.glob(kind)), None):
-            raise ModelError(f"{source!r} holds whole weights and an adapter: keep them in folders of their own")
+            raise ModelError(f"{source!r} holds a complete model and an adapter; keep them in separate folders")
         folder = path
     elif HUB_ID.match(source):
         fetched = fetch_model_file(config, ADAPTER_CONFIG)
@@ -153,7 +153,7 @@ def find_adapter(config: ModelConfig) -> Adapter | None:
         folder = fetched.parent
         if fetch_model_file(config, _WEIGHTS) is None:
             raise ModelError(
-                f"{source!r} is an adapter without {_WEIGHTS}; its weights are read from nothing else"
+                f"{source!r} is an adapter without {_WEIGHTS}, the only file its weights are read from"
             )
     else:
         return None
@@ -163,7 +163,7 @@ def find_adapter(config: ModelConfig) -> Adapter | None:
 
 
 def tokenizer_source(config: ModelConfig) -> ModelConfig:
-    """Return the settings of the source with the tokenizer: an adapter without one has that of its base."""
+    """Return the source to read the tokenizer from: the adapter's base if the adapter brings none."""
     adapter = find_adapter(config)
     if adapter is None or (adapter.folder / "tokenizer.json").is_file():
         return config
@@ -172,42 +172,42 @@ def tokenizer_source(config: ModelConfig) -> ModelConfig:
 
 
 def merge_into(model: Any, adapter: Adapter) -> None:
-    """Add an adapter's matrices to the weights of the model that it belongs to.
+    """Merge an adapter into its base model.
 
-    Raises: ModelError if it belongs to another model, or its weights are damaged; UnavailableError without peft.
+    Raises: ModelError if it was trained on other weights or is damaged; UnavailableError without peft.
     """
     from safetensors import safe_open
 
     require_peft()
-    told = str(adapter.folder)
+    place = str(adapter.folder)
     try:
         with safe_open(adapter.folder / _WEIGHTS, framework="pt") as file:
             trained_on = (file.metadata() or {}).get(_DIGEST)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except Exception as error:
-        raise unusable(told, error) from None
+        raise unusable(place, error) from None
     if trained_on is not None and trained_on != digest_of(adapter.base):
         raise ModelError(
-            f"the adapter {told!r} was trained on other weights than those in {adapter.base.source!r}",
-            hint=f"put them back, or {_name_it(adapter.folder)}",
+            f"the adapter {place!r} was trained on other weights than {adapter.base.source!r} holds now",
+            hint=f"restore them, or {_set_base(adapter.folder)}",
         )
-    require_finite(f"the adapter {told!r}", tensors.items())
-    _merge_tensors(model, told, adapter.settings, tensors)
+    require_finite(f"the adapter {place!r}", tensors.items())
+    _merge_tensors(model, place, adapter.settings, tensors)
 
 
 @torch.no_grad()
 def require_finite(what: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Raise ModelError if weights hold NaN or infinity, from which nothing but the same can be computed."""
+    """Raise ModelError if weights hold NaN or infinity."""
     for name, tensor in tensors:
         if not tensor.is_floating_point() or not tensor.numel():
             continue
-        least, most = torch.aminmax(tensor)  # of a NaN, both are one; takes no memory, unlike a mask
+        least, most = torch.aminmax(tensor)  # NaN propagates to both; unlike a mask, needs no memory
         if not (torch.isfinite(least) and torch.isfinite(most)):
             found = "NaN" if torch.isnan(least) else "infinity"
             raise ModelError(f"{what} cannot be loaded: its tensor {name!r} holds {found}")
 
 
-def _merge_tensors(model: Any, told: str, settings: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+def _merge_tensors(model: Any, place: str, settings: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     from peft import set_peft_model_state_dict
 
     linear, rank = _linear_layers(model), settings["r"]
@@ -216,13 +216,13 @@ def _merge_tensors(model: Any, told: str, settings: dict[str, Any], tensors: dic
         target, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
         if target not in linear or part not in ("A.weight", "B.weight"):
             raise ModelError(
-                f"the adapter {told!r} does not fit its base: {name!r} belongs to no linear layer of it"
+                f"the adapter {place!r} does not fit its base: {name!r} matches none of its linear layers"
             )
         if tensor.ndim != 2 or tensor.shape[part == "B.weight"] != rank:
-            raise ModelError(f"the adapter {told!r} is damaged: {name!r} is not of rank {rank}")
+            raise ModelError(f"the adapter {place!r} is damaged: {name!r} is not of rank {rank}")
         targets.add(target)
     if not targets or len(tensors) != 2 * len(targets):
-        raise ModelError(f"the adapter {told!r} is damaged: matrices are missing")
+        raise ModelError(f"the adapter {place!r} is damaged: matrices are missing")
     try:
         _inject(
             model,
@@ -234,7 +234,7 @@ def _merge_tensors(model: Any, told: str, settings: dict[str, Any], tensors: dic
         set_peft_model_state_dict(model, tensors)
         merge_adapter(model)
     except (RuntimeError, ValueError) as error:  # another shape, or no numbers
-        raise unusable(told, error) from None
+        raise unusable(place, error) from None
 
 
 def _inject(model: Any, *, rank: int, alpha: float, targets: list[str], **more: Any) -> None:
@@ -250,14 +250,14 @@ def _inject(model: Any, *, rank: int, alpha: float, targets: list[str], **more: 
         **more,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of layers of both kinds, for which it finds the right way itself
+        warnings.simplefilter("ignore")  # about mixing Linear and Conv1D, which peft handles itself
         model.add_adapter(config)
-    # With a name, peft would ask the hub for that model whenever it saves.
+    # With a name, peft would query the hub for that model at every save.
     config.base_model_name_or_path = None
 
 
 def _linear_layers(model: Any) -> set[str]:
-    """Return the names of the linear layers inside a model, without the output layer."""
+    """Return the names of a model's linear layers, without the output layer."""
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
@@ -273,21 +273,21 @@ def _is_targeted(layer: str, target: str) -> bool:
 
 
 def _read_settings(source: str, path: Path) -> dict[str, Any]:
-    """Return an adapter's config. Raises: ModelError for what is not plain LoRA."""
+    """Return an adapter's config. Raises: ModelError unless it is plain LoRA."""
     try:
         settings = read_object(path)
     except ModelError as error:
-        raise ModelError(f"{error.message}: no readable config of an adapter") from None
+        raise ModelError(f"{error.message}: not a readable adapter config") from None
     kind = settings.get("peft_type")
     if kind != "LORA":
-        raise ModelError(f"{source!r} is an adapter of the kind {kind!r}, and only LORA can be used")
+        raise ModelError(f"{source!r} is an adapter of type {kind!r}; only LORA is supported")
     rank, alpha, scaled = settings.get("r"), settings.get("lora_alpha"), settings.get("use_rslora", False)
     sound = (
         isinstance(rank, int)
         and isinstance(alpha, int | float)
         and bool not in (type(rank), type(alpha))
         and 1 <= rank <= 65_536
-        and -1e9 < alpha < 1e9  # NaN lies between no numbers
+        and -1e9 < alpha < 1e9  # false for NaN
     )
     if not sound or not isinstance(scaled, bool):
         raise ModelError(
@@ -298,57 +298,52 @@ def _read_settings(source: str, path: Path) -> dict[str, Any]:
 
 
 def _refuse_variants(source: str, settings: dict[str, Any]) -> None:
-    """Raise ModelError if an adapter is more than pairs of matrices beside linear layers."""
+    """Raise ModelError if an adapter is anything but pairs of matrices beside linear layers."""
     require_peft()
     from peft import LoraConfig
 
     plain = LoraConfig().to_dict()
     for name, value in settings.items():
-        if (
-            name in _READ | _PASSED_OVER
-            or not value
-            or value == plain.get(name)
-            or (name, value) == ("bias", "none")
-        ):
+        if name in _READ | _IGNORED or not value or value == plain.get(name) or (name, value) == ("bias", "none"):
             continue
-        raise ModelError(f"the adapter {source!r} is not plain LoRA: it has {name}")
+        raise ModelError(f"the adapter {source!r} is not plain LoRA: it sets {name}")
 
 
 def _base_of(source: str, config: ModelConfig, folder: Path, settings: dict[str, Any]) -> ModelConfig:
     name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     if not isinstance(name, str) or not name or not isinstance(revision, str | None):
         raise ModelError(
-            f"the adapter {source!r} does not tell which model it belongs to",
-            hint=_name_it(folder),
+            f"the adapter {source!r} does not name its base model",
+            hint=_set_base(folder),
         )
     base = config.model_copy(update={"source": name, "revision": revision or None})
     place = os.path.expanduser(name)
     if not os.path.exists(place) and (os.path.isabs(place) or not HUB_ID.match(name)):
         raise ModelError(
-            f"the adapter {source!r} belongs to the model {name!r}, which is not there",
-            hint=f"put it back, or {_name_it(folder)}",
+            f"the adapter {source!r} needs its base model {name!r}, which does not exist",
+            hint=f"restore it, or {_set_base(folder)}",
         )
-    is_there = os.path.exists(place)
+    exists = os.path.exists(place)
     if os.path.isfile(os.path.join(place, ADAPTER_CONFIG)) or (
-        not is_there and fetch_model_file(base, ADAPTER_CONFIG) is not None
+        not exists and fetch_model_file(base, ADAPTER_CONFIG) is not None
     ):
         raise ModelError(
-            f"the adapter {source!r} belongs to {name!r}, which is an adapter as well and no whole model"
+            f"the adapter {source!r} needs its base {name!r}, which is an adapter itself and not a complete model"
         )
-    if not is_there and not hub_reachable() and fetch_model_file(base, "config.json") is None:
+    if not exists and not hub_reachable() and fetch_model_file(base, "config.json") is None:
         raise UnavailableError(
-            f"the hub cannot be reached, and the base of the adapter {source!r}, {name!r}, is not in its cache",
-            hint=f"hf download {name}",
+            f"the hub cannot be reached, and {name!r}, the base of the adapter {source!r}, is not in its cache",
+            hint=Shell(f"hf download {name}"),
         )
     return base
 
 
-def _name_it(folder: Path) -> str:
-    return f"name its place as base_model_name_or_path in {folder / ADAPTER_CONFIG}"
+def _set_base(folder: Path) -> str:
+    return f"set base_model_name_or_path in {folder / ADAPTER_CONFIG} to its location"
 
 
 def fetch_model_file(config: ModelConfig, file: str) -> Path | None:
-    """Return a file of a hub model, fetched or in the cache; None if it has no such file, or that is not known."""
+    """Return a file of a hub model, fetched or cached; None if it has no such file or cannot be asked."""
     from transformers.utils import cached_file
 
     try:
@@ -363,9 +358,9 @@ def fetch_model_file(config: ModelConfig, file: str) -> Path | None:
                 _raise_exceptions_for_connection_errors=False,
             ),
             lacking=f"{config.source!r} is not in its cache",
-            hint="dialogkit doctor --network",
+            hint=Call("doctor", network=True),
         )
-    # No such model, or no answer, which the loading that follows tells in its own words.
+    # No such model, or no answer: the loading that follows reports it.
     except (OSError, ValueError, UnavailableError):
         return None
     return None if found is None else Path(found)

@@ -1,4 +1,4 @@
-"""Models: from a shape with random weights, or with the weights of a source."""
+"""Build models: from a shape with random weights, or from the weights of a source."""
 
 import re
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ import torch
 
 from dialogkit.config.model import ModelConfig
 from dialogkit.errors import ModelError, UnavailableError
+from dialogkit.hints import Call, Change
 from dialogkit.models.adapters import find_adapter, merge_into, require_finite
 from dialogkit.models.generation import without_generation_settings
 from dialogkit.models.limits import time_limit
@@ -17,7 +18,7 @@ from dialogkit.models.sources import load_from_source, size_of, unusable
 from dialogkit.models.tokenizer import ChatTokenizer
 
 BUILD_SECONDS = 15.0
-"""What a config may take to be laid out without memory; models of hundreds of layers take one or two seconds."""
+"""Time limit for building a config on the meta device; models of hundreds of layers take 1-2 s."""
 SHORTEST_CONTEXT = 16
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -32,26 +33,25 @@ def build_model(
 ) -> Any:
     """Return a float32 causal language model for training, as plain transformers classes.
 
-    From scratch the weights depend on the shape, the vocabulary and the seed only. The generation config ends
-    a reply at the tokenizer's end of turn. Where the source is an adapter, it is merged into the model that it
-    belongs to.
+    From scratch the weights depend only on the shape, the vocabulary and the seed. The generation config ends
+    a reply at the tokenizer's end of turn. If the source is an adapter, it is merged into its base.
 
     Args:
-        config: the shape of the model, or its source.
+        config: the model's shape, or its source.
         tokenizer: the tokenizer that goes with it.
-        seed: decides random weights.
-        dropout: share of the hidden states that a training drops.
-        room: bytes of memory that the weights of a source may take; None: not checked.
+        seed: for random weights.
+        dropout: probability of dropping a hidden state in training.
+        room: most bytes that the weights of a source may take; None: unchecked.
 
-    Raises: ModelError if the source cannot be loaded, does not fit its tokenizer or computes no numbers;
-    UnavailableError if there is no room for its weights.
+    Raises: ModelError if the source cannot be loaded, does not fit its tokenizer or computes NaN;
+    UnavailableError if its weights do not fit into memory.
     """
     if config.from_scratch:
         if config.vocabulary is not None and config.vocabulary != tokenizer.vocabulary:
             raise ModelError(
                 f"{config.name!r} has a vocabulary of {config.vocabulary}, but its tokenizer has "
                 f"{tokenizer.vocabulary} entries",
-                hint=f"--set model.vocabulary={tokenizer.vocabulary}",
+                hint=Change({"model.vocabulary": tokenizer.vocabulary}),
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -67,31 +67,31 @@ def build_model(
             AutoModelForCausalLM.from_pretrained,
             source,
             config=described,
-            # In the place of the model's own, which is then not read.
+            # Given here, the model's own is not read.
             generation_config=GenerationConfig(),
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-        # In the place of these, transformers would go on with random numbers.
+        # Transformers would fill missing weights with random numbers.
         _require_all_layers(source, model, report["unexpected_keys"])
         absent = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
         if absent:
             more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
             raise ModelError(
-                f"the weights of {config.source!r} do not fit its config: {absent[0]!r}{more} is missing or of "
+                f"the weights of {config.source!r} do not fit its config: {absent[0]!r}{more} is missing or has "
                 "another shape"
             )
         _remove_quantization_marks(model)
         entries = model.get_input_embeddings().weight.shape[0]
         if tokenizer.vocabulary > entries:
             raise ModelError(
-                f"the tokenizer of {config.source!r} has {tokenizer.vocabulary} entries, but its model only "
+                f"the tokenizer of {config.source!r} has {tokenizer.vocabulary} entries, but its model has only "
                 f"{entries}"
             )
         if tokenizer.highest_id >= entries:
             raise ModelError(
-                f"the tokenizer of {config.source!r} has the id {tokenizer.highest_id}, but its model only "
+                f"the tokenizer of {config.source!r} has the id {tokenizer.highest_id}, but its model has only "
                 f"{entries} entries"
             )
         require_finite(repr(source.source), model.named_parameters())
@@ -104,9 +104,9 @@ def build_model(
 
 
 def end_at_turn(model: Any, tokenizer: ChatTokenizer) -> None:
-    """Make the end of turn the end of a generated text, whatever tool generates it.
+    """Set the end of turn as the end of a generated text, for whatever tool generates it.
 
-    The model's generation config has special tokens and nothing else.
+    The model's generation config holds special tokens and nothing else.
     """
     from transformers import GenerationConfig
 
@@ -125,21 +125,21 @@ def require_savable(model: Any, source: ModelConfig) -> None:
         try:
             model.config.save_pretrained(folder)
             model.generation_config.save_pretrained(folder)
-        except OSError:  # about this disk, and not about the model
+        except OSError:  # the disk's fault, not the model's
             raise
         except Exception as error:
             raise unusable(source.source or source.name, error) from None
 
 
 def context_length(model: Any) -> int:
-    """Return the longest text, in tokens, that the model's attention and positions allow."""
+    """Return the context length, in tokens, that the model's attention and positions allow."""
     return _longest(model.config)
 
 
 def read_context(config: ModelConfig) -> int:
-    """Return what `context_length` would of the model, from its configuration alone.
+    """Return the context length of a model from its configuration, without loading it.
 
-    Raises: ModelError if the source cannot be read; UnavailableError if it lies on an unreachable hub.
+    Raises: ModelError if the source cannot be read; UnavailableError if it is on an unreachable hub.
     """
     if config.from_scratch and config.context is not None:
         return config.context
@@ -154,14 +154,14 @@ def read_context(config: ModelConfig) -> int:
 def _longest(config: Any) -> int:
     longest: int = getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 1024)
     window: int | None = getattr(config, "sliding_window", None)
-    # Attention here is full inside a dialog; up to the window that is the same.
+    # Attention here is full inside a dialog, which is the same up to the window.
     return min(longest, window) if window else longest
 
 
 def _require_buildable(config: ModelConfig, described: Any, room: int | None) -> None:
-    """Lay the model of a source out without memory, and raise if that takes too long or too much would be needed.
+    """Build a source's model on the meta device; raise if that takes too long or it would need too much memory.
 
-    A config alone decides how much is built before the first weight is read.
+    A config decides how much is built before the first weight is read.
     """
     from transformers import AutoModelForCausalLM
 
@@ -169,24 +169,24 @@ def _require_buildable(config: ModelConfig, described: Any, room: int | None) ->
     _require_context(source, described)
     try:
         with time_limit(BUILD_SECONDS), torch.device("meta"):
-            laid_out = AutoModelForCausalLM.from_config(described, trust_remote_code=False)
+            skeleton = AutoModelForCausalLM.from_config(described, trust_remote_code=False)
     except TimeoutError:
         raise ModelError(
-            f"the config of {source!r} describes a model that takes more than {BUILD_SECONDS:g} s to lay out"
+            f"the config of {source!r} describes a model that takes more than {BUILD_SECONDS:g} s to build"
         ) from None
     except Exception as error:  # whatever a library raises at a config that makes no sense
         raise unusable(source, error) from None
-    numbers = sum(tensor.numel() for tensor in {*laid_out.parameters(), *laid_out.buffers()})
+    numbers = sum(tensor.numel() for tensor in {*skeleton.parameters(), *skeleton.buffers()})
     held = size_of(config)
     if held and numbers > 8 * held:
         raise ModelError(
-            f"the config of {source!r} describes {numbers:,} parameters, and its weights have {held:,} bytes"
+            f"the config of {source!r} describes {numbers:,} parameters, but its weights have only {held:,} bytes"
         )
     if room is not None and 4 * numbers > room:
         raise UnavailableError(
-            f"the weights of {source!r} take {4 * numbers / 2**30:,.1f} GiB of memory and {room / 2**30:,.1f} GiB "
+            f"the weights of {source!r} take {4 * numbers / 2**30:,.1f} GiB of memory; {room / 2**30:,.1f} GiB "
             "are free",
-            hint="dialogkit models list",
+            hint=Call("models list"),
         )
 
 
@@ -200,26 +200,26 @@ def _require_context(source: str, described: Any) -> None:
 
 
 def _require_all_layers(config: ModelConfig, model: Any, unexpected: Iterable[str]) -> None:
-    """Raise ModelError if weights hold layers that the config does not have: they would be dropped in silence."""
+    """Raise ModelError if weights hold layers that the config lacks: they would be dropped silently."""
     layers = getattr(model.config, "num_hidden_layers", 0)
     beyond = [name for name in sorted(unexpected) if (found := _LAYER.search(name)) and int(found[1]) >= layers]
     if layers and beyond:
         raise ModelError(
-            f"the config of {config.source!r} has {layers} layers, and its weights hold more: {beyond[0]!r}"
+            f"the config of {config.source!r} has {layers} layers, but its weights hold more: {beyond[0]!r}"
         )
 
 
 @torch.no_grad()
 def _require_numbers(model: Any, source: str) -> None:
-    """Raise ModelError if a model cannot compute, or computes what is no number, for a short text."""
+    """Raise ModelError if a model fails on a short text, or computes NaN or infinity."""
     entries = model.get_input_embeddings().weight.shape[0]
-    # Over shorter texts some kernels pass NaN over.
+    # On shorter texts some kernels skip NaN.
     ids = (torch.arange(SHORTEST_CONTEXT) % entries)[None]
     was_training = model.training
     model.eval()
     try:
         logits = model(input_ids=ids, use_cache=False).logits
-    except Exception as error:  # settings of a stranger, which nothing else has used so far
+    except Exception as error:  # untrusted settings that nothing has used so far
         raise unusable(source, error) from None
     finally:
         model.train(was_training)
@@ -269,7 +269,7 @@ def _new_model(config: ModelConfig, tokenizer: ChatTokenizer, dropout: float) ->
 
 
 def has_dropout(model: Any) -> bool:
-    """Return whether `train.dropout` does anything to a model; Llama's layers, for one, have none."""
+    """Return whether `train.dropout` has any effect on a model; Llama, for one, has no dropout."""
     return any(_drops(name, module) for name, module in model.named_modules())
 
 
@@ -279,7 +279,7 @@ def _drops(name: str, module: torch.nn.Module) -> bool:
 
 
 def _set_dropout(model: Any, dropout: float) -> None:
-    """Set the configuration, and every dropout module: once these exist, the former alone changes nothing."""
+    """Set dropout in the configuration and in every module: existing modules ignore the configuration."""
     for name in ("attn_pdrop", "attention_dropout"):
         if hasattr(model.config, name):
             setattr(model.config, name, 0.0)
@@ -292,7 +292,7 @@ def _set_dropout(model: Any, dropout: float) -> None:
 
 
 def _remove_quantization_marks(model: Any) -> None:
-    """Make a de-quantized GGUF model an ordinary one, so that it trains and saves as such."""
+    """Remove what marks a dequantized GGUF model as quantized, so that it trains and saves normally."""
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     for mark in ("hf_quantizer", "is_quantized", "quantization_method", "_is_quantized"):

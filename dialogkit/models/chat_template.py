@@ -1,4 +1,4 @@
-"""Chat templates of strangers, rendered within limits of time and memory."""
+"""Chat templates that models bring, which are untrusted: rendered within limits of time and memory."""
 
 import re
 from collections.abc import Sequence
@@ -6,24 +6,28 @@ from typing import Any
 
 from dialogkit.dialog import Message, Piece, Span
 from dialogkit.errors import DataError, ModelError
+from dialogkit.hints import Change
 from dialogkit.models.limits import memory_limit, time_limit
 
 _ROLE_LINE = re.compile(r"^(?:system|user)\s*\n\s*")
 
 TEMPLATE_SECONDS = 5.0
-
+"""Longest time to render a dialog."""
 TEMPLATE_BYTES = 2**30
-
+"""Most memory that rendering a dialog may take."""
 TEMPLATE_CHARACTERS = 1_000_000
-"""What a template, which is a program, may take for a dialog, and make of it beyond four times what that says."""
+"""Most characters that a template may add to four times those of the dialog."""
 
+
+PLAIN_FORMAT = Change({"model.chat_format": "plain"})
+"""What to do about a template that cannot be used."""
 
 # Private-use characters stand for text that only looks like a special token while a foreign template is rendered.
 MARK_OPEN, MARK_CLOSE = "\ue0f0", "\ue0f1"
 
 
 class TemplateFormat:
-    """The chat format of a model that brings a Jinja template."""
+    """The chat format of a model with its own Jinja template."""
 
     def __init__(self, hf: Any, special: re.Pattern[str]) -> None:
         self._hf = hf
@@ -36,14 +40,14 @@ class TemplateFormat:
             raise ModelError(
                 "the model's chat template ends an answer with no special token, so a model trained with it "
                 "would never stop",
-                hint="--set model.chat_format=plain",
+                hint=PLAIN_FORMAT,
             )
         self.end_of_turn = end[0]
 
     def spans(self, messages: Sequence[Message], *, reply: bool = False) -> list[Span]:
         """Return the spans of a dialog; with `reply`, ending where the next answer starts.
 
-        An answer that the template renders differently once more turns follow (some drop the reasoning of
+        An answer that the template renders differently when more turns follow (some drop the reasoning of
         earlier answers) is not supervised.
         """
         masked, texts = self._mask(messages)
@@ -54,10 +58,10 @@ class TemplateFormat:
             if message.role != "assistant":
                 continue
             prompt = self._render(masked[:index], reply=True)
-            whole = self._render(masked[: index + 1])
-            if not (full.startswith(whole) and whole.startswith(prompt) and len(prompt) >= done):
+            until = self._render(masked[: index + 1])
+            if not (full.startswith(until) and until.startswith(prompt) and len(prompt) >= done):
                 continue
-            end = whole.rfind(self.end_of_turn, len(prompt))
+            end = until.rfind(self.end_of_turn, len(prompt))
             if end < 0:
                 continue
             end += len(self.end_of_turn)
@@ -68,11 +72,11 @@ class TemplateFormat:
         return [span for span in spans if span.pieces]
 
     def without_label(self, text: str) -> str:
-        """Return the decoded text of a turn without the line of its role, which most templates write."""
+        """Return the decoded text of a turn without the role line that most templates write."""
         return _ROLE_LINE.sub("", text)
 
     def _mask(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
-        """Replace text that looks like a special token, or like a mark, by marks, and return it beside."""
+        """Replace text that looks like a special token or a mark by marks; return it separately."""
         texts: list[str] = []
 
         def mark(match: re.Match[str]) -> str:
@@ -98,7 +102,6 @@ class TemplateFormat:
     def _render(self, messages: Sequence[Message], *, reply: bool = False) -> str:
         from jinja2 import TemplateError
 
-        hint = "--set model.chat_format=plain"
         try:
             with time_limit(TEMPLATE_SECONDS), memory_limit(TEMPLATE_BYTES):
                 text = str(
@@ -107,11 +110,13 @@ class TemplateFormat:
                     )
                 )
         except TimeoutError:
-            told = f"the model's chat template takes more than {TEMPLATE_SECONDS:g} s for a dialog"
-            raise DataError(told, hint=hint) from None
+            problem = f"the model's chat template takes more than {TEMPLATE_SECONDS:g} s for a dialog"
+            raise DataError(problem, hint=PLAIN_FORMAT) from None
         except (TemplateError, TypeError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
             reason = str(error) or type(error).__name__
-            raise DataError(f"the model's chat template refuses a dialog: {reason}", hint=hint) from None
+            raise DataError(f"the model's chat template refuses a dialog: {reason}", hint=PLAIN_FORMAT) from None
         if len(text) > TEMPLATE_CHARACTERS + 4 * sum(len(message.content) for message in messages):
-            raise DataError(f"the model's chat template makes {len(text):,} characters of a dialog", hint=hint)
+            raise DataError(
+                f"the model's chat template renders a dialog as {len(text):,} characters", hint=PLAIN_FORMAT
+            )
         return text

@@ -1,6 +1,6 @@
-"""What a model folder says of itself, read within bounds before any library reads it.
+"""Checks and descriptions of a model folder, read within bounds before any library reads it.
 
-A stranger may have made the folder: a pipe in the place of a file never ends, and a config can claim any size.
+The folder is untrusted: a named pipe in place of a file never ends, and a config can claim any size.
 """
 
 import json
@@ -33,7 +33,7 @@ _LONGEST = {
     "model.safetensors.index.json": 256 * _MIB,
     "pytorch_model.bin.index.json": 256 * _MIB,
 }
-"""Most bytes of the files that transformers reads whole: many times those of the largest models."""
+"""Size limits, in bytes, of files that transformers reads into memory: many times the largest models' files."""
 _OBJECTS = frozenset(name for name in _LONGEST if name.endswith(".json")) - {"tokenizer.json", "vocab.json"}
 _WEIGHTS = (
     "model.safetensors",
@@ -41,7 +41,7 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""What holds the weights of a folder: the first of these that is there, as transformers chooses."""
+"""Weight files in the order in which transformers looks for them; the first that exists counts."""
 
 _SIZES = {
     "architecture": ("model_type",),
@@ -65,9 +65,9 @@ Tensors = dict[str, tuple[int, ...]]
 def require_sound(folder: Path) -> None:
     """Raise ModelError if a model folder cannot be what it claims to be.
 
-    Checks what would make a library hang, run out of memory or fail far from the cause: files that are no regular
-    files or far too large, JSON that is no object, sizes that are no sizes, an index that leaves the folder,
-    damaged headers of weights, and far more layers than the weights have.
+    Checks what would make a library hang, run out of memory or fail far from the cause: special or far too large
+    files, JSON that is not an object, invalid sizes, an index that leaves the folder, damaged weight headers, and
+    far more layers than the weights have.
     """
     for path in _read_by_libraries(folder):
         require_regular(path, _LONGEST.get(path.name))
@@ -79,45 +79,43 @@ def require_sound(folder: Path) -> None:
 
 
 def require_regular(path: Path, longest: int | None = None) -> None:
-    """Raise ModelError unless a path leads to a regular file, of at most `longest` bytes, that can be read."""
+    """Raise ModelError unless a path is a regular file of at most `longest` bytes."""
     if (kind := file_kind(path)) is not None:
-        raise ModelError(f"{str(path)!r} is {kind} and no file that can be read")
+        raise ModelError(f"{str(path)!r} is {kind}, not a regular file")
     size = path.stat().st_size
     if longest is not None and size > longest:
-        raise ModelError(
-            f"{str(path)!r} has {size:,} bytes, and no such file of a model has more than {longest:,}"
-        )
+        raise ModelError(f"{str(path)!r} has {size:,} bytes; the limit for this file is {longest:,}")
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file of a model folder. Raises: ModelError if it holds none."""
+    """Return the JSON object in a file of a model folder. Raises: ModelError if it is not one."""
     longest = _LONGEST.get(path.name, _MIB)
     require_regular(path, longest)
     try:
-        # Not even something that took the file's place since then keeps anybody waiting.
+        # Does not block even if a pipe has replaced the file since the check.
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             content = json.loads(file.read(longest + 1))
     except (OSError, ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ModelError(f"{str(path)!r} is not a valid JSON file: {reason}") from None
     if not isinstance(content, dict):
-        raise ModelError(f"{str(path)!r} holds {named(content)} and no JSON object")
+        raise ModelError(f"{str(path)!r} holds {named(content)}, not a JSON object")
     return content
 
 
 def describe_folder(folder: Path) -> dict[str, Any]:
-    """Return what the config of a folder says of the shape, under our names. Raises: ModelError."""
+    """Return the shape in a folder's config, under our names. Raises: ModelError."""
     path = folder / "config.json"
     config = read_object(path)
     if len(config) > _MOST_SETTINGS:  # libraries copy and compare them many times
-        raise ModelError(f"{str(path)!r} has {len(config):,} settings, and may have at most {_MOST_SETTINGS:,}")
+        raise ModelError(f"{str(path)!r} has {len(config):,} settings; the limit is {_MOST_SETTINGS:,}")
     kind = config.get("model_type")
     if kind is not None and not (isinstance(kind, str) and 1 <= len(kind) <= 100):
-        raise ModelError(f"model_type in {str(path)!r} is {named(kind)} and no architecture")
+        raise ModelError(f"model_type in {str(path)!r} is {named(kind)}, not an architecture")
     labels = config.get("num_labels")
     if labels is not None and not (type(labels) is int and 0 <= labels <= _MOST_LABELS):  # each gets a name
         raise ModelError(
-            f"num_labels in {str(path)!r} is {named(labels)} and no whole number from 0 to {_MOST_LABELS:,}"
+            f"num_labels in {str(path)!r} is {named(labels)}, not a whole number from 0 to {_MOST_LABELS:,}"
         )
     for ours, names in _SIZES.items():
         for name in names:
@@ -127,13 +125,13 @@ def describe_folder(folder: Path) -> dict[str, Any]:
             most = _MOST_LAYERS if ours == "layers" else _LARGEST
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
                 raise ModelError(
-                    f"{name} in {str(path)!r} is {named(value)} and no whole number from 1 to {most:,}"
+                    f"{name} in {str(path)!r} is {named(value)}, not a whole number from 1 to {most:,}"
                 )
     return describe_architecture(config)
 
 
 def describe_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a transformers configuration says about the shape, under our names."""
+    """Return the shape in a transformers configuration, under our names."""
     shape = {}
     for ours, theirs in _SIZES.items():
         if (value := next((config[name] for name in theirs if config.get(name) is not None), None)) is not None:
@@ -142,7 +140,7 @@ def describe_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path) -> Tensors:
-    """Return the shapes of the tensors in a folder's safetensors files; empty where it has none.
+    """Return the shapes of the tensors in a folder's safetensors files; empty if it has none.
 
     Raises: ModelError if a file or its index is damaged, or the index leads out of the folder.
     """
@@ -158,17 +156,17 @@ def tensor_shapes(path: Path) -> Tensors:
     try:
         with safe_open(path, framework="np") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # whatever the library raises at damaged files
+    except Exception as error:  # whatever the library raises for damaged files
         raise ModelError(f"{str(path)!r} cannot be loaded: {error}") from None
 
 
 def require_layers(folder: Path, shape: Mapping[str, Any], tensors: Tensors) -> None:
-    """Raise ModelError if a config claims far more layers than its weights have; laying them out takes time."""
+    """Raise ModelError if a config claims far more layers than its weights have: building them takes long."""
     numbers = [int(found[1]) for name in tensors if (found := _LAYER.search(name))]
     claimed, held = shape.get("layers", 0), max(numbers, default=-1) + 1
-    if held and claimed > 2 * held:  # of a few the loading tells which tensors are missing
+    if held and claimed > 2 * held:  # if only a few are missing, loading names them
         raise ModelError(
-            f"{str(folder / 'config.json')!r} claims {claimed:,} layers, and the weights beside it hold {held:,}"
+            f"{str(folder / 'config.json')!r} claims {claimed:,} layers, but the weights beside it hold {held:,}"
         )
 
 
@@ -178,7 +176,7 @@ def weights_bytes(folder: Path) -> int:
 
 
 def _read_by_libraries(folder: Path) -> Iterator[Path]:
-    """Yield what libraries may open in a folder, but for what they would find to be missing."""
+    """Yield the existing files of a folder that libraries may open."""
     templates = folder / "additional_chat_templates"
     for parent, pattern in ((folder, "*"), (templates, "*.jinja")):
         try:
@@ -191,12 +189,12 @@ def _read_by_libraries(folder: Path) -> Iterator[Path]:
             if parent == templates
             or path.name in _LONGEST
             or path.suffix in (".safetensors", ".bin", ".gguf")
-            # What is wrong in a generation_config.json is for its own reader: no library opens it.
-            or (path.name != "generation_config.json" and path.suffix in _TEXTS and _never_ends(path))
+            # generation_config.json has its own reader; no library opens it.
+            or (path.name != "generation_config.json" and path.suffix in _TEXTS and _is_special(path))
         )
 
 
-def _never_ends(path: Path) -> bool:
+def _is_special(path: Path) -> bool:
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -210,7 +208,7 @@ def _weights_files(folder: Path) -> list[Path]:
     if chosen is not None:
         if not isinstance(chosen, str) or Path(chosen).name != chosen or not os.path.isfile(folder / chosen):
             raise ModelError(
-                f"transformers_weights in {str(folder / 'config.json')!r} is {named(chosen)} and no file beside it"
+                f"transformers_weights in {str(folder / 'config.json')!r} is {named(chosen)}, not a file beside it"
             )
         return [folder / chosen]
     chosen = next((folder / name for name in _WEIGHTS if os.path.isfile(folder / name)), None)
@@ -220,18 +218,18 @@ def _weights_files(folder: Path) -> list[Path]:
         return [chosen]
     map_ = read_object(chosen).get("weight_map")
     if not isinstance(map_, dict) or not map_:
-        raise ModelError(f"weight_map in {str(chosen)!r} is {named(map_)} and no map of tensors to files")
+        raise ModelError(f"weight_map in {str(chosen)!r} is {named(map_)}, not a map of tensors to files")
     files = []
     for name in dict.fromkeys(value if isinstance(value, str) else named(value) for value in map_.values()):
-        # Of any other name the part is elsewhere: the folder is a stranger's, the rest of the disk is not.
+        # An untrusted folder must not lead to the rest of the disk.
         if Path(name).name != name or not os.path.isfile(folder / name):
-            raise ModelError(f"{str(chosen)!r} names {name!r} as a file of weights, which is not in its folder")
+            raise ModelError(f"{str(chosen)!r} names the weights file {name!r}, which is not in its folder")
         files.append(folder / name)
     return files
 
 
 def named(value: object) -> str:
-    """Return a value of a JSON file as it stands there, shortened."""
+    """Return a JSON value as text, shortened."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
     if isinstance(value, int) and abs(value) >= 10**30:

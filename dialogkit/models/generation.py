@@ -1,7 +1,7 @@
-"""The generation settings that come with a model, which nothing obeys unless the user asks for it.
+"""The generation settings that a model brings, which only apply if the user asks for them.
 
-Transformers fills every setting that a caller leaves unset from the model's own, fails at some of them, and
-refuses to save others. Loaded models therefore have none; here they are read for those who want them.
+Transformers fills every setting that a caller leaves unset from the model's own, fails on some of them, and
+refuses to save others. Loaded models therefore carry none; this module reads them on request.
 """
 
 import json
@@ -17,6 +17,7 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.model import ModelConfig
 from dialogkit.config.problems import list_problems
 from dialogkit.errors import ModelError
+from dialogkit.hints import Hint
 from dialogkit.models.adapters import fetch_model_file, find_adapter
 from dialogkit.models.sources import find_gguf
 
@@ -25,27 +26,27 @@ _LEGACY = "config.json"
 _MAX_BYTES = 1_000_000
 _MOST_STOP_IDS = 100
 _NAMED = 12
-"""Settings that a note names; of more it gives the number."""
+"""Most settings that a note names."""
 
 _EQUIVALENT = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
-"""Settings that mean the same there and here."""
+"""Settings with the same meaning here and in transformers."""
 _NO_STEERING = frozenset(
     {
         "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version",
         "use_cache", "_from_model_config", "_commit_hash",
     }
 )  # fmt: skip
-"""What says nothing about how replies are sampled. `read_stop_ids` reads where they end."""
+"""Settings that do not affect sampling. `read_stop_ids` reads where replies end."""
 
 
 @dataclass(frozen=True)
-class BroughtSettings:
-    """Generation settings that come with a model.
+class ModelSettings:
+    """Generation settings that a model brings.
 
     Attributes:
-        file: name of the file that they are in.
-        values: by the names of transformers, unchecked.
-        problem: why the file cannot be used; None where it can.
+        file: name of their file.
+        values: by transformers' names, unchecked.
+        problem: why the file cannot be used; None if it can.
     """
 
     file: str = GENERATION_CONFIG
@@ -58,7 +59,7 @@ class ChosenSettings(NamedTuple):
 
     Attributes:
         config: the settings.
-        note: one sentence on what is used of the model's own settings and what is not; None if it brings none.
+        note: which of the model's own settings are used and which are not; None if it brings none.
     """
 
     config: GenerateConfig
@@ -66,7 +67,7 @@ class ChosenSettings(NamedTuple):
 
 
 def without_generation_settings(config: Any) -> Any:
-    """Return a transformers config, changed in place, whose model generates and returns what its caller asks for.
+    """Remove the generation and output settings of a transformers config, in place, so that callers decide them.
 
     Old models keep generation settings in their config.json. Fields that a config class declares stay, since they
     describe the model.
@@ -81,13 +82,13 @@ def without_generation_settings(config: Any) -> Any:
     return config
 
 
-def read_brought(model: ModelConfig) -> BroughtSettings:
-    """Return the generation settings in the files of a model; of an adapter without any, those of its base.
+def read_model_settings(model: ModelConfig) -> ModelSettings:
+    """Return the generation settings in a model's files; for an adapter without any, those of its base.
 
     Raises: ModelError for an adapter that cannot be used.
     """
     if model.from_scratch:
-        return BroughtSettings()
+        return ModelSettings()
     adapter = find_adapter(model)
     for source in (model,) if adapter is None else (model, adapter.base):
         if find_gguf(source) is not None:
@@ -95,40 +96,40 @@ def read_brought(model: ModelConfig) -> BroughtSettings:
         if (path := _find(source, GENERATION_CONFIG)) is not None:
             return _read(path)
         if (path := _find(source, _LEGACY)) is not None and (values := _legacy(_read(path).values)):
-            return BroughtSettings(_LEGACY, values)
-    return BroughtSettings()
+            return ModelSettings(_LEGACY, values)
+    return ModelSettings()
 
 
 def read_stop_ids(model: ModelConfig) -> frozenset[int]:
-    """Return the token ids at which the files of a model say that a reply ends, beside the end of a turn.
+    """Return the token ids that end a reply according to a model's files, besides the end of turn.
 
     Raises: ModelError for an adapter that cannot be used.
     """
-    named = read_brought(model).values.get("eos_token_id")
+    named = read_model_settings(model).values.get("eos_token_id")
     ids = named if isinstance(named, list) else [named]
     return frozenset(token for token in ids[:_MOST_STOP_IDS] if type(token) is int and token >= 0)
 
 
-def choose_settings(config: GenerateConfig, model: ModelConfig, *, hint: str) -> ChosenSettings:
+def choose_settings(config: GenerateConfig, model: ModelConfig, *, hint: Hint) -> ChosenSettings:
     """Return the settings for the replies of a model.
 
-    With `use_model_settings` the model's own take the place of those that the user has not set, as far as they
-    have an equivalent. Without, they are only named.
+    With `use_model_settings`, the model's own replace those that the user has not set, if they have an
+    equivalent. Without, they are only named in the note.
 
     Args:
         config: what the user has set.
         model: the model.
-        hint: what to type where its settings cannot be used.
+        hint: what to do if its settings cannot be used.
 
-    Raises: ModelError if settings are asked for that cannot be read or are out of range.
+    Raises: ModelError if the model's settings are requested but unreadable or out of range.
     """
-    brought = read_brought(model)
+    own_settings = read_model_settings(model)
     if not config.use_model_settings:
-        unused = [brought.problem] if brought.problem else _unused(brought, set())
-        return ChosenSettings(config, unused[0] if brought.problem else _sentence(brought, [], unused))
-    if brought.problem:
-        raise ModelError(f"the model's own settings cannot be used: {brought.problem}", hint=hint)
-    given, values = config.model_fields_set, brought.values
+        unused = [own_settings.problem] if own_settings.problem else _unused(own_settings, set())
+        return ChosenSettings(config, unused[0] if own_settings.problem else _sentence(own_settings, [], unused))
+    if own_settings.problem:
+        raise ModelError(f"the model's own settings cannot be used: {own_settings.problem}", hint=hint)
+    given, values = config.model_fields_set, own_settings.values
     own = {name: values[name] for name in _EQUIVALENT if values.get(name) is not None and name not in given}
     if values.get("do_sample") is False and "temperature" not in given:
         own["temperature"] = 0.0
@@ -136,32 +137,32 @@ def choose_settings(config: GenerateConfig, model: ModelConfig, *, hint: str) ->
         config = GenerateConfig.model_validate({**config.model_dump(), **own})
     except ValidationError as error:
         raise ModelError(
-            f"the model's own settings cannot be used: {brought.file}: {list_problems(error)[0]}", hint=hint
+            f"the model's own settings cannot be used: {own_settings.file}: {list_problems(error)[0]}", hint=hint
         ) from None
     used = {name for name in _EQUIVALENT if name in values and values[name] == getattr(config, name)}
     if isinstance(values.get("do_sample"), bool) and values["do_sample"] == (config.temperature > 0):
         used.add("do_sample")
-    told = [f"{name} {json.dumps(values[name])}" for name in values if name in used]
-    note = _sentence(brought, told, _unused(brought, used))
+    shown = [f"{name} {json.dumps(values[name])}" for name in values if name in used]
+    note = _sentence(own_settings, shown, _unused(own_settings, used))
     return ChosenSettings(config, note or "the model brings no generation settings of its own")
 
 
-def _unused(brought: BroughtSettings, used: set[str]) -> list[str]:
-    """Return the names of the settings that are not used, those left out that are off anyway."""
+def _unused(own_settings: ModelSettings, used: set[str]) -> list[str]:
+    """Return the names of the settings that are not used, except those that are off anyway."""
     return [
         _printable(name)
-        for name, value in brought.values.items()
+        for name, value in own_settings.values.items()
         if name not in _NO_STEERING | used and value is not None and (value is not False or name == "do_sample")
     ]
 
 
-def _sentence(brought: BroughtSettings, used: list[str], unused: list[str]) -> str | None:
+def _sentence(own_settings: ModelSettings, used: list[str], unused: list[str]) -> str | None:
     if len(unused) > _NAMED:
         unused = [*unused[:_NAMED], f"and {len(unused) - _NAMED} more"]
     if used:
         rest = f"; not used: {', '.join(unused)}" if unused else ""
-        return f"used from {brought.file}: {', '.join(used)}{rest}"
-    return f"not used from {brought.file}: {', '.join(unused)}" if unused else None
+        return f"used from {own_settings.file}: {', '.join(used)}{rest}"
+    return f"not used from {own_settings.file}: {', '.join(unused)}" if unused else None
 
 
 def _printable(name: str) -> str:
@@ -176,27 +177,27 @@ def _find(source: ModelConfig, file: str) -> Path | None:
     return path if os.path.lexists(path) else None
 
 
-def _read(path: Path) -> BroughtSettings:
+def _read(path: Path) -> ModelSettings:
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
-            return BroughtSettings(path.name, problem=f"{path.name} is no regular file and is not used")
+            return ModelSettings(path.name, problem=f"{path.name} is not a regular file and is not used")
         if info.st_size > _MAX_BYTES:
-            told = f"{path.name} is not used: it is larger than {_MAX_BYTES:,} bytes"
-            return BroughtSettings(path.name, problem=told)
+            problem = f"{path.name} is not used: it is larger than {_MAX_BYTES:,} bytes"
+            return ModelSettings(path.name, problem=problem)
         values = json.loads(path.read_bytes())
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        return BroughtSettings(path.name, problem=f"{path.name} cannot be read and is not used: {reason}")
+        return ModelSettings(path.name, problem=f"{path.name} cannot be read and is not used: {reason}")
     except (ValueError, RecursionError):
-        return BroughtSettings(path.name, problem=f"{path.name} is not valid JSON and is not used")
+        return ModelSettings(path.name, problem=f"{path.name} is not valid JSON and is not used")
     if not isinstance(values, dict):
-        return BroughtSettings(path.name, problem=f"{path.name} holds no JSON object and is not used")
-    return BroughtSettings(path.name, values)
+        return ModelSettings(path.name, problem=f"{path.name} holds no JSON object and is not used")
+    return ModelSettings(path.name, values)
 
 
 def _legacy(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the generation settings among those of a model's config."""
+    """Return the generation settings in a model's config."""
     from transformers import GenerationConfig
 
     names = set(vars(GenerationConfig())) - _NO_STEERING - {"output_attentions", "output_hidden_states"}

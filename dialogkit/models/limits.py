@@ -1,4 +1,4 @@
-"""Bounds on what a stranger's files can make a library do: how long it takes, and how it fails."""
+"""Limits on what untrusted files can make a library do: time, memory, and how it fails."""
 
 import os
 import signal
@@ -6,6 +6,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+
+from dialogkit.system.memory import address_space_bytes
 
 _lock = threading.RLock()
 
@@ -15,13 +17,13 @@ def _forked() -> None:
     _lock = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):  # the thread that holds it is not in the child
+if hasattr(os, "register_at_fork"):  # the thread that holds it does not exist in the child
     os.register_at_fork(after_in_child=_forked)
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in what takes longer, where the system has alarms and this is the main thread."""
+    """Raise TimeoutError after a time; only in the main thread, on systems with alarms."""
 
     def stop(*_: object) -> None:
         raise TimeoutError
@@ -41,16 +43,16 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def memory_limit(more: int) -> Iterator[None]:
-    """Raise MemoryError in what takes more than so many further bytes, where the system has such a limit."""
+    """Raise MemoryError in code that takes more than `more` further bytes; Linux only."""
     try:
         import resource
 
-        with open("/proc/self/statm", encoding="ascii") as file:
-            taken = int(file.read().split()[0]) * resource.getpagesize()
+        if (taken := address_space_bytes()) is None:  # macOS
+            raise OSError
         before = soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         bounds = [limit for limit in (taken + more, soft, hard) if limit != resource.RLIM_INFINITY]
         resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
-    except (ImportError, OSError, ValueError):  # Windows, macOS
+    except (ImportError, OSError, ValueError):  # Windows
         yield
         return
     try:
@@ -61,13 +63,13 @@ def memory_limit(more: int) -> Iterator[None]:
 
 @contextmanager
 def panics_raised(*, quietly: bool = True) -> Iterator[None]:
-    """Raise a panic of a library in Rust as ValueError, without what Rust itself writes to stderr about it.
+    """Raise a panic of a Rust library as ValueError, without the lines that Rust writes to stderr.
 
-    To Python such a panic is no Exception. Rust writes to the file of stderr, which is therefore kept aside; where
-    the system has no files in memory, its lines stay.
+    In Python such a panic is no Exception. Rust writes to the file descriptor of stderr, which is therefore
+    redirected meanwhile; on systems without files in memory the lines stay.
 
     Args:
-        quietly: keep stderr aside; not where something is reported meanwhile.
+        quietly: redirect stderr; False while progress is reported.
     """
     aside = _stderr_aside() if quietly else nullcontext(lambda: None)
     with _lock, aside as forget:
@@ -82,7 +84,7 @@ def panics_raised(*, quietly: bool = True) -> Iterator[None]:
 
 @contextmanager
 def _stderr_aside() -> Iterator[Callable[[], None]]:
-    """Write to stderr only at the end, unless the function given is called before."""
+    """Hold back what is written to stderr until the end; the yielded function discards it."""
     kept = None
     with suppress(OSError, AttributeError):  # no stderr; no files in memory
         aside = os.memfd_create("stderr")

@@ -10,22 +10,22 @@ from typing import Any
 
 from dialogkit.config.model import ModelConfig
 from dialogkit.errors import DialogKitError, ModelError, UnavailableError
+from dialogkit.hints import Call, Shell
 from dialogkit.models.folder import describe_folder, require_regular, require_sound, weights_bytes
 from dialogkit.models.limits import panics_raised
 from dialogkit.system.network import from_hub
 
 
 def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **options: Any) -> Any:
-    """Call a `from_pretrained` for the source of a model; remote code is never run.
+    """Call a `from_pretrained` for a model's source; never runs remote code.
 
-    Raises: ModelError if the source is not usable; UnavailableError if it lies on an unreachable hub and is
-    not in the cache.
+    Raises: ModelError if the source is unusable; UnavailableError if it is on an unreachable hub and not cached.
     """
     from transformers.utils import logging as hf_logging
 
-    # It warns of padding without a mask wherever the padding token ends texts as well; our batches have none.
+    # It warns of padding without a mask if the padding token also ends texts; our batches have no padding.
     hf_logging.set_verbosity_error()
-    # Otherwise a thread asks the hub, without a limit, to convert other weights, and the exit waits for it.
+    # Otherwise a thread asks the hub to convert weights, without a time limit, and exiting waits for it.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     hf_logging.disable_progress_bar()
     source = config.source or ""
@@ -40,10 +40,10 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **optio
     else:
         folder = source
         options["revision"] = config.revision
-    # Its reader of GGUF files draws a bar that no setting turns off.
+    # Its GGUF reader draws a progress bar that no setting turns off.
     quiet = redirect_stderr(StringIO()) if "gguf_file" in options else nullcontext()
     try:
-        # A wait for the hub is reported.
+        # Waiting for the hub is reported on stderr.
         with quiet, panics_raised(quietly=local is not None):
             if local is None:
 
@@ -54,18 +54,18 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **optio
                 return from_hub(
                     load,
                     lacking=f"{source!r} is not in its cache",
-                    hint="dialogkit doctor --network",
+                    hint=Call("doctor", network=True),
                 )
             return loader(folder, trust_remote_code=False, **options)
     except DialogKitError:
         raise
-    # Whatever a library raises at files that are damaged or of another kind: they are input.
+    # Whatever a library raises for damaged files is wrong input.
     except Exception as error:
         raise unusable(source, error) from None
 
 
 def _require_sound_config(source: str, revision: str | None, *, online: bool) -> None:
-    """Raise ModelError if the config of a model on the hub cannot be what it claims to be; see `require_sound`."""
+    """Raise ModelError if the config of a model on the hub is invalid; see `require_sound`."""
     from transformers.utils import cached_file
 
     found = cached_file(
@@ -75,25 +75,25 @@ def _require_sound_config(source: str, revision: str | None, *, online: bool) ->
         local_files_only=not online,
         _raise_exceptions_for_missing_entries=False,
     )
-    if found is not None:  # a tokenizer alone has none
+    if found is not None:  # a bare tokenizer has none
         describe_folder(Path(found).parent)
 
 
 def unusable(source: str, error: Exception) -> ModelError:
-    """Return what to tell about a source that a library failed to load."""
+    """Return the error for a source that a library failed to load."""
     if isinstance(error, pickle.UnpicklingError):
         return ModelError(
-            f"{source!r} is not loaded: its weights are damaged, or hold more than tensors, which could run code",
-            hint="give a model with weights in the safetensors format",
+            f"{source!r} was not loaded: its weights are damaged, or hold more than tensors, which could run code",
+            hint="use a model with weights in the safetensors format",
         )
     reason = (str(error).strip().splitlines() or [""])[0]
     if not isinstance(error, OSError | ValueError):
         reason = f"{type(error).__name__}: {reason}"
-    return ModelError(f"{source!r} cannot be loaded: {reason.rstrip(': ')}", hint="dialogkit models list")
+    return ModelError(f"{source!r} cannot be loaded: {reason.rstrip(': ')}", hint=Call("models list"))
 
 
 def require_sound_source(path: Path) -> None:
-    """Raise ModelError if a folder or a file on this disk cannot be a model; see `folder.require_sound`."""
+    """Raise ModelError if a local folder or file cannot be a model; see `folder.require_sound`."""
     if path.is_dir():
         require_sound(path)
     else:
@@ -101,7 +101,7 @@ def require_sound_source(path: Path) -> None:
 
 
 def size_of(config: ModelConfig) -> int | None:
-    """Return the bytes of the weights of a source on this disk; None if it lies on the hub."""
+    """Return the bytes of a local source's weights; None for a source on the hub."""
     local = _local(config.source or "")
     if local is None:
         return None
@@ -110,14 +110,14 @@ def size_of(config: ModelConfig) -> int | None:
 
 
 def _local(source: str) -> Path | None:
-    """Return the file or folder that a source is; None if it lies on the hub."""
-    # Unlike pathlib's, these functions answer for any text, be it too long for a name.
+    """Return the file or folder of a local source; None for one on the hub."""
+    # Unlike pathlib's, these functions accept texts that are too long for a name.
     path = os.path.expanduser(source)
     return Path(path) if os.path.exists(path) else None
 
 
 def find_gguf(config: ModelConfig) -> Path | None:
-    """Return the GGUF file that a source is, or that it holds in place of ordinary weights; None without one."""
+    """Return the GGUF file that a source is or holds instead of ordinary weights; None for none."""
     local = _local(config.source or "")
     if local is None or local.is_file():
         return local
@@ -134,4 +134,4 @@ def _need_gguf() -> None:
     from importlib.util import find_spec
 
     if find_spec("gguf") is None:
-        raise UnavailableError("GGUF files need the package gguf", hint="pip install 'dialogkit[gguf]'")
+        raise UnavailableError("GGUF files need the package gguf", hint=Shell("pip install 'dialogkit[gguf]'"))

@@ -26,8 +26,9 @@ from dialogkit.dialog import (
     turns_format,
 )
 from dialogkit.errors import ConfigError, ModelError
+from dialogkit.hints import Call, Change
 from dialogkit.models.adapters import tokenizer_source
-from dialogkit.models.chat_template import TemplateFormat
+from dialogkit.models.chat_template import PLAIN_FORMAT, TemplateFormat
 from dialogkit.models.folder import require_sound
 from dialogkit.models.generation import read_stop_ids
 from dialogkit.models.limits import panics_raised
@@ -35,8 +36,8 @@ from dialogkit.models.sources import find_gguf, load_from_source, unusable
 
 SHIPPED_TOKENIZER = Path(__file__).parent / "shipped_tokenizer"
 
-
 MOST_GROWTH = 100
+"""Most characters that a tokenizer's rules may put in place of one."""
 _FALLBACK = re.compile("<0x([0-9A-F]{2})>")  # a byte where SentencePiece has no token
 
 
@@ -44,13 +45,13 @@ class ChatTokenizer:
     """A transformers tokenizer together with one chat format.
 
     Attributes:
-        hf: the transformers tokenizer; its `chat_template` is the format, so that it is saved with a model.
+        hf: the transformers tokenizer; its `chat_template` holds the format, so that a saved model has it.
         stop_ids: ids that end a turn.
-        reply_stop_ids: ids at which a reply ends: these, and those that the files of a model name.
+        reply_stop_ids: ids that end a reply: `stop_ids`, and those that a model's files name.
     """
 
     def __init__(self, hf: Any, turn_format: TurnFormat | None) -> None:
-        """Wrap a tokenizer; with `turn_format` None it is rendered by the template that it brings."""
+        """Wrap a tokenizer; `turn_format` None uses its own chat template."""
         self.hf = hf
         self._backend: Tokenizer = hf.backend_tokenizer
         _require_bounded(self._backend)
@@ -70,7 +71,7 @@ class ChatTokenizer:
         if unknown := sorted(needed - self._ids.keys()):
             raise ModelError(
                 f"the tokenizer has no token {unknown[0]!r}, which its chat format needs",
-                hint="--set model.chat_format=plain",
+                hint=PLAIN_FORMAT,
             )
         self.stop_ids = frozenset(self._ids[token] for token in ends)
         self.reply_stop_ids = self.stop_ids
@@ -93,12 +94,12 @@ class ChatTokenizer:
 
     @property
     def pad_id(self) -> int:
-        """The id that fills a batch; never attended to."""
+        """The padding id; never attended to."""
         return self.hf.pad_token_id if self.hf.pad_token_id is not None else self.end_of_turn_id
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the vocabulary, its rules, the chat format, and the library that applies them."""
+        """SHA-256 over the vocabulary, its rules, the chat format and the library's version."""
         named = sorted((name, str(token)) for name, token in self.hf.special_tokens_map.items())
         parts = [
             *(self._backend.to_str(), str(self.hf.chat_template), type(self._format).__name__),
@@ -107,27 +108,27 @@ class ChatTokenizer:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def encode_dialogs(self, dialogs: Sequence[Dialog]) -> list[Encoded]:
-        """Return ids and supervision of each dialog: its answers, each with its end of turn.
+        """Return the ids of each dialog; supervised are its answers, each with its end of turn.
 
-        Raises: DataError if the model's own template refuses a dialog.
+        Raises: DataError if the model's own template rejects a dialog.
         """
         return self._encode([self._format.spans(dialog) for dialog in dialogs])
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids after which the reply to `messages` starts, a prefix of what training would see."""
-        # A terminal may hand on bytes that are no text; data with such text was refused when it was read.
+        # A terminal may pass invalid UTF-8; data was checked when it was read.
         clean = [Message(m.role, m.content.encode("utf-8", "replace").decode()) for m in messages]
         return self._encode([self._format.spans(clean, reply=True)])[0].input_ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, special tokens left out, without surrounding white space."""
+        """Return the text of ids without special tokens and surrounding white space."""
         with _own_rules("decode"):
             return str(self.hf.decode(list(ids), skip_special_tokens=True)).strip()
 
     def prompt_text(self, ids: Sequence[int]) -> str:
-        """Return what is said before a first answer: the user's text, behind the system's in parentheses.
+        """Return the text before a first answer: the user's, after the system's in parentheses.
 
-        What opens the answer, and the labels of roles, are left out as far as the format tells them apart.
+        The opening of the answer and role labels are left out where the format can tell them apart.
         """
         turns: list[list[int]] = [[]]
         for token in ids:
@@ -142,7 +143,7 @@ class ChatTokenizer:
         return f"(system: {system}) {said}" if system else said
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
-        """Return each token as it stands in the text; of a part of a character, its bytes with backslashes."""
+        """Return each token's text; for a part of a character, its bytes with backslashes."""
         added = {number: token.content for number, token in self.hf.added_tokens_decoder.items()}
         byte_level = "ByteLevel" in repr(self._backend.decoder)
         texts = []
@@ -159,7 +160,7 @@ class ChatTokenizer:
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Ids that no text of a person becomes."""
+        """Ids that never result from a person's text."""
         added = self.hf.added_tokens_decoder.items()
         return frozenset(self.hf.all_special_ids) | {number for number, token in added if token.special}
 
@@ -168,17 +169,17 @@ class ChatTokenizer:
         self.hf.save_pretrained(str(folder))
 
     def _tokenizes_by_piece(self) -> bool:
-        """Whether the pieces of a text get the same ids alone and together.
+        """Return whether pieces of a text get the same ids separately and joined.
 
-        True for byte-level BPE. SentencePiece-like tokenizers may add a space where a text begins, and some
-        special tokens swallow the white space beside them.
+        True for byte-level BPE. SentencePiece-like tokenizers may add a space at the start of a text, and some
+        special tokens swallow adjacent white space.
         """
         token = self._format.end_of_turn
         pieces = ("Hi there. ", token, " Hi there.\n", "Hi there.")
         with _own_rules("encode"):
-            alone = [self._backend.encode(piece, add_special_tokens=False).ids for piece in pieces]
+            separate = [self._backend.encode(piece, add_special_tokens=False).ids for piece in pieces]
             joint = self._backend.encode("".join(pieces), add_special_tokens=False).ids
-        return alone[1] == [self._ids[token]] and joint == [i for ids in alone for i in ids]
+        return separate[1] == [self._ids[token]] and joint == [i for ids in separate for i in ids]
 
     def _encode(self, dialogs: Sequence[Sequence[Span]]) -> list[Encoded]:
         if self._joins_pieces:
@@ -211,7 +212,7 @@ class ChatTokenizer:
         for span in spans:
             start = len(text)
             for piece in span.pieces:
-                # Without a way to keep such text apart, one space takes its power to be a special token.
+                # Text cannot be kept apart here, so one space breaks what looks like a special token.
                 text += piece.text if piece.special else self._special.sub(_broken, piece.text)
             if span.supervised:
                 answers.append(range(start, len(text)))
@@ -222,9 +223,9 @@ class ChatTokenizer:
 
 
 def _require_bounded(backend: Tokenizer) -> None:
-    """Raise ModelError if the rules of a tokenizer can make a text more than a hundred times as long.
+    """Raise ModelError if a tokenizer's rules can make a text more than `MOST_GROWTH` times as long.
 
-    Rust ends the process where there is no memory for a text.
+    Rust aborts the process when it runs out of memory.
     """
     for part in (backend.normalizer, backend.decoder):
         growth = 1
@@ -233,7 +234,7 @@ def _require_bounded(backend: Tokenizer) -> None:
                 growth *= max(1, len(str(rule.get(added, ""))))
         if growth > MOST_GROWTH:
             raise ModelError(
-                f"the tokenizer puts up to {growth:,} characters in the place of one, and may put {MOST_GROWTH}"
+                f"the tokenizer replaces one character by up to {growth:,}; the limit is {MOST_GROWTH}"
             )
 
 
@@ -247,7 +248,7 @@ def _rules(rule: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _own_rules(task: str) -> Iterator[None]:
-    """Raise ModelError where the rules of a tokenizer, which are patterns of a stranger, fail at a text."""
+    """Raise ModelError if a tokenizer's rules, which are untrusted patterns, fail on a text."""
     try:
         with panics_raised():
             yield
@@ -256,7 +257,7 @@ def _own_rules(task: str) -> Iterator[None]:
 
 
 def _bytes_by_letter() -> dict[str, int]:
-    """Return which byte a letter stands for in byte-level BPE: those that print for themselves (GPT-2's table)."""
+    """Return the byte of each letter in byte-level BPE (GPT-2's table): printable bytes stand for themselves."""
     printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printed]
     return {chr(byte): byte for byte in printed} | {chr(256 + n): byte for n, byte in enumerate(others)}
@@ -276,14 +277,14 @@ def _added_special(hf: Any) -> list[str]:
 def load_tokenizer(config: ModelConfig) -> ChatTokenizer:
     """Return the tokenizer of a model with its chat format.
 
-    Raises: ModelError if it cannot be found or read; UnavailableError if it lies on an unreachable hub.
+    Raises: ModelError if it cannot be found or read; UnavailableError if it is on an unreachable hub.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if config.tokenizer is not None or config.from_scratch:
         folder = Path(config.tokenizer).expanduser() if config.tokenizer else SHIPPED_TOKENIZER
         if not (folder / "tokenizer.json").is_file():
-            raise ModelError(f"no tokenizer.json in {str(folder)!r}", hint="dialogkit tokenizer train --help")
+            raise ModelError(f"no tokenizer.json in {str(folder)!r}", hint=Call("tokenizer train", help=True))
         require_sound(folder)
         try:
             with panics_raised():
@@ -299,7 +300,7 @@ def load_tokenizer(config: ModelConfig) -> ChatTokenizer:
 
 
 def _without_strays(hf: Any) -> Any:
-    """Return a tokenizer read from GGUF without what the file has no entry for.
+    """Remove from a tokenizer read from GGUF what the file has no entry for.
 
     Transformers adds GPT-2's `<|endoftext|>` to every byte-level vocabulary, past the end of the embeddings.
     """
@@ -337,7 +338,7 @@ def with_format(hf: Any, config: ModelConfig) -> ChatTokenizer:
 
 
 def _recognised_format(hf: Any) -> TurnFormat | None:
-    """Return the format of ours that the tokenizer's template is, None if it is a foreign one."""
+    """Return our format that matches the tokenizer's template; None for any other template."""
     formats = [native_format()]
     if hf.eos_token is not None:
         formats += [plain_format(hf.eos_token), turns_format(hf.eos_token)]
@@ -354,8 +355,8 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int, output: Path) -> i
     """Train a byte-level BPE tokenizer, write it with its chat template, and return its number of entries.
 
     Args:
-        texts: what to learn the merges from. The same texts in the same order give the same file.
-        vocabulary: entries, the 6 special tokens and the 256 bytes included.
+        texts: training texts. The same texts in the same order give the same file.
+        vocabulary: entries, including the 6 special tokens and the 256 bytes.
         output: folder to write.
 
     Raises: ConfigError if the vocabulary cannot hold the bytes and the special tokens.
@@ -364,7 +365,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int, output: Path) -> i
 
     smallest = 256 + len(SPECIAL_TOKENS)
     if vocabulary < smallest:
-        raise ConfigError(f"a vocabulary of {vocabulary} is too small", hint=f"--vocab-size {smallest}")
+        raise ConfigError(f"a vocabulary of {vocabulary} is too small", hint=Change({"vocab_size": smallest}))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

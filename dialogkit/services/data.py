@@ -1,4 +1,4 @@
-"""Datasets that have a short name."""
+"""Lists the datasets that have a short name."""
 
 from dialogkit.services.result import Result
 

@@ -1,8 +1,8 @@
-"""How good models are: how well they predict held-out answers, whether they listen, and how they talk."""
+"""How good models are: how well they predict held-out answers, whether they use the prompt, and how they reply."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError
 
@@ -12,31 +12,43 @@ from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.config.problems import list_problems
 from dialogkit.data.sources import find_source
 from dialogkit.errors import ConfigError
-from dialogkit.services.evaluation.evaluator import ProgressSink, measure
+from dialogkit.hints import Call
+from dialogkit.services.evaluation.evaluator import ProgressSink, evaluate_model
 from dialogkit.services.evaluation.lm_eval import TaskSuite
+from dialogkit.services.evaluation.request import EvaluateRequest
 from dialogkit.services.evaluation.results import EvaluateRow, TaskRow
-from dialogkit.services.evaluation.store import Keeper, KeptRow, TrackedRow, require_mode
-from dialogkit.services.generate import sampling_of
+from dialogkit.services.evaluation.store import EvaluationStore, KeptRow, TrackedRow
+from dialogkit.services.inference import hints_for, names_of, sampling_of
 from dialogkit.services.result import Result
 from dialogkit.services.runs.resolve import Loadable, find_dataset, resolve_model
 from dialogkit.system.compute_lock import alone
 
-__all__ = ["EvaluateResult", "EvaluateRow", "evaluate", "find_dataset"]
+__all__ = ["EvaluateRequest", "EvaluateResult", "EvaluateRow", "evaluate", "evaluate_models", "find_dataset"]
 
 
 class EvaluateResult(Result):
-    """One row for each model, and the anchors."""
+    """One row for each model, and its baselines."""
 
     rows: list[EvaluateRow]
     anchors: list[EvaluateRow] = Field(default_factory=list)
-    """Those of each model, by its name."""
+    """The baselines of each model, by its name."""
     kept: list[KeptRow] = Field(default_factory=list)
-    """Where the figures lie, of models of runs."""
+    """Where the metrics of models of runs were stored."""
     tracked: list[TrackedRow] = Field(default_factory=list)
-    """The W&B runs that were told of it."""
+    """The W&B runs that received them."""
 
 
-@alone()
+class _Planned(NamedTuple):
+    """One model of a request, and what was found out about it before any model is loaded."""
+
+    loadable: Loadable
+    data: DataConfig
+    sampling: GenerateConfig
+    note: str | None
+    """What was used of the model's own sampling settings."""
+    store: EvaluationStore
+
+
 def evaluate(
     model: str | Path | Sequence[str] | None = None,
     *,
@@ -51,121 +63,155 @@ def evaluate(
     wandb: str | None = None,
     output: str | Path = DEFAULT_OUTPUT,
     device: str = "auto",
-    on_progress: ProgressSink = lambda what, share: None,
+    on_progress: ProgressSink = lambda stage, fraction: None,
 ) -> EvaluateResult:
-    """Return how well one model or several predict held-out answers, listen and talk; in float32.
+    """Return how well one model or several predict held-out answers, use the prompt and reply; in float32.
 
-    The figures of a run's own model are kept in its folder, beside those on another number of dialogs, and told to
-    its W&B run, and its page is written again.
+    The metrics of a run's own model are stored in its folder, beside those on other numbers of dialogs, and sent
+    to its W&B run, and its page is rewritten.
 
     Args:
         model: catalogue name, run, folder or hub id, or several; None is the newest finished run.
         dataset: a dataset as `train` takes it; None is the one of the run, or `starter`.
-        samples: use so many held-out dialogs, those of the lowest content hash. None: all.
-        max_bad_rows: malformed rows of another dataset's file that are passed over.
-        whole: score every dialog of the dataset and not the held-out ones alone, which come first.
-        batch_size: dialogs at once; the figures do not depend on it.
-        quick: only how well the answers are predicted: no replies, no anchors.
+        samples: evaluate on this many held-out dialogs, those with the lowest content hash. None: all.
+        max_bad_rows: malformed rows of another dataset's file to skip.
+        whole: score every dialog of the dataset, the held-out ones first.
+        batch_size: dialogs per batch; does not change the metrics.
+        quick: score the answers only: no replies, no baselines.
         tasks: tasks of the lm-evaluation-harness, by name or file; `samples` limits their questions as well.
         use_model_settings: sample replies with the settings that come with each model; tasks keep their own.
-        wandb: W&B mode: auto, online, offline or disabled; None is that of the run. One that was trained without
+        wandb: W&B mode: auto, online, offline or disabled; None is that of the run. A run that was trained without
             W&B stays without it.
         output: folder of models and runs.
         device: auto, cpu, cuda or mps.
-        on_progress: takes how far it is.
+        on_progress: receives the current stage and the fraction of the work that is done.
 
     Raises: ModelError, DataError, ConfigError, UnavailableError.
     """
-    if wandb is not None:
-        require_mode(wandb)
-    names: list[str | None] = [None]
-    if model is not None:
-        names = [str(model)] if isinstance(model, str | Path) else [str(name) for name in model]
-    chosen = [resolve_model(name, output=output) for name in names]
-    asked = GenerateConfig(use_model_settings=use_model_settings)
-    sampling, notes = sampling_of(chosen, asked, command="evaluate", output=output)
-    datasets = [_dataset_of(loadable, dataset, whole=whole) for loadable in chosen]
+    request = EvaluateRequest(
+        models=names_of(model),
+        dataset=dataset,
+        samples=samples,
+        max_bad_rows=max_bad_rows,
+        whole=whole,
+        batch_size=batch_size,
+        quick=quick,
+        tasks=tuple([tasks] if isinstance(tasks, str) and tasks else tasks),
+        use_model_settings=use_model_settings,
+        wandb=wandb,
+        output=Path(output),
+        device=device,
+    )
+    return evaluate_models(request, on_progress=on_progress)
+
+
+@alone()
+def evaluate_models(
+    request: EvaluateRequest, *, on_progress: ProgressSink = lambda stage, fraction: None
+) -> EvaluateResult:
+    """Return the metrics of each model of a request, and store them; see `evaluate`."""
+    planned = _plan(request)
+    suite = TaskSuite(request.tasks) if request.tasks else None
+
+    def evaluated(number: int, model: _Planned) -> EvaluateResult:
+        def report(stage: str, fraction: float) -> None:
+            on_progress(f"{model.loadable.known_as}: {stage}", (number + fraction) / len(planned))
+
+        return _evaluate_one(model, request, suite, report)
+
+    results = [evaluated(number, model) for number, model in enumerate(planned)]
+    return EvaluateResult(
+        rows=[row for result in results for row in result.rows],
+        anchors=[row for result in results for row in result.anchors],
+        kept=[row for result in results for row in result.kept],
+        tracked=[row for result in results for row in result.tracked],
+    )
+
+
+def _plan(request: EvaluateRequest) -> list[_Planned]:
+    """Return the models of a request, after all checks that need no model."""
+    chosen = [resolve_model(name, output=request.output) for name in request.models]
+    wanted = GenerateConfig(use_model_settings=request.use_model_settings)
+    sampling, notes = sampling_of(chosen, wanted, verb="evaluate", output=request.output)
+    datasets = [_data_config(loadable, request) for loadable in chosen]
     for config in datasets:
         if not config.streaming:
-            find_source(config)  # what is not there is told before a model is loaded
-    keeps = not quick or bool(tasks)
-    keepers = [Keeper(loadable, wandb=wandb if keeps else "disabled", output=Path(output)) for loadable in chosen]
-    suite = TaskSuite([tasks] if isinstance(tasks, str) else tasks) if tasks else None
+            find_source(config)
+    wandb = request.wandb if request.stores_results else "disabled"
+    stores = [EvaluationStore(loadable, wandb=wandb, output=request.output) for loadable in chosen]
+    return [
+        _Planned(loadable, config, sampling[number], notes[number] if notes else None, stores[number])
+        for number, (loadable, config) in enumerate(zip(chosen, datasets, strict=True))
+    ]
 
-    rows: list[EvaluateRow] = []
-    anchors: list[EvaluateRow] = []
-    kept: list[KeptRow] = []
-    tracked: list[TrackedRow] = []
-    for number, (loadable, keeper, config) in enumerate(zip(chosen, keepers, datasets, strict=True)):
-        if max_bad_rows:
-            config = config.model_copy(update={"max_bad_rows": max_bad_rows})
 
-        def told(what: str, share: float, number: int = number, name: str = loadable.known_as) -> None:
-            on_progress(f"{name}: {what}", (number + share) / len(chosen))
-
-        row, beside, replies = measure(
-            loadable,
-            config,
-            samples=samples,
-            whole=whole,
-            batch_size=batch_size,
-            quick=quick,
-            own_data=dataset is None,
-            sampling=sampling[number],
-            device=device,
-            told=told,
+def _evaluate_one(
+    model: _Planned, request: EvaluateRequest, suite: TaskSuite | None, report: ProgressSink
+) -> EvaluateResult:
+    """Evaluate and store one model of a request."""
+    tasks: list[TaskRow] = []
+    with hints_for(model.loadable):
+        evaluation = evaluate_model(
+            model.loadable, model.data, request, sampling=model.sampling, on_progress=report
         )
-        if notes:
-            row = row.model_copy(update={"model_settings": notes[number]})
         if suite is not None:
-            row = row.model_copy(update={"tasks": _ask(suite, loadable, samples, batch_size, device, told)})
-            keeper.tasks(row.tasks)
-        beyond = whole and row.dialogs > (row.held_out or 0)
-        own = loadable.run is not None and row.dataset == loadable.run.read().data.get("dataset")
-        row = row.model_copy(update={"trained_on": beyond and own})
-        rows.append(row)
-        anchors += beside
-        if not quick and (told_of := keeper.evaluation(row, beside, replies)) is not None:
-            kept.append(told_of)
-        told("keeping the figures", 1.0)
-        if (told_to := keeper.close()) is not None:
-            tracked.append(told_to)
-    return EvaluateResult(rows=rows, anchors=anchors, kept=kept, tracked=tracked)
+            tasks = _run_tasks(suite, model.loadable, request, report)
+            model.store.add_tasks(tasks)
+    trained_on = _includes_training_dialogs(evaluation.row, model.loadable, request)
+    row = evaluation.row.model_copy(
+        update={"model_settings": model.note, "tasks": tasks, "trained_on": trained_on}
+    )
+    kept = None if request.quick else model.store.add_evaluation(row, evaluation.baselines, evaluation.replies)
+    report("storing the results", 1.0)
+    tracked = model.store.publish()
+    return EvaluateResult(
+        rows=[row],
+        anchors=evaluation.baselines,
+        kept=[kept] if kept else [],
+        tracked=[tracked] if tracked else [],
+    )
 
 
-def _ask(
-    suite: TaskSuite, loadable: Loadable, samples: int | None, batch_size: int, device: str, told: ProgressSink
+def _run_tasks(
+    suite: TaskSuite, loadable: Loadable, request: EvaluateRequest, report: ProgressSink
 ) -> list[TaskRow]:
-    """Return what a model comes to in tasks."""
     from dialogkit.services.runs.loading import load_for_inference
 
-    loaded = load_for_inference(loadable, device=device)
-    return suite.ask(loaded, limit=samples, batch_size=batch_size, told=told)
+    loaded = load_for_inference(loadable, device=request.device)
+    return suite.run(loaded, limit=request.samples, batch_size=request.batch_size, report=report)
 
 
-def _dataset_of(loadable: Loadable, dataset: str | None, *, whole: bool) -> DataConfig:
+def _includes_training_dialogs(row: EvaluateRow, loadable: Loadable, request: EvaluateRequest) -> bool:
+    """Return whether a model was evaluated on dialogs that it was trained on."""
+    if not request.whole or row.dialogs <= (row.held_out or 0) or loadable.run is None:
+        return False
+    return bool(row.dataset == loadable.run.read().data.dataset)
+
+
+def _data_config(loadable: Loadable, request: EvaluateRequest) -> DataConfig:
     """Return the data settings of the run that made the model, or those of another dataset.
 
-    The run's own have the dialogs that it was trained on, unless the whole dataset is asked for.
+    The run's own limit what it was trained on; that limit is dropped when the whole dataset is requested.
     """
     settings: dict[str, Any] = {}
     if loadable.run is not None:
         record = loadable.run.read()
-        settings = dict(record.config.get("data", {}))
-        if whole or dataset is not None:
+        settings = dict(record.settings("data"))
+        if request.whole or request.dataset is not None:
             settings.pop("samples", None)
-        if dataset is None and "dataset" in settings:
+        if request.dataset is None and "dataset" in settings:
             settings["dataset"] = find_dataset(record)
-    if dataset is not None:
-        # Models that are compared on a dataset are given the same dialogs, whatever limit they were trained with.
+    if request.dataset is not None:
+        # Models that are compared on a dataset get the same dialogs, whatever limit they were trained with.
         settings.pop("max_tokens", None)
-        if dataset != settings.get("dataset"):
-            settings = {"dataset": dataset}
+        if request.dataset != settings.get("dataset"):
+            settings = {"dataset": request.dataset}
     try:
-        return DataConfig.model_validate(settings)
+        config = DataConfig.model_validate(settings)
     except ValidationError as error:
         run = loadable.run.name if loadable.run else loadable.name
         raise ConfigError(
-            f"the run {run!r} has no valid settings of its data: {list_problems(error)[0]}",
-            hint=f"dialogkit runs show {run}",
+            f"the run {run!r} has invalid data settings: {list_problems(error)[0]}",
+            hint=Call("runs show", run),
         ) from None
+    return config.model_copy(update={"max_bad_rows": request.max_bad_rows}) if request.max_bad_rows else config

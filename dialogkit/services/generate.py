@@ -1,6 +1,5 @@
-"""Replies to prompts, by one model or several side by side."""
+"""Generates replies to prompts, with one model or several side by side."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,18 +9,20 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError
+from dialogkit.hints import Call
 from dialogkit.inference.results import ReplyResult, StreamSink, reply_results
+from dialogkit.services.inference import hints_for, names_of, sampling_of
 from dialogkit.services.result import Result
-from dialogkit.services.runs.resolve import Loadable, output_option, resolve_model
+from dialogkit.services.runs.resolve import resolve_model
 from dialogkit.system.compute_lock import alone
 
 
 class GenerateResult(Result):
-    """Replies, prompt by prompt in each model."""
+    """Replies, prompt by prompt for each model."""
 
     replies: list[ReplyResult]
     notes: list[str] = Field(default_factory=list)
-    """What was used of each model's own settings, where that was asked for."""
+    """What was used of each model's own sampling settings, if `use_model_settings` is on."""
 
     @property
     def text(self) -> str:
@@ -49,28 +50,16 @@ def generate(
         config: sampling settings.
         output: folder of models and runs.
         device: auto, cpu, cuda or mps.
-        on_text: takes the text of a single reply as it grows.
+        on_text: receives the text of a single reply as it grows.
 
     Raises: ModelError, UnavailableError, ConfigError.
     """
     config = config or GenerateConfig()
-    names: list[str | None] = [None]
-    if model is not None:
-        names = [str(model)] if isinstance(model, str | Path) else [str(name) for name in model]
-    if prompts is None:
-        prompts = config.test_prompts
-    if not isinstance(prompts, str) and not (
-        isinstance(prompts, Sequence) and all(isinstance(text, str) for text in prompts)
-    ):
-        raise ConfigError(f"prompts must be text or a list of texts, not {prompts!r}")
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    texts = [text.strip() for text in texts]
-    if not texts or not all(texts):
-        words = " ".join(["dialogkit generate", *(name for name in names if name)])
-        raise ConfigError("a prompt is empty", hint=f'{words} --prompt "Hello!"')
-    # All names are looked up first: a typing error in the last must not cost the loading of the others.
+    names = names_of(model)
+    texts = _texts(config.test_prompts if prompts is None else prompts, names)
+    # Look up all names first: a typo in the last must not cost the loading of the others.
     chosen = [resolve_model(name, output=output) for name in names]
-    settings, notes = sampling_of(chosen, config, command="generate", output=output)
+    settings, notes = sampling_of(chosen, config, verb="generate", output=output)
 
     from dialogkit.inference.replies import generate_replies
     from dialogkit.services.runs.loading import load_for_inference
@@ -78,36 +67,28 @@ def generate(
     start = [Message("system", system)] if system else []
     replies = []
     for loadable, config in zip(chosen, settings, strict=True):
-        loaded = load_for_inference(loadable, device=device)
-        made = generate_replies(
-            loaded.model,
-            loaded.tokenizer,
-            [[*start, Message("user", text)] for text in texts],
-            config,
-            context=loaded.context,
-            device=loaded.device,
-            on_text=on_text,
-        )
+        with hints_for(loadable):
+            loaded = load_for_inference(loadable, device=device)
+            made = generate_replies(
+                loaded.model,
+                loaded.tokenizer,
+                [[*start, Message("user", text)] for text in texts],
+                config,
+                context=loaded.context,
+                device=loaded.device,
+                on_text=on_text,
+            )
         replies += reply_results(loaded.name, texts, made)
     return GenerateResult(replies=replies, notes=notes)
 
 
-def sampling_of(
-    models: Sequence[Loadable], config: GenerateConfig, *, command: str, output: str | Path
-) -> tuple[list[GenerateConfig], list[str]]:
-    """Return the sampling settings of each model, and what was used of its own ones where `config` asks for them.
-
-    Raises: ModelError, with the command without them, if they cannot be read or are out of range.
-    """
-    if not config.use_model_settings:
-        return [config] * len(models), []
-    from dialogkit.models.generation import choose_settings
-
-    settings, notes = [], []
-    for loadable in models:
-        typed = loadable.known_as if loadable.run else loadable.model.source or loadable.name
-        hint = f"dialogkit {command} {shlex.quote(typed)}{output_option(output)}"
-        chosen = choose_settings(config, loadable.model, hint=hint)
-        settings.append(chosen.config)
-        notes.append(f"{loadable.known_as}: {chosen.note}")
-    return settings, notes
+def _texts(prompts: str | Sequence[str], models: Sequence[str | None]) -> list[str]:
+    """Return the prompts without surrounding blanks. Raises: ConfigError if one is empty or not text."""
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if not isinstance(prompts, Sequence) or not all(isinstance(text, str) for text in prompts):
+        raise ConfigError(f"prompts must be text or a list of texts, not {prompts!r}")
+    texts = [text.strip() for text in prompts]
+    if not texts or not all(texts):
+        raise ConfigError("a prompt is empty", hint=Call("generate", *filter(None, models[:1]), prompt="Hello!"))
+    return texts

@@ -1,4 +1,4 @@
-"""Shows what a dataset is to a model: figures of its dialogs, what is odd about them, and their tokens."""
+"""Shows what a model gets of a dataset: statistics of its dialogs, what is odd about them, and their tokens."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,12 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.load import load_run_config
 from dialogkit.config.run import RunConfig
-from dialogkit.data.split import held_out_remark
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, DialogKitError
-from dialogkit.services.result import Result
+from dialogkit.hints import Call, Change, Either, Hint
+from dialogkit.services.inspection.remarks import remarks
+from dialogkit.services.inspection.results import (
+    Copies,
+    Example,
+    InspectResult,
+    LengthBin,
+    Lengths,
+    NearPair,
+    Overlap,
+    SetFigures,
+    ShownDialog,
+    Token,
+)
 from dialogkit.system.compute_lock import alone
-from dialogkit.text import counted, share_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,164 +33,16 @@ if TYPE_CHECKING:
     from dialogkit.data.tokens import DialogTokens
     from dialogkit.models.tokenizer import ChatTokenizer
 
+__all__ = ["InspectResult", "inspect_data"]
+
 EXAMPLES = 3
-"""Dialogs that are named as the longest, the oddest and so on."""
+"""Dialogs that are listed as the longest, the oddest and so on."""
 ODD_CHARACTERS = 32
-"""Shortest text that can be the oddest: that of a few characters always differs from the rest."""
-FEW_DIALOGS = 50
-"""With fewer dialogs in a whole dataset there is little to learn but these."""
-FEW_HELD_OUT = 8
-"""With fewer held-out dialogs, a figure tells little of a model: `data.eval_min_dialogs`."""
+"""Shortest text that can be the oddest: a few characters always differ from the rest."""
 REPETITIVE_BYTES = 256
-"""Shortest text that can repeat itself most: what zlib adds to a short one is much of it."""
-LONGEST_CONTEXT = 32_768
-"""Longest context that is proposed."""
+"""Shortest text that can be the most repetitive: zlib's overhead dominates shorter ones."""
 BEGINNING = 200
-"""Characters of a dialog that stand for it."""
-
-
-class SetFigures(Result):
-    """Dialogs to train on, or held out, as they are trained or scored."""
-
-    dialogs: int
-    tokens: int
-    supervised_tokens: int
-    """Tokens that are learned: the answers, each with its end of turn."""
-
-
-class LengthBin(Result):
-    """Dialogs of `low` to `high` tokens, both included, before they are cut."""
-
-    low: int
-    high: int
-    dialogs: int
-    cut: bool
-
-
-class Lengths(Result):
-    """Tokens of the dialogs before they are cut."""
-
-    median: float
-    percentile_95: float
-    percentile_99: float
-    longest: int
-    histogram: list[LengthBin]
-
-
-class Copies(Result):
-    """Dialogs that say the same, or nearly."""
-
-    exact: int
-    """Dialogs that are equal to an earlier one."""
-    near: int
-    """Different dialogs that have a near duplicate among the others."""
-    near_groups: int
-    """Groups of these; to keep one of each leaves `near - near_groups` out."""
-    threshold: float
-    """Jaccard similarity from which on two dialogs are near duplicates."""
-    shingle_words: int
-    """Words in a row whose sets are compared."""
-
-
-class Overlap(Result):
-    """Held-out dialogs that training has something of."""
-
-    prompt: int
-    """Those whose prompt (what is before the first answer) is that of a dialog to train on."""
-    answer: int
-    """Those whose first answer is that of a dialog to train on."""
-    near: int
-    """Those that are near duplicates of a dialog to train on."""
-
-
-class Example(Result):
-    """A dialog that stands out."""
-
-    value: float
-    place: str
-    """Where it is: `file:line`, or `file[number]`."""
-    beginning: str
-
-
-class NearPair(Result):
-    """Two near duplicates."""
-
-    similarity: float
-    places: tuple[str, str]
-    beginnings: tuple[str, str]
-
-
-class Token(Result):
-    """A token of a dialog, as it is trained."""
-
-    id: int
-    text: str
-    special: bool
-    supervised: bool
-
-
-class ShownDialog(Result):
-    """A dialog token by token."""
-
-    place: str
-    tokens: list[Token]
-
-
-class InspectResult(Result):
-    """What a dataset is to a model."""
-
-    dataset: str
-    format: str
-    license: str | None
-    revision: str
-    """SHA-256 of the file, or the hub dataset's fingerprint."""
-    model: str
-    context: int
-    """Longest text of the model, in tokens."""
-    limit: int
-    """Longest dialog in tokens: the context, or less if `data.max_tokens` says so."""
-    rows: int
-    kept: int
-    cut: int
-    dropped: int
-    """Dialogs without a supervised token inside the limit."""
-    unusable: int
-    """Rows that hold no dialog of the format."""
-    unusable_rows: list[str]
-    """The first of them, each with its place and the reason."""
-    train: SetFigures
-    held_out: SetFigures
-    supervised_share: float
-    """Of the tokens of both sets."""
-    cut_share: float
-    """Of the dialogs of both sets."""
-    turns: dict[int, int]
-    """Dialogs by their number of messages, the system's left out."""
-    system_prompts: int
-    """Dialogs that begin with a system message."""
-    scripts: dict[str, float]
-    """Share of each script among the letters."""
-    bytes_per_token: float
-    """UTF-8 bytes of the messages for each token that is not a special one."""
-    lengths: Lengths
-    copies: Copies
-    most_copied: list[Example]
-    """How often the text stands there."""
-    near_pairs: list[NearPair]
-    overlap: Overlap
-    broken: int
-    """Dialogs with control characters, marks that reorder text, or U+FFFD in the place of a character."""
-    broken_places: list[str]
-    """Where the first of them are."""
-    longest: list[Example]
-    """Tokens."""
-    oddest: list[Example]
-    """Mean bits of a character under the frequencies of all characters, of dialogs of 32 characters or more."""
-    most_repetitive: list[Example]
-    """What zlib leaves of the bytes (0 to 1), of dialogs of 256 bytes or more."""
-    remarks: list[str]
-    """What is worth doing."""
-    shown: list[ShownDialog]
+"""Characters of a dialog that are shown of it."""
 
 
 @alone()
@@ -192,38 +55,55 @@ def inspect_data(
     max_bad_rows: int = 0,
     overrides: Mapping[str, Any] | None = None,
 ) -> InspectResult:
-    """Return what a training of `model` would make of a dataset, and what stands out in it.
+    """Return what a training of `model` would get of a dataset, and what stands out in it.
 
-    The rows are counted over the whole dataset; all else is about the dialogs that such a training uses: those to
-    train on, as many as `samples`, and those held out.
+    The rows are those of the whole dataset; everything else is about the dialogs that such a training uses: the
+    first `samples` to train on, and those held out.
 
     Args:
         dataset: starter, alpaca-gpt4, a file or a hub id.
-        model: gives tokenizer and context; what `train` takes.
-        samples: training dialogs to use, the ones that `train` would; None is all.
-        show: so many of the first training dialogs are returned token by token.
-        max_bad_rows: malformed rows of a file to pass over.
+        model: a model as `train` takes it; provides tokenizer and context.
+        samples: training dialogs to use, the same as `train` would; None is all.
+        show: return this many of the first training dialogs token by token.
+        max_bad_rows: malformed rows of a file to skip.
         overrides: further settings by dotted names, such as `{"data.max_tokens": 512}`.
 
     Raises: what `train` raises for the same data and model.
     """
-    words = {"data.dataset": str(dataset), "data.samples": samples, "data.max_bad_rows": max_bad_rows}
+    settings = {"data.dataset": str(dataset), "data.samples": samples, "data.max_bad_rows": max_bad_rows}
     try:
-        return _inspect(load_run_config(model, overrides={**words, **(overrides or {})}), show)
+        return _inspect(load_run_config(model, overrides={**settings, **(overrides or {})}), show)
     except DialogKitError as error:
-        # Below, hints are in words of `train`, whose option for the dataset is an argument here.
-        hint = str(error.hint or "").replace("dialogkit train --dataset ", "dialogkit data inspect ")
-        if "data.streaming" in hint:
-            hint = "dialogkit data inspect FILE, with one of its files"
-        hint = hint.replace("--dataset ", "dialogkit data inspect ")
-        error.hint = hint.replace("dialogkit train custom-tiny", "dialogkit data inspect") or None
+        error.hint = error.hint and _to_inspect(error.hint)
         raise
+
+
+def _to_inspect(hint: Hint) -> Hint:
+    """Return the hint of a training as one of an inspection, whose dataset is an argument."""
+    match hint:
+        case Change(settings) if "data.streaming" in settings:
+            return "inspect one of its files"
+        case Change(settings):
+            return _inspection(settings) if "data.dataset" in settings else hint
+        case Call("train") if "data.dataset" in hint.options:
+            return _inspection(hint.options)
+        case Call("train", (model,)) if not hint.options:
+            return Call("data inspect", model=model)
+        case Either(hints):
+            return Either(*map(_to_inspect, hints))
+        case _:
+            return hint
+
+
+def _inspection(settings: Mapping[str, Any]) -> Call:
+    others = {name: value for name, value in settings.items() if name != "data.dataset"}
+    return Call("data inspect", settings["data.dataset"], settings=others)
 
 
 def _inspect(config: RunConfig, show: int) -> InspectResult:
     from dialogkit.data.sources import find_source, read_dialogs
 
-    # What is wrong with a file is told before the libraries of models are loaded, which takes seconds.
+    # Report a wrong file before loading the libraries of models, which takes seconds.
     raw = read_dialogs(find_source(config.data), config.data)
 
     from dialogkit.config.paths import cache_dir
@@ -236,19 +116,21 @@ def _inspect(config: RunConfig, show: int) -> InspectResult:
     data = prepare_data(config.data, tokenizer, context=context, cache=cache_dir())
     texts = _Texts(raw, data)
     limit = min(config.data.max_tokens or context, context)
-    facts: dict[str, Any] = {
+    statistics: dict[str, Any] = {
         **_ledger(data, texts),
         **_lengths(data, texts, limit),
-        **_figures(data, texts, tokenizer),
+        **_text_statistics(data, texts, tokenizer),
         **_repetitions(data, texts),
     }
     shown = [_shown(data.train, index, texts, tokenizer) for index in range(min(show, len(data.train)))]
-    result = InspectResult(model=config.model.name, context=context, limit=limit, **facts, remarks=[], shown=shown)
-    return result.model_copy(update={"remarks": remarks(result, config)})
+    result = InspectResult(
+        model=config.model.name, context=context, limit=limit, **statistics, remarks=[], shown=shown
+    )
+    return result.model_copy(update={"remarks": list(remarks(result, config))})
 
 
 class _Texts:
-    """The texts of the prepared dialogs: first those to train on, then those held out, in the order of `data`."""
+    """The texts of the prepared dialogs in the order of `data`: those to train on, then those held out."""
 
     def __init__(self, raw: "RawData", data: "PreparedData") -> None:
         import numpy as np
@@ -263,12 +145,12 @@ class _Texts:
         rows = [first.get(value) for value in hashes.tolist()]
         self.rows = found = [row for row in rows if row is not None]
         if len(found) < len(rows):
-            raise DataError(f"{raw.name} was changed while it was read", hint="dialogkit data inspect --help")
+            raise DataError(f"{raw.name} changed while it was read", hint="repeat this once the file is complete")
         self.dialogs: list[Dialog] = [raw.dialogs[row] for row in found]
         self.places = [raw.places[row] for row in found]
         texts = {row: "\n".join(message.content for message in raw.dialogs[row]) for row in set(found)}
         self.texts = [texts[row] for row in found]
-        # Indices of the different dialogs [D], and how often each stands there [D].
+        # Indices of the distinct dialogs [D], and the number of copies of each [D].
         _, self.distinct, self.copies = np.unique(hashes, return_index=True, return_counts=True)
         self.whole_tokens = np.concatenate([data.train_origins.whole_tokens, data.evaluation_origins.whole_tokens])
 
@@ -279,7 +161,7 @@ class _Texts:
         return self.texts[index][:BEGINNING]
 
     def examples(self, indices: Sequence[int], values: "NDArray[Any]", *, lowest: bool = False) -> list[Example]:
-        """Return the dialogs with the highest values, or the lowest; of equal ones the first of the dataset."""
+        """Return the dialogs with the highest (or lowest) values; ties in the order of the dataset."""
         sign = 1 if lowest else -1
         order = sorted(range(len(indices)), key=lambda n: (sign * values[n], self.rows[indices[n]]))
         return [self.example(indices[n], float(values[n])) for n in order[:EXAMPLES]]
@@ -325,8 +207,8 @@ def _lengths(data: "PreparedData", texts: _Texts, limit: int) -> dict[str, Any]:
     }
 
 
-def _figures(data: "PreparedData", texts: _Texts, tokenizer: "ChatTokenizer") -> dict[str, Any]:
-    """Return what is about characters, turns and tokens."""
+def _text_statistics(data: "PreparedData", texts: _Texts, tokenizer: "ChatTokenizer") -> dict[str, Any]:
+    """Return the statistics of turns, characters and tokens."""
     import numpy as np
 
     from dialogkit.data.statistics import (
@@ -343,7 +225,7 @@ def _figures(data: "PreparedData", texts: _Texts, tokenizer: "ChatTokenizer") ->
     long = [i for i in distinct if len(texts.texts[i]) >= ODD_CHARACTERS]
     longer = [i for i in distinct if len(texts.texts[i].encode()) >= REPETITIVE_BYTES]
     ids = np.concatenate([data.train.ids, data.evaluation.ids])
-    # Of what was cut away, only the number of tokens is known.
+    # Of the text that is cut off, only the number of tokens is known.
     plain = int(texts.whole_tokens.sum()) - int(np.isin(ids, list(tokenizer.special_ids)).sum())
     return {
         "turns": dict(sorted(turns.items())),
@@ -358,7 +240,7 @@ def _figures(data: "PreparedData", texts: _Texts, tokenizer: "ChatTokenizer") ->
 
 
 def _repetitions(data: "PreparedData", texts: _Texts) -> dict[str, Any]:
-    """Return what stands there twice, and what held-out dialogs have of those to train on."""
+    """Return the duplicates, and what held-out dialogs share with those to train on."""
     import numpy as np
 
     from dialogkit.data.duplicates import NEAR, SHINGLE_WORDS, group_labels, near_pairs
@@ -406,7 +288,7 @@ def _repetitions(data: "PreparedData", texts: _Texts) -> dict[str, Any]:
 
 
 def _first_exchange(dialog: Dialog) -> tuple[Dialog, str]:
-    """Return what is before the first answer, and that answer."""
+    """Return everything before the first answer, and that answer, also what is cut off in a training."""
     at = next(index for index, message in enumerate(dialog) if message.role == "assistant")
     return dialog[:at], dialog[at].content
 
@@ -421,103 +303,4 @@ def _shown(dialogs: "DialogTokens", index: int, texts: _Texts, tokenizer: "ChatT
             Token(id=number, text=text, special=number in special, supervised=mark)
             for number, text, mark in zip(ids, tokenizer.token_texts(ids), learned, strict=True)
         ],
-    )
-
-
-def remarks(result: InspectResult, config: RunConfig) -> list[str]:
-    """Return in words what is worth doing about a dataset, as far as its figures tell."""
-    told = []
-    dialogs = result.train.dialogs + result.held_out.dialogs
-    if result.unusable:
-        told.append(
-            f"{counted(result.unusable, 'row')} ({share_of(result.unusable, result.rows)}) without a dialog, left "
-            f"out; the first: {result.unusable_rows[0]}"
-        )
-    if result.dropped:
-        told.append(
-            f"{counted(result.dropped, 'dialog')} without supervision, left out: the prompt alone fills "
-            f"{result.limit:,} tokens. Shorten it, or give the model a longer context"
-        )
-    if result.cut_share >= 0.01:
-        told.append(
-            f"{result.cut_share:.1%} of the dialogs are cut at {result.limit:,} tokens: {_longer(result, config)}"
-        )
-    copies = result.copies
-    if copies.exact:
-        told.append(
-            f"{counted(copies.exact, 'exact duplicate')} ({share_of(copies.exact, dialogs)}): leave them out, "
-            "unless these dialogs are meant to weigh more than others"
-        )
-    if (extra := copies.near - copies.near_groups) >= 0.01 * dialogs:
-        told.append(
-            f"{copies.near:,} dialogs are near duplicates, in {counted(copies.near_groups, 'group')}: to keep one "
-            f"of each group leaves out {extra:,} ({share_of(extra, dialogs)})"
-        )
-    told += _few_remarks(result, from_scratch=config.model.from_scratch) + _held_out_remarks(result)
-    if result.supervised_share < 0.1:
-        told.append(
-            f"only {result.supervised_share:.1%} of the tokens are learned, and the others take as much time: "
-            "shorten what is before the answers, such as a system prompt that is always the same"
-        )
-    if result.bytes_per_token < 2:
-        told.append(f"a token holds {result.bytes_per_token:.1f} bytes of this text, few: {_tokenizer(config)}")
-    if result.broken:
-        told.append(
-            f"{counted(result.broken, 'dialog')} with control characters, marks that reorder text, or U+FFFD "
-            f"where a character was lost, the first at {result.broken_places[0]}: look how the file was made"
-        )
-    return told
-
-
-def _held_out_remarks(result: InspectResult) -> list[str]:
-    told, overlap, held_out = [], result.overlap, result.held_out.dialogs
-    parts = [f"{overlap.prompt:,} by the prompt"] if overlap.prompt else []
-    parts += [f"{overlap.near:,} as near duplicates"] if overlap.near else []
-    if parts and max(overlap.prompt, overlap.near) >= 0.01 * held_out:
-        told.append(
-            f"of {counted(held_out, 'held-out dialog')}, training knows {' and '.join(parts)}: their figures look "
-            "better than they are. Leave duplicates out, and keep each prompt in one dialog"
-        )
-    if remark := held_out_remark(held_out, result.kept):
-        told.append(remark)
-    return told
-
-
-def _few_remarks(result: InspectResult, *, from_scratch: bool) -> list[str]:
-    """Return what it means that there are few dialogs."""
-    kept, held_out = result.kept, result.held_out.dialogs
-    told = []
-    if kept < FEW_DIALOGS:
-        learned = "at best learns them by heart" if from_scratch else "takes over little more than their manner"
-        told.append(
-            f"only {counted(kept, 'dialog')}: enough to see that all works, but a model {learned}; collect "
-            "hundreds, better thousands"
-        )
-    if held_out < FEW_HELD_OUT:
-        told.append(
-            f"only {counted(held_out, 'dialog')} held out: figures of so few tell little of a model, and which of "
-            "two models is better they cannot tell"
-        )
-    return told
-
-
-def _longer(result: InspectResult, config: RunConfig) -> str:
-    """Return how more of the long dialogs is kept."""
-    needed = 2 ** (round(result.lengths.percentile_99) - 1).bit_length()
-    if result.limit < result.context:
-        return f"--set data.max_tokens={min(needed, result.context)}"
-    if config.model.from_scratch and result.limit < needed <= LONGEST_CONTEXT:
-        return f"--set model.context={needed} takes 99% of them whole, for more time and memory"
-    return "split them, or take a model with a longer context"
-
-
-def _tokenizer(config: RunConfig) -> str:
-    dataset = config.data.dataset
-    if not config.model.from_scratch:
-        return "a model that knows these letters learns faster"
-    if not Path(dataset).expanduser().is_file():
-        return "a tokenizer made for it lets more fit into the context, and learns faster"
-    return (
-        f"dialogkit tokenizer train {dataset} --output my-tokenizer, then --set model.tokenizer=my-tokenizer, "
-        "lets more fit into the context"
     )

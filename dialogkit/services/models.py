@@ -1,6 +1,6 @@
-"""The catalogue, and which folder or source a MODEL argument means."""
+"""Lists the catalogue and the trained models, and shows one model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,26 +8,24 @@ from dialogkit.config.load import describe, load_run_config, model_names
 from dialogkit.config.model import SHIPPED_VOCABULARY
 from dialogkit.config.paths import DEFAULT_OUTPUT, holds_model
 from dialogkit.errors import ModelError
-from dialogkit.models.folder import (
-    require_regular,
-)
+from dialogkit.models.folder import require_regular
 from dialogkit.models.shape import adapter_facts, read_shape
 from dialogkit.services.result import Result
-from dialogkit.services.runs.resolve import Loadable, model_of_folder, resolve_model, trained_name
+from dialogkit.services.runs.resolve import Loadable, model_of_folder, resolve_model
 from dialogkit.tracking.publishing import published_dir, published_dirs
-from dialogkit.tracking.run_dir import list_runs
+from dialogkit.tracking.run_list import list_runs
 
 
 class ModelRow(Result):
-    """One model; None for what is not known of it."""
+    """One model; None for what is unknown."""
 
     name: str
     description: str
     kind: Literal["pretrained", "from scratch"]
     size_class: str | None
-    """The size by which people know the model."""
+    """The size that the model is known by."""
     parameters: int | None
-    """Exact number, tied embeddings counted once."""
+    """Exact number; tied embeddings count once."""
     parameters_without_embeddings: int | None
     architecture: str | None
     layers: int | None
@@ -39,26 +37,26 @@ class ModelRow(Result):
     license: str | None
     chat_format: str | None
     trained: bool
-    """Whether a finished model of this name lies in the output folder."""
+    """Whether the output folder has a finished model of this name."""
     folder: str | None
     base: str | None = None
-    """The model that an adapter belongs to; None for whole weights."""
+    """The base model of an adapter; None for complete weights."""
     adapter_parameters: int | None = None
-    """Parameters of an adapter, which `parameters` do not count."""
+    """Parameters of an adapter, which `parameters` does not include."""
 
 
 def list_models(*, output: str | Path = DEFAULT_OUTPUT) -> list[ModelRow]:
-    """Return the catalogue, then the user's own models that were trained in the output folder."""
+    """Return the catalogue, then the other models that were trained in the output folder."""
     output, shipped = Path(output), model_names()
     own: dict[str, ModelRow] = {}
     for run, record in list_runs(output):
-        name = trained_name(record)
+        name = record.model_name
         folder = published_dir(output, name)
         if record.status == "completed" and name not in own and name not in shipped:
             own[name] = _loadable_row(Loadable(name, model_of_folder(name, folder), run), output, forgiving=True)
     listed = {published_dir(output, name) for name in (*shipped, *own)}
     for folder in published_dirs(output):
-        if folder not in listed:  # of a run that is deleted
+        if folder not in listed:  # its run is deleted
             name = folder.name
             row = _loadable_row(Loadable(name, model_of_folder(name, folder)), output, forgiving=True)
             own[name] = row.model_copy(update={"trained": True})
@@ -69,7 +67,7 @@ def list_models(*, output: str | Path = DEFAULT_OUTPUT) -> list[ModelRow]:
 def show_model(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> ModelRow:
     """Return one model: of the catalogue, a model file, a run, a folder or a hub id.
 
-    Raises: ModelError if there is none.
+    Raises: ModelError if none has this name.
     """
     if name not in model_names() and Path(name).suffix != ".json":
         return _loadable_row(resolve_model(name, output=output), Path(output))
@@ -83,8 +81,8 @@ def _catalogue_row(name: str, output: Path, *, forgiving: bool = False) -> Model
     shipped_vocabulary = SHIPPED_VOCABULARY if model.from_scratch and not model.tokenizer else None
     folder = published_dir(output, model.name)
     trained = holds_model(folder)
-    # Another tokenizer, or settings of the run, may have given it another size than the catalogue says.
-    shape, problem = _seen(read_shape, folder, forgiving=forgiving) if trained else ({}, "")
+    # Another tokenizer, or settings of the run, may have changed its size.
+    shape, problem = _read(read_shape, folder, forgiving=forgiving) if trained else ({}, "")
     planned: dict[str, Any] = {
         "parameters": counts.total if counts else None,
         "parameters_without_embeddings": counts.without_embeddings if counts else None,
@@ -109,8 +107,8 @@ def _catalogue_row(name: str, output: Path, *, forgiving: bool = False) -> Model
     )
 
 
-def _seen(read: Callable[[Path], dict[str, Any]], folder: Path, *, forgiving: bool) -> tuple[dict[str, Any], str]:
-    """Return what a folder says of itself, and what is wrong with it; that is raised if not `forgiving`."""
+def _read(read: Callable[[Path], dict[str, Any]], folder: Path, *, forgiving: bool) -> tuple[dict[str, Any], str]:
+    """Return the facts in a folder and what is wrong with it; a problem is raised if not `forgiving`."""
     try:
         return read(folder), ""
     except ModelError as error:
@@ -119,28 +117,28 @@ def _seen(read: Callable[[Path], dict[str, Any]], folder: Path, *, forgiving: bo
         return {}, error.message
 
 
-def _loadable_row(loadable: "Loadable", output: Path, *, forgiving: bool = False) -> ModelRow:
-    """Return what is written about a trained model or a foreign one: in its run, its config and its weights.
+def _loadable_row(loadable: Loadable, output: Path, *, forgiving: bool = False) -> ModelRow:
+    """Return a trained model or one from elsewhere, by its run, its config and its weights.
 
-    With `forgiving`, what is wrong with its folder becomes its description and is not raised.
+    With `forgiving`, a problem of its folder becomes its description instead of an error.
     """
     folder = Path(loadable.model.source or "")
     facts: dict[str, Any] = {}
-    settings: dict[str, Any] = {"source": loadable.model.source}
+    settings: Mapping[str, Any] = {"source": loadable.model.source}
     trained, problem = False, ""
     if loadable.run is not None:
         record = loadable.run.read()
-        facts, settings = record.model, record.config.get("model", {})
-        trained = holds_model(published_dir(output, trained_name(record)))
+        facts, settings = record.model.model_dump(), record.settings("model")
+        trained = holds_model(published_dir(output, record.model_name))
     elif folder.is_dir():
-        facts, problem = _seen(read_shape, folder, forgiving=forgiving)
+        facts, problem = _read(read_shape, folder, forgiving=forgiving)
     elif folder.exists():
         require_regular(folder)
-    adapter, damage = _seen(adapter_facts, folder, forgiving=forgiving)
+    adapter, damage = _read(adapter_facts, folder, forgiving=forgiving)
     known = loadable.run is not None or folder.exists()
     return ModelRow(
         name=loadable.name,
-        description=problem or damage if known else "a hub id; what lies there is known once it is fetched",
+        description=problem or damage if known else "a hub id; its facts are known once it is fetched",
         kind="from scratch" if settings.get("source") is None else "pretrained",
         size_class=settings.get("size_class"),
         parameters=facts.get("parameters"),

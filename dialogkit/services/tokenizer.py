@@ -5,9 +5,12 @@ from pathlib import Path
 
 from dialogkit.config.data import DataConfig
 from dialogkit.errors import ConfigError, DataError, StorageError
+from dialogkit.hints import Call, Change, Either
 from dialogkit.services.result import Result
 from dialogkit.system.compute_lock import alone
 from dialogkit.text import lines_of
+
+_HELP = Call("tokenizer train", help=True)
 
 
 class TokenizerResult(Result):
@@ -23,7 +26,7 @@ def train_tokenizer(files: Sequence[str | Path], *, vocabulary: int, output: str
     """Train a byte-level BPE tokenizer with the chat format and write it as a folder.
 
     Args:
-        files: dialogs in any format that `train --dataset` reads, or plain text (`.txt`).
+        files: dialogs in any format that can be trained on, or plain text (`.txt`).
         vocabulary: number of entries.
         output: folder to write; must be new or empty.
 
@@ -31,16 +34,14 @@ def train_tokenizer(files: Sequence[str | Path], *, vocabulary: int, output: str
     """
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise StorageError(f"{str(target)!r} is there already", hint=f"--output {target}-2")
+        raise StorageError(f"{str(target)!r} exists and is not empty", hint=Change({"output": f"{target}-2"}))
     for file in files:
         if not Path(file).is_file():
-            raise DataError(f"the file {str(file)!r} does not exist", hint="dialogkit tokenizer train --help")
-    # All of it is read first: wrong input leaves no folder.
-    texts = [text for text in _texts(files) if text.strip()]
+            raise DataError(f"the file {str(file)!r} does not exist", hint=_HELP)
+    # Read everything first: wrong input must leave no folder behind.
+    texts = [text for text in texts_of(files) if text.strip()]
     if not texts:
-        raise DataError(
-            f"there is no text in {', '.join(map(str, files))}", hint="dialogkit tokenizer train --help"
-        )
+        raise DataError(f"no text in {', '.join(map(str, files))}", hint=_HELP)
     from dialogkit.models.tokenizer import train_tokenizer as train
 
     made = [folder for folder in (target, *target.parents) if not folder.exists()]
@@ -48,7 +49,8 @@ def train_tokenizer(files: Sequence[str | Path], *, vocabulary: int, output: str
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"{str(target)!r} cannot be made: {(error.strerror or '').lower()}", hint="--output my-tokenizer"
+            f"{str(target)!r} cannot be created: {(error.strerror or '').lower()}",
+            hint=Change({"output": "my-tokenizer"}),
         ) from None
     try:
         entries = train(texts, vocabulary=vocabulary, output=target)
@@ -59,7 +61,8 @@ def train_tokenizer(files: Sequence[str | Path], *, vocabulary: int, output: str
     return TokenizerResult(folder=str(target), entries=entries, files=[str(file) for file in files])
 
 
-def _texts(files: Sequence[str | Path]) -> Iterator[str]:
+def texts_of(files: Sequence[str | Path]) -> Iterator[str]:
+    """Yield the texts of files of dialogs or plain text. Raises: DataError if one cannot be read."""
     from dialogkit.data.sources import find_source, read_dialogs
 
     for file in files:
@@ -69,7 +72,7 @@ def _texts(files: Sequence[str | Path]) -> Iterator[str]:
             except UnicodeDecodeError:
                 raise DataError(
                     f"{str(file)!r} is not UTF-8 text",
-                    hint="save it as UTF-8, or: dialogkit tokenizer train --help",
+                    hint=Either("save it as UTF-8", _HELP),
                 ) from None
             except OSError as error:
                 raise DataError(f"{str(file)!r} cannot be read: {(error.strerror or '').lower()}") from None
@@ -78,7 +81,7 @@ def _texts(files: Sequence[str | Path]) -> Iterator[str]:
         try:
             dialogs = read_dialogs(find_source(config), config).dialogs
         except DataError as error:
-            error.hint = "dialogkit tokenizer train --help"  # it has no other options for data
+            error.hint = _HELP  # this verb has no data settings to change
             raise
         for dialog in dialogs:
             yield from (message.content for message in dialog)

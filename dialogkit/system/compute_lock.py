@@ -1,7 +1,7 @@
-"""Keeps what computes in this process from running at the same time, and from hanging in a forked one.
+"""A process-wide lock for computation, and guards against hanging in a forked process.
 
-Random numbers, the number of threads, the verbosity of libraries and the import of transformers' lazy modules
-belong to the whole process. Two threads that train at once would draw from one generator, or fail to import.
+Random number generators, the thread count, library verbosity and transformers' lazy imports are process-wide.
+Two threads that train at once would draw from one generator, or fail to import.
 """
 
 import logging
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dialogkit.errors import UnavailableError
+from dialogkit.hints import Change, Either
 
 logger = logging.getLogger("dialogkit")
 
@@ -27,16 +28,14 @@ _forked_while_busy = False
 
 @contextmanager
 def alone(note: Callable[[str], None] = logger.info) -> Iterator[None]:
-    """Wait until no other thread of this process computes, and keep others waiting meanwhile.
-
-    A thread that is inside may enter again.
+    """Hold the lock, waiting until no other thread of this process computes; reentrant.
 
     Args:
-        note: takes a line where this has to wait, or computes otherwise than it would elsewhere.
+        note: receives a line if this has to wait, or computes with one thread because of a fork.
 
     Raises: UnavailableError in a forked process that cannot compute.
     """
-    lock = _lock  # a fork within gets a new one
+    lock = _lock  # a fork inside replaces the global one
     if not lock.acquire(blocking=False):
         note(WAITING)
         lock.acquire()
@@ -49,23 +48,23 @@ def alone(note: Callable[[str], None] = logger.info) -> Iterator[None]:
 
 
 def require_threads(threads: int | None) -> None:
-    """Raise UnavailableError if several threads are asked for in a forked process, where they would hang."""
+    """Raise UnavailableError if several threads are requested in a forked process, where they would hang."""
     if _forked_with_torch and (threads or 1) > 1:
         raise UnavailableError(
             f"runtime.threads is {threads}, and this process was forked from one that had loaded torch, whose "
             "threads it lacks",
-            hint=f"{SPAWN}, or runtime.threads=1",
+            hint=Either(SPAWN, Change({"runtime.threads": 1})),
         )
 
 
 def _compute_in_fork(note: Callable[[str], None]) -> None:
-    """Make torch compute in a forked process: OpenMP would wait for threads that only the parent has."""
+    """Limit torch to one thread in a forked process: OpenMP would wait for threads that only the parent has."""
     import torch
 
     if _forked_while_busy or torch.cuda._is_in_bad_fork():
         used = "another thread was computing" if _forked_while_busy else "it had used the GPU"
         raise UnavailableError(
-            f"this process was forked while {used}, and cannot compute: it has to be started anew", hint=SPAWN
+            f"this process was forked while {used}, and cannot compute; start a new process", hint=SPAWN
         )
     if torch.get_num_threads() > 1:
         torch.set_num_threads(1)
@@ -86,5 +85,5 @@ def _in_child() -> None:
     _forked_while_busy = _forked_while_busy or _busy_at_fork
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(before=_before_fork, after_in_child=_in_child)

@@ -1,6 +1,9 @@
-"""What the processor is and can do, as the system tells it."""
+"""The processor: its name, its features, and the cores that this process may use."""
 
+import os
 import platform
+from contextlib import suppress
+from pathlib import Path
 
 
 def processor_name() -> str:
@@ -9,8 +12,17 @@ def processor_name() -> str:
 
 
 def processor_flags() -> frozenset[str]:
-    """Return the processor's feature flags; empty where the system does not tell."""
+    """Return the processor's feature flags; empty where the system does not say."""
     return frozenset(_cpuinfo("flags").split())
+
+
+def usable_cores() -> int:
+    """Return the cores that the scheduler and the control group leave to this process."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
 
 
 def _cpuinfo(field: str) -> str:

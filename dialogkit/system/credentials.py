@@ -1,4 +1,4 @@
-"""Which W&B server gets which key. The two come from one source, so that no file sends a key of another elsewhere.
+"""Find W&B's server and key. Both come from one source, so that no file can send another source's key elsewhere.
 
 A key of the environment goes to the environment's server or to W&B's own, and a key in a file to the server in
 that file, else to the environment's or W&B's own. A key in netrc goes to the server that its entry names.
@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from dialogkit.errors import UnavailableError
+from dialogkit.hints import Hint, Shell
 from dialogkit.redaction import redact, remember
 from dialogkit.text import lines_of, read_small, sanitize, wide_encoding
 
@@ -37,24 +38,24 @@ class Credentials:
     server: str
     entity: str | None = None
     key_from: str | None = field(default=None, compare=False)
-    """What named the key: the environment, a file, or None."""
+    """Source of the key: the environment, a file, or None."""
     server_from: str = field(default="default", compare=False)
     problem: str | None = field(default=None, compare=False)
-    """Why what the environment says cannot be used."""
+    """Why the settings of the environment cannot be used."""
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """What was not used as it may have been meant, and what is dangerous."""
+    """Settings that were not used as possibly intended, and dangers."""
 
-    def require_key(self, *, hint: str = "wandb login") -> str:
-        """Return the key. Raises: UnavailableError if there is none."""
+    def require_key(self, *, hint: Hint | None = None) -> str:
+        """Return the key. Raises: UnavailableError without one."""
         if self.key is None:
             raise UnavailableError(
                 self.problem
                 or "W&B needs a key, and WANDB_API_KEY is neither set nor in .env, nor is one in netrc",
-                hint=hint,
+                hint=hint or Shell("wandb login"),
             )
         return self.key
 
-    def tell(self) -> None:
+    def warn(self) -> None:
         """Log a warning for each note."""
         for note in self.notes:
             logger.warning("%s", note)
@@ -65,7 +66,7 @@ class Credentials:
 
 @dataclass(frozen=True)
 class _Source:
-    """What one place says; only its own server may get its key, unless it names none."""
+    """Settings of one source; only its own server may get its key, if it names one."""
 
     name: str
     server: str | None = None
@@ -74,7 +75,7 @@ class _Source:
 
 
 def find_credentials(folder: Path) -> Credentials:
-    """Return what goes together: from the environment, files of `folder`, W&B's settings of the user, or netrc."""
+    """Return server and key from the environment, files in `folder`, the user's W&B settings, or netrc."""
     notes: list[str] = []
     try:
         environment = _source(_ENVIRONMENT, {short: os.environ.get(name) for name, short in _SETTINGS.items()})
@@ -89,7 +90,7 @@ def find_credentials(folder: Path) -> Credentials:
     key, key_from, server, server_from = _match(environment, files)
     for source in files:
         if source.server not in (None, server):
-            used = f"the key from {key_from} goes to {server}" if key else "there is none"
+            used = f"the key from {key_from} goes to {server}" if key else "there is no key"
             notes.append(
                 f"{source.name} names the W&B server {source.server}, which only gets {_its(source)}; {used}"
             )
@@ -105,12 +106,12 @@ def _its(source: _Source) -> str:
 
 
 def _match(environment: _Source, files: list[_Source]) -> tuple[str | None, str | None, str, str]:
-    """Return a key with its source, and the server that it may be sent to with its own."""
+    """Return a key with its source, and the server it may be sent to with that one's source."""
     default = environment if environment.server else _Source("default", DEFAULT_SERVER)
     assert default.server is not None
     for source in (environment, *files):
         if source.key and environment.server and source.server not in (None, environment.server):
-            continue  # the environment's server is meant, and this key is another's
+            continue  # the environment names the server, and this key belongs to another
         if source.key:
             named = source if source.server else default
             return source.key, source.name, named.server or DEFAULT_SERVER, named.name
@@ -122,7 +123,7 @@ def _match(environment: _Source, files: list[_Source]) -> tuple[str | None, str 
 
 
 def server_problem(url: str) -> str | None:
-    """Return an address with why it is none of a server, without its password; None if it is one."""
+    """Return a server address, without its password, and what is wrong with it; None if it is valid."""
     start, at, end = url.rpartition("@")
     scheme = f"{start.partition('://')[0]}://" if "://" in start else ""
     shown = repr(sanitize(redact(re.split("[?#]", f"{scheme}***@{end}" if at else url)[0]))[:200])
@@ -143,7 +144,7 @@ def server_problem(url: str) -> str | None:
 
 
 def _source(name: str, said: dict[str, str | None]) -> _Source:
-    """Return what a place says. Raises: ValueError with a sentence if an address or a key is none."""
+    """Return the settings of a source. Raises: ValueError with a sentence for an invalid address or key."""
     server = (said.get("base_url") or "").strip().rstrip("/") or None
     key = (said.get("api_key") or "").strip() or None
     if key is not None:
@@ -156,7 +157,7 @@ def _source(name: str, said: dict[str, str | None]) -> _Source:
 
 
 def user_settings() -> Path:
-    """Return the file of W&B's settings that `wandb login --host` writes for the user."""
+    """Return the path of the user's W&B settings, which `wandb login` writes for another host."""
     folder = os.environ.get("WANDB_CONFIG_DIR") or os.path.join("~", ".config", "wandb")
     return Path(os.path.expanduser(folder), "settings")
 
@@ -168,7 +169,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _read(name: str, path: Path) -> _Source:
-    """Return what a file says; nothing if there is none. Raises: ValueError with a sentence."""
+    """Return the settings of a file; empty if it does not exist. Raises: ValueError with a sentence."""
     text = _text(name, path)
     if path.name == ".env":
         return _source(name, {short: _dotenv(text).get(long) for long, short in _SETTINGS.items()})
@@ -193,7 +194,7 @@ def _text(name: str, path: Path) -> str:
 
 
 def read_dotenv(path: Path) -> dict[str, str]:
-    """Return the W&B settings of a `.env` file: `NAME=value` lines of known names; others are not touched."""
+    """Return the W&B settings of a `.env` file: `NAME=value` lines of known names; others are ignored."""
     with suppress(ValueError):
         return _dotenv(_text(path.name, path))
     return {}
@@ -208,21 +209,26 @@ def _dotenv(text: str) -> dict[str, str]:
     return values
 
 
+def is_open_dotenv(path: Path) -> bool:
+    """Return whether other users can read a `.env` that holds the key. Raises: OSError."""
+    return bool(path.stat().st_mode & 0o077) and "WANDB_API_KEY" in read_dotenv(path)
+
+
 def warn_of_open_dotenv(path: Path) -> None:
-    """Warn if others can read a `.env` that holds the key."""
+    """Warn if other users can read a `.env` that holds the key."""
     with suppress(OSError):
-        if path.stat().st_mode & 0o077 and "WANDB_API_KEY" in read_dotenv(path):
+        if is_open_dotenv(path):
             logger.warning(
-                "%s holds a key and others can read it; close it by: chmod 600 %s", path.name, path.name
+                "%s holds a key and other users can read it; protect it: chmod 600 %s", path.name, path.name
             )
 
 
 def _netrc_key(server: str, any_port: bool) -> str | None:
-    """Return the key of the entry for a server's host; `default` is no entry for W&B.
+    """Return the key of the entry for a server's host; `default` does not count.
 
     Args:
         server: address.
-        any_port: also take an entry for the host alone where the address has a port.
+        any_port: also accept an entry without the port of the address.
     """
     parts = urlsplit(server)
     hosts = [parts.netloc, *([parts.hostname] if any_port or parts.port is None else [])]
@@ -240,7 +246,7 @@ def _netrc_key(server: str, any_port: bool) -> str | None:
 
 
 def _is_private(server: str) -> bool:
-    """Return whether nobody on the way to a server can read along."""
+    """Return whether nobody between here and a server can read along."""
     parts = urlsplit(server)
     host = parts.hostname or ""
     if parts.scheme == "https" or host == "localhost":

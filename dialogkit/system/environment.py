@@ -1,4 +1,4 @@
-"""Where a run happens: machine, system and the state of the user's folder. Never an environment variable."""
+"""Describe where a run happens: machine, system and git state. Never reads environment variables."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from dialogkit.system.memory import total_bytes
 
 
 def environment_facts(folder: Path) -> dict[str, Any]:
-    """Return platform, processor, memory, interpreter and git state, as far as they are known."""
+    """Return platform, processor, memory, interpreter and git state, as far as known."""
     return {
         "platform": platform.platform(),
         "host": platform.node(),

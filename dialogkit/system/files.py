@@ -1,4 +1,4 @@
-"""Writes files so that none is ever half there, with ordinary permissions."""
+"""Write files atomically, with ordinary permissions."""
 
 import os
 import tempfile
@@ -9,7 +9,7 @@ from dialogkit.system.ownership import free_name, is_signed, signed
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it, so that it is never half there."""
+    """Write a file atomically, by renaming a temporary one. Raises: StorageError."""
     try:
         descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -24,7 +24,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def keep(path: Path) -> Path:
-    """Rename what somebody else wrote in the place of a file or folder; return its new place.
+    """Rename what somebody else wrote at a path, to keep it; return its new path.
 
     Raises: StorageError.
     """
@@ -36,14 +36,14 @@ def keep(path: Path) -> Path:
 
 
 def write_signed(path: Path, text: str, *, comment: str) -> Path | None:
-    """Write a text with its sum; return where a file in its place went that somebody has changed.
-
-    Raises: StorageError.
+    """Write a text with its sum; return the new path of a changed file that was kept, if any.
 
     Args:
         path: the file.
-        text: what it is to say.
-        comment: a comment of its language, with `{}` where the sum goes.
+        text: its content.
+        comment: a comment in its language, with `{}` in place of the sum.
+
+    Raises: StorageError.
     """
     kept = keep(path) if os.path.lexists(path) and not is_signed(path) else None
     write_text(path, signed(text, comment=comment))
@@ -51,14 +51,14 @@ def write_signed(path: Path, text: str, *, comment: str) -> Path | None:
 
 
 def ordinary_permissions(folder: Path) -> None:
-    """Give the files of a folder the permissions that the umask allows: safetensors writes mode 0600."""
+    """Give files of a folder the permissions that the umask allows: safetensors writes mode 0600."""
     for path in folder.iterdir():
         if path.is_file() and not path.is_symlink():
             path.chmod(0o666 & ~umask())
 
 
 def umask() -> int:
-    """Return the permissions that new files of this process do not get."""
+    """Return this process's umask."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

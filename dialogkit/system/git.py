@@ -1,9 +1,9 @@
-"""The git state of a folder, read without running anything that the repository configures.
+"""Read the git state of a folder without running anything that the repository configures.
 
-`git status` runs programs that a repository's configuration names (`core.fsmonitor`, filters of its attributes,
-what its submodules configure). So git gets a folder of its own as its repository, which has no configuration, and
-takes from the real one only objects and index. User and system configuration are left out too, as they may name
-filters that take their settings from the repository.
+`git status` runs programs that a repository's configuration names (`core.fsmonitor`, attribute filters, submodule
+settings). So git gets a temporary repository without configuration, which takes only objects and index from the
+real one. User and system configuration are ignored too, as they may name filters that read the repository's
+settings.
 """
 
 import os
@@ -20,15 +20,15 @@ TIMEOUT_S = 5.0
 _REF = re.compile(r"refs/[^\0-\x20\x7f~^:?*\[\\]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _HARMLESS = re.compile(r"core\.(filemode|symlinks|ignorecase|autocrlf|eol|trustctime|checkstat|precomposeunicode)")
-"""Settings that decide how files are compared; their values are words."""
+"""Settings that affect how files are compared; their values are single words."""
 _LARGEST_PACKED_REFS = 64 * 2**20
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Return commit, branch and dirtiness of the repository that a folder is in; None outside one.
 
-    `dirty` is None where git cannot say it within 5 s. A submodule makes a repository dirty by another commit, not
-    by changed files.
+    `dirty` is None if git cannot tell within `TIMEOUT_S`. A submodule makes a repository dirty by another commit,
+    not by changed files.
     """
     with suppress(OSError, ValueError):
         top = next((place for place in (folder.absolute(), *folder.absolute().parents) if _is_top(place)), None)
@@ -64,14 +64,14 @@ def _git_folder(top: Path) -> Path:
 
 
 def _common_folder(own: Path) -> Path:
-    """Return the folder of what the worktrees of a repository share."""
+    """Return the folder that the worktrees of a repository share."""
     with suppress(FileNotFoundError):
         return own / _line(own / "commondir")
     return own
 
 
 def _head(own: Path, common: Path) -> tuple[str | None, str | None]:
-    """Return branch and commit of a repository; None each where there is none."""
+    """Return branch and commit of a repository, or None for each."""
     name, branch = "HEAD", None
     for _ in range(5):
         text = _ref(own, common, name)
@@ -96,7 +96,7 @@ def _ref(own: Path, common: Path, name: str) -> str | None:
 
 
 def _is_dirty(top: Path, own: Path, common: Path, commit: str) -> bool | None:
-    """Return whether tracked files differ from a commit; None where git does not say it."""
+    """Return whether tracked files differ from a commit; None if git cannot tell."""
     index = own / "index"
     if not index.is_file():
         return None
@@ -110,7 +110,7 @@ def _is_dirty(top: Path, own: Path, common: Path, commit: str) -> bool | None:
         (clean / "config").write_text(
             f"[core]\n\trepositoryformatversion = {version}\n{extensions}", encoding="ascii"
         )
-        for shared in own.glob("sharedindex.*"):  # of an index that is split
+        for shared in own.glob("sharedindex.*"):  # of a split index
             (clean / shared.name).symlink_to(shared.absolute())
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
@@ -140,7 +140,7 @@ def _is_dirty(top: Path, own: Path, common: Path, commit: str) -> bool | None:
 
         settings: list[str] = []
         config = common / "config"
-        if config.is_file():  # read as a file alone, git follows no include and runs nothing
+        if config.is_file():  # read as a plain file, git follows no include and runs nothing
             for entry in (
                 git("config", "--file", str(config.absolute()), "--no-includes", "--list", "-z") or ""
             ).split("\0"):

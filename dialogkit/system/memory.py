@@ -1,63 +1,87 @@
-"""How much memory the machine, its container and its limits have left."""
+"""Memory of the machine, of this process's control group (its container or job), and of the process itself.
 
-import os
+All sizes are in bytes; None stands for what is unknown or unlimited.
+"""
+
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+_UNLIMITED = 2**60
+"""Version 1 of control groups writes a very large number for no limit."""
+
+
+class Memory(NamedTuple):
+    """Memory in all, and what is free of it."""
+
+    total: int | None
+    free: int | None
+
+
+def machine_memory() -> Memory:
+    """Return the machine's memory, without swap."""
+    with suppress(Exception):  # a strange /proc, on which psutil fails in many ways
+        found = psutil.virtual_memory()
+        return Memory(found.total, found.available)
+    return Memory(None, None)
+
+
+def container_memory() -> Memory:
+    """Return the limit of the control group and what it leaves (version 2, then 1)."""
+    for folder, limit, used, cached in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with suppress(OSError, ValueError):  # not there, or "max"
+            total = int(Path(folder, limit).read_text(encoding="ascii"))
+            lines = Path(folder, "memory.stat").read_text(encoding="ascii").splitlines()
+            # Files that were read are counted as used, and given up when memory is needed.
+            reclaimable = int(dict(line.split() for line in lines).get(cached, 0))
+            held = int(Path(folder, used).read_text(encoding="ascii")) - reclaimable
+            if total < _UNLIMITED:
+                return Memory(total, total - held)
+    return Memory(None, None)
 
 
 def free_bytes() -> int | None:
-    """Return the memory that machine, container and limits still have to give. None where it is not told."""
-    found = [free for free in (_machine_free(), _container_free(), _limit_free()) if free is not None]
-    return min(found, default=None)
+    """Return the least of what the machine (with swap), the control group and `ulimit -v` leave."""
+    available, swap = machine_memory().free, 0
+    with suppress(Exception):
+        swap = psutil.swap_memory().free
+    machine = None if available is None else available + swap
+    return min((n for n in (machine, container_memory().free, _limit_free()) if n is not None), default=None)
 
 
-def _machine_free() -> int | None:
+def total_bytes() -> int | None:
+    """Return the memory of the machine."""
+    return machine_memory().total
+
+
+def process_memory_bytes() -> int | None:
+    """Return the memory that this process holds (its resident set)."""
+    with suppress(psutil.Error, OSError):
+        return int(psutil.Process().memory_info().rss)
+    return None
+
+
+def address_space_bytes() -> int | None:
+    """Return the address space of this process, which `RLIMIT_AS` limits; Linux only."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-        return 1024 * (kilobytes["MemAvailable"] + kilobytes.get("SwapFree", 0))
-    except (OSError, ValueError, KeyError, IndexError):
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        return pages * resource.getpagesize()
+    except (ImportError, OSError, ValueError, IndexError):
         return None
 
 
 def _limit_free() -> int | None:
     """Return what `ulimit -v` leaves to this process."""
-    try:
-        import resource
-
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        return None if limit == resource.RLIM_INFINITY else max(0, limit - pages * resource.getpagesize())
-    except (ImportError, OSError, ValueError, IndexError):
+    if (taken := address_space_bytes()) is None:
         return None
+    import resource
 
-
-def _container_free() -> int | None:
-    """Return what a control group leaves (version 2, then 1)."""
-    for folder, limit, used, cached in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            told = {name: Path(folder, name).read_text(encoding="ascii") for name in (limit, used, "memory.stat")}
-            statistics = dict(line.split() for line in told["memory.stat"].splitlines())
-            # Files that were read are counted as used, and given up when memory is needed.
-            return int(told[limit]) - int(told[used]) + int(statistics.get(cached, 0))
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-    return None
-
-
-def process_memory_bytes() -> int | None:
-    """Return the memory that this process holds; None where the system does not tell."""
-    with suppress(OSError, ValueError, IndexError, AttributeError):
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    return None
-
-
-def total_bytes() -> int | None:
-    """Return the memory of the machine; None if the system does not say."""
-    with suppress(OSError, ValueError, AttributeError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else max(0, limit - taken)

@@ -1,13 +1,13 @@
-"""How long a server is waited for, in one place: the libraries themselves wait and retry for minutes, or for ever.
+"""Time limits for servers, in one place: the libraries themselves wait and retry for minutes, or forever.
 
-Four limits hold for whatever is asked of the Hugging Face hub, each a constant here. An answer must begin within
-`ANSWER_S`, redirects and repeats after an error included; slow answers of one loading take `ANSWERS_S` in all. A
-file must bring `STALL_BYTES` in every `STALL_S`, so a slow download goes on for as long as it moves, and a drip
-ends. A file whose connection breaks is continued at most `BREAKS` times. The first failure ends the loading: what
-lies in the cache is used, with one line, or one sentence says what the server did.
+Four limits hold for every request to the Hugging Face hub, each a constant here. An answer must begin within
+`ANSWER_S`, including redirects and retries; the slow answers of one loading may take `ANSWERS_S` in total. A file
+must deliver `STALL_BYTES` every `STALL_S`, so a slow download continues as long as it progresses, and a trickle
+ends. A file whose connection breaks is resumed at most `BREAKS` times. The first failure ends the loading: the
+cached copy is used, with one warning, or one sentence says what the server did.
 
-Every request runs in a thread of its own, for no timeout of a socket covers the lookup of a name or a server that
-sends a byte now and then, and the caller's wait can always be interrupted.
+Every request runs in its own thread: no socket timeout covers name lookup, or a server that sends a byte now and
+then. So the caller's wait can always be interrupted.
 """
 
 import logging
@@ -26,38 +26,38 @@ from typing import Any, NoReturn, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from dialogkit.errors import DialogKitError, UnavailableError
+from dialogkit.hints import Hint
 from dialogkit.system.signals import ended_by_signals
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CONNECT_S = 2.0
-"""Longest wait for a connection, where it is only asked whether a server is there."""
+"""Longest wait for a connection when only checking that a server exists."""
 ANSWER_S = 10.0
-"""Longest wait for an answer to begin; HF_HUB_ETAG_TIMEOUT takes its place."""
+"""Longest wait for an answer to begin; HF_HUB_ETAG_TIMEOUT overrides it."""
 SLOW_S, ANSWERS_S = 3.0, 60.0
-"""From how many seconds on an answer is slow, and the longest wait for all slow ones of one loading."""
+"""Seconds from which an answer counts as slow, and the longest total wait for slow answers of one loading."""
 STALL_S, STALL_BYTES = 30.0, 16 * 1024
-"""A file that brings fewer bytes than that in so many seconds has stalled; HF_HUB_DOWNLOAD_TIMEOUT takes the
-place of the seconds."""
+"""A file that delivers fewer bytes in this time has stalled; HF_HUB_DOWNLOAD_TIMEOUT overrides the seconds."""
 BREAKS = 5
-"""How often a file is continued whose connection broke."""
+"""How often a file is resumed after its connection broke."""
 REMEMBERED_S = 60.0
-"""How long what became of a question is taken for the answer to the next."""
+"""How long the result of a check is reused."""
 NEWS_S = 3.0, 10.0
-"""After how many seconds a wait is first reported, and how often from then on."""
+"""Seconds until a wait is first reported, and between later reports."""
 
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _QUEUED = 32
-"""Most pieces of a file that wait to be taken."""
+"""Most chunks of a file that wait in the queue."""
 
 
 _known: dict[str, tuple[float, str | None]] = {}
-"""When each server was asked, and what was wrong with it."""
+"""When each server was checked, and what was wrong with it."""
 _noted: set[str] = set()
 _loading: "_Loading | None" = None
 _one_at_a_time = threading.RLock()
-"""Held while the libraries, whose settings are those of the whole process, are held to the limits."""
+"""Held while the limits apply to the libraries, whose settings are process-wide."""
 
 
 def _seconds(variable: str, otherwise: float) -> float:
@@ -73,7 +73,7 @@ def answer_limit() -> float:
 
 
 def stall_limit() -> float:
-    """Return the seconds within which a file must bring `STALL_BYTES`."""
+    """Return the seconds within which a file must deliver `STALL_BYTES`."""
     return _seconds("HF_HUB_DOWNLOAD_TIMEOUT", STALL_S)
 
 
@@ -82,25 +82,29 @@ def hub_url() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
+def is_on(value: str) -> bool:
+    """Return whether the value of an environment variable of the hub's libraries means yes."""
+    return value.strip().upper() in {"1", "ON", "YES", "TRUE"}
+
+
 def hub_forbidden() -> bool:
-    """Return whether `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE` forbids asking the hub."""
-    offline = os.environ.get("HF_HUB_OFFLINE", "") or os.environ.get("TRANSFORMERS_OFFLINE", "")
-    return offline.strip().upper() in {"1", "ON", "YES", "TRUE"}
+    """Return whether `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE` forbids requests to the hub."""
+    return is_on(os.environ.get("HF_HUB_OFFLINE", "") or os.environ.get("TRANSFORMERS_OFFLINE", ""))
 
 
-# Whether a server answers
+# Checks whether a server answers
 
 
 def forget() -> None:
-    """Ask every server anew."""
+    """Forget all results, so that every server is checked again."""
     _known.clear()
     _noted.clear()
 
 
 def problems(urls: Sequence[str]) -> list[str | None]:
-    """Ask servers at the same time whether they answer HTTP, with whatever status, and return what is wrong.
+    """Check in parallel whether servers answer HTTP, with any status.
 
-    Returns: for each, None where it answers, else the rest of a sentence such as `did not answer within 10 s`.
+    Returns: for each, None if it answers, else the rest of a sentence such as `did not answer within 10 s`.
     """
     limit = answer_limit()
     deadline = time.monotonic() + limit
@@ -120,7 +124,7 @@ def problems(urls: Sequence[str]) -> list[str | None]:
 
 
 def hub_reachable() -> bool:
-    """Return whether the Hugging Face hub may be asked: not forbidden by `HF_HUB_OFFLINE`, and it answers."""
+    """Return whether requests to the Hugging Face hub are allowed and it answers."""
     return not hub_forbidden() and problems([hub_url()]) == [None]
 
 
@@ -131,7 +135,7 @@ def _problem(url: str, limit: float) -> str | None:
 
     class Stay(urllib.request.HTTPRedirectHandler):
         def redirect_request(self, *_: Any) -> None:
-            return None  # a redirect is an answer
+            return None  # a redirect counts as an answer
 
     try:
         if (reason := _refusal(url)) is not None:
@@ -156,7 +160,7 @@ def _problem(url: str, limit: float) -> str | None:
 
 
 def _refusal(url: str) -> str | None:
-    """Return what is wrong if no connection to the host of `url`, or to the proxy set for it, opens within 2 s."""
+    """Return what is wrong if no connection to the host of `url`, or its proxy, opens within `CONNECT_S`."""
     from urllib.request import getproxies, proxy_bypass
 
     scheme = urlsplit(url).scheme or "https"
@@ -179,16 +183,16 @@ def _unreachable(error: object) -> str:
 
 
 def plain_url(url: str) -> str:
-    """Return an address without a name or password in it."""
+    """Return an address without user and password."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
 
 
-# Waiting that can be interrupted, in threads that nobody has to wait for
+# Interruptible waits, in threads that need not be joined
 
 
 class Wait:
-    """Reports in the log what is waited for, the first time after 3 s."""
+    """Logs what is waited for, at the intervals of `NEWS_S`."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -196,7 +200,7 @@ class Wait:
         self._next = self._start + NEWS_S[0]
 
     def tick(self) -> None:
-        """Report the wait if it is time to."""
+        """Log the wait if a report is due."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + NEWS_S[1]
             logger.info("%s (%.0f s so far) ...", self.text, time.monotonic() - self._start)
@@ -218,7 +222,7 @@ def _get(source: "queue.SimpleQueue[T] | queue.Queue[T]", deadline: float, news:
                 news.tick()
 
 
-# The hub's own libraries within the limits
+# The limits, applied to the hub's own libraries
 
 
 def _forked() -> None:
@@ -230,21 +234,21 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-def from_hub(load: Callable[[bool], T], *, lacking: str, hint: str) -> T:
-    """Load something from the hub, or from its cache on disk where the hub cannot be asked or fails.
+def from_hub(load: Callable[[bool], T], *, lacking: str, hint: Hint) -> T:
+    """Load something from the hub, or from its cache on disk if the hub is forbidden, unreachable or fails.
 
     Args:
-        load: calls the hub's libraries; gets whether they may ask the hub.
+        load: calls the hub's libraries; receives whether they may contact the hub.
         lacking: the end of the sentence that says what is missing, such as `'gpt2' is not in its cache`.
-        hint: the next command to type.
+        hint: what to do about it.
 
-    Raises: UnavailableError if the hub fails and the cache alone is not enough; else whatever `load` raises.
+    Raises: UnavailableError if the hub fails and the cache is not enough; else whatever `load` raises.
     """
     with _one_at_a_time:
         return _from_hub(load, lacking, hint)
 
 
-def _from_hub(load: Callable[[bool], T], lacking: str, hint: str) -> T:
+def _from_hub(load: Callable[[bool], T], lacking: str, hint: Hint) -> T:
     address = f"the hub at {plain_url(hub_url())}"
     if hub_forbidden():
         failure: str | None = "HF_HUB_OFFLINE forbids asking the hub"
@@ -263,13 +267,13 @@ def _from_hub(load: Callable[[bool], T], lacking: str, hint: str) -> T:
                     raise
             else:
                 loading.raise_stop()
-                # What a library passed over in silence may be missing from the result.
+                # A failure that a library ignored may leave the result incomplete.
                 if (failure := loading.failure) is None:
                     return result
             _known[hub_url()] = time.monotonic(), failure.removeprefix(f"{address} ")
         try:
             result = load(False)
-        except (OSError, ValueError) as error:  # others are those of a damaged copy
+        except (OSError, ValueError) as error:  # other errors come from a damaged copy
             loading.raise_stop()
             raise UnavailableError(f"{failure}, and {lacking}", hint=hint) from error
         loading.raise_stop()
@@ -281,14 +285,14 @@ def _from_hub(load: Callable[[bool], T], lacking: str, hint: str) -> T:
 
 @contextmanager
 def _limited(failure: str | None) -> "Iterator[_Loading]":
-    """Hold the hub's libraries to the limits, and keep what they would print."""
+    """Apply the limits to the hub's libraries, and silence them."""
     global _loading
     import huggingface_hub
     from huggingface_hub.utils import logging as hub_logging
 
     client = huggingface_hub.get_session()
     if not hasattr(client, "dialogkit_limits"):
-        # Of the client that is in use, so that a proxy or certificates that somebody set for it stay.
+        # Wraps the client in use, so that its proxy and certificates stay.
         client.send = _sending(client.send)  # type: ignore[method-assign]
         client.dialogkit_limits = True  # type: ignore[attr-defined]
     before, _loading = _loading, _Loading(failure)
@@ -296,11 +300,11 @@ def _limited(failure: str | None) -> "Iterator[_Loading]":
     verbosity, xet = hub_logging.get_verbosity(), huggingface_hub.constants.HF_HUB_DISABLE_XET
     hub_logging.set_verbosity(logging.CRITICAL)
     if "HF_HUB_DISABLE_XET" not in os.environ:
-        huggingface_hub.constants.HF_HUB_DISABLE_XET = True  # it knows none of these limits
+        huggingface_hub.constants.HF_HUB_DISABLE_XET = True  # it ignores these limits
     try:
-        # A library may wait for threads of its own, which a signal does not reach.
+        # A library may wait for its own threads, which a signal does not reach.
         with ended_by_signals(lambda _: loading.stop.set()), warnings.catch_warnings():
-            # As of a disk that is too small for a file, which writing it says again.
+            # For example of a full disk, which writing the file reports again.
             warnings.filterwarnings("ignore", module="huggingface_hub")
             yield loading
     finally:
@@ -320,10 +324,10 @@ def _sending(send: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Loading:
-    """What is asked of the hub to load one thing.
+    """The requests of one loading.
 
     Attributes:
-        failure: the beginning of a sentence that says what the hub did wrong; from then on it is not asked.
+        failure: the start of a sentence that says what the hub did wrong; afterwards it gets no more requests.
         stop: set by a signal that the main thread could not handle.
     """
 
@@ -335,12 +339,12 @@ class _Loading:
         self._breaks: Counter[str] = Counter()
 
     def raise_stop(self) -> None:
-        """Raise again by what a signal stopped the loading, in case that a library caught it."""
+        """Raise the error of a signal that stopped the loading again, in case a library caught it."""
         if self._stopped is not None:
             raise self._stopped
 
     def problem(self, error: BaseException) -> str | None:
-        """Return what the hub did wrong if a library's error comes from that, else None."""
+        """Return what the hub did wrong if it caused a library's error, else None."""
         seen: BaseException | None = error
         while seen is not None:
             package = type(seen).__module__.partition(".")[0]
@@ -352,7 +356,7 @@ class _Loading:
         return None
 
     def send(self, send: Callable[..., Any], request: Any, *, stream: bool, **options: Any) -> Any:
-        """Send a request. Returns: the response, whose body is held to the limits as well."""
+        """Send a request. Returns: the response, to whose body the limits apply too."""
         request.extensions = {**request.extensions, "dialogkit_file": stream}
         try:
             limit = answer_limit()
@@ -367,7 +371,7 @@ class _Loading:
             if not stream:
                 response.read()
             return response
-        except DialogKitError as error:  # a signal, which a library is not to catch
+        except DialogKitError as error:  # a signal, which no library may swallow
             self._stopped = error
             raise
 
@@ -377,18 +381,18 @@ class _Loading:
         name = _name(request)
         news = Wait(f"waiting for {name}, at most {limit:g} s")
         for attempt in range(10):
-            self._go_on(request)
+            self._require_active(request)
             pump = _Pump(send, request, options)
             wait, asked = float(2**attempt), ""
             try:
                 response = self.take(pump.answer, end, news)
             except TimeoutError:
-                pump.leave()
+                pump.abandon()
                 if ANSWERS_S - self._waited < limit:
                     self.fail(request, f"answered so slowly that {ANSWERS_S:g} s were waited in all")
                 self.fail(request, f"did not answer within {limit:g} s")
             except BaseException:
-                pump.leave()
+                pump.abandon()
                 raise
             if isinstance(response, BaseException):
                 package = type(response).__module__.partition(".")[0]
@@ -398,7 +402,7 @@ class _Loading:
                 if "closed" not in said:
                     self.fail(request, said)
             elif response.status_code in _BUSY and _of_hub(request):
-                pump.leave()
+                pump.abandon()
                 status = int(response.status_code)
                 said = f"answered {status} ({HTTPStatus(status).phrase.lower()})"
                 with suppress(ValueError):
@@ -406,8 +410,8 @@ class _Loading:
                     asked = f" and asks to wait {wait:g} s"
             else:
                 if _is_page(request, response):
-                    pump.leave()
-                    self.fail(request, "answered with a web page, as a sign-in page of a network does")
+                    pump.abandon()
+                    self.fail(request, "answered with a web page, such as the sign-in page of a network")
                 response.extensions["dialogkit_pump"] = pump
                 return response
             if time.monotonic() + wait >= end:
@@ -427,7 +431,7 @@ class _Loading:
                 raise TimeoutError
             news.tick()
 
-    def _go_on(self, request: Any) -> None:
+    def _require_active(self, request: Any) -> None:
         self.raise_stop()
         if self.stop.is_set():
             raise KeyboardInterrupt
@@ -435,14 +439,14 @@ class _Loading:
             self._raise(self.failure)
 
     def broke(self, request: Any, error: BaseException) -> NoReturn:
-        """Raise the error of a body that ended early, which has the library continue it, or give up."""
+        """Raise the error of a body that broke off, so that the library resumes it, or give up."""
         self._breaks[str(request.url)] += 1
         if self._breaks[str(request.url)] > BREAKS:
             self.fail(request, f"broke off {_file(request)} {BREAKS + 1} times")
         raise error
 
     def fail(self, request: Any, said: str) -> NoReturn:
-        """End the loading, or only the request if it is for neither the hub nor a file, as a count of uses is."""
+        """End the loading, or only the request if it is neither for the hub nor a file, such as telemetry."""
         failure = f"{_name(request)} {said}"
         if _of_hub(request) or request.extensions.get("dialogkit_file"):
             self.failure = self.failure or failure
@@ -452,22 +456,22 @@ class _Loading:
     def _raise(failure: str) -> NoReturn:
         from huggingface_hub.errors import OfflineModeIsEnabled
 
-        raise OfflineModeIsEnabled(failure)  # at which the libraries neither retry nor wait
+        raise OfflineModeIsEnabled(failure)  # on this error the libraries neither retry nor wait
 
 
 class _Pump:
-    """Sends a request and takes its body, in a thread of its own.
+    """Sends a request and reads its body, in its own thread.
 
     Attributes:
-        answer: gets the response or an exception.
-        pieces: gets the body, then None or an exception.
+        answer: receives the response or an exception.
+        pieces: receives the body, then None or an exception.
     """
 
     def __init__(self, send: Callable[..., Any], request: Any, options: dict[str, Any]) -> None:
         self.answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.pieces: queue.Queue[Any] = queue.Queue(_QUEUED)
-        self._left = threading.Event()
-        # The limits are kept by the caller; this one lets go of threads that were left.
+        self._abandoned = threading.Event()
+        # The caller enforces the limits; this timeout only ends abandoned threads.
         seconds = max(answer_limit(), stall_limit()) + 5
         request.extensions = {
             **request.extensions,
@@ -475,9 +479,9 @@ class _Pump:
         }
         _begin(lambda: self._run(send, request, options))
 
-    def leave(self) -> None:
-        """Take no more."""
-        self._left.set()
+    def abandon(self) -> None:
+        """Abandon the request."""
+        self._abandoned.set()
 
     def _run(self, send: Callable[..., Any], request: Any, options: dict[str, Any]) -> None:
         try:
@@ -499,7 +503,7 @@ class _Pump:
         self._put(last)
 
     def _put(self, piece: Any) -> bool:
-        while not self._left.is_set():
+        while not self._abandoned.is_set():
             with suppress(queue.Full):
                 self.pieces.put(piece, timeout=1)
                 return True
@@ -507,7 +511,7 @@ class _Pump:
 
 
 def _body(loading: _Loading, response: Any, request: Any, limit: float) -> Any:
-    """Return the body of a response as a stream that ends the loading where it stalls."""
+    """Return the body of a response as a stream that ends the loading if it stalls."""
     pump: _Pump = response.extensions.pop("dialogkit_pump")
     total = (
         int(response.headers.get("Content-Length", "0"))
@@ -528,7 +532,7 @@ def _body(loading: _Loading, response: Any, request: Any, limit: float) -> Any:
                     piece = loading.take(pump.pieces, start + left, news)
                 except TimeoutError:
                     piece = b""
-                # Time in which nobody waits is the caller's.
+                # Time between reads is the caller's and does not count.
                 left -= time.monotonic() - start
                 if piece is None:
                     return
@@ -544,7 +548,7 @@ def _body(loading: _Loading, response: Any, request: Any, limit: float) -> Any:
                     yield piece
 
         def close(self) -> None:
-            pump.leave()
+            pump.abandon()
 
     return Body()
 
@@ -560,7 +564,7 @@ def _name(request: Any) -> str:
 
 
 def _file(request: Any) -> str:
-    """Return what a request asks for, as a word of a sentence."""
+    """Return what a request is for, as a word for a sentence."""
     path = unquote(str(request.url.path))
     return repr(path.partition("/resolve/")[2].partition("/")[2] or path.rpartition("/")[2] or "/")
 
@@ -576,7 +580,7 @@ def _is_page(request: Any, response: Any) -> bool:
 
 
 def _said(error: BaseException) -> str:
-    """Return what a server did, of an error of httpx."""
+    """Return what a server did, given an error of httpx."""
     kind = type(error).__name__
     if kind == "TooManyRedirects":
         return "redirects in a circle"

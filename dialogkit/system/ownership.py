@@ -1,7 +1,7 @@
-"""Which files dialogkit wrote. Only these are ever removed or replaced, and only as they were written.
+"""Track the files that dialogkit wrote. Only these are ever removed or replaced, and only while unchanged.
 
 A folder that dialogkit fills holds a list of its files with their sizes and SHA-256 sums: `.dialogkit-files`,
-or the manifest of a checkpoint. Whatever else lies there belongs to somebody else. Links and mounts are never
+or the manifest of a checkpoint. Everything else in it belongs to somebody else. Links and mounts are never
 entered. A single file (a report, a job file) carries the sum of its own text in its last line.
 """
 
@@ -24,7 +24,7 @@ from dialogkit.errors import StorageError
 from dialogkit.text import read_small
 
 FILE_LIST = ".dialogkit-files"
-"""The list of a folder's files. It names the folder too: a copy under another name belongs to whoever made it."""
+"""The list of a folder's files. It also names the folder: a copy under another name belongs to whoever made it."""
 
 LOCK_TIMEOUT_S = 600.0
 _QUICK_BYTES = 2**20
@@ -46,18 +46,18 @@ Entries = Mapping[str, Entry]
 
 @dataclass
 class Contents:
-    """What lies in a folder, by who wrote it."""
+    """The contents of a folder, by who wrote them."""
 
     files: list[Path] = field(default_factory=list)
-    """Files that dialogkit wrote, as they were written."""
+    """Files that dialogkit wrote, unchanged."""
     folders: list[Path] = field(default_factory=list)
-    """Folders that dialogkit made, each after those inside it."""
+    """Folders that dialogkit made, each after its subfolders."""
     foreign: list[Path] = field(default_factory=list)
-    """All else: files, links and mounts, and folders with all that is in them."""
+    """Everything else: files, links, mounts, and whole folders."""
 
     @property
     def bytes(self) -> int:
-        """Bytes of the files that dialogkit wrote."""
+        """Total size of the files that dialogkit wrote."""
         return sum(path.lstat().st_size for path in self.files)
 
 
@@ -82,7 +82,7 @@ def is_as_written(path: Path, entry: Entry, *, exact: bool = True) -> bool:
 
 
 def read_regular(path: Path, limit: int = _MAX_LIST_BYTES) -> bytes | None:
-    """Return the content of a regular file; None for a link, a pipe, a file beyond the limit, or none at all."""
+    """Return the content of a regular file; None for a link, a pipe, a missing file or one beyond the limit."""
     try:
         content = b"" if path.is_symlink() else read_small(path, limit)
     except (OSError, ValueError):
@@ -91,7 +91,7 @@ def read_regular(path: Path, limit: int = _MAX_LIST_BYTES) -> bytes | None:
 
 
 def parse_entries(files: Any) -> dict[str, Entry]:
-    """Return the entries of a list as JSON has it: `{name: [size, sum]}`. Raises: ValueError for anything else."""
+    """Parse the JSON of a list, `{name: [size, sum]}`. Raises: ValueError for anything else."""
     if not isinstance(files, dict):
         raise ValueError("no list of files")
     entries = {}
@@ -104,17 +104,17 @@ def parse_entries(files: Any) -> dict[str, Entry]:
 
 
 def _is_inside(name: str) -> bool:
-    """Return whether a listed name is that of a file below its folder, in its only spelling."""
+    """Return whether a listed name is a normalized path below its folder."""
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and str(path) == name
 
 
 def read_list(folder: Path, *, name: str | None = None) -> dict[str, Entry] | None:
-    """Return the list of a folder's files; None where there is none, or it is that of a folder of another name.
+    """Return the list of a folder's files; None if it has none, or one that names another folder.
 
     Args:
-        folder: where it lies.
-        name: what the folder was called when its list was written; None for its present name.
+        folder: the folder of the list.
+        name: the folder's name when its list was written; None for its present name.
     """
     content = read_regular(folder / FILE_LIST)
     if content is None:
@@ -129,7 +129,7 @@ def read_list(folder: Path, *, name: str | None = None) -> dict[str, Entry] | No
 
 
 def write_list(folder: Path, entries: Entries, *, name: str | None = None) -> None:
-    """Write the list of a folder's files in one move. Raises: OSError."""
+    """Write the list of a folder's files atomically. Raises: OSError."""
     text = json.dumps({"folder": name or folder.name, "files": {k: entries[k] for k in sorted(entries)}}, indent=1)
     beside = folder / f"{FILE_LIST}.{os.getpid()}"
     try:
@@ -140,13 +140,13 @@ def write_list(folder: Path, entries: Entries, *, name: str | None = None) -> No
 
 
 def list_folder(folder: Path, *, name: str | None = None) -> None:
-    """List all files of a folder that this process has filled. Raises: OSError."""
+    """Write the list of all files in a folder that this process has filled. Raises: OSError."""
     paths = [path for path in regular_files(folder) if path != folder / FILE_LIST]
     write_list(folder, {path.relative_to(folder).as_posix(): entry_of(path) for path in paths}, name=name)
 
 
 def add_to_list(folder: Path, *paths: Path) -> None:
-    """Enter files that were written just now in the list of a folder. Raises: OSError."""
+    """Add just written files to the list of a folder. Raises: OSError."""
     added = {path.relative_to(folder).as_posix(): entry_of(path) for path in paths}
     write_list(folder, {**(read_list(folder) or {}), **added})
 
@@ -169,12 +169,12 @@ def regular_files(folder: Path) -> Iterator[Path]:
 
 
 def listed_contents(folder: Path, entries: Entries, *, exact: bool = True, besides: str = FILE_LIST) -> Contents:
-    """Return the content of a folder by its list.
+    """Sort the contents of a folder by its list.
 
     Args:
-        folder: where the files lie.
-        entries: what its list says.
-        exact: whether to compare the content of large files too, and not their size alone, which is quick.
+        folder: the folder of the files.
+        entries: the entries of its list.
+        exact: whether to compare the content of large files too, not just their size, which is quick.
         besides: the name of the list itself, which counts as written by dialogkit.
 
     Raises: OSError.
@@ -208,9 +208,9 @@ def listed_contents(folder: Path, entries: Entries, *, exact: bool = True, besid
 
 
 def remove(found: Contents) -> None:
-    """Remove files and the folders that this leaves empty. Raises: OSError at the first that cannot be removed.
+    """Remove files and the folders that become empty. Raises: OSError at the first that cannot be removed.
 
-    The list goes last: what is left by a process that is killed is still known.
+    The list goes last, so that what a killed process leaves behind is still listed.
     """
     for path in sorted(found.files, key=lambda path: path.name == FILE_LIST):
         path.unlink(missing_ok=True)
@@ -219,13 +219,13 @@ def remove(found: Contents) -> None:
 
 
 def remove_empty(folder: Path) -> None:
-    """Remove a folder unless something is in it."""
+    """Remove a folder if it is empty."""
     with suppress(OSError):
         folder.rmdir()
 
 
 def free_name(path: Path) -> Path:
-    """Return where to keep what somebody else wrote in the place of a file of dialogkit: `NAME.kept-1`, or so."""
+    """Return a free path, `NAME.kept-1` or the next, to keep what somebody else wrote at a path of dialogkit."""
     number = 1
     while os.path.lexists(free := path.with_name(f"{path.name}.kept-{number}")):
         number += 1
@@ -234,11 +234,11 @@ def free_name(path: Path) -> Path:
 
 @contextmanager
 def exclusive(folder: Path, doing: str) -> Iterator[bool]:
-    """Keep other processes that take this lock out of a folder, and say whether the disk has such locks.
+    """Lock a folder against other processes that take this lock; yields whether the disk supports locks.
 
     Args:
-        folder: must be there.
-        doing: what others do meanwhile, for the error, such as `publishing into`.
+        folder: must exist.
+        doing: what the other process does meanwhile, for the error, such as `publishing into`.
 
     Raises: StorageError after a wait of `LOCK_TIMEOUT_S`; OSError.
     """
@@ -273,7 +273,7 @@ def exclusive(folder: Path, doing: str) -> Iterator[bool]:
 def mounts_in(folder: Path) -> frozenset[str]:
     """Return what is mounted below a folder, as POSIX paths relative to it; `.` is the folder itself.
 
-    A bind mount of the same disk looks like any folder or file: Linux's own list is asked.
+    A bind mount of the same disk looks like any folder or file, so Linux's own list is read.
     """
     try:
         lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
@@ -286,18 +286,18 @@ def mounts_in(folder: Path) -> frozenset[str]:
 
 @cache
 def _places(lines: tuple[bytes, ...]) -> tuple[str, ...]:
-    # Blanks and the like are written as octal numbers: `\040`.
+    # White space is escaped in octal: `\040`.
     octal = re.compile(rb"\\([0-7]{3})")
     return tuple(
         os.fsdecode(octal.sub(lambda found: bytes([int(found[1], 8)]), line.split()[4])) for line in lines
     )
 
 
-# Folders that change places
+# Exchange of folders
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Let two folders change places in one move; return False where the system or the disk cannot.
+    """Exchange two folders atomically; return False if the system or the disk does not support it.
 
     Raises: OSError for any other reason.
     """
@@ -315,7 +315,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 @cache
 def _renameat2() -> Any:
-    """Return Linux's call that renames with flags; None elsewhere."""
+    """Return Linux's `renameat2`; None on other systems."""
     try:
         return ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError, TypeError):
@@ -326,18 +326,18 @@ def _renameat2() -> Any:
 
 
 def signed(text: str, *, comment: str) -> str:
-    """Return text with a last line that holds its sum.
+    """Return text with its sum in an added last line.
 
     Args:
-        text: what the file says.
-        comment: a comment of its language, with `{}` where the sum goes.
+        text: the content.
+        comment: a comment in its language, with `{}` in place of the sum.
     """
     text = text if text.endswith("\n") else f"{text}\n"
     return text + comment.format(f"sha256:{hashlib.sha256(text.encode('utf-8')).hexdigest()}") + "\n"
 
 
 def is_signed(path: Path) -> bool:
-    """Return whether a file is as `signed` made it: nobody has changed it since."""
+    """Return whether a file is unchanged since `signed` made it."""
     content = read_regular(path, _MAX_SIGNED_BYTES)
     if not content:
         return False

@@ -1,4 +1,4 @@
-"""Versions of what a run depends on, read without importing it."""
+"""Versions of a run's packages, read without importing them."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version

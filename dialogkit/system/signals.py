@@ -1,4 +1,4 @@
-"""Ends a process by a signal that comes while a library waits in C, where Python's own handlers do not run."""
+"""End a process on a signal that arrives while a library waits in C, where Python's handlers do not run."""
 
 import os
 import signal
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dialogkit.errors import InterruptedRunError
 
 PATIENCE_S = 1.5
-"""How long Python has to handle a signal by itself."""
+"""Seconds that Python has to handle a signal itself."""
 
 
 def name_of(number: int) -> str:
-    """Return what a signal is called in what is told of it."""
+    """Return the name of a signal for messages."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
@@ -24,11 +24,11 @@ def stopped_by(number: int) -> InterruptedRunError:
 
 @contextmanager
 def ended_by_signals(end: Callable[[int], object], handled: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Have Ctrl-C, and SIGTERM where Python handles it, end this process also while the main thread waits in C.
+    """Let Ctrl-C, and SIGTERM if Python handles it, end this process even while the main thread waits in C.
 
     Args:
         end: called in another thread with the number of a signal that is not handled in time; does not return.
-        handled: whether the handler has run; leaving the context, as by an exception, tells it as well.
+        handled: whether the handler has run; leaving the context, as by an exception, also counts as handled.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

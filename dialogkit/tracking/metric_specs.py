@@ -1,4 +1,4 @@
-"""The figures of an evaluation: what they are called, how they are written, and which way is better."""
+"""The metrics of an evaluation: their titles, their formats, and which direction is better."""
 
 from typing import Literal, NamedTuple
 
@@ -10,22 +10,22 @@ GROUPS: dict[Group, tuple[str, str]] = {
     "talks": ("How it talks", "replies to held-out prompts, beside the true answers"),
     "takes": ("What it takes", "to answer all of them at once"),
 }
-"""Title of each group of figures, and what they are of."""
+"""Title and subtitle of each group of metrics."""
 
 
 ANCHORS = {"untrained": "untrained", "unigram": "unigram", "answers": "true answers"}
-"""What stands beside a model, in words."""
+"""Titles of the anchors shown beside a model."""
 
 
 class Figure(NamedTuple):
-    """One figure.
+    """One metric.
 
     Attributes:
-        name: of the field of an evaluation.
-        title: as people read it, with its unit.
-        form: how it is written.
-        better: whether more (1) or less (-1) of it is better; 0 where neither is.
-        group: what it belongs to.
+        name: field of an evaluation.
+        title: title for readers, with the unit.
+        form: format specification.
+        better: 1 if higher is better, -1 if lower is better, 0 if neither.
+        group: group in which it is shown.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""Curves as SVG that takes its colours and its font from the page around it. The only module that draws.
+"""Draw curves as SVG that takes its colours and its font from the page around it.
 
-SVG and not an interactive plot: a curve is a few kilobytes, where a library of scripts is megabytes in every page;
-it needs no script, prints, and follows the page into the dark.
+SVG rather than an interactive plot: a curve is a few kilobytes, a plotting library megabytes in every page. SVG
+needs no script, prints, and follows the dark mode of the page.
 """
 
 import io
@@ -12,27 +12,27 @@ from itertools import accumulate
 from typing import Literal, NamedTuple
 
 MOST_POINTS = 400
-"""Points of a curve that are drawn; a page has no more pixels."""
+"""Maximum number of points drawn of a curve; a page has no more pixels."""
 
 LARGEST = 1e30
-"""Values beyond it are left out: the axis of a curve with them shows nothing else."""
+"""Larger values are skipped: they would flatten the rest of the curve."""
 
 _INK, _FAINT = "#010001", "#010002"
 _FIRST_COLOUR = 0x010100
 _PAGE_COLOURS = {_INK: "var(--muted)", _FAINT: "var(--line)"}
 _FONT_SIZE = 11
 _STEPS = (1, 2, 2.5, 5, 10)
-"""Between ticks, times a power of ten: what people count in."""
+"""Distances between ticks, times a power of ten."""
 
 
 class Curve(NamedTuple):
     """Values over steps, in a colour that the page defines.
 
     Attributes:
-        steps, values: of one length; what is no number leaves a gap.
+        steps, values: of equal length; non-finite values leave a gap.
         colour: name of a custom property of the page's style, such as `--s1`.
         look: a line, a faint line behind others, or a line with a mark on each point.
-        dashed: tells curves apart whose colours are the same.
+        dashed: distinguishes curves of the same colour.
     """
 
     steps: Sequence[float]
@@ -43,7 +43,7 @@ class Curve(NamedTuple):
 
     @property
     def drawable(self) -> bool:
-        """Whether there is any point to be drawn."""
+        """Whether any point can be drawn."""
         return any(map(_drawn, self.values))
 
 
@@ -63,12 +63,12 @@ def draw(
     """Return curves as an `<svg>` element for a page that defines their colours, `--muted` and `--line`.
 
     Args:
-        curves: what to draw, the hindmost first.
-        title: what the picture is called where it cannot be seen; markup in it is not escaped.
-        width: in pixels at which a label has its size.
-        height: the same.
-        form: writes the values at the axis.
-        from_zero: begin the axis of the values at zero.
+        curves: the curves, back to front.
+        title: accessible name of the picture; markup in it is not escaped.
+        width: in pixels.
+        height: in pixels.
+        form: formats the values at the axis.
+        from_zero: start the value axis at zero.
     """
     from matplotlib import rc_context, rcdefaults, rcParams
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -76,9 +76,9 @@ def draw(
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     colours = {name: f"#{_FIRST_COLOUR + n:06x}" for n, name in enumerate(dict.fromkeys(c.colour for c in curves))}
-    # No text but figures: names come from outside, and belong into the page's legend.
+    # Only numbers as text: names come from outside and belong in the page's legend, where they are escaped.
     with rc_context():
-        rcdefaults()  # a picture does not depend on the style that somebody has in a notebook
+        rcdefaults()  # independent of the style set in a notebook
         rcParams.update({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": _FONT_SIZE})
         figure = Figure(figsize=(width / 72, height / 72))  # SVG counts 72 dots an inch
         FigureCanvasSVG(figure)
@@ -121,7 +121,7 @@ def draw(
 def thinned(
     steps: Sequence[float], values: Sequence[float], most: int = MOST_POINTS
 ) -> tuple[list[float], list[float]]:
-    """Return at most so many points: of each stretch the lowest and the highest one, so that no peak is lost."""
+    """Return at most `most` points: the lowest and the highest of each stretch, so that no peak is lost."""
     if len(values) <= most:
         return list(steps), list(values)
     kept: list[int] = []
@@ -134,7 +134,7 @@ def thinned(
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
-    """Return the mean of each value and its neighbours in a window; what is no number is left out of it."""
+    """Return the moving mean over a window, without non-finite values."""
     half = window // 2
     sums = list(accumulate((value if _drawn(value) else 0.0 for value in values), initial=0.0))
     counts = list(accumulate(map(_drawn, values), initial=0))
@@ -146,7 +146,7 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
 
 
 def _for_page(svg: str, colours: dict[str, str], title: str) -> str:
-    """Return matplotlib's picture for a page: its colours and font, no sizes, short numbers, ids of its own."""
+    """Adapt matplotlib's SVG to a page: its colours and font, no fixed size, short numbers, unique ids."""
     svg = svg[svg.index("<svg") :]
     box = re.search(r'viewBox="[^"]*"', svg)
     svg = svg[svg.index(">") + 1 :]
@@ -158,10 +158,10 @@ def _for_page(svg: str, colours: dict[str, str], title: str) -> str:
     ):
         svg = re.sub(superfluous, "", svg, flags=re.DOTALL)
     svg = re.sub(r"font(?:-\w+)?: [^;\"]*;? ?", "", svg)
-    # Places to a tenth of a pixel; the figures at the axes stand between the tags and are left alone.
+    # Positions to a tenth of a pixel; the numbers at the axes are between the tags and stay unchanged.
     svg = re.sub(r'="[^"<>]*"', lambda m: re.sub(r"-?\d+\.\d{2,}", lambda n: f"{float(n[0]):.1f}", m[0]), svg)
     svg = re.sub(r"#01[0-9a-f]{4}", lambda m: colours.get(m[0], m[0]), svg)
-    # Ids are of the whole page; those that nothing refers to are left out.
+    # Ids must be unique in the whole page; unused ones are removed.
     own = re.sub(r"\W+", "-", title.lower())
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{own}-{m[1]}"' if m[1] in used else "", svg)

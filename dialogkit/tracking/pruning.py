@@ -1,7 +1,7 @@
-"""What lies in a run folder, what of it dialogkit wrote, and how that is deleted.
+"""Find out which files of a run folder dialogkit wrote, and delete those.
 
-Files are known by the lists of their folders; where there is none, by their places and names. All else stays where
-it is, and no link or mount is entered.
+Such files are known by the list in their folder or, without a list, by their place and name. Everything else stays
+where it is, and links and mounts are never entered.
 """
 
 import json
@@ -30,11 +30,11 @@ from dialogkit.system.ownership import (
     read_regular,
     remove_empty,
 )
+from dialogkit.tracking.evaluation_files import EVALUATION_FOLDER, TASKS_FOLDER
 from dialogkit.tracking.publishing import CARD_MARK
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.report import is_own_report
 from dialogkit.tracking.run_dir import (
-    EVALUATION_FOLDER,
     EVENTS,
     EVENTS_FOLDER,
     LOGS_LIST,
@@ -42,15 +42,14 @@ from dialogkit.tracking.run_dir import (
     RECORD_FILE,
     REPORT_FILE,
     RUN_FILES,
-    TASKS_FOLDER,
     RunDir,
 )
 
 _CHECKPOINT = re.compile(r"(torn-|\.old-)?checkpoint-\d+(-\d+)?")
 _HALF_SAVED = re.compile(r"\.model\.new-[a-z0-9_]{8}(-old)?")
-"""The model of a process that was killed while it saved."""
+"""Folder of a model whose process was killed while saving."""
 
-# What 0.1.0 wrote without a list, and what a process that was killed could not list any more. Files that people
+# Files that 0.1.0 wrote without a list, or that a process did not list because it was killed. Files that people
 # put beside a model, such as `spm.model`, are not among them.
 _MODEL = (
     r"((generation_|tokenizer_)?config|tokenizer|added_tokens|special_tokens_map)\.json",
@@ -75,21 +74,21 @@ _NAMES = {
     f"{EVALUATION_FOLDER}/{TASKS_FOLDER}": [r"[\w-]+\.json"],
     EVENTS_FOLDER: [EVENTS.pattern],
 }
-"""Names of files without a list, by the folder in a run that they lie in."""
+"""Names of unlisted files, by their folder in the run."""
 _PATTERNS = {
-    # A file that is being written has eight further characters until it is whole.
+    # A temporary file has eight more characters until it is renamed.
     folder: re.compile("|".join([*names, *(rf"\.({name})\.[a-z0-9_]{{8}}" for name in names)]))
     for folder, names in _NAMES.items()
 }
 
 
 def contents(run: RunDir, *, checkpoints_only: bool = False, exact: bool = True) -> Contents:
-    """Return what lies in the folder of a run, by who wrote it.
+    """Return the content of a run folder, by who wrote it.
 
     Args:
         run: the run.
-        checkpoints_only: leave out all but its checkpoints.
-        exact: whether to compare the content of large files with the list too, and not their size alone.
+        checkpoints_only: look at the checkpoints only.
+        exact: compare the content of large files with the list, not just their size.
 
     Raises: StorageError if the folder cannot be read, or is a link or a mount.
     """
@@ -134,7 +133,7 @@ def _look(folder: Path, place: str, found: Contents, *, exact: bool, checkpoints
 
 
 def _place_of(name: str, place: str) -> str | None:
-    """Return which of the known folders a folder is; None if it is none of them."""
+    """Return which known folder this is; None for any other."""
     if place == "":
         if _HALF_SAVED.fullmatch(name):
             return "model"
@@ -144,7 +143,7 @@ def _place_of(name: str, place: str) -> str | None:
 
 
 def _list_of(folder: Path, place: str) -> tuple[dict[str, Entry] | None, str]:
-    """Return the list of a folder in a run, and the name of the file that holds it; None where there is none."""
+    """Return the list of a folder in a run, or None, and the name of its file."""
     if place != "checkpoint":
         return read_list(folder, name=None if place else LOGS_LIST), FILE_LIST
     for name in (MANIFEST, DOOMED):
@@ -159,20 +158,20 @@ def _add_listed(folder: Path, entries: dict[str, Entry], list_name: str, found: 
     found.files += listed.files
     found.folders += listed.folders
     for path in listed.foreign:
-        # What is damaged in a checkpoint that was set aside for it was dialogkit's all the same.
+        # A checkpoint is set aside because of damaged files; dialogkit wrote these too.
         is_torn = folder.name.startswith("torn-") and stat.S_ISREG(path.lstat().st_mode)
         is_own = is_torn and path.relative_to(folder).as_posix() in entries
         (found.files if is_own else found.foreign).append(path)
 
 
 def _is_own(path: Path, place: str, entries: dict[str, Entry] | None, *, exact: bool) -> bool:
-    """Return whether a file in a folder whose list is that of the logs, or that has none, is dialogkit's."""
+    """Return whether dialogkit wrote a file of the run folder itself, or of a folder without a list."""
     if place == "":
         if path.name == FILE_LIST:
             return entries is not None
         if path.name == REPORT_FILE:
             return is_own_report(path)
-        if entries and path.name in entries:  # of a run that has ended
+        if entries and path.name in entries:  # only once the run has ended
             return is_as_written(path, entries[path.name], exact=exact)
     if _PATTERNS[place].fullmatch(path.name) is None:
         return False
@@ -185,7 +184,7 @@ def _is_own(path: Path, place: str, entries: dict[str, Entry] | None, *, exact: 
 
 
 def _is_evaluation(path: Path) -> bool:
-    """Return whether a file holds what `evaluate` found: of a dataset, or of a task."""
+    """Return whether a file holds an evaluation: on a dataset, or of a task."""
     with suppress(ValueError, RecursionError):
         kept = json.loads(read_regular(path) or b"")
         return isinstance(kept, dict) and (
@@ -195,7 +194,7 @@ def _is_evaluation(path: Path) -> bool:
 
 
 def freed_bytes(files: Iterable[Path]) -> int:
-    """Return the bytes that are free once all of `files` are deleted: not those that another link keeps."""
+    """Return the bytes freed by deleting `files`, without files that keep another hard link."""
     stats = [path.lstat() for path in files]
     links = Counter((s.st_dev, s.st_ino) for s in stats)
     one_each = {(s.st_dev, s.st_ino): s for s in stats}
@@ -203,11 +202,10 @@ def freed_bytes(files: Iterable[Path]) -> int:
 
 
 def delete(run: RunDir, *, checkpoints_only: bool = False) -> Contents:
-    """Delete what dialogkit wrote of a run, and return what there was.
+    """Delete what dialogkit wrote of a run, and return what the folder held.
 
-    The record goes first, in one move: a run whose deletion is cut short is no run any more, `half_deleted` finds
-    it, and to delete it again ends the work. Of a checkpoint the manifest goes first, without which it counts for
-    nothing.
+    The record is renamed first: a partly deleted run no longer counts as a run, `half_deleted` finds it, and
+    deleting it again completes the work. Likewise, the manifest of a checkpoint goes first.
 
     Raises: StorageError if the run is being trained, or something cannot be deleted.
     """
@@ -220,7 +218,7 @@ def delete(run: RunDir, *, checkpoints_only: bool = False) -> Contents:
                     raise StorageError(
                         f"{str(run.path / RECORD_FILE)!r} is a link, which dialogkit does not follow"
                     )
-                with suppress(FileNotFoundError):  # after a deletion that was cut short
+                with suppress(FileNotFoundError):  # already renamed by an interrupted deletion
                     os.replace(run.path / RECORD_FILE, run.path / PRUNED_FILE)
             last = [run.path / name for name in (RECORD_FILE, ".lock", FILE_LIST, PRUNED_FILE)]
             _remove(found, besides=last)
@@ -237,22 +235,22 @@ def delete(run: RunDir, *, checkpoints_only: bool = False) -> Contents:
 
 
 def _kept(path: Path) -> Path:
-    """Rename a log that somebody has changed: what is left of a run must not look like one. Raises: OSError."""
+    """Rename a log that somebody changed: what is left must not look like a run. Raises: OSError."""
     is_log = path.name in RUN_FILES and (path.parent / PRUNED_FILE).exists() and not path.is_symlink()
     return path.rename(free_name(path)) if is_log else path
 
 
 def _remove(found: Contents, besides: Collection[Path] = ()) -> None:
-    """Remove files and the folders that this leaves empty.
+    """Remove files and then empty folders.
 
-    First a checkpoint stops being one; the list of a folder goes last, so that a removal that is cut short can be
-    ended.
+    Manifests are renamed first, so that no partial checkpoint looks complete. The list of a folder goes last, so
+    that an interrupted removal can be completed.
     """
     files = [path for path in found.files if path not in besides]
     for path in files:
         if path.name == MANIFEST:
             os.replace(path, path.with_name(DOOMED))
-    # What belongs to an evaluation without a list is known by its `.json`.
+    # Without a list, the other files of an evaluation are known by its `.json`.
     for path in sorted(files, key=lambda path: path.suffix == ".json"):
         if path.name not in (MANIFEST, DOOMED, FILE_LIST):
             path.unlink(missing_ok=True)
@@ -263,7 +261,7 @@ def _remove(found: Contents, besides: Collection[Path] = ()) -> None:
 
 
 def remove_unbegun(run: RunDir) -> None:
-    """Remove what this process wrote of a run that was refused, with the folders that were made for it."""
+    """Remove what this process wrote of a refused run, and the folders created for it."""
     with suppress(OSError, StorageError):
         _remove(contents(run))
     for folder in (run.path, *run.made):
@@ -271,7 +269,7 @@ def remove_unbegun(run: RunDir) -> None:
 
 
 def half_deleted(output: Path) -> Iterator[tuple[RunDir, RunRecord]]:
-    """Yield the runs whose deletion was cut short, with the records that they had."""
+    """Yield the runs whose deletion was interrupted, with their records."""
     with suppress(OSError):
         for path in sorted((output / "runs").iterdir()):
             mark = path / PRUNED_FILE

@@ -1,4 +1,4 @@
-"""The folders of finished models: `models/<model>` is always one whole model, and loses nobody's files."""
+"""The folders of finished models: `models/<model>` is always one complete model, and nobody's files get lost."""
 
 import os
 import re
@@ -11,6 +11,7 @@ from filecmp import cmp
 from pathlib import Path
 
 from dialogkit.errors import StorageError
+from dialogkit.hints import Change
 from dialogkit.system.files import keep, umask
 from dialogkit.system.ownership import (
     FILE_LIST,
@@ -32,37 +33,37 @@ from dialogkit.system.ownership import (
 )
 
 CARD_MARK = b"\ntags: [dialogkit,"
-"""A line of every model card that dialogkit writes."""
+"""A line in every model card that dialogkit writes."""
 _REPLACED = ".replaced-by-dialogkit-"
 _STALE_S = 24 * 3600
 
 
 def published_dir(output: Path, model: str) -> Path:
-    """Return the folder of the newest finished model of a name."""
+    """Return the folder of the newest finished model with this name."""
     return output / model.replace("-", "_")
 
 
 def published_dirs(output: Path) -> list[Path]:
-    """Return the folders in an output folder that look like models of dialogkit, for lists of them."""
+    """Return the folders of an output folder that look like models of dialogkit, for listings."""
     with suppress(OSError):
         return [path for path in sorted(output.iterdir()) if not path.name.startswith(".") and _has_mark(path)]
     return []
 
 
 def publish(model_dir: Path, target: Path) -> list[str]:
-    """Put the files of a finished model in place of those of an older one, by hard links where the disk has them.
+    """Replace an older model with a finished one, using hard links where possible.
 
-    What dialogkit did not write stays in `target`; a file of the old model that was changed since is renamed. Runs
-    that finish together publish one after the other, and the last one stays.
+    Files that dialogkit did not write stay in `target`; files of the old model that were changed since are
+    renamed. Runs that finish together publish one after the other, and the last one stays.
 
     Returns: a sentence for each file that was renamed or could not be removed.
-    Raises: StorageError if `target` is not a model of dialogkit, or cannot be written; then it is as it was.
+    Raises: StorageError if `target` is not a model of dialogkit or cannot be written; it is then unchanged.
     """
 
     def fill(beside: Path) -> None:
         listed = read_list(model_dir)
         for path in regular_files(model_dir):
-            # Notes beside a run's model are not published: they would count as dialogkit's there.
+            # Foreign files beside a run's model are not published: there they would count as dialogkit's.
             if path.name != FILE_LIST and (listed is None or _name(path, model_dir) in listed):
                 place = beside / path.relative_to(model_dir)
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -72,20 +73,20 @@ def publish(model_dir: Path, target: Path) -> list[str]:
 
 
 def replace_folder(target: Path, fill: Callable[[Path], None]) -> list[str]:
-    """Make a folder anew: it is complete before it and the old one change places.
+    """Replace a folder by a new one, which is complete before the two are exchanged.
 
     Args:
-        target: where it goes. What dialogkit did not write there stays; what was changed since is renamed.
+        target: the folder. Files that dialogkit did not write stay; files that were changed since are renamed.
         fill: writes the files into an empty folder.
 
     Returns: a sentence for each file that was renamed or could not be removed.
-    Raises: StorageError if `target` is not a folder of dialogkit, or cannot be written; then it is as it was.
+    Raises: StorageError if `target` is not a folder of dialogkit or cannot be written; it is then unchanged.
     """
     try:
         with exclusive(target.parent, "publishing into") as is_alone:
             problems = [
                 problem
-                for left_over in _left_overs(target, is_alone=is_alone)  # by processes that were killed
+                for left_over in _left_overs(target, is_alone=is_alone)  # by killed processes
                 for problem in _clear(left_over, target)
             ]
             require_publishable(target)
@@ -97,7 +98,7 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> list[str]:
                 list_folder(beside, name=target.name)
                 beside.chmod(0o777 & ~umask())
                 if has_foreign:
-                    # Should this process end now, its owner finds what is theirs.
+                    # If this process is killed, the owner must still find their files: no hidden folder.
                     beside = beside.rename(target.with_name(f"{target.name}{_REPLACED}{beside.name[-8:]}"))
                 _put_in_place(beside, target)
             finally:
@@ -110,25 +111,25 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> list[str]:
 
 
 def require_publishable(target: Path) -> None:
-    """Raise StorageError if something is at `target` that is not a model that dialogkit published there.
+    """Raise StorageError if `target` exists and is not a model that dialogkit published there.
 
     Anything else may be the only copy of somebody's work.
     """
     if not os.path.lexists(target):
         return
-    hint = f"--set model.name=my-{target.name}"
+    hint = Change({"model.name": f"my-{target.name}"})
     if _entries(target) is None:
         raise StorageError(
-            f"{str(target)!r} is there already and was not made by dialogkit, so it is left as it is", hint=hint
+            f"{str(target)!r} exists and was not made by dialogkit, so it was left unchanged", hint=hint
         )
     if mounts := mounts_in(target):
         raise StorageError(
-            f"{str(target / min(mounts))!r} is a mount, so {str(target)!r} is left as it is", hint=hint
+            f"{str(target / min(mounts))!r} is a mount, so {str(target)!r} was left unchanged", hint=hint
         )
 
 
 def is_publishable(target: Path) -> bool:
-    """Return whether nothing is at `target`, or a model that dialogkit published there."""
+    """Return whether `target` does not exist or is a model that dialogkit published there."""
     try:
         require_publishable(target)
     except StorageError:
@@ -137,14 +138,14 @@ def is_publishable(target: Path) -> bool:
 
 
 def keep_foreign_model(model_dir: Path) -> list[str]:
-    """Rename what is in the place of a run's model and has no list, such as one that 0.1.0 did not finish.
+    """Rename a folder without a list in the place of a run's model, such as one that 0.1.0 left unfinished.
 
-    Returns: a sentence about it, if there was any.
+    Returns: a sentence about it, or nothing.
     Raises: StorageError.
     """
     if is_publishable(model_dir):
         return []
-    return [f"{str(model_dir)!r} was there already: it is kept as {keep(model_dir).name}"]
+    return [f"{str(model_dir)!r} existed already: renamed to {keep(model_dir).name}"]
 
 
 def _entries(folder: Path) -> dict[str, Entry] | None:
@@ -157,9 +158,9 @@ def _entries(folder: Path) -> dict[str, Entry] | None:
 
 
 def _entries_of_unlisted(folder: Path) -> dict[str, Entry] | None:
-    """Return the files of a model that dialogkit 0.1.0 published, which kept no list.
+    """Return the files of a model that dialogkit 0.1.0 published without a list.
 
-    It is known by the run that made it: all of that run's model has to lie here, byte by byte.
+    It is known by the run that made it: every file of that run's model must be here, byte by byte.
     """
     for model in sorted((folder.parent / "runs").glob("*/model"), reverse=True):
         with suppress(OSError):
@@ -182,7 +183,7 @@ def _has_mark(folder: Path) -> bool:
 
 
 def _adopt(folder: Path) -> Contents:
-    """Return what lies in a published folder, and give it a list if it has none. Raises: OSError."""
+    """Return the content of a published folder, and give it a list if it has none. Raises: OSError."""
     entries = _entries(folder) or {}
     if not os.path.lexists(folder / FILE_LIST):
         write_list(folder, entries)
@@ -197,11 +198,11 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _put_in_place(beside: Path, target: Path) -> None:
-    """Move a new folder to its place; the old one is then where the new one was. Raises: OSError."""
+    """Exchange a new folder and the old one. Raises: OSError."""
     if not os.path.lexists(target):
         beside.rename(target)
     elif not exchange(beside, target):
-        # Without a way to exchange them, there is a moment in which neither is in place.
+        # Without an atomic exchange, neither is in place for a moment.
         old = beside.with_name(f"{beside.name}-old")
         target.rename(old)
         try:
@@ -213,7 +214,7 @@ def _put_in_place(beside: Path, target: Path) -> None:
 
 
 def _left_overs(target: Path, *, is_alone: bool) -> list[Path]:
-    """Return what processes that were killed left beside a folder; without a lock only what is a day old."""
+    """Return what killed processes left beside a folder; without the lock, only if it is a day old."""
     new, replaced = re.escape(f".{target.name}.new-"), re.escape(f"{target.name}{_REPLACED}")
     own = re.compile(rf"({new}|{replaced})[a-z0-9_]{{8}}(-old)?")
     found = [path for path in target.parent.iterdir() if own.fullmatch(path.name) and _is_folder(path)]
@@ -221,13 +222,13 @@ def _left_overs(target: Path, *, is_alone: bool) -> list[Path]:
 
 
 def _clear(left_over: Path, target: Path) -> list[str]:
-    """Empty a folder that is of no more use, and move what dialogkit did not write to where it was.
+    """Empty a leftover folder, and move files that dialogkit did not write back to their place.
 
     Returns: a sentence for each file that was renamed or could not be removed.
     """
     entries = read_list(left_over, name=target.name) if left_over.is_dir() else None
     if entries is None:
-        if left_over.name.startswith("."):  # of a process that was killed before it listed anything
+        if left_over.name.startswith("."):  # its process was killed before it listed anything
             for path in left_over.glob(f"{FILE_LIST}.*"):
                 path.unlink()
         remove_empty(left_over)
@@ -236,11 +237,11 @@ def _clear(left_over: Path, target: Path) -> list[str]:
     try:
         if entries:
             found = listed_contents(left_over, entries)
-        else:  # it was being filled, by a process that gave it this name
+        else:  # its process was killed while filling it
             files = [path for path in regular_files(left_over) if path != left_over / FILE_LIST]
             found = listed_contents(left_over, {_name(path, left_over): entry_of(path) for path in files})
         if entries and not os.path.lexists(target) and set(entries) <= {_name(p, left_over) for p in found.files}:
-            left_over.rename(target)  # its process was ended between two moves
+            left_over.rename(target)  # its process was killed between two renames
             return []
         for path in found.foreign:
             problems += _move_back(path, target / path.relative_to(left_over))
@@ -260,15 +261,15 @@ def _is_folder(path: Path) -> bool:
 
 
 def _move_back(path: Path, place: Path) -> list[str]:
-    """Move a file or folder that dialogkit did not write; return where, if another is in its place by now."""
+    """Move a foreign file or folder back; return a sentence if its place is taken by now."""
     place.parent.mkdir(parents=True, exist_ok=True)
     if not os.path.lexists(place):
         path.rename(place)
         return []
     if _is_folder(path) and _is_folder(place):
-        told = [line for inside in sorted(path.iterdir()) for line in _move_back(inside, place / inside.name)]
+        problems = [line for inside in sorted(path.iterdir()) for line in _move_back(inside, place / inside.name)]
         remove_empty(path)
-        return told
+        return problems
     kept = free_name(place)
     path.rename(kept)
-    return [f"{str(place)!r} was not as dialogkit wrote it: it is kept as {kept.name}"]
+    return [f"{str(place)!r} is not the file that dialogkit wrote: renamed to {kept.name}"]

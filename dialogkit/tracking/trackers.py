@@ -1,4 +1,4 @@
-"""Trackers beside W&B: what each needs, and where it writes when the user has not said."""
+"""Trackers besides W&B: their packages, and where they write by default."""
 
 import logging
 import os
@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dialogkit.errors import UnavailableError
+from dialogkit.hints import Shell
 
 
 def require_trackers(names: Sequence[str]) -> None:
@@ -16,15 +17,15 @@ def require_trackers(names: Sequence[str]) -> None:
         if find_spec(name) is None:
             raise UnavailableError(
                 f"the tracker {name} needs a package that is not installed",
-                hint=f"pip install 'dialogkit[{name}]'",
+                hint=Shell(f"pip install 'dialogkit[{name}]'"),
             )
 
 
 @contextmanager
 def tracker_places(run: Path, output: Path, project: str) -> Iterator[None]:
-    """Tell trackers to write into the run's folder or beside the runs; what the user has set is kept.
+    """Make trackers write into the run's folder or beside the runs, unless the user has set another place.
 
-    They read the environment, which is as it was afterwards.
+    They read environment variables, which are restored afterwards.
     """
     places = {
         "TENSORBOARD_LOGGING_DIR": str(run / "tensorboard"),
@@ -34,7 +35,7 @@ def tracker_places(run: Path, output: Path, project: str) -> Iterator[None]:
     }
     made = {name: place for name, place in places.items() if name not in os.environ}
     os.environ.update(made)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table that it makes
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it logs each table that it creates
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""The W&B record of a run. W&B never decides whether a training survives.
+"""The W&B run of a training. A failure of W&B never ends a training.
 
-The mode is decided before W&B is asked anything, so that no prompt can appear, and every later call is
-guarded: the first failure is one warning, after which the run goes on without W&B.
+The mode is chosen before any call to W&B, so that it never prompts. Every later call is guarded: the first failure
+is logged as a warning, and the training continues without W&B.
 """
 
 import atexit
@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 from dialogkit.config.tracking import TrackingConfig
 from dialogkit.errors import DialogKitError, StorageError
+from dialogkit.hints import Change
 from dialogkit.redaction import redact, without_secrets
 from dialogkit.system.credentials import Credentials, find_credentials, user_settings, warn_of_open_dotenv
 from dialogkit.system.network import Wait, plain_url, problems
@@ -30,10 +31,10 @@ logger = logging.getLogger(__name__)
 
 INIT_TIMEOUT_S = 9.0
 FINISH_TIMEOUT_S = 30.0
-"""How long a server that does not answer may delay the start and the end of a run."""
+"""Longest delay of the start and the end of a run by an unresponsive server."""
 
 SYNC_TIMEOUT_S = 600.0
-"""How long the upload of one offline run may take."""
+"""Time limit for the upload of one offline run."""
 
 _SYNC_SETTINGS = {
     "WANDB__GRAPHQL_TIMEOUT_SECONDS": "10",
@@ -46,10 +47,10 @@ _SYNC_SETTINGS = {
     "WANDB__FILE_TRANSFER_RETRY_WAIT_MAX_SECONDS": "5",
     "WANDB_ERROR_REPORTING": "false",
 }
-"""How often W&B's own upload asks a server that does not answer: by itself it asks on for days."""
+"""Retries of W&B's upload for an unresponsive server; by default it retries for days."""
 
 EXIT_WAIT_S = 1.0
-"""How long W&B's service has to end after a failure before it is ended."""
+"""How long W&B's service may take to exit after a failure before it is killed."""
 
 _EMPTY_BYTES = 7  # a `.wandb` file's header without a record
 
@@ -57,16 +58,16 @@ Mode = Literal["online", "offline", "disabled"]
 
 
 def offline_folders(output: Path) -> list[Path]:
-    """Return the offline W&B runs of an output folder that were not uploaded yet, the oldest first."""
+    """Return the offline W&B runs of an output folder that are not uploaded yet, oldest first."""
     folders = sorted((output / "wandb").glob("offline-run-*"))
     return [folder for folder in folders if folder.is_dir() and not list(folder.glob("*.wandb.synced"))]
 
 
 def sync_folder(folder: Path, credentials: Credentials) -> str | None:
-    """Upload one offline run. Returns why it could not be, or None; a warning's worth.
+    """Upload one offline run. Return the reason if that failed, else None.
 
-    In a process of its own: W&B gives up all runs of a call at the first that it cannot read. The process and the
-    service that it starts are ended after `SYNC_TIMEOUT_S`, or where this is interrupted.
+    Each upload has its own process, because W&B gives up all runs of a call at the first unreadable one. The
+    process and the service that it starts are killed after `SYNC_TIMEOUT_S`, or if this function is interrupted.
 
     Raises: TimeoutError if the upload took too long.
     """
@@ -74,7 +75,7 @@ def sync_folder(folder: Path, credentials: Credentials) -> str | None:
     if not files or files[0].stat().st_size <= _EMPTY_BYTES:
         return f"{folder.name} holds no record: its run ended before W&B wrote any"
     key = credentials.require_key()
-    # What lies in the working folder, as modules and W&B's settings, is not to be loaded beside the key.
+    # Nothing from the working directory, such as modules or W&B settings, may be loaded beside the key.
     command = [sys.executable, "-P", "-m", "wandb", "sync", str(folder.absolute())]
     environment = {**_SYNC_SETTINGS, **os.environ, "WANDB_API_KEY": key, "WANDB_BASE_URL": credentials.server}
     with TemporaryFile("w+", errors="replace") as spoken, tempfile.TemporaryDirectory() as empty:
@@ -105,7 +106,7 @@ def sync_folder(folder: Path, credentials: Credentials) -> str | None:
         spoken.seek(0)
         lines = spoken.read().replace(key, "***").strip().splitlines()
     wrong = [line for line in lines if "error" in line.lower()]
-    # W&B exits with 0 as well where the server did not answer or refused; its mark says that all arrived.
+    # W&B also exits with 0 if the server did not answer or refused; its mark file confirms the upload.
     if child.returncode == 0 and not wrong and list(folder.glob("*.wandb.synced")):
         return None
     said = (wrong or lines[-1:] or [""])[0].removeprefix("wandb: ").removeprefix("ERROR ").strip()
@@ -115,7 +116,7 @@ def sync_folder(folder: Path, credentials: Credentials) -> str | None:
 
 
 def _end_group(child: "subprocess.Popen[Any]") -> None:
-    """End a process and those that it started; of one that ended by itself, those that are left."""
+    """Kill a process and its children, also if the process itself has ended."""
     if hasattr(os, "killpg"):
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -125,13 +126,13 @@ def _end_group(child: "subprocess.Popen[Any]") -> None:
 
 
 def _sound_settings(empty: str) -> dict[str, str]:
-    """Return the environment in which W&B does not read settings of the user that are no file, as a pipe."""
+    """Return environment variables that hide user settings of W&B that are not a regular file, such as a pipe."""
     settings = user_settings()
     return {"WANDB_CONFIG_DIR": empty} if settings.exists() and not settings.is_file() else {}
 
 
 def _set_up() -> None:
-    """Let W&B read its settings, but none that lie in the working folder: they could lead the key elsewhere."""
+    """Let W&B read its settings, except from the working directory: these could send the key elsewhere."""
     import wandb
 
     here = Path.cwd()
@@ -151,7 +152,7 @@ def _set_up() -> None:
 
 
 class Decision(NamedTuple):
-    """What is decided before W&B is asked anything."""
+    """The mode of W&B, chosen before any call to it."""
 
     mode: Mode
     reason: str
@@ -159,14 +160,14 @@ class Decision(NamedTuple):
 
 
 def decide(config: TrackingConfig, folder: Path) -> Decision:
-    """Return mode, reason and credentials for a run that is started in `folder`.
+    """Return mode, reason and credentials for a run started in `folder`.
 
     Raises: UnavailableError if `online` is asked for without a key.
     """
     credentials = find_credentials(folder)
     warn_of_open_dotenv(folder / ".env")
     if config.wandb in ("auto", "online"):
-        credentials.tell()
+        credentials.warn()
     return Decision(*resolve_mode(config.wandb, credentials), credentials)
 
 
@@ -181,7 +182,7 @@ def resolve_mode(request: str, credentials: Credentials) -> tuple[Mode, str]:
         case "offline":
             return "offline", "requested"
         case "online":
-            credentials.require_key(hint="--wandb offline")
+            credentials.require_key(hint=Change({"tracking.wandb": "offline"}))
             return "online", "requested"
     if os.environ.get("WANDB_MODE", "") in ("offline", "disabled"):
         return ("disabled" if os.environ["WANDB_MODE"] == "disabled" else "offline"), "WANDB_MODE"
@@ -193,10 +194,10 @@ def resolve_mode(request: str, credentials: Credentials) -> tuple[Mode, str]:
 
 
 class WandbRun:
-    """A W&B run whose failures are warnings. A disabled one does nothing.
+    """A W&B run whose failures are warnings. If disabled, it does nothing.
 
-    W&B is called by a thread of its own, in the order of the calls here: some of its functions ask the server and
-    wait for an answer, which must not hold up a training.
+    A separate thread calls W&B, in the order of the calls here: some of its functions wait for the server, which
+    must not block a training.
     """
 
     def __init__(self, run: Any, mode: Mode, reason: str, *, place: Path = Path(), told_step: int = -1) -> None:
@@ -205,11 +206,11 @@ class WandbRun:
         self.id: str | None = str(run.id) if run is not None else None
         """W&B's id of the run."""
         self.folder = place / "wandb" / Path(run.dir).parent.name if run is not None else None
-        """Where W&B keeps the run's files."""
+        """Folder of W&B's files."""
         self.url: str | None = str(run.url) if run is not None and mode == "online" else None
         """Address of the run; None offline."""
         self._run = run
-        # W&B online passes over steps that it has; offline it would have them twice after the upload.
+        # Online, W&B skips steps that it has; offline, they would appear twice after the upload.
         self._told_step = told_step if mode == "offline" else -1
         self._failed = False
         self._calls: SimpleQueue[Callable[[Any], object] | None] = SimpleQueue()
@@ -235,10 +236,10 @@ class WandbRun:
     def log_table_after(
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, step: int
     ) -> None:
-        """Log a table after all that was told of a training, whose last optimizer step this was."""
+        """Log a table after everything that the training logged; `step` is its last optimizer step."""
 
         def log(run: Any) -> None:
-            # Of a run that is gone on with W&B passes over the steps that it has, if it knows them.
+            # In a resumed run, W&B skips the steps that it has, if it knows them.
             run.log({name: _table(columns, rows), "train/step": step}, step=max(run.step, step + 1))
 
         self._guard(log)
@@ -250,7 +251,7 @@ class WandbRun:
             import wandb
 
             drawn = {name: wandb.Histogram(np_histogram=made) for name, made in histograms.items()}
-            # Shown with the metrics of the same step, which are logged after it.
+            # Committed with the metrics of the same step, which are logged afterwards.
             run.log(drawn, step=step, commit=False)
 
         self._guard(log, step=step)
@@ -272,7 +273,7 @@ class WandbRun:
         self._guard(lambda run: run.summary.update(dict(values)))
 
     def finish(self, exit_code: int) -> None:
-        """End the run. A server that does not take the rest in time is left behind with a warning."""
+        """Finish the run. If the server does not take the rest in time, log a warning and return."""
         self._guard(lambda run: run.finish(exit_code=exit_code))
         self._calls.put(None)
         waiting = Wait(f"waiting for W&B to take the rest of the run, at most {FINISH_TIMEOUT_S:.0f} s")
@@ -281,15 +282,19 @@ class WandbRun:
             while self._worker.is_alive() and not self._failed and time.monotonic() < deadline:
                 self._worker.join(0.25)
                 waiting.tick()
-        except BaseException:  # Ctrl-C ends the wait, and W&B's own at the end of the process
+        except BaseException:  # Ctrl-C ends this wait, and that of W&B at exit
             self._run, self._failed = None, True
             _limit_exit()
             raise
         if self._worker.is_alive() and not self._failed:
             self._run, self._failed = None, True
-            logger.warning("W&B did not end within %.0f s; wandb sync %s", FINISH_TIMEOUT_S, self.folder)
+            logger.warning(
+                "W&B did not finish within %.0f s; to upload: wandb sync %s",
+                FINISH_TIMEOUT_S,
+                self.folder,
+            )
         if self._failed:
-            self.url = None  # what lies there is not all; the folder has the rest
+            self.url = None  # the page is incomplete; the folder has the rest
             _limit_exit()
 
     def _guard(self, call: Callable[[Any], object], *, step: int | None = None) -> None:
@@ -297,17 +302,17 @@ class WandbRun:
             self._calls.put(call)
 
     def _work(self) -> None:
-        """Make the calls, until the last one or the first that fails."""
+        """Make the calls until the last one, or the first that fails."""
         while (call := self._calls.get()) is not None:
             try:
                 call(self._run)
-            except Exception as error:  # whatever W&B raises, training goes on
+            except Exception as error:  # whatever W&B raises, the training continues
                 self._run = None
                 if self._failed:
-                    return  # given up already, with a warning
+                    return  # `finish` gave up already, with a warning
                 self._failed = True
                 _leave_dead_service(error)
-                logger.warning("W&B failed (%s); the run goes on without it", type(error).__name__)
+                logger.warning("W&B failed (%s); the run continues without it", type(error).__name__)
                 return
         self._run = None
 
@@ -329,7 +334,7 @@ def open_wandb(
     resume_id: str | None = None,
     told_step: int = -1,
 ) -> WandbRun:
-    """Start the W&B record of a run, or go on with it.
+    """Start the W&B run of a training, or resume it.
 
     Args:
         config: project, group and notes.
@@ -338,17 +343,17 @@ def open_wandb(
         tags: tags of the run.
         folder: W&B makes its `wandb` folder in here.
         settings: the resolved configuration.
-        resume_id: W&B's id of the run that is gone on with.
-        told_step: the last step that was told to it; none up to it is told again.
+        resume_id: W&B's id of the run to resume.
+        told_step: last step that was logged to it; steps up to it are not logged again.
     """
     mode, reason, credentials = decision
     if mode == "disabled":
         return WandbRun(None, mode, reason)
     try:
-        # W&B would silently go to the temporary folder.
+        # Otherwise W&B silently uses the temporary folder.
         (folder / "wandb").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{str(folder / 'wandb')!r} cannot be made: {error.strerror}") from None
+        raise StorageError(f"cannot create {str(folder / 'wandb')!r}: {error.strerror}") from None
     run = _init(
         config, mode, credentials, name=name, tags=tags, folder=folder, settings=settings, resume_id=resume_id
     )
@@ -395,16 +400,16 @@ def _init(
             group=config.group,
             notes=config.notes,
             tags=list(tags),
-            # W&B's service stays in the folder in which the process's first run was started.
+            # W&B's service stays in the folder of the first run of the process, so this path is absolute.
             dir=str(folder.absolute()),
             config=dict(settings),
             mode=mode,
-            reinit="create_new",  # a run of the user's own, as in a notebook, is left alone
+            reinit="create_new",  # leaves a run of the user alone, as in a notebook
             settings=wandb.Settings(
                 silent=True,
                 init_timeout=INIT_TIMEOUT_S,
                 finish_timeout=FINISH_TIMEOUT_S,
-                # Otherwise a process that is killed leaves nothing but the last quarter of a minute's silence.
+                # Otherwise a killed process loses the last 15 seconds.
                 x_transaction_log_flush_interval=2,
                 console="off",
                 disable_git=True,
@@ -412,12 +417,12 @@ def _init(
                 base_url=credentials.server,
             ),
         )
-        # Every point also carries train/tokens, which a panel may take as its axis instead.
+        # Every point also carries train/tokens, which a panel may use as its axis instead.
         run.define_metric("train/step")
         run.define_metric("train/tokens", step_metric="train/step")
         run.define_metric("*", step_metric="train/step")
         return run
-    except BaseException as error:  # whatever W&B raises, training goes on
+    except BaseException as error:  # whatever W&B raises, the training continues
         _leave_dead_service(error)
         _limit_exit()
         _raise_stop(error)
@@ -429,7 +434,7 @@ def _init(
 
 
 def _restore(environment: Mapping[str, str | None]) -> None:
-    """Give variables of the environment the values that they had; None: they were not set."""
+    """Restore environment variables; None means that the variable was not set."""
     for key, value in environment.items():
         if value is None:
             os.environ.pop(key, None)
@@ -438,11 +443,11 @@ def _restore(environment: Mapping[str, str | None]) -> None:
 
 
 def _limit_exit() -> None:
-    """Limit how long W&B's service, which still asks a server that does not answer, can delay the process's end.
+    """Limit how long W&B's service, which retries an unresponsive server, can delay the exit of the process.
 
-    W&B's own exit hook waits for it without an end.
+    W&B's own exit hook waits for it forever.
     """
-    with suppress(Exception):  # parts of W&B that are not its interface
+    with suppress(Exception):  # private names of W&B
         import wandb
 
         connection = wandb.setup()._connection
@@ -453,10 +458,10 @@ def _limit_exit() -> None:
 
 
 def _end_service(connection: Any) -> None:
-    """Let W&B's service end, and end it if it does not."""
+    """Let W&B's service exit, and kill it if it does not."""
 
     def end() -> None:
-        with suppress(Exception):  # it may have ended already
+        with suppress(Exception):  # it may have exited already
             connection.teardown(0)
 
     ending = threading.Thread(target=end, daemon=True)
@@ -469,7 +474,7 @@ def _end_service(connection: Any) -> None:
 
 
 def _raise_stop(error: BaseException) -> None:
-    """Raise what a signal stopped W&B by, which it may have made an error of its own."""
+    """Raise the interruption that W&B may have wrapped in an error of its own."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, DialogKitError) or not isinstance(seen, Exception):
@@ -478,7 +483,7 @@ def _raise_stop(error: BaseException) -> None:
 
 
 def _leave_dead_service(error: BaseException) -> None:
-    """Let go of W&B's service process if it has died: every later run would fail, and so would the exit."""
+    """Drop W&B's service process if it died: otherwise every later run and the exit would fail."""
     if isinstance(error, ConnectionError):
         with suppress(Exception):
             import wandb

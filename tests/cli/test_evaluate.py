@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dialogkit.cli.evaluation_view import Request, _extent, next_command, render_evaluation
+from dialogkit.cli.evaluation_view import Request, next_command, render_evaluation, size_notes
 from dialogkit.cli.output import Output
 from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
 from dialogkit.services.evaluation.store import KeptRow
@@ -59,9 +59,9 @@ def test_of_one_model_the_anchors_need_no_owner(capfd: pytest.CaptureFixture[str
         r"^How well it predicts\n\S loss .*\n\S perplexity +2,981 \[1,097, 8,103\] ", out, re.MULTILINE
     )
     assert out.index("bits/byte") < out.index("Whether it listens") < out.index("prompt gain")
-    assert "a shows none of the faults that are looked for." in out
-    assert "dialogkit evaluate --help explains the figures" in err
-    assert "a: nothing was kept in the folder of a run" in err
+    assert "a shows none of the known faults." in out
+    assert "dialogkit evaluate --help explains the metrics" in err
+    assert "a: not from a run folder, so nothing was saved" in err
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -110,35 +110,35 @@ FEW = {"dataset": "my-dialogs.json", "dialogs": 1, "held_out": 1, "of_dialogs": 
             FEW,
             Request(models=["a"], dataset="my-dialogs.json", samples=40),
             "a: 40 dialogs were asked for, and 1 is held out; --whole takes all 3. "
-            "a: figures of only 1 dialog say little of a model, and have no intervals.",
+            "a: results on only 1 dialog say little about a model, and have no intervals.",
             "dialogkit evaluate a --dataset my-dialogs.json --whole",
         ),
         (
             {"dialogs": 2},
             Request(samples=2),
-            "a: figures of only 2 dialogs say little of a model, and have intervals that are too narrow.",
+            "a: results on only 2 dialogs say little about a model, and their intervals are too narrow.",
             "dialogkit evaluate a",
         ),
         (
             {"dialogs": 5, "held_out": 5, "of_dialogs": 40},
             Request(where=" --output-dir there"),
-            "a: figures of only 5 dialogs say little of a model, and have intervals that are too narrow; --whole "
-            "takes all 40, those to train on among them.",
+            "a: results on only 5 dialogs say little about a model, and their intervals are too narrow; --whole "
+            "takes all 40, including the training dialogs.",
             "dialogkit evaluate a --whole --output-dir there",
         ),
         (
             {"dialogs": 3, "held_out": 1, "of_dialogs": 3},
             Request(dataset="d", samples=9, whole=True),
             "a: 9 dialogs were asked for, and 3 are there. "
-            "a: figures of only 3 dialogs say little of a model, and have intervals that are too narrow.",
+            "a: results on only 3 dialogs say little about a model, and their intervals are too narrow.",
             None,
         ),
         ({}, Request(samples=15), "", None),
         (
             {},
             Request(samples=20),
-            "a: 20 dialogs were asked for, and 15 are held out; --whole takes all 314, those to train on among "
-            "them.",
+            "a: 20 dialogs were asked for, and 15 are held out; --whole takes all 314, including the "
+            "training dialogs.",
             None,
         ),
     ],
@@ -148,7 +148,7 @@ def test_too_few_dialogs_are_told_with_the_command_that_takes_more(
 ) -> None:
     result = EvaluateResult(rows=[row("a", remarks=["says nothing"], **facts)], anchors=anchors("a"))
     out, _ = drawn(capfd, result, asked)
-    assert " ".join(_extent(result.rows[0], asked)) == said
+    assert " ".join(size_notes(result.rows[0], asked)) == said
     assert said in " ".join(out.split())
     assert ("interval in brackets" in out) == (facts.get("intervals") != {})
     assert next_command(result, asked) == command
@@ -159,7 +159,7 @@ def test_what_is_kept_is_told_with_the_next_command(capfd: pytest.CaptureFixture
     kept = KeptRow(run="a", **files, shown_dialogs=15)
     result = EvaluateResult(rows=[row("a")], anchors=anchors("a"), kept=[kept])
     _, err = drawn(capfd, result)
-    assert "kept: m/x.json, -replies.jsonl, -worst.jsonl\n" in err
+    assert "saved: m/x.json, -replies.jsonl, -worst.jsonl\n" in err
     assert next_command(result, Request()) == "dialogkit runs report a"
     both = result.model_copy(update={"kept": [kept, kept.model_copy(update={"run": "b"})]})
     assert next_command(both, Request(where=" --output-dir x")) == "dialogkit runs compare a b --output-dir x"
@@ -173,7 +173,7 @@ def test_long_texts_of_the_worst_dialogs_are_cut(capfd: pytest.CaptureFixture[st
     out, _ = drawn(capfd, result, worst=3)
     assert "a, worst 1: 9.50 bits/byte for the true answer\n> \\x1b[31mWhy?\n" in out
     assert out.count("x" * 50) >= 8
-    assert "(100 characters more)" in " ".join(out.split())
+    assert "(100 more characters)" in " ".join(out.split())
 
 
 @pytest.mark.parametrize("option", ["--slices", "--worst=3"])

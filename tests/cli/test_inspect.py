@@ -86,7 +86,7 @@ def test_of_three_dialogs_it_is_said_what_that_means(dialogkit: Run) -> None:
     out = " ".join(dialogkit("data", "inspect", "rows.jsonl").out.split())
     assert "only 3 dialogs: enough to see that all works" in out
     assert "only 1 dialog held out: figures of so few tell little" in out
-    assert "Nothing stands out" not in out
+    assert "Nothing to improve" not in out
 
 
 def test_with_colours_the_same_is_shown_and_what_is_learned_is_green(

@@ -22,10 +22,10 @@ from dialogkit.config.load import (
     validate_file,
 )
 from dialogkit.config.paths import configs_dir
-from dialogkit.config.problems import OF_OTHERS, known_settings
+from dialogkit.config.problems import FOREIGN_NAMES, known_settings
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, ModelError
-from tests.conftest import Trained
+from tests.conftest import Trained, typed
 
 SHAPE = {"layers": 2, "width": 32, "heads": 2, "context": 64}
 
@@ -297,8 +297,8 @@ def test_an_unknown_setting_is_refused_with_the_nearest_known(name: str, nearest
 
 
 def test_what_other_tools_call_a_setting_names_one_that_is_there() -> None:
-    assert set(OF_OTHERS.values()) <= set(known_settings())
-    assert not {name.rpartition(".")[2] for name in known_settings()} & set(OF_OTHERS)
+    assert set(FOREIGN_NAMES.values()) <= set(known_settings())
+    assert not {name.rpartition(".")[2] for name in known_settings()} & set(FOREIGN_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_what_other_tools_call_a_setting_names_one_that_is_there() -> None:
         ("runtime.sharding=fspd", "--set runtime.sharding=fsdp"),
         ("runtime.precision=BF16", "--set runtime.precision=bf16"),
         ("data.format=xml", "--set data.format=auto"),
-        ("train.lora_targets=q_proj", """--set train.lora_targets='["q_proj", "v_proj"]'"""),
+        ("train.lora_targets=q_proj", """--set 'train.lora_targets=["q_proj", "v_proj"]'"""),
         ("train.batch_size=many", "--set train.batch_size=8"),
         ("runtime.sharding=fsdp", "--set train.optimizer=adamw"),
         ('tracking.trackers=["tensorbord"]', "dialogkit config show"),
@@ -318,7 +318,7 @@ def test_what_other_tools_call_a_setting_names_one_that_is_there() -> None:
 def test_the_hint_is_a_value_that_is_taken(word: str, hint: str) -> None:
     with pytest.raises(ConfigError) as refused:
         load_run_config(overrides=parse_sets([word]))
-    assert refused.value.hint == hint
+    assert typed(refused.value) == hint
     if hint.startswith("--set"):
         words = [word] if "optimizer" in hint else []
         load_run_config(overrides=parse_sets([*words, "train.optimizer=adamw", *shlex.split(hint)[1:]]))
@@ -350,7 +350,7 @@ def test_all_problems_are_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'{"train": {"epochs": 1, "epochs": 2}}', "the key 'epochs' stands twice"),
+        (b'{"train": {"epochs": 1, "epochs": 2}}', "the key 'epochs' appears twice"),
         (b'{"train": {"learning_rate": NaN}}', "NaN is not a number"),
         (b'{"train": {"learning_rate": -Infinity}}', "-Infinity is not a number"),
         (b'{"train":\n {"epochs": }}', "settings.json:2: not valid JSON"),
@@ -455,7 +455,7 @@ def test_the_last_of_two_words_counts() -> None:
 
 @pytest.mark.parametrize("word", ["train.epochs", "=3", ""])
 def test_a_set_word_without_name_or_value_is_refused(word: str) -> None:
-    with pytest.raises(ConfigError, match="has no value"):
+    with pytest.raises(ConfigError, match="is not of the form name=value"):
         parse_sets([word])
 
 
@@ -463,8 +463,8 @@ def test_words_without_a_value_do_not_keep_other_problems_from_being_told() -> N
     with pytest.raises(ConfigError) as refused:
         parse_sets(["train.learning_rate=abc", "foo", "train.max_step=4", "data.samples=5", "bar"])
     assert [refused.value.message, *refused.value.details] == [
-        "--set 'foo' has no value (and 3 more problems)",
-        "--set 'bar' has no value",
+        "'foo' is not of the form name=value (and 3 more problems)",
+        "'bar' is not of the form name=value",
         'train.learning_rate: must be a valid number (got "abc")',
         "unknown setting 'train.max_step' (did you mean 'train.max_steps'?)",
     ]
@@ -477,9 +477,7 @@ def test_a_word_that_is_no_finite_number_is_told_as_such(value: str) -> None:
 
 
 def test_no_run_can_be_called_what_resume_calls_the_newest() -> None:
-    assert problems_of(name="last") == [
-        "name: must not be 'last', which is what --resume calls the newest unfinished run"
-    ]
+    assert problems_of(name="last") == ["name: must not be 'last', which stands for the newest unfinished run"]
 
 
 @pytest.mark.parametrize(
@@ -494,20 +492,22 @@ def test_a_file_that_cannot_be_read_comes_with_the_command_that_checks_it(conten
     Path("a b.json").write_bytes(content)
     with pytest.raises(ConfigError) as refused:
         load_run_config(config_file="a b.json")
-    assert refused.value.hint == hint
+    assert typed(refused.value) == hint
     with pytest.raises(ConfigError) as refused:
         validate_file(Path("a b.json"))
-    assert refused.value.hint == ("dialogkit config schema" if "validate" in hint else hint)
+    assert typed(refused.value, "config", "validate") == (
+        "dialogkit config schema" if "validate" in hint else hint
+    )
 
 
 def test_a_file_that_is_not_there_comes_with_the_one_that_may_be_meant() -> None:
     write("settings.json", {"train": {"epochs": 1}})
     with pytest.raises(ConfigError, match=r"did you mean 'settings\.json'") as refused:
         load_run_config(config_file="setting.json")
-    assert refused.value.hint == "dialogkit config validate settings.json"
+    assert typed(refused.value) == "dialogkit config validate settings.json"
     with pytest.raises(ModelError, match=r"did you mean 'settings\.json'") as unknown:
         load_run_config("setings.json")
-    assert unknown.value.hint == "dialogkit train settings.json"
+    assert typed(unknown.value) == "dialogkit train settings.json"
 
 
 def test_a_value_cannot_be_a_section_too() -> None:

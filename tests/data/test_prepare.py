@@ -18,6 +18,7 @@ from dialogkit.data.tokens import DialogTokens, cut_dialog
 from dialogkit.dialog import Encoded, Message, plain_format, turns_format
 from dialogkit.errors import DataError
 from dialogkit.models.tokenizer import ChatTokenizer
+from tests.conftest import typed
 from tests.models.foreign import CHATS, chatml, gpt2_like
 
 few = settings(max_examples=60, derandomize=True, deadline=None, database=None)
@@ -341,9 +342,9 @@ def test_a_cache_on_a_full_disk_leaves_nothing_behind(
     [
         (
             [row("a", "b")],
-            "rows.jsonl leaves 1 usable dialog; to train and to evaluate takes at least 2 that differ",
+            "rows.jsonl leaves 1 usable dialog; at least 2 distinct ones are needed",
         ),
-        ([row("a", "b")] * 5, r"leaves 5 usable dialogs \(which all say the same\); "),
+        ([row("a", "b")] * 5, r"leaves 5 usable dialogs \(all identical\); "),
         ([row("a", "b"), row("a", "")], r"first unusable row is rows\.jsonl:2: message 2 \(assistant\) is empty"),
         (
             [row("a" * 100, "b"), row("c" * 100, "d")],
@@ -357,14 +358,12 @@ def test_too_few_dialogs_are_refused_and_may_be_kept(
 ) -> None:
     long = len(rows[0]["messages"][0]["content"]) > 64
     keeps = (
-        "shorten the prompts, or give"
-        if long
-        else "add dialogs to rows.jsonl, such as by /save in: dialogkit chat"
+        "shorten the prompts, or give" if long else "add dialogs to rows.jsonl, for example with /save in a chat"
     )
     for _ in range(2):
         with pytest.raises(DataError, match=told) as refused:
             prepare(rows, tokenizer, context=64)
-        assert (refused.value.hint or "").startswith(keeps)
+        assert (typed(refused.value) or "").startswith(keeps)
 
 
 def test_hashes_tell_dialogs_apart_by_what_they_say_and_who_says_it() -> None:

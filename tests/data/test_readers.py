@@ -19,7 +19,7 @@ from dialogkit.data import readers
 from dialogkit.data.readers import read_rows
 from dialogkit.data.sources import RawData, find_source, read_dialogs
 from dialogkit.errors import DataError, DialogKitError
-from tests.conftest import REPOSITORY, Finished
+from tests.conftest import REPOSITORY, Finished, typed
 
 GOOD = '{"prompt": "a", "response": "b"}'
 
@@ -33,8 +33,8 @@ def read(content: bytes, name: str = "rows.jsonl", **settings: Any) -> RawData:
 MALFORMED = {
     "not valid JSON: expecting value": "nothing",
     "not valid JSON: extra data": GOOD + GOOD,
-    "the key 'prompt' stands twice": '{"prompt": "a", "prompt": "b", "response": "c"}',
-    "the key 'role' stands twice": '{"messages": [{"role": "user", "role": "assistant", "content": "x"}]}',
+    "the key 'prompt' appears twice": '{"prompt": "a", "prompt": "b", "response": "c"}',
+    "the key 'role' appears twice": '{"messages": [{"role": "user", "role": "assistant", "content": "x"}]}',
     "a row must be an object, not a list": "[1]",
     "nested too deeply": "[" * 200_000,
     "a number of more than 4,300 digits": '{"prompt": ' + "9" * 5000 + "}",
@@ -52,7 +52,7 @@ def test_a_malformed_row_is_told_with_its_line_and_passed_over_if_asked(problem:
     with pytest.raises(DataError) as error:
         read(content)
     assert error.value.message == f"rows.jsonl:2: {problem}"
-    assert error.value.hint == "mend that line, or: --max-bad-rows 1"
+    assert typed(error.value) == "fix that line, or: --max-bad-rows 1"
     raw = read(content, max_bad_rows=1)
     assert (raw.rows, len(raw.dialogs), raw.bad_rows) == (3, 2, [f"rows.jsonl:2: {problem}"])
 
@@ -92,7 +92,7 @@ def test_text_of_any_script_is_not_taken_for_another_encoding() -> None:
 def test_a_row_that_is_too_long_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "MAX_ROW", 1000)
     raw = read(f"{GOOD}\n{'x' * 5000}\n{GOOD}\n".encode(), max_bad_rows=1)
-    assert [bad.partition(":")[2] for bad in raw.bad_rows] == ["2: longer than 0 MiB"]
+    assert [bad.partition(":")[2] for bad in raw.bad_rows] == ["2: longer than 4 MiB"]
     assert len(raw.dialogs) == 2
 
 
@@ -114,7 +114,7 @@ def test_an_array_that_does_not_end_well_is_told(end: str) -> None:
 
 
 def test_a_column_that_stands_twice_is_told() -> None:
-    with pytest.raises(DataError, match="the column 'prompt' stands twice"):
+    with pytest.raises(DataError, match="the column 'prompt' appears twice"):
         read(b"prompt,response,prompt\na,b,c\n", "rows.csv")
 
 
@@ -207,5 +207,5 @@ def test_the_command_line_passes_over_what_it_is_told_to(dialogkit: Callable[...
     Path("rows.jsonl").write_text("\n".join([GOOD, "x", GOOD.replace("a", "c"), "y"]))
     words = ["train", "custom-nano", "--dataset", "rows.jsonl", "--wandb", "disabled"]
     done = dialogkit(*words, "--max-bad-rows", "1")
-    assert (done.code, done.err.splitlines()[-1]) == (2, "try: mend that line, or: --max-bad-rows 2")
+    assert (done.code, done.err.splitlines()[-1]) == (2, "try: fix that line, or: --max-bad-rows 2")
     assert not Path("models").exists()

@@ -17,6 +17,7 @@ from dialogkit.config.data import DataConfig
 from dialogkit.data.sources import STARTER, RawData, file_digest, find_source, read_dialogs
 from dialogkit.dialog import Message
 from dialogkit.errors import DataError, UnavailableError
+from tests.conftest import typed
 from tests.hub import write_alpaca
 
 ROWS = [
@@ -126,7 +127,7 @@ def test_a_file_without_any_dialog_shows_why() -> None:
         "none of the 20 rows of rows.jsonl is a dialog in the format prompt-response: "
     )
     assert error.message.endswith(": rows.jsonl:1: response is a number, not text (and 19 more such rows)")
-    assert (error.details, error.hint) == ((), "mend the rows, or: --dataset starter")
+    assert (error.details, typed(error)) == ((), "fix the rows, or: --dataset starter")
 
 
 def test_reasons_that_are_equal_are_told_once_with_their_number() -> None:
@@ -166,16 +167,16 @@ DAMAGED = [
     ("a.jsonl", GOOD.decode().encode("utf-16"), "a.jsonl is UTF-16 and not UTF-8 text"),
     ("a.csv", b"prompt,response\na,b,c\n", "a.csv:2: more fields than the header has"),
     ("a.csv", b'prompt,response\n"a,b\n', "a.csv: the row after line 1 opens a quote that is never closed"),
-    ("a.jsonl.gz", gzip.compress(GOOD * 1000, mtime=0)[:-20], "a.jsonl.gz is no gzip file"),
-    ("a.jsonl.gz", gzip.compress(GOOD * 1000, mtime=0)[:12] + b"\xff" * 20, "a.jsonl.gz is no gzip file"),
-    ("a.jsonl.gz", gzip.compress(GOOD, mtime=0)[:-8] + bytes(8), "a.jsonl.gz is no gzip file"),
-    ("a.jsonl.gz", GOOD, "a.jsonl.gz is no gzip file"),
+    ("a.jsonl.gz", gzip.compress(GOOD * 1000, mtime=0)[:-20], "a.jsonl.gz is not a valid gzip file"),
+    ("a.jsonl.gz", gzip.compress(GOOD * 1000, mtime=0)[:12] + b"\xff" * 20, "a.jsonl.gz is not a valid gzip file"),
+    ("a.jsonl.gz", gzip.compress(GOOD, mtime=0)[:-8] + bytes(8), "a.jsonl.gz is not a valid gzip file"),
+    ("a.jsonl.gz", GOOD, "a.jsonl.gz is not a valid gzip file"),
     ("a.csv.gz", gzip.compress(b"prompt,response\na,\xfc\n", mtime=0), "a.csv.gz:2: not UTF-8 text"),
-    ("a.parquet", b"", "a.parquet is no Parquet file, or only a part of one"),
-    ("a.parquet", b"PAR1" * 10, "a.parquet is no Parquet file"),
-    ("a.parquet", packed(ROWS, ".parquet")[:-9], "a.parquet is no Parquet file"),
-    ("a.parquet.gz", gzip.compress(b"PAR1", mtime=0), "a.parquet.gz is no Parquet file"),
-    ("a.parquet.gz", gzip.compress(b"PAR1", mtime=0)[:-4], "a.parquet.gz is no gzip file"),
+    ("a.parquet", b"", "a.parquet is not a valid Parquet file"),
+    ("a.parquet", b"PAR1" * 10, "a.parquet is not a valid Parquet file"),
+    ("a.parquet", packed(ROWS, ".parquet")[:-9], "a.parquet is not a valid Parquet file"),
+    ("a.parquet.gz", gzip.compress(b"PAR1", mtime=0), "a.parquet.gz is not a valid Parquet file"),
+    ("a.parquet.gz", gzip.compress(b"PAR1", mtime=0)[:-4], "a.parquet.gz is not a valid gzip file"),
 ]  # fmt: skip
 
 
@@ -219,7 +220,7 @@ def test_the_starter_dialogs_are_found_by_name() -> None:
             "the dataset file '~nobody-of-that-name/a.csv' does not",
             "dialogkit data list",
         ),
-        ("folder", "'folder' is a folder, not a file", "dialogkit train --dataset folder/rows.jsonl"),
+        ("folder", "'folder' is a folder, not a file", "--dataset folder/rows.jsonl"),
         (
             "notes.txt",
             "'notes.txt' has none of the endings .json, .jsonl, .ndjson, .csv, .parquet",
@@ -235,7 +236,7 @@ def test_a_dataset_that_is_not_there_says_what_to_type(name: str, told: str, hin
     with pytest.raises(DataError) as error:
         find_source(DataConfig(dataset=name))
     assert error.value.message.startswith(told)
-    assert error.value.hint == hint
+    assert typed(error.value) == hint
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ def test_a_dataset_that_is_not_there_says_what_to_type(name: str, told: str, hin
 def test_in_place_of_a_file_that_cannot_be_read_one_beside_it_is_named(name: str, hint: str) -> None:
     Path("alone").mkdir()
     Path("other rows.csv").touch()
-    assert refused(name, b" ").hint == hint
+    assert typed(refused(name, b" ")) == hint
 
 
 def test_home_is_understood() -> None:
@@ -278,7 +279,7 @@ def test_a_hub_dataset_without_a_network_is_told_without_trying(hub_cache: Path)
             UnavailableError, match="HF_HUB_OFFLINE forbids asking the hub, and the dataset"
         ) as error:
             read(name)
-        assert error.value.hint == "--dataset starter"
+        assert typed(error.value) == "--dataset starter"
 
 
 def test_a_hub_dataset_in_the_cache_is_read_without_a_network(hub_cache: Path) -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from dialogkit.cli.overrides import seconds_of
 from dialogkit.config.train import TrainConfig
 from dialogkit.engine import budget as budget_module
 from dialogkit.engine.arguments import UNPLANNED, Schedule, resolve_schedule, training_arguments
@@ -260,14 +259,3 @@ def test_a_budget_that_leaves_no_time_to_train_is_refused(monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match="a budget of 9 s is too short to train") as caught:
         Training(monkeypatch, 9.0).begin()
     assert caught.value.hint == "--budget 20s"
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("1h30m", 5400), ("1 H 5 s", 3605)])
-def test_a_time_is_read_as_people_write_it(text: str, seconds: int) -> None:
-    assert seconds_of(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "0s", "20", "soon", "-5m", "1.5h", "5m1h"])
-def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="is not a time such as"):
-        seconds_of(text)

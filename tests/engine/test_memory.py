@@ -140,9 +140,7 @@ def test_memory_that_ends_in_the_midst_is_told_in_a_sentence(
         raise error
 
     monkeypatch.setattr(loss, "chunked_cross_entropy", fails)
-    with pytest.raises(
-        OutOfMemoryError, match="the machine does not have enough memory for 4 dialogs at once"
-    ) as told:
+    with pytest.raises(OutOfMemoryError, match="does not have enough memory for 4 dialogs at once") as told:
         train(small_config(BATCH))
     assert told.value.hint == "--fit-batch"
 

@@ -81,7 +81,7 @@ CONTENTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "many keys and one twice": (
         "a.jsonl",
         lambda: b"{" + b",".join(b'"%x":0' % number for number in range(MANY // 4)) + b',"a":1}',
-        "a.jsonl:1: the key 'a' stands twice",
+        "a.jsonl:1: the key 'a' appears twice",
     ),
     "long keys twice": (
         "a.jsonl",
@@ -109,14 +109,14 @@ CONTENTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "one dialog many times": ("a.jsonl", lambda: GOOD * 99, "a.jsonl leaves 99 usable dialogs"),
     # Tables
     "many columns without a name": ("a.csv", lambda: b"," * MANY + b"\n" + b"," * MANY, "a.csv has the columns"),
-    "many columns with one name": ("a.csv", lambda: b"a," * MANY + b"\n", "a.csv:1: the column 'a' stands twice"),
+    "many columns with one name": ("a.csv", lambda: b"a," * MANY + b"\n", "a.csv:1: the column 'a' appears twice"),
     "a quote that takes in all": ("a.csv", lambda: b'prompt,response\n"' + b"x\n" * 9 * MANY, "a.csv: the row"),
     "a row of many lines": ("a.csv", lambda: b'prompt,response\n"' + b'x\n","' * 2 * MANY, "a.csv: the row after"),
     "a quote within a field": ("a.csv", lambda: b'prompt,response\n"a"b,c\n', "a.csv:2: ',' expected after '\"'"),
     # Packed files
     "zeros packed": ("a.jsonl.gz", lambda: gzip.compress(bytes(2**27)), "a.jsonl.gz unpacks to more than 200"),
     "packed twice": ("a.jsonl.gz", lambda: gzip.compress(gzip.compress(GOOD)), "a.jsonl.gz:1: not UTF-8 text"),
-    "something after the end": ("a.jsonl.gz", lambda: gzip.compress(GOOD) + b"x", "a.jsonl.gz is no gzip file"),
+    "bytes after it": ("a.jsonl.gz", lambda: gzip.compress(GOOD) + b"x", "a.jsonl.gz is not a valid gzip file"),
     "a packed table of zeros": ("a.parquet.gz", lambda: gzip.compress(bytes(2**27)), "a.parquet.gz unpacks to"),
     # Parquet
     "one text in many rows": (
@@ -148,11 +148,11 @@ CONTENTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "a column twice in Parquet": (
         "a.parquet",
         lambda: parquet(pa.Table.from_arrays([pa.array(["a"])] * 3, names=["prompt", "response", "prompt"])),
-        "a.parquet: the column 'prompt' stands twice",
+        "a.parquet: the column 'prompt' appears twice",
     ),
     "no columns": ("a.parquet", lambda: parquet({}), "a.parquet holds no rows"),
     "many columns": ("a.parquet", lambda: parquet({f"c{n}": [1] for n in range(3000)}), "a.parquet has the"),
-    "another format": ("a.parquet", as_feather, "a.parquet is no Parquet file"),
+    "another format": ("a.parquet", as_feather, "a.parquet is not a valid Parquet file"),
     "Parquet named otherwise": ("a.jsonl", lambda: parquet(ROW), "a.jsonl:1: not"),
 }  # fmt: skip
 
@@ -174,9 +174,9 @@ PLACES: dict[str, tuple[Callable[[], str], str]] = {
     "a pipe": (lambda: os.mkfifo("a.jsonl") or "a.jsonl", "'a.jsonl' is neither a file nor a folder"),
     "a socket": (bound_socket, "'a.jsonl' is neither a file nor a folder"),
     "a device": (lambda: "/dev/zero", "'/dev/zero' is neither a file nor a folder"),
-    "a link to a device": (lambda: link_to("/dev/zero"), "'a.jsonl' is a link that leads to no file"),
-    "a link to itself": (lambda: link_to("a.jsonl"), "'a.jsonl' is a link that leads to no file"),
-    "a link to nothing": (lambda: link_to("nowhere"), "'a.jsonl' is a link that leads to no file"),
+    "a link to a device": (lambda: link_to("/dev/zero"), "'a.jsonl' is a broken link"),
+    "a link to itself": (lambda: link_to("a.jsonl"), "'a.jsonl' is a broken link"),
+    "a link to nothing": (lambda: link_to("nowhere"), "'a.jsonl' is a broken link"),
     "a file without bytes": (lambda: link_to("/proc/self/mem"), "a.jsonl cannot be read: input/output error"),
     "nothing": (lambda: "a.jsonl", "the dataset file 'a.jsonl' does not exist"),
     "a name with a zero": (lambda: "a\0.jsonl", "the dataset file 'a\\x00.jsonl' does not exist"),

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dialogkit.cli import evaluation_view, generate, models, prune, runs, train_view
+from dialogkit.cli import comparison_view, evaluation_view, generate, models, prune, runs, train_view
 from dialogkit.cli.output import Output, fitting, options_table, settings_table, untrusted
 from dialogkit.cli.progress import TrainOutput
 from dialogkit.cli.run_view import render_run
@@ -56,20 +56,20 @@ def print_results(output: Output, text: str) -> None:
     reply = ReplyResult(model=text, prompt=text, reply=text, tokens=1, seconds=1, stop_reason="length")
     output.result(reply, lambda out: out.reply(reply, prompt=True, model=reply.model), hint=text)
     replies = GenerateResult(replies=[reply, reply.model_copy(update={"model": f"b{text}"})])
-    output.result(replies, lambda out: generate._render(out, replies, streamed=False))
+    output.result(replies, lambda out: generate.render_replies(out, replies, streamed=False))
     run = RunRow(
         name=text, status=text, created=text, duration_s=1, model=text, preset=text, parameters=1, dataset=text,
         steps=1, total_steps=2, bits_per_byte=1, nats_per_token=1, success_rate=1, stop_rate=1, tokens_per_s=1,
     )  # fmt: skip
-    output.result([run], lambda out: runs._render_list(out, [run]))
-    output.result([], lambda out: runs._render_list(out, [], none=text))
+    output.result([run], lambda out: runs.render_runs(out, [run]))
+    output.result([], lambda out: runs.render_runs(out, [], none=text))
     figure = TaskFigure(name=text, filter=text, value=0.5, interval=None, better=1)
     task = TaskRow(name=text, version=text, questions=1, of_questions=1, examples=0, cut=0, figures=[figure])
     pruned = PruneRow(
         name=text, status=text, checkpoints_only=False, bytes=1, freed_bytes=1, deletes_model=True, foreign=[text]
     )
     freed = PruneResult(rows=[pruned], freed_bytes=1, pruned=False)
-    output.result(freed, lambda out: prune._render(out, freed))
+    output.result(freed, lambda out: prune.render_pruning(out, freed))
     differing = [Differing(name=text, values=[text, [text]])]
     compared = Comparison(
         runs=[text, text], figures=differing, same_data=False, settings=differing, versions=differing,
@@ -77,14 +77,14 @@ def print_results(output: Output, text: str) -> None:
         held_out=[HeldOut(dataset=text, dialogs=1), None], evaluated_on=[[HeldOut(dataset=text, dialogs=1)], []],
         evaluate=[text],
     )  # fmt: skip
-    output.result(compared, lambda out: runs._render_comparison(out, compared))
+    output.result(compared, lambda out: comparison_view.render_comparison(out, compared))
     model = ModelRow(
         name=text, description=text, kind="from scratch", size_class=text, parameters=1,
         parameters_without_embeddings=1, architecture=text, layers=1, width=1, heads=1, context=1, vocabulary=1,
         source=text, license=text, chat_format=text, trained=True, folder=text,
     )  # fmt: skip
-    output.result(model, lambda out: models._render_show(out, model))
-    output.result([model], lambda out: models._render_list(out, [model]))
+    output.result(model, lambda out: models.render_model(out, model))
+    output.result([model], lambda out: models.render_models(out, [model]))
     part = SliceRow(name=text, dialogs=1, bits_per_byte=1, interval=None)
     figures = {"nats_per_token": 1.0, "perplexity": 1.0, "bits_per_byte": 1.0, "accuracy": 1.0}
     row = EvaluateRow(

@@ -39,4 +39,4 @@ def test_a_hub_dataset_is_fetched_file_by_file_and_streamed(tmp_path: Path) -> N
         HF_ENDPOINT="http://127.0.0.1:9",
         HF_HUB_OFFLINE="0",
     )
-    assert (done.code, "it alone knows of what files" in done.err) == (2, True)
+    assert (done.code, "only the hub knows the files" in done.err) == (2, True)

@@ -35,7 +35,9 @@ def kill_and_go_on(folder: Path, *, rounds: int, steps: int, seed: int, save_s: 
         assert newest_step(run) >= reached
         if RunDir(run).exists:
             told = RunDir(run).read().resumed
-            assert [go["step"] for go in told[resumed:]] in ([], [reached]), "it went on from the last manifest"
+            assert [resumption.step for resumption in told[resumed:]] in ([], [reached]), (
+                "it went on from the last manifest"
+            )
             resumed = len(told)
     return kills, in_save
 

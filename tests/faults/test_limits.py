@@ -172,7 +172,7 @@ def test_a_second_trainer_of_a_run_is_refused_and_the_first_does_not_notice(
     first.join()
     assert [(code, message) for code, message, _ in refused] == [
         (2, f"the run 'it' is being trained by process {first.pid}"),
-        (2, "there is a run 'it' in 'models' already"),
+        (2, "the run 'it' in 'models' exists already"),
     ]
     print(f"refused after {refused[0][2]:.3f} and {refused[1][2]:.3f} s")
     assert run_forked(train_or_go_on, STEPS, folder=tmp_path) == expected

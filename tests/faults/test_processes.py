@@ -135,7 +135,7 @@ def test_a_lost_process_comes_back(rank: int) -> None:
         assert process.wait(400) == 0, err()
     assert_completed()
     assert "a rank was lost: all ranks are restarted (1)" in err()
-    assert [gone_on["step"] for gone_on in RunDir(RUN).read().resumed] == [10]
+    assert [gone_on.step for gone_on in RunDir(RUN).read().resumed] == [10]
     assert "Traceback" not in err()
 
 
@@ -188,7 +188,7 @@ def test_a_signal_stops_all_after_the_same_step_and_any_number_goes_on(number: i
         wait_for_step(35, process)
         process.send_signal(number)
         assert process.wait(100) == 128 + number, err()
-    assert RunDir(RUN).read().runtime["processes"] == 2
+    assert RunDir(RUN).read().runtime.processes == 2
     assert finish("--resume", "it", "--devices", "1", settings={}) == 0, err()
     assert "the number of processes was 2 and is 1" in err()
     assert_completed()
@@ -227,7 +227,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def test_processes_of_torchrun_join() -> None:
     assert finish("--name", "it", before=[*TORCHRUN, "-m", "dialogkit"]) == 0, err()
     assert_completed()
-    assert RunDir(RUN).read().runtime["processes"] == 2
+    assert RunDir(RUN).read().runtime.processes == 2
     assert len(re.findall(r"^step 60/60 ", err(), re.MULTILINE)) == 2, (
         "one line of the loss, one of the evaluation"
     )
@@ -253,7 +253,7 @@ def test_processes_of_accelerate_launch_join_and_compute_as_settings_say() -> No
     before = [*ACCELERATE, *more, "--module", "dialogkit"]
     assert finish("--name", "it", before=before, settings=settings) == 0, err()
     assert_completed(20)
-    assert RunDir(RUN).read().runtime["processes"] == 2
+    assert RunDir(RUN).read().runtime.processes == 2
     assert_same_learning(Path("models/runs/alone"), RUN)
 
 
@@ -353,20 +353,20 @@ def started_on_both(machines: list[str], nodes: str) -> Iterator[tuple[Any, Any]
 
 def assert_both_completed() -> None:
     assert_completed()
-    assert RunDir(RUN).read().runtime["processes"] == 2
+    assert RunDir(RUN).read().runtime.processes == 2
     assert len(RunDir(RUN).read().resumed) == 1
 
 
 def test_a_machine_that_is_lost_is_done_without(machines: list[str]) -> None:
     with started_on_both(machines, "1:2") as (first, _):
         wait_for_step(15, first)
-        assert RunDir(RUN).read().runtime["processes"] == 2
+        assert RunDir(RUN).read().runtime.processes == 2
         kill_all_on(machines[1])
         assert first.wait(400) == 0, err()
     assert_completed()
     record = RunDir(RUN).read()
-    assert record.runtime["processes"] == 1
-    assert [gone_on["step"] for gone_on in record.resumed] == [10]
+    assert record.runtime.processes == 1
+    assert [gone_on.step for gone_on in record.resumed] == [10]
     assert "the number of processes was 2 and is 1" in err()
     assert "Traceback" not in err()
 
@@ -438,7 +438,7 @@ def test_more_malformed_rows_than_all_may_have_read_are_the_end_of_all(allowed: 
     record = RunDir(RUN).read()
     assert (record.status, record.exit_code) == ("failed", 2)
     if allowed:
-        assert (record.data["rows"], record.data["unusable"]) == (3600, 10)
+        assert (record.data.rows, record.data.unusable) == (3600, 10)
 
 
 def test_a_stream_that_was_stopped_counts_no_row_twice() -> None:
@@ -450,7 +450,7 @@ def test_a_stream_that_was_stopped_counts_no_row_twice() -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(100) == 128 + signal.SIGTERM, err()
     # Each is in the second of its four blocks, or the third.
-    assert RunDir(RUN).read().data["rows"] in (240, 300, 360)
+    assert RunDir(RUN).read().data.rows in (240, 300, 360)
     before = [(RUN / name).read_bytes() for name in ("run.json", "metrics.jsonl")]
     assert finish("--resume", "it", "--devices", "1", settings={}) == 2
     assert "the stream was read by 2 processes and not by 1" in err()
@@ -496,7 +496,7 @@ def test_a_budget_of_two_processes_is_kept_by_both_and_what_is_left_of_it_when_i
     whole, went_on = (RunDir(Path("models/runs") / name).read() for name in ("whole", "it"))
     assert (whole.status, went_on.status) == ("completed", "completed")
     for record in (whole, went_on):
-        assert record.metrics["train/steps"] == record.schedule["total_steps"]
+        assert record.metrics["train/steps"] == record.schedule.total_steps
         told = max(point["step"] for point in RunDir(Path("models/runs") / record.name).metrics())
         assert told == record.metrics["train/steps"] > 15
 

@@ -76,7 +76,7 @@ def test_a_strange_folder_is_shown_and_loaded_or_refused_with_one_sentence(
         ("num_hidden_layers is huge", "num_hidden_layers in 'strange/config.json' is 1000000000"),
         ("hidden_size is fraction", "hidden_size in 'strange/config.json' is 2.5"),
         ("config.json is a pipe", "'strange/config.json' is a named pipe"),
-        ("an index to 0", "names '../../x' as a file of weights, which is not in its folder"),
+        ("an index to 0", "names the weights file '../../x', which is not in its folder"),
     ],
 )
 def test_the_sentence_names_the_file_and_the_value(
@@ -95,5 +95,5 @@ def test_a_published_folder_that_is_strange_does_not_hide_the_others(
     listed = dialogkit("models", "list", "--json")
     rows = {row["name"]: row for row in listed.json["data"]}
     assert listed.code == 0
-    assert "holds a list and no JSON object" in rows["custom-nano"]["description"]
+    assert "holds a list, not a JSON object" in rows["custom-nano"]["description"]
     assert len(rows) > 1

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -27,11 +26,8 @@ DIALOGS: list[Dialog] = [
 def tokens_of(small: Any, dialogs: list[Dialog]) -> DialogTokens:
     encoded = small.tokenizer.encode_dialogs(dialogs)
     answers = [sum(len(m.content.encode()) for m in dialog if m.role == "assistant") for dialog in dialogs]
-    return DialogTokens(
-        np.concatenate([np.array(e.input_ids, np.int32) for e in encoded]),
-        np.concatenate([np.array(e.supervised) for e in encoded]),
-        np.cumsum([0, *(len(e.input_ids) for e in encoded)]),
-        np.array(answers),
+    return DialogTokens.from_dialogs(
+        {**e._asdict(), "answer_bytes": size} for e, size in zip(encoded, answers, strict=True)
     )
 
 

@@ -150,7 +150,7 @@ def test_after_a_chain_of_five_kills_nothing_differs(whole: tuple[Any, Any]) -> 
             resume(run, reporter=KillAt(step))
     assert resume(run) is not None
     assert (digests("stopped"), history("stopped")) == whole
-    assert [told["step"] for told in run.read().resumed] == [0, 3, 3, 6, 9]
+    assert [resumption.step for resumption in run.read().resumed] == [0, 3, 3, 6, 9]
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.faults), signal.SIGTERM])
@@ -208,7 +208,7 @@ def test_wandb_gets_one_run_and_no_step_twice(whole: tuple[Any, Any]) -> None:
     run = RunDir(Path("models/runs/stopped"))
     assert resume(run) is not None
     folders = sorted(Path("models/wandb").glob("offline-run-*"))
-    assert {folder.name.rpartition("-")[2] for folder in folders} == {run.read().wandb["id"]}
+    assert {folder.name.rpartition("-")[2] for folder in folders} == {run.read().wandb.id}
     assert len(folders) == 2
     points = [point for folder in folders for point in wandb_history(wandb_records(folder))]
     steps = [point["train/step"] for point in points if "train/loss" in point]
@@ -482,7 +482,7 @@ def test_a_new_run_starts_from_the_weights_of_another(dialogkit: Callable[..., F
     done = dialogkit("train", "--from", "first", "--name", "second", *words)
     assert done.code == 0, done.err
     second = RunDir(Path("models/runs/second")).read()
-    assert second.model["name"] == "custom-nano"
+    assert second.model.name == "custom-nano"
     assert second.metrics["before/nats_per_token"] == pytest.approx(
         first.metrics["final/nats_per_token"], rel=1e-6
     )

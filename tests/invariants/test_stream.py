@@ -62,7 +62,7 @@ def test_a_stream_goes_on_at_the_very_dialog_with_workers_and_without() -> None:
     assert history("stopped") == history("whole")
     data = run.read().data
     assert data == RunDir(Path("models/runs/whole")).read().data
-    assert (data["rows"], data["kept"], data["train_dialogs"] + data["eval_dialogs"]) == (ROWS, ROWS, ROWS)
+    assert (data.rows, data.kept, (data.train_dialogs or 0) + (data.eval_dialogs or 0)) == (ROWS, ROWS, ROWS)
     passes = [point["train/epoch"] for _, point in history("whole") if "train/epoch" in point]
     assert passes == sorted(passes)
     assert 1 < passes[-1] < 1.5
@@ -95,7 +95,7 @@ def test_a_malformed_row_ends_a_run_that_tells_what_it_had_read(
     with pytest.raises(DataError, match=r"^1.jsonl:31: not valid JSON"):
         train(config_of("bad", **settings, **{"train.max_steps": 30, "runtime.workers": 1}))
     record = RunDir(Path("models/runs/bad")).read()
-    assert (record.status, record.data["rows"] > 0) == ("failed", True)
+    assert (record.status, (record.data.rows or 0) > 0) == ("failed", True)
 
 
 def test_the_command_line_evaluates_what_it_streamed(dialogkit: Callable[..., Finished]) -> None:

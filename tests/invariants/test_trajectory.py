@@ -185,11 +185,9 @@ def test_a_model_learns_eight_dialogs_by_heart(small: Any, architecture: str) ->
     encoded = small.tokenizer.encode_dialogs(
         [(Message("user", question), Message("assistant", answer)) for question, answer in QUESTIONS.items()]
     )
-    dialogs = DialogTokens(
-        np.concatenate([np.array(e.input_ids, np.int32) for e in encoded]),
-        np.concatenate([np.array(e.supervised) for e in encoded]),
-        np.cumsum([0, *(len(e.input_ids) for e in encoded)]),
-        np.array([len(answer.encode()) for answer in QUESTIONS.values()]),
+    dialogs = DialogTokens.from_dialogs(
+        {**e._asdict(), "answer_bytes": len(answer.encode())}
+        for e, answer in zip(encoded, QUESTIONS.values(), strict=True)
     )
     model, losses = small.model(architecture), list[float]()
     small.fit(

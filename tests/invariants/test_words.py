@@ -21,7 +21,7 @@ COMMANDS = [
     "tokenizer",
     "launch",
 ]
-OF_COMMAND_LINE = re.compile(rf"\bdialogkit (?:{COMMANDS.replace(' ', '|')})\b|(?:^|[\s(\"'`\[])--[a-z][\w-]+")
+OF_COMMAND_LINE = re.compile(rf"\bdialogkit (?:{'|'.join(COMMANDS)})\b|(?:^|[\s(\"'`\[])--[a-z][\w-]+")
 EXCEPTIONS: dict[str, str] = {
     # file: why its strings may name commands or flags
     "engine/device.py": "the arguments of nvidia-smi",
@@ -32,7 +32,9 @@ EXCEPTIONS: dict[str, str] = {
     "services/cluster/slurm.py": "a job file consists of commands",
     "services/cluster/kubernetes.py": "a job file consists of commands",
     "services/cluster/job.py": "a job file consists of commands",
-    "tracking/report/run.py": "a report shows commands to its reader",
+    "tracking/plots.py": "custom properties of CSS",
+    "tracking/report/charts.py": "custom properties of CSS",
+    "tracking/report/commands.py": "a report shows commands to its reader",
 }
 
 

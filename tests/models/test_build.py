@@ -15,6 +15,7 @@ from dialogkit.dialog import Message, native_format
 from dialogkit.errors import ModelError, UnavailableError
 from dialogkit.models.build import build_model, context_length, read_context
 from dialogkit.models.tokenizer import ChatTokenizer, load_tokenizer, train_tokenizer
+from tests.conftest import typed
 
 CLASSES = {"gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM}
 IDS = torch.arange(20)[None]
@@ -161,14 +162,14 @@ def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(build: Any, tokenize
         ModelError, match=f"vocabulary of 300, but its tokenizer has {tokenizer.vocabulary}"
     ) as refused:
         build(vocabulary=300)
-    assert refused.value.hint == f"--set model.vocabulary={tokenizer.vocabulary}"
+    assert typed(refused.value) == f"--set model.vocabulary={tokenizer.vocabulary}"
     assert build(vocabulary=tokenizer.vocabulary).config.vocab_size == tokenizer.vocabulary
 
 
 def test_a_tokenizer_with_more_entries_than_the_model_is_refused(build: Any, tokenizer: ChatTokenizer) -> None:
     folder = write(build(), tokenizer)
     tokenizer_of = load_tokenizer(ModelConfig(layers=1, width=8, heads=1, context=64))
-    with pytest.raises(ModelError, match="has 32768 entries, but its model only 270"):
+    with pytest.raises(ModelError, match="has 32768 entries, but its model has only 270"):
         build_model(ModelConfig(source=str(folder)), tokenizer_of)
 
 
@@ -259,7 +260,7 @@ def drop_tensor(path: Path) -> None:
         (lambda folder: change_config(folder, n_embd="wide"), "n_embd"),
         (
             lambda folder: change_config(folder, n_positions=32),
-            "'transformer.wpe.weight' is missing or of another shape",
+            "'transformer.wpe.weight' is missing or has another shape",
         ),
         (lambda folder: change_config(folder, n_layer=3), r"'transformer\.h\.2.*' \(and 11 more\)"),
         (
@@ -297,7 +298,7 @@ def test_a_source_on_an_unreachable_hub_is_told_without_trying(
     for use in (lambda: load_tokenizer(config), lambda: build_model(config, tokenizer)):
         with pytest.raises(UnavailableError, match="'someone/something' is not in its cache") as refused:
             use()
-        assert refused.value.hint == "dialogkit doctor --network"
+        assert typed(refused.value) == "dialogkit doctor --network"
 
 
 @pytest.mark.parametrize("source", ["x" * 300, "~nobody-of-that-name/model"])
@@ -377,7 +378,7 @@ def test_gguf_without_its_package_names_what_to_install(monkeypatch: pytest.Monk
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match="need the package gguf") as refused:
         load_tokenizer(ModelConfig(source="model.gguf"))
-    assert refused.value.hint == "pip install 'dialogkit[gguf]'"
+    assert typed(refused.value) == "pip install 'dialogkit[gguf]'"
 
 
 def test_a_file_that_is_no_gguf_is_one_sentence() -> None:

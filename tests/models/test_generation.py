@@ -12,12 +12,13 @@ import pytest
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.model import ModelConfig
 from dialogkit.errors import ModelError
+from dialogkit.hints import Call
 from dialogkit.models.build import build_model, require_savable
 from dialogkit.models.generation import GENERATION_CONFIG, ChosenSettings, choose_settings
 from tests.models.foreign import FILE_ONLY, GENERATION_SETTINGS
 
 Write = Callable[[str, Any], ModelConfig]
-HINT = "dialogkit generate model"
+HINT = Call("generate", "model")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from dialogkit.models.tokenizer import (
     train_tokenizer,
     with_format,
 )
+from tests.conftest import typed
 from tests.models.foreign import CHATML, CHATS, byte_level, chatml, gpt2_like, save, sentencepiece_like
 
 SCRATCH: dict[str, Any] = {"layers": 1, "width": 8, "heads": 1, "context": 64}
@@ -237,7 +238,7 @@ def test_generation_ends_at_the_end_of_turn_and_at_the_end_of_text() -> None:
 def test_a_template_that_cannot_be_trained_with_is_refused(template: str, told: str) -> None:
     with pytest.raises((ModelError, DataError), match=told) as refused:
         ChatTokenizer(chatml(template), None)
-    assert refused.value.hint == "--set model.chat_format=plain"
+    assert typed(refused.value) == "--set model.chat_format=plain"
 
 
 def test_a_dialog_that_the_template_refuses_is_an_error_with_its_reason() -> None:
@@ -247,7 +248,7 @@ def test_a_dialog_that_the_template_refuses_is_an_error_with_its_reason() -> Non
     tokenizer = ChatTokenizer(chatml(template), None)
     with pytest.raises(DataError, match="no system role") as refused:
         tokenizer.encode_dialogs([dialog("Hello", "Hi", system="Be brief.")])
-    assert refused.value.hint == "--set model.chat_format=plain"
+    assert typed(refused.value) == "--set model.chat_format=plain"
 
 
 def test_answers_that_a_template_shortens_later_are_not_supervised() -> None:
@@ -296,7 +297,7 @@ def test_our_format_needs_all_of_its_tokens() -> None:
     config = ModelConfig(source="somewhere", chat_format="dialogkit")
     with pytest.raises(ModelError, match=r"no token '<\|assistant\|>'") as refused:
         with_format(byte_level("<|end_of_turn|>", "<|user|>", "<|system|>"), config)
-    assert refused.value.hint == "--set model.chat_format=plain"
+    assert typed(refused.value) == "--set model.chat_format=plain"
 
 
 def test_a_tokenizer_without_a_fast_form_is_refused() -> None:
@@ -339,7 +340,7 @@ def test_a_damaged_tokenizer_file_is_one_sentence(content: str, tmp_path: Path) 
 def test_a_folder_without_a_tokenizer_names_the_command_that_makes_one(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no tokenizer\.json") as refused:
         load_tokenizer(ModelConfig(tokenizer=str(tmp_path), **SCRATCH))
-    assert refused.value.hint == "dialogkit tokenizer train --help"
+    assert typed(refused.value) == "dialogkit tokenizer train --help"
 
 
 def test_a_tokenizer_folder_may_stand_in_for_the_shipped_one(tmp_path: Path) -> None:
@@ -391,5 +392,5 @@ def test_a_trained_tokenizer_has_the_chat_format_and_knows_every_byte(tmp_path: 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="261 is too small") as refused:
         train_tokenizer(["abc"], vocabulary=261, output=tmp_path / "new")
-    assert refused.value.hint == "--vocab-size 262"
+    assert typed(refused.value, "tokenizer", "train") == "--vocab-size 262"
     assert not (tmp_path / "new").exists()

@@ -41,7 +41,7 @@ def test_train_single_model_returns_the_trainer_of_transformers_and_the_metrics(
     (run,) = (tmp_path / "models/runs").iterdir()
     record = RunDir(run).read()
     assert (record.config["preset"], record.config["tracking"]["project"]) == ("test", "my-project")
-    assert (record.data["train_dialogs"], record.metrics) == (6, metrics)
+    assert (record.data.train_dialogs, record.metrics) == (6, metrics)
 
 
 def test_a_wrong_word_to_train_single_model_is_refused_by_its_setting() -> None:

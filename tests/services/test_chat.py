@@ -17,6 +17,7 @@ import pytest
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError, DataError, StorageError
+from dialogkit.hints import Call
 from dialogkit.inference.replies import Conversation, generate_replies
 from dialogkit.services.chat import SETTINGS, Chat
 from tests.conftest import REPOSITORY, Finished, Trained, run_process
@@ -116,7 +117,7 @@ def test_a_dialog_is_saved_beside_others_and_gone_on_with(chat: Chat) -> None:
         chat.save("no/such/x.jsonl")
     with pytest.raises(DataError, match="does not exist") as refused:
         chat.load("nothing.jsonl")
-    assert (refused.value.hint, chat.messages) == ("/load FILE", kept)
+    assert (refused.value.hint, chat.messages) == (Call("chat load", "FILE"), kept)
 
 
 def test_a_dialog_with_an_empty_reply_is_saved_and_told(chat: Chat) -> None:
@@ -149,24 +150,24 @@ def test_saving_to_a_file_of_dialogs_keeps_its_lines(before: str, chat: Chat) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "hint"),
+    ("name", "content", "better"),
     [
-        ("a.json", None, "/save a.jsonl"),
-        ("notes", None, "/save notes.jsonl"),
-        ("a.jsonl", b"some notes\n", "/save a-2.jsonl"),
-        ("a.jsonl", b'[{"prompt": "a", "response": "b"}]', "/save a-2.jsonl"),
-        ("a.jsonl", b"\xff\xfe{}", "/save a-2.jsonl"),
+        ("a.json", None, "a.jsonl"),
+        ("notes", None, "notes.jsonl"),
+        ("a.jsonl", b"some notes\n", "a-2.jsonl"),
+        ("a.jsonl", b'[{"prompt": "a", "response": "b"}]', "a-2.jsonl"),
+        ("a.jsonl", b"\xff\xfe{}", "a-2.jsonl"),
     ],
 )
 def test_saving_leaves_a_file_of_something_else_as_it_is(
-    name: str, content: bytes | None, hint: str, chat: Chat
+    name: str, content: bytes | None, better: str, chat: Chat
 ) -> None:
     chat.say("Hello!")
     if content is not None:
         Path(name).write_bytes(content)
     with pytest.raises(ConfigError) as refused:
         chat.save(name)
-    assert refused.value.hint == hint
+    assert refused.value.hint == Call("chat save", better)
     assert (Path(name).read_bytes() if Path(name).exists() else None) == content
 
 
@@ -196,12 +197,12 @@ def test_what_is_piped_is_answered_line_by_line(trained: Trained) -> None:
     assert done.code == 0
     assert len(done.out.splitlines()) == 1
     told = done.err.splitlines()
-    assert told[0] == "shared-run; /help lists what can be typed"
+    assert told[0] == "shared-run; /help lists the commands"
     assert told[2:] == [
         "top_k is 0",
         "error: unknown command '/nope' (did you mean '/undo'?)",
         "try: /help",
-        "taken back: Hello!",
+        "removed: Hello!",
         "error: nothing was said yet",
         "try: /help",
     ]
@@ -238,7 +239,7 @@ def test_two_models_answer_under_their_names(trained: Trained, talk: Callable[..
     assert [line.partition(": ")[0] for line in how] == ["shared-run", "custom-nano"]
     assert saved == (
         "saved to both.jsonl, a new file; it has the answers of shared-run, not those of custom-nano; "
-        "train --dataset takes at least 2 dialogs that differ: save another one to the same file"
+        "train --dataset needs at least 2 different dialogs: save another one to the same file"
     )
 
 
@@ -255,10 +256,12 @@ def test_settings_are_shown_and_set_with_a_blank_or_an_equals_sign(talk: Callabl
 @pytest.mark.parametrize(
     ("line", "told", "hint"),
     [
-        ("/set foo=1", "unknown setting 'foo'; there are max_new_tokens", "/set"),
+        ("/set foo=1", "unknown setting 'foo'; known are max_new_tokens", "/set"),
         ("/set temprature=1", "unknown setting 'temprature' (did you mean 'temperature'?)", "/set"),
         ("/save", "/save needs the name of a file", "/save FILE, such as /save chat.jsonl"),
         ("/load", "/load needs the name of a file", "/load FILE, such as /load chat.jsonl"),
+        ("/save notes.txt", "nothing was said yet", "/help"),
+        ("/set top_p 7", "top_p: must be less than or equal to 1 (got 7)", "/set top_p 0.95"),
         ("/load nope.jsonl", "the dataset file 'nope.jsonl' does not exist", "/load FILE"),
         ("/clear", "unknown command '/clear' (did you mean '/reset'?)", "/help"),
         ("/hist", "unknown command '/hist' (did you mean '/history'?)", "/help"),
@@ -292,7 +295,7 @@ def test_without_standard_input_it_says_so(talk: Callable[..., Finished]) -> Non
     closed = subprocess.run(shell, env=environment, capture_output=True, text=True, check=False)
     assert (closed.returncode, closed.stdout) == (2, "")
     assert closed.stderr.splitlines() == [
-        "error: standard input is closed, so nothing can be typed",
+        "error: standard input is closed, so there is nothing to reply to",
         'try: dialogkit generate --prompt "Hello!"',
     ]
 
@@ -344,7 +347,7 @@ def test_in_a_terminal_ctrl_c_stops_a_reply_and_ctrl_d_leaves(trained: Trained) 
     shown.until("stopped by ")
     shown.until("> ")
     os.write(terminal, b"/undo\n")
-    shown.until("taken back: Hello!")
+    shown.until("removed: Hello!")
     shown.until("> ")
     os.write(terminal, b"\x04")
     end = time.monotonic() + 60

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from dialogkit.config.paths import cache_dir
 from dialogkit.data.prepare import PreparedData, prepare_data
 from dialogkit.data.split import hash_dialog, split_by_hash
 from dialogkit.dialog import Message
-from dialogkit.errors import DialogKitError
+from dialogkit.errors import DataError, DialogKitError
+from dialogkit.hints import Call, Change, Either, Hint
 from dialogkit.models.tokenizer import load_tokenizer, train_tokenizer
 from dialogkit.services.inspect import InspectResult, inspect_data
-from tests.conftest import Trained
+from tests.conftest import Trained, typed
 
 Row = dict[str, Any]
 
@@ -220,7 +220,7 @@ DEFECTS: dict[str, tuple[list[Row], str]] = {
     "copies": ([*numbered(100), *numbered(9)], "^9 exact duplicates"),
     "near": (
         [*numbered(100), *(row(f"ask{n}", " ".join(f"w{i}" for i in range(15))) for n in range(3))],
-        "^3 dialogs are near duplicates, in 1 group: to keep one of each group leaves out 2 ",
+        "^3 dialogs are near duplicates, in 1 group: keeping one of each group removes 2 ",
     ),
     "prompts": (
         [*numbered(100), *(row("same prompt", f"a{n} b{n} c{n}") for n in range(40))],
@@ -228,8 +228,11 @@ DEFECTS: dict[str, tuple[list[Row], str]] = {
     ),
     "few learned": ([row("a", f"{n}", system=f"{n}" + "s" * 70) for n in range(100, 200)], "tokens are learned"),
     "broken": ([*numbered(100), row("a\x07b", "c")], "the first at rows.jsonl:101: "),
-    "few": (numbered(20), "^only 20 dialogs: enough to see that all works|^8 of only 20 dialogs are held out"),
-    "very few": (numbered(3), "^only 3 dialogs: enough to see that all works|^only 1 dialog held out: "),
+    "few": (
+        numbered(20),
+        "^only 20 dialogs: enough to try everything out|^8 of only 20 dialogs are held out",
+    ),
+    "very few": (numbered(3), "^only 3 dialogs: enough to try everything out|^only 1 dialog held out: "),
 }
 
 
@@ -237,7 +240,7 @@ DEFECTS: dict[str, tuple[list[Row], str]] = {
 def test_a_defect_is_told_and_nothing_else(defect: str, by_bytes: dict[str, Any]) -> None:
     rows, told = DEFECTS[defect]
     remarks = inspect_data(write(rows), overrides=by_bytes).remarks
-    of_bytes = [remark for remark in remarks if remark.startswith("a token holds 1.0 bytes")]
+    of_bytes = [remark for remark in remarks if remark.startswith("a token covers only 1.0 bytes")]
     others = [remark for remark in remarks if remark not in of_bytes]
     assert len(of_bytes) == 1
     number = {"nothing": 0, "few": 2, "very few": 2}.get(defect, 1)
@@ -254,7 +257,7 @@ def test_letters_that_the_tokenizer_does_not_know_are_told_with_what_to_do() -> 
     path = write([row(f"{text} {n}?", f"{n}{n} {text}.") for n in range(40)])
     result = inspect_data(path)
     (remark,) = [remark for remark in result.remarks if "bytes of this text" in remark]
-    assert f"dialogkit tokenizer train {path} --output my-tokenizer" in remark
+    assert "train a tokenizer on this file and set model.tokenizer" in remark
     train_tokenizer([text] * 9, vocabulary=400, output=Path("my-tokenizer"))
     better = inspect_data(path, overrides={"model.tokenizer": "my-tokenizer"})
     assert better.bytes_per_token > 2 * result.bytes_per_token
@@ -266,9 +269,39 @@ def test_what_is_advised_against_cutting_helps(settings: dict[str, Any], by_byte
     path = write([*numbered(50), *(row(f"ask{n}", f"{n} " * 100) for n in range(9))])
     overrides = {**by_bytes, **settings}
     (remark,) = [r for r in inspect_data(path, overrides=overrides).remarks if "are cut at" in r]
-    word = remark[remark.index("--set ") :].split(" takes ")[0]
-    advised = parse_sets([shlex.split(word)[1]])
+    advised = parse_sets([remark.partition(": set ")[2].split()[0]])
     assert not any("are cut at" in r for r in inspect_data(path, overrides={**overrides, **advised}).remarks)
+
+
+@pytest.mark.parametrize(
+    ("of_training", "of_inspection"),
+    [
+        (Change({"data.dataset": "starter"}), "dialogkit data inspect starter"),
+        (
+            Either("fix the rows", Change({"data.dataset": "starter"})),
+            "fix the rows, or: dialogkit data inspect starter",
+        ),
+        (Change({"data.max_bad_rows": 3}), "--max-bad-rows 3"),
+        (
+            Change({"data.dataset": "a.csv", "data.max_bad_rows": 3}),
+            "dialogkit data inspect a.csv --max-bad-rows 3",
+        ),
+        (Change({"data.dataset": "folder", "data.streaming": True}), "inspect one of its files"),
+        (Call("train", settings={"data.dataset": "a.csv"}), "dialogkit data inspect a.csv"),
+        (Call("train", "mine.json"), "dialogkit data inspect --model mine.json"),
+        (Call("data list"), "dialogkit data list"),
+    ],
+)
+def test_the_hint_of_a_training_becomes_one_of_an_inspection(
+    of_training: Hint, of_inspection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise DataError("it cannot be read", hint=of_training)
+
+    monkeypatch.setattr("dialogkit.services.inspect.load_run_config", refuse)
+    with pytest.raises(DataError) as refused:
+        inspect_data("rows.jsonl")
+    assert typed(refused.value, "data", "inspect") == of_inspection
 
 
 BAD: dict[str, str] = {
@@ -291,7 +324,7 @@ def test_a_bad_file_is_refused_as_a_training_refuses_it(name: str, small_config:
         inspect_data(name)
     assert type(of_inspect.value) is type(of_train.value)
     assert of_inspect.value.message == of_train.value.message
-    assert "--dataset" not in (of_inspect.value.hint or "--dataset")
+    assert not re.search(r"--dataset|data\.dataset", typed(of_inspect.value, "data", "inspect") or "")
 
 
 def test_malformed_rows_are_passed_over_as_in_a_training() -> None:

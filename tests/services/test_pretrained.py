@@ -67,8 +67,8 @@ def test_a_name_of_the_catalogue_trains_from_the_cache(
     result = TrainResult.model_validate(done.json["data"])
     assert result.published_dir == f"models/{name.replace('-', '_')}"
     record = RunDir(tmp_path / result.run_dir).read()
-    assert (record.model["source"], record.model["architecture"]) == (hub_id, "gpt2")
-    assert record.data["train_dialogs"] == 20
+    assert (record.model.source, record.model.architecture) == (hub_id, "gpt2")
+    assert record.data.train_dialogs == 20
     assert result.metrics["final/nats_per_token"] < result.metrics["before/nats_per_token"]
 
     model = Path(result.published_dir)

@@ -9,6 +9,7 @@ import pytest
 from dialogkit.config.model import ModelConfig
 from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError, DataError, StorageError
+from dialogkit.hints import Change
 from dialogkit.models.tokenizer import load_tokenizer
 from dialogkit.services.tokenizer import train_tokenizer
 
@@ -58,9 +59,9 @@ def test_nothing_is_overwritten(kind: str, tmp_path: Path) -> None:
     kept = output if kind == "a file" else output / "mine.txt"
     kept.parent.mkdir(exist_ok=True)
     kept.write_text("mine")
-    with pytest.raises(StorageError, match="is there already") as refused:
+    with pytest.raises(StorageError, match="exists and is not empty") as refused:
         train_tokenizer([write_rows(tmp_path / "rows.jsonl")], vocabulary=300, output=output)
-    assert refused.value.hint == f"--output {output}-2"
+    assert refused.value.hint == Change({"output": f"{output}-2"})
     assert kept.read_text() == "mine"
     assert sorted(path.name for path in output.parent.iterdir()) == ["output", "rows.jsonl"]
 
@@ -71,9 +72,9 @@ def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     assert (Path(result.folder) / "tokenizer.json").is_file()
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StorageError, match="cannot be made: not a directory"):
+    with pytest.raises(StorageError, match="cannot be created: not a directory"):
         train_tokenizer([write_rows(tmp_path / "rows.jsonl")], vocabulary=300, output=tmp_path / "file" / "new")
 
 

@@ -137,19 +137,19 @@ def test_the_record_tells_everything_about_the_run(trained: Trained) -> None:
     assert record.replies["mean_tokens"] == sum(reply.tokens for reply in trained.result.replies) / 8
     assert record.exit_code == 0
     assert record.duration_s == pytest.approx(trained.result.duration_s)
-    assert record.environment["cpu_count"] == os.cpu_count()
+    assert record.environment.cpu_count == os.cpu_count()
     config = RunConfig.model_validate_json(json.dumps(record.config))
     counts = config.model.parameter_counts()
     assert counts is not None
-    assert record.model["parameters"] == record.model["trainable_parameters"] == counts.total
-    assert record.model["parameters_without_embeddings"] == counts.without_embeddings
-    assert record.data["revision"] == hashlib.sha256(STARTER.read_bytes()).hexdigest()
-    assert record.data["train_dialogs"] == 40
-    assert record.schedule["total_steps"] == trained.result.steps == 20
-    assert record.metrics["train/tokens"] == record.data["train_tokens"]
-    assert record.metrics["train/supervised_tokens"] == record.data["train_supervised_tokens"]
+    assert record.model.parameters == record.model.trainable_parameters == counts.total
+    assert record.model.parameters_without_embeddings == counts.without_embeddings
+    assert record.data.revision == hashlib.sha256(STARTER.read_bytes()).hexdigest()
+    assert record.data.train_dialogs == 40
+    assert record.schedule.total_steps == trained.result.steps == 20
+    assert record.metrics["train/tokens"] == record.data.train_tokens
+    assert record.metrics["train/supervised_tokens"] == record.data.train_supervised_tokens
     assert {"dialogkit", "python", "torch", "transformers"} <= record.versions.keys()
-    assert record.runtime["device"] == "cpu"
+    assert record.runtime.device == "cpu"
 
 
 def test_points_of_training_and_evaluation_are_logged_and_the_loss_falls(trained: Trained) -> None:
@@ -216,7 +216,7 @@ def test_a_name_that_a_run_has_is_refused_and_that_run_stays_as_it_is(
 ) -> None:
     output = Path(twins[0].run_dir).parent.parent
     before = snapshot(output)
-    with pytest.raises(StorageError, match="there is a run"):
+    with pytest.raises(StorageError, match="exists already"):
         train(small_config({"runtime.output_dir": str(output), "name": twins[0].run}))
     assert snapshot(output) == before
 
@@ -286,7 +286,7 @@ def test_a_training_that_ends_early_says_why_and_publishes_nothing(
     told = (run.path / "console.log").read_text().splitlines()[-1]
     assert told.endswith("try: train resume=early") == (status == "interrupted")
     assert record.finished is not None
-    assert record.data["train_dialogs"] == 8
+    assert record.data.train_dialogs == 8
     assert [point["step"] for point in run.metrics()] == [0, 1, 2]
     assert not run.model_dir.exists()
 
@@ -474,7 +474,7 @@ def test_a_model_file_with_a_tokenizer_of_its_own_trains(
     assert result.published_dir == "models/my_model"
     record = record_of(result)
     entries = json.loads(Path("my-tokens/tokenizer.json").read_text())["model"]["vocab"]
-    assert (record.model["name"], record.model["vocabulary"], record.model["layers"]) == (
+    assert (record.model.name, record.model.vocabulary, record.model.layers) == (
         "my-model",
         len(entries),
         1,
@@ -495,7 +495,7 @@ def test_a_model_of_the_gpt2_architecture_trains_from_scratch(small_config: Smal
     assert result.metrics["final/nats_per_token"] < result.metrics["before/nats_per_token"]
     counts = config.model.parameter_counts()
     assert counts is not None
-    assert record_of(result).model["parameters"] == counts.total
+    assert record_of(result).model.parameters == counts.total
 
 
 @pytest.mark.parametrize(

@@ -150,10 +150,9 @@ def test_a_fork_computes_with_one_thread_or_says_what_to_do() -> None:
         "True 1",
         "0",
         "runtime.threads is 2, and this process was forked from one that had loaded torch, whose threads it lacks",
-        f"{SPAWN}, or runtime.threads=1",
+        f"{SPAWN}, or: set runtime.threads=1",
         "0",
-        "this process was forked while another thread was computing, and cannot compute: it has to be started "
-        "anew",
+        "this process was forked while another thread was computing, and cannot compute; start a new process",
         SPAWN,
         "0",
     ], done.stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dialogkit.errors import InterruptedRunError, UnavailableError
+from dialogkit.hints import Call
 from dialogkit.system import network
 from dialogkit.system.network import from_hub, problems
 from tests.failing_hub import FILES, LATER, WHOLE, FailingHub, failing_hub
@@ -42,7 +43,7 @@ def fetch(hub: FailingHub, monkeypatch: pytest.MonkeyPatch, name: str = "file.bi
     def load(online: bool) -> Path:
         return Path(hf_hub_download("someone/thing", name, endpoint=hub.url, local_files_only=not online))
 
-    return from_hub(load, lacking="'someone/thing' is not in its cache", hint="dialogkit doctor --network")
+    return from_hub(load, lacking="'someone/thing' is not in its cache", hint=Call("doctor", network=True))
 
 
 LIMITS_S = {
@@ -60,7 +61,7 @@ SAYS = {
     "429": "answered 429 (too many requests) and asks to wait 3600 s",
     "closed": "closed the connection without an answer",
     "circle": "redirects in a circle",
-    "html": "answered with a web page, as a sign-in page of a network does",
+    "html": "answered with a web page, such as the sign-in page of a network",
     "silent-after-root": "did not answer within 0.5 s",
     "503-after-root": "answered 503 (service unavailable)",
     "stalled-file": "sent 0 bytes of 'file.bin' in 0.5 s, and at least 16,384 are due",

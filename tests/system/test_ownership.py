@@ -99,7 +99,7 @@ def test_what_somebody_wrote_into_the_logs_of_a_run_outlives_it(
         path.write_text(f"{path.read_text()}my notes\n")
     planned, done = dialogkit("runs", "prune", "renamed"), dialogkit("runs", "prune", "renamed", "--yes")
     assert (planned.code, done.code) == (0, 0)
-    assert all(f"stays: {path}\n" in planned.err for path in changed)
+    assert all(f"kept: {path}\n" in planned.err for path in changed)
     there = [path.relative_to(run.path) for path in run.path.rglob("*") if path.is_file()]
     assert sorted(map(str, there)) == [
         "console.log.kept-1",
@@ -107,7 +107,7 @@ def test_what_somebody_wrote_into_the_logs_of_a_run_outlives_it(
         "model/README.md",
         "report.html.kept-1",
     ]
-    assert "passed over" not in dialogkit("runs", "list").err
+    assert "skipped" not in dialogkit("runs", "list").err
 
 
 def test_a_model_that_an_older_version_did_not_finish_is_kept_aside(
@@ -120,7 +120,7 @@ def test_a_model_that_an_older_version_did_not_finish_is_kept_aside(
     weights = (run.model_dir / "model.safetensors").read_bytes()
     done = dialogkit("train", "--resume", "one")
     assert done.code == 0, done.err
-    assert "is kept as model.kept-1" in done.err
+    assert "renamed to model.kept-1" in done.err
     assert (run.model_dir / "model.safetensors").read_bytes() == weights
     assert (RUN / "model.kept-1/model.safetensors").read_bytes() == weights
 

@@ -168,7 +168,7 @@ def test_a_file_that_was_changed_since_is_kept(name: str, moves: str, target: Pa
     (target / name).write_text("changed")
     told = publish(new, target)
     if name in content(new):
-        assert told == [f"{str(target / name)!r} was not as dialogkit wrote it: it is kept as {name}.kept-1"]
+        assert told == [f"{str(target / name)!r} is not the file that dialogkit wrote: renamed to {name}.kept-1"]
         assert content(target) == content(new) | {f"{name}.kept-1": "changed"}
     else:
         assert told == []
@@ -269,7 +269,7 @@ def test_what_dialogkit_did_not_publish_is_never_replaced(
 ) -> None:
     make(tmp_path / "m")
     before = content(tmp_path)
-    with pytest.raises(StorageError, match="left as it is"):
+    with pytest.raises(StorageError, match="left unchanged"):
         publish(new, tmp_path / "m")
     assert content(tmp_path) == before
 
@@ -290,7 +290,7 @@ def test_a_model_of_0_1_0_that_may_be_the_only_copy_is_left_as_it_is(damage: str
         (target / "model.safetensors").unlink()
         (target / "model.safetensors").write_text("OLD")
     before = content(target)
-    with pytest.raises(StorageError, match="left as it is"):
+    with pytest.raises(StorageError, match="left unchanged"):
         publish(new, target)
     assert content(target) == before
     assert published_dirs(target.parent) == [target]

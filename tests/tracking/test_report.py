@@ -235,7 +235,7 @@ def test_a_run_that_came_to_nothing_has_a_page(tmp_path: Path) -> None:
         assert words in page.text
     assert (
         "dialogkit evaluate made --output-dir elsewhere"
-        in Page(render_report([run], where=" --output-dir elsewhere")).text
+        in Page(render_report([run], output=Path("elsewhere"))).text
     )
     assert "svg" not in [tag for tag, _ in page.tags]
 
@@ -378,7 +378,7 @@ def test_runs_stand_side_by_side_and_their_curves_overlaid(trained: Trained, tmp
     for reply in trained.result.replies:
         assert page.text.count(f"{' '.join(reply.prompt.split())} A shared-run") >= 1
     assert "cannot be compared" not in page.text
-    other.write(other.read().model_copy(update={"data": {**record.data, "revision": "another"}}))
+    other.write(other.read().model_copy(update={"data": record.data.model_copy(update={"revision": "another"})}))
     assert "cannot be compared" in page_of(one, other).text
 
 

@@ -15,9 +15,11 @@ import pytest
 from dialogkit.config.model import NAME_PATTERN
 from dialogkit.errors import ModelError, StorageError
 from dialogkit.system.files import ordinary_permissions, write_text
-from dialogkit.tracking import run_dir
+from dialogkit.tracking import run_list
+from dialogkit.tracking.evaluation_files import worst_beside
 from dialogkit.tracking.record import RunRecord
-from dialogkit.tracking.run_dir import RunDir, find_run, list_runs, run_name, worst_beside
+from dialogkit.tracking.run_dir import RunDir
+from dialogkit.tracking.run_list import find_run, list_runs, run_name
 
 CARD = "---\nlicense: other\ntags: [dialogkit, conversational]\n---\n"
 
@@ -173,14 +175,14 @@ def test_a_sample_is_one_line_of_readable_text(tmp_path: Path) -> None:
 
 def test_a_run_name_is_given_once(tmp_path: Path) -> None:
     run = new_run(tmp_path, "a", status="completed")
-    with pytest.raises(StorageError, match="there is a run 'a'"):
+    with pytest.raises(StorageError, match=r"the run 'a' .* exists already"):
         RunDir.create(tmp_path, "a")
     assert run.read().status == "completed"
 
 
 def test_a_run_that_cannot_have_a_folder_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file")
-    with pytest.raises(StorageError, match="cannot be made: not a directory"):
+    with pytest.raises(StorageError, match=r"cannot create .*: not a directory"):
         RunDir.create(tmp_path / "models", "a")
 
 
@@ -192,7 +194,7 @@ def test_runs_of_one_second_have_different_names_that_are_all_allowed(
         def now(cls, tz: Any = None) -> "Stopped":
             return cls(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr(run_dir, "datetime", Stopped)
+    monkeypatch.setattr(run_list, "datetime", Stopped)
     names = []
     for _ in range(11):
         names.append(run_name("m" * 64, "p" * 64, tmp_path))
@@ -244,5 +246,5 @@ def test_the_name_of_a_run_that_was_killed_before_it_began_is_free(tmp_path: Pat
     (run.path / ".lock").touch()
     assert RunDir.create(tmp_path, "it").path == run.path
     (run.path / "console.log").touch()
-    with pytest.raises(StorageError, match="there is a run 'it'"):
+    with pytest.raises(StorageError, match=r"the run 'it' .* exists already"):
         RunDir.create(tmp_path, "it")

@@ -13,6 +13,7 @@ from dialogkit.services.train import train
 from dialogkit.tracking import trackers
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.trackers import require_trackers, tracker_places
+from tests.conftest import typed
 
 TENSORBOARD = {"tracking.trackers": ["tensorboard"], "train.log_every_steps": 1, "train.eval_every_steps": 2}
 
@@ -59,7 +60,7 @@ def test_a_tracker_that_is_not_installed_is_refused_with_its_extra(monkeypatch: 
     require_trackers([])
     with pytest.raises(UnavailableError, match="the tracker trackio") as refused:
         require_trackers(["trackio"])
-    assert refused.value.hint == "pip install 'dialogkit[trackio]'"
+    assert typed(refused.value) == "pip install 'dialogkit[trackio]'"
 
 
 def test_the_places_that_a_user_has_set_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,7 @@ def test_a_run_of_25_steps_has_histograms(recorded: Recorded, kind: str) -> None
 
 def test_the_lengths_of_the_dialogs_are_a_histogram(recorded: Recorded) -> None:
     (counts,) = recorded.logged("data/dialog_tokens/values")
-    assert sum(counts) == recorded.record.data["train_dialogs"] == 24
+    assert sum(counts) == recorded.record.data.train_dialogs == 24
 
 
 def test_every_evaluation_and_the_end_have_a_table_of_replies(recorded: Recorded) -> None:

@@ -1,4 +1,4 @@
-"""What a job on a cluster runs: a training of its own name, which goes on when the job is started again."""
+"""The job of a training on a cluster: it trains a run of a fixed name, and resumes it when it is started again."""
 
 import os
 import re
@@ -9,37 +9,50 @@ from pathlib import Path
 
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError
+from dialogkit.hints import Change
 from dialogkit.redaction import secret_in, secrets_of, without_secrets
-from dialogkit.text import duration, sanitize
-from dialogkit.tracking.run_dir import run_name
+from dialogkit.text import counted, duration, sanitize
+from dialogkit.tracking.run_list import run_name
 
 _MEMORY = re.compile(r"([1-9]\d{0,6}[MGT])I?B?")
 WRITTEN_BY = "# Written by: "
 """What a line of each job file begins with."""
+_READABLE = "and others can read job files"
+_FROM_OUTSIDE = "set it in the environment of the job, as WANDB_API_KEY"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a training asks of a cluster."""
+
+    nodes: int = 1
+    gpus: int = 1
+    """GPUs per node, one process each. 0: one process, on the CPU."""
+    cpus: int | None = None
+    """CPU cores per node. None: four per process."""
+    memory: str | None = None
+    """Memory per node, such as 64G. None: what the cluster gives."""
+    time_s: int | None = None
+    """Seconds that the job may take. None: what the cluster gives."""
+    max_restarts: int = 3
+    """Restarts of the processes that train together, after a failure."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training and what it asks of a cluster."""
+    """A training, and what it asks of a cluster."""
 
     config: RunConfig
     run: str
     """Name of the run, the same whenever the job is started again."""
-    words: tuple[str, ...]
-    """The words after `dialogkit train`, its own name of the run among them."""
-    nodes: int = 1
-    devices: int = 1
-    """Processes on a node, each with a GPU of its own unless `gpus` is 0."""
-    gpus: int = 1
-    """GPUs of a node."""
-    cpus: int = 4
-    """CPU cores of a node."""
-    memory: str | None = None
-    """Memory of a node, such as 64G. None: what the cluster gives."""
-    max_restarts: int = 3
-    """How often the processes that train together are started again after a failure."""
-    time_s: int | None = None
-    """Seconds that the job may take. None: what the cluster gives."""
+    nodes: int
+    devices: int
+    """Processes per node, each with a GPU of its own unless `gpus` is 0."""
+    gpus: int
+    cpus: int
+    memory: str | None
+    time_s: int | None
+    max_restarts: int
 
     @property
     def processes(self) -> int:
@@ -51,78 +64,90 @@ class Job:
         """Folder of models and runs."""
         return self.config.runtime.output_dir
 
+    @property
+    def threads(self) -> int:
+        """CPU threads per process."""
+        return max(1, self.cpus // self.devices)
+
     def summary(self) -> list[str]:
-        """Return what the job is, for people who read its file."""
+        """Return lines that describe the job to whoever reads its file."""
         train = self.config.train
         each = train.batch_size // (self.processes * train.accumulation_steps)
-        size = f"{train.batch_size} dialogs in a step: {each} at once"
+        size = f"{train.batch_size} dialogs per step: {each} at once"
         size += f" on each of {self.processes} processes" if self.processes > 1 else ""
         size += f", {train.accumulation_steps} times" if train.accumulation_steps > 1 else ""
         return [f"{self.config.model.name}, preset {self.config.preset}, run {self.run}", size]
 
 
-def plan(
-    config: RunConfig,
-    words: Sequence[str],
-    *,
-    nodes: int = 1,
-    gpus: int = 1,
-    cpus: int | None = None,
-    memory: str | None = None,
-    time: str | None = None,
-    max_restarts: int = 3,
-) -> Job:
+@dataclass(frozen=True)
+class Commands:
+    """What a job calls: the arguments of `dialogkit`, as the command line has them."""
+
+    written_by: Sequence[str]
+    """The command that writes the job file."""
+    find: Sequence[str]
+    """Succeeds if the run exists."""
+    train: Sequence[str]
+    resume: Sequence[str]
+    together: Sequence[str]
+    """What `train` and `resume` end with where several processes train together."""
+    node_rank: str
+    """The option that takes the number of a node."""
+    rendezvous: str
+    """The option that takes the HOST:PORT at which the nodes meet."""
+
+
+def plan(config: RunConfig, arguments: Sequence[str], asked: Resources) -> Job:
     """Return the job of a training.
 
     Args:
-        config: the configuration that the words give.
-        words: what follows `dialogkit train`.
-        nodes: machines.
-        gpus: GPUs of each; 0: the CPU trains.
-        cpus: CPU cores of each. None: four for each process.
-        memory: memory of each, such as 64G.
-        time: what the job may take, such as 90m, 12h or 2-12:00:00.
-        max_restarts: how often processes that train together are started again after a failure.
+        config: the configuration that the arguments give.
+        arguments: the arguments of the training, which the job file will hold.
+        asked: what the training asks of the cluster.
 
-    Raises: ConfigError for what no cluster could run, secrets among the words included.
+    Raises: ConfigError for what no cluster could run, and for a secret among the arguments.
     """
-    run = config.name or run_name(config.model.name, config.preset, Path(config.runtime.output_dir))
-    if list(words) != without_secrets(list(words)):
+    if list(arguments) != without_secrets(list(arguments)):
+        raise ConfigError(f"the arguments contain what looks like a secret, {_READABLE}", hint=_FROM_OUTSIDE)
+    size = asked.memory and _MEMORY.fullmatch(asked.memory.upper())
+    if asked.memory is not None and not size:
         raise ConfigError(
-            "the words of the training hold what seems to be a secret, and a job file is read by many",
-            hint="set it in the environment of the job, as WANDB_API_KEY",
+            f"memory: {asked.memory!r} is not a size such as 64G",
+            hint=Change({"memory": "64G"}),
+            settings=("memory",),
         )
-    size = memory and _MEMORY.fullmatch(memory.upper())
-    if memory is not None and not size:
-        raise ConfigError(f"--memory {memory!r} is not a size such as 64G", hint="--memory 64G")
-    if gpus and config.runtime.device == "cpu":
-        raise ConfigError(f"--gpus {gpus} reserves what a training on the CPU does not use", hint="--gpus 0")
-    if not gpus and config.runtime.device == "cuda":
-        raise ConfigError("runtime.device is 'cuda', and --gpus 0 reserves no GPU", hint="--gpus 1")
-    devices = max(1, gpus)
-    job = Job(
+    if asked.gpus and config.runtime.device == "cpu":
+        raise ConfigError(
+            f"gpus: the training uses the CPU and would leave {counted(asked.gpus, 'GPU')} per machine idle",
+            hint=Change({"gpus": 0}),
+            settings=("gpus",),
+        )
+    if not asked.gpus and config.runtime.device == "cuda":
+        raise ConfigError(
+            "gpus: runtime.device is 'cuda', and no GPU is reserved", hint=Change({"gpus": 1}), settings=("gpus",)
+        )
+    devices = max(1, asked.gpus)
+    config.train.require_divisible(asked.nodes * devices)
+    return Job(
         config=config,
-        run=run,
-        words=(*words, *(["--name", run] if config.name is None else [])),
-        nodes=nodes,
+        run=config.name or run_name(config.model.name, config.preset, Path(config.runtime.output_dir)),
+        nodes=asked.nodes,
         devices=devices,
-        gpus=gpus,
-        cpus=cpus or 4 * devices,
+        gpus=asked.gpus,
+        cpus=asked.cpus or 4 * devices,
         memory=size[1] if size else None,
-        max_restarts=max_restarts,
-        time_s=None if time is None else seconds_of(time),
+        time_s=asked.time_s,
+        max_restarts=asked.max_restarts,
     )
-    config.train.require_divisible(job.processes)
-    return job
 
 
 def require_dataset(config: RunConfig) -> None:
-    """Raise DataError if the dataset is no file or folder here that can be read; of the hub nothing is asked."""
+    """Raise DataError if the dataset is a path and cannot be read here. The hub is not asked for the others."""
     from dialogkit.data.shards import find_stream
     from dialogkit.data.sources import NAMED, find_source, looks_like_file
 
     name = config.data.dataset
-    # Unlike pathlib's, these functions answer for any text, be it too long for a name.
+    # Unlike pathlib's, these functions accept any text, even one too long for a file name.
     if name in NAMED or not (looks_like_file(name) or os.path.exists(os.path.expanduser(name))):
         return
     if config.data.streaming:
@@ -131,67 +156,46 @@ def require_dataset(config: RunConfig) -> None:
         find_source(config.data)
 
 
-def seconds_of(text: str) -> int:
-    """Return the seconds of 90m, 12h, 2d, 1h30m, 12:00:00 or 2-12:00:00. Raises: ConfigError for anything else."""
-    asked = text.strip().lower()
-    clock = re.fullmatch(r"(?:(\d{1,3})-)?(\d{1,3}):([0-5]\d):([0-5]\d)", asked)
-    units = re.fullmatch(r"(?:(\d{1,3})d)?(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,7})s)?", asked)
-    found = clock or units
-    days, hours, minutes, seconds = (int(part or 0) for part in (found.groups() if found else "0000"))
-    if (total := 86_400 * days + 3600 * hours + 60 * minutes + seconds) < 60:
-        raise ConfigError(
-            f"--time {text!r} is not a time of at least a minute such as 90m, 12h or 2-12:00:00",
-            hint="--time 12h",
-        )
-    return total
-
-
 def comment(text: str) -> str:
-    """Return text from outside as one line that no reader of a comment takes for more."""
+    """Return text from outside as one line, which cannot end the comment that it is part of."""
     return sanitize(text.replace("\n", "\\n").replace("\t", "\\t"))
 
 
-def heading(job: Job, command: Sequence[str], *, goes_on: bool) -> list[str]:
-    """Return the lines of comment that a job file begins with; `goes_on` after its time is over."""
-    told = [shlex.join(command), *job.summary()]
+def heading(job: Job, commands: Commands, *, repeats: bool) -> list[str]:
+    """Return the comment that a job file begins with; `repeats` if the job is queued again at its time limit."""
+    lines = [shlex.join(commands.written_by), *job.summary()]
     if job.time_s is not None:
-        told.append(f"at most {duration(job.time_s)}{' at a time' if goes_on else ''}")
-    first, *others = map(comment, told)
+        lines.append(f"at most {duration(job.time_s)}{' at a time' if repeats else ''}")
+    first, *others = map(comment, lines)
     return [f"{WRITTEN_BY}{first}", *(f"# {line}" for line in others)]
 
 
 def require_no_secrets(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the text of a job file. Raises: ConfigError if it holds the value of a secret of this shell."""
+    """Return the text of a job file. Raises: ConfigError if it contains a secret, such as one of this shell."""
     for name, value in secrets_of(environment).items():
         if value in text:
             raise ConfigError(
-                f"the job file would hold the value of {name}, and a job file is read by many",
-                hint=f"leave it out of the words: the job takes {name} from its environment",
+                f"the job file would contain the value of {name}, {_READABLE}",
+                hint=f"leave it out of the command: the job takes {name} from its environment",
             )
     if secret_in(text, named=False):
-        raise ConfigError(
-            "the job file would hold what seems to be a secret, and a job file is read by many",
-            hint="set it in the environment of the job, as WANDB_API_KEY",
-        )
+        raise ConfigError(f"the job file would contain what looks like a secret, {_READABLE}", hint=_FROM_OUTSIDE)
     return text
 
 
-def shell_words(job: Job) -> list[str]:
-    """Return the lines of shell after which `$@` is what `dialogkit` is called with, and `$run` the run's name.
+def shell_lines(job: Job, commands: Commands) -> list[str]:
+    """Return shell lines that set `$@` to the arguments of `dialogkit`.
 
-    Where the processes of several nodes meet is not among it.
+    They do not say where the processes of several nodes meet.
     """
     lines = [
-        f"run={shlex.quote(job.run)}",
-        f"output={shlex.quote(job.output)}",
-        "# The first time it trains. Later it goes on with the run, and does nothing where it is finished.",
-        'if dialogkit runs show "$run" --output-dir "$output" >/dev/null 2>&1; then',
-        '    set -- train --resume "$run" --output-dir "$output"',
+        "# The first start trains. Later ones resume the run, or do nothing if it is finished.",
+        f"if dialogkit {shlex.join(commands.find)} >/dev/null 2>&1; then",
+        f"    set -- {shlex.join(commands.resume)}",
         "else",
-        f"    set -- train {shlex.join(job.words)}",
+        f"    set -- {shlex.join(commands.train)}",
         "fi",
     ]
     if job.processes > 1:
-        words = ["--devices", job.devices, "--nodes", job.nodes, "--max-restarts", job.max_restarts]
-        lines.append(f'set -- "$@" {shlex.join(map(str, words))}')
+        lines.append(f'set -- "$@" {shlex.join(commands.together)}')
     return lines

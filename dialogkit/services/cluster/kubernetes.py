@@ -1,65 +1,52 @@
-"""A training as a job of Kubernetes: a Job on one machine, Kubeflow's PyTorchJob on several."""
+"""A training on Kubernetes: a Job on one machine, Kubeflow's PyTorchJob on several."""
 
 import re
-from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from dialogkit.errors import ConfigError
+from dialogkit.hints import Change
 from dialogkit.redaction import without_secrets
-from dialogkit.services.cluster.job import Job, heading, require_no_secrets, shell_words
+from dialogkit.services.cluster.job import Commands, Job, heading, require_no_secrets, shell_lines
 
 RETRIES = 6
 GRACE_S = 300
-"""Seconds that a pod has to save when it must go."""
+"""Seconds that a pod has to save when it is evicted."""
 FOLDER = "/workspace"
-"""Where the claim is mounted, and the training runs."""
+"""Where the claim is mounted; the working folder of the training."""
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}")
+_IMAGE_EXAMPLE = "registry.example/dialogkit:1"
 _LONGEST_NAME = 50
-"""Characters of a job's name: pods have it with `-worker-0` and the like behind it, and at most 63."""
+"""Characters of a job's name: the names of its pods add `-worker-0` and the like, and may have 63."""
 
 
 def kubernetes_manifest(
     job: Job,
-    command: Sequence[str],
+    commands: Commands,
     *,
     image: str,
     claim: str,
     namespace: str | None = None,
     secret: str | None = None,
 ) -> str:
-    """Return a manifest for `kubectl apply`: a Job, or a PyTorchJob where there are several nodes.
+    """Return a manifest for `kubectl apply`: a Job, or a PyTorchJob for several nodes.
 
     Args:
         job: the training.
-        command: the words that were typed; kept as a comment.
+        commands: what a pod calls.
         image: container image in which `dialogkit` is installed.
-        claim: PersistentVolumeClaim on which models, runs and caches lie, so that they outlive a pod.
+        claim: PersistentVolumeClaim for models, runs and caches, so that they outlive a pod.
         namespace: namespace. None: kubectl's.
-        secret: Secret whose entries, such as WANDB_API_KEY, the training gets as environment.
+        secret: Secret whose entries, such as WANDB_API_KEY, become environment variables of the training.
 
-    Raises: ConfigError for a name that is none, or a secret among what would be written.
+    Raises: ConfigError for an invalid name, and for a secret in the manifest.
     """
     import yaml
 
-    if secret is not None and without_secrets([f"x={secret}"]) != [f"x={secret}"]:
-        raise ConfigError("--secret is the name of a Secret, and holds a secret itself", hint="--secret wandb")
+    _require_names(image=image, claim=claim, namespace=namespace, secret=secret)
     _require_on_claim(job)
-    for option, value in (("--claim", claim), ("--namespace", namespace), ("--secret", secret)):
-        if value is not None and not _LABEL.fullmatch(value):
-            raise ConfigError(
-                f"{option} {value!r} is no name that Kubernetes knows: lower-case letters, digits and dashes",
-                hint=f"{option} dialogkit",
-            )
-    if "@" in image.rpartition("/")[0]:
-        raise ConfigError(
-            "--image holds a user or a password, and a job file is read by many",
-            hint="--image registry.example/dialogkit:1",
-        )
-    if not _IMAGE.fullmatch(image):
-        raise ConfigError(f"--image {image!r} is no name of an image", hint="--image registry.example/dialogkit:1")
     metadata = {
         "name": kubernetes_name(job.run),
         **({"namespace": namespace} if namespace else {}),
@@ -67,12 +54,12 @@ def kubernetes_manifest(
         "annotations": {"dialogkit/run": job.run},
     }
     if job.nodes > 1:
-        manifest = _pytorch_job(job, metadata, image=image, claim=claim, secret=secret)
+        manifest = _pytorch_job(job, commands, metadata, image=image, claim=claim, secret=secret)
     else:
-        manifest = _job(job, metadata, image=image, claim=claim, secret=secret)
+        manifest = _job(job, commands, metadata, image=image, claim=claim, secret=secret)
 
     class Dumper(yaml.SafeDumper):  # type: ignore[misc]  # of a library without types
-        """Writes texts of several lines as blocks, and nothing as a reference, so that people can read it."""
+        """Writes multi-line texts as blocks, and no references, so that people can read it."""
 
         def ignore_aliases(self, data: Any) -> bool:
             return True
@@ -82,34 +69,52 @@ def kubernetes_manifest(
 
     Dumper.add_representer(str, text)
     drawn = yaml.dump(manifest, Dumper=Dumper, sort_keys=False, width=10_000)
-    return require_no_secrets("\n".join([*heading(job, command, goes_on=False), drawn]))
+    return require_no_secrets("\n".join([*heading(job, commands, repeats=False), drawn]))
+
+
+def _require_names(*, image: str, claim: str, namespace: str | None, secret: str | None) -> None:
+    """Raise ConfigError for a name that Kubernetes would reject, and for a secret in the place of a name."""
+    if secret is not None and without_secrets([f"x={secret}"]) != [f"x={secret}"]:
+        raise _wrong("secret", "must be the name of a Secret, and is a secret itself", "wandb")
+    for name, value in (("claim", claim), ("namespace", namespace), ("secret", secret)):
+        if value is not None and not _LABEL.fullmatch(value):
+            raise _wrong(name, f"{value!r} must be lower-case letters, digits and dashes", "dialogkit")
+    if "@" in image.rpartition("/")[0]:
+        raise _wrong("image", "must not contain a user or password: others can read job files", _IMAGE_EXAMPLE)
+    if not _IMAGE.fullmatch(image):
+        raise _wrong("image", f"{image!r} is not a valid image name", _IMAGE_EXAMPLE)
+
+
+def _wrong(name: str, problem: str, instead: str) -> ConfigError:
+    return ConfigError(f"{name}: {problem}", hint=Change({name: instead}), settings=(name,))
 
 
 def _require_on_claim(job: Job) -> None:
-    """Raise ConfigError for a place that no pod sees: only what is on the claim outlives it."""
+    """Raise ConfigError for a path that no pod sees: only what is on the claim outlives a pod."""
     places = {
-        "--output-dir": job.output,
-        "--dataset": job.config.data.dataset,
-        "MODEL": job.config.model.source or "",
+        "runtime.output_dir": job.output,
+        "data.dataset": job.config.data.dataset,
+        "model.source": job.config.model.source or "",
     }
-    for what, place in places.items():
+    for setting, place in places.items():
         path = PurePosixPath(place)
         if path.is_absolute() and not path.is_relative_to(FOLDER):
             raise ConfigError(
-                f"{what} {place!r} is not on the claim, which a pod sees as {FOLDER}",
-                hint=f"{what} {path.name}" if what.startswith("--") else f"{path.name} in its place",
+                f"{setting}: {place!r} is not on the claim, which a pod sees as {FOLDER}",
+                hint=f"{path.name} instead" if setting == "model.source" else Change({setting: path.name}),
+                settings=(setting,),
             )
 
 
 def kubernetes_name(run: str) -> str:
-    """Return the name of a run as Kubernetes allows it: lower case, letters, digits and dashes, a letter first."""
+    """Return the name of a run as Kubernetes allows it: lower-case letters, digits and dashes, a letter first."""
     name = re.sub(r"[^a-z0-9]+", "-", run.lower()).strip("-")
     name = name if name[:1].isalpha() else f"run-{name}"
     return name[:_LONGEST_NAME].rstrip("-")
 
 
-def _job(job: Job, metadata: dict[str, Any], **parts: Any) -> dict[str, Any]:
-    pod = {"restartPolicy": "Never", **_pod(job, "train", **parts)}
+def _job(job: Job, commands: Commands, metadata: dict[str, Any], **pod_options: Any) -> dict[str, Any]:
+    pod = {"restartPolicy": "Never", **_pod(job, commands, "train", **pod_options)}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -119,7 +124,7 @@ def _job(job: Job, metadata: dict[str, Any], **parts: Any) -> dict[str, Any]:
             "completions": 1,
             "parallelism": 1,
             "backoffLimit": RETRIES,
-            # A pod that must go is no failure; wrong input (2) and a diverged training (3) would fail again.
+            # An evicted pod is not a failure; wrong input (2) and a diverged training (3) would fail again.
             "podFailurePolicy": {
                 "rules": [
                     {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
@@ -135,8 +140,9 @@ def _job(job: Job, metadata: dict[str, Any], **parts: Any) -> dict[str, Any]:
     }
 
 
-def _pytorch_job(job: Job, metadata: dict[str, Any], **parts: Any) -> dict[str, Any]:
-    template = {"metadata": {"labels": metadata["labels"]}, "spec": _pod(job, "pytorch", **parts)}
+def _pytorch_job(job: Job, commands: Commands, metadata: dict[str, Any], **pod_options: Any) -> dict[str, Any]:
+    pod = _pod(job, commands, "pytorch", **pod_options)
+    template = {"metadata": {"labels": metadata["labels"]}, "spec": pod}
     replicas = {"Master": 1, "Worker": job.nodes - 1}
     return {
         "apiVersion": "kubeflow.org/v1",
@@ -150,7 +156,7 @@ def _pytorch_job(job: Job, metadata: dict[str, Any], **parts: Any) -> dict[str, 
                 **({"activeDeadlineSeconds": job.time_s} if job.time_s else {}),
             },
             "pytorchReplicaSpecs": {
-                # The rest of a group ends with any code when one of it is gone, so any is tried again.
+                # When one process is lost, the others exit with any code, so all codes are retried.
                 name: {"replicas": count, "restartPolicy": "OnFailure", "template": template}
                 for name, count in replicas.items()
             },
@@ -158,7 +164,9 @@ def _pytorch_job(job: Job, metadata: dict[str, Any], **parts: Any) -> dict[str, 
     }
 
 
-def _pod(job: Job, container: str, *, image: str, claim: str, secret: str | None) -> dict[str, Any]:
+def _pod(
+    job: Job, commands: Commands, container: str, *, image: str, claim: str, secret: str | None
+) -> dict[str, Any]:
     resources: dict[str, Any] = {"cpu": str(job.cpus)}
     if job.memory:
         resources["memory"] = f"{job.memory}i"
@@ -167,7 +175,7 @@ def _pod(job: Job, container: str, *, image: str, claim: str, secret: str | None
     environment = {
         "HF_HOME": f"{FOLDER}/.cache/huggingface",
         "DIALOGKIT_CACHE": f"{FOLDER}/.cache/dialogkit",
-        "OMP_NUM_THREADS": str(max(1, job.cpus // job.devices)),
+        "OMP_NUM_THREADS": str(job.threads),
     }
     return {
         "terminationGracePeriodSeconds": GRACE_S,
@@ -175,7 +183,7 @@ def _pod(job: Job, container: str, *, image: str, claim: str, secret: str | None
             {
                 "name": container,
                 "image": image,
-                "command": ["/bin/sh", "-c", _for_kubernetes(_script(job))],
+                "command": ["/bin/sh", "-c", _for_kubernetes(_script(job, commands))],
                 "workingDir": FOLDER,
                 "env": [{"name": name, "value": value} for name, value in environment.items()],
                 **({"envFrom": [{"secretRef": {"name": secret}}]} if secret else {}),
@@ -193,18 +201,18 @@ def _pod(job: Job, container: str, *, image: str, claim: str, secret: str | None
     }
 
 
-def _script(job: Job) -> str:
-    """Return what a pod runs: the training or, where the run is there already, the rest of it."""
-    lines = shell_words(job)
+def _script(job: Job, commands: Commands) -> str:
+    """Return what a pod runs: the training or, once the run exists, the rest of it."""
+    lines = shell_lines(job, commands)
     if job.nodes > 1:
         lines += [
-            "# The operator numbers pods in RANK; dialogkit must not take that for the number of a process.",
-            'set -- "$@" --node-rank "$RANK" --rendezvous "$MASTER_ADDR:$MASTER_PORT"',
+            "# The operator numbers pods in RANK; dialogkit must not take that for the rank of a process.",
+            f'set -- "$@" {commands.node_rank} "$RANK" {commands.rendezvous} "$MASTER_ADDR:$MASTER_PORT"',
             "unset RANK WORLD_SIZE",
         ]
     return "\n".join([*lines, 'exec dialogkit "$@"']) + "\n"
 
 
 def _for_kubernetes(script: str) -> str:
-    """Return a text that Kubernetes gives to a shell as it was: it reads `$(NAME)` and `$$` in commands itself."""
+    """Return a text that Kubernetes passes on unchanged: it expands `$(NAME)` and `$$` in commands itself."""
     return re.sub(r"\$(?=[$(])", "$$", script)

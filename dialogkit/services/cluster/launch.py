@@ -1,4 +1,4 @@
-"""Trains in several processes: starts them, joins those that are started, and ends all with one sentence."""
+"""Training in several processes: start them, join them, and have one of them report an error for all."""
 
 import os
 import re
@@ -6,104 +6,131 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from dialogkit.config.run import RunConfig
-from dialogkit.distributed.rank import LAUNCH_FOLDER, PORT, Rank, this_rank
+from dialogkit.distributed.rank import LAUNCH_FOLDER, PORT, START_ALL, Rank, this_rank
 from dialogkit.errors import ConfigError, DialogKitError, ProcessLostError, exit_code_of
+from dialogkit.hints import Change
 from dialogkit.system.signals import ended_by_signals, stopped_by
 
 
+class Machines(NamedTuple):
+    """The machines that train together, and where they meet."""
+
+    nodes: str | None = None
+    """How many: `2`, or `1:2` for the least and the most. None: this one alone."""
+    node_rank: int | None = None
+    """Number of this machine, counted from 0."""
+    rendezvous: str | None = None
+    """Where they meet: HOST:PORT."""
+    max_restarts: int | None = None
+    """Restarts of all processes after one of them is lost. None: 3."""
+
+
 def nodes_of(text: str | None) -> tuple[int, int]:
-    """Return the least and the most machines of words such as `2` or `1:2`. Raises: ConfigError."""
+    """Return the least and the most machines, of a text such as `2` or `1:2`. Raises: ConfigError."""
     low, _, high = (text or "1").partition(":")
     try:
         least, most = int(low), int(high or low)
     except ValueError:
         least = most = 0
     if not 1 <= least <= most <= 65_536:
-        raise ConfigError(f"--nodes {text!r} is not a number of machines such as 2 or 1:2", hint="--nodes 2")
+        raise ConfigError(
+            f"nodes: {text!r} is not a number of machines such as 2 or 1:2",
+            hint=Change({"nodes": 2}),
+            settings=("nodes",),
+        )
     return least, most
 
 
-def _require_place(rendezvous: str) -> None:
-    """Raise ConfigError unless words are a host and a port, as torch takes them."""
-    host, _, port = rendezvous.rpartition(":")
-    sound = port.isascii() and port.isdecimal() and 0 < int(port) < 65_536
-    if sound and re.fullmatch(r"[\w.:-]+", host):
-        return
-    meant = re.fullmatch(
-        r"(?:\w+://)?([\w.-]+)(?::.*)?", rendezvous
-    )  # of an address in the manner of the web as well
-    raise ConfigError(
-        f"--rendezvous {rendezvous!r} is not HOST:PORT, with a port from 1 to 65535",
-        hint=f"--rendezvous {meant[1] if meant else 'HOST'}:{port if sound else PORT}",
-    )
-
-
-def start_processes(
-    config: RunConfig,
-    words: Sequence[str],
-    *,
-    nodes: str | None,
-    node_rank: int | None,
-    rendezvous: str | None,
-    max_restarts: int | None,
-    say: Callable[[str], None],
-) -> int | None:
-    """Run `dialogkit WORDS` in as many processes as are asked for; return the exit code, None if one is enough.
-
-    Raises: ConfigError for words that do not go together, and for batches that do not split; what `elastic.start`
-        raises.
-    """
-    least, most = nodes_of(nodes)
+def require_sound(machines: Machines) -> None:
+    """Raise ConfigError if the machines cannot meet, or their numbers contradict each other."""
+    nodes, node_rank, rendezvous, _ = machines
+    _, most = nodes_of(nodes)
+    complete = {"nodes": nodes or 2, "node_rank": node_rank or 0, "rendezvous": rendezvous or f"HOST:{PORT}"}
     if most > 1 and rendezvous is None:
         raise ConfigError(
-            "--nodes needs --rendezvous HOST:PORT, at which the machines meet",
-            hint=f"--nodes {nodes} --node-rank {node_rank or 0} --rendezvous HOST:{PORT}",
+            "nodes: several machines need a rendezvous, the HOST:PORT at which they meet",
+            hint=Change(complete),
+            settings=("nodes",),
         )
-    for option, given in (("--rendezvous", rendezvous), ("--node-rank", node_rank)):
-        if nodes is None and given is not None:  # left alone, each machine would train for itself
+    for name, given in (("rendezvous", rendezvous), ("node_rank", node_rank)):
+        if nodes is None and given is not None:  # without a number, each machine would train on its own
             raise ConfigError(
-                f"{option} {given!r} is of several machines, and --nodes does not say how many",
-                hint=f"--nodes 2 --node-rank {node_rank or 0} --rendezvous {rendezvous or f'HOST:{PORT}'}",
+                f"{name}: {given!r} is for several machines, but their number is not given",
+                hint=Change(complete),
+                settings=(name,),
             )
     if rendezvous is not None:
         _require_place(rendezvous)
     if node_rank is not None and node_rank >= most:
         raise ConfigError(
-            f"--node-rank {node_rank} is no number of {most} machines, which are counted from 0",
-            hint=f"--node-rank {most - 1}",
+            f"node_rank: {node_rank} is out of range for {most} machines, which are counted from 0",
+            hint=Change({"node_rank": most - 1}),
+            settings=("node_rank",),
         )
+
+
+def _require_place(rendezvous: str) -> None:
+    """Raise ConfigError unless a text is a host and a port, as torch takes them."""
+    host, _, port = rendezvous.rpartition(":")
+    is_port = port.isascii() and port.isdecimal() and 0 < int(port) < 65_536
+    if is_port and re.fullmatch(r"[\w.:-]+", host):
+        return
+    meant = re.fullmatch(r"(?:\w+://)?([\w.-]+)(?::.*)?", rendezvous)  # of a URL as well
+    raise ConfigError(
+        f"rendezvous: {rendezvous!r} is not HOST:PORT, with a port from 1 to 65535",
+        hint=Change({"rendezvous": f"{meant[1] if meant else 'HOST'}:{port if is_port else PORT}"}),
+        settings=("rendezvous",),
+    )
+
+
+def start_processes(
+    config: RunConfig, words: Sequence[str], machines: Machines, *, say: Callable[[str], None]
+) -> int | None:
+    """Train in as many processes as the configuration asks for; return the exit code, None if this one is enough.
+
+    Args:
+        config: the configuration of the training.
+        words: the arguments with which each process calls `dialogkit`.
+        machines: the machines that train together.
+        say: prints a line.
+
+    Raises: ConfigError for machines that cannot meet, and for batches that do not split; what `launcher.start`
+        raises.
+    """
+    require_sound(machines)
     if this_rank() is not None:
-        return None  # something else has started the processes already, this one among them
+        return None  # another launcher has started the processes already, this one among them
     devices = config.runtime.devices
-    alone = rendezvous is None and config.runtime.sharding == "none"  # sharding needs a group, if of one
+    alone = machines.rendezvous is None and config.runtime.sharding == "none"  # sharding needs a process group
     if devices == 1 and alone:
         return None
-    with _torch_says_nothing():
+    with _quiet_torch():
         from dialogkit.distributed.launcher import Launch, resolve_devices, start
 
     number = resolve_devices(devices, config.runtime.device)
     if number == 1 and alone:
         return None
-    for machines in range(least, most + 1):
-        config.train.require_divisible(machines * number)
+    least, most = nodes_of(machines.nodes)
+    for count in range(least, most + 1):
+        config.train.require_divisible(count * number)
     launch = Launch(
         devices=number,
         least_nodes=least,
         nodes=most,
-        node_rank=node_rank,
-        rendezvous=rendezvous,
-        max_restarts=3 if max_restarts is None else max_restarts,
+        node_rank=machines.node_rank,
+        rendezvous=machines.rendezvous,
+        max_restarts=3 if machines.max_restarts is None else machines.max_restarts,
         threads=config.runtime.threads,
     )
     return start(launch, words, say)
 
 
 @contextmanager
-def _torch_says_nothing() -> Iterator[None]:
-    """Have torch, which is imported within, print no lines of its C++ where errors are one sentence."""
+def _quiet_torch() -> Iterator[None]:
+    """Silence the C++ log of torch, which is imported within: an error is one sentence here."""
     name = "TORCH_CPP_LOG_LEVEL"
     if name in os.environ:
         yield
@@ -115,20 +142,20 @@ def _torch_says_nothing() -> Iterator[None]:
         del os.environ[name]
 
 
-def join_others() -> bool:
-    """Join the processes that were started with this one; return whether this one is to speak.
+def join_processes() -> bool:
+    """Join the processes that were started with this one; return whether this is the main process.
 
-    Raises: ProcessLostError if they do not come, ConfigError if nobody tells where they are.
+    Raises: ProcessLostError if they do not arrive, ConfigError if the environment does not say where to meet.
     """
     if this_rank() is None:
         count = os.environ.get("WORLD_SIZE", "")
         if "RANK" in os.environ and "MASTER_ADDR" not in os.environ and count.isdecimal() and int(count) > 1:
             raise ConfigError(
-                f"RANK and WORLD_SIZE make this one of {count} processes, and no MASTER_ADDR says where they meet",
-                hint="unset RANK WORLD_SIZE, or start all with: torchrun --nproc-per-node N -m dialogkit train",
+                f"RANK and WORLD_SIZE make this one of {count} processes, without a MASTER_ADDR to meet at",
+                hint=START_ALL,
             )
         return True
-    with _torch_says_nothing():
+    with _quiet_torch():
         from dialogkit.distributed import process_group, rendezvous
 
     def end(number: int) -> None:
@@ -140,8 +167,8 @@ def join_others() -> bool:
     return process_group.is_main_process()
 
 
-def leave_others() -> None:
-    """Leave the other processes at the end of the work."""
+def leave_processes() -> None:
+    """Leave the process group at the end of the work."""
     if this_rank() is not None:
         from dialogkit.distributed import rendezvous
 
@@ -149,7 +176,7 @@ def leave_others() -> None:
 
 
 def end_at_once(code: int) -> NoReturn:
-    """End this process after its work: threads of libraries, which wait for other processes, abort a slow end."""
+    """End this process at once: threads of libraries that wait for other ranks abort a slow exit."""
     from dialogkit.distributed import shutdown
 
     sys.stdout.flush()
@@ -158,12 +185,12 @@ def end_at_once(code: int) -> NoReturn:
 
 
 def end_with(error: BaseException, rank: Rank, say: Any) -> NoReturn:
-    """End this process, and with it all others, because of an error; only one of them says what it is.
+    """End all processes because of an error of this one; only one of them reports it.
 
     Args:
         error: what was raised.
-        rank: the place of this process.
-        say: takes a DialogKitError that is to be told; for any other error it is called with None.
+        rank: the rank of this process.
+        say: prints a DialogKitError; called with None before the traceback of any other error.
     """
     from dialogkit.distributed import process_group, shutdown
 
@@ -174,7 +201,7 @@ def end_with(error: BaseException, rank: Rank, say: Any) -> NoReturn:
         speaks = launched and rank.local_rank == 0 and machine != rank.machine
     else:
         first_to_know = rank.rank == 0 or process_group.is_initialized()
-        # Of a lost process, whoever starts all again tells; a launcher of others knows nothing of our sentences.
+        # Our launcher reports a lost process itself; other launchers do not know our messages.
         speaks = first_to_know and not (lost and (launched or rank.rank))
     if isinstance(error, DialogKitError):
         if speaks:

@@ -1,4 +1,4 @@
-"""A training as a batch script of Slurm."""
+"""A training as a Slurm batch script."""
 
 import re
 import shutil
@@ -6,20 +6,21 @@ import subprocess
 from collections.abc import Sequence
 
 from dialogkit.errors import ConfigError
+from dialogkit.hints import Change
 from dialogkit.redaction import redact, secret_in
-from dialogkit.services.cluster.job import Job, heading, require_no_secrets, shell_words
+from dialogkit.services.cluster.job import Commands, Job, heading, require_no_secrets, shell_lines
 
 MOST_REQUEUES = 100
-"""How often a job puts itself back into the queue: a job that never comes to a checkpoint ends some time."""
+"""How often a job queues itself again, so that one that never reaches a checkpoint ends at some point."""
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,@+-]{0,127}")
 
 _STEP = """\
-# What srun starts on each node. Slurm's signal reaches every process of the step, so all but this shell ignore it;
-# this shell passes it on once, as the SIGTERM at which dialogkit saves and ends with 143.
+# What srun starts on each node. Slurm sends its signal to every process of the step, so all but this shell ignore
+# it. This shell forwards it once, as SIGTERM, on which dialogkit saves and exits with 143.
 step='
 node=$SLURM_NODEID
-unset SLURM_PROCID SLURM_LOCALID SLURM_NTASKS SLURM_NPROCS  # a node is none of the processes of a training
+unset SLURM_PROCID SLURM_LOCALID SLURM_NTASKS SLURM_NPROCS  # dialogkit starts its own processes
 trap "" USR1
 dialogkit "$@"@NODE@ &
 child=$!
@@ -34,10 +35,10 @@ exit "$code"'
 """
 
 _AGAIN = """\
-# 143: stopped by the signal before the time was over, and saved. In the queue again, this script goes on.
+# 143: stopped by the signal before the time limit, and saved. Queued again, this script resumes the run.
 if [ "$code" -eq 143 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt @MOST@ ]; then
-    echo "stopped before the time was over: the job is put back into the queue" >&2
-    scontrol requeue "$SLURM_JOB_ID" || echo "it cannot be: submit this file again, and it goes on" >&2
+    echo "stopped before the time limit: queueing the job again" >&2
+    scontrol requeue "$SLURM_JOB_ID" || echo "requeue failed: submit this file again to resume the run" >&2
 fi
 exit "$code"
 """
@@ -45,32 +46,65 @@ exit "$code"
 
 def slurm_script(
     job: Job,
-    command: Sequence[str],
+    commands: Commands,
     *,
     partition: str | None = None,
     account: str | None = None,
     setup: Sequence[str] = (),
 ) -> str:
-    """Return a script for `sbatch` that trains, and that goes on with the run whenever it is started again.
+    """Return a script for `sbatch` that trains, and that resumes the run whenever it is started again.
 
     Args:
         job: the training.
-        command: the words that were typed; kept as a comment.
-        partition: partition of the cluster. None: its own choice.
-        account: account that is charged. None: the user's.
-        setup: lines of shell that make `dialogkit` callable, such as `module load cuda`.
+        commands: what the script calls.
+        partition: partition of the cluster. None: its default.
+        account: account to charge. None: the user's.
+        setup: shell lines that make `dialogkit` callable, such as `module load cuda`.
 
-    Raises: ConfigError for a name that is none, or a secret among what would be written.
+    Raises: ConfigError for an invalid name, and for a secret in the script.
     """
-    for option, value in (("--partition", partition), ("--account", account)):
+    for name, value in (("partition", partition), ("account", account)):
         if value is not None and not _WORD.fullmatch(value):
-            raise ConfigError(f"{option} {value!r} is no name that Slurm knows", hint=f"{option} main")
+            raise ConfigError(
+                f"{name}: {value!r} is not a valid Slurm name", hint=Change({name: "main"}), settings=(name,)
+            )
     if line := next((line for line in setup if secret_in(line)), None):
         raise ConfigError(
-            f"--setup sets what seems to be a secret: {redact(line)!r}",
+            f"setup: {redact(line)!r} sets what looks like a secret",
             hint="set it in the shell from which you submit: a job inherits its environment",
+            settings=("setup",),
         )
     _require_shell(setup)
+    lines = ["#!/bin/bash", *_directives(job, partition, account)]
+    lines += ["#", *heading(job, commands, repeats=True), "", *setup, "set -u"]
+    lines += [
+        "command -v dialogkit >/dev/null || {",
+        '    echo "dialogkit is not on the PATH: activate its environment above, or before sbatch" >&2',
+        "    exit 2",
+        "}",
+        f"export SRUN_CPUS_PER_TASK={job.cpus} OMP_NUM_THREADS={job.threads}",
+        *shell_lines(job, commands),
+    ]
+    if job.nodes > 1:
+        lines += [
+            "# The processes meet at the first node, at a port that no other job on it is likely to use.",
+            'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+            f'set -- "$@" {commands.rendezvous} "$first:$((20000 + SLURM_JOB_ID % 20000))"',
+        ]
+    node = f' {commands.node_rank} "$node"' if job.nodes > 1 else ""
+    lines += ["", *_STEP.replace("@NODE@", node).splitlines()]
+    lines += [
+        "# A node that has finished waits for the others.",
+        'srun --kill-on-bad-exit=0 --wait=0 bash -c "$step" dialogkit "$@"',
+        "code=$?",
+        "",
+        *_AGAIN.replace("@MOST@", str(MOST_REQUEUES)).splitlines(),
+    ]
+    return require_no_secrets("\n".join(lines) + "\n")
+
+
+def _directives(job: Job, partition: str | None, account: str | None) -> list[str]:
+    """Return the lines that tell Slurm what the job needs."""
     options = {
         "job-name": job.run,
         "nodes": job.nodes,
@@ -86,38 +120,12 @@ def slurm_script(
         "open-mode": "append",
         "output": "%x-%j.out",
     }
-    lines = ["#!/bin/bash"]
-    lines += [
-        f"#SBATCH --{name}" + f"={value}" * (value != "") for name, value in options.items() if value is not None
-    ]
-    lines += ["#", *heading(job, command, goes_on=True), "", *setup, "set -u"]
-    lines += [
-        "command -v dialogkit >/dev/null || {",
-        '    echo "dialogkit is not on the PATH: activate its environment before sbatch, or see --setup" >&2',
-        "    exit 2",
-        "}",
-        f"export SRUN_CPUS_PER_TASK={job.cpus} OMP_NUM_THREADS={max(1, job.cpus // job.devices)}",
-        *shell_words(job),
-    ]
-    if job.nodes > 1:
-        lines += [
-            "# The processes meet at the first node, at a port that no other job of it is likely to have.",
-            'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-            'set -- "$@" --rendezvous "$first:$((20000 + SLURM_JOB_ID % 20000))"',
-        ]
-    lines += ["", *_step(job).splitlines()]
-    lines += [
-        "# A node that is done leaves the others the time that they need.",
-        'srun --kill-on-bad-exit=0 --wait=0 bash -c "$step" dialogkit "$@"',
-        "code=$?",
-        "",
-        *_AGAIN.replace("@MOST@", str(MOST_REQUEUES)).splitlines(),
-    ]
-    return require_no_secrets("\n".join(lines) + "\n")
+    given = {name: value for name, value in options.items() if value is not None}
+    return [f"#SBATCH --{name}" + (f"={value}" if value != "" else "") for name, value in given.items()]
 
 
 def _require_shell(setup: Sequence[str]) -> None:
-    """Raise ConfigError if lines of set-up are no sound shell, as far as there is one here to tell."""
+    """Raise ConfigError if the set-up lines are not valid shell; where bash is missing, nothing is checked."""
     if not setup or shutil.which("bash") is None:
         return
     checked = subprocess.run(
@@ -128,14 +136,16 @@ def _require_shell(setup: Sequence[str]) -> None:
             checked.stderr.strip().splitlines()[0].rpartition(": ")[2] if checked.stderr.strip() else "bash -n"
         )
         raise ConfigError(
-            f"--setup is no sound shell ({reason}): {' '.join(setup)!r}", hint='--setup "module load cuda"'
+            f"setup: {' '.join(setup)!r} is not valid shell ({reason})",
+            hint=Change({"setup": "module load cuda"}),
+            settings=("setup",),
         )
 
 
 def refusal(script: str) -> str | None:
-    """Return why the Slurm of this machine would not take a script, which is not submitted; None where it would.
+    """Return why the Slurm of this machine would reject a script; None if it would accept it. Submits nothing.
 
-    None as well where there is no Slurm, or where it does not answer.
+    None as well if Slurm is not installed or does not answer.
     """
     if shutil.which("sbatch") is None:
         return None
@@ -147,15 +157,10 @@ def refusal(script: str) -> str | None:
         return None
     if asked.returncode == 0:
         return None
-    told = [
+    lines = [
         line.removeprefix("sbatch: ").removeprefix("error: ") for line in asked.stderr.split("\n") if line.strip()
     ]
-    return told[0] if told else f"sbatch --test-only ends with {asked.returncode}"
-
-
-def _step(job: Job) -> str:
-    node = ' --node-rank "$node"' if job.nodes > 1 else ""
-    return _STEP.replace("@NODE@", node)
+    return lines[0] if lines else f"sbatch --test-only exits with {asked.returncode}"
 
 
 def _clock(seconds: int) -> str:
@@ -164,5 +169,5 @@ def _clock(seconds: int) -> str:
 
 
 def _notice(time_s: int | None) -> int:
-    """Return how many seconds before its end a job is told of it: five minutes, or a quarter of a short one."""
+    """Return how many seconds before its end a job is signalled: five minutes, or a quarter of a short one."""
     return 300 if time_s is None else max(30, min(300, time_s // 4))

@@ -1,23 +1,24 @@
-"""What a model is compared with: unigram frequencies, the references, its untrained self."""
+"""What a model is compared with: unigram frequencies, the true answers, and itself before its training."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.load import load_changed
 from dialogkit.errors import DialogKitError
-from dialogkit.services.evaluation.results import Talk
-from dialogkit.services.evaluation.scoring import Exchange, Subject
+from dialogkit.services.evaluation.results import EvaluateRow
+from dialogkit.services.evaluation.scoring import Exchange
 from dialogkit.services.runs.resolve import Loadable
 
 if TYPE_CHECKING:
     from dialogkit.data.tokens import DialogTokens
     from dialogkit.inference.likelihood import Likelihood
+    from dialogkit.services.runs.loading import LoadedModel
 
 
 def unigram_likelihood(
     train: "DialogTokens", dialogs: "DialogTokens", *, vocabulary: int, stop_ids: frozenset[int]
 ) -> "Likelihood":
-    """Return the likelihood under the frequencies of tokens in the training answers, one added to each count."""
+    """Return the likelihood under the token frequencies of the training answers, with add-one smoothing."""
     import numpy as np
 
     from dialogkit.inference.likelihood import LIKELY, Likelihood
@@ -35,27 +36,30 @@ def unigram_likelihood(
         likely = np.isin(targets, order[:LIKELY]).sum()
         correct = (targets == order[0]).sum()
         rows.append((nats.sum(), len(targets), nats[~is_end].sum(), is_end.sum(), correct, likely))
-    nats_N, tokens, answer_nats, ends, right, near = np.array(rows, dtype=np.float64).T
-    return Likelihood(nats_N, tokens, answer_nats, dialogs.answer_bytes.astype(np.float64), ends, right, near)
+    nats_N, tokens, answer_nats, ends, correct, likely = np.array(rows, dtype=np.float64).T
+    return Likelihood(nats_N, tokens, answer_nats, dialogs.answer_bytes.astype(np.float64), ends, correct, likely)
 
 
-def talk_of_references(pairs: Sequence[Exchange]) -> Talk:
-    """Return the figures that the true answers themselves have."""
-    from dialogkit.inference.reply_metrics import ReplyFigures, Spoken
+def reference_row(exchanges: Sequence[Exchange], common: Mapping[str, Any], tokens: int) -> EvaluateRow:
+    """Return the reply metrics that the true answers themselves have."""
+    from dialogkit.inference.reply_metrics import Answered, ReplyMetrics
 
-    figures = ReplyFigures([Spoken(pair.prompt, pair.answer, pair.answer, stopped=True) for pair in pairs])
-    return Talk(figures.figures(), figures.intervals(), [])
+    answers = [Answered(exchange.prompt, exchange.answer, exchange.answer, stopped=True) for exchange in exchanges]
+    metrics = ReplyMetrics(answers)
+    return EvaluateRow(
+        **common, anchor="answers", tokens=tokens, **metrics.figures(), intervals=metrics.intervals()
+    )
 
 
-def untrained_subject(loadable: Loadable, subject: Subject) -> Subject | None:
-    """Return the model as it was before the training of its run; None where that is not known or not to be had."""
+def untrained_model(loadable: Loadable, model: "LoadedModel") -> "LoadedModel | None":
+    """Return the model as it was before the training of its run; None where that is unknown or cannot be had."""
     from dialogkit.models.build import build_model
 
     if loadable.run is None:
         return None
     try:
         config = load_changed(loadable.run.read().config, {})
-        built = build_model(config.model, subject.tokenizer, seed=config.train.seed).to(subject.device).eval()
-    except DialogKitError:  # as where a fine-tuning began with weights that cannot be fetched now
+        built = build_model(config.model, model.tokenizer, seed=config.train.seed).to(model.device).eval()
+    except DialogKitError:  # for example, the pretrained weights cannot be fetched now
         return None
-    return subject._replace(model=built)
+    return model._replace(model=built)

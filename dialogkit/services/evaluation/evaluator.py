@@ -1,95 +1,66 @@
-"""Measures one model: what `evaluate` tells of it, and of its anchors."""
+"""Evaluates one model: how well it predicts held-out answers, how it replies, and the baselines beside it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dialogkit.config.data import DataConfig
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.data.tokens import concatenate
-from dialogkit.services.evaluation.baselines import talk_of_references, unigram_likelihood, untrained_subject
-from dialogkit.services.evaluation.diagnosis import Judged, remarks
+from dialogkit.services.evaluation.baselines import reference_row, unigram_likelihood, untrained_model
+from dialogkit.services.evaluation.diagnosis import Evidence, diagnose
 from dialogkit.services.evaluation.probes import (
     GAIN_DIALOGS,
     RANKED_DIALOGS,
     REPLIES,
     TRAINED_DIALOGS,
     hits_at_1,
+    probe_replies,
     prompt_gain,
-    talk,
 )
+from dialogkit.services.evaluation.request import EvaluateRequest
 from dialogkit.services.evaluation.results import CANDIDATES, EvaluateRow
-from dialogkit.services.evaluation.scoring import Exchange, Subject, exchanges, score
+from dialogkit.services.evaluation.scoring import Exchange, first_exchanges, score
 from dialogkit.services.evaluation.slices import scarce_kinds, slices_of, worst_rows
 from dialogkit.services.runs.resolve import Loadable
 
 if TYPE_CHECKING:
+    from dialogkit.data.prepare import PreparedData
     from dialogkit.data.tokens import DialogTokens
+    from dialogkit.inference.likelihood import Likelihood
+    from dialogkit.services.runs.loading import LoadedModel
 
 
 ProgressSink = Callable[[str, float], None]
-"""Takes what is measured and the part of all work that is behind, 0 to 1."""
+"""Receives the current stage and the fraction of all work that is done, 0 to 1."""
 
 
-class _Work:
-    """How much of the work on a model is behind, in dialogs."""
-
-    def __init__(self, told: ProgressSink, total: int) -> None:
-        self._told, self._total, self._done = told, max(1, total), 0
-        self._what, self.of = "", ""
-
-    def begin(self, what: str) -> None:
-        """Tell what is measured from here on."""
-        self._what = f"{self.of}{what}"
-        self(0)
-
-    def __call__(self, dialogs: int) -> None:
-        self._done += dialogs
-        self._told(self._what, min(1.0, self._done / self._total))
-
-
-class Measured(NamedTuple):
-    """What was measured of a model."""
+class Evaluation(NamedTuple):
+    """The metrics of a model, those of its baselines, and its replies."""
 
     row: EvaluateRow
-    anchors: list[EvaluateRow]
+    baselines: list[EvaluateRow]
     replies: list[dict[str, Any]]
 
 
-def measure(
+def evaluate_model(
     loadable: Loadable,
-    config: DataConfig,
+    data_config: DataConfig,
+    request: EvaluateRequest,
     *,
-    samples: int | None,
-    whole: bool,
-    batch_size: int,
-    quick: bool,
-    own_data: bool,
     sampling: GenerateConfig,
-    device: str,
-    told: ProgressSink,
-) -> Measured:
-    """Return what a model is like on dialogs; see `evaluate` for the arguments.
-
-    `own_data` tells that they are of the dataset that it was trained on; `sampling` is for its replies.
-    """
-    from dialogkit.config.paths import cache_dir
-    from dialogkit.data.prepare import prepare_data
-    from dialogkit.inference.reply_metrics import intervals
+    on_progress: ProgressSink,
+) -> Evaluation:
+    """Return the metrics of one model of a request; `sampling` is for its replies."""
     from dialogkit.services.runs.loading import load_for_inference
 
-    told("loading", 0.0)
-    loaded = load_for_inference(loadable, device=device)
-    told("reading the dialogs", 0.0)
-    subject = Subject(loaded.model, loaded.tokenizer, loaded.context, loaded.device)
-    if config.streaming:
-        from dialogkit.data.stream_setup import prepare_stream
-
-        data = prepare_stream(config, loaded.tokenizer, context=loaded.context, seed=0).known()
-    else:
-        data = prepare_data(config, loaded.tokenizer, context=loaded.context, cache=cache_dir())
-    dialogs = concatenate([data.evaluation, data.train]) if whole else data.evaluation
-    if samples is not None:
-        dialogs = dialogs.select(range(min(samples, len(dialogs))))
+    on_progress("loading", 0.0)
+    model = load_for_inference(loadable, device=request.device)
+    on_progress("reading the dialogs", 0.0)
+    data = _read_data(data_config, model)
+    dialogs = concatenate([data.evaluation, data.train]) if request.whole else data.evaluation
+    if request.samples is not None:
+        dialogs = dialogs.select(range(min(request.samples, len(dialogs))))
     common = {
         "model": loadable.known_as,
         "dataset": data.ledger.dataset,
@@ -97,109 +68,182 @@ def measure(
         "held_out": len(data.evaluation),
         "of_dialogs": data.ledger.kept,
     }
-    if quick:
-        work = _Work(told, len(dialogs))
-        work.begin("predicting answers")
-        likelihood = score(subject, dialogs, batch_size=batch_size, done=work)
-        figures, bounds = likelihood.figures(), intervals(likelihood.resampled, len(dialogs))
-        row = EvaluateRow(**common, tokens=int(likelihood.tokens.sum()), **figures, intervals=bounds)
-        return Measured(row, [], [])
-    pairs = exchanges(dialogs, loaded.tokenizer)
-    trained = data.train.select(range(min(TRAINED_DIALOGS, len(data.train)))) if own_data and not whole else None
-    knows = trained if trained is not None and loadable.run is not None and len(trained) else None
-    start = untrained_subject(loadable, subject)
-    per_model = len(dialogs) + 2 * len(pairs[:GAIN_DIALOGS]) + CANDIDATES * len(pairs[:RANKED_DIALOGS]) + REPLIES
-    work = _Work(told, per_model * (1 if start is None else 2) + (len(knows) if knows is not None else 0))
-    row, replies = _in_full(subject, dialogs, pairs, common, sampling=sampling, batch_size=batch_size, work=work)
-    beside: list[EvaluateRow] = []
-    unigram = unigram_likelihood(
-        data.train if len(data.train) else dialogs,
-        dialogs,
-        vocabulary=loaded.model.get_input_embeddings().weight.shape[0],
-        stop_ids=loaded.tokenizer.stop_ids,
-    )
-    frequencies = unigram.figures()
-    if knows is not None:
-        work.begin("predicting dialogs of the training")
-        bits = score(subject, knows, batch_size=batch_size, done=work).figures()["bits_per_byte"]
-        row = row.model_copy(update={"trained_bits_per_byte": bits})
-    if start is not None:
-        work.of = "untrained, "
-        anchor, _ = _in_full(start, dialogs, pairs, common, sampling=sampling, batch_size=batch_size, work=work)
-        cleared: dict[str, Any] = {"anchor": "untrained", "slices": [], "scarce": {}, "worst": []}
-        # It is of one size with the model, whose speed is its own.
-        cleared |= dict.fromkeys(("first_token_s", "reply_tokens_per_s", "peak_memory_bytes"))
-        beside.append(anchor.model_copy(update=cleared))
-    judged = Judged(
-        row.figures(),
-        row.intervals,
-        unigram_bits=frequencies["bits_per_byte"],
-        trained_bits=row.trained_bits_per_byte,
-        before=beside[0].figures() if beside else {},
-        replies=replies,
-    )
-    row = row.model_copy(update={"remarks": remarks(judged)})
-    beside.append(
-        EvaluateRow(
-            **common,
-            anchor="unigram",
-            tokens=row.tokens,
-            **frequencies,
-            prompt_gain=0.0,
-            intervals=intervals(unigram.resampled, len(dialogs)),
+    evaluator = _Evaluator(model, dialogs, common, sampling, request.batch_size, _Progress(on_progress))
+    if request.quick:
+        return Evaluation(evaluator.quick_row(), [], [])
+    trained = None
+    if request.own_data and not request.whole and loadable.run is not None and len(data.train):
+        trained = data.train.select(range(min(TRAINED_DIALOGS, len(data.train))))
+    frequencies_of = data.train if len(data.train) else dialogs
+    return evaluator.full(untrained_model(loadable, model), trained=trained, frequencies_of=frequencies_of)
+
+
+def _read_data(config: DataConfig, model: "LoadedModel") -> "PreparedData":
+    if config.streaming:
+        from dialogkit.data.stream_setup import prepare_stream
+
+        return prepare_stream(config, model.tokenizer, context=model.context, seed=0).known()
+    from dialogkit.config.paths import cache_dir
+    from dialogkit.data.prepare import prepare_data
+
+    return prepare_data(config, model.tokenizer, context=model.context, cache=cache_dir())
+
+
+class _Progress:
+    """Counts the dialogs that are done, and reports the stage and the fraction of the work."""
+
+    def __init__(self, report: ProgressSink) -> None:
+        self._report, self._done = report, 0
+        self._stage = ""
+        self.total = 1
+        self.prefix = ""
+
+    def start(self, stage: str) -> None:
+        """Report that a stage begins."""
+        self._stage = f"{self.prefix}{stage}"
+        self.advance(0)
+
+    def advance(self, dialogs: int) -> None:
+        self._done += dialogs
+        self._report(self._stage, min(1.0, self._done / max(1, self.total)))
+
+
+class _Evaluator:
+    """Evaluates a model, and what it was before its training, on the same dialogs."""
+
+    def __init__(
+        self,
+        model: "LoadedModel",
+        dialogs: "DialogTokens",
+        common: dict[str, Any],
+        sampling: GenerateConfig,
+        batch_size: int,
+        progress: _Progress,
+    ) -> None:
+        """Keep what all measurements share; `common` holds the fields that all rows have in common."""
+        self._model, self._dialogs, self._common = model, dialogs, common
+        self._sampling, self._batch_size, self._progress = sampling, batch_size, progress
+
+    @cached_property
+    def _exchanges(self) -> list[Exchange]:
+        return first_exchanges(self._dialogs, self._model.tokenizer)
+
+    def quick_row(self) -> EvaluateRow:
+        """Return the likelihood metrics alone."""
+        from dialogkit.inference.reply_metrics import intervals
+
+        self._progress.total = len(self._dialogs)
+        self._progress.start("predicting answers")
+        likelihood = self._score(self._model, self._dialogs)
+        return EvaluateRow(
+            **self._common,
+            tokens=int(likelihood.tokens.sum()),
+            **likelihood.figures(),
+            intervals=intervals(likelihood.resampled, len(self._dialogs)),
         )
-    )
-    answers = talk_of_references(pairs[:REPLIES])
-    beside.append(
-        EvaluateRow(**common, anchor="answers", tokens=row.tokens, **answers.figures, intervals=answers.intervals)
-    )
-    return Measured(row, beside, replies)
 
+    def full(
+        self, untrained: "LoadedModel | None", *, trained: "DialogTokens | None", frequencies_of: "DialogTokens"
+    ) -> Evaluation:
+        """Return everything that can be measured, with a diagnosis.
 
-def _in_full(
-    subject: Subject,
-    dialogs: "DialogTokens",
-    pairs: "Sequence[Exchange]",
-    common: dict[str, Any],
-    *,
-    sampling: GenerateConfig,
-    batch_size: int,
-    work: _Work,
-) -> tuple[EvaluateRow, list[dict[str, Any]]]:
-    """Return everything that is measured of a model, and its replies."""
-    import numpy as np
+        Args:
+            untrained: the model before its training, where it can be had.
+            trained: dialogs that the model was trained on, to see whether it memorised them.
+            frequencies_of: dialogs whose token frequencies are the unigram baseline.
+        """
+        asked, ranked = len(self._exchanges[:GAIN_DIALOGS]), len(self._exchanges[:RANKED_DIALOGS])
+        per_model = len(self._dialogs) + 2 * asked + CANDIDATES * ranked + REPLIES
+        self._progress.total = per_model * (1 if untrained is None else 2) + len(trained or ())
+        row, replies = self._measure(self._model)
+        if trained is not None:
+            self._progress.start("predicting dialogs of the training")
+            bits = self._score(self._model, trained).figures()["bits_per_byte"]
+            row = row.model_copy(update={"trained_bits_per_byte": bits})
+        before = None if untrained is None else self._untrained_row(untrained)
+        unigram = self._unigram_row(frequencies_of, row.tokens)
+        references = reference_row(self._exchanges[:REPLIES], self._common, row.tokens)
+        evidence = Evidence(
+            row.figures(),
+            row.intervals,
+            unigram_bits=unigram.bits_per_byte,
+            trained_bits=row.trained_bits_per_byte,
+            before=before.figures() if before else {},
+            replies=replies,
+        )
+        row = row.model_copy(update={"remarks": diagnose(evidence)})
+        return Evaluation(row, [*([before] if before else []), unigram, references], replies)
 
-    from dialogkit.engine.memory import peak_bytes
-    from dialogkit.inference.reply_metrics import intervals
+    def _measure(self, model: "LoadedModel") -> tuple[EvaluateRow, list[dict[str, Any]]]:
+        """Return all metrics of a model, and its replies."""
+        import numpy as np
 
-    work.begin("predicting answers")
-    likelihood = score(subject, dialogs, batch_size=batch_size, done=work)
-    figures, bounds = likelihood.figures(), intervals(likelihood.resampled, len(dialogs))
-    work.begin("predicting answers without their prompts")
-    asked = pairs[:GAIN_DIALOGS]
-    single = all(len(p.prompt_ids) + len(p.answer_ids) == n for p, n in zip(asked, dialogs.lengths, strict=False))
-    known = likelihood.select(np.arange(len(asked))) if single else None  # one answer a dialog
-    gain, bound = prompt_gain(subject, asked, known=known, batch_size=batch_size, done=work)
-    figures["prompt_gain"] = gain
-    if bound:
-        bounds["prompt_gain"] = bound
-    work.begin("finding the true answer among ten")
-    if (ranked := hits_at_1(subject, pairs, batch_size=batch_size, done=work)) is not None:
-        figures["hits_at_1"] = ranked[0]
-        if ranked[1]:
-            bounds["hits_at_1"] = ranked[1]
-    work.begin("answering prompts")
-    talked = talk(subject, pairs[:REPLIES], sampling)
-    work(REPLIES)
-    row = EvaluateRow(
-        **common,
-        tokens=int(likelihood.tokens.sum()),
-        **figures,
-        **talked.figures,
-        peak_memory_bytes=peak_bytes(subject.device),
-        intervals=bounds | talked.intervals,
-        slices=slices_of(likelihood, pairs),
-        scarce=scarce_kinds(pairs),
-        worst=worst_rows(likelihood, pairs),
-    )
-    return row, talked.replies
+        from dialogkit.engine.memory import peak_bytes
+        from dialogkit.inference.reply_metrics import intervals
+
+        dialogs, exchanges, progress = self._dialogs, self._exchanges, self._progress
+        scoring: dict[str, Any] = {"batch_size": self._batch_size, "done": progress.advance}
+        progress.start("predicting answers")
+        likelihood = self._score(model, dialogs)
+        figures, bounds = likelihood.figures(), intervals(likelihood.resampled, len(dialogs))
+
+        progress.start("predicting answers without their prompts")
+        asked = exchanges[:GAIN_DIALOGS]
+        single = all(
+            len(e.prompt_ids) + len(e.answer_ids) == n for e, n in zip(asked, dialogs.lengths, strict=False)
+        )
+        known = likelihood.select(np.arange(len(asked))) if single else None  # one answer a dialog
+        figures["prompt_gain"], bound = prompt_gain(model, asked, known=known, **scoring)
+        if bound:
+            bounds["prompt_gain"] = bound
+
+        progress.start("finding the true answer among ten")
+        if (ranking := hits_at_1(model, exchanges, **scoring)) is not None:
+            figures["hits_at_1"], bound = ranking
+            if bound:
+                bounds["hits_at_1"] = bound
+
+        progress.start("answering prompts")
+        replied = probe_replies(model, exchanges[:REPLIES], self._sampling)
+        progress.advance(REPLIES)
+        row = EvaluateRow(
+            **self._common,
+            tokens=int(likelihood.tokens.sum()),
+            **figures,
+            **replied.figures,
+            peak_memory_bytes=peak_bytes(model.device),
+            intervals=bounds | replied.intervals,
+            slices=slices_of(likelihood, exchanges),
+            scarce=scarce_kinds(exchanges),
+            worst=worst_rows(likelihood, exchanges),
+        )
+        return row, replied.replies
+
+    def _untrained_row(self, untrained: "LoadedModel") -> EvaluateRow:
+        self._progress.prefix = "untrained, "
+        row, _ = self._measure(untrained)
+        cleared: dict[str, Any] = {"anchor": "untrained", "slices": [], "scarce": {}, "worst": []}
+        # It has the size of the trained model, whose row has the speed.
+        cleared |= dict.fromkeys(("first_token_s", "reply_tokens_per_s", "peak_memory_bytes"))
+        return row.model_copy(update=cleared)
+
+    def _unigram_row(self, frequencies_of: "DialogTokens", tokens: int) -> EvaluateRow:
+        from dialogkit.inference.reply_metrics import intervals
+
+        unigram = unigram_likelihood(
+            frequencies_of,
+            self._dialogs,
+            vocabulary=self._model.model.get_input_embeddings().weight.shape[0],
+            stop_ids=self._model.tokenizer.stop_ids,
+        )
+        return EvaluateRow(
+            **self._common,
+            anchor="unigram",
+            tokens=tokens,
+            **unigram.figures(),
+            prompt_gain=0.0,
+            intervals=intervals(unigram.resampled, len(self._dialogs)),
+        )
+
+    def _score(self, model: "LoadedModel", dialogs: "DialogTokens") -> "Likelihood":
+        return score(model, dialogs, batch_size=self._batch_size, done=self._progress.advance)

@@ -1,6 +1,6 @@
-"""Tasks of the lm-evaluation-harness: which there are, and what models come to in them.
+"""Runs tasks of the lm-evaluation-harness.
 
-The harness chooses the questions and computes the figures; how a model is asked is in `respondent`.
+The harness chooses the questions and computes the metrics; `lm_eval_model` answers them.
 """
 
 import logging
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogkit.errors import DataError, DialogKitError, UnavailableError, did_you_mean
-from dialogkit.services.evaluation.lm_eval_model import SEED, Respondent
+from dialogkit.hints import Change, Either, Shell
+from dialogkit.services.evaluation.lm_eval_model import SEED, LmEvalModel
 from dialogkit.services.evaluation.results import Interval, TaskFigure, TaskRow
 
 if TYPE_CHECKING:
@@ -25,23 +26,24 @@ if TYPE_CHECKING:
 _PACKAGE = "lm_eval"
 _FILES = (".yaml", ".yml")
 _RESAMPLES = 1000
+_A_FILE = Change({"tasks": "FILE.yaml"})
 
 
 class TaskSuite:
-    """Tasks that are loaded, with their questions, and can be asked of several models."""
+    """Loaded tasks, with their questions, that can be run on several models."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        """Load tasks by their names, `name*` for several, or from files of the harness's own format.
+        """Load tasks by name, by pattern (`name*`), or from files of the harness's own format.
 
-        Such a file is a program: it can name functions that run.
+        Such a file can run code: it may name functions.
 
         Raises: UnavailableError without the harness, or for data that cannot be fetched; DataError for a task that
-        is not known or cannot be loaded.
+            is unknown or cannot be loaded.
         """
         if find_spec(_PACKAGE) is None:
             raise UnavailableError(
                 "tasks need the lm-evaluation-harness, which is not installed",
-                hint="pip install 'dialogkit[lm-eval]'",
+                hint=Shell("pip install 'dialogkit[lm-eval]'"),
             )
         with _quiet():
             manager = _manager(names)
@@ -54,34 +56,34 @@ class TaskSuite:
                     task.set_config(key="num_fewshot", value=0)
                 task.set_fewshot_seed(seed=SEED)
 
-    def ask(
+    def run(
         self,
         loaded: "LoadedModel",
         *,
         limit: int | None = None,
         batch_size: int = 8,
-        told: Callable[[str, float], None] = lambda what, share: None,
+        report: Callable[[str, float], None] = lambda stage, fraction: None,
     ) -> list[TaskRow]:
-        """Return what a model comes to in each task.
+        """Return the metrics of a model in each task.
 
         Args:
             loaded: the model.
-            limit: ask only so many questions of each task, the first ones.
-            batch_size: questions at once; changes no figure.
-            told: takes what goes on and the part of it that is behind.
+            limit: ask only this many questions of each task, the first ones.
+            batch_size: questions per batch; does not change the metrics.
+            report: receives the current stage and the fraction that is done.
 
-        Raises: DataError if a task cannot be asked.
+        Raises: DataError if a task fails.
         """
         from lm_eval.api.model import LM
         from lm_eval.evaluator import evaluate
 
-        # The harness wants its own base class, which cannot be imported before it is there.
-        make: Any = type("DialogModel", (Respondent, LM), {})
-        respondent = make(loaded, list(self._loaded["tasks"]), batch_size=batch_size, told=told)
+        # The harness requires its own base class, which can only be imported where it is installed.
+        make: Any = type("DialogModel", (LmEvalModel, LM), {})
+        model = make(loaded, list(self._loaded["tasks"]), batch_size=batch_size, report=report)
         with _quiet(), _seeded():
             try:
                 results = evaluate(
-                    lm=respondent,
+                    lm=model,
                     task_dict=self._loaded,
                     limit=limit,
                     bootstrap_iters=_RESAMPLES,
@@ -91,20 +93,20 @@ class TaskSuite:
                 )
             except (DialogKitError, RuntimeError):  # ours, and torch's
                 raise
-            except Exception as error:  # tasks are input as well: what they say may be wrong in every way
+            except Exception as error:  # tasks are user input and can fail in any way
+                names = " or ".join(map(repr, self._loaded["tasks"]))
                 raise DataError(
-                    f"{' or '.join(map(repr, self._loaded['tasks']))} cannot be asked: {_first_line(error)}",
-                    hint="dialogkit evaluate --help",
+                    f"the task {names} fails: {_first_line(error)}", hint="correct the task, or choose another"
                 ) from error
-        return list(_rows(results, respondent.cut))
+        return list(task_rows(results, model.cut))
 
 
 def _manager(names: Sequence[str]) -> Any:
-    """Return the harness's list of tasks; of files alone it need not be read, which takes seconds."""
+    """Return the harness's list of tasks; if only files are named, skip reading it, which takes seconds."""
     from lm_eval.tasks import TaskManager
 
-    alone = all(_is_file(name) and not re.search(r"(?m)^group\s*:", _text_of(name)) for name in names)
-    return TaskManager(include_defaults=not alone)
+    only_files = all(_is_file(name) and not re.search(r"(?m)^group\s*:", _text_of(name)) for name in names)
+    return TaskManager(include_defaults=not only_files)
 
 
 def _is_file(name: str) -> bool:
@@ -116,27 +118,28 @@ def _text_of(name: str) -> str:
         return Path(name).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = (
-            "no UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error)).lower()
+            "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error)).lower()
         )
-        raise DataError(f"the task file {name!r} cannot be read: {reason}", hint="--tasks FILE.yaml") from None
+        raise DataError(f"the task file {name!r} cannot be read: {reason}", hint=_A_FILE) from None
 
 
 def _expanded(names: Sequence[str], manager: Any) -> list[str]:
-    """Return the names with patterns replaced by what they match. Raises: DataError for an unknown one."""
+    """Return the names, with each pattern replaced by its matches. Raises: DataError for an unknown one."""
     known: list[str] = manager.all_tasks
     found: list[str] = []
     for name in names:
         matching = manager.match_tasks([name]) if re.search(r"[*?\[]", name) else [name]
         if not matching or not (_is_file(name) or set(matching) <= set(known)):
             raise DataError(
-                f"unknown task {name!r}{did_you_mean(name, known)}", hint="lm-eval ls tasks, or --tasks FILE.yaml"
+                f"unknown task {name!r}{did_you_mean(name, known)}",
+                hint=Either(Shell("lm-eval ls tasks"), _A_FILE),
             )
         found += matching
     return list(dict.fromkeys(found))
 
 
 def _load(manager: Any, name: str) -> dict[str, Any]:
-    """Return a task, or the tasks of a group, with their data. Raises: UnavailableError, DataError."""
+    """Load a task, or the tasks of a group, with their data. Raises: UnavailableError, DataError."""
     import datasets
 
     from dialogkit.system.network import from_hub
@@ -150,7 +153,7 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
         finally:
             datasets.config.HF_HUB_OFFLINE = was_offline
 
-    hint = "--tasks FILE.yaml (a task whose data lies here)"
+    hint = Either(_A_FILE, "use a task whose data is on this machine")
     if _is_file(name):
         with suppress(Exception):
             return load(False)
@@ -158,28 +161,31 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
         return from_hub(load, lacking=f"the data of the task {name!r} is not in its cache", hint=hint)
     except UnavailableError as error:
         if _is_file(name) and type(error.__cause__) is FileNotFoundError:
-            told = f"the task {name!r} cannot be loaded: {_first_line(error.__cause__)}"
-            raise DataError(told, hint=hint) from error
+            raise DataError(_cannot_load(name, error.__cause__), hint=hint) from error
         raise
     except FileNotFoundError as error:
-        raise DataError(f"the task {name!r} cannot be loaded: {_first_line(error)}", hint=hint) from error
+        raise DataError(_cannot_load(name, error), hint=hint) from error
     except ConnectionError as error:
-        told = f"the data of the task {name!r} cannot be fetched: {_first_line(error)}"
-        raise UnavailableError(told, hint=hint) from None
+        message = f"the data of the task {name!r} cannot be fetched: {_first_line(error)}"
+        raise UnavailableError(message, hint=hint) from None
     except ImportError as error:
         raise UnavailableError(
             f"the task {name!r} needs a package that is not installed: {_first_line(error)}",
-            hint=f"pip install {error.name or 'lm-eval'}",
+            hint=Shell(f"pip install {error.name or 'lm-eval'}"),
         ) from None
     except DialogKitError:
         raise
-    except Exception as error:  # a task is input, and so is all that it names
-        told = f"the task {name!r} cannot be loaded: {_first_line(error)}"
-        raise DataError(told, hint=f"mend {name}" if _is_file(name) else hint) from error
+    except Exception as error:  # a task is user input, and so is everything that it names
+        advice = f"correct {name}" if _is_file(name) else hint
+        raise DataError(_cannot_load(name, error), hint=advice) from error
+
+
+def _cannot_load(name: str, error: BaseException) -> str:
+    return f"the task {name!r} cannot be loaded: {_first_line(error)}"
 
 
 def _first_line(error: BaseException) -> str:
-    if (mark := getattr(error, "problem_mark", None)) is not None:  # YAML's errors begin with what was being read
+    if (mark := getattr(error, "problem_mark", None)) is not None:  # YAML's errors begin with the context
         return f"line {mark.line + 1}: {getattr(error, 'problem', '')}"
     text = (str(error).strip().splitlines() or [""])[0]
     known = isinstance(error, OSError | ValueError) and text
@@ -188,50 +194,50 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the harness from drawing bars, and from printing where our results go."""
+    """Keep the harness from drawing progress bars, and from printing to standard output."""
     import datasets
     from tqdm import tqdm
 
     datasets.disable_progress_bars()
-    logger, drawing = logging.getLogger(_PACKAGE), tqdm.__init__
-    level, apart = logger.level, os.environ.get("DISABLE_MULTIPROC")
+    logger, plain_init = logging.getLogger(_PACKAGE), tqdm.__init__
+    level, multiprocessing = logger.level, os.environ.get("DISABLE_MULTIPROC")
     logger.setLevel(logging.ERROR)
-    tqdm.__init__ = partialmethod(drawing, disable=True)
-    os.environ["DISABLE_MULTIPROC"] = "1"  # processes forked beside torch's threads may hang
+    tqdm.__init__ = partialmethod(plain_init, disable=True)
+    os.environ["DISABLE_MULTIPROC"] = "1"  # forking beside torch's threads may hang
     try:
         with redirect_stdout(StringIO()):
             yield
     finally:
         logger.setLevel(level)
-        tqdm.__init__ = drawing
-        if apart is None:
+        tqdm.__init__ = plain_init
+        if multiprocessing is None:
             del os.environ["DISABLE_MULTIPROC"]
         else:
-            os.environ["DISABLE_MULTIPROC"] = apart
+            os.environ["DISABLE_MULTIPROC"] = multiprocessing
 
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """Let tasks that draw numbers draw the same ones each time, and others go on with theirs afterwards."""
+    """Seed Python's and NumPy's random numbers for tasks that draw some, and restore them afterwards."""
     import numpy as np
 
-    before, numbers = random.getstate(), np.random.get_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     random.seed(0)
     np.random.seed(SEED)
     try:
         yield
     finally:
-        random.setstate(before)
-        np.random.set_state(numbers)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
-def _interval(figure: str, value: float, error: float) -> Interval:
-    low, high = value - 1.96 * error, value + 1.96 * error
-    share = figure.startswith(("acc", "exact_match", "f1", "em"))
-    return (max(0.0, low), min(1.0, high)) if share else (low, high)
+def task_rows(results: Mapping[str, Any], cut: Mapping[str, set[int]]) -> Iterator[TaskRow]:
+    """Yield a row for each task with metrics in what the harness returned.
 
-
-def _rows(results: Mapping[str, Any], cut: Mapping[str, set[int]]) -> Iterator[TaskRow]:
+    Args:
+        results: what the harness returned.
+        cut: questions of each task that did not fit into the model's context.
+    """
     for name, found in results["results"].items():
         better = results["higher_is_better"].get(name) or {}
         figures = []
@@ -253,10 +259,17 @@ def _rows(results: Mapping[str, Any], cut: Mapping[str, set[int]]) -> Iterator[T
         if figures:
             yield TaskRow(
                 name=name,
-                version=str(results["versions"].get(name, "")).replace("Yaml", ""),  # none was given
+                version=str(results["versions"].get(name, "")).replace("Yaml", ""),  # the task has no version
                 questions=int(number.get("effective", found.get("sample_len", 0))),
                 of_questions=int(number.get("original", 0)),
                 examples=int(results["n-shot"].get(name) or 0),
                 cut=len(cut.get(name, ())),
                 figures=figures,
             )
+
+
+def _interval(figure: str, value: float, error: float) -> Interval:
+    """Return the 95% interval of a metric with this standard error."""
+    low, high = value - 1.96 * error, value + 1.96 * error
+    is_fraction = figure.startswith(("acc", "exact_match", "f1", "em"))
+    return (max(0.0, low), min(1.0, high)) if is_fraction else (low, high)

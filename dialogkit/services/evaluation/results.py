@@ -1,18 +1,19 @@
-"""What an evaluation returns."""
+"""The rows of an evaluation: what is measured of a model, of its baselines, and in tasks."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 from pydantic import Field
 
 from dialogkit.services.result import Result
 
 CANDIDATES = 10
+"""Answers among which the true one is to be found."""
 
 Interval = tuple[float, float]
 
 
 class SliceRow(Result):
-    """The figures of the dialogs that have something in common."""
+    """The metrics of one kind of dialogs."""
 
     name: str
     dialogs: int
@@ -21,115 +22,107 @@ class SliceRow(Result):
 
 
 class WorstRow(Result):
-    """A dialog whose answer the model finds most improbable."""
+    """A dialog whose answer is among the least probable to the model."""
 
     bits_per_byte: float
     prompt: str
     answer: str
 
 
-class Talk(NamedTuple):
-    """Replies to held-out prompts, with the figures of how they came about."""
-
-    figures: dict[str, float]
-    intervals: dict[str, Interval]
-    replies: list[dict[str, Any]]
-
-
 class TaskFigure(Result):
-    """One figure of a task."""
+    """One metric of a task."""
 
     name: str
     filter: str
-    """How replies were read before they were judged; empty where they were not."""
+    """How replies were filtered before they were scored; empty if they were not."""
     value: float
     interval: Interval | None
     """95%, from the harness's standard error."""
     better: int
-    """Whether more (1) or less (-1) of it is better; 0 where that is not known."""
+    """Whether a higher (1) or a lower (-1) value is better; 0 if unknown."""
 
 
 class TaskRow(Result):
-    """The figures of a model in one task, or in a group of tasks."""
+    """The metrics of a model in one task, or in a group of tasks."""
 
     name: str
     version: str
     questions: int
     of_questions: int
-    """Questions that the task has; of a group unknown, and 0."""
+    """All questions of the task; 0 for a group, where their number is unknown."""
     examples: int
-    """Answered questions that stand before each question."""
+    """Answered questions shown before each question (shots)."""
     cut: int
     """Questions whose beginning did not fit into the model's context."""
     figures: list[TaskFigure]
 
 
 class EvaluateRow(Result):
-    """The figures of one model, or of an anchor beside it; None for what was not measured."""
+    """The metrics of one model, or of a baseline beside it; None for what was not measured."""
 
     model: str
     anchor: Literal["untrained", "unigram", "answers"] | None = None
-    """What stands beside a model: itself before the training, the frequencies of tokens, or the true answers."""
+    """Which baseline: the model before its training, token frequencies, or the true answers. None: the model."""
     dataset: str
     dialogs: int
     held_out: int | None = None
     """Dialogs of the dataset that are held out."""
     of_dialogs: int | None = None
-    """Dialogs of the dataset, those to train on included."""
+    """All dialogs of the dataset, including those to train on."""
     trained_on: bool = False
-    """Whether dialogs are among them that the model was trained on."""
+    """Whether they include dialogs that the model was trained on."""
     tokens: int
-    """Supervised tokens, ends of turn included."""
+    """Supervised tokens, including ends of turn."""
     nats_per_token: float | None = None
     perplexity: float | None = None
     bits_per_byte: float | None = None
-    """Bits per UTF-8 byte of the answers, ends of turn left out; comparable between tokenizers."""
+    """Bits per UTF-8 byte of the answers, without ends of turn; comparable between tokenizers."""
     accuracy: float | None = None
-    """Share of supervised tokens that the model finds most probable."""
+    """Fraction of supervised tokens that are the model's most probable one."""
     top5_accuracy: float | None = None
-    """Share of supervised tokens among the five that the model finds most probable."""
+    """Fraction of supervised tokens that are among the model's five most probable ones."""
     end_of_turn_nats: float | None = None
     prompt_gain: float | None = None
-    """Bits per byte that the prompt saves, against an empty one."""
+    """Bits per byte that the prompt saves, compared with an empty one."""
     hits_at_1: float | None = None
     """How often the true answer is the most probable of ten; chance is 0.1."""
     stop_rate: float | None = None
-    """Share of the replies that ended by themselves."""
+    """Fraction of the replies that ended with an end of turn."""
     empty_rate: float | None = None
     cut_rate: float | None = None
-    """Share of the replies that ran to the limit."""
+    """Fraction of the replies that ran to the limit."""
     repetition: float | None = None
-    """Share of the sequences of four words in a reply that were there before."""
+    """Fraction of the four-word sequences of a reply that occurred in it before."""
     distinct_1: float | None = None
-    """Share of different words in all replies."""
+    """Fraction of distinct words in all replies."""
     distinct_2: float | None = None
     length_ratio: float | None = None
-    """Bytes of the replies by those of the true answers."""
+    """Bytes of the replies divided by bytes of the true answers."""
     echo: float | None = None
-    """Share of the sequences of three words in a reply that stand in its prompt."""
+    """Fraction of the three-word sequences of a reply that occur in its prompt."""
     chrf: float | None = None
-    """Likeness to the true answers in characters, 0 to 100."""
+    """Character similarity to the true answers, 0 to 100."""
     rouge_l: float | None = None
-    """Likeness to the true answers in the order of words, 0 to 1."""
+    """Similarity to the true answers by longest common subsequence of words, 0 to 1."""
     first_token_s: float | None = None
-    """Seconds to the first token of all replies, answered at once."""
+    """Seconds until every reply of the batch had its first token."""
     reply_tokens_per_s: float | None = None
     peak_memory_bytes: int | None = None
-    """Of the process so far, or of the GPU."""
+    """Peak memory of the process so far, or of the GPU."""
     trained_bits_per_byte: float | None = None
     """Bits per byte of dialogs that the model was trained on."""
     intervals: dict[str, Interval] = Field(default_factory=dict)
     """95% intervals by bootstrap over the dialogs."""
     slices: list[SliceRow] = Field(default_factory=list)
     scarce: dict[str, int] = Field(default_factory=dict)
-    """Kinds of dialogs that are too few for figures of their own, and how many there are."""
+    """Kinds with too few dialogs for metrics of their own, and the number of dialogs in each."""
     worst: list[WorstRow] = Field(default_factory=list)
     remarks: list[str] = Field(default_factory=list)
-    """What is wrong with the model, in words."""
+    """The diagnosis: what is wrong with the model, in words."""
     model_settings: str | None = None
-    """What its replies owe to settings that came with the model, where that was asked for."""
+    """What its replies used of the model's own sampling settings, if that was requested."""
     tasks: list[TaskRow] = Field(default_factory=list)
 
     def figures(self) -> dict[str, float]:
-        """Return what was measured, by name."""
+        """Return the metrics that were measured, by name."""
         return {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), float)}

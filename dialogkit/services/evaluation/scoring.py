@@ -1,4 +1,4 @@
-"""Exchanges of held-out dialogs, and their likelihood under a model."""
+"""The first exchanges of dialogs, and the likelihood of dialogs under a model."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -7,10 +7,11 @@ if TYPE_CHECKING:
     from dialogkit.data.tokens import DialogTokens
     from dialogkit.inference.likelihood import Likelihood
     from dialogkit.models.tokenizer import ChatTokenizer
+    from dialogkit.services.runs.loading import LoadedModel
 
 
 class Exchange(NamedTuple):
-    """The first answer of a dialog, and what is before it."""
+    """The first answer of a dialog, and everything before it."""
 
     prompt_ids: list[int]
     answer_ids: list[int]
@@ -18,40 +19,35 @@ class Exchange(NamedTuple):
     answer: str
 
 
-class Subject(NamedTuple):
-    """A model to be measured, ready for padding-free batches."""
-
-    model: Any
-    tokenizer: "ChatTokenizer"
-    context: int
-    device: str
-
-
-def exchanges(dialogs: "DialogTokens", tokenizer: "ChatTokenizer") -> list[Exchange]:
+def first_exchanges(dialogs: "DialogTokens", tokenizer: "ChatTokenizer") -> list[Exchange]:
     """Return the first answer of each dialog with its prompt."""
-    found = []
+    exchanges = []
     for index in range(len(dialogs)):
         ids = dialogs[index]["input_ids"].tolist()
-        learned = dialogs[index]["supervised"].tolist()
-        start = learned.index(True, 1) if True in learned[1:] else len(ids)
-        end = learned.index(False, start) if False in learned[start:] else len(ids)
+        supervised = dialogs[index]["supervised"].tolist()
+        start = supervised.index(True, 1) if True in supervised[1:] else len(ids)
+        end = supervised.index(False, start) if False in supervised[start:] else len(ids)
         prompt, answer = ids[:start], ids[start:end]
-        found.append(Exchange(prompt, answer, tokenizer.prompt_text(prompt), tokenizer.decode(answer)))
-    return found
+        exchanges.append(Exchange(prompt, answer, tokenizer.prompt_text(prompt), tokenizer.decode(answer)))
+    return exchanges
 
 
 def score(
-    subject: Subject, dialogs: "DialogTokens", *, batch_size: int = 8, done: Callable[[int], None] = lambda _: None
+    model: "LoadedModel",
+    dialogs: "DialogTokens",
+    *,
+    batch_size: int = 8,
+    done: Callable[[int], None] = lambda dialogs: None,
 ) -> "Likelihood":
-    """Return the likelihood of dialogs in float32; `done` is told of each batch's dialogs."""
+    """Return the likelihood of dialogs in float32; `done` receives the number of dialogs of each batch."""
     from dialogkit.data.collate import batches_of
     from dialogkit.engine.attention import use_packed_attention
     from dialogkit.inference.likelihood import score_batches
 
-    def told() -> "Iterator[tuple[dict[str, Any], list[int]]]":
+    def batches() -> "Iterator[tuple[dict[str, Any], list[int]]]":
         for batch, sizes in batches_of(dialogs, batch_size):
             yield batch, sizes
             done(len(sizes))
 
-    use_packed_attention(subject.model)
-    return score_batches(subject.model, told(), subject.tokenizer.stop_ids, device=subject.device)
+    use_packed_attention(model.model)
+    return score_batches(model.model, batches(), model.tokenizer.stop_ids, device=model.device)

@@ -1,4 +1,4 @@
-"""What is there on this machine, read quickly: without torch, without the network, and never with an error."""
+"""Read what this machine has: quickly, without importing torch, without the network, and never with an error."""
 
 import os
 import platform
@@ -18,12 +18,13 @@ from typing import TypeVar
 
 from dialogkit import __version__
 from dialogkit.config.paths import cache_dir
-from dialogkit.system.cpu import processor_flags, processor_name
-from dialogkit.system.credentials import find_credentials, read_dotenv, server_problem
+from dialogkit.system.cpu import processor_flags, processor_name, usable_cores
+from dialogkit.system.credentials import find_credentials, is_open_dotenv, server_problem
+from dialogkit.system.memory import Memory, container_memory, machine_memory
 from dialogkit.system.network import hub_forbidden, hub_url, problems
 
 SMI_TIMEOUT_S = 1.5
-"""How long the GPU's driver may take to answer."""
+"""Time limit for the GPU driver to answer."""
 
 ENVIRONMENT = (
     *("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WANDB_MODE"),
@@ -32,18 +33,17 @@ ENVIRONMENT = (
     *("SLURM_JOB_ID", "SLURM_JOB_NUM_NODES", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
     "KUBERNETES_SERVICE_HOST",
 )
-"""The variables that matter. No other is read, so that none can be printed."""
+"""The variables that matter. No other is read, so no other can be printed."""
 
 COMMANDS = ("nvidia-smi", "sbatch", "kubectl")
 
 T = TypeVar("T")
-_Memory = tuple[int | None, int | None]
 _Torch = tuple[str | None, str | None, str | None]
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as its driver tells of it."""
+    """A GPU as its driver reports it."""
 
     name: str
     memory_bytes: int
@@ -53,11 +53,11 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Package:
-    """A package that dialogkit needs, always or for an extra."""
+    """A package that dialogkit needs, for itself or for an extra."""
 
     name: str
     supported: str
-    """Versions, as pip writes them; empty: any."""
+    """Version specifier; empty: any version."""
     installed: str | None
     fits: bool
     extra: str | None = None
@@ -65,7 +65,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Place:
-    """A folder that is or would be written to."""
+    """A folder to be written to."""
 
     path: str
     free_bytes: int | None
@@ -76,22 +76,22 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """All that the checks look at. None stands for what the system does not tell."""
+class MachineInfo:
+    """All that the checks use; None stands for unknown."""
 
     system: str
     python: tuple[int, int, int]
     dialogkit: str
     packages: tuple[Package, ...]
     torch: str | None
-    """Version of torch, with what it is built for, such as 2.13.0+cpu."""
+    """Version of torch with its build, such as 2.13.0+cpu."""
     torch_cuda: str | None
     """CUDA version that torch is built for."""
     torch_hip: str | None
     gpus: tuple[Gpu, ...]
     driver: str | None
     driver_cuda: str | None
-    """Newest CUDA version that the driver knows."""
+    """Newest CUDA version that the driver supports."""
     processor: str
     flags: frozenset[str]
     cores: int
@@ -100,7 +100,7 @@ class Facts:
     memory_bytes: int | None
     memory_free_bytes: int | None
     container_bytes: int | None
-    """Memory that the container or control group may hold in all; None: no limit."""
+    """Memory limit of the container or control group; None: no limit."""
     container_free_bytes: int | None
     shm_bytes: int | None
     output: Place
@@ -110,7 +110,7 @@ class Facts:
     wandb_key: bool
     wandb_server: str
     open_dotenv: bool
-    """Whether others can read a `.env` that holds the W&B key."""
+    """Whether other users can read a `.env` that holds the W&B key."""
     commands: frozenset[str]
     server_answers: bool | None = None
     """Whether W&B's server answers; None: not asked."""
@@ -118,31 +118,31 @@ class Facts:
     wandb_key_from: str | None = None
     wandb_server_from: str = "default"
     wandb_problem: str | None = None
-    """Why what the environment says of W&B cannot be used."""
+    """Why the W&B settings of the environment cannot be used."""
     wandb_notes: tuple[str, ...] = ()
-    """What was read of W&B and is not used."""
+    """W&B settings that were found and are not used."""
     hub_token_from: str | None = None
     hub_problem: str | None = None
     """Why HF_ENDPOINT cannot be used."""
 
 
-def gather(output: Path, *, network: bool = False) -> Facts:
-    """Return the facts of this machine; what is not known is empty. Only with `network` is anybody asked."""
-    with ThreadPoolExecutor(4) as pool:  # the driver answers slowly
-        told = pool.submit(_guarded, _driver, (None, None))
-        listed = pool.submit(_guarded, _gpus, ())
+def read_machine(output: Path, *, network: bool = False) -> MachineInfo:
+    """Return what is known of this machine. Servers are asked only with `network`."""
+    with ThreadPoolExecutor(4) as pool:  # the driver is slow to answer
+        driver = pool.submit(_guarded, _driver, (None, None))
+        gpus = pool.submit(_guarded, _gpus, ())
         credentials = _guarded(lambda: find_credentials(Path.cwd()), None)
         server = credentials.server if credentials else ""
-        untold: _Memory = (None, None)
+        unknown = Memory(None, None)
         none: _Torch = (None, None, None)
         torch, torch_cuda, torch_hip = _guarded(_torch, none)
-        total, free = _guarded(_memory, untold)
+        total, free = _guarded(machine_memory, unknown)
         hub_token = _guarded(_hub_token, None)
-        limit, left = _guarded(_container, untold)
+        limit, left = _guarded(container_memory, unknown)
         unasked: tuple[bool | None, bool | None] = (None, None)
-        # By this thread, whose wait Ctrl-C ends.
+        # In this thread, where Ctrl-C ends the wait.
         server_answers, hub_answers = _guarded(lambda: _ask(server), unasked) if network else unasked
-        return Facts(
+        return MachineInfo(
             system=platform.system(),
             python=sys.version_info[:3],
             dialogkit=__version__,
@@ -152,7 +152,7 @@ def gather(output: Path, *, network: bool = False) -> Facts:
             torch_hip=torch_hip,
             processor=_guarded(processor_name, ""),
             flags=_guarded(processor_flags, frozenset()),
-            cores=_guarded(_cores, 1),
+            cores=_guarded(usable_cores, 1),
             environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
             memory_bytes=total,
             memory_free_bytes=free,
@@ -171,18 +171,18 @@ def gather(output: Path, *, network: bool = False) -> Facts:
             wandb_notes=credentials.notes if credentials else (),
             wandb_key=bool(credentials and credentials.key),
             wandb_server=server,
-            open_dotenv=_guarded(_open_dotenv, False),
+            open_dotenv=_guarded(lambda: is_open_dotenv(Path.cwd() / ".env"), False),
             commands=frozenset(name for name in COMMANDS if shutil.which(name)),
-            driver=told.result()[0],
-            driver_cuda=told.result()[1],
-            gpus=listed.result(),
+            driver=driver.result()[0],
+            driver_cuda=driver.result()[1],
+            gpus=gpus.result(),
             server_answers=server_answers,
             hub_answers=hub_answers,
         )
 
 
 def _ask(server: str) -> tuple[bool, bool]:
-    """Return whether W&B's server and the hub answer, both asked at the same time."""
+    """Return whether W&B's server and the hub answer; asks both at the same time."""
     if hub_forbidden():
         return problems([server]) == [None], False
     wandb, hub = problems([server, hub_url()])
@@ -190,7 +190,7 @@ def _ask(server: str) -> tuple[bool, bool]:
 
 
 def _guarded(ask: Callable[[], T], otherwise: T) -> T:
-    """Return what a question is answered with. Whatever a strange machine makes of it, it is no traceback."""
+    """Return what `ask` returns, or `otherwise` if it fails in any way on a strange machine."""
     try:
         return ask()
     except Exception:
@@ -217,7 +217,7 @@ def _packages() -> tuple[Package, ...]:
 
 
 def _torch() -> _Torch:
-    """Return torch's version, CUDA and HIP, from its own file: importing it takes seconds."""
+    """Return torch's version, CUDA and HIP from its version file: importing torch takes seconds."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return None, None, None
@@ -237,7 +237,7 @@ def _gpus() -> tuple[Gpu, ...]:
 
 
 def parse_gpus(text: str) -> tuple[Gpu, ...]:
-    """Return the GPUs of a driver's list: name, memory and free memory in MiB, compute capability."""
+    """Parse nvidia-smi's list of GPUs: name, memory and free memory in MiB, compute capability."""
     found = []
     for line in text.splitlines():
         name, *figures = (part.strip() for part in line.rsplit(",", 3))
@@ -253,64 +253,29 @@ def _driver() -> tuple[str | None, str | None]:
 
 
 def parse_driver(text: str) -> tuple[str | None, str | None]:
-    """Return the versions of the driver and of the newest CUDA that it knows."""
+    """Parse the driver's version and the newest CUDA version that it supports."""
     driver = re.search(r"Driver Version: *([\d.]+)", text)
     cuda = re.search(r"CUDA[^:|]*Version: *([\d.]+)", text)
     return driver and driver[1], cuda and cuda[1]
 
 
-def _cores() -> int:
-    """Return the cores that the scheduler and the control group leave to this process."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
-
-
-def _memory() -> _Memory:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-        return 1024 * kilobytes["MemTotal"], 1024 * kilobytes["MemAvailable"]
-    except (OSError, ValueError, KeyError, IndexError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None
-
-
-def _container() -> _Memory:
-    """Return the limit of the control group and what it leaves (version 2, then 1)."""
-    for folder, limit, used, cached in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        with suppress(OSError, ValueError):
-            most = int(Path(folder, limit).read_text(encoding="ascii"))
-            statistics = dict(
-                line.split() for line in Path(folder, "memory.stat").read_text(encoding="ascii").splitlines()
-            )
-            held = int(Path(folder, used).read_text(encoding="ascii")) - int(statistics.get(cached, 0))
-            if most < 2**60:  # version 1 writes a very large number for none
-                return most, most - held
-    return None, None
-
-
 def place(path: Path) -> Place:
-    """Return what is to be known of a folder. It is tried out with two empty files, and nothing of it is left."""
+    """Check a folder by writing two empty files, which are removed again."""
     shown = str(path)
     if (home := os.path.expanduser("~")) not in ("/", "~") and path.is_relative_to(home):
-        shown = str(Path("~", path.relative_to(home)))  # who the user is, is nobody's business
+        shown = str(Path("~", path.relative_to(home)))  # hides the user's name
     try:
-        there = path.expanduser().absolute()
-        while not there.exists():
-            there = there.parent
-        free = shutil.disk_usage(there).free
+        nearest = path.expanduser().absolute()
+        while not nearest.exists():
+            nearest = nearest.parent
+        free = shutil.disk_usage(nearest).free
     except OSError as error:
         return Place(shown, None, (error.strerror or str(error)).lower())
-    if not there.is_dir():
-        return Place(shown, free, f"{str(there)!r} is no folder")
+    if not nearest.is_dir():
+        return Place(shown, free, f"{str(nearest)!r} is not a folder")
     try:
-        with tempfile.TemporaryDirectory(prefix=".dialogkit-", dir=there) as beside:
-            file = Path(beside, "a")
+        with tempfile.TemporaryDirectory(prefix=".dialogkit-", dir=nearest) as scratch:
+            file = Path(scratch, "a")
             file.touch()
             return Place(shown, free, None, _works(lambda: os.link(file, f"{file}b")), _works(_lock(file)))
     except OSError as error:
@@ -332,7 +297,7 @@ def _works(attempt: Callable[[], None]) -> bool | None:
         attempt()
     except OSError:
         return False
-    except ImportError:  # Windows has no such locks
+    except ImportError:  # Windows has no fcntl
         return None
     return True
 
@@ -343,15 +308,10 @@ def _hub_cache() -> Path:
 
 
 def _hub_token() -> str | None:
-    """Return where a token of the hub comes from; None: there is none."""
+    """Return the source of a hub token; None without one."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if os.environ.get(name):
             return name
     named = os.environ.get("HF_TOKEN_PATH")
     file = Path(named or _hub_cache().parent / "token").expanduser()
     return ("HF_TOKEN_PATH" if named else "hf auth login") if file.is_file() and file.stat().st_size > 0 else None
-
-
-def _open_dotenv() -> bool:
-    file = Path.cwd() / ".env"
-    return bool(file.stat().st_mode & 0o077) and "WANDB_API_KEY" in read_dotenv(file)

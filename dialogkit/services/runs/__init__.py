@@ -1,1 +1,1 @@
-"""Runs: found, listed, compared, reported and pruned."""
+"""Find, list, compare, report and prune runs."""

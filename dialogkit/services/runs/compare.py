@@ -1,31 +1,32 @@
-"""What was trained here, read from the run folders alone, and the upload of offline W&B runs."""
+"""Show and compare runs from their folders, and upload offline W&B runs."""
 
-import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, InstanceOf, ValidationError
 
 from dialogkit.config.load import flatten
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.distributed.stop_signals import signals_stop
 from dialogkit.errors import ConfigError, InterruptedRunError, ModelError, UnavailableError
+from dialogkit.hints import Call
 from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
 from dialogkit.services.evaluation.results import TaskRow
 from dialogkit.services.result import Result
 from dialogkit.services.runs.listing import held_out_identity, series_of
-from dialogkit.services.runs.resolve import output_option
+from dialogkit.services.runs.resolve import output_of
 from dialogkit.system.credentials import find_credentials
 from dialogkit.system.network import plain_url, problems
 from dialogkit.text import counted
 from dialogkit.tracking.record import RunRecord
-from dialogkit.tracking.run_dir import RunDir, find_run
+from dialogkit.tracking.run_dir import RunDir
+from dialogkit.tracking.run_list import find_run
 from dialogkit.tracking.wandb_run import offline_folders, sync_folder
 
 STOP_RATE = "ends by itself (test prompts)"
-"""What the stop rate is called beside that of an evaluation, which is of replies to held-out prompts."""
+"""Title of the stop rate, to distinguish it from that of an evaluation, on held-out prompts."""
 _COMPARED = {
     "steps": "train/steps",
     "loss before": "before/nats_per_token",
@@ -40,36 +41,36 @@ Kept = TypeVar("Kept", bound=BaseModel)
 
 
 class AnsweredPrompt(Result):
-    """A prompt, and the final reply of each run to it."""
+    """A prompt and the final reply of each run."""
 
     prompt: str
     replies: list[str]
 
 
 class RunDetails(RunRecord):
-    """The whole record of a run, with what is kept beside it."""
+    """The record of a run, with its loss, evaluations and replies."""
 
     train_loss: list[tuple[int, float]] = Field(default_factory=list)
-    """Steps with the loss of the training, in nats per token."""
+    """Steps with the training loss, in nats per token."""
     held_out_loss: list[tuple[int, float]] = Field(default_factory=list)
     evaluations: list[EvaluateResult] = Field(default_factory=list)
-    """The evaluation of the finished model on each dataset, with its anchors."""
+    """Evaluation of the finished model on each dataset, with its anchors."""
     tasks: list[TaskRow] = Field(default_factory=list)
     answers: list[AnsweredPrompt] = Field(default_factory=list)
     """Prompts with the replies of the finished model."""
 
 
 class SyncRow(Result):
-    """What became of one offline W&B run."""
+    """Result of uploading one offline W&B run."""
 
     folder: str
     uploaded: bool
     reason: str
-    """Why it was not; empty if it was."""
+    """Why the upload failed; empty if it succeeded."""
 
 
 class Differing(Result):
-    """A setting, a version or a figure, and what it is in each run; None where a run has none."""
+    """A setting, a version or a metric with its value in each run; None if a run has none."""
 
     name: str
     values: list[Any]
@@ -81,11 +82,11 @@ class ComparedEvaluation(Result):
     dataset: str
     dialogs: int
     rows: list[EvaluateRow | None]
-    """None of a run that was not evaluated on them."""
+    """None for a run that was not evaluated on them."""
 
 
 class HeldOut(Result):
-    """Dialogs that a run is measured on."""
+    """Dialogs that a run is evaluated on."""
 
     dataset: str
     dialogs: int
@@ -96,42 +97,41 @@ class Comparison(Result):
 
     runs: list[str]
     figures: list[Differing]
-    """Figures of the finished models and of their trainings."""
+    """Metrics of the finished models and of their trainings."""
     same_data: bool
-    """Whether all were measured on the same held-out dialogs of the same file."""
+    """Whether all were evaluated on the same held-out dialogs of the same file."""
     settings: list[Differing]
     """Settings that differ."""
     versions: list[Differing]
     """Versions, device and processor that differ."""
     evaluations: list[ComparedEvaluation]
-    """What `evaluate` measured, where it did of two runs on the same dialogs."""
+    """Evaluations of at least two runs on the same dialogs."""
     held_out: list[HeldOut | None]
-    """The held-out dialogs of each run's own dataset; None where that is not recorded."""
+    """The held-out dialogs of each run's own dataset; None if not recorded."""
     evaluated_on: list[list[HeldOut]]
     """The dialogs that each run was evaluated on."""
-    evaluate: list[str]
-    """Words of the command that evaluates all of them on the same dialogs; empty where all were."""
+    evaluation: InstanceOf[Call] | None = Field(default=None, exclude=True)
+    """The call that evaluates all of them on the same dialogs; None if they were."""
+    evaluate: list[str] = Field(default_factory=list)
+    """The same call as words of a command; the command line fills it in."""
     tasks: list[list[TaskRow]]
-    """Results in tasks, of each run."""
+    """Task results of each run."""
     replies: list[AnsweredPrompt]
-    """Prompts that all of them answered at their end."""
+    """Prompts that all runs answered at the end."""
 
 
 def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -> Comparison:
-    """Compare runs by what is recorded of them. Raises: ConfigError for fewer than two; ModelError."""
+    """Compare the records of runs. Raises: ConfigError for fewer than two; ModelError."""
     if len(set(names)) < 2:
-        raise ConfigError("to compare takes two runs", hint="dialogkit runs list")
+        raise ConfigError("a comparison needs at least two runs", hint=Call("runs list"))
     runs = [find_run(Path(output), name) for name in dict.fromkeys(names)]
     records = [run.read() for run in runs]
     figures = [
-        Differing(name="parameters", values=[record.model.get("parameters") for record in records]),
+        Differing(name="parameters", values=[record.model.parameters for record in records]),
         *(Differing(name=name, values=[r.metrics.get(key) for r in records]) for name, key in _COMPARED.items()),
         Differing(name=STOP_RATE, values=[record.replies.get("stop_rate") for record in records]),
     ]
-    machine = [
-        {**r.versions, "device": r.runtime.get("device_name"), "precision": r.runtime.get("precision")}
-        for r in records
-    ]
+    machine = [{**r.versions, "device": r.runtime.device_name, "precision": r.runtime.precision} for r in records]
     same_data = len({held_out_identity(record) for record in records}) == 1
     evaluations = _compared_evaluations(runs)
     return Comparison(
@@ -146,7 +146,7 @@ def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -
             [HeldOut(dataset=row.dataset, dialogs=row.dialogs) for kept in _evaluations(run) for row in kept.rows]
             for run in runs
         ],
-        evaluate=[]
+        evaluation=None
         if any(all(evaluation.rows) for evaluation in evaluations)
         else _evaluation_of_all(runs, records, same_data=same_data),
         tasks=[_tasks(run) for run in runs],
@@ -155,24 +155,25 @@ def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -
 
 
 def _held_out(record: RunRecord) -> HeldOut | None:
-    dataset, dialogs = record.data.get("dataset"), record.data.get("eval_dialogs")
+    dataset, dialogs = record.data.dataset, record.data.eval_dialogs
     return None if dataset is None or dialogs is None else HeldOut(dataset=dataset, dialogs=dialogs)
 
 
-def _evaluation_of_all(runs: Sequence[RunDir], records: Sequence[RunRecord], *, same_data: bool) -> list[str]:
-    """Return the words of a command that evaluates runs on the same dialogs."""
-    words = ["dialogkit", "evaluate", *(run.name for run in runs)]
-    dataset = records[0].config.get("data", {}).get("dataset")
+def _evaluation_of_all(runs: Sequence[RunDir], records: Sequence[RunRecord], *, same_data: bool) -> Call:
+    """Return the call that evaluates all runs on the same dialogs."""
+    names = [run.name for run in runs]
+    dataset = records[0].settings("data").get("dataset")
     if same_data or not dataset:
-        return words
-    # Held out are the dialogs with the lowest hashes: the first ones of the smallest set are in all others.
+        return Call("evaluate", *names)
+    # The dialogs with the lowest hashes are held out: the smallest set is part of all others.
     revision, _ = held_out_identity(records[0])
     sizes = [number for known, number in map(held_out_identity, records) if known == revision and number]
-    return [*words, "--dataset", str(dataset), *(["--samples", str(min(sizes))] if sizes else [])]
+    smallest: dict[str, Any] = {"samples": min(sizes)} if sizes else {}
+    return Call("evaluate", *names, dataset=str(dataset), **smallest)
 
 
 def _compared_evaluations(runs: Sequence[RunDir]) -> list[ComparedEvaluation]:
-    """Return of each dataset the evaluations on the most dialogs that most of the runs, at least two, share."""
+    """Return for each dataset the evaluations that most runs, at least two, share, on the most dialogs."""
     by_dialogs: dict[tuple[str, int, bool], list[EvaluateRow | None]] = {}
     for number, run in enumerate(runs):
         for evaluation in _as_results(run.all_evaluations()):
@@ -180,7 +181,7 @@ def _compared_evaluations(runs: Sequence[RunDir]) -> list[ComparedEvaluation]:
                 place = (row.dataset, row.dialogs, row.trained_on)
                 by_dialogs.setdefault(place, [None] * len(runs))[number] = row
     chosen: dict[str, ComparedEvaluation] = {}
-    # Dialogs of the training come last: what a model knows of them says little of it.
+    # Training dialogs come last: a model may have memorised them.
     for (dataset, dialogs, _), rows in sorted(by_dialogs.items(), key=lambda item: (item[0][2], -item[0][1])):
         shared = sum(row is not None for row in rows)
         known = chosen.get(dataset)
@@ -190,7 +191,7 @@ def _compared_evaluations(runs: Sequence[RunDir]) -> list[ComparedEvaluation]:
 
 
 def _evaluations(run: RunDir) -> list[EvaluateResult]:
-    """Return of each dataset the kept evaluation of a run on the most dialogs, with its anchors."""
+    """Return for each dataset the evaluation of a run on the most dialogs, with its anchors."""
     return _as_results(run.evaluations())
 
 
@@ -207,7 +208,7 @@ def _tasks(run: RunDir) -> list[TaskRow]:
 
 
 def _valid(kind: type[Kept], contents: Iterable[object]) -> list[Kept]:
-    """Return what was kept as what it is; what another version wrote otherwise, or somebody else, is left out."""
+    """Parse stored objects; skip those another version or tool wrote."""
     found = []
     for content in contents:
         with suppress(ValidationError):
@@ -236,38 +237,39 @@ def _common_replies(runs: Sequence[RunDir]) -> list[AnsweredPrompt]:
 
 
 def show_run(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> RunDetails:
-    """Return the whole record of a run, its loss and its evaluations. Raises: ModelError if there is none."""
+    """Return the record of a run, its loss and its evaluations. Raises: ModelError if it does not exist."""
     run = find_run(Path(output), name)
     points = run.metrics()
-    return RunDetails(
-        **run.read().model_dump(),
-        train_loss=series_of(points, "train/loss"),
-        held_out_loss=series_of(points, "eval/nats_per_token"),
-        evaluations=_evaluations(run),
-        tasks=_tasks(run),
-        answers=_common_replies([run]),
-    )
+    beside = {
+        "train_loss": series_of(points, "train/loss"),
+        "held_out_loss": series_of(points, "eval/nats_per_token"),
+        "evaluations": _evaluations(run),
+        "tasks": _tasks(run),
+        "answers": _common_replies([run]),
+    }
+    # One mapping: an unknown field of the record may have one of these names.
+    return RunDetails.model_validate(run.read().model_dump() | beside)
 
 
 def sync_runs(
     names: list[str] | None = None,
     *,
     output: str | Path = DEFAULT_OUTPUT,
-    progress: Callable[[str, float], None] = lambda what, share: None,
+    progress: Callable[[str, float], None] = lambda line, fraction: None,
 ) -> list[SyncRow]:
-    """Upload offline W&B runs one by one; one that cannot be read does not keep the others.
+    """Upload offline W&B runs one by one; an unreadable one does not stop the others.
 
     Args:
-        names: runs to upload; None are all of the output folder.
+        names: runs to upload; None for all runs of the output folder.
         output: folder of models and runs.
-        progress: gets what is uploaded, and the part of the runs that is behind (0 to 1).
+        progress: receives a line about the upload and the fraction of completed runs (0 to 1).
 
-    Raises: UnavailableError without a key, or if the server does not answer; ModelError for an unknown run or one
-    that has no offline record; InterruptedRunError, which says what was uploaded, at Ctrl-C or SIGTERM.
+    Raises: UnavailableError without a key, or if the server does not answer; ModelError for an unknown run, or one
+    without an offline W&B run; InterruptedRunError, which lists what was uploaded, on Ctrl-C or SIGTERM.
     """
     credentials = find_credentials(Path.cwd())
-    if credentials.problem is None:  # which is the error
-        credentials.tell()
+    if credentials.problem is None:  # otherwise it is the error
+        credentials.warn()
     credentials.require_key()
     folders = offline_folders(Path(output))
     if names:
@@ -279,7 +281,7 @@ def sync_runs(
     if folders and (problem := problems([credentials.server])[0]) is not None:
         none = f"none of {counted(len(folders), 'offline run')} uploaded"
         raise UnavailableError(
-            f"W&B's server at {plain_url(credentials.server)} {problem}: {none}", hint="dialogkit doctor --network"
+            f"W&B's server at {plain_url(credentials.server)} {problem}: {none}", hint=Call("doctor", network=True)
         )
     rows: list[SyncRow] = []
     try:
@@ -290,7 +292,7 @@ def sync_runs(
                     reason = sync_folder(folder, credentials)
                 except TimeoutError as error:
                     rows.append(SyncRow(folder=str(folder), uploaded=False, reason=str(error)))
-                    late = "not tried, as the server did not take the run before it in time"
+                    late = "not tried, because the previous upload timed out"
                     rows += [
                         SyncRow(folder=str(each), uploaded=False, reason=late) for each in folders[number + 1 :]
                     ]
@@ -299,20 +301,19 @@ def sync_runs(
     except InterruptedRunError as stop:
         done = [row for row in rows if row.uploaded]
         left = [str(folder) for folder in folders[len(rows) :]]
-        told = f"{stop.message}: {len(done)} of {counted(len(folders), 'offline run')} uploaded"
-        hint = shlex.join(["dialogkit", "runs", "sync", *(names or [])]) + output_option(Path(output))
+        message = f"{stop.message}: {len(done)} of {counted(len(folders), 'offline run')} uploaded"
         raise InterruptedRunError(
-            told,
+            message,
             exit_code=stop.exit_code,
-            hint=hint,
+            hint=Call("runs sync", *(names or []), **output_of(output)),
             details=(*(f"uploaded: {row.folder}" for row in done), *(f"not uploaded: {each}" for each in left)),
         ) from None
     return rows
 
 
 def _folders_of(run: RunDir, folders: list[Path]) -> list[Path]:
-    wandb_id = run.read().wandb.get("id")
+    wandb_id = run.read().wandb.id
     found = [folder for folder in folders if wandb_id and folder.name.endswith(f"-{wandb_id}")]
     if not found:
-        raise ModelError(f"the run {run.name!r} has no offline W&B record", hint="dialogkit runs list")
+        raise ModelError(f"the run {run.name!r} has no offline W&B run", hint=Call("runs list"))
     return found

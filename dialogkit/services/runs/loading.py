@@ -1,4 +1,4 @@
-"""Loads a model with its tokenizer to reply or to be scored."""
+"""Load a model with its tokenizer for inference."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,14 +15,14 @@ class LoadedModel(NamedTuple):
     model: Any
     tokenizer: "ChatTokenizer"
     context: int
-    """Longest text, in tokens."""
+    """Longest sequence, in tokens."""
     device: str
 
 
 def load_for_inference(loadable: Loadable, *, device: str) -> LoadedModel:
     """Return the model and tokenizer of a MODEL argument.
 
-    Raises: ModelError; UnavailableError, also if there is no room for the weights.
+    Raises: ModelError; UnavailableError, also if the weights do not fit into memory.
     """
     from dialogkit.config.runtime import RuntimeConfig
     from dialogkit.engine.device import resolve_runtime

@@ -1,4 +1,4 @@
-"""Frees the disk of runs that are of no more use, or of what in them is not."""
+"""Delete runs, or only their checkpoints, to free disk space."""
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -6,39 +6,41 @@ from pathlib import Path
 
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.errors import ModelError, StorageError
+from dialogkit.hints import Call
 from dialogkit.services.result import Result
-from dialogkit.services.runs.resolve import is_published, known_as
+from dialogkit.services.runs.resolve import call_on, is_published
 from dialogkit.system.ownership import Contents
 from dialogkit.tracking.pruning import contents, delete, freed_bytes, half_deleted
 from dialogkit.tracking.record import RunRecord, Status
-from dialogkit.tracking.run_dir import RunDir, began, find_run, list_runs
+from dialogkit.tracking.run_dir import RunDir
+from dialogkit.tracking.run_list import find_run, list_runs, start_time
 
 
 class PruneRow(Result):
-    """What is deleted of one run."""
+    """What pruning deletes of one run."""
 
     name: str
     status: str
     checkpoints_only: bool
     bytes: int
-    """Of the files."""
+    """Size of the files."""
     freed_bytes: int
-    """Without what another link keeps, such as a published model."""
+    """Without files that keep another hard link, such as a published model."""
     deletes_model: bool
-    """Whether a finished model goes with it that is published nowhere in the output folder."""
+    """Whether this deletes a finished model that is not published in the output folder."""
     foreign: list[str]
-    """What dialogkit did not write, and so leaves where it is."""
+    """Files that dialogkit did not write; they stay."""
     problem: str | None = None
-    """Why nothing is deleted, or not all."""
+    """Why nothing, or not everything, is deleted."""
 
 
 class PruneResult(Result):
-    """What was deleted, or would be."""
+    """What was deleted, or would be deleted."""
 
     rows: list[PruneRow]
     freed_bytes: int
     pruned: bool
-    """Whether it was."""
+    """Whether it was deleted."""
 
 
 def prune_runs(
@@ -51,21 +53,21 @@ def prune_runs(
     output: str | Path = DEFAULT_OUTPUT,
     agreed: Callable[[PruneResult], bool] = lambda planned: True,
 ) -> PruneResult:
-    """Delete runs, or their checkpoints alone. Without a choice: the checkpoints of the finished runs.
+    """Delete runs, or only their checkpoints. By default: the checkpoints of all finished runs.
 
-    What dialogkit did not write stays. Runs that are not finished can be gone on with: they are chosen only by
-    name or status. Runs that are being trained are never touched. A deletion that was cut short is ended.
+    Files that dialogkit did not write stay. Unfinished runs can be resumed: they are selected only by name or
+    status. Runs that are being trained are never touched. An interrupted deletion is completed.
 
     Args:
-        names: the runs to choose from; None are all.
-        keep: choose all but so many, the newest.
-        older_than_s: choose those that began longer ago.
-        status: choose those of these statuses.
-        checkpoints_only: leave the runs with their models, and delete the checkpoints.
+        names: the runs to select from; None for all.
+        keep: select all but the newest `keep` runs.
+        older_than_s: select runs that started more than this many seconds ago.
+        status: select runs with one of these statuses.
+        checkpoints_only: delete only checkpoints; runs and models stay.
         output: folder of models and runs.
-        agreed: is given what would be deleted, and says whether to.
+        agreed: receives the plan and returns whether to carry it out.
 
-    Raises: ModelError for an unknown run; StorageError for a named one that is being trained, or is a link.
+    Raises: ModelError for an unknown run; StorageError for a named run that is being trained or is a link.
     """
     output = Path(output)
     chosen = _chosen(output, names, keep, older_than_s, status)
@@ -75,7 +77,7 @@ def prune_runs(
     if names:
         for row in planned:
             if row.problem is not None:
-                raise StorageError(row.problem, hint=f"dialogkit runs show {row.name}")
+                raise StorageError(row.problem, hint=Call("runs show", row.name))
     for run, record in half_deleted(output):
         if not names or run.name in names:
             chosen.append((run, record))
@@ -107,18 +109,16 @@ def _chosen(
         kept = [(run, record) for run, record in kept if record.status == "completed"]
     if older_than_s is not None:
         limit = datetime.now(UTC) - timedelta(seconds=older_than_s)
-        # A run that does not say when it began is taken to be young.
-        kept = [(run, record) for run, record in kept if (began(record.created) or limit) < limit]
+        # A run without a valid start time counts as new.
+        kept = [(run, record) for run, record in kept if (start_time(record.created) or limit) < limit]
     return kept[keep or 0 :]
 
 
 def _named(output: Path, name: str) -> str:
-    """Return the name of a run of the output folder. Raises: ModelError if there is none."""
+    """Return the name of a run in the output folder. Raises: ModelError if it is not there."""
     run = find_run(output, name)
     if run.output is None or run.output.resolve() != output.resolve():
-        raise ModelError(
-            f"the run {name!r} does not lie in {str(output)!r}", hint=f"dialogkit runs prune {known_as(run)}"
-        )
+        raise ModelError(f"the run {name!r} is not in {str(output)!r}", hint=call_on(run, "runs prune"))
     return run.name
 
 
@@ -145,10 +145,10 @@ def _planned(run: RunDir, record: RunRecord, output: Path, *, checkpoints_only: 
 
 
 def _deleted(run: RunDir, row: PruneRow) -> PruneRow:
-    """Delete what was planned; what cannot be deleted does not keep the other runs."""
+    """Delete what was planned; a failure does not stop the deletion of other runs."""
     try:
         if run.exists and (now := run.read().status) != row.status:
-            return row.model_copy(update={"problem": f"the run {run.name!r} is {now} by now", "freed_bytes": 0})
+            return row.model_copy(update={"problem": f"the run {run.name!r} is {now} now", "freed_bytes": 0})
         found = delete(run, checkpoints_only=row.checkpoints_only)
     except StorageError as error:
         return row.model_copy(update={"problem": error.message, "freed_bytes": 0})

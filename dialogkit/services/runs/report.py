@@ -1,4 +1,4 @@
-"""Runs as one HTML page, from their folders alone."""
+"""Write runs as one HTML page, from their folders only."""
 
 import logging
 import os
@@ -8,24 +8,25 @@ from pathlib import Path
 
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.errors import StorageError
+from dialogkit.hints import Change
 from dialogkit.services.result import Result
-from dialogkit.services.runs.resolve import output_option
 from dialogkit.system.files import write_signed
 from dialogkit.system.ownership import is_signed
-from dialogkit.tracking.run_dir import REPORT_FILE, RunDir, find_run
+from dialogkit.tracking.run_dir import REPORT_FILE, RunDir
+from dialogkit.tracking.run_list import find_run
 
 logger = logging.getLogger(__name__)
 
 
-_ELSEWHERE = f"--output {REPORT_FILE}"
+_ELSEWHERE = Change({"to": REPORT_FILE})
 
 
 class ReportResult(Result):
-    """A page that was written."""
+    """The page that was written."""
 
     path: str
     runs: list[str]
-    """The runs on it, in their order."""
+    """The runs on the page, in order."""
     bytes: int
 
 
@@ -35,11 +36,11 @@ def write_report(
     """Write a run, or several side by side, as one HTML page.
 
     Args:
-        names: the runs; one that is named twice is there once.
-        to: the file; None is `report.html`, for one run in its folder.
+        names: the runs; duplicates count once.
+        to: the file; None is `report.html`, in the folder of a single run.
         output: folder of models and runs.
 
-    Raises: ModelError for an unknown run; StorageError if the file cannot be written, or is something else.
+    Raises: ModelError for an unknown run; StorageError if the file cannot be written or is not a report.
     """
     from dialogkit.tracking.report import render_report
 
@@ -51,7 +52,7 @@ def write_report(
     if to is not None or len(runs) > 1:
         _require_report(target)
     _require_writable(target)
-    page = render_report(runs, where=output_option(runs[0].output or output))
+    page = render_report(runs, output=runs[0].output or Path(output))
     try:
         _write(target, page)
     except StorageError as error:
@@ -61,29 +62,29 @@ def write_report(
 
 
 def write_run_report(run: RunDir) -> str | None:
-    """Write the page of a run that has ended into its folder. Returns why it could not be, or None.
+    """Write the page of a run into its folder. Return the reason if that failed, else None.
 
-    Whatever goes wrong here costs the page and never the run, whose model is there already.
+    A failure costs only the page: the model of the run is saved already.
     """
     try:
         from dialogkit.tracking.report import render_report
 
-        _write(run.report_path, render_report([run], where=output_option(run.output or DEFAULT_OUTPUT)))
+        _write(run.report_path, render_report([run], output=run.output))
     except Exception as error:
         return str(error) or type(error).__name__
     return None
 
 
 def _write(target: Path, page: str) -> None:
-    """Write a page; one in its place that somebody has changed is renamed first. Raises: StorageError."""
+    """Write a page; an existing one that somebody changed is renamed first. Raises: StorageError."""
     from dialogkit.tracking.report import COMMENT
 
     if (kept := write_signed(target, page, comment=COMMENT)) is not None:
-        logger.warning("%s was not as dialogkit wrote it: it is kept as %s", target, kept.name)
+        logger.warning("%s is not the file that dialogkit wrote: renamed to %s", target, kept.name)
 
 
 def _require_writable(target: Path) -> None:
-    """Raise StorageError if a folder takes no file: drawing the page first would take seconds."""
+    """Raise StorageError if the folder is not writable, before the page is drawn for seconds."""
     try:
         with tempfile.TemporaryFile(dir=target.parent):
             pass
@@ -93,11 +94,11 @@ def _require_writable(target: Path) -> None:
 
 
 def _require_report(target: Path) -> None:
-    """Raise StorageError if `target` is there and is not a page as dialogkit wrote it."""
+    """Raise StorageError if `target` exists and is not an unchanged page of dialogkit."""
     if target.is_dir():
-        raise StorageError(f"{str(target)!r} is a folder", hint=f"--output {target / REPORT_FILE}")
+        raise StorageError(f"{str(target)!r} is a folder", hint=Change({"to": target / REPORT_FILE}))
     if os.path.lexists(target) and not is_signed(target):
         raise StorageError(
-            f"{str(target)!r} is there already and is not a report as dialogkit wrote it, so it is left as it is",
-            hint=f"--output {target.with_name(f'{target.stem}-2.html')}",
+            f"{str(target)!r} exists and is not an unchanged report of dialogkit, so it was left unchanged",
+            hint=Change({"to": target.with_name(f"{target.stem}-2.html")}),
         )

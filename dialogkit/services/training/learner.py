@@ -247,12 +247,10 @@ class Learner:
     @cached_property
     def model_info(self) -> dict[str, Any]:
         """Name, shape and exact parameter counts."""
-        embedding = {p.data_ptr() for p in self.model.get_input_embeddings().parameters()}
-        if hasattr(self.model.base_model, "wpe"):
-            embedding.add(self.model.base_model.wpe.weight.data_ptr())
+        from dialogkit.models.shape import count_parameters
+
+        total, inside = count_parameters(self.model)
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in self.model.parameters())
-        inside = sum(p.numel() for p in self.model.parameters() if p.data_ptr() in embedding)
         adapter = {}
         if self.config.train.method == "lora":
             total -= trainable  # without the adapter

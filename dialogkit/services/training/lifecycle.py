@@ -33,8 +33,9 @@ from dialogkit.system.environment import environment_facts
 from dialogkit.system.packages import package_versions
 from dialogkit.tracking.pruning import remove_unbegun
 from dialogkit.tracking.publishing import published_dir, require_publishable
-from dialogkit.tracking.record import RunRecord, now
-from dialogkit.tracking.run_dir import RunDir, run_name
+from dialogkit.tracking.record import RunRecord, WandbInfo, now
+from dialogkit.tracking.run_dir import RunDir
+from dialogkit.tracking.run_list import run_name
 from dialogkit.tracking.trackers import require_trackers, tracker_places
 from dialogkit.tracking.wandb_run import Decision, WandbRun, decide, open_wandb
 
@@ -107,10 +108,10 @@ class TrainingRun:
             tags=[config.model.name, config.preset, "single-model", "pipeline", *config.tracking.tags],
             folder=Path(config.runtime.output_dir),
             settings={name.replace(".", "/"): value for name, value in flatten(record.config)},
-            resume_id=None if self.is_new else record.wandb.get("id"),
-            told_step=-1 if self.is_new else record.resumed[-1]["told_step"],
+            resume_id=None if self.is_new else record.wandb.id,
+            told_step=-1 if self.is_new else record.resumed[-1].told_step,
         )
-        record.wandb = {"mode": self.wandb_run.mode, "reason": self.wandb_run.reason, "id": self.wandb_run.id}
+        record.wandb = WandbInfo(mode=self.wandb_run.mode, reason=self.wandb_run.reason, id=self.wandb_run.id)
 
     def record_exit(self, error: DialogKitError) -> None:
         """Record an error for a process that cannot raise it because it waits for a device."""
@@ -252,7 +253,7 @@ def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
     if (
         run.is_new
         and isinstance(error, DialogKitError)
-        and (not record.schedule or isinstance(error, ConfigError))
+        and (record.schedule.total_steps is None or isinstance(error, ConfigError))
     ):
         # Refused before its first step: only the error matters, so the run is removed.
         wandb_run.finish(exit_code=error.exit_code)

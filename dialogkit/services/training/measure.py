@@ -81,7 +81,7 @@ def measure_trained(
         recorder.note(ledger_line(learner))
     run.reporter.doing(f"measuring the trained model on {_held_out(learner)}")
     limited = learner.config.train.budget_s is not None
-    run.record.schedule["total_steps"] = fitted.steps if limited else learner.schedule.total_steps
+    run.record.schedule.total_steps = fitted.steps if limited else learner.schedule.total_steps
     final = learner.score(autocast=False)
     metrics = {
         **{name: value for name, value in run.record.metrics.items() if name.startswith("before/")},

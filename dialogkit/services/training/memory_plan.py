@@ -13,6 +13,7 @@ from dialogkit.hints import Call, Change
 from dialogkit.services.training.summary import data_info
 from dialogkit.system.memory import free_bytes
 from dialogkit.text import counted
+from dialogkit.tracking.record import DataInfo
 
 if TYPE_CHECKING:
     from dialogkit.engine.checkpoints import Progress
@@ -114,7 +115,7 @@ class Attempt:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
-        self._run.record.data = data_info(self._learner)  # for a stream it is known only now
+        self._run.record.data = DataInfo(**data_info(self._learner))  # for a stream it is known only now
         # Other ranks may not run out of memory, so only a single process splits its batch.
         alone = self._learner.runtime.processes == 1 and self._learner.config.train.fit_batch
         if not (isinstance(error, OutOfMemoryError) and alone and split_finer(self._learner)):

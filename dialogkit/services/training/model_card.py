@@ -15,7 +15,7 @@ def model_card(record: RunRecord) -> str:
     source = model["source"]
     base = f"`{source}`" if source else "random weights (trained from scratch)"
     from_hub = source is not None and HUB_ID.match(source) and not Path(source).exists()
-    license_id = "cc-by-nc-4.0" if "CC BY-NC 4.0" in (data.get("license") or "") else "other"
+    license_id = "cc-by-nc-4.0" if "CC BY-NC 4.0" in (data.license or "") else "other"
     is_lora = train.get("method") == "lora"
     is_adapter = is_lora and not train["merge"]
     lines = [
@@ -29,7 +29,7 @@ def model_card(record: RunRecord) -> str:
         "",
         f"# {model['name']}",
         "",
-        f"A dialog model of {record.model['parameters']:,} parameters ({record.model.get('architecture', '?')}), "
+        f"A dialog model of {record.model.parameters:,} parameters ({record.model.architecture or '?'}), "
         f"trained with dialogkit {record.versions.get('dialogkit', '')} from {base}.",
         "",
         *(
@@ -39,30 +39,30 @@ def model_card(record: RunRecord) -> str:
         ),
         "## Data",
         "",
-        f"- dataset: {data['dataset']}, format {data['format']}, revision `{data['revision'][:16]}`",
-        f"- licence of the data: {data.get('license') or 'unknown, ask the owner of the dataset'}",
+        f"- dataset: {data.dataset}, format {data.format}, revision `{(data.revision or '')[:16]}`",
+        f"- licence of the data: {data.license or 'unknown, ask the owner of the dataset'}",
         *(
             ["- Alpaca-GPT4 is for research only, and so is a model trained on it."]
             if license_id == "cc-by-nc-4.0"
             else []
         ),
         *([f"- licence of the base weights: {model['license']}"] if model.get("license") else []),
-        f"- {counted(data['train_dialogs'], 'training dialog')}, "
-        f"{counted(data['train_supervised_tokens'], 'supervised token')}; "
-        f"{counted(data['eval_dialogs'], 'dialog')} held out by content hash",
+        f"- {counted(data.train_dialogs or 0, 'training dialog')}, "
+        f"{counted(data.train_supervised_tokens or 0, 'supervised token')}; "
+        f"{counted(data.eval_dialogs or 0, 'dialog')} held out by content hash",
         "",
         "## Settings",
         "",
         "| setting | value |",
         "|---|---|",
-        f"| steps | {record.schedule['total_steps']} |",
+        f"| steps | {record.schedule.total_steps} |",
         *(
             f"| {name.replace('_', ' ')} | {train[name]} |"
             for name in ("batch_size", "learning_rate", "schedule", "warmup_fraction", "weight_decay", "seed")
         ),
         *([f"| method | {_lora(record)} |"] if is_lora else []),
-        f"| precision | {record.runtime['precision']} ({record.runtime['precision_reason']}) |",
-        f"| device | {record.runtime['device_name']} |",
+        f"| precision | {record.runtime.precision} ({record.runtime.precision_reason}) |",
+        f"| device | {record.runtime.device_name} |",
         "",
         "## Results on the held-out dialogs",
         "",
@@ -97,5 +97,5 @@ def _lora(record: RunRecord) -> str:
     rank, alpha, dropout = (train[f"lora_{name}"] for name in ("rank", "alpha", "dropout"))
     return (
         f"LoRA, rank {rank}, alpha {2 * rank if alpha is None else alpha:g}, dropout {dropout:g}: "
-        f"{record.model['trainable_parameters']:,} parameters learned"
+        f"{record.model.trainable_parameters:,} parameters learned"
     )

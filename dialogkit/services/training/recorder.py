@@ -19,6 +19,7 @@ from dialogkit.services.training.summary import (
 )
 from dialogkit.system.memory import process_memory_bytes
 from dialogkit.text import counted
+from dialogkit.tracking.record import DataInfo, ModelInfo, ScheduleInfo
 
 if TYPE_CHECKING:
     from dialogkit.engine.arguments import Schedule
@@ -75,17 +76,17 @@ class Recorder:
         """Record the model, the data and the schedule."""
         run, record, learner = self._run, self._run.record, self._learner
         record.config = learner.config.model_dump(mode="json")
-        record.model, record.data = learner.model_info, data_info(learner)
+        record.model, record.data = ModelInfo(**learner.model_info), DataInfo(**data_info(learner))
         if run.checkpoint is None or not self._limited:
-            record.schedule = asdict(learner.schedule)
+            record.schedule = ScheduleInfo(**asdict(learner.schedule))
         self._folder.write(record)
         self._wandb.update_config(
             {
-                "model_facts": record.model,
-                "data_facts": record.data,
-                "runtime_facts": record.runtime,
-                "schedule": record.schedule,
-                "environment": record.environment,
+                "model_facts": record.model.model_dump(),
+                "data_facts": record.data.model_dump(),
+                "runtime_facts": record.runtime.model_dump(),
+                "schedule": record.schedule.model_dump(),
+                "environment": record.environment.model_dump(),
                 "versions": record.versions,
                 "origins": record.origins,
                 "command": " ".join(record.command),
@@ -144,7 +145,7 @@ class Recorder:
         if self._noted_steps is not None and schedule.total_steps > 0.9 * self._noted_steps:
             return
         self._noted_steps = schedule.total_steps
-        self._run.record.schedule = asdict(schedule)
+        self._run.record.schedule = ScheduleInfo(**asdict(schedule))
         self._folder.write(self._run.record)
         self.note(
             f"the time budget allows about {counted(schedule.total_steps, 'step')}, "

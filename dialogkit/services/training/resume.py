@@ -15,14 +15,14 @@ from dialogkit.hints import Call
 from dialogkit.services.runs.resolve import (
     call_on,
     output_of,
-    refuse_parts,
+    refuse_sharded,
     require_finished_model,
-    trained_name,
 )
 from dialogkit.system.packages import package_versions
 from dialogkit.text import counted
-from dialogkit.tracking.record import RunRecord, now
-from dialogkit.tracking.run_dir import RunDir, damaged_runs, find_run, list_runs, plain_name
+from dialogkit.tracking.record import ModelInfo, Resumption, RunRecord, now
+from dialogkit.tracking.run_dir import RunDir, plain_name
+from dialogkit.tracking.run_list import damaged_runs, find_run, list_runs
 
 if TYPE_CHECKING:
     from dialogkit.engine.checkpoints import Progress
@@ -50,7 +50,7 @@ def find_resumable(name: str, *, model: str | None, output: Path) -> RunDir:
     if name != NEWEST:
         run = _named(name, output)
         record = run.read()
-        made = record.config.get("model", {}).get("name")
+        made = record.settings("model").get("name")
         if model is not None and model != made:
             raise ModelError(
                 f"the run {run.name!r} trains {made}, not {model}",
@@ -59,7 +59,7 @@ def find_resumable(name: str, *, model: str | None, output: Path) -> RunDir:
         _require_valid(run, record)
         return run
     for run, record in list_runs(output):
-        if record.status != "completed" and model in (None, record.config.get("model", {}).get("name")):
+        if record.status != "completed" and model in (None, record.settings("model").get("name")):
             _require_valid(run, record)
             return run
     of_model = f" of {model}" if model else ""
@@ -82,7 +82,7 @@ def find_start(name: str, *, output: Path) -> tuple[Path, str]:
     path = Path(os.path.expanduser(name))
     if re.fullmatch(r"[^/]+/checkpoint-\d+", name) and not os.path.isdir(path):
         path = output / "runs" / name
-        refuse_parts(RunDir(path.parent), path)
+        refuse_sharded(RunDir(path.parent), path)
     is_run = os.sep not in name and (output / "runs" / name).is_dir()
     if not is_run and os.path.isdir(path) and holds_model(path):
         around = RunDir(path.parent)
@@ -90,10 +90,10 @@ def find_start(name: str, *, output: Path) -> tuple[Path, str]:
             return path, folder_name(path.name)
         if path != around.model_dir:
             _require_valid_checkpoint(path, around)
-        return path, folder_name(around.name) if around.is_damaged else trained_name(around.read())
+        return path, folder_name(around.name) if around.is_damaged else around.read().model_name
     run = _named(name, output)
     require_finished_model(run)
-    return run.model_dir, trained_name(run.read())
+    return run.model_dir, run.read().model_name
 
 
 def _require_valid_checkpoint(checkpoint: Path, run: RunDir) -> None:
@@ -167,13 +167,17 @@ def require_same(run: RunDir, record: RunRecord, learner: "Learner", *, force: b
         # A stream is counted while it is read.
         "training dialogs": None if learner.streamed else learner.data.size,
         # Checkpoints contain full weights, but not the base of an adapter.
-        "the base of the adapter": _base_of(learner.model_info),
+        "the base of the adapter": _base_of(ModelInfo(**learner.model_info)),
     }
     before = {
         **{f"version of {name}": record.versions.get(name) for name in ("torch", "transformers")},
-        **{name: record.runtime.get(name.removeprefix("runtime.")) for name in now if name.startswith("runtime.")},
-        "data revision": record.data.get("revision"),
-        "training dialogs": None if learner.streamed else record.data.get("train_dialogs"),
+        **{
+            name: getattr(record.runtime, name.removeprefix("runtime."), None)
+            for name in now
+            if name.startswith("runtime.")
+        },
+        "data revision": record.data.revision,
+        "training dialogs": None if learner.streamed else record.data.train_dialogs,
         "the base of the adapter": _base_of(record.model),
     }
     if before["runtime.processes"] not in (None, now["runtime.processes"]):
@@ -188,10 +192,10 @@ def require_same(run: RunDir, record: RunRecord, learner: "Learner", *, force: b
     return differing
 
 
-def _base_of(info: Mapping[str, Any]) -> Any:
+def _base_of(model: ModelInfo) -> Any:
     """Return the commit or digest of an adapter's base weights, which does not depend on their location."""
-    base = info.get("adapter_base")
-    return (base.get("revision") or base.get("metadata")) if isinstance(base, dict) else None
+    base = model.adapter_base
+    return (base.revision or base.metadata) if base is not None else None
 
 
 def _refusal(run: RunDir, differing: list[str], **options: bool) -> ConfigError:
@@ -230,12 +234,12 @@ def _restore(run: "TrainingRun", learner: "Learner") -> "tuple[Path, Progress] |
     checkpoint = newest_valid(folder.path, run.note)
     if checkpoint is not None:
         learner.require_place(checkpoint[0])
-    before, count = record.runtime.get("processes", 1), learner.runtime.processes
+    before, count = record.runtime.processes or 1, learner.runtime.processes
     if before != count:
         run.note(
             f"the number of processes was {before} and is {count}: from now on the last digits of metrics differ"
         )
-    record.runtime["processes"] = count
+    record.runtime.processes = count
     logged = max((point["step"] for point in folder.metrics()), default=-1)
     if checkpoint is not None:
         lost = set_aside_torn_best(checkpoint[0]) if learner.config.train.keep == "best" else None
@@ -252,6 +256,6 @@ def _restore(run: "TrainingRun", learner: "Learner") -> "tuple[Path, Progress] |
     step = checkpoint[1].step if checkpoint else 0
     folder.cut_after(step if checkpoint else -1)
     record.config = learner.config.model_dump(mode="json")
-    record.resumed.append({"time": now(), "step": step, "told_step": logged})
+    record.resumed.append(Resumption(time=now(), step=step, told_step=logged))
     record.status, record.finished, record.error, record.exit_code = "running", None, None, None
     return checkpoint

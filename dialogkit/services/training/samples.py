@@ -40,12 +40,12 @@ def reply_to_held_out(learner: "Learner", first: int, *, longest: int | None = N
     from dialogkit.engine.attention import plain_attention
     from dialogkit.engine.loss import own_forward
     from dialogkit.inference.replies import continue_prompts
-    from dialogkit.services.evaluation.scoring import exchanges
+    from dialogkit.services.evaluation.scoring import first_exchanges
 
     if not learner.generates:
         return []
     held_out = learner.data.evaluation
-    pairs = exchanges(held_out.select(range(min(first, len(held_out)))), learner.tokenizer)
+    pairs = first_exchanges(held_out.select(range(min(first, len(held_out)))), learner.tokenizer)
     with own_forward(learner.model), plain_attention(learner.model):
         replies = continue_prompts(
             learner.model,

@@ -1,11 +1,10 @@
-"""A run, or several side by side, as one HTML page that needs nothing else: no network, no script, no other file.
+"""Render a run, or several side by side, as one self-contained HTML page: no network, no script, no other file.
 
-All that comes from data, models and settings reaches the page through one filter, which every expression of the
-template passes: it makes control characters visible and escapes the rest. Only drawings, which hold nothing but
-figures, go past it. A content security policy in the page forbids scripts and requests besides.
+Every expression of the template passes one filter, which makes control characters visible and escapes the rest.
+Only drawings bypass it, and these contain nothing but numbers. A content security policy also forbids scripts and
+requests.
 """
 
-import shlex
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from dialogkit import __version__
 from dialogkit.system.ownership import is_signed, read_regular
 from dialogkit.text import sanitize
 from dialogkit.tracking.report.charts import charts_of
+from dialogkit.tracking.report.commands import Commands
 from dialogkit.tracking.report.replies import diary_of, final_replies_of
 from dialogkit.tracking.report.run import NOTHING, date, headline_of, see, tiles_of
 from dialogkit.tracking.report.tables import (
@@ -35,33 +35,32 @@ if TYPE_CHECKING:
 
 GENERATOR = f"dialogkit {__version__}"
 MARK = '<meta name="generator" content="dialogkit '
-"""By this, in its beginning, a page is known as one that dialogkit wrote."""
+"""Identifies a page as written by dialogkit, near its beginning."""
 
 COMMENT = "<!-- {} -->"
-"""What the sum of a page stands in."""
+"""Comment that holds the checksum of a page."""
 
 
 def is_own_report(path: Path) -> bool:
-    """Return whether a file is a page that dialogkit wrote, as it was written as far as that can be known.
+    """Return whether a file is a page that dialogkit wrote and, as far as can be known, nobody changed.
 
-    Pages of 0.1.0 have no sum in their last line.
+    Pages of 0.1.0 have no checksum in their last line.
     """
     content = read_regular(path, 256 * 2**20) or b""
     is_unsigned = COMMENT.partition("{")[0].encode() + b"sha256:" not in content
     return is_signed(path) or (is_unsigned and MARK.encode() in content[:1024])
 
 
-def render_report(runs: Sequence[RunDir], *, where: str = "") -> str:
+def render_report(runs: Sequence[RunDir], *, output: Path | None = None) -> str:
     """Return the page of a run, or of several side by side.
 
     Args:
         runs: the runs.
-        where: what commands on these runs end with, such as ` --output-dir elsewhere`.
+        output: their folder of models and runs; None is the default one.
 
     Raises: ModelError if a record cannot be read.
     """
     seen = [see(run, order) for order, run in enumerate(runs)]
-    names = shlex.join(run.name for run in seen)
     page = _template().render(
         generator=GENERATOR,
         runs=seen,
@@ -69,8 +68,7 @@ def render_report(runs: Sequence[RunDir], *, where: str = "") -> str:
         headlines=[headline_of(run) for run in seen],
         tiles=tiles_of(seen[0]),
         summary=summary_of(seen),
-        comparable=len({(run.record.data.get("revision"), run.record.data.get("eval_dialogs")) for run in seen})
-        == 1,
+        comparable=len({(run.record.data.revision, run.record.data.eval_dialogs) for run in seen}) == 1,
         charts=charts_of(seen),
         evaluations=evaluations_of(seen),
         tasks=tasks_of(seen),
@@ -83,12 +81,7 @@ def render_report(runs: Sequence[RunDir], *, where: str = "") -> str:
         shares=shares_of(seen[0]),
         machine=machine_of(seen),
         versions=versions_of(seen),
-        # The page of a single run is written again by the evaluation itself.
-        evaluate="\n".join(
-            f"dialogkit {verb} {names}{where}" for verb in ("evaluate", "runs report")[: min(len(seen), 2)]
-        ),
-        resume=[f"dialogkit train --resume {shlex.quote(run.name)}{where}" for run in seen],
-        commands=[shlex.join(run.record.command) for run in seen],
+        commands=Commands(seen, output),
         nothing=NOTHING,
         date=date,
     )

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 SMOOTHED_FROM = 30
-"""Points from which on a line through their means is drawn."""
+"""Minimum number of points for a smoothed line."""
 
 
 class Legend(NamedTuple):
-    """What a line with this look and colour is."""
+    """Meaning of a line with this look and colour."""
 
     look: str
     colour: str
@@ -28,16 +28,16 @@ class Chart(NamedTuple):
 
     title: str
     unit: str
-    told: str
-    """A figure of it in words."""
+    remark: str
+    """One number of it, with a word."""
     narrow: "Markup"
     wide: "Markup | None" = None
-    """The same for a page that is wider than a phone."""
+    """The same for screens wider than a phone."""
     legend: Sequence[Legend] = ()
 
 
 def charts_of(runs: Sequence[Seen]) -> list[Chart]:
-    """Return the pictures of which there is anything to be drawn."""
+    """Return the charts that have data."""
     gpu = any(run.finite("gpu/memory_allocated_bytes") for run in runs)
     held = "gpu/memory_allocated_bytes" if gpu else "system/memory_bytes"
     large = any(value >= 2**30 for run in runs for value in run.finite(held))
@@ -51,14 +51,14 @@ def charts_of(runs: Sequence[Seen]) -> list[Chart]:
             runs, "perf/tokens_per_s", "Throughput", "tokens per second", ("median", median, "{:,.0f}"), "{:,.0f}"
         ),
         _metric(runs, held, "Memory", f"{unit} {where}", ("most", max, "{:,.3g}"), scale=1 / size),
-        _share(runs, "talk/stop_rate", "Replies that end by themselves", ""),
-        _share(runs, "talk/mean_repetition", "Repetition", "of three words in a row"),
+        _percentage(runs, "talk/stop_rate", "Replies that end by themselves", ""),
+        _percentage(runs, "talk/mean_repetition", "Repetition", "of three words in a row"),
     ]
     return [chart for chart in charts if chart is not None]
 
 
-def _share(runs: Sequence[Seen], metric: str, title: str, unit: str) -> Chart | None:
-    """Return a metric that is a share, in per cent."""
+def _percentage(runs: Sequence[Seen], metric: str, title: str, unit: str) -> Chart | None:
+    """Return a chart of a fraction, in per cent."""
     return _metric(runs, metric, title, unit, ("last", _last, "{:.1f}%"), "{:g}%", scale=100)
 
 
@@ -67,7 +67,7 @@ def _last(values: list[float]) -> float:
 
 
 def _loss(runs: Sequence[Seen]) -> Chart | None:
-    """Return training and held-out loss: of one run in two colours, of several each in its own."""
+    """Return training and held-out loss: two colours for one run, one colour per run for several."""
     one = len(runs) == 1
     curves: list[Curve] = []
     for run in runs:
@@ -84,8 +84,8 @@ def _loss(runs: Sequence[Seen]) -> Chart | None:
         legend = [Legend("line", run.colour, f"{run.letter}  {run.name}") for run in runs]
         legend += [Legend("faint", "--muted", "training"), Legend("marks", "--muted", "held-out dialogs")]
     final = runs[0].record.metrics.get("final/nats_per_token") if one else None
-    told = "" if final is None else f"finished model, held out: {final:.3f}"
-    return _drawn(("Loss", "nats per token", told), curves, wide=True, legend=legend)
+    remark = "" if final is None else f"finished model, held out: {final:.3f}"
+    return _drawn(("Loss", "nats per token", remark), curves, wide=True, legend=legend)
 
 
 def _metric(
@@ -93,18 +93,18 @@ def _metric(
     metric: str,
     title: str,
     unit: str,
-    told: tuple[str, Callable[[list[float]], float], str],
+    summary: tuple[str, Callable[[list[float]], float], str],
     form: str = "{:g}",
     *,
     scale: float = 1.0,
 ) -> Chart | None:
-    """Return one metric of every run, from zero; of a single one `told` is a word, a function and its form."""
+    """Return a chart of a metric from zero; `summary` is a word, a function and a format for a single run."""
     curves, known = [], []
     for run in runs:
         steps, values = run.series(metric)
         curves.append(Curve(steps, [value * scale for value in values], run.colour, "line", run.dashed))
         known += [value * scale for value in values if math.isfinite(value)]
-    word, chosen, shown = told
+    word, chosen, shown = summary
     remark = f"{word} {shown.format(chosen(known))}" if known and len(runs) == 1 else ""
     return _drawn((title, unit, remark), curves, form=form, from_zero=True)
 
@@ -118,7 +118,7 @@ def _drawn(
     wide: bool = False,
     legend: Sequence[Legend] = (),
 ) -> Chart | None:
-    """Return a chart by its title, unit and remark; None where there is nothing to be drawn."""
+    """Return a chart with this title, unit and remark; None without data."""
     from markupsafe import Markup
 
     drawable = [curve for curve in curves if curve.drawable]
@@ -126,7 +126,7 @@ def _drawn(
         return None
 
     def picture(width: int, height: int, title: str) -> Markup:
-        # Not escaped: its title is one of ours, and all else that it holds are figures.
+        # Not escaped: the title is a constant, and everything else in it is a number.
         drawn = draw(drawable, title=title, width=width, height=height, form=form.format, from_zero=from_zero)
         return Markup(drawn)
 

@@ -1,4 +1,4 @@
-"""What the models of a page said, at evaluations and at the end."""
+"""The replies of the models on a page, at evaluations and at the end."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 from dialogkit.tracking.report.run import Seen, Text, number, text_of
 
 MOST_STEPS, MOST_PROMPTS = 8, 24
-"""Evaluations of a prompt in the diary, and prompts, that are shown."""
+"""Maximum number of evaluations per prompt in the diary, and of prompts."""
 
 LONGEST_REFERENCE = 300
-"""Characters of a true answer that are shown."""
+"""Maximum number of characters shown of a true answer."""
 
 
 class Entry(NamedTuple):
@@ -18,11 +18,11 @@ class Entry(NamedTuple):
     when: str
     reply: Text
     how: str
-    """How it came to its end."""
+    """How it ended."""
 
 
 class Answered(NamedTuple):
-    """A prompt, and what each run said to it; the true answer where the prompt is a held-out dialog's."""
+    """A prompt and the replies of each run, with the true answer if the prompt is from a held-out dialog."""
 
     prompt: Text
     reference: Text | None
@@ -30,7 +30,7 @@ class Answered(NamedTuple):
 
 
 def diary_of(runs: Sequence[Seen]) -> list[Answered]:
-    """Return the prompts that were answered at evaluations, with the replies as the training went on."""
+    """Return the prompts that were answered at evaluations, with the replies over the training."""
     asked = [sample.get("prompt") for run in runs for sample in run.samples if not _at_end(sample)]
     return _answered(runs, asked, lambda sample: True)
 
@@ -53,7 +53,7 @@ def _answered(
     for prompt in texts[:MOST_PROMPTS]:
         said, reference = [], None
         for run in runs:
-            # A reply at the end, which is longer, takes the place of the one at the last evaluation.
+            # The longer reply at the end replaces the one at the last evaluation.
             by_step: dict[float, Mapping[str, Any]] = {}
             for sample in run.samples:
                 step = number(sample.get("step"))
@@ -67,7 +67,7 @@ def _answered(
 
 
 def _spread(steps: list[float]) -> list[float]:
-    """Return some of many steps, evenly spread, with the first and the last one."""
+    """Return a few of the steps, evenly spaced, with the first and the last."""
     if len(steps) <= MOST_STEPS:
         return steps
     return [steps[round(n * (len(steps) - 1) / (MOST_STEPS - 1))] for n in range(MOST_STEPS)]

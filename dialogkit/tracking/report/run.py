@@ -1,32 +1,31 @@
-"""A run as a page shows it: what its folder holds, read with care, and how that is written.
+"""The data of a run for a page, and how values are formatted.
 
-A folder may come from somebody else: a value of another kind than expected is left out, never an error.
+A folder may come from somebody else: a value of an unexpected type is skipped and never an error.
 """
 
 import json
 import math
-import shlex
-from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 from dialogkit.text import duration
 from dialogkit.tracking.record import RunRecord
-from dialogkit.tracking.run_dir import RunDir, plain_name
+from dialogkit.tracking.run_dir import RunDir
 
 COLOURS = 8
-"""Colours that the page's style has for runs."""
+"""Number of run colours in the page's style sheet."""
 
 LONGEST_TEXT = 1_500
-"""Characters of a prompt, a reply or a value that are shown."""
+"""Maximum number of characters shown of a prompt, a reply or a value."""
 
-NOTHING = "–"  # noqa: RUF001 - an en dash stands for what is not known
+NOTHING = "–"  # noqa: RUF001 - an en dash for unknown values
 
 
 class Seen(NamedTuple):
-    """A run, and its letter and colour beside other runs."""
+    """A run with its letter and colour on the page."""
 
     letter: str
     colour: str
@@ -37,8 +36,7 @@ class Seen(NamedTuple):
     samples: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     tasks: list[dict[str, Any]]
-    repeat: str
-    """The command that repeats it."""
+    record_path: Path
 
     @property
     def name(self) -> str:
@@ -48,25 +46,25 @@ class Seen(NamedTuple):
     @property
     def model(self) -> str:
         """Name of the model."""
-        return str(self.record.model.get("name") or _part(self.record, "model").get("name") or "a model")
+        return self.record.model_name or "a model"
 
     @property
     def preset(self) -> str:
-        """The preset that its settings started from."""
+        """The preset of its settings."""
         return str(self.record.config.get("preset") or "custom")
 
     @property
     def dataset(self) -> str:
         """Name of the dataset."""
-        return str(self.record.data.get("dataset") or _part(self.record, "data").get("dataset") or "")
+        return str(self.record.data.dataset or self.record.settings("data").get("dataset") or "")
 
     @property
-    def parameters(self) -> float | None:
+    def parameters(self) -> int | None:
         """Parameters of the model."""
-        return number(self.record.model.get("parameters"))
+        return self.record.model.parameters
 
     def series(self, name: str) -> tuple[list[float], list[float]]:
-        """Return steps and values of a metric; values that are not finite are among them."""
+        """Return steps and values of a metric, including non-finite values."""
         found = [(number(point.get("step")), number(point.get(name))) for point in self.points]
         known = [(step, value) for step, value in found if step is not None and value is not None]
         known = [(step, value) for step, value in known if math.isfinite(step)]
@@ -77,18 +75,18 @@ class Seen(NamedTuple):
         return [value for value in self.series(name)[1] if math.isfinite(value)]
 
     def before(self, figure: str) -> float | None:
-        """Return a figure of the untrained model on the held-out dialogs."""
+        """Return a metric of the untrained model on the held-out dialogs."""
         return self.record.metrics.get(f"before/{figure}")
 
     def after(self, figure: str) -> float | None:
-        """Return a figure of the trained model, or of the last evaluation where there is none."""
+        """Return a metric of the trained model, or of the last evaluation."""
         steps, evaluated = self.series(f"eval/{figure}")
         last = evaluated[-1] if steps and steps[-1] > 0 else None
         return self.record.metrics.get(f"final/{figure}", last)
 
     @property
     def steps(self) -> float | None:
-        """Optimizer steps that were made, as far as they were logged."""
+        """Completed optimizer steps, as far as they were logged."""
         logged = [step for point in self.points if (step := number(point.get("step"))) is not None]
         return self.record.metrics.get("train/steps", max(filter(math.isfinite, logged), default=None))
 
@@ -99,36 +97,34 @@ class Seen(NamedTuple):
 
     @property
     def speed(self) -> float | None:
-        """Tokens a second in training."""
-        told = self.finite("perf/tokens_per_s")
-        return self.record.metrics.get("perf/tokens_per_s", median(told) if told else None)
+        """Tokens per second in training."""
+        logged = self.finite("perf/tokens_per_s")
+        return self.record.metrics.get("perf/tokens_per_s", median(logged) if logged else None)
 
     @property
     def memory(self) -> float | None:
-        """Most bytes held on the GPU, or by the process where there is none."""
+        """Peak bytes on the GPU or, without one, of the process."""
         held = self.finite("gpu/memory_peak_bytes") or self.finite("system/memory_bytes")
         return max(held, default=None)
 
     @property
     def took(self) -> str:
-        """Time of the run, in words."""
+        """Duration of the run, in words."""
         seconds = self.record.duration_s
         return NOTHING if seconds is None or not math.isfinite(seconds) else duration(seconds)
 
 
 class Text(NamedTuple):
-    """A text from outside, shortened if it is long."""
+    """An untrusted text, shortened if it is long."""
 
     text: str
     more: int = 0
-    """Characters that are left out."""
+    """Number of omitted characters."""
 
 
 def see(run: RunDir, order: int) -> Seen:
-    """Return a run, the how-manieth of its page. Raises: ModelError if its record cannot be read."""
+    """Read a run; `order` is its position on the page. Raises: ModelError if its record cannot be read."""
     record = run.read()
-    # Of a run that was given a name there is one already.
-    named = f" --name {f'{plain_name(record.name)[:58]}-again'}" if record.config.get("name") else ""
     return Seen(
         letter=chr(ord("A") + order) if order < 26 else str(order + 1),
         colour=f"--s{order % COLOURS + 1}",
@@ -138,17 +134,12 @@ def see(run: RunDir, order: int) -> Seen:
         samples=[sample for sample in run.samples() if isinstance(sample, dict)],
         evaluations=run.evaluations(),
         tasks=run.tasks(),
-        repeat=f"dialogkit train --config {shlex.quote(str(run.record_path))}{named}",
+        record_path=run.record_path,
     )
 
 
-def _part(record: RunRecord, name: str) -> Mapping[str, Any]:
-    part = record.config.get(name)
-    return part if isinstance(part, Mapping) else {}
-
-
 def number(value: object) -> float | None:
-    """Return a number that was read; what is not finite stands in the files as text. None for all else."""
+    """Return a number read from a file, where non-finite numbers are text; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, str) and value not in ("nan", "inf", "-inf"):
@@ -160,25 +151,25 @@ def number(value: object) -> float | None:
 
 
 def text_of(value: object, longest: int = LONGEST_TEXT) -> Text:
-    """Return a value as text that is not too long to be shown."""
+    """Return a value as text of limited length."""
     text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
     return Text(text[:longest].rstrip(), max(0, len(text) - longest))
 
 
 def date(text: object) -> str:
-    """Return a time of a record as people read it; what is no time stays as it is."""
+    """Format a time of a record; return anything else unchanged."""
     with suppress(ValueError):
         return f"{datetime.fromisoformat(str(text)):%Y-%m-%d %H:%M} UTC"
     return str(text)
 
 
 def written(value: float | None, form: str) -> str:
-    """Return a figure, or what stands for none."""
+    """Format a number, or return the placeholder for unknown values."""
     return NOTHING if value is None else format(value, form)
 
 
 def short(value: float | None) -> str:
-    """Return a large number in three digits: 4.79M."""
+    """Format a large number with three digits: 4.79M."""
     if value is None or not math.isfinite(value):
         return NOTHING
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -188,14 +179,14 @@ def short(value: float | None) -> str:
 
 
 def in_bytes(value: float | None) -> str:
-    """Return bytes in the unit that people use for so many."""
+    """Format bytes as MiB or GiB."""
     if value is None or not math.isfinite(value):
         return NOTHING
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:,.0f} MiB"
 
 
 def headline_of(run: Seen) -> dict[str, Any]:
-    """Return bits per byte before and after, and the share that is left of them."""
+    """Return bits per byte before and after, and the fraction that remains."""
     before, after = run.before("bits_per_byte"), run.after("bits_per_byte")
     share = None
     if before is not None and after is not None and math.isfinite(before) and math.isfinite(after) and before > 0:
@@ -204,8 +195,8 @@ def headline_of(run: Seen) -> dict[str, Any]:
 
 
 def tiles_of(run: Seen) -> list[tuple[str, str, str]]:
-    """Return name, value and remark of what is told of one run at a glance; what is not known is left out."""
-    planned = run.record.schedule.get("total_steps")
+    """Return name, value and remark of the main metrics of a run; skip unknown ones."""
+    planned = run.record.schedule.total_steps
     tiles = [
         (
             "loss",
@@ -218,7 +209,7 @@ def tiles_of(run: Seen) -> list[tuple[str, str, str]]:
         ("steps", written(run.steps, ",.0f"), "" if planned in (None, run.steps) else f"of {planned:,}"),
         ("tokens", short(run.tokens), "seen in training"),
         ("speed", short(run.speed), "tokens/s"),
-        ("time", run.took, "since it went on" if run.record.resumed else "in all"),
+        ("time", run.took, "since it was resumed" if run.record.resumed else "in all"),
         ("memory", in_bytes(run.memory), "at most"),
     ]
     return [tile for tile in tiles if tile[1] != NOTHING]

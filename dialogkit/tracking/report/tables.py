@@ -1,6 +1,5 @@
-"""The tables of a page: figures, settings, data, machine."""
+"""The tables of a page: metrics, settings, data, machine."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ _DATA_TITLES = {
 
 
 class Cell(NamedTuple):
-    """A value in a table, and what is said below it."""
+    """A value in a table, with a note below it."""
 
     text: str
     note: str = ""
@@ -36,7 +35,7 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of a table."""
+    """A row of a table."""
 
     name: str
     cells: list[Cell]
@@ -45,7 +44,7 @@ class Row(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The head of a column; a run has a letter and a colour where there are several, an anchor is muted."""
+    """The header of a column; runs have a letter and a colour if there are several, anchors are muted."""
 
     text: str
     colour: str = ""
@@ -58,11 +57,11 @@ class Group(NamedTuple):
 
     rows: list[Row]
     title: str = ""
-    told: str = ""
+    subtitle: str = ""
 
 
 class Table(NamedTuple):
-    """Rows in groups. Without heads it has one column of values."""
+    """Rows in groups. Without heads, the table has one column of values."""
 
     heads: list[Head]
     groups: list[Group]
@@ -89,7 +88,7 @@ def _table(heads: list[Head], rows: list[Row], caption: str = "") -> Table:
 
 
 def summary_of(runs: Sequence[Seen]) -> Table:
-    """Return the main figures of several runs, side by side."""
+    """Return the main metrics of several runs, side by side."""
     lines: dict[str, Callable[[Seen], str]] = {
         "model": lambda run: run.model,
         "preset": lambda run: run.preset,
@@ -106,11 +105,11 @@ def summary_of(runs: Sequence[Seen]) -> Table:
         "time": lambda run: run.took,
         "memory": lambda run: in_bytes(run.memory),
     }
-    return _table(_heads(runs), [Row(name, [Cell(told(run)) for run in runs]) for name, told in lines.items()])
+    return _table(_heads(runs), [Row(name, [Cell(value(run)) for run in runs]) for name, value in lines.items()])
 
 
 def training_figures_of(runs: Sequence[Seen]) -> Table:
-    """Return what was measured on the held-out dialogs before the training and after it."""
+    """Return the metrics on the held-out dialogs before and after the training."""
     rows = []
     for figure in FIGURES:
         values = [value for run in runs for value in (run.before(figure.name), run.after(figure.name))]
@@ -123,7 +122,7 @@ def training_figures_of(runs: Sequence[Seen]) -> Table:
 
 
 def evaluations_of(runs: Sequence[Seen]) -> list[Evaluation]:
-    """Return the kept evaluations, those of the same dialogs in one table."""
+    """Return the stored evaluations, one table for each set of dialogs."""
     models: dict[str, list[tuple[Head, Mapping[str, Any]]]] = {}
     anchors: dict[str, list[tuple[Head, Mapping[str, Any]]]] = {}
     for run in runs:
@@ -137,7 +136,7 @@ def evaluations_of(runs: Sequence[Seen]) -> list[Evaluation]:
             beside = anchors.setdefault(measured, [])
             for anchor in _mappings(evaluation.get("anchors")):
                 name = str(anchor.get("anchor"))
-                # Of several models of one shape and tokenizer the anchors are the same.
+                # Models with the same shape and tokenizer have the same anchors.
                 if not any(_same(anchor, other) for _, other in beside):
                     again = any(other.get("anchor") == name for _, other in beside)
                     title = ANCHORS.get(name, name) + (f" ({run.letter})" if again else "")
@@ -152,11 +151,11 @@ def _evaluation(
 ) -> Evaluation:
     columns = [*models, *anchors]
     groups = []
-    for name, (title, told) in GROUPS.items():
+    for name, (title, subtitle) in GROUPS.items():
         figures = [figure for figure in FIGURES if figure.group == name]
         rows = [_figure_row(figure, [values for _, values in columns], len(models)) for figure in figures]
         if rows := [row for row in rows if any(cell.text != NOTHING for cell in row.cells)]:
-            groups.append(Group(rows, title, told))
+            groups.append(Group(rows, title, subtitle))
     return Evaluation(
         Table([head for head, _ in columns], groups, measured),
         [f"{head.text} {remark}" for head, values in models for remark in _items(values.get("remarks"))],
@@ -165,7 +164,7 @@ def _evaluation(
 
 
 def _figure_row(figure: Figure, columns: Sequence[Mapping[str, Any]], models: int) -> Row:
-    """Return a figure of models, which come first, and anchors."""
+    """Return a metric of the models, which come first, and the anchors."""
     values = [number(column.get(figure.name)) for column in columns]
     known = [column.get("intervals") for column in columns]
     bounds = [_bounds(part.get(figure.name)) if isinstance(part, Mapping) else None for part in known]
@@ -178,7 +177,7 @@ def _figure_row(figure: Figure, columns: Sequence[Mapping[str, Any]], models: in
 
 
 def _best(better: int, bounds: Sequence[tuple[float, float] | None]) -> int | None:
-    """Return the model whose interval is better than all others and apart from them."""
+    """Return the index of the model whose interval is better than all others without overlap."""
     if not better or len(bounds) < 2:
         return None
     ways = [(bound if better > 0 else (-bound[1], -bound[0])) for bound in bounds if bound]
@@ -200,7 +199,7 @@ def _slices(head: Head, evaluation: Mapping[str, Any]) -> Table:
 
 
 def tasks_of(runs: Sequence[Seen]) -> Table:
-    """Return what the models came to in tasks, those of the same questions side by side."""
+    """Return the task results of the models, those on the same questions side by side."""
     heads = _heads(runs) or [Head(run.model) for run in runs]
     found: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
     for place, run in enumerate(runs):
@@ -218,12 +217,12 @@ def tasks_of(runs: Sequence[Seen]) -> Table:
 
 
 def _asked(task: Mapping[str, Any]) -> str:
-    """Return how many questions of a task were asked, and how."""
+    """Return the number of questions of a task, and of examples before each."""
     questions, of, examples = (number(task.get(name)) for name in ("questions", "of_questions", "examples"))
     if not questions:
         return ""
-    told = f"{questions:,.0f}{f' of {of:,.0f}' if of and of != questions else ''} questions"
-    return told + (f" after {examples:,.0f} example{'' if examples == 1 else 's'}" if examples else "")
+    text = f"{questions:,.0f}{f' of {of:,.0f}' if of and of != questions else ''} questions"
+    return text + (f" after {examples:,.0f} example{'' if examples == 1 else 's'}" if examples else "")
 
 
 def _task_row(name: str, figures: Sequence[Mapping[str, Any]]) -> Row:
@@ -252,7 +251,7 @@ def _between(bounds: tuple[float, float] | None, form: str) -> str:
     if bounds is None:
         return ""
     low, high = (format(bound, form) for bound in bounds)
-    return f"{low} {TO} {high}" if low != high else ""  # one figure says it already
+    return f"{low} {TO} {high}" if low != high else ""  # a single value needs no interval
 
 
 def _mappings(value: object) -> list[Mapping[str, Any]]:
@@ -267,7 +266,7 @@ def _items(value: object) -> list[str]:
 
 
 def settings_of(runs: Sequence[Seen], *, all_of_them: bool) -> Table:
-    """Return settings with their origins: all, or those that somebody chose, or in which runs differ."""
+    """Return settings with their origins: all, or only those chosen by the user or different between runs."""
     facts = [dict(flatten(run.record.config)) for run in runs]
     origins = [run.record.origins for run in runs]
     names = list(dict.fromkeys(name for one in facts for name in one))
@@ -282,12 +281,12 @@ def settings_of(runs: Sequence[Seen], *, all_of_them: bool) -> Table:
 
 
 def data_of(runs: Sequence[Seen]) -> Table:
-    """Return what is known of the data, and what became of its rows."""
-    return _facts(runs, [_data(run.record.data) for run in runs])
+    """Return the data of the runs and the counts of its rows."""
+    return _facts(runs, [_data(run.record.data.model_dump()) for run in runs])
 
 
 def machine_of(runs: Sequence[Seen]) -> Table:
-    """Return what the runs ran on."""
+    """Return the machines of the runs."""
     return _facts(runs, [_machine(run) for run in runs])
 
 
@@ -330,7 +329,7 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Share(NamedTuple):
-    """A part of the rows of a dataset."""
+    """A fraction of the rows of a dataset."""
 
     kind: str
     text: str
@@ -338,9 +337,10 @@ class Share(NamedTuple):
 
 
 def shares_of(run: Seen) -> list[Share]:
-    """Return what became of the rows; empty where that is not known."""
+    """Return how the rows were used; empty if unknown."""
+    data = run.record.data
     rows, kept, train, held_out = (
-        number(run.record.data.get(name)) or 0.0 for name in ("rows", "kept", "train_dialogs", "eval_dialogs")
+        count or 0 for count in (data.rows, data.kept, data.train_dialogs, data.eval_dialogs)
     )
     parts = {
         "train": ("to train on", train),
@@ -348,24 +348,25 @@ def shares_of(run: Seen) -> list[Share]:
         "spare": ("kept and not used", kept - train - held_out),
         "lost": ("dropped or not readable", rows - kept),
     }
-    if rows <= 0 or any(count < 0 or not math.isfinite(count) for _, count in parts.values()):
+    if rows <= 0 or any(count < 0 for _, count in parts.values()):
         return []
     return [Share(kind, f"{n:,.0f} {words}", 100 * n / rows) for kind, (words, n) in parts.items() if n]
 
 
 def _machine(run: Seen) -> dict[str, Any]:
-    runtime, environment = run.record.runtime, dict(run.record.environment)
-    memory, git = number(environment.pop("memory_bytes", None)), environment.pop("git", None)
+    runtime, environment = run.record.runtime, run.record.environment
     facts: dict[str, Any] = {
-        what: ", because ".join(str(runtime[name]) for name in names if runtime.get(name))
-        for what, names in (
-            ("device", ("device_name", "device_reason")),
-            ("precision", ("precision", "precision_reason")),
-        )
+        "device": _because(runtime.device_name, runtime.device_reason),
+        "precision": _because(runtime.precision, runtime.precision_reason),
     }
-    facts |= {name.replace("_", " "): value for name, value in environment.items()}
-    facts["memory"] = "" if memory is None else in_bytes(memory)
-    if isinstance(git, Mapping):
-        dirty = ", with changes that are not in it" if git.get("dirty") else ""
-        facts["git commit"] = f"{str(git.get('commit'))[:12]} on {git.get('branch')}{dirty}"
+    plain = environment.model_dump(exclude={"memory_bytes", "git"})
+    facts |= {name.replace("_", " "): value for name, value in plain.items()}
+    facts["memory"] = "" if environment.memory_bytes is None else in_bytes(environment.memory_bytes)
+    if (git := environment.git) is not None:
+        dirty = ", with changes that are not in it" if git.dirty else ""
+        facts["git commit"] = f"{str(git.commit)[:12]} on {git.branch}{dirty}"
     return {name: value for name, value in facts.items() if value not in (None, "")}
+
+
+def _because(value: str | None, reason: str | None) -> str:
+    return ", because ".join(filter(None, (value, reason)))

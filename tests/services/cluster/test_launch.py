@@ -105,7 +105,7 @@ def test_one_of_several_processes_speaks_and_writes(pair: Pair) -> None:
     assert len(lines) == len(set(lines)) > 5
     assert "Traceback" not in pair.finished.err
     record = RunDir(pair.together).read()
-    assert (record.status, record.runtime["processes"]) == ("completed", 2)
+    assert (record.status, record.runtime.processes) == ("completed", 2)
     assert [point["step"] for point in RunDir(pair.together).metrics() if "train/loss" in point] == [*range(1, 8)]
 
 
@@ -140,8 +140,8 @@ def test_the_ledger_of_a_stream_has_the_rows_of_all_processes(
     assert finished.code == 0, finished.err
     one, other = (RunDir(Path("models/runs") / name).read() for name in ("alone", "together"))
     assert other.data == one.data
-    assert (one.data["rows"], one.data["unusable"], one.data["kept"]) == (80, 6, 74)
-    assert one.data["first_bad_row"].startswith("3.jsonl:7: not valid JSON")
+    assert (one.data.rows, one.data.unusable, one.data.kept) == (80, 6, 74)
+    assert str(one.data.first_bad_row).startswith("3.jsonl:7: not valid JSON")
     told = "80 rows so far, 74 kept"
     assert told in " ".join(finished.err.split())
     assert told in Path("models/runs/together/console.log").read_text()
@@ -233,19 +233,19 @@ interrupts.ended_by_signals = and_tells
     ("words", "told"),
     [
         ("--devices 3 --set train.batch_size=8", "8 does not split evenly over 3 processes: 6 or 9 would"),
-        ("--devices two", "--devices 'two' is not a number of devices, or auto"),
-        ("--devices 0", "--devices '0' is not a number of devices, or auto"),
-        ("--nodes 2", "--nodes needs --rendezvous HOST:PORT"),
-        ("--nodes many --rendezvous a:1", "--nodes 'many' is not a number of machines"),
-        ("--nodes 2 --rendezvous a", "--rendezvous 'a' is not HOST:PORT"),
-        ("--nodes 2 --rendezvous a:99999", "--rendezvous 'a:99999' is not HOST:PORT"),
+        ("--devices two", "--devices: 'two' is neither a number of devices nor auto"),
+        ("--devices 0", "--devices: '0' is neither a number of devices nor auto"),
+        ("--nodes 2", "--nodes: several machines need a rendezvous, the HOST:PORT at which they meet"),
+        ("--nodes many --rendezvous a:1", "--nodes: 'many' is not a number of machines"),
+        ("--nodes 2 --rendezvous a", "--rendezvous: 'a' is not HOST:PORT"),
+        ("--nodes 2 --rendezvous a:99999", "--rendezvous: 'a:99999' is not HOST:PORT"),
         ("--nodes 2 --rendezvous a:0", "try: --rendezvous a:29400"),
         ("--nodes 2 --rendezvous :29400", "try: --rendezvous HOST:29400"),
         ("--nodes 2 --rendezvous http://a:29400", "try: --rendezvous a:29400"),
         ("--nodes 2 --rendezvous host-a:abc", "try: --rendezvous host-a:29400"),
         ("--nodes 2 --node-rank 1", "try: --nodes 2 --node-rank 1 --rendezvous HOST:29400"),
-        ("--nodes 2 --node-rank 2 --rendezvous a:1", "--node-rank 2 is no number of 2 machines"),
-        ("--rendezvous a:1", "--rendezvous 'a:1' is of several machines, and --nodes does not say how many"),
+        ("--nodes 2 --node-rank 2 --rendezvous a:1", "--node-rank: 2 is out of range for 2 machines"),
+        ("--rendezvous a:1", "--rendezvous: 'a:1' is for several machines, but their number is not given"),
         ("--devices 2 --node-rank 1", "try: --nodes 2 --node-rank 1 --rendezvous HOST:29400"),
     ],
 )
@@ -266,7 +266,7 @@ def test_one_of_several_that_does_not_know_where_the_others_are_is_refused(
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     done = dialogkit("train", "custom-nano", "--no-cuda")
     assert (done.code, done.out) == (2, "")
-    assert "RANK and WORLD_SIZE make this one of 2 processes, and no MASTER_ADDR says where they meet" in done.err
+    assert "RANK and WORLD_SIZE make this one of 2 processes, without a MASTER_ADDR to meet at" in done.err
     assert not Path("models").exists()
 
 
@@ -286,9 +286,9 @@ def test_a_port_that_is_taken_is_told_at_once(dialogkit: Callable[..., Finished]
 IMPATIENT = """
 from contextlib import contextmanager
 
-import dialogkit.services.cluster.launch as processes
+import dialogkit.services.cluster.launch as launch
 
-before = processes._torch_says_nothing
+before = launch._quiet_torch
 
 @contextmanager
 def and_waits_a_second():
@@ -299,7 +299,7 @@ def and_waits_a_second():
     create = backend.create_backend
     backend.create_backend = lambda params: (params.config.update(read_timeout="1"), create(params))[1]
 
-processes._torch_says_nothing = and_waits_a_second
+launch._quiet_torch = and_waits_a_second
 """
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dialogkit.services import evaluate as service
-from dialogkit.services.evaluation.lm_eval import _rows
+from dialogkit.services.evaluation.lm_eval import task_rows
 from dialogkit.services.evaluation.results import TaskFigure, TaskRow
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import Finished, Trained
@@ -88,10 +88,10 @@ def test_tasks_stand_below_the_figures_and_are_kept_with_the_run(
     words: list[str], trained: Trained, dialogkit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Suite:
-        def __init__(self, names: list[str]) -> None:
-            assert names == ["capitals", "rivers"]
+        def __init__(self, names: tuple[str, ...]) -> None:
+            assert names == ("capitals", "rivers")
 
-        def ask(self, loaded: Any, *, limit: int | None, **_: Any) -> list[TaskRow]:
+        def run(self, loaded: Any, *, limit: int | None, **_: Any) -> list[TaskRow]:
             assert (loaded.name, limit) == ("shared-run", 3)
             return [ROW]
 
@@ -125,7 +125,7 @@ def test_figures_are_read_from_what_the_harness_returns() -> None:
         "n-shot": {"sums": 2},
         "n-samples": {"sums": {"original": 9, "effective": 4}},
     }
-    (row,) = _rows(results, {"sums": {1, 5}})
+    (row,) = task_rows(results, {"sums": {1, 5}})
     assert row.model_dump(exclude={"figures"}) == {
         "name": "sums", "version": "", "questions": 4, "of_questions": 9, "examples": 2, "cut": 2,
     }  # fmt: skip
@@ -164,13 +164,13 @@ def test_answers_are_as_probable_as_the_harnesss_own_model_finds_them(trained: T
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from dialogkit.services.evaluation.lm_eval_model import Respondent
+    from dialogkit.services.evaluation.lm_eval_model import LmEvalModel
     from dialogkit.services.runs.loading import load_for_inference
     from dialogkit.services.runs.resolve import resolve_model
 
     loaded = load_for_inference(resolve_model("shared-run", output=trained.output), device="cpu")
-    make: Any = type("Ours", (Respondent, LM), {})
-    ours = make(loaded, [], batch_size=4, told=lambda what, share: None)
+    make: Any = type("Ours", (LmEvalModel, LM), {})
+    ours = make(loaded, [], batch_size=4, report=lambda stage, fraction: None)
     theirs = HFLM(pretrained=trained.result.model_dir, device="cpu", dtype="float32", batch_size=4)
     found = []
     for model in (ours, theirs):

@@ -12,17 +12,8 @@ import numpy as np
 import pytest
 
 from dialogkit.config.load import load_run_config
-from dialogkit.inference.reply_metrics import (
-    ReplyFigures,
-    Spoken,
-    distinct,
-    echoed_share,
-    intervals,
-    repeated_share,
-    similarities,
-)
 from dialogkit.services.evaluate import EvaluateResult, EvaluateRow, evaluate
-from dialogkit.services.evaluation.diagnosis import Judged, remarks
+from dialogkit.services.evaluation.diagnosis import Evidence, diagnose
 from dialogkit.services.evaluation.probes import candidates_of
 from dialogkit.services.evaluation.scoring import Exchange
 from dialogkit.services.evaluation.slices import kinds_of
@@ -136,11 +127,11 @@ def repeated(reply: str, *, alike: int = 0) -> list[dict[str, str]]:
     ],
 )
 def test_each_fault_is_told_in_words_and_nothing_else_is(changed: dict[str, Any], told: list[str]) -> None:
-    known = {name: changed.pop(name) for name in list(changed) if name in Judged._fields}
+    known = {name: changed.pop(name) for name in list(changed) if name in Evidence._fields}
     figures = FINE | {name: value and value[0] for name, value in changed.items()}
     bounds = BOUNDS | {name: value and value[1] for name, value in changed.items()}
-    said = remarks(
-        Judged(
+    said = diagnose(
+        Evidence(
             {name: value for name, value in figures.items() if value is not None},
             {name: value for name, value in bounds.items() if value is not None},
             **{"unigram_bits": 3.0, "trained_bits": 1.4, "before": {"bits_per_byte": 9.0}, "replies": ANSWERED}
@@ -273,7 +264,7 @@ def test_hits_and_gain_are_those_of_a_plain_loop_over_transformers(
     from dialogkit.dialog import Message
     from dialogkit.models.tokenizer import load_tokenizer
     from dialogkit.services.evaluation.probes import RANKED_TOKENS
-    from dialogkit.services.evaluation.scoring import exchanges
+    from dialogkit.services.evaluation.scoring import first_exchanges
 
     model = AutoModelForCausalLM.from_pretrained(trained.result.model_dir).eval()
     tokenizer = load_tokenizer(ModelConfig(name="it", source=trained.result.model_dir))
@@ -284,7 +275,7 @@ def test_hits_and_gain_are_those_of_a_plain_loop_over_transformers(
             logits = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
         return [-logits[len(prompt) + n - 1, token].item() for n, token in enumerate(answer)]
 
-    pairs = exchanges(data.evaluation, tokenizer)
+    pairs = first_exchanges(data.evaluation, tokenizer)
     empty = tokenizer.encode_prompt([Message("user", "")])
     saved = size = 0.0
     for pair in pairs[:256]:
@@ -337,7 +328,7 @@ def test_a_smaller_evaluation_does_not_replace_a_larger_one(
     everything = judged_run.rows[0].dialogs
     assert done.code == 0
     assert done.out.startswith(f"shared-run on starter, 2 of {everything} held-out dialogs\n")
-    assert "figures of only 2 dialogs say little of a model" in done.out
+    assert "results on only 2 dialogs say little about a model" in done.out
     assert f"next: dialogkit evaluate shared-run --output-dir {own}" in done.err
     assert f"still show that on {everything} dialogs" in done.err
     kept = own / "runs/shared-run/evaluation/starter-2-dialogs.json"
@@ -365,33 +356,6 @@ def test_others_are_nine_different_answers_of_similar_length() -> None:
         assert answer not in texts
         assert all(abs(len(text) - len(answer)) <= 9 for text in texts)
     assert candidates_of(["a", "b", "c"] * 10) is None
-
-
-def test_an_interval_covers_the_mean_of_the_population() -> None:
-    random_numbers = np.random.default_rng(0)
-    covered = 0
-    for seed in range(200):
-        sample = random_numbers.exponential(size=60)
-        low, high = intervals(lambda w, x=sample: {"mean": w @ x / w.sum(1)}, 60, seed=seed)["mean"]
-        covered += low <= 1.0 <= high
-    assert 175 <= covered <= 200
-    assert intervals(lambda w: {"mean": w[:, 0]}, 1) == {}
-
-
-def test_figures_of_replies_are_what_their_names_say() -> None:
-    loop = ["a", "b", "c", "d", "a", "b", "c", "d", "a", "b", "c", "d"]
-    assert repeated_share(loop, 4) == pytest.approx(5 / 9)
-    assert repeated_share(["a", "b"], 4) == 0.0
-    assert distinct([["a", "b", "a"], ["b", "c"]], 1) == pytest.approx(3 / 5)
-    assert distinct([["a", "b", "a"], ["b", "c"]], 2) == 1.0
-    assert echoed_share("Tell me of the cats now", "tell me of the dogs") == pytest.approx(2 / 4)
-    assert similarities("The same text.", "The same text.") == (pytest.approx(100), pytest.approx(1))
-    assert similarities("", "Something.") == (pytest.approx(0), pytest.approx(0))
-    figures = ReplyFigures(
-        [Spoken("p", "one two", "one two three", stopped=True), Spoken("p", "", "x", stopped=False)]
-    ).figures()
-    assert (figures["stop_rate"], figures["cut_rate"], figures["empty_rate"]) == (0.5, 0.5, 0.5)
-    assert figures["length_ratio"] == pytest.approx(7 / 14)
 
 
 @pytest.mark.parametrize(

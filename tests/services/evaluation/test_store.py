@@ -15,7 +15,7 @@ import pytest
 from dialogkit.errors import ConfigError, UnavailableError
 from dialogkit.services.evaluate import EvaluateRow, evaluate
 from dialogkit.services.evaluation.results import TaskFigure, TaskRow
-from dialogkit.services.evaluation.store import Keeper, TrackedRow
+from dialogkit.services.evaluation.store import EvaluationStore, TrackedRow
 from dialogkit.services.runs.resolve import resolve_model
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.wandb_run import offline_folders
@@ -59,9 +59,9 @@ def run(trained: Trained, tmp_path: Path) -> RunDir:
 
 def keep(row: EvaluateRow = ROW, *, wandb: str | None = None) -> TrackedRow | None:
     """Keep an evaluation of the run as `evaluate` does."""
-    keeper = Keeper(resolve_model("shared-run"), wandb=wandb, output=Path("models"))
-    keeper.evaluation(row, [ANCHOR], [{"prompt": "Hello!", "reply": "Hi."}])
-    return keeper.close()
+    store = EvaluationStore(resolve_model("shared-run"), wandb=wandb, output=Path("models"))
+    store.add_evaluation(row, [ANCHOR], [{"prompt": "Hello!", "reply": "Hi."}])
+    return store.publish()
 
 
 def told(tracked: TrackedRow | None) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
@@ -95,7 +95,7 @@ def test_an_evaluation_goes_to_the_runs_own_wandb_run_and_page(
     assert (done.code, done.err, tracked.mode, tracked.url) == (0, "", "offline", None)
     assert [str(folder) for folder in offline_folders(Path("models")) if folder not in before] == [tracked.folder]
     started, summary, points = told(tracked)
-    assert (started.run_id, started.project) == (run.read().wandb["id"], "dialog-model-training")
+    assert (started.run_id, started.project) == (run.read().wandb.id, "dialog-model-training")
     assert (list(started.tags), values(started.config.update).keys() - {"_wandb"}) == ([], set())
     assert summary["evaluate/bits_per_byte"] == row.bits_per_byte
     assert summary["evaluate/stop_rate"] == row.stop_rate
@@ -112,12 +112,12 @@ def test_an_evaluation_goes_to_the_runs_own_wandb_run_and_page(
 
 
 def test_figures_on_other_dialogs_and_of_tasks_stand_apart(run: RunDir) -> None:
-    keeper = Keeper(resolve_model("shared-run"), wandb="offline", output=Path("models"))
+    store = EvaluationStore(resolve_model("shared-run"), wandb="offline", output=Path("models"))
     mine = ROW.model_copy(update={"dataset": "me/mine"})
-    keeper.evaluation(mine, [ANCHOR], [])
-    keeper.evaluation(mine.model_copy(update={"dialogs": 2, "bits_per_byte": 1.5, "hits_at_1": None}), [], [])
-    keeper.tasks([TASK])
-    tracked = keeper.close()
+    store.add_evaluation(mine, [ANCHOR], [])
+    store.add_evaluation(mine.model_copy(update={"dialogs": 2, "bits_per_byte": 1.5, "hits_at_1": None}), [], [])
+    store.add_tasks([TASK])
+    tracked = store.publish()
     _, summary, points = told(tracked)
     figures = {name: value for name, value in summary.items() if isinstance(value, float) and name[0] != "_"}
     assert figures == {
@@ -161,7 +161,7 @@ def test_without_wandb_nothing_of_it_is_loaded_or_made(
     before = offline_folders(Path("models"))
     monkeypatch.setitem(sys.modules, "wandb", None)  # to import it fails, with a warning
     assert keep(wandb=asked) is None
-    assert [warning.partition(",")[0] for warning in warnings(caplog)] == told
+    assert [warning.partition(":")[0] for warning in warnings(caplog)] == told
     assert offline_folders(Path("models")) == before
     assert [kept["bits_per_byte"] for kept in run.evaluations()] == [2.5]
 
@@ -202,7 +202,7 @@ def test_a_run_that_was_online_is_tracked_offline_where_there_is_no_key(
 def test_a_mode_that_cannot_be_is_refused_before_anything_is_measured(
     run: RunDir, dialogkit: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dialogkit.services.evaluate.measure", fail)
+    monkeypatch.setattr("dialogkit.services.evaluate.evaluate_model", fail)
     done = dialogkit("evaluate", "shared-run", "--wandb", "onlin")
     sentence = "error: --wandb: must be 'auto', 'online', 'offline' or 'disabled' (got \"onlin\")"
     assert (done.code, done.err.splitlines()) == (2, [sentence, "try: --wandb auto"])
@@ -220,9 +220,7 @@ def test_a_page_that_cannot_be_written_costs_a_warning_and_not_the_evaluation(
 ) -> None:
     monkeypatch.setattr("dialogkit.tracking.report.render_report", fail)
     keep(wandb="disabled")
-    assert warnings(caplog) == [
-        "the report could not be written (something in W&B); dialogkit runs report shared-run"
-    ]
+    assert warnings(caplog) == ["the report of the run shared-run could not be written: something in W&B"]
     assert len(run.evaluations()) == 1
 
 
@@ -238,9 +236,9 @@ def test_no_page_is_written_where_none_is_wanted(run: RunDir) -> None:
 def test_results_of_tasks_stand_on_the_page_and_in_runs_show(
     run: RunDir, dialogkit: Callable[..., Finished]
 ) -> None:
-    keeper = Keeper(resolve_model("shared-run"), wandb="disabled", output=Path("models"))
-    keeper.tasks([TASK])
-    assert keeper.close() is None
+    store = EvaluationStore(resolve_model("shared-run"), wandb="disabled", output=Path("models"))
+    store.add_tasks([TASK])
+    assert store.publish() is None
     page = run.report_path.read_text(encoding="utf-8")
     assert ">capitals <small>3 of 4 questions after 1 example<" in page
     assert re.search(r">0\.7500<small>0\.5000 . 1\.0000<", page)
@@ -254,8 +252,8 @@ def test_results_of_tasks_stand_on_the_page_and_in_runs_show(
 def test_of_what_is_not_a_runs_finished_model_nothing_is_kept(what: str, run: RunDir, tmp_path: Path) -> None:
     place = run.path / "checkpoint-20" if what == "checkpoint" else tmp_path / "elsewhere"
     shutil.copytree(run.model_dir, place, dirs_exist_ok=True)
-    keeper = Keeper(resolve_model(str(place)), wandb="offline", output=Path("models"))
-    keeper.evaluation(ROW, [], [])
-    keeper.tasks([TASK])
-    assert keeper.close() is None
+    store = EvaluationStore(resolve_model(str(place)), wandb="offline", output=Path("models"))
+    store.add_evaluation(ROW, [], [])
+    store.add_tasks([TASK])
+    assert store.publish() is None
     assert (run.evaluations(), run.tasks()) == ([], [])

@@ -10,9 +10,18 @@ from typing import Any
 
 import pytest
 
+from dialogkit.cli.hints import render
 from dialogkit.services.machine import probe as reading
 from dialogkit.services.machine.checks import DoctorResult, Finding, examine
-from dialogkit.services.machine.probe import Facts, Gpu, Package, Place, gather, parse_driver, parse_gpus
+from dialogkit.services.machine.probe import (
+    Gpu,
+    MachineInfo,
+    Package,
+    Place,
+    parse_driver,
+    parse_gpus,
+    read_machine,
+)
 from tests.conftest import Finished
 
 Run = Callable[..., Finished]
@@ -22,7 +31,7 @@ H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * GIB, 79 * GIB, (9, 0))
 T4 = Gpu("Tesla T4", 15 * GIB, 15 * GIB, (7, 5))
 FINE = Place("models", 500 * GIB, None, True, True)
 
-LAPTOP = Facts(
+LAPTOP = MachineInfo(
     system="Linux",
     python=(3, 12, 1),
     dialogkit="0.1.0",
@@ -69,14 +78,14 @@ RANK = {"RANK": "3", "WORLD_SIZE": "16", "MASTER_ADDR": "node1"}
 TASK = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "16"}
 
 
-def said(facts: Facts, area: str) -> Finding:
+def said(facts: MachineInfo, area: str) -> Finding:
     """Return the worst that is said of an area."""
     order = ["ok", "could be better", "wrong"]
     return max((f for f in examine(facts).findings if f.area == area), key=lambda f: order.index(f.verdict))
 
 
 @pytest.mark.parametrize("machine", [LAPTOP, SERVER])
-def test_nothing_is_amiss_on_a_sound_machine(machine: Facts) -> None:
+def test_nothing_is_amiss_on_a_sound_machine(machine: MachineInfo) -> None:
     assert {finding.verdict for finding in examine(machine).findings} == {"ok"}
 
 
@@ -116,7 +125,7 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: Facts) -> None:
         (
             SERVER,
             {"driver": "550.54", "driver_cuda": "12.4"},
-            *("torch", "could be better", "knows CUDA up to 12.4: no GPU is used", "whl/cu126"),
+            *("torch", "could be better", "only supports CUDA up to 12.4: no GPU is used", "whl/cu126"),
         ),
         (SERVER, {}, "gpu", "ok", "79.0 GiB of 80.0 GiB free, compute capability 9.0: bf16", None),
         (SERVER, {"gpus": (T4,)}, "gpu", "ok", "7.5: no bf16, so float32", None),
@@ -128,7 +137,7 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: Facts) -> None:
         (
             LAPTOP,
             {"commands": frozenset(["nvidia-smi"])},
-            *("gpu", "could be better", "tells of no GPU", "nvidia-smi"),
+            *("gpu", "could be better", "reports no GPU", "nvidia-smi"),
         ),
         (LAPTOP, {"flags": frozenset(["avx2"])}, "cpu", "ok", "8 cores to use; no bf16, so float32", None),
         (
@@ -139,18 +148,18 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: Facts) -> None:
         (
             LAPTOP,
             {"environment": {"OMP_NUM_THREADS": "1"}},
-            *("threads", "could be better", "some stand idle", "unset OMP_NUM_THREADS"),
+            *("threads", "could be better", "some cores stay idle", "unset OMP_NUM_THREADS"),
         ),
         (
             LAPTOP,
             {"environment": {"OMP_NUM_THREADS": "all"}},
-            *("threads", "could be better", "no number of threads", "unset OMP_NUM_THREADS"),
+            *("threads", "could be better", "not a number of threads", "unset OMP_NUM_THREADS"),
         ),
         (LAPTOP, {"environment": {"OMP_NUM_THREADS": "8"}}, "threads", "ok", "is 8", None),
         (
             LAPTOP,
             {"container_bytes": 2 * GIB, "container_free_bytes": GIB},
-            *("memory", "could be better", "1.0 GiB free of 16.0 GiB, and this container or job may hold 2.0 GiB"),
+            *("memory", "could be better", "1.0 GiB free of 16.0 GiB, and this container or job may use 2.0 GiB"),
             "--fit-batch",
         ),
         (SERVER, {"shm_bytes": 64 * 2**20}, "shm", "could be better", "/dev/shm has 64 MiB", "--shm-size"),
@@ -174,34 +183,34 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: Facts) -> None:
             {"cache": Place("~/.cache", GIB, "read-only file system")},
             *("cache", "could be better", "read-only", "export DIALOGKIT_CACHE="),
         ),
-        (LAPTOP, {}, "wandb", "ok", "there is no key; runs are logged offline", "wandb login"),
-        (SERVER, {}, "wandb", "ok", "online if https://api.wandb.ai answers", None),
+        (LAPTOP, {}, "wandb", "ok", "no key; runs are logged offline", "wandb login"),
+        (SERVER, {}, "wandb", "ok", "online if https://api.wandb.ai answers", "dialogkit doctor --network"),
         (SERVER, {"server_answers": False}, "wandb", "ok", "logged offline: https://api.wandb.ai does not", None),
         (
             SERVER,
             {"environment": {"WANDB_MODE": "disabled"}},
-            *("wandb", "ok", "not logged, for WANDB_MODE is disabled", None),
+            *("wandb", "ok", "not logged, as WANDB_MODE is disabled", None),
         ),
-        (SERVER, {"open_dotenv": True}, "wandb", "could be better", "others can read it", "chmod 600 .env"),
+        (SERVER, {"open_dotenv": True}, "wandb", "could be better", "other users can read it", "chmod 600 .env"),
         (
             LAPTOP,
             {"environment": {"HF_HUB_OFFLINE": "1"}},
             *("hub", "could be better", "forbids downloads", "unset HF_HUB_OFFLINE"),
         ),
         (LAPTOP, {"hub_answers": False}, "hub", "could be better", "the hub does not answer", None),
-        (SERVER, {}, "devices", "ok", "8 GPUs, which train together by nccl", "train MODEL --devices 8"),
-        (LAPTOP, {}, "devices", "ok", "the CPU; several machines would train together by gloo", None),
+        (SERVER, {}, "devices", "ok", "8 GPUs, which train together over nccl", "train MODEL --devices 8"),
+        (LAPTOP, {}, "devices", "ok", "the CPU; several machines would train together over gloo", None),
         (
             SERVER,
             {"environment": {"CUDA_VISIBLE_DEVICES": "0,1"}},
             *("devices", "could be better", "shows 2 of 8 GPUs", "unset CUDA_VISIBLE_DEVICES"),
         ),
         (SERVER, {"environment": {**TASK, "OMP_NUM_THREADS": "1"}}, "cluster", "ok", "as task 2 of 16", None),
-        (SERVER, {"environment": RANK}, "cluster", "ok", "as rank 3 of 16; dialogkit train joins", None),
+        (SERVER, {"environment": RANK}, "cluster", "ok", "as rank 3 of 16; a training joins", None),
         (
             SERVER,
             {"environment": {"RANK": "3", "WORLD_SIZE": "16"}},
-            *("cluster", "could be better", "dialogkit train refuses", None),
+            *("cluster", "could be better", "a training would refuse", None),
         ),
         (
             SERVER,
@@ -211,19 +220,32 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: Facts) -> None:
         (
             SERVER,
             {"environment": {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "4"}},
-            *("cluster", "could be better", "4 nodes, of which this shell uses one", "launch slurm --nodes 4"),
+            *(
+                "cluster",
+                "could be better",
+                "4 nodes, of which this shell uses one",
+                "launch slurm --nodes 4 -- train MODEL",
+            ),
         ),
         (SERVER, {"environment": {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}}, "cluster", "ok", "a pod", None),
-        (SERVER, {"commands": frozenset(["sbatch"])}, "cluster", "ok", "Slurm is here", "dialogkit launch slurm"),
+        (
+            SERVER,
+            {"commands": frozenset(["sbatch"])},
+            "cluster",
+            "ok",
+            "Slurm is available",
+            "dialogkit launch slurm --gpus 1",
+        ),
     ],
 )
 def test_what_is_said_of_other_machines(
-    machine: Facts, changes: dict[str, Any], area: str, verdict: str, text: str, command: str | None
+    machine: MachineInfo, changes: dict[str, Any], area: str, verdict: str, text: str, command: str | None
 ) -> None:
     finding = said(replace(machine, **changes), area)
     assert finding.verdict == verdict
     assert text in finding.text
-    assert (finding.command is None) if command is None else (command in (finding.command or ""))
+    shown = render(finding.command)
+    assert (shown is None) if command is None else (command in (shown or ""))
     assert examine(replace(machine, **changes)).verdict == verdict
 
 
@@ -247,7 +269,7 @@ def test_a_driver_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeyp
     monkeypatch.setenv("PATH", f"{stuck.parent}:/usr/bin:/bin")
     monkeypatch.setattr(reading, "SMI_TIMEOUT_S", 0.1)
     began = time.monotonic()
-    facts = gather(Path("models"))
+    facts = read_machine(Path("models"))
     assert time.monotonic() - began < 30
     assert (facts.gpus, facts.driver, "nvidia-smi" in facts.commands) == ((), None, True)
 
@@ -276,7 +298,7 @@ def test_the_machine_is_looked_at_without_network_secrets_or_traces(
 
 
 def test_the_torch_that_is_installed_is_read_without_importing_it() -> None:
-    facts = gather(Path("models"))
+    facts = read_machine(Path("models"))
     assert facts.torch == version("torch")
     assert (facts.torch_cuda is None) == facts.torch.endswith("+cpu") or facts.torch_cuda
 
@@ -294,8 +316,17 @@ def test_whatever_a_strange_machine_does_is_no_traceback(monkeypatch: pytest.Mon
         raise RuntimeError("strange")
 
     questions = ("processor_name", "processor_flags", "find_credentials", "cache_dir")
-    for name in (*questions, "_packages", "_torch", "_memory", "_container", "_cores", "_hub_cache", "_smi"):
+    for name in (
+        *questions,
+        "_packages",
+        "_torch",
+        "machine_memory",
+        "container_memory",
+        "usable_cores",
+        "_hub_cache",
+        "_smi",
+    ):
         monkeypatch.setattr(reading, name, fail)
-    facts = gather(Path("models"))
+    facts = read_machine(Path("models"))
     assert (facts.packages, facts.torch, facts.memory_bytes, facts.cores) == ((), None, None, 1)
     assert examine(facts).verdict == "could be better"

@@ -16,7 +16,8 @@ from dialogkit.services.runs.resolve import resolve_model
 from dialogkit.tracking.pruning import contents
 from dialogkit.tracking.publishing import publish
 from dialogkit.tracking.record import RunRecord
-from dialogkit.tracking.run_dir import RunDir, list_runs
+from dialogkit.tracking.run_dir import RunDir
+from dialogkit.tracking.run_list import list_runs
 from tests.conftest import Finished, Trained
 
 Run = Callable[..., Finished]
@@ -122,7 +123,7 @@ def test_a_run_that_is_being_trained_is_refused_by_name_and_left_alone_otherwise
         assert len(left(output)) == 5
         done = dialogkit("runs", "prune", "--keep", "0", "--yes", "--output-dir", str(output))
     assert (done.code, set(left(output))) == (1, {"stopped", "broken", "old"})
-    assert "left alone: the run 'old' is being trained" in done.err
+    assert "kept: the run 'old' is being trained" in done.err
 
 
 def test_a_run_that_has_changed_since_it_was_told_is_left_alone(output: Path) -> None:
@@ -133,7 +134,7 @@ def test_a_run_that_has_changed_since_it_was_told_is_left_alone(output: Path) ->
         return True
 
     told = prune_runs(["broken"], output=output, agreed=agreed)
-    assert told.rows[0].problem == "the run 'broken' is completed by now"
+    assert told.rows[0].problem == "the run 'broken' is completed now"
     assert run.exists
 
 
@@ -205,7 +206,7 @@ def test_elsewhere_than_in_a_terminal_it_only_tells(output: Path, dialogkit: Run
     done = dialogkit("runs", "prune", "--keep", "1", "--output-dir", str(output))
     assert (done.code, left(output)) == (0, dict.fromkeys(MADE, True))
     assert "this frees 4." in done.out
-    assert f"stays: {output}/runs/old/mine.txt" in done.err
+    assert f"kept: {output}/runs/old/mine.txt" in done.err
     assert done.err.splitlines()[-1] == f"next: dialogkit runs prune --keep 1 --output-dir {output} --yes"
     told = dialogkit("runs", "prune", "--keep", "1", "--output-dir", str(output), "--json")
     assert (told.code, told.err, told.json["data"]["pruned"]) == (0, "", False)

@@ -55,10 +55,10 @@ def test_a_report_is_written_again(dialogkit: Run, runs: list[RunDir]) -> None:
     ("words", "told", "hint"),
     [
         (["frist"], "no run 'frist' in 'models' (did you mean 'first'?)", "dialogkit runs list"),
-        (["first", "-o", "notes.html"], "'notes.html' is there already", "--output notes-2.html"),
+        (["first", "-o", "notes.html"], "'notes.html' exists and is not", "--output notes-2.html"),
         (["first", "-o", "models"], "'models' is a folder", "--output models/report.html"),
         (["first", "-o", "no/where.html"], "'no/where.html' cannot be written", "--output report.html"),
-        (["first", "-o", "/dev/null"], "'/dev/null' is there already", "--output /dev/null-2.html"),
+        (["first", "-o", "/dev/null"], "'/dev/null' exists and is not", "--output /dev/null-2.html"),
         (["first", "--output-dir", "elsewhere"], "no run 'first' in 'elsewhere'", "dialogkit runs list"),
     ],
 )

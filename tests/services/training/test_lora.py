@@ -83,7 +83,7 @@ def test_a_checkpoint_holds_the_adapter_and_its_optimizer_alone(base: Path, kept
     folder = newest(Path(kept.run_dir))
     record = RunDir(Path(kept.run_dir)).read()
     tensors = load_file(folder / "adapter_model.safetensors")
-    assert sum(tensor.numel() for tensor in tensors.values()) == record.model["trainable_parameters"]
+    assert sum(tensor.numel() for tensor in tensors.values()) == record.model.trainable_parameters
     assert not list(folder.glob("model*"))
     weights = (base / "model.safetensors").stat().st_size
     assert (
@@ -91,9 +91,9 @@ def test_a_checkpoint_holds_the_adapter_and_its_optimizer_alone(base: Path, kept
         < weights / 10
     )
     states = torch.load(folder / "optimizer.pt")["state"]
-    assert sum(state["exp_avg"].numel() for state in states.values()) == record.model["trainable_parameters"]
+    assert sum(state["exp_avg"].numel() for state in states.values()) == record.model.trainable_parameters
     parameters = sum(tensor.numel() for tensor in load_file(base / "model.safetensors").values())
-    assert record.model["parameters"] == parameters
+    assert record.model.parameters == parameters
 
 
 def test_a_damaged_adapter_is_seen_and_one_that_is_no_number_is_not_saved(kept: TrainResult, small: Any) -> None:
@@ -188,7 +188,7 @@ def test_an_adapter_is_named_talked_to_and_measured(base: Path, kept: TrainResul
     assert not (folder / "config.json").exists()
     row = {row.name: row for row in list_models(output=output)}["kept-model"]
     assert (row.trained, row.base, row.layers) == (True, settings["base_model_name_or_path"], 2)
-    assert row.adapter_parameters == RunDir(Path(kept.run_dir)).read().model["trainable_parameters"]
+    assert row.adapter_parameters == RunDir(Path(kept.run_dir)).read().model.trainable_parameters
     shown = show_model(str(newest(Path(kept.run_dir))), output=output)
     assert (shown.base, shown.adapter_parameters) == (row.base, row.adapter_parameters)
     for name in ("kept-model", "kept", kept.published_dir, str(newest(Path(kept.run_dir)))):
@@ -211,8 +211,8 @@ def test_where_the_base_is_gone_the_sentence_says_what_to_do(
         done = dialogkit(*words)
         assert (done.code, done.out) == (ModelError.exit_code, "")
         assert done.err.splitlines()[-2:] == [
-            f"error: the adapter 'alone' belongs to the model '{tmp_path}/gone', which is not there",
-            "try: put it back, or name its place as base_model_name_or_path in alone/adapter_config.json",
+            f"error: the adapter 'alone' needs its base model '{tmp_path}/gone', which does not exist",
+            "try: restore it, or set base_model_name_or_path in alone/adapter_config.json to its location",
         ]
     assert dialogkit("models", "show", "alone").code == 0
 
@@ -223,7 +223,7 @@ def test_what_learned_beside_a_base_can_be_learned_from(
     sets = [word for name, value in REST.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     words = ["train", "--from", "kept", "--method", "lora", "--output-dir", str(base.parent), *sets]
     done = dialogkit(*words, "--no-merge")
-    assert (done.code, "needs whole weights" in done.err) == (2, True)
+    assert (done.code, "needs a complete model" in done.err) == (2, True)
     done = dialogkit(*words, "--set", "model.name=second", "--json")
     assert done.code == 0, done.err
     assert "learns" in done.err

@@ -23,7 +23,7 @@ def changed(
     record: RunRecord, *, data: dict[str, Any] | None = None, model: dict[str, Any] | None = None
 ) -> RunRecord:
     config = {**record.config, "model": {**record.config["model"], **(model or {})}}
-    return record.model_copy(update={"data": {**record.data, **(data or {})}, "config": config})
+    return record.model_copy(update={"data": record.data.model_copy(update=data), "config": config})
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -55,15 +55,15 @@ def test_the_front_matter_is_what_the_hub_knows(record: RunRecord) -> None:
 def test_data_and_settings_are_those_of_the_record(record: RunRecord) -> None:
     card = model_card(record)
     assert "- dataset: starter, format messages" in card
-    assert record.data["revision"][:16] in card
+    assert (record.data.revision or "?")[:16] in card
     assert "licence of the data: CC0-1.0" in card
-    assert f"{record.model['parameters']:,} parameters" in card
-    assert f"40 training dialogs, {record.data['train_supervised_tokens']:,} supervised tokens" in card
+    assert f"{record.model.parameters:,} parameters" in card
+    assert f"40 training dialogs, {record.data.train_supervised_tokens:,} supervised tokens" in card
     shown = rows(card)
     assert shown["steps"] == ["20"]
     for name in ("batch_size", "learning_rate", "schedule", "warmup_fraction", "weight_decay", "seed"):
         assert shown[name.replace("_", " ")] == [str(record.config["train"][name])]
-    assert record.runtime["precision"] in shown["precision"][0]
+    assert str(record.runtime.precision) in shown["precision"][0]
 
 
 def test_the_results_are_the_figures_before_and_after(record: RunRecord) -> None:

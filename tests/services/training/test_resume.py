@@ -19,8 +19,9 @@ from dialogkit.services.train import train
 from dialogkit.services.training.progress import LogReporter
 from dialogkit.services.training.resume import find_resumable, find_start
 from dialogkit.tracking.record import RunRecord
-from dialogkit.tracking.run_dir import RunDir, list_runs
-from tests.conftest import Finished
+from dialogkit.tracking.run_dir import RunDir
+from dialogkit.tracking.run_list import list_runs
+from tests.conftest import Finished, typed
 
 Run = Callable[..., Finished]
 MODELS = Path("models")
@@ -51,7 +52,7 @@ def run() -> RunDir:
 
 DAMAGES = {
     "cut off": ('{"x":', "is damaged (not valid JSON)"),
-    "a list": ("[]", "is damaged (no JSON object)"),
+    "a list": ("[]", "is damaged (not a JSON object)"),
     "without a name": ('{"created": "now"}', "is damaged (name is missing)"),
     "deleted": (None, "is missing"),
 }
@@ -82,13 +83,13 @@ def test_a_damaged_run_is_passed_over_aloud(damaged: str, dialogkit: Run) -> Non
     made("whole", finished=True)
     done = dialogkit("runs", "list")
     assert "whole" in done.out
-    assert done.err.splitlines() == ["passed over, as the record cannot be read: r", "next: dialogkit runs show r"]
-    assert dialogkit("runs", "prune").err.splitlines()[0] == "passed over, as the record cannot be read: r"
+    assert done.err.splitlines() == ["skipped, as the record cannot be read: r", "next: dialogkit runs show r"]
+    assert dialogkit("runs", "prune").err.splitlines()[0] == "skipped, as the record cannot be read: r"
     last = dialogkit("train", "--resume", "last")
     assert last.err.splitlines()[1] == "try: dialogkit runs show r"
     made("left")
     refused = dialogkit("train", "--resume", "last", "--set", "train.seed=1")
-    assert refused.err.splitlines()[0] == "passed over, as the record cannot be read: r"
+    assert refused.err.splitlines()[0] == "skipped, as the record cannot be read: r"
     assert "the run 'left' cannot resume with different conditions: train.seed" in refused.err
     listed = dialogkit("runs", "list", "--json")
     assert (listed.err, [row["name"] for row in listed.json["data"]]) == ("", ["whole", "left"])
@@ -107,7 +108,7 @@ def test_the_model_of_a_damaged_run_can_be_used() -> None:
     run.record_path.write_text("{")
     with pytest.raises(ModelError, match="still holds its finished model, checkpoint-10 and checkpoint-3") as told:
         run.read()
-    assert told.value.hint == 'dialogkit generate models/runs/done/model --prompt "Hello!"'
+    assert typed(told.value) == "dialogkit generate models/runs/done/model --prompt 'Hello!'"
     loadable = resolve_model("models/runs/done/model")
     assert (loadable.model.source, loadable.run) == ("models/runs/done/model", None)
 
@@ -139,7 +140,7 @@ def test_the_parts_of_a_sharded_model_are_called_so(
     (checkpoint / "trainer_state.json").write_text("{}")
     commit(checkpoint, Progress())
     done = dialogkit(*words.format(name).split())
-    told = "holds the parts of a sharded model, which only --resume reads"
+    told = "holds a sharded model, which can only be resumed"
     assert done == Finished(2, "", f"error: '{name}/checkpoint-10' {told}\ntry: {command}\n")
 
 
@@ -357,7 +358,7 @@ def test_a_run_of_another_output_folder_is_not_pruned_from_here(dialogkit: Run) 
     assert (done.code, done.err.splitlines()) == (
         2,
         [
-            "error: the run 'elsewhere/runs/r' does not lie in 'models'",
+            "error: the run 'elsewhere/runs/r' is not in 'models'",
             "try: dialogkit runs prune r --output-dir elsewhere",
         ],
     )

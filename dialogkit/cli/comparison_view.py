@@ -1,0 +1,104 @@
+"""Prints runs side by side."""
+
+import json
+from collections.abc import Sequence
+from textwrap import shorten
+from typing import TYPE_CHECKING
+
+from dialogkit.cli.metrics_table import letters_of, print_tasks
+from dialogkit.cli.output import REPLY_COLUMN, Output, table, untrusted
+from dialogkit.text import counted
+
+if TYPE_CHECKING:
+    from dialogkit.services.runs.compare import Comparison
+
+
+def render_comparison(output: Output, compared: "Comparison") -> None:
+    """Print runs side by side."""
+    letters = letters_of(len(compared.runs))
+    for letter, name in zip(letters, compared.runs, strict=True):
+        output.print(untrusted(f"{letter}  {name}"))
+    for title, rows in (
+        ("figure", compared.figures),
+        ("setting", compared.settings),
+        ("version", compared.versions),
+    ):
+        if rows:
+            output.print("")
+            drawn = table(title, *letters, right=letters if title == "figure" else ())
+            for row in rows:
+                drawn.add_row(untrusted(row.name), *(untrusted(_value(row.name, value)) for value in row.values))
+            output.print(drawn)
+    _warn_of_different_dialogs(output, compared, letters)
+    _render_evaluations(output, compared, letters)
+    _render_replies(output, compared, letters)
+
+
+def _warn_of_different_dialogs(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
+    """Say if runs were evaluated on different dialogs, and on how many."""
+    if not compared.same_data:
+        own = [
+            f"{letter}'s are {part.dialogs:,} of {part.dataset}"
+            for letter, part in zip(letters, compared.held_out, strict=True)
+            if part is not None
+        ]
+        numbers = f" ({', '.join(own)})" if own else ""
+        warning = f"their held-out dialogs differ{numbers}: results on different dialogs cannot be compared"
+        output.err.print(untrusted(warning), soft_wrap=True)
+    if not compared.evaluate or not any(compared.evaluated_on):
+        return
+    each = [
+        f"{letter} on {' and '.join(f'{part.dialogs:,} of {part.dataset}' for part in parts) or 'none'}"
+        for letter, parts in zip(letters, compared.evaluated_on, strict=True)
+    ]
+    hidden = "" if compared.evaluations else ", so their evaluations are not shown side by side"
+    warning = f"they were not evaluated on the same dialogs ({', '.join(each)}){hidden}"
+    output.err.print(untrusted(warning), soft_wrap=True)
+
+
+def _render_evaluations(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
+    """Print the stored evaluations with their intervals, and the task results."""
+    from dialogkit.cli.evaluation_view import render_figures
+    from dialogkit.services.evaluate import EvaluateResult
+
+    for evaluation in compared.evaluations:
+        output.print("")
+        title = f"evaluated on {evaluation.dataset}, {counted(evaluation.dialogs, 'dialog')}"
+        output.print(untrusted(title, "bold"))
+        pairs = zip(letters, evaluation.rows, strict=True)
+        rows = [row.model_copy(update={"model": letter}) for letter, row in pairs if row is not None]
+        # Perplexity restates the loss, and is the widest column.
+        render_figures(output, EvaluateResult(rows=rows), without="perplexity")
+    if any(compared.tasks):
+        output.print("")
+        print_tasks(output, dict(zip(letters, compared.tasks, strict=True)))
+
+
+def _render_replies(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
+    if compared.replies and output.out.width >= REPLY_COLUMN * (len(letters) + 1):
+        drawn = table("prompt", *letters)
+        for answered in compared.replies:
+            drawn.add_row(
+                untrusted(answered.prompt), *(untrusted(reply or "(empty)") for reply in answered.replies)
+            )
+        output.print("")
+        output.print(drawn)
+        return
+    for answered in compared.replies:
+        output.print("")
+        output.print(untrusted(f"> {answered.prompt}", "bold"))
+        for letter, reply in zip(letters, answered.replies, strict=True):
+            output.print(untrusted(f"{letter}  {reply or '(empty)'}"))
+
+
+def _value(name: str, value: object) -> str:
+    from dialogkit.services.runs.compare import STOP_RATE
+
+    if value is None:
+        return "-"
+    if name in ("token accuracy", STOP_RATE) and isinstance(value, float):
+        return f"{value:.1%}"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"
+    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return shorten(shown, 60, placeholder=" ...") if isinstance(value, list) else shown

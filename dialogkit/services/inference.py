@@ -1,0 +1,54 @@
+"""What generating, chatting and evaluating have in common: names of models, sampling settings, and hints."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dialogkit.config.generate import GenerateConfig
+from dialogkit.config.paths import DEFAULT_OUTPUT
+from dialogkit.errors import DialogKitError
+from dialogkit.hints import Call, Change
+from dialogkit.services.runs.resolve import Loadable
+
+
+def names_of(model: str | Path | Sequence[str] | None) -> tuple[str | None, ...]:
+    """Return the names in a `model` argument; None is the newest finished run."""
+    if model is None:
+        return (None,)
+    return (str(model),) if isinstance(model, str | Path) else tuple(map(str, model))
+
+
+def sampling_of(
+    models: Sequence[Loadable], config: GenerateConfig, *, verb: str, output: str | Path
+) -> tuple[list[GenerateConfig], list[str]]:
+    """Return the sampling settings of each model, and a note on what was used of the model's own settings.
+
+    Without `use_model_settings` there are no notes.
+
+    Raises: ModelError if the model's own settings cannot be read or are out of range; its hint is the same `verb`
+        without them.
+    """
+    if not config.use_model_settings:
+        return [config] * len(models), []
+    from dialogkit.models.generation import choose_settings
+
+    elsewhere: dict[str, Any] = {} if Path(output) == Path(DEFAULT_OUTPUT) else {"output_dir": str(output)}
+    settings, notes = [], []
+    for loadable in models:
+        name = loadable.known_as if loadable.run else loadable.model.source or loadable.name
+        chosen = choose_settings(config, loadable.model, hint=Call(verb, name, **elsewhere))
+        settings.append(chosen.config)
+        notes.append(f"{loadable.known_as}: {chosen.note}")
+    return settings, notes
+
+
+@contextmanager
+def hints_for(loadable: Loadable) -> Iterator[None]:
+    """Replace hints that would change a setting of the model: only a training takes one."""
+    try:
+        yield
+    except DialogKitError as error:
+        if isinstance(error.hint, Change) and any(name.startswith("model.") for name in error.hint.settings):
+            error.hint = Call("train", loadable.model.source or loadable.name, settings=error.hint.settings)
+        raise

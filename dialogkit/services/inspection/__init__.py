@@ -1,0 +1,1 @@
+"""What an inspection of a dataset returns, and what it remarks on."""

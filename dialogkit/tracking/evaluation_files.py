@@ -1,0 +1,108 @@
+"""The evaluations and task results in a run folder."""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dialogkit.errors import StorageError
+from dialogkit.system.files import keep, write_text
+from dialogkit.system.ownership import add_to_list, exclusive, is_as_written, read_list
+
+logger = logging.getLogger(__name__)
+
+EVALUATION_FOLDER = "evaluation"
+TASKS_FOLDER = "tasks"
+
+
+def write_evaluation(
+    folder: Path,
+    dataset: str,
+    result: dict[str, Any],
+    *,
+    worst: Sequence[dict[str, Any]],
+    replies: Sequence[dict[str, Any]],
+) -> Path:
+    """Store an evaluation, replacing one on the same dataset and number of dialogs; return its file.
+
+    Raises: StorageError.
+    """
+    stem = _stem(dataset, "dataset")
+    if isinstance(dialogs := result.get("dialogs"), int):
+        stem += f"-{dialogs}-dialogs" if dialogs != 1 else "-1-dialog"
+    path = folder / f"{stem}.json"
+    _write_listed(folder, path, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
+    for rows, beside in ((worst, worst_beside(path)), (replies, replies_beside(path))):
+        _write_listed(folder, beside, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
+def write_task(folder: Path, name: str, result: dict[str, Any]) -> None:
+    """Store the result of a task, replacing an earlier one. Raises: StorageError."""
+    path = folder / TASKS_FOLDER / f"{_stem(name, 'task')}.json"
+    _write_listed(folder, path, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
+
+
+def best_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """Return the most informative evaluation on each dataset; skip unreadable ones.
+
+    It is the one on the most dialogs. Dialogs of the training count only if nothing else was evaluated.
+    """
+    best: dict[str, dict[str, Any]] = {}
+    for evaluation in read_objects(folder):
+        dataset = str(evaluation.get("dataset"))
+        if dataset not in best or _weight(evaluation) > _weight(best[dataset]):
+            best[dataset] = evaluation
+    return list(best.values())
+
+
+def read_objects(folder: Path) -> list[dict[str, Any]]:
+    """Return the JSON objects in the files of a folder; skip what cannot be read."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        with suppress(OSError, ValueError, RecursionError):
+            found.append(json.loads(path.read_bytes() if path.is_file() else "null"))
+    return [content for content in found if isinstance(content, dict)]
+
+
+def _write_listed(folder: Path, path: Path, text: str) -> None:
+    """Write a file and add it to the list of a folder; a foreign file in its place is renamed first.
+
+    Raises: StorageError.
+    """
+    try:
+        with exclusive(folder, "writing into"):
+            written = (read_list(folder) or {}).get(path.relative_to(folder).as_posix())
+            if os.path.lexists(path) and (written is None or not is_as_written(path, written)):
+                kept = keep(path)
+                logger.warning("%s is not the file that dialogkit wrote: renamed to %s", path, kept.name)
+            write_text(path, text)
+            add_to_list(folder, path)
+    except OSError as error:
+        raise StorageError(f"{str(path)!r} cannot be written: {(error.strerror or str(error)).lower()}") from None
+
+
+def worst_beside(evaluation: Path) -> Path:
+    """Return the file with the worst dialogs of an evaluation."""
+    return evaluation.with_name(f"{evaluation.stem}-worst.jsonl")
+
+
+def replies_beside(evaluation: Path) -> Path:
+    """Return the file with the replies of an evaluation."""
+    return evaluation.with_name(f"{evaluation.stem}-replies.jsonl")
+
+
+def _weight(evaluation: Mapping[str, Any]) -> tuple[bool, float]:
+    dialogs = evaluation.get("dialogs")
+    if not isinstance(dialogs, int):
+        return False, -1
+    return evaluation.get("trained_on") is not True, dialogs
+
+
+def _stem(name: str, otherwise: str) -> str:
+    """Return a name as a file stem."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:80] or otherwise
