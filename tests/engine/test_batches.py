@@ -8,6 +8,7 @@ import torch
 from dialogkit.config.train import TrainConfig
 from dialogkit.engine.batches import BalancedBatches, NegatableDialogs, balance, balance_micro_batches
 from dialogkit.errors import ConfigError
+from tests.conftest import typed
 
 SPLITS = [(1, 2), (2, 1), (2, 2), (4, 2), (8, 1)]
 
@@ -119,7 +120,8 @@ def test_indivisible_batches_are_refused_with_the_numbers_that_work(
     with pytest.raises(ConfigError, match="does not split evenly") as refused:
         config.require_divisible(processes)
     assert message in refused.value.message
-    assert refused.value.hint is not None
-    better = int(refused.value.hint.rpartition("=")[2])
+    hint = typed(refused.value)
+    assert hint is not None
+    better = int(hint.rpartition("=")[2])
     config.model_copy(update={"batch_size": better}).require_divisible(processes)
     config.require_divisible(1)

@@ -14,6 +14,7 @@ from dialogkit.engine.arguments import UNPLANNED, Schedule, resolve_schedule, tr
 from dialogkit.engine.budget import Budget, BudgetCallback, BudgetPlan
 from dialogkit.engine.device import Runtime
 from dialogkit.errors import ConfigError
+from tests.conftest import typed
 
 
 class Clock:
@@ -258,4 +259,4 @@ def test_a_training_that_goes_on_has_the_time_that_is_left(monkeypatch: pytest.M
 def test_a_budget_that_leaves_no_time_to_train_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="a budget of 9 s is too short to train") as caught:
         Training(monkeypatch, 9.0).begin()
-    assert caught.value.hint == "--budget 20s"
+    assert typed(caught.value) == "--budget 20s"

@@ -11,6 +11,7 @@ from dialogkit.engine import device
 from dialogkit.engine.device import Runtime, resolve_runtime
 from dialogkit.errors import UnavailableError
 from dialogkit.system.cpu import processor_flags
+from tests.conftest import typed
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +70,7 @@ def test_a_requested_device_that_is_not_there_is_an_error_with_the_way_out(machi
     with pytest.raises(UnavailableError) as error:
         resolve_runtime(RuntimeConfig(device=device))
     assert device.upper() in error.value.message
-    assert (error.value.hint, error.value.exit_code) == ("--no-cuda", 2)
+    assert (typed(error.value), error.value.exit_code) == ("--no-cuda", 2)
 
 
 @pytest.mark.parametrize(

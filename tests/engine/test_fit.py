@@ -10,6 +10,7 @@ import torch
 
 from dialogkit.config.train import TrainConfig
 from dialogkit.errors import OutOfMemoryError
+from tests.conftest import typed
 
 
 def weights(model: Any) -> torch.Tensor:
@@ -142,7 +143,7 @@ def test_too_little_memory_is_an_error_whose_hint_is_a_valid_setting(
 ) -> None:
     with pytest.raises(OutOfMemoryError) as error:
         small.fit(small.model(), small.train, max_steps=1, score=fail, **settings)
-    assert error.value.hint == hint
+    assert typed(error.value) == hint
     if hint.startswith("--set train."):
         name, value = hint.removeprefix("--set train.").split("=")
         TrainConfig(**{**settings, name: json.loads(value)})

@@ -140,9 +140,9 @@ def test_memory_that_ends_in_the_midst_is_told_in_a_sentence(
         raise error
 
     monkeypatch.setattr(loss, "chunked_cross_entropy", fails)
-    with pytest.raises(OutOfMemoryError, match="does not have enough memory for 4 dialogs at once") as told:
+    with pytest.raises(OutOfMemoryError, match="does not have enough memory for 4 dialogs at once") as refused:
         train(small_config(BATCH))
-    assert told.value.hint == "--fit-batch"
+    assert typed(refused.value) == "--fit-batch"
 
 
 def test_a_limit_of_the_process_counts() -> None:

@@ -193,7 +193,7 @@ def require_same(run: RunDir, record: RunRecord, learner: "Learner", *, force: b
 
 
 def _base_of(model: ModelInfo) -> Any:
-    """Return the commit or the digest of the weights that an adapter was trained on, wherever they are."""
+    """Return the commit or digest of an adapter's base weights, which does not depend on their location."""
     base = model.adapter_base
     return (base.revision or base.metadata) if base is not None else None
 
