@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dialogkit.cli import hints
 from dialogkit.cli.evaluation_view import Request, next_command, render_evaluation
 from dialogkit.cli.options import (
     BadRowsOption,
@@ -81,7 +82,6 @@ def evaluate_command(
     json_output: JsonOption = False,
 ) -> None:
     """Measure how well models predict held-out answers, use their prompts, and reply."""
-    from dialogkit.cli.hints import output_option
     from dialogkit.services.evaluate import EvaluateRequest, evaluate_models
 
     if quick and (left_out := [name for name, given in (("--slices", slices), ("--worst", worst)) if given]):
@@ -112,7 +112,7 @@ def evaluate_command(
         result = evaluate_models(request, on_progress=on_progress)
     for note in (row.model_settings for row in result.rows if row.model_settings):
         shown.err.print(untrusted(note), soft_wrap=True)
-    asked = Request(models or [], dataset, samples, whole, output_option(output_dir))
+    asked = Request(models or [], dataset, samples, whole, hints.output_option(output_dir))
     shown.result(
         result,
         lambda out: render_evaluation(out, result, asked, slices=slices, worst=worst),

@@ -182,8 +182,6 @@ def _call(command: Command, arguments: Iterable[str], options: Mapping[str, Any]
 
 def _is_default(option: Option | None, value: Any) -> bool:
     """Return whether an option need not be given to have a value."""
-    from dialogkit.config.paths import DEFAULT_OUTPUT
-
     if option is None:
         return False
     if option.flag == "--output-dir":

@@ -124,8 +124,6 @@ def _resume(output: Output, arguments: TrainArguments) -> None:
 
 def _render_finished(output: Output, arguments: TrainArguments, run: "RunDir", model: str) -> None:
     """Say that a run is finished, and which of the options that were typed have no effect for that reason."""
-    from dialogkit.cli.hints import known_as
-
     # The folder is where the run was found, and no change of it.
     unused = [hints.name_of(setting) for setting in arguments.settings if setting != "runtime.output_dir"]
     unused += ["--force"] * arguments.given["force"]
@@ -133,7 +131,7 @@ def _render_finished(output: Output, arguments: TrainArguments, run: "RunDir", m
     hint = chat_command(model, run.path)
     if unused:
         message += f", and {_listed(unused)} no effect"
-        hint = f"dialogkit train --from {known_as(run)}"
+        hint = f"dialogkit train --from {hints.known_as(run)}"
         hint += f" --name {arguments.given['name']}" if arguments.given["name"] else ""
     output.result(run.read(), lambda out: out.print(untrusted(message)), hint=hint)
 
