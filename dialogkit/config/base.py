@@ -1,4 +1,4 @@
-"""The base of every settings section."""
+"""The bases of settings sections and of what services return."""
 
 from typing import Any
 
@@ -40,3 +40,9 @@ class Section(BaseModel):
         if secret := next(filter(None, found), None):
             raise ValueError(f"must not hold {secret}: settings are recorded and shown")
         return value
+
+
+class Result(BaseModel):
+    """Frozen, printable, JSON-able; holds no tensors."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, arbitrary_types_allowed=False)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import computed_field
 
-from dialogkit.services.result import Result
+from dialogkit.config.base import Result
 
 if TYPE_CHECKING:
     from dialogkit.inference.replies import Reply

@@ -1,6 +1,6 @@
 """Lists the datasets that have a short name."""
 
-from dialogkit.services.result import Result
+from dialogkit.config.base import Result
 
 
 class DatasetRow(Result):

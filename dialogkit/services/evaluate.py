@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError
 
+from dialogkit.config.base import Result
 from dialogkit.config.data import DataConfig
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.paths import DEFAULT_OUTPUT
@@ -19,7 +20,6 @@ from dialogkit.services.evaluation.request import EvaluateRequest
 from dialogkit.services.evaluation.results import EvaluateRow, TaskRow
 from dialogkit.services.evaluation.store import EvaluationStore, KeptRow, TrackedRow
 from dialogkit.services.inference import hints_for, names_of, sampling_of
-from dialogkit.services.result import Result
 from dialogkit.services.runs.resolve import Loadable, find_dataset, resolve_model
 from dialogkit.system.compute_lock import alone
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from dialogkit.config.base import Result
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.dialog import Message
@@ -12,7 +13,6 @@ from dialogkit.errors import ConfigError
 from dialogkit.hints import Call
 from dialogkit.inference.results import ReplyResult, StreamSink, reply_results
 from dialogkit.services.inference import hints_for, names_of, sampling_of
-from dialogkit.services.result import Result
 from dialogkit.services.runs.resolve import resolve_model
 from dialogkit.system.compute_lock import alone
 

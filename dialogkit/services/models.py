@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from dialogkit.config.base import Result
 from dialogkit.config.load import describe, load_run_config, model_names
 from dialogkit.config.model import SHIPPED_VOCABULARY
 from dialogkit.config.paths import DEFAULT_OUTPUT, holds_model
 from dialogkit.errors import ModelError
 from dialogkit.models.folder import require_regular
 from dialogkit.models.shape import adapter_facts, read_shape
-from dialogkit.services.result import Result
 from dialogkit.services.runs.resolve import Loadable, model_of_folder, resolve_model
 from dialogkit.tracking.publishing import published_dir, published_dirs
 from dialogkit.tracking.run_list import list_runs

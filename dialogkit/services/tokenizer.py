@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dialogkit.config.base import Result
 from dialogkit.config.data import DataConfig
 from dialogkit.errors import ConfigError, DataError, StorageError
 from dialogkit.hints import Call, Change, Either
-from dialogkit.services.result import Result
 from dialogkit.system.compute_lock import alone
 from dialogkit.text import lines_of
 

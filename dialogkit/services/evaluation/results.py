@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dialogkit.services.result import Result
+from dialogkit.config.base import Result
 
 CANDIDATES = 10
 """Answers among which the true one is to be found."""

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from dialogkit.config.base import Result
 from dialogkit.config.tracking import TrackingConfig
 from dialogkit.errors import StorageError
 from dialogkit.services.evaluation.results import EvaluateRow, TaskRow
-from dialogkit.services.result import Result
 from dialogkit.services.runs.report import write_run_report
 from dialogkit.services.runs.resolve import Loadable
 from dialogkit.tracking.evaluation_files import replies_beside, worst_beside

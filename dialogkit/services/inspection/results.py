@@ -1,6 +1,6 @@
 """The statistics of a dataset, and its dialogs that stand out."""
 
-from dialogkit.services.result import Result
+from dialogkit.config.base import Result
 
 
 class SetFigures(Result):

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
+from dialogkit.config.base import Result
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.hints import Call, Hint, Shell
 from dialogkit.services.machine.probe import MachineInfo, Place, read_machine
-from dialogkit.services.result import Result
 from dialogkit.system.network import is_on
 
 Verdict = Literal["ok", "could be better", "wrong"]

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, InstanceOf, ValidationError
 
+from dialogkit.config.base import Result
 from dialogkit.config.load import flatten
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.distributed.stop_signals import signals_stop
@@ -14,7 +15,6 @@ from dialogkit.errors import ConfigError, InterruptedRunError, ModelError, Unava
 from dialogkit.hints import Call
 from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
 from dialogkit.services.evaluation.results import TaskRow
-from dialogkit.services.result import Result
 from dialogkit.services.runs.listing import held_out_identity, series_of
 from dialogkit.services.runs.resolve import output_of
 from dialogkit.system.credentials import find_credentials

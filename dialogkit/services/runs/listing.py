@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dialogkit.config.base import Result
 from dialogkit.config.paths import DEFAULT_OUTPUT
-from dialogkit.services.result import Result
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.run_list import damaged_runs, list_runs

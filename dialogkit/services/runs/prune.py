@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from dialogkit.config.base import Result
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.errors import ModelError, StorageError
 from dialogkit.hints import Call
-from dialogkit.services.result import Result
 from dialogkit.services.runs.resolve import call_on, is_published
 from dialogkit.system.ownership import Contents
 from dialogkit.tracking.pruning import contents, delete, freed_bytes, half_deleted

@@ -6,10 +6,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from dialogkit.config.base import Result
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.errors import StorageError
 from dialogkit.hints import Change
-from dialogkit.services.result import Result
 from dialogkit.system.files import write_signed
 from dialogkit.system.ownership import is_signed
 from dialogkit.tracking.run_dir import REPORT_FILE, RunDir

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dialogkit.config.base import Result
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import InterruptedRunError
-from dialogkit.services.result import Result
 from dialogkit.services.training.base_model import with_lasting_base
 from dialogkit.services.training.learner import Learner
 from dialogkit.services.training.memory_plan import split_to_fit

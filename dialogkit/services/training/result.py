@@ -1,7 +1,7 @@
 """The result of a training."""
 
+from dialogkit.config.base import Result
 from dialogkit.inference.results import ReplyResult
-from dialogkit.services.result import Result
 
 
 class TrainResult(Result):
