@@ -458,7 +458,7 @@ def test_a_stream_that_was_stopped_counts_no_row_twice() -> None:
     assert finish("--resume", "it", settings={}) == 0, err()
     assert_completed()
     alone = RunDir(Path("models/runs/alone")).read().data
-    assert alone["rows"] == 480
+    assert alone.rows == 480
     assert RunDir(RUN).read().data == alone
 
 
@@ -566,6 +566,48 @@ def test_a_sharded_model_learns_the_same_and_goes_on_in_any_number_of_processes(
         assert finish("--resume", run, "--devices", number, settings={}) == 0, err()
         assert_same_learning(alone, Path("models/runs") / run, figures=1e-5)
         assert_same_model(alone / "model", Path("models/runs") / run / "model")
+
+
+COUNTING = """
+import os
+
+if "RANK" in os.environ:
+    from torch import distributed
+
+    calls = open(f"calls-{os.environ['RANK']}", "a", buffering=1)
+
+    def count(name):
+        real = getattr(distributed, name)
+
+        def counted(*args, **kwargs):
+            calls.write(f"{name}\\n")
+            return real(*args, **kwargs)
+
+        setattr(distributed, name, counted)
+
+    for name in ("all_reduce", "all_gather_object", "broadcast_object_list", "barrier"):
+        count(name)
+"""
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_all_ranks_make_the_same_collective_calls(in_temporary_folder: Path, sharding: str) -> None:
+    # Evaluations with replies, a stream, a stop in the midst, and what a resumed training does to its end.
+    write_shards(8, 60, bad=[])
+    settings = {**STREAMED, "data.shuffle_dialogs": 10, "train.optimizer": "adamw", "runtime.sharding": sharding}
+    counting = in_every_process(in_temporary_folder, COUNTING)
+    with started("--name", "it", *PAIR, settings=settings, **counting) as process:
+        wait_for_step(17, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(100) == 128 + signal.SIGTERM, err()
+    stopped = [Path(f"calls-{rank}").read_text().split() for rank in (0, 1)]
+    assert stopped[0] == stopped[1]
+    assert finish("--resume", "it", settings={}, **counting) == 0, err()
+    assert_completed()
+    first, second = (Path(f"calls-{rank}").read_text().split() for rank in (0, 1))
+    assert first == second
+    assert len(first) > len(stopped[0]) > 100
+    assert {"all_reduce", "all_gather_object", "broadcast_object_list"} <= set(first)
 
 
 def test_a_sharded_model_learns_of_a_stream_on_two_machines_what_a_whole_one_does(machines: list[str]) -> None:
