@@ -606,7 +606,7 @@ def test_all_ranks_make_the_same_collective_calls(in_temporary_folder: Path, sha
     assert_completed()
     first, second = (Path(f"calls-{rank}").read_text().split() for rank in (0, 1))
     assert first == second
-    assert len(first) > len(stopped[0]) > 100
+    assert len(first) > len(stopped[0]) > 40
     assert {"all_reduce", "all_gather_object", "broadcast_object_list"} <= set(first)
 
 
