@@ -342,17 +342,21 @@ def parse_sets(words: Sequence[str]) -> dict[str, Any]:
         if not equals or not name:
             wrong.append(f"{word!r} is not of the form name=value")
             continue
-        try:
-            value = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError):
-            value = text
-        overrides[name] = value
+        overrides[name] = _value_of(text)
     if wrong:
         colons = (word.partition(":") for word in words)
-        meant = next(({name: value} for name, _, value in colons if name in known_settings()), None)
+        names = known_settings()
+        meant = next(({name: _value_of(text)} for name, _, text in colons if text and name in names), None)
         hint = Change(meant or {"train.learning_rate": "1e-3"})
         raise config_error([*wrong, *_problems_of(overrides)], hint)
     return overrides
+
+
+def _value_of(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _problems_of(overrides: Mapping[str, Any]) -> list[str]:

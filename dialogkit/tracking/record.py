@@ -48,6 +48,8 @@ class Info(BaseModel):
     def _set_damaged_aside(cls, content: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(content, Mapping | cls):
             raise PydanticCustomError("dict_type", "Input should be a JSON object")
+        if isinstance(content, Mapping):
+            content = {_as_utf8(str(name)): value for name, value in content.items()}
         try:
             return handler(content)
         except ValidationError as error:

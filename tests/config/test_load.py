@@ -310,7 +310,7 @@ def test_what_other_tools_call_a_setting_names_one_that_is_there() -> None:
         ("train.lora_targets=q_proj", """--set 'train.lora_targets=["q_proj", "v_proj"]'"""),
         ("train.batch_size=many", "--set train.batch_size=8"),
         ("runtime.sharding=fsdp", "--set train.optimizer=adamw"),
-        ('tracking.trackers=["tensorbord"]', "dialogkit config show"),
+        ('tracking.trackers=["tensorbord"]', "--tracker tensorboard"),
         ("data.streaming=yes", "--set data.streaming=true"),
         ("train.batch_size:4", "--set train.batch_size=4"),
     ],

@@ -93,7 +93,7 @@ def test_products_of_the_iteration_have_the_precision_of_the_run(monkeypatch: py
     give_gradients(model, 0)
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         optimizer = muon_with_adamw(model, [], CONFIG, precision)  # type: ignore[arg-type]
-        assert isinstance(optimizer._parts[0], Float32Muon) == (precision == "fp32")
+        assert isinstance(optimizer._optimizers[0], Float32Muon) == (precision == "fp32")
         optimizer.step()
         assert set(seen) == {dtype}
         seen.clear()

@@ -38,7 +38,7 @@ from dialogkit.services.training.dry_run import DryRunResult
 from dialogkit.services.training.result import TrainResult
 from dialogkit.text import sanitize
 from dialogkit.tracking.run_dir import RunDir
-from tests.conftest import REPOSITORY, Finished
+from tests.conftest import REPOSITORY, Finished, typed
 
 CONTROLS = "\x00\x07\x08\x0b\r\x1b\x7f\x80\x90\x9b\x9d"
 MARKS = CONTROLS + "\u061c\u200b\u200f\u2028\u202a\u202e\u2066\u2069\ufeff\udc9b\U000e0041"
@@ -321,7 +321,7 @@ def test_a_pickle_in_a_checkpoint_does_not_run(name: str, stopped: RunDir) -> No
         with pytest.raises(ModelError, match="checkpoint-2 is not loaded: it contains pickled objects"):
             resume(stopped)
     elif name == "scaler.pt":  # such a checkpoint is none
-        with pytest.raises(CheckpointError, match="no checkpoint of the run 'stopped' is whole"):
+        with pytest.raises(CheckpointError, match="no checkpoint of the run 'stopped' is complete"):
             resume(stopped)
     else:  # not read at all
         assert resume(stopped) is not None
@@ -347,7 +347,7 @@ def test_a_template_is_bounded(kind: str, small: Any, monkeypatch: pytest.Monkey
     with pytest.raises(DialogKitError) as refused:
         with_format(tokenizer, ModelConfig(source="x"))
     assert isinstance(refused.value, DataError)
-    assert refused.value.hint == "--set model.chat_format=plain"
+    assert typed(refused.value) == "--set model.chat_format=plain"
 
 
 ODD = [None, True, -1, 0, 1e308, 10**400, "", "x" * 5000, "\x00", [], [[]], {}, {"a": {}}, "NaN", 1.5, [1] * 500]

@@ -12,7 +12,7 @@ import pytest
 
 from dialogkit.engine.checkpoints import read_progress
 from dialogkit.tracking.run_dir import RunDir
-from tests.conftest import SMALL
+from tests.conftest import SMALL, typed
 from tests.faults.training import ROUNDS, Undisturbed, newest_step, train_or_go_on, unsealed, wait_for_save
 from tests.forks import run_forked, start_forked
 
@@ -38,7 +38,7 @@ def train_with_little_room(limit: int) -> tuple[int, str]:
     try:
         train_or_go_on(STEPS)
     except DialogKitError as error:
-        return error.exit_code, f"{error.message}\n{error.hint}"
+        return error.exit_code, f"{error.message}\n{typed(error)}"
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     return 0, ""

@@ -22,7 +22,7 @@ from dialogkit.services.training.progress import LogReporter
 from dialogkit.services.training.result import TrainResult
 from dialogkit.services.training.resume import find_resumable
 from dialogkit.tracking.run_dir import RunDir
-from tests.conftest import SMALL, Finished
+from tests.conftest import SMALL, Finished, typed
 from tests.wandb_log import history as wandb_history
 from tests.wandb_log import records as wandb_records
 
@@ -159,7 +159,7 @@ def test_a_signal_saves_at_its_step_and_names_the_command_that_goes_on(
 ) -> None:
     with pytest.raises(InterruptedRunError, match="after step 5") as stopped:
         train(config_of("plain", "stopped"), reporter=KillAt(4, by=lambda: signal.raise_signal(number)))
-    assert (stopped.value.exit_code, stopped.value.hint) == (128 + number, "dialogkit train --resume stopped")
+    assert (stopped.value.exit_code, typed(stopped.value)) == (128 + number, "dialogkit train --resume stopped")
     run = RunDir(Path("models/runs/stopped"))
     assert (run.read().status, run.read().exit_code) == ("interrupted", 128 + number)
     assert read_progress(run.path / "checkpoint-5") is not None
@@ -398,7 +398,7 @@ def test_where_the_best_checkpoint_is_damaged_the_best_of_the_others_is_taken_an
     damaging = KillAt(10, by=lambda: flip(best / WEIGHTS))
     with pytest.raises(CheckpointError, match="checkpoint-3, whose weights are the best, was damaged") as stopped:
         train(config_of("plain", "stopped"), reporter=damaging)
-    assert (stopped.value.exit_code, stopped.value.hint) == (1, "dialogkit train --resume stopped")
+    assert (stopped.value.exit_code, typed(stopped.value)) == (1, "dialogkit train --resume stopped")
     assert not run.model_dir.exists()
     done = dialogkit("train", "--resume", "stopped")
     assert done.code == 0
@@ -451,7 +451,7 @@ def test_another_processor_is_refused_unless_forced(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("dialogkit.engine.device.processor_name", lambda: "another processor")
     with pytest.raises(ConfigError, match="another processor") as refused:
         resume(run)
-    assert "--force" in str(refused.value.hint)
+    assert "--force" in str(typed(refused.value))
     assert run.read().status == "interrupted"
     assert resume(run, force=True) is not None
 
@@ -499,7 +499,7 @@ def test_a_disk_that_is_full_costs_no_checkpoint(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(trainer, "commit", full)
     with pytest.raises(CheckpointError, match="checkpoint of step 6 cannot be written: no space left") as stopped:
         train(config_of("plain", "full"))
-    assert (stopped.value.exit_code, stopped.value.hint) == (1, "dialogkit train --resume full")
+    assert (stopped.value.exit_code, typed(stopped.value)) == (1, "dialogkit train --resume full")
     run = RunDir(Path("models/runs/full"))
     assert [path.name for path in run.path.glob("*checkpoint-*")] == ["checkpoint-3"]
     assert read_progress(run.path / "checkpoint-3") is not None

@@ -238,7 +238,7 @@ def test_two_models_answer_under_their_names(trained: Trained, talk: Callable[..
     _, *how, saved = done.err.splitlines()
     assert [line.partition(": ")[0] for line in how] == ["shared-run", "custom-nano"]
     assert saved == (
-        "saved to both.jsonl, a new file; it has the answers of shared-run, not those of custom-nano; "
+        "saved to both.jsonl, a new file; it has the replies of shared-run, not those of custom-nano; "
         "train --dataset needs at least 2 different dialogs: save another one to the same file"
     )
 

@@ -12,6 +12,7 @@ from dialogkit.errors import ConfigError, DataError, StorageError
 from dialogkit.hints import Change
 from dialogkit.models.tokenizer import load_tokenizer
 from dialogkit.services.tokenizer import train_tokenizer
+from tests.conftest import typed
 
 WORD = "Donaudampfschiff"
 
@@ -95,4 +96,4 @@ def test_text_in_another_encoding_is_told(tmp_path: Path) -> None:
 def test_a_vocabulary_that_is_too_small_names_the_smallest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="100 is too small") as refused:
         train_tokenizer([write_rows(tmp_path / "rows.jsonl")], vocabulary=100, output=tmp_path / "new")
-    assert refused.value.hint == "--vocab-size 262"
+    assert typed(refused.value, "tokenizer", "train") == "--vocab-size 262"

@@ -34,7 +34,7 @@ from dialogkit.services.training.result import TrainResult
 from dialogkit.system.ownership import FILE_LIST
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
-from tests.conftest import SMALL, Finished, Trained, run_process
+from tests.conftest import SMALL, Finished, Trained, run_process, typed
 
 MODEL_FILES = {
     FILE_LIST,
@@ -347,7 +347,7 @@ def test_a_run_folder_that_goes_while_training_is_one_true_sentence(
     assert (told.value.message, told.value.exit_code) == (
         f"the run folder '{RUN}' was removed or moved while training", 1,
     )  # fmt: skip
-    assert told.value.hint == "dialogkit train custom-nano --tag 'two words'"
+    assert typed(told.value) == "dialogkit train custom-nano --tag 'two words'"
     assert not Path("models/custom_nano").exists()
     assert names(RUN) == {"mine"} if loss == "replaced" else not RUN.exists()
 
@@ -358,7 +358,7 @@ def test_of_a_run_folder_that_was_moved_the_list_shows_the_new_name(
     config = small_config({"name": "gone", "train.eval_every_steps": 1})
     with pytest.raises(CheckpointError) as told:
         train(config, reporter=Losing(2, LOSSES["moved"]))
-    assert told.value.hint == "dialogkit runs list"
+    assert typed(told.value) == "dialogkit runs list"
     assert [row["name"] for row in dialogkit("runs", "list", "--json").json["data"]] == ["other"]
     done = dialogkit("train", "--resume", "other")
     assert done.code == 0, done.err
@@ -383,7 +383,7 @@ class Slow(LogReporter):
 def test_a_budget_that_the_start_took_leaves_nothing_behind(small_config: SmallConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a budget of 1 s is too short to train") as told:
         train(small_config({"train.budget_s": 1.0, "train.max_steps": None}), reporter=Slow())
-    assert str(told.value.hint).startswith("--budget")
+    assert str(typed(told.value)).startswith("--budget")
     assert not list((tmp_path / "models").glob("runs/*"))
 
 
@@ -454,7 +454,7 @@ def test_a_failure_on_the_command_line_is_its_sentence(dialogkit: Callable[..., 
     done = dialogkit("train", "custom-nano", *sets(SMALL))
     assert done.code == StorageError.exit_code
     assert done.out == ""
-    assert done.err.startswith("error: 'models/runs/")
+    assert done.err.startswith("error: cannot create 'models/runs/")
     assert "Traceback" not in done.err
 
 

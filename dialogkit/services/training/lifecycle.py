@@ -23,7 +23,7 @@ from dialogkit.errors import (
 )
 from dialogkit.hints import Call, Either, Shell
 from dialogkit.redaction import redact, without_secrets
-from dialogkit.services.runs.resolve import find_dataset
+from dialogkit.services.runs.resolve import find_dataset, output_of
 from dialogkit.services.training.base_model import with_lasting_base
 from dialogkit.services.training.progress import LogReporter, TrainReporter
 from dialogkit.services.training.resume import resume_hint, resumed_config
@@ -289,9 +289,9 @@ def _end_without_folder(run: TrainingRun, error: BaseException) -> BaseException
     if not is_interruption(error):
         error = CheckpointError(f"the run folder {str(folder.path)!r} was removed or moved while training")
     if isinstance(error, DialogKitError):
-        output = str(folder.output or folder.path.parent.parent)
+        output = folder.output or folder.path.parent.parent
         again = Shell(shlex.join(run.record.command)) if run.record.command else None
-        error.hint = again or Call("runs list", settings={"runtime.output_dir": output})
+        error.hint = again or Call("runs list", **output_of(output))
     run.wandb_run.finish(exit_code=exit_code_of(error))
     return error
 

@@ -19,6 +19,7 @@ from dialogkit.services.evaluation.scoring import Exchange
 from dialogkit.services.evaluation.slices import kinds_of
 from dialogkit.services.train import train
 from dialogkit.tracking.metric_specs import GROUPS
+from dialogkit.tracking.record import WandbInfo
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import TINY, Finished, Trained
 
@@ -212,7 +213,7 @@ def own(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = RunDir(output / "runs/shared-run")
     record = run.read()
     config = {**record.config, "tracking": {**record.config["tracking"], "report": False}}
-    run.write(record.model_copy(update={"wandb": {}, "config": config}))
+    run.write(record.model_copy(update={"wandb": WandbInfo(), "config": config}))
     return output
 
 

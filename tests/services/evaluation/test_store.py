@@ -17,6 +17,7 @@ from dialogkit.services.evaluate import EvaluateRow, evaluate
 from dialogkit.services.evaluation.results import TaskFigure, TaskRow
 from dialogkit.services.evaluation.store import EvaluationStore, TrackedRow
 from dialogkit.services.runs.resolve import resolve_model
+from dialogkit.tracking.record import WandbInfo
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.wandb_run import offline_folders
 from tests.conftest import Finished, Trained
@@ -53,7 +54,7 @@ def run(trained: Trained, tmp_path: Path) -> RunDir:
     shutil.copytree(trained.output, tmp_path / "models")
     run = RunDir(tmp_path / "models/runs/shared-run")
     # Of its own id: W&B's service knows the runs of this process, also those that failed.
-    run.write(run.read().model_copy(update={"wandb": {"mode": "offline", "id": uuid4().hex[:8]}}))
+    run.write(run.read().model_copy(update={"wandb": WandbInfo(mode="offline", id=uuid4().hex[:8])}))
     return run
 
 
@@ -141,10 +142,10 @@ def test_figures_on_other_dialogs_and_of_tasks_stand_apart(run: RunDir) -> None:
 @pytest.mark.parametrize(
     ("facts", "asked", "told"),
     [
-        ({"wandb": {"mode": "disabled", "id": None}}, None, []),
-        ({"wandb": {"mode": "disabled", "id": None}}, "offline", ["the run shared-run was trained without W&B"]),
-        ({"wandb": {"id": "../x"}}, None, []),
-        ({"wandb": {"id": 5}}, None, []),
+        ({"wandb": WandbInfo(mode="disabled")}, None, []),
+        ({"wandb": WandbInfo(mode="disabled")}, "offline", ["the run shared-run was trained without W&B"]),
+        ({"wandb": WandbInfo(id="../x")}, None, []),
+        ({"wandb": WandbInfo.model_validate({"id": 5})}, None, []),
         ({"config": {"tracking": {"wandb": "sometimes"}}}, None, []),
         ({}, "disabled", []),
     ],

@@ -234,7 +234,7 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: MachineInfo) -> None:
             "cluster",
             "ok",
             "Slurm is available",
-            "dialogkit launch slurm --gpus 1",
+            "dialogkit launch slurm -- train MODEL",
         ),
     ],
 )

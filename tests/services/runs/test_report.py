@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from dialogkit.cli.hints import render
 from dialogkit.errors import InterruptedRunError
+from dialogkit.hints import Hint
 from dialogkit.services.runs.report import write_report, write_run_report
 from dialogkit.services.train import train
 from dialogkit.tracking.record import RunRecord
@@ -124,6 +126,9 @@ class Listener:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+    def advice(self, hint: Hint) -> str | None:
+        return render(hint)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args: None

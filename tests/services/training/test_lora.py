@@ -23,7 +23,7 @@ from dialogkit.services.train import resume, train
 from dialogkit.services.training.dry_run import dry_run
 from dialogkit.services.training.result import TrainResult
 from dialogkit.tracking.run_dir import RunDir
-from tests.conftest import SMALL, Finished, Trained
+from tests.conftest import SMALL, Finished, Trained, typed
 from tests.invariants.test_resume import KillAt, Killed, flip
 
 REST = {name: value for name, value in SMALL.items() if not name.startswith("model.")}
@@ -251,7 +251,7 @@ def test_what_lora_is_not_for_is_refused(
     for run in (train, dry_run):
         with pytest.raises(ConfigError, match=told) as error:
             run(config)
-        assert str(error.value.hint).startswith(hint.format(base=base))
+        assert str(typed(error.value)).startswith(hint.format(base=base))
 
 
 def test_an_adapter_does_not_take_the_place_of_its_base(base: Path) -> None:

@@ -78,7 +78,7 @@ def test_a_model_trained_on_alpaca_gpt4_is_for_research_only(record: RunRecord) 
     alpaca = {"dataset": "alpaca-gpt4", "license": NAMED["alpaca-gpt4"].license}
     card = model_card(changed(record, data=alpaca))
     assert front_matter(card)["license"] == "cc-by-nc-4.0"
-    assert "for research only; so is a model trained on it" in card
+    assert "for research only, and so is a model trained on it" in card
     assert "research only" not in model_card(record)
 
 

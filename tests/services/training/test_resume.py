@@ -123,7 +123,7 @@ def test_a_new_run_starts_from_a_finished_run_or_a_checkpoint(run: RunDir) -> No
     (newest / "model.safetensors").write_text("another")
     with pytest.raises(ModelError, match="is torn or damaged") as told:
         find_start(str(newest), output=MODELS)
-    assert told.value.hint == "dialogkit train --from models/runs/r/checkpoint-3"
+    assert typed(told.value) == "dialogkit train --from models/runs/r/checkpoint-3"
 
 
 @pytest.mark.parametrize("words", ["train --from {}/checkpoint-10", "generate {}/checkpoint-10"])
@@ -229,7 +229,7 @@ def test_settings_that_are_none_are_told_with_the_run(name: str, run: RunDir) ->
     run.record_path.write_text(json.dumps(record))
     with pytest.raises(ConfigError, match=r"in run\.json of the run 'r' are not valid: train\.") as told:
         find_resumable(name, model=None, output=MODELS)
-    assert told.value.hint == "dialogkit config validate models/runs/r/run.json"
+    assert typed(told.value) == "dialogkit config validate models/runs/r/run.json"
     assert len(told.value.details) == 1
 
 
@@ -323,7 +323,7 @@ def test_a_renamed_run_is_known_by_the_name_of_its_folder(dialogkit: Run) -> Non
 def test_a_renamed_run_is_refused_under_its_name(run: RunDir, dialogkit: Run) -> None:
     os.rename(run.path, "models/runs/new")
     done = dialogkit("train", "--resume", "new", "--set", "train.batch_size=4")
-    assert done.err.startswith("error: the run 'new' would not go on")
+    assert done.err.startswith("error: the run 'new' cannot resume with different conditions")
     assert done.err.splitlines()[-1] == "try: dialogkit train --resume new"
 
 
