@@ -359,7 +359,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_as_often_as_it_is_tr
         done = dialogkit("train", "--resume", "stopped")
         assert (done.code, done.out) == (1, "")
         assert done.err.splitlines()[-2:] == [
-            "error: no checkpoint of the run 'stopped' is complete; kept aside: 2 torn ones",
+            "error: no checkpoint of the run 'stopped' is complete; 2 torn ones set aside",
             "try: dialogkit train --resume stopped --force",
         ]
         assert len(done.err.splitlines()) <= 4
