@@ -178,18 +178,7 @@ def open_run(request: TrainRequest) -> Iterator[TrainingRun]:
 
 def _new_settings(request: TrainRequest) -> RunConfig:
     """Return the settings of a new run. Raises: ConfigError or UnavailableError before anything is written."""
-    from dialogkit.distributed import process_group
-
     assert request.config is not None
-    devices = request.config.runtime.devices
-    if process_group.world_size() == 1 and isinstance(devices, int) and devices > 1:
-        raise ConfigError(
-            f"runtime.devices is {devices}, but this program is a single process",
-            hint=Either(
-                Shell(f"torchrun --nproc-per-node {devices} PROGRAM"),
-                Call("train", settings={"runtime.devices": devices}),
-            ),
-        )
     return with_lasting_base(request.config)
 
 
@@ -210,7 +199,22 @@ def _resumed_settings(request: TrainRequest) -> RunConfig:
 
 
 def _check(config: RunConfig) -> Decision:
-    """Return how W&B is used. Raises: errors that would otherwise appear only after the training."""
+    """Return how W&B is used, of a new or a resumed run alike.
+
+    Raises: ConfigError if several devices are requested in a single process; errors that would otherwise appear
+        only after the training.
+    """
+    from dialogkit.distributed import process_group
+
+    devices = config.runtime.devices
+    if process_group.world_size() == 1 and isinstance(devices, int) and devices > 1:
+        raise ConfigError(
+            f"runtime.devices is {devices}, but this program is a single process",
+            hint=Either(
+                Shell(f"torchrun --nproc-per-node {devices} PROGRAM"),
+                Call("train", settings={"runtime.devices": devices}),
+            ),
+        )
     require_publishable(published_dir(Path(config.runtime.output_dir), config.model.name))
     require_trackers(config.tracking.trackers)
     return decide(config.tracking, Path.cwd())

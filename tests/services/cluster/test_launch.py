@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -321,6 +322,18 @@ def test_a_program_of_one_process_does_not_start_others(small_config: Callable[.
 
     with pytest.raises(ConfigError, match=r"runtime.devices is 2, but this program is a single process"):
         train(small_config({"runtime.devices": 2}))
+
+
+def test_a_program_of_one_process_does_not_resume_a_run_of_several(pair: Pair, tmp_path: Path) -> None:
+    from dialogkit.services.train import resume
+
+    run = RunDir(Path(shutil.copytree(pair.together.parent.parent, tmp_path / "models")) / "runs/together")
+    record = run.read()
+    run.write(record.model_copy(update={"status": "interrupted"}))
+    before = run.record_path.read_bytes()
+    with pytest.raises(ConfigError, match=r"runtime.devices is 2, but this program is a single process"):
+        resume(run)
+    assert run.record_path.read_bytes() == before
 
 
 def as_two(monkeypatch: pytest.MonkeyPatch, first: Callable[[], None], other: Callable[[], None]) -> None:
