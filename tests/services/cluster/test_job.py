@@ -179,12 +179,23 @@ def test_slurms_signal_reaches_dialogkit_once_and_as_sigterm(
     Path("job.sh").write_text(script(dialogkit, "--", "train", "custom-nano"))
     job = subprocess.Popen(["bash", "job.sh"], env=cluster, stderr=subprocess.DEVNULL, start_new_session=True)
     wait_for(Path("there"))
-    # Slurm gives it to every process of the step.
-    for file in ("there", "srun.pid"):
-        os.kill(int(Path(file).read_text()), signal.SIGUSR1)
+    training, step = (int(Path(file).read_text()) for file in ("there", "srun.pid"))
+    wait_for_handler(step, signal.SIGUSR1)
+    # Slurm sends it to every process of the step.
+    for process in (training, step):
+        os.kill(process, signal.SIGUSR1)
     assert job.wait(30) == 143
     assert Path("signals").read_text() == "TERM\n"
     assert Path("scontrol.log").read_text() == "requeue 1007\n"
+
+
+def wait_for_handler(process: int, signum: int, seconds: float = 60) -> None:
+    """Wait until a process handles a signal. Before that, it ignores it."""
+    end = time.monotonic() + seconds
+    caught = re.compile(r"^SigCgt:\s*(\w+)$", re.MULTILINE)
+    while not int(caught.findall(Path(f"/proc/{process}/status").read_text())[0], 16) >> (signum - 1) & 1:
+        assert time.monotonic() < end, f"process {process} does not handle signal {signum}"
+        time.sleep(0.005)
 
 
 def wait_for(path: Path, holding: str = "", seconds: float = 60) -> None:
