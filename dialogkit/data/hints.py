@@ -5,7 +5,7 @@ from pathlib import Path
 from dialogkit.config.paths import files_beside, nearest_file
 from dialogkit.hints import Change, Either
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 """Endings of data files; `.gz` may follow each."""
 
 USE_STARTER = Change({"data.dataset": "starter"})
