@@ -114,6 +114,14 @@ def devices(text: str) -> int | str:
     raise ConfigError(f"--devices: {text!r} is neither a number of devices nor auto", hint="--devices auto")
 
 
+def columns(words: list[str]) -> list[str]:
+    """Return the parts of `--columns prompt=frage,response=antwort`; a column's name may contain commas."""
+    from dialogkit.config.data import COLUMN_ROLES
+
+    between = re.compile(f",(?=(?:{'|'.join(COLUMN_ROLES)})=)")
+    return [part.strip() for word in words for part in between.split(word)]
+
+
 # Shared by many commands
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
@@ -151,6 +159,14 @@ BadRowsOption = Annotated[
     int,
     typer.Option("--max-bad-rows", min=0, metavar="N", help="Malformed rows to skip."),
     Sets("data.max_bad_rows"),
+]
+
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns", metavar="ROLE=COLUMN", help="What columns mean: prompt=frage,response=antwort; see the docs."
+    ),
+    Sets("data.columns", read=columns),
 ]
 
 # How replies are sampled

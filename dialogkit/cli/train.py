@@ -28,6 +28,7 @@ def train_command(
     preset: options.PresetOption = None,
     samples: options.TrainSamplesOption = None,
     dataset: options.TrainDatasetOption = None,
+    columns: options.ColumnsOption = None,
     max_bad_rows: options.TrainBadRowsOption = None,
     project: options.ProjectOption = None,
     name: options.RunNameOption = None,

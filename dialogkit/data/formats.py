@@ -47,9 +47,6 @@ LEARNED_KEYS = ("weight", "train", "loss")
 """Keys of a turn with which OpenAI, axolotl and ms-swift mark an answer that is context only."""
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
-COLUMN_ROLES = ("prompt", "response", "system", "history", "context", "messages", "text", "chosen", "label")
-"""What `data.columns` can map a column to."""
-
 JOINED = "consecutive messages of one role joined"
 GREETING = "opening message of the assistant kept as context, not learned"
 UNANSWERED = "messages after the last answer left out"
@@ -103,7 +100,7 @@ def unknown_columns(columns: Collection[str], *, source: str) -> DataError:
     shapes = "; ".join(f"{form.name}: {form.columns}" for form in FORMATS.values())
     hint: Hint = USE_STARTER
     if len(usable := [name for name in names if re.fullmatch(r"[^\s=,'\"]+", name)]) > 1:
-        hint = Either(Change({"data.columns": {"prompt": usable[0], "response": usable[1]}}), USE_STARTER)
+        hint = Either(Change({"data.columns": [f"prompt={usable[0]}", f"response={usable[1]}"]}), USE_STARTER)
     for kind, marks in _OTHER_SHAPES.items():
         if marks <= {_name(column) for column in columns}:
             message = f"{source} is {kind}; convert it to rows with messages, each with a role and content"
@@ -150,10 +147,7 @@ class RowParser:
         for column in self._mapped.values():
             if column not in columns:
                 meant = did_you_mean(column, list(columns))
-                raise DataError(
-                    f"{source} has no column {column!r}{meant}; its columns are {', '.join(columns)}",
-                    hint=Change({"data.columns": None}),
-                )
+                raise DataError(f"{source} has no column {column!r}{meant}; it has {', '.join(row)}")
         if not self.format:
             self.format = recognise_format(self._mapped or row.keys(), source=source)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from dialogkit.data.hints import FIX_LINE, USE_STARTER, use_another_file
+from dialogkit.data.hints import FIX_LINE, use_another_file
 from dialogkit.errors import DataError, shortened
 from dialogkit.hints import Either
 from dialogkit.text import convert_command, wide_encoding

@@ -176,7 +176,7 @@ class Chat:
         if path.suffix != ".jsonl":
             hint = Call("chat save", path.with_suffix(".jsonl") if path.name else _FILE)
             raise ConfigError(f"{str(path)!r} does not end in .jsonl: dialogs are saved one per line", hint=hint)
-        messages = [message._asdict() for message in self.messages]
+        messages = [message.turn() for message in self.messages]
         # A terminal may pass bytes that are not text.
         line = json.dumps({"messages": messages}, ensure_ascii=False).encode("utf-8", "replace").decode()
         try:
