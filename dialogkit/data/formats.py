@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,14 +127,19 @@ class RowParser:
         format: the name of the format; empty until `recognise` has found one.
         notes: what was repaired or left out, in words, with the number of dialogs.
         columns: columns of the rows that were parsed.
+        unknown: the error of the first row whose columns match no format.
     """
 
-    def __init__(self, format: str = "", columns: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, format: str = "", columns: Mapping[str, str] | None = None, *, source: str = "the dataset"
+    ) -> None:
         """Parse rows of a format (empty: recognised) with the columns renamed by `data.columns`."""
         self.format = format
         self.notes: Notes = Counter()
         self.columns: dict[str, None] = {}
+        self.unknown: DataError | None = None
         self._mapped = {role: _name(column) for role, column in (columns or {}).items()}
+        self._source = source
 
     @property
     def unused(self) -> list[str]:
@@ -141,24 +147,36 @@ class RowParser:
         used = set(self._mapped.values()) or {*FORMATS[self.format].uses, *SYSTEM, *REJECTED, "label", "tools"}
         return [name for name in self.columns if name and name not in used]
 
-    def recognise(self, row: Row, *, source: str) -> None:
-        """Find the format by the columns of a row, unless it is known. Raises: DataError."""
-        columns = {_name(column): column for column in row}
-        for column in self._mapped.values():
-            if column not in columns:
-                meant = did_you_mean(column, list(columns))
-                raise DataError(f"{source} has no column {column!r}{meant}; it has {', '.join(row)}")
-        if not self.format:
-            self.format = recognise_format(self._mapped or row.keys(), source=source)
+    def expects_trees(self, row: Row) -> bool:
+        """Return whether rows like this are messages of trees; if so, parse the rows of `tree_paths` instead."""
+        with suppress(DataError):
+            if "oasst" in (self.format, self.format or recognise_format(row.keys(), source=self._source)):
+                self.format, self.columns = "messages", dict.fromkeys(map(_name, row))
+                return True
+        return False
 
     def parse(self, row: Row) -> Dialog:
-        """Return the dialog of a row. Raises: RowError if it has none."""
+        """Return the dialog of a row; the first row of a known format decides it. Raises: RowError if it has none."""
+        if not self.format:
+            try:
+                self.format = self._recognised(row)
+            except DataError as error:
+                self.unknown = self.unknown or error
+                raise RowError(f"its columns ({', '.join(map(_name, row))}) match no known format") from None
         if len(self.columns) < 1000:
             self.columns.update(dict.fromkeys(map(_name, row)))
         notes: Notes = Counter()
         dialog = self._dialog(_renamed(row, self._mapped), notes)
         self.notes.update(dict.fromkeys(notes, 1))
         return dialog
+
+    def _recognised(self, row: Row) -> str:
+        columns = {_name(column) for column in row}
+        for column in self._mapped.values():
+            if column not in columns:
+                meant = did_you_mean(column, sorted(columns))
+                raise DataError(f"{self._source} has no column {column!r}{meant}; it has {', '.join(row)}")
+        return recognise_format(self._mapped or row.keys(), source=self._source)
 
     def _dialog(self, row: Row, notes: Notes) -> Dialog:
         if is_false(row.get("label")):
@@ -175,7 +193,7 @@ class RowParser:
 
 
 def parse_row(row: Row, kind: str) -> Dialog:
-    """Return the dialog of a single row. Raises: RowError if it has none."""
+    """Return the dialog of a single row of a format. Raises: RowError if it has none."""
     return RowParser(kind).parse(row)
 
 

@@ -11,7 +11,7 @@ first block of the group is found directly, and the group is read again.
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import reduce
 from operator import itemgetter
 from pathlib import Path
@@ -22,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from dialogkit.config.data import DataConfig
 from dialogkit.data.formats import RowError, parse_row
 from dialogkit.data.hints import READ_INTO_MEMORY, USE_STARTER
-from dialogkit.data.shards import Reader, Shard
+from dialogkit.data.shards import Reader, Stream
 from dialogkit.data.sources import SHOWN_ROWS, malformed_rows_error
 from dialogkit.data.tokens import DialogTokens, encode
 from dialogkit.dialog import ChatTokenizer, Dialog
@@ -68,18 +69,9 @@ class Counts:
 
     def plus(self, other: "Counts") -> "Counts":
         """Return the sum; its first rows are those of the first blocks, whichever rank read them."""
-        return Counts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}).shortened()
-
-    def shortened(self) -> "Counts":
-        """Return a copy with no more first rows than are shown."""
-        first: dict[str, Any] = {
-            name: sorted(getattr(self, name), key=itemgetter(0))[:SHOWN_ROWS] for name in _FIRST
-        }
-        return replace(self, **first)
-
-    def malformed_only(self) -> "Counts":
-        """Return a copy with the malformed rows only."""
-        return Counts(malformed=self.malformed, malformed_first=self.malformed_first)
+        total = {field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
+        first = {name: sorted(total[name], key=itemgetter(0))[:SHOWN_ROWS] for name in _FIRST}
+        return Counts(**{**total, **first})
 
     @classmethod
     def read(cls, held: dict[str, Any]) -> "Counts":
@@ -96,17 +88,14 @@ def _sum_of(counts: Iterable[Counts]) -> Counts:
 class Plan:
     """Everything that determines the dialogs of a stream and their order."""
 
-    name: str
-    shards: Sequence[Shard]
+    source: Stream
+    config: DataConfig
     format: str
     tokenizer: ChatTokenizer
     longest: int
     """Most tokens of a dialog; longer ones are cut."""
     below: int
     """Dialogs with a lower hash are held out."""
-    samples: int | None
-    shuffle_dialogs: int
-    max_bad_rows: int
     seed: int
 
 
@@ -154,13 +143,14 @@ class _Blocks(IterableDataset[Any]):
     def _own(self) -> Iterator[tuple[Place, int, float, Reader]]:
         """Yield place, block of the shard, share of the pass and reader of each block of this rank."""
         plan, (epoch, shard, block, number) = self._plan, self._start
+        shards = plan.source.shards
         started_at = number
         while True:
             # With `samples`, every pass uses the same dialogs.
-            key = (plan.seed, epoch) if plan.samples is None else (0, 0)
-            order, found = shuffled(len(plan.shards), *key), False
+            key = (plan.seed, epoch) if plan.config.samples is None else (0, 0)
+            order, found = shuffled(len(shards), *key), False
             for index in range(shard, len(order)):
-                with closing(plan.shards[order[index]].open()) as reader:
+                with closing(shards[order[index]].open()) as reader:
                     known, chosen = reader.blocks, None
                     if known is not None and reader.seekable:
                         chosen = shuffled(known, *key, int(order[index]))
@@ -174,7 +164,7 @@ class _Blocks(IterableDataset[Any]):
                 block = 0
             if not found and not started_at:
                 raise DataError(
-                    f"the {number} blocks of {plan.name} are too few for {self._world} processes: rank "
+                    f"the {number} blocks of {plan.source.name} are too few for {self._world} processes: rank "
                     f"{self._rank} has none",
                     hint=READ_INTO_MEMORY,
                 )
@@ -198,9 +188,9 @@ class _Blocks(IterableDataset[Any]):
             if place.epoch == 0 and self._shown[kind] < SHOWN_ROWS:
                 self._shown[kind] += 1  # limited, as finding a line number takes reading the file up to it
                 first.append((place.number, f"{reader.place(block, number)}: {problem}"))
-        (tokens, origins), counts.dropped, counts.cut = encode(dialogs, plan.tokenizer, plan.longest)
-        train = np.flatnonzero(origins.hashes >= np.uint64(plan.below))
-        counts.held_out = len(origins.hashes) - len(train)
+        tokens, counts.dropped, counts.cut = encode(dialogs, plan.tokenizer, plan.longest)
+        train = np.flatnonzero(tokens.hashes >= np.uint64(plan.below))
+        counts.held_out = len(tokens) - len(train)
         return Prepared(place, share, tokens, train, counts)
 
 
@@ -274,14 +264,14 @@ class DialogStream:
         if folder is None:
             self._state = _State(rank_and_world_size()[1])
             return
-        self._state = self._stored(folder)
+        self._state = self.require_place(folder)
         self._read = self._state.counts
 
-    def require_place(self, folder: Path) -> None:
-        """Raise DataError if a checkpoint holds no place, ConfigError if the number of processes has changed."""
-        self._stored(folder)
+    def require_place(self, folder: Path) -> _State:
+        """Return the place in a checkpoint.
 
-    def _stored(self, folder: Path) -> _State:
+        Raises: DataError if it holds none; ConfigError if the number of processes has changed.
+        """
         rank, world = rank_and_world_size()
         try:
             held = json.loads((folder / _file_name(rank)).read_text(encoding="utf-8"))
@@ -315,7 +305,10 @@ class DialogStream:
 
     def row_counts(self) -> tuple[Counts, Counts]:
         """Return this rank's counts so far, and those of malformed rows including rows read ahead."""
-        return (self._state.reached if self._state else Counts()), self._read.malformed_only()
+        return (
+            self._state.reached if self._state else Counts(),
+            Counts(malformed=self._read.malformed, malformed_first=self._read.malformed_first),
+        )
 
     def merge_row_counts(self, ranks: Sequence[tuple[Counts, Counts]]) -> None:
         """Take the `row_counts` of all ranks in order. Raises: DataError for more malformed rows than allowed."""
@@ -324,7 +317,7 @@ class DialogStream:
         self._require_few_malformed(_sum_of(malformed for _, malformed in ranks))
 
     def _require_few_malformed(self, read: Counts) -> None:
-        if read.malformed > self.plan.max_bad_rows:
+        if read.malformed > self.plan.config.max_bad_rows:
             first = [text for _, text in read.malformed_first]
             raise malformed_rows_error(read.malformed, first, streamed=True)
 
@@ -397,9 +390,9 @@ class DialogStream:
                 for block in read:
                     if block.place.epoch > start.epoch:  # the pass ends, and with it its last group
                         if blocks:
-                            yield self._shuffled(blocks, taken - collected)
+                            yield _Group(blocks, taken - collected, plan.seed)
                         if not trained_on:
-                            raise DataError(f"{plan.name} leaves no dialogs to train on", hint=USE_STARTER)
+                            raise DataError(f"{plan.source.name} leaves no dialogs to train on", hint=USE_STARTER)
                         blocks, collected, taken, start = [], 0, 0, block.place
                     if start.epoch == 0:
                         self._read = self._read.plus(block.counts)
@@ -414,8 +407,8 @@ class DialogStream:
                     if taken == quota and state.pass_blocks is None:
                         state.pass_blocks = block.place.number + 1
                         ended_early = True
-                    if collected >= plan.shuffle_dialogs or ended_early:
-                        yield self._shuffled(blocks, taken - collected)
+                    if collected >= plan.config.shuffle_dialogs or ended_early:
+                        yield _Group(blocks, taken - collected, plan.seed)
                         blocks, collected = [], 0
                     else:
                         yield collected
@@ -424,12 +417,9 @@ class DialogStream:
             # Restart the workers: only now is it known where a pass ends, and they read ahead.
             start, taken = Place(start.epoch + 1), 0
 
-    def _shuffled(self, blocks: list[Prepared], taken: int) -> _Group:
-        return _Group(blocks, taken, self.plan.seed)
-
     def _quota(self, rank: int, world: int) -> int | None:
         """Return this rank's dialogs of a pass if `samples` limits them."""
-        samples = self.plan.samples
+        samples = self.plan.config.samples
         return None if samples is None else samples // world + (rank < samples % world)
 
     @staticmethod

@@ -25,7 +25,7 @@ from dialogkit.data.shards import Reader, Stream, StreamRow, find_stream
 from dialogkit.data.sources import SHOWN_ROWS, malformed_rows_error
 from dialogkit.data.split import hash_dialog, split_by_hash
 from dialogkit.data.stream import DialogStream, Plan, shuffled
-from dialogkit.data.tokens import DialogTokens, Origins, encode
+from dialogkit.data.tokens import DialogTokens, encode
 from dialogkit.dialog import ChatTokenizer, Dialog
 from dialogkit.errors import DataError
 
@@ -43,20 +43,17 @@ class StreamedData:
     train: Any
     """The `DialogStream`."""
     evaluation: DialogTokens
-    evaluation_origins: Origins
     sample: DialogTokens
     """The first training dialogs of the stream."""
-    sample_origins: Origins
     size: int | None
     """Training dialogs of a pass; None if that takes reading all files."""
     stream: DialogStream
-    source: Stream
     from_cache: bool = False
 
     @property
     def ledger(self) -> Ledger:
         """The ledger of the rows of the first pass so far."""
-        counts, source = self.stream.counts, self.source
+        counts, source = self.stream.counts, self.stream.plan.source
         return Ledger(
             dataset=source.name,
             format=self.stream.plan.format,
@@ -71,14 +68,7 @@ class StreamedData:
 
     def known(self) -> PreparedData:
         """Return the held-out dialogs, with the sample in place of the training dialogs."""
-        return PreparedData(
-            self.sample,
-            self.evaluation,
-            self.sample_origins,
-            self.evaluation_origins,
-            self.ledger,
-            self.from_cache,
-        )
+        return PreparedData(self.sample, self.evaluation, self.ledger, self.from_cache)
 
 
 def prepare_stream(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, seed: int) -> StreamedData:
@@ -98,34 +88,18 @@ def prepare_stream(config: DataConfig, tokenizer: ChatTokenizer, *, context: int
     first.read()
     below = first.boundary()
     held_out = sorted((-negative, dialog) for negative, dialog in first.lowest if -negative < below)
-    (evaluation, evaluation_origins), _, _ = encode([dialog for _, dialog in held_out], tokenizer, longest)
+    evaluation, _, _ = encode([dialog for _, dialog in held_out], tokenizer, longest)
     training = [dialog for hash, dialog in first.sample if hash >= below]
-    (sample, sample_origins), _, _ = encode(training, tokenizer, longest)
+    sample, _, _ = encode(training, tokenizer, longest)
     if not len(evaluation) or not len(sample):
         raise DataError(
             f"{source.name} leaves {len(evaluation)} dialogs to evaluate and {len(sample)} to train on; at least "
             "one of each is needed" + (f" (first unusable row: {first.refused})" if first.refused else ""),
             hint=USE_STARTER,
         )
-    plan = Plan(
-        name=source.name,
-        shards=source.shards,
-        format=first.format,
-        tokenizer=tokenizer,
-        longest=longest,
-        below=below,
-        samples=config.samples,
-        shuffle_dialogs=config.shuffle_dialogs,
-        max_bad_rows=config.max_bad_rows,
-        seed=seed,
-    )
-    size = first.size(below)
-    if config.samples is not None:
-        size = config.samples if size is None else min(config.samples, size)
-    stream = DialogStream(plan)
-    return StreamedData(
-        stream, evaluation, evaluation_origins, sample, sample_origins, size, stream=stream, source=source
-    )
+    stream = DialogStream(Plan(source, config, first.format, tokenizer, longest, below, seed))
+    sizes = [size for size in (first.size(below), config.samples) if size is not None]
+    return StreamedData(stream, evaluation, sample, min(sizes, default=None), stream)
 
 
 class _FirstRows:

@@ -93,7 +93,6 @@ def test_the_richest_shape_wins_and_other_columns_do_not_matter(columns: set[str
 def parsed(row: Any, kind: str = "") -> tuple[Dialog, dict[str, int], list[str]]:
     """Return the dialog of a row, the notes about it and the columns that are not used."""
     parser = RowParser(kind)
-    parser.recognise(row, source="data.jsonl")
     return parser.parse(row), dict(parser.notes), parser.unused
 
 
@@ -214,7 +213,6 @@ def test_what_is_said_of_an_answer_is_heeded() -> None:
 def test_rows_marked_as_bad_are_left_out_and_counted(label: Any) -> None:
     parser = RowParser()
     row = {"prompt": "Hi", "completion": "Hello."}
-    parser.recognise(row, source="kto.jsonl")
     assert parser.parse({**row, "label": True}) == (U, A)
     with pytest.raises(RowError, match=MARKED_BAD):
         parser.parse({**row, "label": label})
@@ -229,12 +227,13 @@ def test_all_other_columns_are_listed_once() -> None:
 def test_columns_of_any_name_can_be_mapped() -> None:
     parser = RowParser(columns={"prompt": "Frage", "response": "antwort"})
     row = {"frage": "Hi", "Antwort": "Hello.", "messages": "none"}
-    parser.recognise(row, source="data.csv")
     assert (parser.format, parser.parse(row), parser.unused) == ("prompt-response", (U, A), ["messages"])
-    with pytest.raises(DataError, match=r"no column 'frage' \(did you mean 'fragen'\?\); it has fragen, antwort"):
-        RowParser(columns={"prompt": "frage", "response": "antwort"}).recognise(
-            {"fragen": 1, "antwort": 2}, source="data.csv"
-        )
+    parser = RowParser(columns={"prompt": "frage", "response": "antwort"}, source="data.csv")
+    with pytest.raises(RowError, match=r"its columns \(fragen, antwort\) match no known format"):
+        parser.parse({"fragen": 1, "antwort": 2})
+    assert parser.unknown is not None
+    message = "data.csv has no column 'frage' (did you mean 'fragen'?); it has fragen, antwort"
+    assert parser.unknown.message == message
 
 
 @pytest.mark.parametrize(
