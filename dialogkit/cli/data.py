@@ -9,7 +9,8 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from dialogkit.cli.options import BadRowsOption, JsonOption, SetOption, Sets
+from dialogkit.cli.options import BadRowsOption, ColumnsOption, JsonOption, SetOption, Sets
+from dialogkit.cli.options import columns as parse_columns
 from dialogkit.cli.output import Output, table, untrusted
 from dialogkit.hints import Call
 from dialogkit.text import counted, percent, sanitize, share_of
@@ -50,6 +51,7 @@ def inspect_command(
     show: Annotated[
         int, typer.Option("--show", min=0, max=10_000, metavar="N", help="Show N dialogs token by token.")
     ] = 0,
+    columns: ColumnsOption = None,
     max_bad_rows: BadRowsOption = 0,
     sets: SetOption = None,
     json_output: JsonOption = False,
@@ -66,7 +68,7 @@ def inspect_command(
             samples=samples,
             show=show,
             max_bad_rows=max_bad_rows,
-            overrides=parse_sets(sets or []),
+            overrides={**parse_sets(sets or []), **({"data.columns": parse_columns(columns)} if columns else {})},
         )
     training = Call(
         "train",
@@ -74,7 +76,9 @@ def inspect_command(
         dataset=dataset if dataset != "starter" else None,
         samples=samples,
         max_bad_rows=max_bad_rows or None,
+        columns=columns,
         sets=sets,
+        settings={"train.epochs": result.epochs} if result.epochs else None,
     )
     output.result(result, lambda out: _render(out, result), hint=training)
 

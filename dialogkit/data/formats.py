@@ -8,7 +8,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +47,8 @@ LEARNED_KEYS = ("weight", "train", "loss")
 """Keys of a turn with which OpenAI, axolotl and ms-swift mark an answer that is context only."""
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
+_MAX_COLUMNS = 1000
+TREES = "oasst"
 JOINED = "consecutive messages of one role joined"
 GREETING = "opening message of the assistant kept as context, not learned"
 UNANSWERED = "messages after the last answer left out"
@@ -148,22 +149,23 @@ class RowParser:
         return [name for name in self.columns if name and name not in used]
 
     def expects_trees(self, row: Row) -> bool:
-        """Return whether rows like this are messages of trees; if so, parse the rows of `tree_paths` instead."""
-        with suppress(DataError):
-            if "oasst" in (self.format, self.format or recognise_format(row.keys(), source=self._source)):
-                self.format, self.columns = "messages", dict.fromkeys(map(_name, row))
-                return True
-        return False
+        """Return whether rows like this are messages of trees, so that `tree_paths` makes the rows to parse."""
+        if not self.format and FORMATS[TREES].matches({*map(_name, row)}) and not self._mapped:
+            self.format = TREES
+        return self.format == TREES
 
     def parse(self, row: Row) -> Dialog:
-        """Return the dialog of a row; the first row of a known format decides it. Raises: RowError if it has none."""
+        """Return the dialog of a row. The first row of a known format decides the format.
+
+        Raises: RowError if the row has no dialog.
+        """
         if not self.format:
             try:
                 self.format = self._recognised(row)
             except DataError as error:
                 self.unknown = self.unknown or error
                 raise RowError(f"its columns ({', '.join(map(_name, row))}) match no known format") from None
-        if len(self.columns) < 1000:
+        if len(self.columns) < _MAX_COLUMNS:
             self.columns.update(dict.fromkeys(map(_name, row)))
         notes: Notes = Counter()
         dialog = self._dialog(_renamed(row, self._mapped), notes)
@@ -446,10 +448,6 @@ def _marked(row: Row, notes: Notes) -> list[Message]:
     return messages
 
 
-def _tree(row: Row, notes: Notes) -> list[Message]:
-    raise RowError("a message of a tree is no dialog by itself")
-
-
 def tree_paths(rows: Iterable[tuple[str, Row]]) -> list[tuple[str, Row]]:
     """Return place and row of the dialogs of OpenAssistant's message trees: of each tree the best-ranked path.
 
@@ -462,7 +460,7 @@ def tree_paths(rows: Iterable[tuple[str, Row]]) -> list[tuple[str, Row]]:
         row = _renamed(content, {})
         places.setdefault(str(row.get("message_id")), place)
         children.setdefault(row.get("parent_id") or None, []).append(row)
-    dialogs = []
+    dialogs: list[tuple[str, Row]] = []
     for root in children.get(None, []):
         path, seen = [root], {root.get("message_id")}
         while replies := [
@@ -485,11 +483,11 @@ FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
         Format(
-            "oasst",
+            TREES,
             "message_id, parent_id, role and text: message trees; the best-ranked path of each is used",
-            ("message_id", "parent_id", "role", "text", "rank"),
+            ("message_id", "parent_id", "message_tree_id", "role", "text", "rank", "messages"),
             lambda found: {"message_id", "parent_id", "role", "text"} <= found,
-            _tree,
+            _messages,
             {"message_id": "a1", "parent_id": None, "role": "prompter", "text": "Hi"},
         ),
         Format(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from dialogkit.data.sources import file_digest, find_source, read_dialogs
 from dialogkit.data.split import split_by_hash
 from dialogkit.data.tokens import DialogTokens, encode
 from dialogkit.dialog import ChatTokenizer
-from dialogkit.errors import DataError
+from dialogkit.errors import DataError, shortened
 from dialogkit.hints import Either
+from dialogkit.text import counted
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """Increased whenever the meaning of a cached file changes."""
 
 _ARRAYS = {
@@ -51,11 +52,22 @@ class Ledger:
     dropped: int
     """Dialogs without a supervised token inside the context."""
     first_bad_row: str | None
+    notes: dict[str, int] = field(default_factory=dict)
+    """What of the rows was repaired or left out, with the number of dialogs."""
+    unused_columns: list[str] = field(default_factory=list)
 
     @property
     def kept(self) -> int:
         """Dialogs that can be used."""
         return self.rows - self.unusable - self.dropped
+
+    def remarks(self) -> list[str]:
+        """Return in words what was repaired, left out or not used."""
+        lines = [f"{counted(number, 'dialog')}: {note}" for note, number in self.notes.items()]
+        if names := [shortened(name, 40) for name in self.unused_columns]:
+            more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+            lines.append(f"columns not used: {', '.join(names[:12])}{more}")
+        return lines
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,7 @@ def _tokens(
             "license": source.license,
             "tokenizer": tokenizer.fingerprint,
             "format": config.format,
+            "columns": config.columns,
             "max_bad_rows": config.max_bad_rows,
             "longest": longest,
         }
@@ -158,6 +171,8 @@ def _tokens(
         cut=cut,
         dropped=dropped,
         first_bad_row=raw.bad_rows[0] if raw.bad_rows else None,
+        notes=raw.notes,
+        unused_columns=raw.unused_columns,
     )
     # A file that changed while it was read does not match the key.
     with suppress(DataError):

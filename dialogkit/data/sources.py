@@ -152,6 +152,7 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
     first = next(found, None)
     if first is not None and parser.expects_trees(first[1]):
         # A dialog is a path through many rows.
+        parser.columns.update(dict.fromkeys(first[1]))
         trees = tree_paths(chain([first], found))
         raw.rows, found, first = malformed.number + len(trees), iter(trees), None
     for place, row in found if first is None else chain([first], found):
@@ -173,7 +174,8 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
             raise parser.unknown
         reasons = [*malformed.reasons(), *refused.reasons()]
         raise DataError(
-            f"none of the {raw.rows} rows of {source.name} is a dialog in the format {parser.format}: {reasons[0]}",
+            f"none of the {raw.rows} rows of {source.name} is a dialog in the format {parser.format}: "
+            + reasons[0],
             hint=FIX_ROWS if config.format == "auto" else DETECT_FORMAT,
             details=reasons[1:SHOWN_ROWS],
         )

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dialogkit.config.data import DataConfig
-from dialogkit.data.formats import RowError, parse_row
+from dialogkit.data.formats import RowError, RowParser
 from dialogkit.data.hints import READ_INTO_MEMORY, USE_STARTER
 from dialogkit.data.shards import Reader, Stream
 from dialogkit.data.sources import SHOWN_ROWS, malformed_rows_error
@@ -172,12 +172,13 @@ class _Blocks(IterableDataset[Any]):
 
     def _prepared(self, place: Place, block: int, share: float, reader: Reader) -> Prepared:
         plan, counts = self._plan, Counts()
+        parser = RowParser(plan.format, plan.config.column_of)
         dialogs: list[Dialog] = []
         for number, content, problem in reader.rows(block):
             counts.rows += 1
             if problem is None:
                 try:
-                    dialogs.append(parse_row(content, plan.format))
+                    dialogs.append(parser.parse(content))
                     continue
                 except RowError as error:
                     counts.refused += 1

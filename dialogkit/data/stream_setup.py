@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from dialogkit.config.data import DataConfig
-from dialogkit.data.formats import RowError, parse_row, recognise_format
-from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, USE_STARTER
+from dialogkit.data.formats import TREES, RowError, RowParser
+from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, READ_INTO_MEMORY, USE_STARTER
 from dialogkit.data.prepare import Ledger, PreparedData
 from dialogkit.data.shards import Reader, Stream, StreamRow, find_stream
 from dialogkit.data.sources import SHOWN_ROWS, malformed_rows_error
@@ -48,6 +48,8 @@ class StreamedData:
     size: int | None
     """Training dialogs of a pass; None if that takes reading all files."""
     stream: DialogStream
+    parser: RowParser
+    """The parser of the first rows."""
     from_cache: bool = False
 
     @property
@@ -64,6 +66,8 @@ class StreamedData:
             cut=counts.cut,
             dropped=counts.dropped,
             first_bad_row=next((text for _, text in counts.malformed_first + counts.refused_first), None),
+            notes={f"{note} (in the first rows)": number for note, number in self.parser.notes.items()},
+            unused_columns=self.parser.unused,
         )
 
     def known(self) -> PreparedData:
@@ -97,23 +101,24 @@ def prepare_stream(config: DataConfig, tokenizer: ChatTokenizer, *, context: int
             "one of each is needed" + (f" (first unusable row: {first.refused})" if first.refused else ""),
             hint=USE_STARTER,
         )
-    stream = DialogStream(Plan(source, config, first.format, tokenizer, longest, below, seed))
+    stream = DialogStream(Plan(source, config, first.parser.format, tokenizer, longest, below, seed))
     sizes = [size for size in (first.size(below), config.samples) if size is not None]
-    return StreamedData(stream, evaluation, sample, min(sizes, default=None), stream)
+    return StreamedData(stream, evaluation, sample, min(sizes, default=None), stream, first.parser)
 
 
 class _FirstRows:
     """The first rows of all shards in turn, until they yield enough dialogs to hold out.
 
     Attributes:
-        format: the shape of the rows.
+        parser: parses the rows; its notes are about these rows.
         lowest: negated hash and dialog of the distinct dialogs with the lowest hashes, as a heap.
         sample: hash and dialog of the first dialogs.
         refused: place and reason of the first well-formed row without a dialog.
     """
 
     def __init__(self, source: Stream, config: DataConfig) -> None:
-        self.format: str = "" if config.format == "auto" else config.format
+        format = "" if config.format == "auto" else config.format
+        self.parser = RowParser(format, config.column_of, source=source.name)
         self.lowest: list[tuple[int, Dialog]] = []
         self.sample: list[tuple[int, Dialog]] = []
         self.refused: str | None = None
@@ -144,9 +149,13 @@ class _FirstRows:
                 if number > self._config.max_bad_rows:
                     raise malformed_rows_error(number, malformed, streamed=True)
                 continue
-            self.format = self.format or recognise_format(row.content, source=self._source.name)
+            if self.parser.expects_trees(row.content):
+                raise DataError(
+                    f"{self._source.name} holds message trees ({TREES}), and a path through one takes all rows",
+                    hint=READ_INTO_MEMORY,
+                )
             try:
-                dialog = parse_row(row.content, self.format)
+                dialog = self.parser.parse(row.content)
             except RowError as error:
                 self.refused = self.refused or f"{reader.place(block, row.number)}: {error}"
                 continue
@@ -162,9 +171,11 @@ class _FirstRows:
         if not self._rows:
             raise DataError(f"{self._source.name} holds no rows", hint=USE_STARTER)
         if not len(self._hashes):
+            if not self.parser.format and self.parser.unknown is not None:
+                raise self.parser.unknown
             raise DataError(
                 f"none of the first {self._rows:,} rows of {self._source.name} is a dialog in the format "
-                f"{self.format}: {self.refused}",
+                f"{self.parser.format}: {self.refused}",
                 hint=FIX_ROWS if self._config.format == "auto" else DETECT_FORMAT,
             )
 

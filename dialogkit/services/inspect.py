@@ -1,5 +1,7 @@
 """Shows what a model gets of a dataset: statistics of its dialogs, what is odd about them, and their tokens."""
 
+import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ from dialogkit.config.run import RunConfig
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, DialogKitError
 from dialogkit.hints import Call, Change, Either, Hint
-from dialogkit.services.inspection.remarks import remarks
+from dialogkit.services.inspection.remarks import ENOUGH_STEPS, FEW_STEPS, MOST_EPOCHS, remarks
 from dialogkit.services.inspection.results import (
     Copies,
     Example,
@@ -41,6 +43,8 @@ ODD_CHARACTERS = 32
 """Shortest text that can be the oddest: a few characters always differ from the rest."""
 REPETITIVE_BYTES = 256
 """Shortest text that can be the most repetitive: zlib's overhead dominates shorter ones."""
+_NAMES_AND_NUMBERS = re.compile(r"\d+(?:[.,:]\d+)*|(?<=[^.!?\s] )[^\W\d_a-z]\w*")
+"""Numbers, and words with a capital inside a sentence."""
 BEGINNING = 200
 """Characters of a dialog that are shown of it."""
 
@@ -123,8 +127,18 @@ def _inspect(config: RunConfig, show: int) -> InspectResult:
         **_repetitions(data, texts),
     }
     shown = [_shown(data.train, index, texts, tokenizer) for index in range(min(show, len(data.train)))]
+    steps = math.ceil(len(data.train) / config.train.batch_size)
+    train = config.train
+    enough = train.max_steps is not None or train.epochs > 1 or steps * train.epochs >= FEW_STEPS
     result = InspectResult(
-        model=config.model.name, context=context, limit=limit, **statistics, remarks=[], shown=shown
+        model=config.model.name,
+        context=context,
+        limit=limit,
+        **statistics,
+        remarks=[],
+        shown=shown,
+        steps=steps,
+        epochs=None if enough else min(MOST_EPOCHS, math.ceil(ENOUGH_STEPS / steps)),
     )
     return result.model_copy(update={"remarks": list(remarks(result, config))})
 
@@ -182,6 +196,7 @@ def _ledger(data: "PreparedData", texts: _Texts) -> dict[str, Any]:
         **{name: getattr(ledger, name) for name in names},
         **figures,
         "unusable_rows": texts.unusable_rows,
+        "notes": ledger.remarks(),
         "supervised_share": learned / sum(part.tokens for part in figures.values()),
     }
 
@@ -257,6 +272,7 @@ def _repetitions(data: "PreparedData", texts: _Texts) -> dict[str, Any]:
     copied = np.flatnonzero(texts.copies > 1)
     exchanges = [_first_exchange(dialog) for dialog in texts.dialogs]
     prompts, answers = (set(part) for part in zip(*exchanges[:held_out_from], strict=True))
+    templates = {_template(prompt) for prompt in prompts}
     held_out = exchanges[held_out_from:]
     rows = texts.rows
     ends = [sorted(pair, key=rows.__getitem__) for pair in zip(first.tolist(), second.tolist(), strict=True)]
@@ -283,6 +299,10 @@ def _repetitions(data: "PreparedData", texts: _Texts) -> dict[str, Any]:
             prompt=sum(prompt in prompts for prompt, _ in held_out),
             answer=sum(answer in answers for _, answer in held_out),
             near=sum(copies_of[index] for index in known),
+            template=sum(
+                prompt not in prompts and (made := _template(prompt)) is not None and made in templates
+                for prompt, _ in held_out
+            ),
         ),
     }
 
@@ -291,6 +311,13 @@ def _first_exchange(dialog: Dialog) -> tuple[Dialog, str]:
     """Return everything before the first answer, and that answer, also what is cut off in a training."""
     at = next(index for index, message in enumerate(dialog) if message.role == "assistant")
     return dialog[:at], dialog[at].content
+
+
+def _template(prompt: Dialog) -> str | None:
+    """Return a prompt with a mark for each name and number, or None if it has neither."""
+    text = "\n".join(message.content for message in prompt)
+    made = _NAMES_AND_NUMBERS.sub("_", text)
+    return None if made == text else made
 
 
 def _shown(dialogs: "DialogTokens", index: int, texts: _Texts, tokenizer: "ChatTokenizer") -> ShownDialog:

@@ -227,7 +227,7 @@ def test_all_other_columns_are_listed_once() -> None:
 def test_columns_of_any_name_can_be_mapped() -> None:
     parser = RowParser(columns={"prompt": "Frage", "response": "antwort"})
     row = {"frage": "Hi", "Antwort": "Hello.", "messages": "none"}
-    assert (parser.format, parser.parse(row), parser.unused) == ("prompt-response", (U, A), ["messages"])
+    assert (parser.parse(row), parser.format, parser.unused) == ((U, A), "prompt-response", ["messages"])
     parser = RowParser(columns={"prompt": "frage", "response": "antwort"}, source="data.csv")
     with pytest.raises(RowError, match=r"its columns \(fragen, antwort\) match no known format"):
         parser.parse({"fragen": 1, "antwort": 2})

@@ -69,6 +69,7 @@ def warnings(learner: "Learner", advice: Callable[[Hint], str]) -> list[str]:
     from dialogkit.models.build import has_dropout
 
     lines = [learner.settings_note] if learner.settings_note else []
+    lines += learner.data.ledger.remarks()
     if not learner.streamed and (
         remark := held_out_remark(len(learner.data.evaluation), learner.data.ledger.kept)
     ):
