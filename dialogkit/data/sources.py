@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
-from dialogkit.config.paths import files_beside, nearest_file
+from dialogkit.config.paths import nearest_file
 from dialogkit.data.foreign_files import named_file
 from dialogkit.data.formats import RowError, RowParser, tree_paths
 from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, SUFFIXES, USE_STARTER, use_another_file
@@ -109,7 +109,8 @@ def find_source(config: DataConfig) -> DataSource:
     if "/" in name or path.suffix:
         near = nearest_file(path, SUFFIXES)
         meant = f" (did you mean {str(near)!r}?)" if near else ""
-        hint = use_another_file(path) if files_beside(path, SUFFIXES) else None
+        beside = use_another_file(path)
+        hint = None if beside == USE_STARTER else beside
         raise DataError(f"the dataset file {name!r} does not exist{meant}", hint=hint)
     raise DataError(f"unknown dataset {name!r}{did_you_mean(name, NAMED)}")
 

@@ -8,9 +8,9 @@ from dialogkit.data.split import held_out_remark
 from dialogkit.services.inspection.results import InspectResult
 from dialogkit.text import counted, share_of
 
-FEW_DIALOGS = 200
+FEW_DIALOGS = 100
 """A model that is trained on fewer dialogs can do little but memorise them."""
-FEW_HELD_OUT = 30
+FEW_HELD_OUT = 10
 """With fewer held-out dialogs, metrics say little about a model: `data.eval_min_dialogs`."""
 FEW_STEPS, ENOUGH_STEPS = 100, 300
 """Steps below which a model hardly learns the format, and steps after which it does."""
