@@ -163,3 +163,8 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type if it has none."""
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def os_reason(error: OSError | ValueError) -> str:
+    """Return why the system refused an operation, such as `permission denied`."""
+    return (getattr(error, "strerror", None) or str(error)).lower()

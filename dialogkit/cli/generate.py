@@ -10,7 +10,7 @@ import typer
 
 from dialogkit.cli import options
 from dialogkit.cli.output import REPLY_COLUMN, Output, table, untrusted
-from dialogkit.errors import ConfigError
+from dialogkit.errors import ConfigError, os_reason
 from dialogkit.text import lines_of
 
 if TYPE_CHECKING:
@@ -123,8 +123,7 @@ def read_prompts(prompts: list[str] | None, file: str | None) -> list[str] | Non
                 f"the prompts file {file!r} is not UTF-8 text (byte {error.start})", hint=hint
             ) from None
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise ConfigError(f"the prompts file {file!r} cannot be read: {reason}", hint=hint) from None
+            raise ConfigError(f"the prompts file {file!r} cannot be read: {os_reason(error)}", hint=hint) from None
         if not lines:
             raise ConfigError(f"the prompts file {file!r} contains no prompt", hint=hint)
         texts += lines

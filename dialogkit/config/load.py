@@ -20,7 +20,7 @@ from dialogkit.config.model import NAME_PATTERN
 from dialogkit.config.paths import configs_dir, holds_model, nearest_file, without_model
 from dialogkit.config.problems import config_error, known_settings, list_problems, suggestion
 from dialogkit.config.run import RunConfig
-from dialogkit.errors import ConfigError, ModelError, did_you_mean
+from dialogkit.errors import ConfigError, ModelError, did_you_mean, os_reason
 from dialogkit.hints import Call, Change, Hint
 from dialogkit.text import convert_command, json_problem, read_small, wide_encoding
 
@@ -295,7 +295,7 @@ def _read_object(path: Path, hint: Hint | None = None) -> Layer:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})", hint=check) from None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise ConfigError(f"{path} cannot be read: {os_reason(error)}") from None
     try:
         layer = json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
+from dialogkit.errors import os_reason
 from dialogkit.text import sanitize
 
 MANIFEST = "manifest.json"
@@ -60,7 +61,7 @@ def file_kind(path: Path) -> str | None:
     except FileNotFoundError:
         return "a broken link" if path.is_symlink() else "missing"
     except (OSError, ValueError) as error:  # a loop of links, no permission, an impossible name
-        return f"unreadable ({(getattr(error, 'strerror', None) or str(error)).lower()})"
+        return f"unreadable ({os_reason(error)})"
     if not os.access(path, os.R_OK):
         return "unreadable (permission denied)"
     kinds = {

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dialogkit.config.paths import DOOMED, MANIFEST, PARTS
+from dialogkit.errors import os_reason
 from dialogkit.system.ownership import (
     Entry,
     entry_of,
@@ -206,8 +207,7 @@ def rotate(run: Path, *, keep: int, best_step: int | None, step: int | None = No
         try:
             _remove(folder)
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            problems.append(f"{folder.name} is no longer needed but cannot be removed: {reason.lower()}")
+            problems.append(f"{folder.name} is no longer needed but cannot be removed: {os_reason(error)}")
     return problems
 
 

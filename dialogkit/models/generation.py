@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.model import ModelConfig
 from dialogkit.config.problems import list_problems
-from dialogkit.errors import ModelError
+from dialogkit.errors import ModelError, os_reason
 from dialogkit.hints import Hint
 from dialogkit.models.adapters import fetch_model_file, find_adapter
 from dialogkit.models.sources import find_gguf
@@ -187,8 +187,7 @@ def _read(path: Path) -> ModelSettings:
             return ModelSettings(path.name, problem=problem)
         values = json.loads(path.read_bytes())
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        return ModelSettings(path.name, problem=f"{path.name} cannot be read and is not used: {reason}")
+        return ModelSettings(path.name, problem=f"{path.name} cannot be read and is not used: {os_reason(error)}")
     except (ValueError, RecursionError):
         return ModelSettings(path.name, problem=f"{path.name} is not valid JSON and is not used")
     if not isinstance(values, dict):

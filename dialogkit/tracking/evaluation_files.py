@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dialogkit.errors import StorageError
+from dialogkit.errors import StorageError, os_reason
 from dialogkit.system.files import keep, write_text
 from dialogkit.system.ownership import add_to_list, exclusive, is_as_written, read_list
 
@@ -83,7 +83,7 @@ def _write_listed(folder: Path, path: Path, text: str) -> None:
             write_text(path, text)
             add_to_list(folder, path)
     except OSError as error:
-        raise StorageError(f"{str(path)!r} cannot be written: {(error.strerror or str(error)).lower()}") from None
+        raise StorageError(f"{str(path)!r} cannot be written: {os_reason(error)}") from None
 
 
 def worst_beside(evaluation: Path) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dialogkit.config.paths import DOOMED, MANIFEST, PARTS
-from dialogkit.errors import StorageError
+from dialogkit.errors import StorageError, os_reason
 from dialogkit.system.ownership import (
     FILE_LIST,
     Contents,
@@ -97,8 +97,7 @@ def contents(run: RunDir, *, checkpoints_only: bool = False, exact: bool = True)
     try:
         _look(run.path, "", found, checkpoints_only=checkpoints_only, exact=exact)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise StorageError(f"{str(run.path)!r} cannot be read: {reason}") from None
+        raise StorageError(f"{str(run.path)!r} cannot be read: {os_reason(error)}") from None
     return found
 
 
@@ -229,8 +228,7 @@ def delete(run: RunDir, *, checkpoints_only: bool = False) -> Contents:
                         path.unlink(missing_ok=True)
                 remove_empty(run.path)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise StorageError(f"{str(error.filename or run.path)!r} cannot be deleted: {reason}") from None
+        raise StorageError(f"{str(error.filename or run.path)!r} cannot be deleted: {os_reason(error)}") from None
     return found
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from filecmp import cmp
 from pathlib import Path
 
-from dialogkit.errors import StorageError
+from dialogkit.errors import StorageError, os_reason
 from dialogkit.hints import Change
 from dialogkit.system.files import keep, umask
 from dialogkit.system.ownership import (
@@ -105,9 +105,7 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> list[str]:
                 problems += _clear(beside, target)
             return problems
     except OSError as error:
-        raise StorageError(
-            f"{str(target)!r} cannot be written: {(error.strerror or str(error)).lower()}"
-        ) from None
+        raise StorageError(f"{str(target)!r} cannot be written: {os_reason(error)}") from None
 
 
 def require_publishable(target: Path) -> None:
@@ -248,7 +246,7 @@ def _clear(left_over: Path, target: Path) -> list[str]:
         remove(found)
         remove_empty(left_over)
     except OSError as error:
-        problems.append(f"{str(left_over)!r} cannot be removed: {(error.strerror or str(error)).lower()}")
+        problems.append(f"{str(left_over)!r} cannot be removed: {os_reason(error)}")
     return problems
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dialogkit.config.paths import MANIFEST, holds_model
-from dialogkit.errors import CheckpointError, ModelError, StorageError
+from dialogkit.errors import CheckpointError, ModelError, StorageError, os_reason
 from dialogkit.hints import Call, Change
 from dialogkit.redaction import redact
 from dialogkit.system.files import write_text
@@ -125,9 +125,7 @@ class RunDir:
             taken = f"the run {name!r} in {str(output)!r}" if is_run else repr(str(path))
             raise StorageError(f"{taken} exists already", hint=Change({"name": f"{name}-2"})) from None
         except OSError as error:
-            raise StorageError(
-                f"cannot create {str(path)!r}: {(error.strerror or str(error)).lower()}",
-            ) from None
+            raise StorageError(f"cannot create {str(path)!r}: {os_reason(error)}") from None
         return cls(path, made=made)
 
     @property
@@ -162,7 +160,7 @@ class RunDir:
                 return record
             problem = "is missing"
         except OSError as error:
-            problem = f"cannot be read ({(error.strerror or str(error)).lower()})"
+            problem = f"cannot be read ({os_reason(error)})"
         except ValidationError as error:
             problem = f"is damaged ({_reason(error)})"
         raise self._unreadable(problem)
@@ -343,9 +341,7 @@ class RunDir:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(
-                f"cannot create {str(folder)!r}: {(error.strerror or str(error)).lower()}"
-            ) from None
+            raise StorageError(f"cannot create {str(folder)!r}: {os_reason(error)}") from None
         return folder
 
     def evaluations(self) -> list[dict[str, Any]]:
@@ -397,8 +393,7 @@ class RunDir:
             with (self.path / file).open("a", encoding="utf-8") as stream:
                 stream.write(f"{line}\n")
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise CheckpointError(f"{str(self.path / file)!r} cannot be written: {reason}") from None
+            raise CheckpointError(f"{str(self.path / file)!r} cannot be written: {os_reason(error)}") from None
 
     def _append(self, file: str, record: dict[str, Any]) -> None:
         # JSON has no NaN or infinity: they are written as text.

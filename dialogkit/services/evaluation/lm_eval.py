@@ -15,7 +15,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dialogkit.errors import DataError, DialogKitError, UnavailableError, did_you_mean
+from dialogkit.errors import DataError, DialogKitError, UnavailableError, did_you_mean, os_reason
 from dialogkit.hints import Change, Either, Shell
 from dialogkit.services.evaluation.lm_eval_model import SEED, LmEvalModel
 from dialogkit.services.evaluation.results import Interval, TaskFigure, TaskRow
@@ -117,9 +117,7 @@ def _text_of(name: str) -> str:
     try:
         return Path(name).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = (
-            "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error)).lower()
-        )
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else os_reason(error)
         raise DataError(f"the task file {name!r} cannot be read: {reason}", hint=_A_FILE) from None
 
 

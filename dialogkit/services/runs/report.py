@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dialogkit.config.base import Result
 from dialogkit.config.paths import DEFAULT_OUTPUT
-from dialogkit.errors import StorageError
+from dialogkit.errors import StorageError, os_reason
 from dialogkit.hints import Change
 from dialogkit.system.files import write_signed
 from dialogkit.system.ownership import is_signed
@@ -89,8 +89,7 @@ def _require_writable(target: Path) -> None:
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise StorageError(f"{str(target)!r} cannot be written: {reason}", hint=_ELSEWHERE) from None
+        raise StorageError(f"{str(target)!r} cannot be written: {os_reason(error)}", hint=_ELSEWHERE) from None
 
 
 def _require_report(target: Path) -> None:
