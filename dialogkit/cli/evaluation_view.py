@@ -10,7 +10,7 @@ from rich.text import Text
 from dialogkit.cli.metrics_table import best_of, fits, letters_of, print_side_by_side, print_tasks
 from dialogkit.cli.output import Output, fitting, table, untrusted
 from dialogkit.text import counted
-from dialogkit.tracking.metric_specs import ANCHORS, FIGURES, GROUPS, Figure
+from dialogkit.tracking.metric_specs import ANCHORS, GROUPS, METRICS, Metric
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -195,7 +195,7 @@ def render_figures(
     best = _best(result.rows)
     marks = _marks(output)
     # A metric that only the anchors have, such as the speed of an untrained model, says nothing.
-    measured = {figure.name for figure in FIGURES if any(getattr(r, figure.name) is not None for r in result.rows)}
+    measured = {figure.name for figure in METRICS if any(getattr(r, figure.name) is not None for r in result.rows)}
 
     def draw(columns: "Sequence[tuple[str, EvaluateRow]]", *, short: bool = False) -> "Table":
         def wanted(name: str) -> bool:
@@ -279,7 +279,7 @@ def _side_by_side(
     with_intervals = any(row.intervals for _, row in columns if not row.anchor)
     drawn = table("95% interval in brackets" if with_intervals else "", *titles, right=titles)
     group = ""
-    for figure in FIGURES:
+    for figure in METRICS:
         cells = [_cell(figure, row, bold=best.get(figure.name) == row.model, short=short) for _, row in columns]
         if not shown(figure.name) or not any(cell.plain for cell in cells):
             continue
@@ -290,7 +290,7 @@ def _side_by_side(
     return drawn
 
 
-def _cell(figure: Figure, row: "EvaluateRow", *, bold: bool, short: bool) -> Text:
+def _cell(figure: Metric, row: "EvaluateRow", *, bold: bool, short: bool) -> Text:
     value = getattr(row, figure.name)
     if value is None:
         return Text()
@@ -308,7 +308,7 @@ def _cell(figure: Figure, row: "EvaluateRow", *, bold: bool, short: bool) -> Tex
 def _best(rows: "Sequence[EvaluateRow]") -> dict[str, str]:
     """Return the best model by metric, if its interval does not overlap any other."""
     best: dict[str, str] = {}
-    for name, _, _, better, _ in FIGURES:
+    for name, _, _, better, _ in METRICS:
         bounds = {row.model: row.intervals[name] for row in rows if name in row.intervals}
         if not better or len(bounds) < 2 or len(bounds) < len(rows):
             continue

@@ -37,6 +37,7 @@ from dialogkit.services.train import resume, train
 from dialogkit.services.training.dry_run import DryRunResult
 from dialogkit.services.training.result import TrainResult
 from dialogkit.text import sanitize
+from dialogkit.tracking.evaluation_files import best_evaluations, write_evaluation
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import REPOSITORY, Finished, typed
 
@@ -245,7 +246,7 @@ def test_a_link_in_a_run_is_not_followed(name: str, to_folder: bool, stopped: Ru
         resume(stopped)
     assert isinstance(refused.value, StorageError) or name == "run.json"
     with pytest.raises(DialogKitError):
-        stopped.write_evaluation("data", {}, worst=[], replies=[])
+        write_evaluation(stopped, "data", {}, worst=[], replies=[])
     assert [(path.name, path.read_text()) for path in outside.iterdir()] == [("mine.txt", "mine")]
 
 
@@ -271,7 +272,7 @@ def test_a_pipe_in_a_run_keeps_nobody_waiting(
     os.mkfifo(place)
     assert dialogkit("runs", "list").code == 0
     assert dialogkit("runs", "show", "stopped").code == (2 if name == "run.json" else 0)
-    assert stopped.evaluations() == []
+    assert best_evaluations(stopped) == []
 
 
 LINES = ["5", "null", "[]", "[" * 100_000, "{}", '{"step": "x"}', '{"step": 1, "eval/bits_per_byte": "x"}', "\x00"]

@@ -4,7 +4,6 @@ The harness chooses the questions and computes the metrics; `lm_eval_model` answ
 """
 
 import logging
-import os
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from dialogkit.errors import DataError, DialogKitError, UnavailableError, did_yo
 from dialogkit.hints import Change, Either, Shell
 from dialogkit.services.evaluation.lm_eval_model import SEED, LmEvalModel
 from dialogkit.services.evaluation.results import Interval, TaskFigure, TaskRow
+from dialogkit.system.variables import changed_variables
 
 if TYPE_CHECKING:
     from dialogkit.services.runs.loading import LoadedModel
@@ -198,20 +198,16 @@ def _quiet() -> Iterator[None]:
 
     datasets.disable_progress_bars()
     logger, plain_init = logging.getLogger(_PACKAGE), tqdm.__init__
-    level, multiprocessing = logger.level, os.environ.get("DISABLE_MULTIPROC")
+    level = logger.level
     logger.setLevel(logging.ERROR)
     tqdm.__init__ = partialmethod(plain_init, disable=True)
-    os.environ["DISABLE_MULTIPROC"] = "1"  # forking beside torch's threads may hang
+    no_forks = {"DISABLE_MULTIPROC": "1"}  # forking beside torch's threads may hang
     try:
-        with redirect_stdout(StringIO()):
+        with redirect_stdout(StringIO()), changed_variables(no_forks):
             yield
     finally:
         logger.setLevel(level)
         tqdm.__init__ = plain_init
-        if multiprocessing is None:
-            del os.environ["DISABLE_MULTIPROC"]
-        else:
-            os.environ["DISABLE_MULTIPROC"] = multiprocessing
 
 
 @contextmanager

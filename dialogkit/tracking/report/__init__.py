@@ -25,7 +25,7 @@ from dialogkit.tracking.report.tables import (
     shares_of,
     summary_of,
     tasks_of,
-    training_figures_of,
+    training_metrics_of,
     versions_of,
 )
 from dialogkit.tracking.run_dir import RunDir
@@ -72,7 +72,7 @@ def render_report(runs: Sequence[RunDir], *, output: Path | None = None) -> str:
         charts=charts_of(seen),
         evaluations=evaluations_of(seen),
         tasks=tasks_of(seen),
-        training_figures=training_figures_of(seen),
+        training_metrics=training_metrics_of(seen),
         diary=diary_of(seen),
         replies=final_replies_of(seen),
         chosen=settings_of(seen, all_of_them=False),
