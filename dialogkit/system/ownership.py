@@ -141,10 +141,10 @@ def write_list(folder: Path, entries: Entries, *, name: str | None = None) -> No
         beside.unlink(missing_ok=True)
 
 
-def list_folder(folder: Path, *, name: str | None = None) -> None:
-    """Write the list of all files in a folder that this process has filled. Raises: OSError."""
+def entries_of(folder: Path) -> dict[str, Entry]:
+    """Return the entries of all files in a folder, except its list. Raises: OSError."""
     paths = [path for path in regular_files(folder) if path != folder / FILE_LIST]
-    write_list(folder, {path.relative_to(folder).as_posix(): entry_of(path) for path in paths}, name=name)
+    return {path.relative_to(folder).as_posix(): entry_of(path) for path in paths}
 
 
 def add_to_list(folder: Path, *paths: Path) -> None:
