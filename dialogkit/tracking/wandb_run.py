@@ -105,7 +105,7 @@ class WandbRun:
     must not block a training.
     """
 
-    def __init__(self, run: Any, mode: Mode, reason: str, *, place: Path = Path(), told_step: int = -1) -> None:
+    def __init__(self, run: Any, mode: Mode, reason: str, *, place: Path = Path(), logged_step: int = -1) -> None:
         self.mode = mode
         self.reason = reason
         self.id: str | None = str(run.id) if run is not None else None
@@ -116,7 +116,7 @@ class WandbRun:
         """Address of the run; None offline."""
         self._run = run
         # Online, W&B skips steps that it has; offline, they would appear twice after the upload.
-        self._told_step = told_step if mode == "offline" else -1
+        self._logged_step = logged_step if mode == "offline" else -1
         self._failed = False
         self._calls: SimpleQueue[Callable[[Any], object] | None] = SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -131,20 +131,19 @@ class WandbRun:
         """Add to the run's configuration."""
         self._guard(lambda run: run.config.update(dict(config), allow_val_change=True))
 
-    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, step: int) -> None:
-        """Log a table at an optimizer step."""
-        self._guard(lambda run: run.log({name: _table(columns, rows), "train/step": step}, step=step), step=step)
-
-    def log_table_after(
-        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, step: int
+    def log_table(
+        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, step: int, late: bool = False
     ) -> None:
-        """Log a table after everything that the training logged; `step` is its last optimizer step."""
+        """Log a table at an optimizer step or, if `late`, after all that was logged up to that last step."""
 
         def log(run: Any) -> None:
-            # In a resumed run, W&B skips the steps that it has, if it knows them.
-            run.log({name: _table(columns, rows), "train/step": step}, step=max(run.step, step + 1))
+            import wandb
 
-        self._guard(log)
+            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+            # In a resumed run, W&B skips the steps that it has, if it knows them.
+            run.log({name: table, "train/step": step}, step=max(run.step, step + 1) if late else step)
+
+        self._guard(log, step=None if late else step)
 
     def log_histograms(self, step: int, histograms: Mapping[str, tuple[Any, Any]]) -> None:
         """Log histograms, each as counts and edges, at an optimizer step."""
@@ -197,7 +196,7 @@ class WandbRun:
             _limit_exit()
 
     def _guard(self, call: Callable[[Any], object], *, step: int | None = None) -> None:
-        if self._run is not None and (step is None or step > self._told_step):
+        if self._run is not None and (step is None or step > self._logged_step):
             self._calls.put(call)
 
     def _work(self) -> None:
@@ -216,12 +215,6 @@ class WandbRun:
         self._run = None
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
-    import wandb
-
-    return wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-
-
 def open_wandb(
     config: TrackingConfig,
     decision: Decision,
@@ -231,7 +224,7 @@ def open_wandb(
     folder: Path,
     settings: Mapping[str, Any],
     resume_id: str | None = None,
-    told_step: int = -1,
+    logged_step: int = -1,
 ) -> WandbRun:
     """Start the W&B run of a training, or resume it.
 
@@ -243,7 +236,7 @@ def open_wandb(
         folder: W&B makes its `wandb` folder in here.
         settings: the resolved configuration.
         resume_id: W&B's id of the run to resume.
-        told_step: last step that was logged to it; steps up to it are not logged again.
+        logged_step: last step that was logged to it; steps up to it are not logged again.
     """
     mode, reason, credentials = decision
     if mode == "disabled":
@@ -272,7 +265,7 @@ def open_wandb(
         run = _init(mode, credentials, options)
     if run is None:
         return WandbRun(None, "disabled", "W&B could not start")
-    return WandbRun(run, mode, reason, place=folder, told_step=told_step)
+    return WandbRun(run, mode, reason, place=folder, logged_step=logged_step)
 
 
 def _init(mode: Mode, credentials: Credentials, options: Mapping[str, Any]) -> Any:

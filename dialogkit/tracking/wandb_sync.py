@@ -55,14 +55,14 @@ def sync_folder(folder: Path, credentials: Credentials) -> str | None:
     # Nothing from the working directory, such as modules or W&B settings, may be loaded beside the key.
     command = [sys.executable, "-P", "-m", "wandb", "sync", str(folder.absolute())]
     environment = {**_SYNC_SETTINGS, **os.environ, "WANDB_API_KEY": key, "WANDB_BASE_URL": credentials.server}
-    with tempfile.TemporaryFile("w+", errors="replace") as spoken, tempfile.TemporaryDirectory() as empty:
+    with tempfile.TemporaryFile("w+", errors="replace") as printed, tempfile.TemporaryDirectory() as empty:
         try:
             child = subprocess.Popen(
                 command,
                 env=environment | sound_settings(empty),
                 cwd=empty,
                 stdin=subprocess.DEVNULL,
-                stdout=spoken,
+                stdout=printed,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
@@ -80,16 +80,16 @@ def sync_folder(folder: Path, credentials: Credentials) -> str | None:
                     child.wait(0.25)
         finally:
             _end_group(child)
-        spoken.seek(0)
-        lines = spoken.read().replace(key, "***").strip().splitlines()
+        printed.seek(0)
+        lines = printed.read().replace(key, "***").strip().splitlines()
     wrong = [line for line in lines if "error" in line.lower()]
     # W&B also exits with 0 if the server did not answer or refused; its mark file confirms the upload.
     if child.returncode == 0 and not wrong and list(folder.glob("*.wandb.synced")):
         return None
-    said = (wrong or lines[-1:] or [""])[0].removeprefix("wandb: ").removeprefix("ERROR ").strip()
-    if said in ("", "<no message>"):
-        said = "W&B gives no reason; the server may refuse the key"
-    return f"{folder.name} was not uploaded: {redact(said)}"
+    reason = (wrong or lines[-1:] or [""])[0].removeprefix("wandb: ").removeprefix("ERROR ").strip()
+    if reason in ("", "<no message>"):
+        reason = "W&B gives no reason; the server may refuse the key"
+    return f"{folder.name} was not uploaded: {redact(reason)}"
 
 
 def _end_group(child: "subprocess.Popen[Any]") -> None:

@@ -105,9 +105,8 @@ class EvaluationStore:
     ) -> KeptRow | None:
         """Write an evaluation into the run's folder; None, with a warning, if that is impossible."""
         result = row.model_dump(mode="json", exclude={"worst", "tasks"})
-        result["anchors"] = [
-            one.model_dump(mode="json", exclude={"slices", "worst", "tasks"}) for one in baselines
-        ]
+        exclude = {"slices", "worst", "tasks"}
+        result["anchors"] = [baseline.model_dump(mode="json", exclude=exclude) for baseline in baselines]
         worst = [dialog.model_dump() for dialog in row.worst]
         try:
             path = write_evaluation(run, row.dataset, result, worst=worst, replies=replies)
@@ -167,7 +166,7 @@ class EvaluationStore:
             return None
         wandb_run.summarize(self._summary)
         for table in self._tables:
-            wandb_run.log_table_after(*table, step=int(self._record.metrics.get("train/steps", 0)))
+            wandb_run.log_table(*table, step=int(self._record.metrics.get("train/steps", 0)), late=True)
         wandb_run.finish(exit_code=0)
         if wandb_run.folder is None:
             return None
