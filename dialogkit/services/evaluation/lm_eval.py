@@ -161,8 +161,6 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
         if _is_file(name) and type(error.__cause__) is FileNotFoundError:
             raise DataError(_cannot_load(name, error.__cause__), hint=hint) from error
         raise
-    except FileNotFoundError as error:
-        raise DataError(_cannot_load(name, error), hint=hint) from error
     except ConnectionError as error:
         message = f"the data of the task {name!r} cannot be fetched: {_first_line(error)}"
         raise UnavailableError(message, hint=hint) from None
@@ -174,8 +172,8 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
     except DialogKitError:
         raise
     except Exception as error:  # a task is user input, and so is everything that it names
-        advice = f"correct {name}" if _is_file(name) else hint
-        raise DataError(_cannot_load(name, error), hint=advice) from error
+        is_faulty = _is_file(name) and not isinstance(error, FileNotFoundError)
+        raise DataError(_cannot_load(name, error), hint=f"correct {name}" if is_faulty else hint) from error
 
 
 def _cannot_load(name: str, error: BaseException) -> str:
@@ -236,17 +234,17 @@ def task_rows(results: Mapping[str, Any], cut: Mapping[str, set[int]]) -> Iterat
         better = results["higher_is_better"].get(name) or {}
         figures = []
         for key, value in found.items():
-            figure, comma, read_by = key.partition(",")
-            if not comma or figure.endswith("_stderr") or not isinstance(value, int | float):
+            metric, comma, read_by = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            error = found.get(f"{figure}_stderr,{read_by}")
+            error = found.get(f"{metric}_stderr,{read_by}")
             figures.append(
                 TaskFigure(
-                    name=figure,
+                    name=metric,
                     filter="" if read_by == "none" else read_by,
                     value=float(value),
-                    interval=_interval(figure, value, error) if isinstance(error, int | float) else None,
-                    better={True: 1, False: -1, None: 0}[better.get(figure)],
+                    interval=_interval(metric, value, error) if isinstance(error, int | float) else None,
+                    better={True: 1, False: -1, None: 0}[better.get(metric)],
                 )
             )
         number = results["n-samples"].get(name, {})
@@ -262,8 +260,8 @@ def task_rows(results: Mapping[str, Any], cut: Mapping[str, set[int]]) -> Iterat
             )
 
 
-def _interval(figure: str, value: float, error: float) -> Interval:
+def _interval(metric: str, value: float, error: float) -> Interval:
     """Return the 95% interval of a metric with this standard error."""
     low, high = value - 1.96 * error, value + 1.96 * error
-    is_fraction = figure.startswith(("acc", "exact_match", "f1", "em"))
+    is_fraction = metric.startswith(("acc", "exact_match", "f1", "em"))
     return (max(0.0, low), min(1.0, high)) if is_fraction else (low, high)

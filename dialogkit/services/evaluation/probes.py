@@ -9,7 +9,7 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.data.tokens import pack
 from dialogkit.dialog import Message
 from dialogkit.services.evaluation.results import CANDIDATES, Interval
-from dialogkit.services.evaluation.scoring import Exchange
+from dialogkit.services.evaluation.scoring import Exchange, replies_to
 
 if TYPE_CHECKING:
     from dialogkit.data.tokens import DialogTokens
@@ -111,21 +111,10 @@ def probe_replies(
     model: "LoadedModel", exchanges: Sequence[Exchange], config: GenerateConfig
 ) -> tuple[Measured, list[dict[str, Any]]]:
     """Let a model answer prompts in one batch; return the metrics of its replies, and the replies."""
-    from dialogkit.engine.attention import plain_attention
-    from dialogkit.inference.replies import continue_prompts
     from dialogkit.inference.reply_metrics import Answered, ReplyMetrics
 
     started = time.perf_counter()
-    with plain_attention(model.model):
-        made = continue_prompts(
-            model.model,
-            model.tokenizer,
-            [exchange.prompt_ids for exchange in exchanges],
-            config,
-            context=model.context,
-            device=model.device,
-            batch_size=len(exchanges),
-        )
+    made = replies_to(model, [exchange.prompt_ids for exchange in exchanges], config)
     seconds = time.perf_counter() - started
     answered = list(zip(exchanges, made, strict=True))
     metrics = ReplyMetrics(

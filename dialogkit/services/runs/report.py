@@ -45,11 +45,10 @@ def write_report(
     from dialogkit.tracking.report import render_report
 
     runs = [find_run(Path(output), name) for name in dict.fromkeys(names)]
-    if to is not None:
-        target = Path(to).expanduser()
+    if to is None and len(runs) == 1:
+        target = runs[0].report_path
     else:
-        target = runs[0].report_path if len(runs) == 1 else Path(REPORT_FILE)
-    if to is not None or len(runs) > 1:
+        target = Path(REPORT_FILE if to is None else to).expanduser()
         _require_report(target)
     _require_writable(target)
     page = render_report(runs, output=runs[0].output or Path(output))

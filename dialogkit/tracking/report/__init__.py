@@ -16,7 +16,7 @@ from dialogkit.text import sanitize
 from dialogkit.tracking.report.charts import charts_of
 from dialogkit.tracking.report.commands import Commands
 from dialogkit.tracking.report.replies import diary_of, final_replies_of
-from dialogkit.tracking.report.run import NOTHING, date, headline_of, see, tiles_of
+from dialogkit.tracking.report.run import NOTHING, date, headline_of, read_run, tiles_of
 from dialogkit.tracking.report.tables import (
     data_of,
     evaluations_of,
@@ -60,7 +60,7 @@ def render_report(runs: Sequence[RunDir], *, output: Path | None = None) -> str:
 
     Raises: ModelError if a record cannot be read.
     """
-    seen = [see(run, order) for order, run in enumerate(runs)]
+    seen = [read_run(run, order) for order, run in enumerate(runs)]
     page = _template().render(
         generator=GENERATOR,
         runs=seen,

@@ -25,7 +25,7 @@ LONGEST_TEXT = 1_500
 NOTHING = "–"  # noqa: RUF001 - an en dash for unknown values
 
 
-class Seen(NamedTuple):
+class PageRun(NamedTuple):
     """A run with its letter and colour on the page."""
 
     letter: str
@@ -117,10 +117,10 @@ class Text(NamedTuple):
     """Number of omitted characters."""
 
 
-def see(run: RunDir, order: int) -> Seen:
+def read_run(run: RunDir, order: int) -> PageRun:
     """Read a run; `order` is its position on the page. Raises: ModelError if its record cannot be read."""
     record = run.read()
-    return Seen(
+    return PageRun(
         letter=chr(ord("A") + order) if order < 26 else str(order + 1),
         colour=f"--s{order % COLOURS + 1}",
         dashed=order >= COLOURS,
@@ -180,7 +180,7 @@ def in_bytes(value: float | None) -> str:
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:,.0f} MiB"
 
 
-def headline_of(run: Seen) -> dict[str, Any]:
+def headline_of(run: PageRun) -> dict[str, Any]:
     """Return bits per byte before and after, and the fraction that remains."""
     before, after = run.before("bits_per_byte"), run.after("bits_per_byte")
     share = None
@@ -189,7 +189,7 @@ def headline_of(run: Seen) -> dict[str, Any]:
     return {"before": written(before, ".2f"), "after": written(after, ".2f"), "share": share}
 
 
-def tiles_of(run: Seen) -> list[tuple[str, str, str]]:
+def tiles_of(run: PageRun) -> list[tuple[str, str, str]]:
     """Return name, value and remark of the main metrics of a run; skip unknown ones."""
     planned, parameters = run.record.schedule.total_steps, run.record.model.parameters
     loss_before, accuracy_before = run.before("nats_per_token"), run.before("accuracy")

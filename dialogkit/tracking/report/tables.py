@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from dialogkit.config.load import flatten
 from dialogkit.tracking.metric_specs import ANCHORS, GROUPS, METRICS
-from dialogkit.tracking.report.run import NOTHING, Seen, in_bytes, number, short, text_of, written
+from dialogkit.tracking.report.run import NOTHING, PageRun, in_bytes, number, short, text_of, written
 
 TO = "–"  # noqa: RUF001 - an en dash stands between bounds
 
@@ -79,7 +79,7 @@ _Column = tuple[Head, Mapping[str, Any]]
 """A model or an anchor with its stored metrics."""
 
 
-def _heads(runs: Sequence[Seen]) -> list[Head]:
+def _heads(runs: Sequence[PageRun]) -> list[Head]:
     return [] if len(runs) == 1 else [Head(run.name, run.colour, run.letter) for run in runs]
 
 
@@ -90,9 +90,9 @@ def _table(heads: list[Head], rows: list[Row], caption: str = "") -> Table:
 # Metrics
 
 
-def summary_of(runs: Sequence[Seen]) -> Table:
+def summary_of(runs: Sequence[PageRun]) -> Table:
     """Return the main metrics of several runs, side by side."""
-    lines: dict[str, Callable[[Seen], str]] = {
+    lines: dict[str, Callable[[PageRun], str]] = {
         "model": lambda run: run.model,
         "preset": lambda run: run.preset,
         "dataset": lambda run: run.dataset or NOTHING,
@@ -111,7 +111,7 @@ def summary_of(runs: Sequence[Seen]) -> Table:
     return _table(_heads(runs), [Row(name, [Cell(value(run)) for run in runs]) for name, value in lines.items()])
 
 
-def training_metrics_of(runs: Sequence[Seen]) -> Table:
+def training_metrics_of(runs: Sequence[PageRun]) -> Table:
     """Return the metrics on the held-out dialogs before and after the training."""
     rows = []
     for metric in METRICS:
@@ -124,7 +124,7 @@ def training_metrics_of(runs: Sequence[Seen]) -> Table:
     return _table([Head(f"{run.name}, {time}", run.colour, run.letter) for run in runs for time in times], rows)
 
 
-def evaluations_of(runs: Sequence[Seen]) -> list[Evaluation]:
+def evaluations_of(runs: Sequence[PageRun]) -> list[Evaluation]:
     """Return the stored evaluations, one table for each set of dialogs."""
     models: dict[str, list[_Column]] = {}
     anchors: dict[str, list[_Column]] = {}
@@ -199,7 +199,7 @@ def _slices(head: Head, evaluation: Mapping[str, Any]) -> Table:
     return _table([Head("dialogs"), Head("bits/byte")], rows, head.text)
 
 
-def tasks_of(runs: Sequence[Seen]) -> Table:
+def tasks_of(runs: Sequence[PageRun]) -> Table:
     """Return the task results of the models, those on the same questions side by side."""
     heads = _heads(runs) or [Head(run.model) for run in runs]
     found: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
@@ -254,7 +254,7 @@ def _items(value: object) -> list[str]:
 # Settings, data, machine
 
 
-def settings_of(runs: Sequence[Seen], *, all_of_them: bool) -> Table:
+def settings_of(runs: Sequence[PageRun], *, all_of_them: bool) -> Table:
     """Return settings with their origins: all, or only those chosen by the user or different between runs."""
     settings = [dict(flatten(run.record.config)) for run in runs]
     origins = [run.record.origins for run in runs]
@@ -269,7 +269,7 @@ def settings_of(runs: Sequence[Seen], *, all_of_them: bool) -> Table:
     return _table([Head("value"), Head("from", muted=True)] if origins[0] else [], rows)
 
 
-def data_of(runs: Sequence[Seen]) -> Table:
+def data_of(runs: Sequence[PageRun]) -> Table:
     """Return the data of the runs and the counts of its rows."""
     columns = [
         {
@@ -282,18 +282,18 @@ def data_of(runs: Sequence[Seen]) -> Table:
     return _side_by_side(runs, columns)
 
 
-def machine_of(runs: Sequence[Seen]) -> Table:
+def machine_of(runs: Sequence[PageRun]) -> Table:
     """Return the machines of the runs."""
     return _side_by_side(runs, [_machine(run) for run in runs])
 
 
-def versions_of(runs: Sequence[Seen]) -> Table:
+def versions_of(runs: Sequence[PageRun]) -> Table:
     """Return the versions of the packages."""
     return _side_by_side(runs, [run.record.versions for run in runs])
 
 
 def _side_by_side(
-    runs: Sequence[Seen], columns: Sequence[Mapping[str, Any]], notes: Sequence[Mapping[str, str]] | None = None
+    runs: Sequence[PageRun], columns: Sequence[Mapping[str, Any]], notes: Sequence[Mapping[str, str]] | None = None
 ) -> Table:
     rows = []
     for name in dict.fromkeys(name for column in columns for name in column):
@@ -327,7 +327,7 @@ class Share(NamedTuple):
     percent: float
 
 
-def shares_of(run: Seen) -> list[Share]:
+def shares_of(run: PageRun) -> list[Share]:
     """Return how the rows were used; empty if unknown."""
     data = run.record.data
     rows, kept, train, held_out = (
@@ -344,7 +344,7 @@ def shares_of(run: Seen) -> list[Share]:
     return [Share(kind, f"{n:,.0f} {words}", 100 * n / rows) for kind, (words, n) in parts.items() if n]
 
 
-def _machine(run: Seen) -> dict[str, Any]:
+def _machine(run: PageRun) -> dict[str, Any]:
     runtime, environment = run.record.runtime, run.record.environment
     plain = environment.model_dump(exclude={"memory_bytes", "git"})
     shown: dict[str, Any] = {
