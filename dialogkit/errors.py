@@ -37,12 +37,7 @@ class DialogKitError(Exception):
     default_hint: Hint | None = None
 
     def __init__(
-        self,
-        message: str,
-        *,
-        hint: Hint | None = None,
-        details: Sequence[str] = (),
-        settings: Sequence[str] = (),
+        self, message: str, *, hint: Hint | None = None, details: Sequence[str] = (), settings: Sequence[str] = ()
     ) -> None:
         message = shortened(redact(message))  # a value that somebody gave can be of any length, and a secret
         super().__init__(message)

@@ -67,10 +67,7 @@ def chat_command(
     if sys.stdin is None:
         raise ConfigError("standard input is closed, so there is nothing to reply to", hint=_ONE_PROMPT)
     config = sampling(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        use_model_settings=use_model_settings,
+        max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, use_model_settings=use_model_settings
     )
     device = "cpu" if no_cuda else "auto"
     names = [model, compare] if compare else [model]

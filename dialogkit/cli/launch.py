@@ -33,8 +33,7 @@ def slurm_command(
     partition: Annotated[str | None, typer.Option("--partition", metavar="NAME", help="Partition.")] = None,
     account: Annotated[str | None, typer.Option("--account", metavar="NAME", help="Account to charge.")] = None,
     setup: Annotated[
-        list[str] | None,
-        typer.Option("--setup", metavar="LINE", help="Shell line to run first; may be repeated."),
+        list[str] | None, typer.Option("--setup", metavar="LINE", help="Shell line to run first; may be repeated.")
     ] = None,
     max_restarts: options.RestartsOption = 3,
     name: options.NameOption = None,

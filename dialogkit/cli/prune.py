@@ -25,8 +25,7 @@ def prune_command(
         typer.Argument(metavar="RUN", help="Runs to delete. Default: only the checkpoints of finished runs."),
     ] = None,
     keep: Annotated[
-        int | None,
-        typer.Option("--keep", min=0, metavar="N", help="Keep only the newest N finished runs."),
+        int | None, typer.Option("--keep", min=0, metavar="N", help="Keep only the newest N finished runs.")
     ] = None,
     older_than: Annotated[
         str | None, typer.Option("--older-than", metavar="AGE", help="Only runs older than 12h, 30d or 2w.")
