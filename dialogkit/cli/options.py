@@ -1,7 +1,6 @@
 """Arguments and options that several commands share, and the settings that options give."""
 
 import inspect
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,16 +10,8 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from dialogkit.errors import ConfigError
+from dialogkit.hints import word_of
 from dialogkit.text import duration_word, parse_duration
-
-
-def plain(value: Any) -> str:
-    """Return the word that gives a value to an option: text as it is, all else as JSON."""
-    return str(value) if isinstance(value, str | Path) else json.dumps(value)
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 @dataclass(frozen=True)
@@ -36,8 +27,8 @@ class Sets:
 
     setting: str
     to: Any = None
-    read: Callable[[Any], Any] = _same
-    write: Callable[[Any], str] = plain
+    read: Callable[[Any], Any] = lambda word: word
+    write: Callable[[Any], str] = word_of
 
 
 def sets_of(command: Callable[..., Any]) -> dict[str, Sets]:
