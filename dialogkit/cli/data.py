@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from dialogkit.cli.options import BadRowsOption, JsonOption, SetOption, Sets
-from dialogkit.cli.output import Output, facts_grid, table, untrusted
+from dialogkit.cli.output import Output, table, untrusted, values_grid
 from dialogkit.hints import Call
 from dialogkit.text import counted, percent, sanitize, share_of
 
@@ -84,7 +84,7 @@ def inspect_command(
 def _render(output: Output, result: "InspectResult") -> None:
     for dialog in result.shown:
         _render_dialog(output, dialog)
-    output.print(_facts(result), "")
+    output.print(_overview(result), "")
     _render_lengths(output, result)
     output.print("")
     _render_examples(output, result)
@@ -102,11 +102,11 @@ def _listed(text: Text) -> Table:
     return grid
 
 
-def _facts(result: "InspectResult") -> Table:
+def _overview(result: "InspectResult") -> Table:
     dialogs = result.train.dialogs + result.held_out.dialogs
     copies, overlap, held_out = result.copies, result.overlap, result.held_out.dialogs
     groups = f" in {counted(copies.near_groups, 'group')}" if copies.near else ""
-    facts = {
+    values = {
         "dataset": f"{result.dataset}, format {result.format}" + (f", {result.license}" if result.license else ""),
         "rows": f"{result.rows:,}: {result.kept:,} kept ({result.cut:,} of them cut at {result.limit:,} tokens), "
         f"{result.dropped:,} without supervision, {result.unusable:,} unusable",
@@ -122,7 +122,7 @@ def _facts(result: "InspectResult") -> Table:
         "held out, but known": f"{overlap.prompt:,} of {held_out:,} by their prompt, {overlap.answer:,} by their "
         f"answer, {overlap.near:,} as near duplicates",
     }
-    return facts_grid(facts)
+    return values_grid(values)
 
 
 def _set(figures: Any) -> str:

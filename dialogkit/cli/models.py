@@ -69,12 +69,12 @@ def _millions(count: int | None) -> str:
 
 def render_model(output: Output, row: "ModelRow") -> None:
     """Print all about one model."""
-    facts = {}
+    values = {}
     for name, value in row.model_dump().items():
         if isinstance(value, bool):
             value = "yes" if value else "no"
         elif isinstance(value, int):
             value = f"{value:,}"
         if value:
-            facts[name.replace("_", " ")] = value
-    output.print(settings_table(facts))
+            values[name.replace("_", " ")] = value
+    output.print(settings_table(values))

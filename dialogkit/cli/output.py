@@ -44,7 +44,7 @@ def untrusted(text: str, style: str = "") -> Text:
 
 
 class _Aside(Console):
-    """The console of stderr. If its reader leaves, as `| head` does, the work goes on in silence."""
+    """The console of stderr. If its reader leaves, as `| head` does, the work goes on silently."""
 
     def on_broken_pipe(self) -> None:
         """Print nothing from now on."""
@@ -274,10 +274,10 @@ def replies_table(
     return made
 
 
-def facts_grid(facts: Mapping[str, str]) -> Table:
+def values_grid(values: Mapping[str, str]) -> Table:
     """Return names, in bold, and values below each other; long values are folded."""
     grid = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))
-    for name, value in facts.items():
+    for name, value in values.items():
         grid.add_row(Text(name, style="bold"), untrusted(value))
     return grid
 
@@ -295,11 +295,11 @@ def parameters(count: int | None) -> str:
     return "?" if count is None else f"{count:,}"
 
 
-def settings_table(facts: Mapping[str, object], title: str = "") -> Table:
+def settings_table(values: Mapping[str, object], title: str = "") -> Table:
     """Return a table of names and values; text as it is, all else as JSON."""
     made = table(title, "")
     made.show_header = bool(title)
-    for name, value in facts.items():
+    for name, value in values.items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         made.add_row(untrusted(name), untrusted(shown))
     return made

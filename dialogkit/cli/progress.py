@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dialogkit.cli import hints
-from dialogkit.cli.output import Output, facts_grid, print_item, untrusted
+from dialogkit.cli.output import Output, print_item, untrusted, values_grid
 from dialogkit.hints import Hint
 from dialogkit.redaction import redact
 from dialogkit.services.training.progress import step_line
@@ -38,9 +38,9 @@ class TrainOutput:
             self._status = None
 
     def header(self, facts: Mapping[str, str]) -> None:
-        """Print facts about the run, one per line."""
+        """Print the description of a run, one entry per line."""
         self._stop_spinner()
-        print_item(self._console, facts_grid({name: redact(value) for name, value in facts.items()}))
+        print_item(self._console, values_grid({name: redact(value) for name, value in facts.items()}))
 
     def note(self, text: str) -> None:
         """Print a line."""

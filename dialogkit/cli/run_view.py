@@ -13,11 +13,11 @@ from dialogkit.cli.output import (
     Output,
     date,
     encodes,
-    facts_grid,
     options_table,
     settings_table,
     table,
     untrusted,
+    values_grid,
 )
 from dialogkit.text import counted, duration, percent
 
@@ -67,7 +67,7 @@ def _render_head(output: Output, shown: "RunDetails") -> None:
         output.print(untrusted(f"error: {shown.error}", "red"))
     if (figures := _figures(shown)).row_count:
         output.print("", figures)
-    output.print("", _facts(shown))
+    output.print("", _overview(shown))
     if settings := _settings(shown):
         output.print("", options_table(settings))
 
@@ -88,9 +88,9 @@ def _figures(shown: "RunDetails") -> Table:
     return drawn
 
 
-def _facts(shown: "RunDetails") -> Table:
+def _overview(shown: "RunDetails") -> Table:
     """Return a table of the run's model, data, training and machine, as far as they are recorded."""
-    facts = {
+    values = {
         "model": _listed(_model(shown)),
         "data": _listed(_data(shown.data)),
         "training": _listed(_training(shown)),
@@ -104,7 +104,7 @@ def _facts(shown: "RunDetails") -> Table:
         "W&B": _wandb(shown.wandb),
         "command": shlex.join(shown.command),
     }
-    return facts_grid({name: value for name, value in facts.items() if value})
+    return values_grid({name: value for name, value in values.items() if value})
 
 
 def _listed(parts: Iterable[str | None]) -> str:

@@ -149,7 +149,7 @@ def sync_command(
 def render_runs(
     output: Output, rows: "list[RunRow]", dispensable: Sequence[str] = _DISPENSABLE, *, none: str = "no run"
 ) -> None:
-    """Print one run per line, or that there is none."""
+    """Print one run per line, or `none`."""
     if not rows:
         output.print(untrusted(none))
         return
