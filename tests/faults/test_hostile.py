@@ -26,7 +26,7 @@ from dialogkit.engine.checkpoints import commit, read_progress
 from dialogkit.errors import CheckpointError, DataError, DialogKitError, ModelError, StorageError
 from dialogkit.inference.results import ReplyResult
 from dialogkit.models.tokenizer import with_format
-from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
+from dialogkit.services.evaluate import EvaluateRequest, EvaluateResult, EvaluateRow
 from dialogkit.services.evaluation.results import SliceRow, TaskFigure, TaskRow, WorstRow
 from dialogkit.services.generate import GenerateResult
 from dialogkit.services.models import ModelRow
@@ -94,8 +94,12 @@ def print_results(output: Output, text: str) -> None:
     )  # fmt: skip
     for anchors in ([], [row.model_copy(update={"anchor": "untrained"})]):
         judged = EvaluateResult(rows=[row, row.model_copy(update={"dataset": "b"})], anchors=anchors)
+        request = EvaluateRequest(models=(text, None))
         output.result(
-            judged, lambda out, judged=judged: evaluation_view.render_evaluation(out, judged, slices=True, worst=1)
+            judged,
+            lambda out, judged=judged, request=request: evaluation_view.render_evaluation(
+                out, judged, request, slices=True, worst=1
+            ),
         )
     details = RunDetails(
         name=text, created=text, command=[text], environment={text: text, "git": {"commit": text, "branch": text}},
