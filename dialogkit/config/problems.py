@@ -57,12 +57,8 @@ def known_settings() -> list[str]:
 
 
 def _sections() -> dict[str, Mapping[str, Any]]:
-    sections: dict[str, Mapping[str, Any]] = {}
-    for name, field in RunConfig.model_fields.items():
-        kind = field.annotation
-        is_section = isinstance(kind, type) and issubclass(kind, BaseModel)
-        sections[name] = kind.model_fields if is_section else {}  # type: ignore[union-attr]
-    return sections
+    """Return the fields of each section; none for a setting outside sections."""
+    return {name: getattr(field.annotation, "model_fields", {}) for name, field in RunConfig.model_fields.items()}
 
 
 def config_error(problems: Sequence[str], hint: Hint | None = None) -> ConfigError:
@@ -99,8 +95,8 @@ def _problem(item: ErrorDetails) -> str:
     if kind == "missing":
         return f"{name}: is required"
     if kind in ("value_error", CONFLICT):
-        told = message.removeprefix("Value error, ")
-        return f"{name}: {told}" if name else told  # settings that do not go together have no one name
+        sentence = message.removeprefix("Value error, ")
+        return f"{name}: {sentence}" if name else sentence  # settings that do not go together have no one name
     if kind in ("bool_type", "bool_parsing"):
         message = "must be true or false"
     if kind == "tuple_type":

@@ -29,9 +29,12 @@ from dialogkit.data.shards import Reader, Stream
 from dialogkit.data.sources import SHOWN_ROWS, malformed_rows_error
 from dialogkit.data.tokens import DialogTokens, encode
 from dialogkit.dialog import ChatTokenizer, Dialog
+from dialogkit.distributed import process_group
 from dialogkit.errors import ConfigError, DataError, DialogKitError
-from dialogkit.hints import Call, Change, Either, Hint
+from dialogkit.hints import Call, Change, Either
 
+_FILE = "stream-{}.json"
+"""A rank's place in a checkpoint."""
 _FIRST = ("malformed_first", "refused_first")
 
 
@@ -113,15 +116,6 @@ class Prepared:
     counts: Counts
 
 
-class _Failure(NamedTuple):
-    """An error of a worker. The DataLoader would put a traceback into the message of an exception."""
-
-    kind: type[DialogKitError]
-    message: str
-    hint: Hint | None
-    details: Sequence[str]
-
-
 class _Blocks(IterableDataset[Any]):
     """The endless blocks of one rank from a place on; each of its W workers prepares every W-th block."""
 
@@ -130,7 +124,7 @@ class _Blocks(IterableDataset[Any]):
         self._pass_blocks = pass_blocks
         self._shown = {"malformed": 0, "refused": 0}
 
-    def __iter__(self) -> Iterator[Prepared | _Failure]:
+    def __iter__(self) -> Iterator[Prepared | DialogKitError]:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         try:
@@ -138,7 +132,7 @@ class _Blocks(IterableDataset[Any]):
                 if index % workers == worker:
                     yield self._prepared(place, block, share, reader)
         except DialogKitError as error:
-            yield _Failure(type(error), error.message, error.hint, error.details)
+            yield error  # if it was raised, the DataLoader would put a traceback into its message
 
     def _own(self) -> Iterator[tuple[Place, int, float, Reader]]:
         """Yield place, block of the shard, share of the pass and reader of each block of this rank."""
@@ -274,7 +268,7 @@ class DialogStream:
         """
         rank, world = rank_and_world_size()
         try:
-            held = json.loads((folder / _file_name(rank)).read_text(encoding="utf-8"))
+            held = json.loads((folder / _FILE.format(rank)).read_text(encoding="utf-8"))
             counts = {name: Counts.read(held[name]) for name in ("counts", "reached")}
             state = _State(**{**held, **counts, "place": Place(*held["place"])})
             if any(number < 0 for number in (*state.place, state.offset, state.taken, state.pass_blocks or 0)):
@@ -296,7 +290,7 @@ class DialogStream:
         """Write the place after the last batch into a checkpoint, one file per rank. Raises: OSError."""
         rank, world = rank_and_world_size()
         state = self._state or _State(world)
-        (folder / _file_name(rank)).write_text(json.dumps(asdict(state)), encoding="utf-8")
+        (folder / _FILE.format(rank)).write_text(json.dumps(asdict(state)), encoding="utf-8")
 
     @property
     def counts(self) -> Counts:
@@ -433,26 +427,14 @@ class DialogStream:
         assert self._state is not None
         read = _Blocks(self.plan, start, rank, world, self._state.pass_blocks)
         # A separate generator: the global one, which dropout uses, must not depend on the number of workers.
-        ahead = (
-            DataLoader(
-                read, batch_size=None, num_workers=workers, collate_fn=_as_it_is, generator=torch.Generator()
-            )
-            if workers
-            else read
-        )
+        options: dict[str, Any] = {"collate_fn": _as_it_is, "generator": torch.Generator()}
+        ahead = DataLoader(read, batch_size=None, num_workers=workers, **options) if workers else read
         for item in ahead:
-            if isinstance(item, _Failure):
-                raise item.kind(item.message, hint=item.hint, details=list(item.details))
+            if isinstance(item, DialogKitError):
+                raise item
             yield item
 
 
 def rank_and_world_size() -> tuple[int, int]:
     """Return the rank of this process and the number of processes that train together."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def _file_name(rank: int) -> str:
-    return f"stream-{rank}.json"
+    return process_group.rank(), process_group.world_size()
