@@ -247,9 +247,7 @@ def _with_model_name(layer: Layer, name: str) -> Layer:
 def read_layer(path: Path, *, hint: Hint | None = None) -> Layer:
     """Return a user's settings file; a run's own `run.json` gives its configuration.
 
-    Args:
-        path: the file.
-        hint: what to do about a file that is not valid JSON; None: validate it.
+    `hint` says what to do about a file that is not valid JSON: by default, to validate it.
 
     Raises: ConfigError naming the file for anything that is not one JSON object of at most 1 MB.
     """

@@ -120,9 +120,7 @@ def _name(item: ErrorDetails) -> str:
 def suggestion(error: ValidationError, origins: Mapping[str, str]) -> Hint | None:
     """Return a hint for the first wrong value: to check its file, or a value that is valid.
 
-    Args:
-        error: what pydantic found.
-        origins: the layer that decided each setting, by its dotted name.
+    `origins` are the layers that determined the settings, by dotted names.
     """
     item = error.errors()[0]
     name, location, context = _name(item), item["loc"], item.get("ctx", {})
