@@ -1,6 +1,5 @@
 """Makes untrusted text safe to show, reads small files, and formats numbers for people."""
 
-import errno
 import os
 import re
 import select
@@ -53,13 +52,8 @@ def read_small(path: Path, longest: int, *, pipes: bool = False) -> bytes:
 
     Raises: OSError if it cannot be read or is not a regular file.
     """
-    # Non-blocking, as opening a pipe without a writer would wait.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISDIR(mode):
-        os.close(descriptor)
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    with open(descriptor, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=open_without_waiting) as file:
+        mode = os.fstat(file.fileno()).st_mode
         if not stat.S_ISREG(mode) and not (pipes and stat.S_ISFIFO(mode)):
             raise OSError(None, "not a regular file", str(path))
         content, until = b"", time.monotonic() + PIPE_WAIT_S
@@ -71,6 +65,11 @@ def read_small(path: Path, longest: int, *, pipes: bool = False) -> bytes:
                 break
             content += piece
         return content
+
+
+def open_without_waiting(path: str | Path, flags: int) -> int:
+    """Open a file for `open(opener=...)`; opening a pipe otherwise waits for its writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def json_problem(error: JSONDecodeError) -> str:

@@ -64,13 +64,9 @@ def file_kind(path: Path) -> str | None:
         return f"unreadable ({os_reason(error)})"
     if not os.access(path, os.R_OK):
         return "unreadable (permission denied)"
-    kinds = {
-        "a folder": stat.S_ISDIR,
-        "a named pipe": stat.S_ISFIFO,
-        "a socket": stat.S_ISSOCK,
-    }
     if stat.S_ISREG(mode):
         return None
+    kinds = {"a folder": stat.S_ISDIR, "a named pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
     return next((name for name, is_kind in kinds.items() if is_kind(mode)), "a device")
 
 

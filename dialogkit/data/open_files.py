@@ -51,10 +51,8 @@ def readable(path: Path) -> Iterator[None]:
             f"{path.name}:{_first_bad_line(path)}: not UTF-8 text", hint=Either("save it as UTF-8", USE_STARTER)
         ) from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
-        raise DataError(
-            f"{path.name} is not a valid gzip file",
-            hint=Either("pack it again", use_another_file(path)),
-        ) from None
+        hint = Either("pack it again", use_another_file(path))
+        raise DataError(f"{path.name} is not a valid gzip file", hint=hint) from None
     except OSError as error:
         raise DataError(f"{path.name} cannot be read: {reason_of(error)}", hint=use_another_file(path)) from None
 

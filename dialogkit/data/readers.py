@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -85,23 +85,20 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 def _line_rows(name: str, file: BinaryIO) -> Iterator[Row]:
     decoder, number = Decoder(), 0
-    while line := read_line(file):
+    while line := read_line(file)[0]:
         number += 1
         if (row := parse_line(line, decoder, first=number == 1)) is not None:
             yield Row(f"{name}:{number}", *row)
 
 
-def read_line(file: BinaryIO, passed: Callable[[int], object] = lambda _: None) -> bytes:
-    """Return the next line, empty at the end. Of a line above `MAX_ROW` bytes, return the first `MAX_ROW` + 1.
-
-    `passed` is called with the bytes that were read beyond what is returned.
-    """
+def read_line(file: BinaryIO) -> tuple[bytes, int]:
+    """Return the next line, empty at the end, and the bytes beyond the first `MAX_ROW` + 1, which are left out."""
     line = rest = file.readline(MAX_ROW + 1)
-    if len(line) > MAX_ROW:
-        while rest and not rest.endswith(b"\n"):
-            rest = file.readline(CHUNK_BYTES)
-            passed(len(rest))
-    return line
+    longer_by = 0
+    while len(line) > MAX_ROW and rest and not rest.endswith(b"\n"):
+        rest = file.readline(CHUNK_BYTES)
+        longer_by += len(rest)
+    return line, longer_by
 
 
 def parse_line(line: bytes, decoder: Decoder, *, first: bool) -> tuple[Any, str | None] | None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from dialogkit.data.open_files import STREAMED, Row, suffix_of
 from dialogkit.data.readers import read_rows
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, UnavailableError, did_you_mean, os_reason
-from dialogkit.hints import Change, Either, Hint
+from dialogkit.hints import Change, Either
 from dialogkit.system.network import from_hub
 
 T = TypeVar("T")
@@ -30,21 +31,25 @@ _MAX_COUNTED = 100_000
 
 
 @dataclass(frozen=True)
-class NamedDataset:
-    """A dataset with a short name."""
+class DataSource:
+    """A dataset that was found but not read: a file, or a hub dataset."""
 
-    path: Path | None
-    hub_id: str | None
-    license: str
-    description: str
+    name: str
+    path: Path | None = None
+    hub_id: str = ""
+    license: str | None = None
+    description: str = ""
 
 
-NAMED = {
-    "starter": NamedDataset(STARTER, None, "CC0-1.0", "dialogs that ship with the package"),
-    "alpaca-gpt4": NamedDataset(
-        None, "vicgalle/alpaca-gpt4", "CC BY-NC 4.0 (research only)", "52,000 instructions answered by GPT-4"
-    ),
-}
+_SHIPPED = DataSource("starter", STARTER, license="CC0-1.0", description="dialogs that ship with the package")
+_ALPACA = DataSource(
+    "alpaca-gpt4",
+    hub_id="vicgalle/alpaca-gpt4",
+    license="CC BY-NC 4.0 (research only)",
+    description="52,000 instructions answered by GPT-4",
+)
+NAMED = {source.name: source for source in (_SHIPPED, _ALPACA)}
+"""Datasets with a short name."""
 
 
 @dataclass
@@ -66,16 +71,6 @@ class RawData:
     """`place: reason` of the first unusable rows."""
 
 
-@dataclass(frozen=True)
-class DataSource:
-    """A dataset that was found but not read."""
-
-    name: str
-    path: Path | None
-    hub_id: str | None
-    license: str | None
-
-
 def looks_like_file(name: str) -> bool:
     """Return whether a dataset's name can only be that of a file."""
     return suffix_of(Path(name)) in SUFFIXES or not HUB_ID.match(name)
@@ -84,8 +79,8 @@ def looks_like_file(name: str) -> bool:
 def find_source(config: DataConfig) -> DataSource:
     """Return the source of a dataset. Raises: DataError if it is no known name, file or hub id."""
     name = config.dataset
-    if (named := NAMED.get(name)) is not None:
-        return DataSource(name, named.path, named.hub_id, named.license)
+    if name in NAMED:
+        return NAMED[name]
     # Unlike pathlib's, these functions accept any text, even one that is too long for a file name.
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
@@ -100,12 +95,12 @@ def find_source(config: DataConfig) -> DataSource:
                 f"{name!r} has none of the endings {', '.join(SUFFIXES)} (or .gz after them)",
                 hint=use_another_file(path),
             )
-        return DataSource(path.name, path, None, None)
+        return DataSource(path.name, path)
     if os.path.lexists(path):
         kind = "a broken link" if os.path.islink(path) else "neither a file nor a folder"
         raise DataError(f"{name!r} is {kind}", hint=use_another_file(path))
     if HUB_ID.match(name) and suffix_of(path) not in SUFFIXES:
-        return DataSource(name, None, name, None)
+        return DataSource(name, hub_id=name)
     if "/" in name or path.suffix:
         near = nearest_file(path, SUFFIXES)
         meant = f" (did you mean {str(near)!r}?)" if near else ""
@@ -133,8 +128,8 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
         rows = read_rows(source.path)
         revision = file_digest(source.path)
     else:
-        rows, revision = _hub_rows(source.hub_id or "", config.revision)
-    raw = RawData(source.name, "", source.license, revision)
+        rows, revision = _hub_rows(source.hub_id, config.revision)
+    raw = RawData(source.name, "" if config.format == "auto" else config.format, source.license, revision)
     malformed, refused = _BadRows(), _BadRows()
     for place, row, problem in rows:
         raw.rows += 1
@@ -144,8 +139,7 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
                 break
             continue
         if not raw.format:
-            chosen = config.format
-            raw.format = recognise_format(row, source=source.name) if chosen == "auto" else chosen
+            raw.format = recognise_format(row, source=source.name)
         try:
             raw.dialogs.append(parse_row(row, raw.format))
             raw.places.append(place)
@@ -198,12 +192,10 @@ def malformed_rows_error(number: int, first: list[str], *, streamed: bool = Fals
 
     Of a stream, the number is a lower bound.
     """
-    if streamed or number > _MAX_COUNTED:
-        more = f" (and at least {number - 1:,} more such rows)" if number > 1 else ""
-        hint: Hint = Either("fix that line", Change({"data.max_bad_rows": "N"})) if streamed else USE_STARTER
-    else:
-        more = f" (and {number - 1:,} more such rows)" if number > 1 else ""
-        hint = Either("fix that line", Change({"data.max_bad_rows": number}))
+    is_bound = streamed or number > _MAX_COUNTED
+    more = f" (and {'at least ' if is_bound else ''}{number - 1:,} more such rows)" if number > 1 else ""
+    allow = Either("fix that line", Change({"data.max_bad_rows": "N" if streamed else number}))
+    hint = USE_STARTER if is_bound and not streamed else allow
     return DataError(f"{first[0]}{more}", hint=hint, details=first[1:])
 
 
@@ -272,22 +264,16 @@ def fetch_file(hub_id: str, file: str, commit: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
+    def load(online: bool) -> Path:
+        local = not online
+        return Path(hf_hub_download(hub_id, file, repo_type="dataset", revision=commit, local_files_only=local))
+
     disable_progress_bars()
+    with suppress(OSError):  # a file of a commit never changes, so the hub is not asked for a cached one
+        return load(online=False)
     try:
-        # A file of a commit never changes, so the hub is not asked for a cached one.
-        return Path(hf_hub_download(hub_id, file, repo_type="dataset", revision=commit, local_files_only=True))
-    except OSError:
-        pass
-    try:
-        return Path(
-            from_hub(
-                lambda online: hf_hub_download(
-                    hub_id, file, repo_type="dataset", revision=commit, local_files_only=not online
-                ),
-                lacking=f"the file {file!r} of {hub_id!r} is not in its cache",
-                hint=USE_STARTER,
-            )
-        )
+        lacking = f"the file {file!r} of {hub_id!r} is not in its cache"
+        return from_hub(load, lacking=lacking, hint=USE_STARTER)
     except (OSError, HfHubHTTPError) as error:
         message = f"the file {file!r} of {hub_id!r} cannot be fetched: {_first_line(error)}"
         raise UnavailableError(message, hint=USE_STARTER) from None

@@ -13,6 +13,7 @@ from typing import Any
 
 from dialogkit.config.paths import ADAPTER_CONFIG, file_kind
 from dialogkit.errors import ModelError
+from dialogkit.text import read_small
 
 _MIB = 2**20
 _LONGEST = {
@@ -92,9 +93,7 @@ def read_object(path: Path) -> dict[str, Any]:
     longest = _LONGEST.get(path.name, _MIB)
     require_regular(path, longest)
     try:
-        # Does not block even if a pipe has replaced the file since the check.
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-            content = json.loads(file.read(longest + 1))
+        content = json.loads(read_small(path, longest))
     except (OSError, ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ModelError(f"{str(path)!r} is not a valid JSON file: {reason}") from None

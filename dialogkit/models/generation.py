@@ -20,6 +20,7 @@ from dialogkit.errors import ModelError, os_reason
 from dialogkit.hints import Hint
 from dialogkit.models.adapters import fetch_model_file, find_adapter
 from dialogkit.models.sources import find_gguf
+from dialogkit.text import read_small
 
 GENERATION_CONFIG = "generation_config.json"
 _LEGACY = "config.json"
@@ -179,13 +180,13 @@ def _find(source: ModelConfig, file: str) -> Path | None:
 
 def _read(path: Path) -> ModelSettings:
     try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):
+        if not stat.S_ISREG(path.stat().st_mode):
             return ModelSettings(path.name, problem=f"{path.name} is not a regular file and is not used")
-        if info.st_size > _MAX_BYTES:
+        content = read_small(path, _MAX_BYTES)
+        if len(content) > _MAX_BYTES:
             problem = f"{path.name} is not used: it is larger than {_MAX_BYTES:,} bytes"
             return ModelSettings(path.name, problem=problem)
-        values = json.loads(path.read_bytes())
+        values = json.loads(content)
     except OSError as error:
         return ModelSettings(path.name, problem=f"{path.name} cannot be read and is not used: {os_reason(error)}")
     except (ValueError, RecursionError):

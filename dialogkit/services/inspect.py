@@ -141,7 +141,7 @@ class _Texts:
         first: dict[int, int] = {}
         for number, dialog in enumerate(raw.dialogs):
             first.setdefault(hash_dialog(dialog), number)
-        hashes = np.concatenate([data.train_origins.hashes, data.evaluation_origins.hashes])
+        hashes = np.concatenate([data.train.hashes, data.evaluation.hashes])
         rows = [first.get(value) for value in hashes.tolist()]
         self.rows = found = [row for row in rows if row is not None]
         if len(found) < len(rows):
@@ -152,7 +152,7 @@ class _Texts:
         self.texts = [texts[row] for row in found]
         # Indices of the distinct dialogs [D], and the number of copies of each [D].
         _, self.distinct, self.copies = np.unique(hashes, return_index=True, return_counts=True)
-        self.whole_tokens = np.concatenate([data.train_origins.whole_tokens, data.evaluation_origins.whole_tokens])
+        self.whole_tokens = np.concatenate([data.train.whole_tokens, data.evaluation.whole_tokens])
 
     def example(self, index: int, value: float) -> Example:
         return Example(value=value, place=self.places[index], beginning=self.beginning(index))

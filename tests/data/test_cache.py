@@ -52,14 +52,6 @@ def equal(one: PreparedData, two: PreparedData) -> bool:
         same(one.train, two.train)
         and same(one.evaluation, two.evaluation)
         and asdict(one.ledger) == asdict(two.ledger)
-        and all(
-            np.array_equal(a, b)
-            for a, b in zip(
-                (*one.train_origins, *one.evaluation_origins),
-                (*two.train_origins, *two.evaluation_origins),
-                strict=True,
-            )
-        )
     )
 
 

@@ -84,7 +84,7 @@ class Learner:
         data = prepare_stream(self.config.data, self.tokenizer, context=context, seed=train.seed)
         if data.size is None and train.max_steps is None and train.budget_s is None:
             raise ConfigError(
-                f"cannot convert epochs to steps: the size of {data.source.name} is unknown until it is read",
+                f"cannot convert epochs to steps: the size of {data.ledger.dataset} is unknown until it is read",
                 hint=Either(Change({"train.max_steps": 1000}), Change({"train.budget_s": 3600})),
             )
         return data
