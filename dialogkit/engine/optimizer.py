@@ -68,10 +68,7 @@ class MuonWithAdamW(Optimizer):
     ) -> None:
         self._optimizers: list[Optimizer] = [
             (Muon if precision == "bf16" else Float32Muon)(
-                matrices,
-                lr=config.learning_rate,
-                weight_decay=config.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
+                matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
             ),
             AdamW(
                 others,
@@ -127,8 +124,5 @@ def muon_with_adamw(
             matrices.append(parameter)
         else:
             (decays if name in decayed else keeps).append(parameter)
-    others = [
-        {"params": decays, "weight_decay": config.weight_decay},
-        {"params": keeps, "weight_decay": 0.0},
-    ]
+    others = [{"params": decays, "weight_decay": config.weight_decay}, {"params": keeps, "weight_decay": 0.0}]
     return MuonWithAdamW(matrices, [group for group in others if group["params"]], config, precision)

@@ -312,10 +312,7 @@ def _refuse_variants(source: str, settings: dict[str, Any]) -> None:
 def _base_of(source: str, config: ModelConfig, folder: Path, settings: dict[str, Any]) -> ModelConfig:
     name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     if not isinstance(name, str) or not name or not isinstance(revision, str | None):
-        raise ModelError(
-            f"the adapter {source!r} does not name its base model",
-            hint=_set_base(folder),
-        )
+        raise ModelError(f"the adapter {source!r} does not name its base model", hint=_set_base(folder))
     base = config.model_copy(update={"source": name, "revision": revision or None})
     place = os.path.expanduser(name)
     if not os.path.exists(place) and (os.path.isabs(place) or not HUB_ID.match(name)):

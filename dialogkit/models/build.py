@@ -24,12 +24,7 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 
 def build_model(
-    config: ModelConfig,
-    tokenizer: ChatTokenizer,
-    *,
-    seed: int = 42,
-    dropout: float = 0.0,
-    room: int | None = None,
+    config: ModelConfig, tokenizer: ChatTokenizer, *, seed: int = 42, dropout: float = 0.0, room: int | None = None
 ) -> Any:
     """Return a float32 causal language model for training, as plain transformers classes.
 

@@ -51,11 +51,7 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **optio
                     _require_sound_config(source, config.revision, online=online)
                     return loader(folder, trust_remote_code=False, local_files_only=not online, **options)
 
-                return from_hub(
-                    load,
-                    lacking=f"{source!r} is not in its cache",
-                    hint=Call("doctor", network=True),
-                )
+                return from_hub(load, lacking=f"{source!r} is not in its cache", hint=Call("doctor", network=True))
             return loader(folder, trust_remote_code=False, **options)
     except DialogKitError:
         raise

@@ -70,8 +70,7 @@ class ChatTokenizer:
             needed = frozenset(ends)
         if unknown := sorted(needed - self._ids.keys()):
             raise ModelError(
-                f"the tokenizer has no token {unknown[0]!r}, which its chat format needs",
-                hint=PLAIN_FORMAT,
+                f"the tokenizer has no token {unknown[0]!r}, which its chat format needs", hint=PLAIN_FORMAT
             )
         self.stop_ids = frozenset(self._ids[token] for token in ends)
         self.reply_stop_ids = self.stop_ids
@@ -377,10 +376,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int, output: Path) -> i
     )
     tokenizer.train_from_iterator(texts, trainer)
     hf = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END_OF_TURN,
-        pad_token=PAD_TOKEN,
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer, eos_token=END_OF_TURN, pad_token=PAD_TOKEN, clean_up_tokenization_spaces=False
     )
     hf.chat_template = native_format().template()
     hf.save_pretrained(str(output))
