@@ -54,15 +54,15 @@ class Learner:
         context = config.model.context
         self.data: PreparedData | StreamedData
         with process_group.main_process_first():  # the other ranks use its caches
-            chosen = choose_settings(
+            generate, self.settings_note = choose_settings(
                 config.generate, config.model, hint=Change({"generate.use_model_settings": False})
             )
-            config = config.model_copy(update={"generate": chosen.config})
-            self.config, self.runtime, self.settings_note = config, runtime, chosen.note
+            config = config.model_copy(update={"generate": generate})
+            self.config, self.runtime = config, runtime
             self.tokenizer: ChatTokenizer = load_tokenizer(config.model)
             if context is None or not config.model.from_scratch:
                 built = self._build(room=free_bytes())
-                context = context_length(built)
+                context = context_length(built.config)
             if config.data.streaming:
                 self.data = self._stream(context)
             else:
