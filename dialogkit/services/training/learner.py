@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dialogkit.engine.callbacks import StopAtSignal
     from dialogkit.engine.checkpoints import Progress
     from dialogkit.engine.device import Runtime
-    from dialogkit.engine.fit import FitTask
+    from dialogkit.engine.task import FitTask
     from dialogkit.models.tokenizer import ChatTokenizer
 
 
@@ -202,7 +202,7 @@ class Learner:
         """
         from dialogkit.data.collate import collate_dialogs
         from dialogkit.engine.callbacks import StopAtSignal
-        from dialogkit.engine.fit import FitTask
+        from dialogkit.engine.task import FitTask
 
         missed = self._raise_missed_signal
         self._stop = StopAtSignal() if missed is None else StopAtSignal(say_stopping, missed)
