@@ -37,26 +37,19 @@ _SHARD = re.compile(rf"({PARTS}|optimizer_0)/(\.metadata|__\d+_\d+\.distcp)")
 """The files of torch's distributed format, by their folders."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 _ASIDE = re.compile(r"torn-checkpoint-(\d+)(-\d+)?")
-
-
 _PLAN_PARTS = {
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size", "float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8", "bool"},
-    "collections": {"OrderedDict"},
-    "builtins": {"set"},
-    "pathlib": {"PosixPath"},
+    "torch.distributed.checkpoint.metadata": (
+        *("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
+        *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo", "_StoragePrefix"),
+    "torch.serialization": ("_get_layout",),
+    "torch": ("Size", "float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8", "bool"),
+    "collections": ("OrderedDict",),
+    "builtins": ("set",),
+    "pathlib": ("PosixPath",),
 }
+"""The names that the plan of a distributed checkpoint may refer to, by module."""
 
 
 @dataclass
