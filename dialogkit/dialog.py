@@ -110,8 +110,7 @@ class TurnFormat:
 
     def _opening(self, role: Role) -> tuple[Piece, ...]:
         special, label = getattr(self, role)
-        pieces = (Piece(special, True), Piece(label))
-        return tuple(piece for piece in pieces if piece.text)
+        return tuple(piece for piece in (Piece(special, True), Piece(label)) if piece.text)
 
     def spans(self, messages: Sequence[Message], *, reply: bool = False) -> list[Span]:
         """Return the spans of a dialog; with `reply`, ending where the next answer starts."""
@@ -181,25 +180,12 @@ SPECIAL_TOKENS = (END_OF_TEXT, PAD_TOKEN, SYSTEM_TOKEN, USER_TOKEN, ASSISTANT_TO
 
 def native_format() -> TurnFormat:
     """Return the format of tokenizers that dialogkit trains: a special token starts each turn, another ends it."""
-    return TurnFormat(
-        name="dialogkit",
-        end_of_turn=END_OF_TURN,
-        system=(SYSTEM_TOKEN, ""),
-        user=(USER_TOKEN, ""),
-        assistant=(ASSISTANT_TOKEN, ""),
-    )
+    return TurnFormat("dialogkit", END_OF_TURN, (SYSTEM_TOKEN, ""), (USER_TOKEN, ""), (ASSISTANT_TOKEN, ""))
 
 
 def plain_format(eos_token: str) -> TurnFormat:
     """Return a format for models without roles, such as GPT-2: plain labels, and turns ended by eos."""
-    return TurnFormat(
-        name="plain",
-        end_of_turn=eos_token,
-        system=("", "System:"),
-        user=("", "User:"),
-        assistant=("", "Assistant:"),
-        separator=" ",
-    )
+    return TurnFormat("plain", eos_token, ("", "System:"), ("", "User:"), ("", "Assistant:"), separator=" ")
 
 
 def turns_format(eos_token: str) -> TurnFormat:

@@ -22,12 +22,7 @@ UNSAFE = {
 
 PIPE_WAIT_S = 5.0
 """Seconds that the writer of a pipe may take."""
-_MARKED = {
-    b"\xff\xfe\0\0": "UTF-32",
-    b"\0\0\xfe\xff": "UTF-32",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-}
+_MARKED = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 """Encodings by their byte-order marks, longer ones first."""
 
 

@@ -3,11 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-from rich.text import Text
-
 from dialogkit.cli import hints
-from dialogkit.cli.output import Output, print_item, untrusted
+from dialogkit.cli.output import Output, print_item, untrusted, values_grid
 from dialogkit.hints import Hint
 from dialogkit.redaction import redact
 from dialogkit.services.training.progress import step_line
@@ -41,12 +38,9 @@ class TrainOutput:
             self._status = None
 
     def header(self, facts: Mapping[str, str]) -> None:
-        """Print facts about the run, one per line."""
+        """Print the description of a run, one entry per line."""
         self._stop_spinner()
-        grid = Table.grid(padding=(0, 2))
-        for name, value in facts.items():
-            grid.add_row(Text(name, style="bold"), untrusted(redact(value)))
-        print_item(self._console, grid)
+        print_item(self._console, values_grid({name: redact(value) for name, value in facts.items()}))
 
     def note(self, text: str) -> None:
         """Print a line."""

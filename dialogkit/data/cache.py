@@ -28,9 +28,7 @@ _STALE_S = 24 * 3600
 def read_entry(path: Path, key: str) -> dict[str, NDArray[Any]] | None:
     """Return the arrays of an entry, or None if it is missing, damaged, of another key or of another user.
 
-    Args:
-        path: the entry's file.
-        key: describes what the entry was made from. It is compared in full; the file name need not be unique.
+    The key describes what the entry was made from. It is compared in full; the file name need not be unique.
     """
     if not _is_private(path.parent):
         return None

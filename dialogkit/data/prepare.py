@@ -96,13 +96,8 @@ def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, 
     The dialogs with the `eval_fraction` lowest hashes form the evaluation set: at least `eval_min_dialogs` and at
     most `eval_max_dialogs`, but never more than half of the distinct dialogs. Both sets are sorted by hash,
     whatever the order of the rows. `samples` takes the first training dialogs, so a smaller sample is part of a
-    larger one.
-
-    Args:
-        config: the dataset and its limits.
-        tokenizer: gives the ids; its fingerprint is part of the cache's key.
-        context: longest dialog that the model takes, in tokens.
-        cache: folder for the token arrays.
+    larger one. Dialogs of more than `context` tokens, the longest that the model takes, are cut. `cache` is the
+    folder for the token arrays; their key includes the fingerprint of the tokenizer.
 
     Raises: DataError if nothing is left to train on or to evaluate.
     """

@@ -18,7 +18,7 @@ from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, SUFFIXES, USE_STARTER,
 from dialogkit.data.open_files import STREAMED, Row, suffix_of
 from dialogkit.data.readers import read_rows
 from dialogkit.dialog import Dialog
-from dialogkit.errors import DataError, UnavailableError, did_you_mean
+from dialogkit.errors import DataError, UnavailableError, did_you_mean, os_reason
 from dialogkit.hints import Change, Either
 from dialogkit.system.network import from_hub
 
@@ -121,7 +121,7 @@ def file_digest(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"{path.name} cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise DataError(f"{path.name} cannot be read: {os_reason(error)}") from None
 
 
 def read_dialogs(source: DataSource, config: DataConfig) -> RawData:

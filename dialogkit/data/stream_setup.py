@@ -76,13 +76,9 @@ class StreamedData:
 
 
 def prepare_stream(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, seed: int) -> StreamedData:
-    """Return the stream of a dataset with its evaluation set.
+    """Return the stream of a dataset in the order of a seed, with its evaluation set.
 
-    Args:
-        config: the dataset and its limits.
-        tokenizer: gives the ids.
-        context: longest dialog that the model takes, in tokens.
-        seed: determines the order.
+    Dialogs of more than `context` tokens, the longest that the model takes, are cut.
 
     Raises: DataError if it cannot be read, or leaves nothing to train on or to evaluate.
     """
@@ -91,8 +87,7 @@ def prepare_stream(config: DataConfig, tokenizer: ChatTokenizer, *, context: int
     first = _FirstRows(source, config)
     first.read()
     below = first.boundary()
-    held_out = sorted((-negative, dialog) for negative, dialog in first.lowest if -negative < below)
-    evaluation, _, _ = encode([dialog for _, dialog in held_out], tokenizer, longest)
+    evaluation, _, _ = encode(first.held_out(below), tokenizer, longest)
     training = [dialog for hash, dialog in first.sample if hash >= below]
     sample, _, _ = encode(training, tokenizer, longest)
     if not len(evaluation) or not len(sample):
@@ -111,7 +106,7 @@ class _FirstRows:
 
     Attributes:
         parser: parses the rows; its notes are about these rows.
-        lowest: negated hash and dialog of the distinct dialogs with the lowest hashes, as a heap.
+        lowest: the distinct dialogs with the lowest hashes, by hash; up to twice as many as can be held out.
         sample: hash and dialog of the first dialogs.
         refused: place and reason of the first well-formed row without a dialog.
     """
@@ -119,14 +114,13 @@ class _FirstRows:
     def __init__(self, source: Stream, config: DataConfig) -> None:
         format = "" if config.format == "auto" else config.format
         self.parser = RowParser(format, config.column_of, source=source.name)
-        self.lowest: list[tuple[int, Dialog]] = []
+        self.lowest: dict[int, Dialog] = {}
         self.sample: list[tuple[int, Dialog]] = []
         self.refused: str | None = None
         self._source, self._config = source, config
         self._most = max(config.eval_min_dialogs, config.eval_max_dialogs)
         self._share = int(config.eval_fraction * (2**64 - 1))
         self._hashes = array("Q")
-        self._lowest_hashes: set[int] = set()
         self._rows = 0
         self._complete = False
 
@@ -165,7 +159,9 @@ class _FirstRows:
                 found.add(hash)
             if len(self.sample) < _SAMPLE:
                 self.sample.append((hash, dialog))
-            self._keep_lowest(hash, dialog)
+            self.lowest.setdefault(hash, dialog)
+            if len(self.lowest) > 2 * self._most:
+                self.lowest = dict(heapq.nsmallest(self._most, self.lowest.items()))
         else:
             self._complete = True
         if not self._rows:
@@ -179,14 +175,9 @@ class _FirstRows:
                 hint=FIX_ROWS if self._config.format == "auto" else DETECT_FORMAT,
             )
 
-    def _keep_lowest(self, hash: int, dialog: Dialog) -> None:
-        if hash in self._lowest_hashes or (len(self.lowest) == self._most and hash > -self.lowest[0][0]):
-            return
-        self._lowest_hashes.add(hash)
-        if len(self.lowest) < self._most:
-            heapq.heappush(self.lowest, (-hash, dialog))
-        else:
-            self._lowest_hashes.discard(-heapq.heappushpop(self.lowest, (-hash, dialog))[0])
+    def held_out(self, below: int) -> list[Dialog]:
+        """Return the dialogs to evaluate, by hash."""
+        return [dialog for hash, dialog in heapq.nsmallest(self._most, self.lowest.items()) if hash < below]
 
     def boundary(self) -> int:
         """Return the hash below which dialogs are held out."""

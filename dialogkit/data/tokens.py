@@ -118,13 +118,9 @@ def cut_dialog(encoded: Encoded, longest: int) -> Encoded:
     Whole turns are removed from the end until the rest fits and ends with an answer. If not even the first answer
     fits, that answer is cut at the limit, and its end of turn is not supervised.
     """
-    ends = [
-        index + 1
-        for index, learned in enumerate(encoded.supervised)
-        if learned and (index + 1 == len(encoded.supervised) or not encoded.supervised[index + 1])
-    ]
-    fitting = [end for end in ends if end <= longest]
-    end = fitting[-1] if fitting else longest
+    pairs = zip(encoded.supervised, [*encoded.supervised[1:], False], strict=True)
+    ends = [end for end, (learned, continues) in enumerate(pairs, 1) if learned and not continues]
+    end = max((end for end in ends if end <= longest), default=longest)
     return Encoded(encoded.input_ids[:end], encoded.supervised[:end])
 
 

@@ -26,7 +26,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dialogkit.distributed.rank import LAUNCH_FOLDER, MAIN_HOST_FILE, PORT
 from dialogkit.distributed.shutdown import RESTART
-from dialogkit.errors import DialogKitError, ProcessLostError, UnavailableError
+from dialogkit.errors import DialogKitError, ProcessLostError, UnavailableError, os_reason
 from dialogkit.hints import Call, Change
 from dialogkit.system.signals import ended_by_signals, stopped_by
 from dialogkit.text import counted
@@ -145,7 +145,7 @@ def _require_free(rendezvous: str) -> None:
         except OSError as error:
             raise UnavailableError(
                 f"the machines cannot meet at {rendezvous}: port {port} of this one is not available "
-                f"({(error.strerror or str(error)).lower()})",
+                f"({os_reason(error)})",
                 hint=Change({"rendezvous": f"{host}:{int(port) + 1 if int(port) < 65_535 else PORT}"}),
             ) from None
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.dialog import Message, check_dialog
-from dialogkit.errors import ConfigError, DataError, DialogKitError, StorageError, did_you_mean
+from dialogkit.errors import ConfigError, DataError, DialogKitError, StorageError, did_you_mean, os_reason
 from dialogkit.hints import Call
 from dialogkit.inference.results import ReplyResult, StreamSink, reply_results
 from dialogkit.services.inference import hints_for, sampling_of
@@ -185,9 +185,8 @@ class Chat:
             with path.open("a", encoding="utf-8") as file:
                 file.write(f"{'' if before.ends_with_newline else chr(10)}{line}\n")
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
             hint = Call("chat save", _FILE)
-            raise StorageError(f"{str(path)!r} cannot be written: {reason}", hint=hint) from None
+            raise StorageError(f"{str(path)!r} cannot be written: {os_reason(error)}", hint=hint) from None
         except (ValueError, RecursionError):
             raise ConfigError(
                 f"{str(path)!r} exists and is not a file of dialogs, one per line; it is left as it is",

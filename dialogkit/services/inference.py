@@ -37,9 +37,9 @@ def sampling_of(
     settings, notes = [], []
     for loadable in models:
         name = loadable.known_as if loadable.run else loadable.model.source or loadable.name
-        chosen = choose_settings(config, loadable.model, hint=Call(verb, name, **elsewhere))
-        settings.append(chosen.config)
-        notes.append(f"{loadable.known_as}: {chosen.note}")
+        own, note = choose_settings(config, loadable.model, hint=Call(verb, name, **elsewhere))
+        settings.append(own)
+        notes.append(f"{loadable.known_as}: {note}")
     return settings, notes
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dialogkit.config.base import Result
 from dialogkit.config.data import DataConfig
-from dialogkit.errors import ConfigError, DataError, StorageError
+from dialogkit.errors import ConfigError, DataError, StorageError, os_reason
 from dialogkit.hints import Call, Change, Either
 from dialogkit.system.compute_lock import alone
 from dialogkit.text import lines_of
@@ -49,7 +49,7 @@ def train_tokenizer(files: Sequence[str | Path], *, vocabulary: int, output: str
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"{str(target)!r} cannot be created: {(error.strerror or '').lower()}",
+            f"{str(target)!r} cannot be created: {os_reason(error)}",
             hint=Change({"output": "my-tokenizer"}),
         ) from None
     try:
@@ -75,7 +75,7 @@ def texts_of(files: Sequence[str | Path]) -> Iterator[str]:
                     hint=Either("save it as UTF-8", _HELP),
                 ) from None
             except OSError as error:
-                raise DataError(f"{str(file)!r} cannot be read: {(error.strerror or '').lower()}") from None
+                raise DataError(f"{str(file)!r} cannot be read: {os_reason(error)}") from None
             continue
         config = DataConfig(dataset=str(file))
         try:

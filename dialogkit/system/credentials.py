@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dialogkit.errors import UnavailableError
+from dialogkit.errors import UnavailableError, os_reason
 from dialogkit.hints import Hint, Shell
 from dialogkit.redaction import redact, remember
 from dialogkit.text import lines_of, read_small, sanitize, wide_encoding
@@ -187,7 +187,7 @@ def _text(name: str, path: Path) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
-        raise ValueError(f"{name} cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise ValueError(f"{name} cannot be read: {os_reason(error)}") from None
     if len(content) > _LARGEST_FILE:
         raise ValueError(f"{name} is larger than 1 MB")
     return content.decode(wide_encoding(content[:4096]) or "utf-8-sig", "replace").removeprefix("\ufeff")

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from dialogkit import __version__
 from dialogkit.config.paths import cache_dir
+from dialogkit.errors import os_reason
 from dialogkit.system.cpu import processor_flags, processor_name, usable_cores
 from dialogkit.system.credentials import find_credentials, is_open_dotenv, server_problem
 from dialogkit.system.memory import Memory, container_memory, machine_memory
@@ -270,7 +271,7 @@ def place(path: Path) -> Place:
             nearest = nearest.parent
         free = shutil.disk_usage(nearest).free
     except OSError as error:
-        return Place(shown, None, (error.strerror or str(error)).lower())
+        return Place(shown, None, os_reason(error))
     if not nearest.is_dir():
         return Place(shown, free, f"{str(nearest)!r} is not a folder")
     try:
@@ -279,7 +280,7 @@ def place(path: Path) -> Place:
             file.touch()
             return Place(shown, free, None, _works(lambda: os.link(file, f"{file}b")), _works(_lock(file)))
     except OSError as error:
-        return Place(shown, free, (error.strerror or str(error)).lower())
+        return Place(shown, free, os_reason(error))
 
 
 def _lock(path: Path) -> Callable[[], None]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dialogkit.engine.callbacks import StopAtSignal
     from dialogkit.engine.checkpoints import Progress
     from dialogkit.engine.device import Runtime
-    from dialogkit.engine.fit import FitTask
+    from dialogkit.engine.task import FitTask
     from dialogkit.models.tokenizer import ChatTokenizer
 
 
@@ -54,15 +54,15 @@ class Learner:
         context = config.model.context
         self.data: PreparedData | StreamedData
         with process_group.main_process_first():  # the other ranks use its caches
-            chosen = choose_settings(
+            generate, self.settings_note = choose_settings(
                 config.generate, config.model, hint=Change({"generate.use_model_settings": False})
             )
-            config = config.model_copy(update={"generate": chosen.config})
-            self.config, self.runtime, self.settings_note = config, runtime, chosen.note
+            config = config.model_copy(update={"generate": generate})
+            self.config, self.runtime = config, runtime
             self.tokenizer: ChatTokenizer = load_tokenizer(config.model)
             if context is None or not config.model.from_scratch:
                 built = self._build(room=free_bytes())
-                context = context_length(built)
+                context = context_length(built.config)
             if config.data.streaming:
                 self.data = self._stream(context)
             else:
@@ -202,7 +202,7 @@ class Learner:
         """
         from dialogkit.data.collate import collate_dialogs
         from dialogkit.engine.callbacks import StopAtSignal
-        from dialogkit.engine.fit import FitTask
+        from dialogkit.engine.task import FitTask
 
         missed = self._raise_missed_signal
         self._stop = StopAtSignal() if missed is None else StopAtSignal(say_stopping, missed)

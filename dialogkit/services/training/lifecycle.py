@@ -109,7 +109,7 @@ class TrainingRun:
             folder=Path(config.runtime.output_dir),
             settings={name.replace(".", "/"): value for name, value in flatten(record.config)},
             resume_id=None if self.is_new else record.wandb.id,
-            told_step=-1 if self.is_new else record.resumed[-1].told_step,
+            logged_step=-1 if self.is_new else record.resumed[-1].told_step,
         )
         record.wandb = WandbInfo(mode=self.wandb_run.mode, reason=self.wandb_run.reason, id=self.wandb_run.id)
 

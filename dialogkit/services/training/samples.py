@@ -17,16 +17,16 @@ def reply_to_tests(
     from dialogkit.dialog import Message
     from dialogkit.engine.attention import plain_attention
     from dialogkit.engine.loss import own_forward
-    from dialogkit.inference.replies import generate_replies
+    from dialogkit.inference.replies import continue_prompts
 
     if not learner.generates:
         return []
     prompts = learner.config.generate.test_prompts[:first]
     with own_forward(learner.model), plain_attention(learner.model):
-        replies = generate_replies(
+        replies = continue_prompts(
             learner.model,
             learner.tokenizer,
-            [[Message("user", prompt)] for prompt in prompts],
+            [learner.tokenizer.encode_prompt([Message("user", prompt)]) for prompt in prompts],
             _settings(learner.config.generate, longest),
             context=learner.context,
             device=learner.runtime.device,
