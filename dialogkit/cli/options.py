@@ -147,7 +147,7 @@ BadRowsOption = Annotated[
 
 ColumnsOption = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--columns", metavar="ROLE=COLUMN", help="What columns mean: prompt=frage,response=antwort; see the docs."
     ),
     Sets("data.columns", read=columns),
