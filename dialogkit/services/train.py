@@ -101,10 +101,9 @@ def resume(
 def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
     """Run a training, on every rank of it; return the result and HF's trainer."""
     from dialogkit.distributed import rendezvous
-    from dialogkit.engine.fit import fit
     from dialogkit.services.training.learner import Learner
     from dialogkit.services.training.measure import measure_trained, measure_untrained, plan_budget
-    from dialogkit.services.training.memory_plan import attempts, split_to_fit
+    from dialogkit.services.training.memory_plan import fit_in_memory, split_to_fit
     from dialogkit.services.training.publish import publish_model
     from dialogkit.services.training.recorder import Recorder
     from dialogkit.services.training.resume import restore_checkpoint
@@ -122,10 +121,7 @@ def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
             # A resumed budget knows from its checkpoint how long an evaluation takes.
             evaluation_s = 0.0 if run.checkpoint else measure_untrained(run, learner, recorder)
             budget = plan_budget(run, learner, recorder, evaluation_s)
-            for attempt in attempts(run, learner):
-                with attempt:
-                    task = learner.fit_task(run.folder.path, resume_from=attempt.checkpoint, budget=budget)
-                    fitted = fit(task, recorder.metrics, histograms=recorder.histograms, planned=recorder.plan)
+            fitted = fit_in_memory(run, learner, recorder, budget)
             learner.merge_adapter()
             measured = measure_trained(run, learner, recorder, fitted)
             result = publish_model(run, learner, recorder, fitted, measured)

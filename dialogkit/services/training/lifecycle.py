@@ -27,7 +27,7 @@ from dialogkit.services.runs.resolve import find_dataset, output_of
 from dialogkit.services.training.base_model import with_lasting_base
 from dialogkit.services.training.progress import LogReporter, TrainReporter
 from dialogkit.services.training.resume import resume_hint, resumed_config
-from dialogkit.services.training.silent import SilentReporter, SilentRunDir, silent_record, silent_wandb
+from dialogkit.services.training.silent import SilentRunDir
 from dialogkit.system.compute_lock import require_threads
 from dialogkit.system.environment import environment_facts
 from dialogkit.system.packages import package_versions
@@ -80,7 +80,7 @@ class TrainingRun:
     raise_missed_signal: Callable[[], None]
     wandb_decision: Decision | None = None
     """Mode, reason and credentials of the W&B run; None on other ranks."""
-    wandb_run: WandbRun = field(default_factory=silent_wandb)
+    wandb_run: WandbRun = field(default_factory=lambda: WandbRun(None, "disabled", "rank 0 logs"))
     checkpoint: "tuple[Path, Progress] | None" = None
     """Where it resumes; None for a new run."""
     unchanged: RunRecord | None = None
@@ -148,14 +148,14 @@ def open_run(request: TrainRequest) -> Iterator[TrainingRun]:
         else:
             config, path = process_group.broadcast((None, Path()))  # type: ignore[assignment]
             runtime, folder = resolve_runtime(config.runtime), SilentRunDir(path)
-            record = silent_record(config.model_dump(mode="json"))
+            record = RunRecord(name="", created="", config=config.model_dump(mode="json"))
         run = TrainingRun(
             request=request,
             config=config,
             runtime=runtime,
             folder=folder,
             record=record,
-            reporter=request.reporter if main else SilentReporter(),
+            reporter=request.reporter if main else TrainReporter(),
             started=started,
             wandb_decision=decision,
             raise_missed_signal=raise_missed_signal,

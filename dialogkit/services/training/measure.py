@@ -58,7 +58,7 @@ def plan_budget(
     if warning := costly_evaluations(budget_s, evaluation_s, len(learner.data.evaluation)):
         dialogs, text = warning
         change = run.reporter.advice(Change({"data.eval_max_dialogs": dialogs}))
-        recorder.note(f"{text}: {change} leaves more time for training")
+        run.note(f"{text}: {change} leaves more time for training")
     return process_group.broadcast(Budget(budget_s, run.started, evaluation_s=evaluation_s, end_s=evaluation_s))
 
 
@@ -78,7 +78,7 @@ def measure_trained(
 ) -> tuple[dict[str, float], list[ReplyResult]]:
     """Return the metrics of the trained model and its replies to the test prompts."""
     if learner.streamed:
-        recorder.note(ledger_line(learner))
+        run.note(ledger_line(learner))
     run.reporter.doing(f"measuring the trained model on {_held_out(learner)}")
     limited = learner.config.train.budget_s is not None
     run.record.schedule.total_steps = fitted.steps if limited else learner.schedule.total_steps

@@ -3,8 +3,7 @@
 On a GPU the allocator reports what is missing; on the CPU the system kills a process without a word.
 """
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dialogkit.config.model import ModelConfig
@@ -16,9 +15,11 @@ from dialogkit.text import counted
 from dialogkit.tracking.record import DataInfo
 
 if TYPE_CHECKING:
-    from dialogkit.engine.checkpoints import Progress
+    from dialogkit.engine.budget import Budget
+    from dialogkit.engine.fit import FitResult
     from dialogkit.services.training.learner import Learner
     from dialogkit.services.training.lifecycle import TrainingRun
+    from dialogkit.services.training.recorder import Recorder
 
 _LAYER_BYTES, _WIDTH_BYTES = 55, 224
 """Bytes kept for the backward pass: for each token, layer and unit of width, and for each token and unit of width.
@@ -92,57 +93,41 @@ def split_to_fit(learner: "Learner") -> str | None:
     return f"{problem}: each step is split into {count} micro-batches of {size}"
 
 
-def split_finer(learner: "Learner") -> bool:
-    """Split the batch into at least twice as many micro-batches. Returns whether it could be."""
-    train = learner.config.train
-    finer = fewest_micro_batches(train.batch_size, 2 * train.accumulation_steps, lambda _: True)
-    if finer is not None:
-        learner.use_micro_batches(finer)
-    return finer is not None
-
-
-class Attempt:
-    """A context in which to train; it suppresses an OutOfMemoryError if smaller micro-batches may fit."""
-
-    def __init__(self, run: "TrainingRun", learner: "Learner", checkpoint: "tuple[Path, Progress] | None") -> None:
-        self._run, self._learner = run, learner
-        self.checkpoint = checkpoint
-        """Where to resume from."""
-        self.problem: str | None = None
-        """Why it failed; None if it did not."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
-        self._run.record.data = DataInfo(**data_info(self._learner))  # for a stream it is known only now
-        # Other ranks may not run out of memory, so only a single process splits its batch.
-        alone = self._learner.runtime.processes == 1 and self._learner.config.train.fit_batch
-        if not (isinstance(error, OutOfMemoryError) and alone and split_finer(self._learner)):
-            return False
-        self.problem = error.message
-        return True
-
-
-def attempts(run: "TrainingRun", learner: "Learner") -> Iterator[Attempt]:
-    """Yield attempts to train, each with smaller micro-batches, until one does not run out of memory."""
+def fit_in_memory(
+    run: "TrainingRun", learner: "Learner", recorder: "Recorder", budget: "Budget | None"
+) -> "FitResult":
+    """Train; each time memory runs out, resume with smaller micro-batches, if the settings allow it."""
     from dialogkit.engine.checkpoints import newest_valid
+    from dialogkit.engine.fit import fit
 
     checkpoint = run.checkpoint
     while True:
-        yield (attempt := Attempt(run, learner, checkpoint))
-        if attempt.problem is None:
-            return
+        train = learner.config.train
+        try:
+            return fit(
+                learner.fit_task(run.folder.path, resume_from=checkpoint, budget=budget),
+                recorder.metrics,
+                histograms=recorder.histograms,
+                planned=recorder.plan,
+            )
+        except OutOfMemoryError as error:
+            finer = fewest_micro_batches(train.batch_size, 2 * train.accumulation_steps, lambda _: True)
+            # Other ranks may not run out of memory, so only a single process splits its batch.
+            if learner.runtime.processes > 1 or not train.fit_batch or finer is None:
+                raise
+            problem = error.message
+        finally:
+            run.record.data = DataInfo(**data_info(learner))  # for a stream it is known only now
         # The error must be gone by now: its traceback would keep the memory in use.
+        learner.use_micro_batches(finer)
         checkpoint = newest_valid(run.folder.path)
         step = checkpoint[1].step if checkpoint else 0
         run.folder.cut_after(step)
         learner.reset_model()
         run.record.config = learner.config.model_dump(mode="json")
         run.folder.write(run.record)
-        train = learner.config.train
-        size = counted(train.batch_size // train.accumulation_steps, "dialog")
-        run.note(f"{attempt.problem}; resumes from step {step} with {size} at once")
+        size = counted(train.batch_size // finer, "dialog")
+        run.note(f"{problem}; resumes from step {step} with {size} at once")
 
 
 def bytes_of_step(learner: "Learner", micro_batches: int) -> int:

@@ -91,7 +91,7 @@ def _publish(run: TrainingRun, recorder: Recorder, save: Callable[[Path], None])
         refused.exit_code = 1  # all the work is done
         raise refused from None
     for problem in problems:
-        recorder.note(problem)
+        run.note(problem)
     return target
 
 

@@ -58,19 +58,17 @@ class Recorder:
         for name, value in (lines := header(self._learner, self._folder, self._wandb)).items():
             self._folder.append_console(f"{name:9}  {value}")
         self._reporter.header(lines)
-        self.note(ledger_line(self._learner))
+        self._run.note(ledger_line(self._learner))
         for warning in (*warnings(self._learner, self._reporter.advice), *([split] if split else [])):
-            self.note(warning)
+            self._run.note(warning)
         asked, size = self._learner.config.data.samples or 0, self._learner.data.size
         if size is not None and asked > size and self._run.record.origins.get("data.samples") == "command line":
-            self.note(f"{counted(asked, 'dialog')} were requested, but only {size:,} are available to train on")
+            self._run.note(
+                f"{counted(asked, 'dialog')} were requested, but only {size:,} are available to train on"
+            )
         if self._run.checkpoint is not None:
             folder, progress = self._run.checkpoint
-            self.note(f"resuming from step {progress.step}, {folder.name}")
-
-    def note(self, text: str) -> None:
-        """Record a line."""
-        self._run.note(text)
+            self._run.note(f"resuming from step {progress.step}, {folder.name}")
 
     def _info(self) -> None:
         """Record the model, the data and the schedule."""
@@ -105,7 +103,7 @@ class Recorder:
             raise EvaluationAborted
         self.point(step, metrics)
         if (warning := self._loss_monitor.point(step, metrics)) is not None:
-            self.note(warning)
+            self._run.note(warning)
         if replies:
             self.replies(step, replies, table="replies/evaluation")
             statistics = reply_statistics(replies)
@@ -147,7 +145,7 @@ class Recorder:
         self._noted_steps = schedule.total_steps
         self._run.record.schedule = ScheduleInfo(**asdict(schedule))
         self._folder.write(self._run.record)
-        self.note(
+        self._run.note(
             f"the time budget allows about {counted(schedule.total_steps, 'step')}, "
             f"{round(self._learner.config.train.warmup_fraction * schedule.total_steps):,} of them warm-up, "
             f"with an evaluation every {schedule.eval_every_steps:,}"
