@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.paths import DEFAULT_OUTPUT
@@ -15,9 +15,6 @@ from dialogkit.inference.results import ReplyResult, StreamSink, reply_results
 from dialogkit.services.inference import hints_for, sampling_of
 from dialogkit.services.runs.resolve import resolve_model
 from dialogkit.system.compute_lock import alone
-
-if TYPE_CHECKING:
-    from dialogkit.models.tokenizer import ChatTokenizer
 
 SETTINGS = tuple(
     name for name in GenerateConfig.model_fields if name not in ("test_prompts", "use_model_settings")
@@ -80,8 +77,8 @@ class Chat:
         self.messages: list[Message] = []
         self.left_out = 0
         self._attempt = 0
-        self._tokenizer: ChatTokenizer = loaded.tokenizer
-        self._conversation: Conversation = Conversation(
+        self._tokenizer = loaded.tokenizer
+        self._conversation = Conversation(
             loaded.model, loaded.tokenizer, context=loaded.context, device=loaded.device
         )
         if system:
@@ -142,10 +139,8 @@ class Chat:
     def get(self, name: str) -> Any:
         """Return a sampling setting. Raises: ConfigError for an unknown one."""
         if name not in SETTINGS:
-            known = ", ".join(SETTINGS)
-            raise ConfigError(
-                f"unknown setting {name!r}{did_you_mean(name, SETTINGS)}; known are {known}", hint=Call("chat set")
-            )
+            problem = f"unknown setting {name!r}{did_you_mean(name, SETTINGS)}; known are {', '.join(SETTINGS)}"
+            raise ConfigError(problem, hint=Call("chat set"))
         return getattr(self.config, name)
 
     def set(self, name: str, value: str) -> Any:
@@ -181,9 +176,10 @@ class Chat:
         line = json.dumps({"messages": messages}, ensure_ascii=False).encode("utf-8", "replace").decode()
         try:
             was_there = path.exists()
-            before = _read(path)
+            dialogs, different, last = _read(path)
+            start = "" if last.endswith("\n") else "\n"
             with path.open("a", encoding="utf-8") as file:
-                file.write(f"{'' if before.ends_with_newline else chr(10)}{line}\n")
+                file.write(f"{start}{line}\n")
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             hint = Call("chat save", _FILE)
@@ -194,9 +190,8 @@ class Chat:
                 hint=Call("chat save", path.with_stem(f"{path.stem}-2")),
             ) from None
         problem = check_dialog(self.messages)
-        others = [other for other in before.different if other != messages]
-        trains = len(before.different) > 1 or (problem is None and bool(others))
-        return Saved(path, before.dialogs + 1, was_there, trains, problem)
+        trains = len(different) > 1 or (problem is None and different not in ([], [messages]))
+        return Saved(path, dialogs + 1, was_there, trains, problem)
 
     def load(self, path: str | Path) -> int:
         """Replace the dialog by the last one of a file, and return its number of turns. Raises: DataError."""
@@ -239,28 +234,17 @@ class Chat:
         return seen
 
 
-class _Dialogs(NamedTuple):
-    """What a file of dialogs contains.
+def _read(path: Path) -> tuple[int, list[Any], str]:
+    """Return the number of dialogs in a JSONL file, the first two different ones, and its last line.
 
-    Attributes:
-        dialogs: their number.
-        different: the first two different ones.
-        ends_with_newline: whether another line can be appended as it is.
+    Raises: OSError; ValueError or RecursionError for anything else than dialogs.
     """
-
-    dialogs: int
-    different: list[Any]
-    ends_with_newline: bool
-
-
-def _read(path: Path) -> _Dialogs:
-    """Read a JSONL file. Raises: OSError; ValueError or RecursionError for anything else than dialogs."""
+    different: list[Any] = []
+    dialogs, line = 0, "\n"
     if not path.exists():
-        return _Dialogs(0, [], ends_with_newline=True)
+        return dialogs, different, line
     if not path.is_file():  # a pipe would never end
         raise OSError("not a file")
-    dialogs, line = 0, "\n"
-    different: list[Any] = []
     with path.open(encoding="utf-8", newline="\n") as file:
         for line in file:
             if not line.strip():
@@ -270,4 +254,4 @@ def _read(path: Path) -> _Dialogs:
             dialogs += 1
             if len(different) < 2 and row.get("messages", row) not in different:
                 different.append(row.get("messages", row))
-    return _Dialogs(dialogs, different, ends_with_newline=line.endswith("\n"))
+    return dialogs, different, line

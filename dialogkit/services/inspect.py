@@ -154,9 +154,6 @@ class _Texts:
         _, self.distinct, self.copies = np.unique(hashes, return_index=True, return_counts=True)
         self.whole_tokens = np.concatenate([data.train_origins.whole_tokens, data.evaluation_origins.whole_tokens])
 
-    def example(self, index: int, value: float) -> Example:
-        return Example(value=value, place=self.places[index], beginning=self.beginning(index))
-
     def beginning(self, index: int) -> str:
         return self.texts[index][:BEGINNING]
 
@@ -164,26 +161,26 @@ class _Texts:
         """Return the dialogs with the highest (or lowest) values; ties in the order of the dataset."""
         sign = 1 if lowest else -1
         order = sorted(range(len(indices)), key=lambda n: (sign * values[n], self.rows[indices[n]]))
-        return [self.example(indices[n], float(values[n])) for n in order[:EXAMPLES]]
+        best = [(float(values[n]), indices[n]) for n in order[:EXAMPLES]]
+        return [Example(value=value, place=self.places[i], beginning=self.beginning(i)) for value, i in best]
 
 
 def _ledger(data: "PreparedData", texts: _Texts) -> dict[str, Any]:
-    ledger = data.ledger
     names = ("dataset", "format", "license", "revision", "rows", "kept", "cut", "dropped", "unusable")
-    sets = {"train": data.train, "held_out": data.evaluation}
-    figures = {
-        name: SetFigures(
-            dialogs=len(part), tokens=int(part.lengths.sum()), supervised_tokens=part.supervised_tokens
-        )
-        for name, part in sets.items()
-    }
-    learned = sum(part.supervised_tokens for part in figures.values())
+    train, held_out = _figures(data.train), _figures(data.evaluation)
+    learned = train.supervised_tokens + held_out.supervised_tokens
     return {
-        **{name: getattr(ledger, name) for name in names},
-        **figures,
+        **{name: getattr(data.ledger, name) for name in names},
+        "train": train,
+        "held_out": held_out,
         "unusable_rows": texts.unusable_rows,
-        "supervised_share": learned / sum(part.tokens for part in figures.values()),
+        "supervised_share": learned / (train.tokens + held_out.tokens),
     }
+
+
+def _figures(dialogs: "DialogTokens") -> SetFigures:
+    tokens = int(dialogs.lengths.sum())
+    return SetFigures(dialogs=len(dialogs), tokens=tokens, supervised_tokens=dialogs.supervised_tokens)
 
 
 def _lengths(data: "PreparedData", texts: _Texts, limit: int) -> dict[str, Any]:
@@ -211,13 +208,7 @@ def _text_statistics(data: "PreparedData", texts: _Texts, tokenizer: "ChatTokeni
     """Return the statistics of turns, characters and tokens."""
     import numpy as np
 
-    from dialogkit.data.statistics import (
-        count_characters,
-        find_broken,
-        packed_shares,
-        script_shares,
-        surprise,
-    )
+    from dialogkit.data.statistics import count_characters, find_broken, packed_shares, script_shares, surprise
 
     turns = Counter(sum(message.role != "system" for message in dialog) for dialog in texts.dialogs)
     counts, broken = count_characters(texts.texts), sorted(find_broken(texts.texts), key=texts.rows.__getitem__)
@@ -245,8 +236,7 @@ def _repetitions(data: "PreparedData", texts: _Texts) -> dict[str, Any]:
 
     from dialogkit.data.duplicates import NEAR, SHINGLE_WORDS, group_labels, near_pairs
 
-    held_out_from = len(data.train)
-    distinct = texts.distinct
+    held_out_from, distinct, rows = len(data.train), texts.distinct, texts.rows
     pairs = near_pairs([texts.texts[index] for index in distinct.tolist()])
     members = np.unique(np.concatenate([pairs.first, pairs.second]))
     groups = np.unique(group_labels(len(distinct), pairs)[members])
@@ -258,7 +248,6 @@ def _repetitions(data: "PreparedData", texts: _Texts) -> dict[str, Any]:
     exchanges = [_first_exchange(dialog) for dialog in texts.dialogs]
     prompts, answers = (set(part) for part in zip(*exchanges[:held_out_from], strict=True))
     held_out = exchanges[held_out_from:]
-    rows = texts.rows
     ends = [sorted(pair, key=rows.__getitem__) for pair in zip(first.tolist(), second.tolist(), strict=True)]
     best = sorted(range(len(ends)), key=lambda n: (-pairs.similarity[n], rows[ends[n][0]], rows[ends[n][1]]))
     copies_of = dict(zip(distinct.tolist(), texts.copies.tolist(), strict=True))
@@ -294,13 +283,9 @@ def _first_exchange(dialog: Dialog) -> tuple[Dialog, str]:
 
 
 def _shown(dialogs: "DialogTokens", index: int, texts: _Texts, tokenizer: "ChatTokenizer") -> ShownDialog:
-    ids = dialogs[index]["input_ids"].tolist()
-    learned = dialogs[index]["supervised"].tolist()
-    special = tokenizer.special_ids
-    return ShownDialog(
-        place=texts.places[index],
-        tokens=[
-            Token(id=number, text=text, special=number in special, supervised=mark)
-            for number, text, mark in zip(ids, tokenizer.token_texts(ids), learned, strict=True)
-        ],
-    )
+    ids, learned = (dialogs[index][name].tolist() for name in ("input_ids", "supervised"))
+    tokens = [
+        Token(id=number, text=text, special=number in tokenizer.special_ids, supervised=mark)
+        for number, text, mark in zip(ids, tokenizer.token_texts(ids), learned, strict=True)
+    ]
+    return ShownDialog(place=texts.places[index], tokens=tokens)

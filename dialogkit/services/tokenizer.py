@@ -48,10 +48,8 @@ def train_tokenizer(files: Sequence[str | Path], *, vocabulary: int, output: str
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(
-            f"{str(target)!r} cannot be created: {(error.strerror or '').lower()}",
-            hint=Change({"output": "my-tokenizer"}),
-        ) from None
+        problem = f"{str(target)!r} cannot be created: {(error.strerror or '').lower()}"
+        raise StorageError(problem, hint=Change({"output": "my-tokenizer"})) from None
     try:
         entries = train(texts, vocabulary=vocabulary, output=target)
     except ConfigError:
@@ -70,10 +68,8 @@ def texts_of(files: Sequence[str | Path]) -> Iterator[str]:
             try:
                 yield from lines_of(Path(file).read_bytes().decode("utf-8-sig"))
             except UnicodeDecodeError:
-                raise DataError(
-                    f"{str(file)!r} is not UTF-8 text",
-                    hint=Either("save it as UTF-8", _HELP),
-                ) from None
+                hint = Either("save it as UTF-8", _HELP)
+                raise DataError(f"{str(file)!r} is not UTF-8 text", hint=hint) from None
             except OSError as error:
                 raise DataError(f"{str(file)!r} cannot be read: {(error.strerror or '').lower()}") from None
             continue

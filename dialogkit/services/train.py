@@ -33,7 +33,7 @@ def train(
     Raises: DialogKitError; the record of the run says how it ended.
     """
     request = TrainRequest(
-        config=config, origins=origins or {}, command=tuple(command or ()), reporter=reporter or LogReporter()
+        config=config, origins=origins or {}, command=command or (), reporter=reporter or LogReporter()
     )
     return run_training(request)[0]
 
@@ -85,16 +85,12 @@ def resume(
     """
     from dialogkit.distributed import process_group, rendezvous
 
-    request = TrainRequest(
-        resumed=run,
-        changes=changes or {},
-        force=force,
-        command=tuple(command or ()),
-        reporter=reporter or LogReporter(),
-    )
     rendezvous.join()
     if process_group.broadcast(process_group.is_main_process() and run.read().status == "completed"):
         return None
+    request = TrainRequest(
+        resumed=run, changes=changes or {}, force=force, command=command or (), reporter=reporter or LogReporter()
+    )
     return run_training(request)[0]
 
 
@@ -124,5 +120,5 @@ def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
             fitted = fit_in_memory(run, learner, recorder, budget)
             learner.merge_adapter()
             measured = measure_trained(run, learner, recorder, fitted)
-            result = publish_model(run, learner, recorder, fitted, measured)
+            result = publish_model(run, learner, fitted, measured)
     return result, fitted.trainer

@@ -15,13 +15,11 @@ if TYPE_CHECKING:
     from dialogkit.data.prepare import PreparedData
     from dialogkit.data.stream_setup import StreamedData
     from dialogkit.data.tokens import DialogTokens
-    from dialogkit.engine.arguments import Schedule
     from dialogkit.engine.budget import Budget
     from dialogkit.engine.callbacks import StopAtSignal
     from dialogkit.engine.checkpoints import Progress
     from dialogkit.engine.device import Runtime
     from dialogkit.engine.fit import FitTask
-    from dialogkit.models.tokenizer import ChatTokenizer
 
 
 class Learner:
@@ -59,7 +57,7 @@ class Learner:
             )
             config = config.model_copy(update={"generate": chosen.config})
             self.config, self.runtime, self.settings_note = config, runtime, chosen.note
-            self.tokenizer: ChatTokenizer = load_tokenizer(config.model)
+            self.tokenizer = load_tokenizer(config.model)
             if context is None or not config.model.from_scratch:
                 built = self._build(room=free_bytes())
                 context = context_length(built)
@@ -67,7 +65,7 @@ class Learner:
                 self.data = self._stream(context)
             else:
                 self.data = prepare_data(config.data, self.tokenizer, context=context, cache=cache_dir())
-        self.schedule: Schedule = resolve_schedule(config.train, self.data.size or 0)
+        self.schedule = resolve_schedule(config.train, self.data.size or 0)
         self.context = context
         if built is None:
             require_room(config.model, self.tokenizer.vocabulary)
@@ -154,7 +152,8 @@ class Learner:
         from dialogkit.inference.likelihood import Likelihood, score_batches
 
         use_packed_attention(self.model)
-        likelihood, aborted = None, False
+        # Each rank scores some dialogs: metrics come from the sums of all ranks, and all abort if one does.
+        sums, aborted = Likelihood.nothing(), False
         try:
             if len(self._evaluated) or is_sharded(self.model):
                 likelihood = score_batches(
@@ -165,14 +164,13 @@ class Learner:
                     autocast=self.runtime.autocast() if autocast else None,
                     **({"within": within_sharded(self.model)} if is_sharded(self.model) else {}),
                 )
+                if process_group.world_size() == 1:
+                    return likelihood.figures()
+                sums = likelihood.sums()
         except EvaluationAborted:
             if process_group.world_size() == 1:
                 raise
             aborted = True
-        if process_group.world_size() == 1 and likelihood is not None:
-            return likelihood.figures()
-        # Each rank has scored some dialogs: metrics come from the sums of all ranks, and all abort if one does.
-        sums = likelihood.sums() if likelihood is not None and not aborted else Likelihood.nothing()
         *sums, any_aborted = process_group.all_reduce_floats([*sums, float(aborted)])
         if any_aborted:
             raise EvaluationAborted
@@ -204,7 +202,7 @@ class Learner:
         from dialogkit.engine.callbacks import StopAtSignal
         from dialogkit.engine.fit import FitTask
 
-        missed = self._raise_missed_signal
+        every, missed = self.config.tracking.histogram_every_steps, self._raise_missed_signal
         self._stop = StopAtSignal() if missed is None else StopAtSignal(say_stopping, missed)
         return FitTask(
             model=self.model,
@@ -218,7 +216,7 @@ class Learner:
             tokenizer=self.tokenizer.hf,
             compile=self.config.runtime.compile,
             workers=self.config.runtime.workers,
-            histogram_every=self.histogram_every(),
+            histogram_every=min(max(1, self.schedule.total_steps // 5), 500) if every is None else every,
             trackers=self.config.tracking.trackers,
             project=self.config.tracking.project,
             resume_from=resume_from,
@@ -238,11 +236,6 @@ class Learner:
         del self.model
         gc.collect()
         self.model = self._build().to(self.runtime.device)
-
-    def histogram_every(self) -> int:
-        """Return the steps between histograms; 0 disables them."""
-        chosen = self.config.tracking.histogram_every_steps
-        return min(max(1, self.schedule.total_steps // 5), 500) if chosen is None else chosen
 
     @cached_property
     def model_info(self) -> dict[str, Any]:

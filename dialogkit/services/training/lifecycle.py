@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,7 +60,7 @@ class TrainRequest:
     """Whether the ranks were restarted after one of them was lost."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """Where each setting came from."""
-    command: tuple[str, ...] = ()
+    command: Sequence[str] = ()
     """The command as typed."""
     reporter: TrainReporter = field(default_factory=LogReporter)
 
@@ -138,13 +138,13 @@ def open_run(request: TrainRequest) -> Iterator[TrainingRun]:
         decision: Decision | None = None
         folder: RunDir
         if main:
-            config = _new_settings(request) if request.resumed is None else _resumed_settings(request)
+            config = _settings(request)
             require_threads(config.runtime.threads)
             decision = _check(config)
             runtime = resolve_runtime(config.runtime)
             folder = request.resumed or _create(config)
             config, path = process_group.broadcast((config, folder.path))
-            record = _new_record(request, config, runtime, folder) if request.resumed is None else folder.read()
+            record = folder.read() if request.resumed else _new_record(request, config, runtime, folder)
         else:
             config, path = process_group.broadcast((None, Path()))  # type: ignore[assignment]
             runtime, folder = resolve_runtime(config.runtime), SilentRunDir(path)
@@ -176,16 +176,15 @@ def open_run(request: TrainRequest) -> Iterator[TrainingRun]:
             folder.list_files()
 
 
-def _new_settings(request: TrainRequest) -> RunConfig:
-    """Return the settings of a new run. Raises: ConfigError or UnavailableError before anything is written."""
-    assert request.config is not None
-    return with_lasting_base(request.config)
+def _settings(request: TrainRequest) -> RunConfig:
+    """Return the settings of a run before anything is written.
 
-
-def _resumed_settings(request: TrainRequest) -> RunConfig:
-    """Return the settings of a run that is resumed. Raises: ConfigError for changes that alter the training."""
-    assert request.resumed is not None
-    run, record = request.resumed, request.resumed.read()
+    Raises: ConfigError or UnavailableError if it cannot start, such as for changes that alter a resumed training.
+    """
+    if (run := request.resumed) is None:
+        assert request.config is not None
+        return with_lasting_base(request.config)
+    record = run.read()
     with run.locked():
         pass  # fail before anything is loaded if another process trains this run
     config, changed = resumed_config(run, record, request.changes, force=request.force or request.restarted)
@@ -249,9 +248,8 @@ def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
         return _end_without_folder(run, error)
     if record.status == "completed" and isinstance(error, InterruptedRunError):
         # The run is complete: it only waited for W&B or the report.
-        error.hint = (
-            Shell(f"wandb sync {wandb_run.folder}") if wandb_run.folder else Call("runs show", folder.path)
-        )
+        sync = Shell(f"wandb sync {wandb_run.folder}") if wandb_run.folder else None
+        error.hint = sync or Call("runs show", folder.path)
         folder.list_files()
         return error
     if (

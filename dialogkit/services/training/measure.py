@@ -9,7 +9,7 @@ from dialogkit.hints import Change
 from dialogkit.inference.results import ReplyResult
 from dialogkit.services.training.lifecycle import TrainingRun
 from dialogkit.services.training.samples import reply_to_held_out, reply_to_tests
-from dialogkit.services.training.summary import ledger_line, length_histogram
+from dialogkit.services.training.summary import ledger_line
 from dialogkit.text import counted
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ def measure_untrained(run: TrainingRun, learner: "Learner", recorder: "Recorder"
 
     Raises: ConfigError if a budget is too short to train.
     """
+    import numpy as np
+
+    from dialogkit.engine.histograms import Histogram
+
     budget_s = learner.config.train.budget_s
     spent_s = process_group.broadcast(time.perf_counter() - run.started)
     if budget_s is not None and spent_s >= budget_s:
@@ -32,7 +36,8 @@ def measure_untrained(run: TrainingRun, learner: "Learner", recorder: "Recorder"
             hint=Change({"train.budget_s": max(60, round(10 * spent_s))}),
         )
     run.reporter.doing(f"measuring the untrained model on {_held_out(learner)}")
-    recorder.histograms(0, {"data/dialog_tokens": length_histogram(learner)})
+    lengths = Histogram(*np.histogram(learner.data.sample.lengths, bins=32))
+    recorder.histograms(0, {"data/dialog_tokens": lengths})
     measured = time.perf_counter()
     before = learner.score(autocast=False)
     if budget_s is not None:

@@ -9,14 +9,7 @@ from dialogkit.inference.results import ReplyResult
 from dialogkit.services.training.loss_bands import LossMonitor
 from dialogkit.services.training.progress import step_line
 from dialogkit.services.training.samples import replies_at_evaluation
-from dialogkit.services.training.summary import (
-    data_info,
-    flops_per_token,
-    header,
-    ledger_line,
-    peak_flops,
-    warnings,
-)
+from dialogkit.services.training.summary import data_info, flops_per_token, header, ledger_line, warnings
 from dialogkit.system.memory import process_memory_bytes
 from dialogkit.text import counted
 from dialogkit.tracking.record import DataInfo, ModelInfo, ScheduleInfo
@@ -39,13 +32,16 @@ class Recorder:
     """
 
     def __init__(self, run: "TrainingRun", learner: "Learner") -> None:
+        from dialogkit.engine.flops import peak_flops
+
         self._run, self._learner = run, learner
         self._folder, self._wandb, self._reporter = run.folder, run.wandb_run, run.reporter
         self._limited = run.config.train.budget_s is not None
         # With a time budget, unknown until the speed is measured.
         self._total_steps = None if self._limited else learner.schedule.total_steps
         self._noted_steps: int | None = None
-        self._flops_per_token, self._peak_flops = flops_per_token(learner), peak_flops(learner)
+        self._flops_per_token = flops_per_token(learner)
+        self._peak_flops = peak_flops(learner.runtime.device_name, learner.runtime.precision)
         self._loss_monitor = LossMonitor(learner.config)
 
     def begin(self, split: str | None) -> None:
@@ -78,18 +74,9 @@ class Recorder:
         if run.checkpoint is None or not self._limited:
             record.schedule = ScheduleInfo(**asdict(learner.schedule))
         self._folder.write(record)
-        self._wandb.update_config(
-            {
-                "model_facts": record.model.model_dump(),
-                "data_facts": record.data.model_dump(),
-                "runtime_facts": record.runtime.model_dump(),
-                "schedule": record.schedule.model_dump(),
-                "environment": record.environment.model_dump(),
-                "versions": record.versions,
-                "origins": record.origins,
-                "command": " ".join(record.command),
-            }
-        )
+        facts = {f"{name}_facts": getattr(record, name).model_dump() for name in ("model", "data", "runtime")}
+        others = record.model_dump(include={"schedule", "environment", "versions", "origins"})
+        self._wandb.update_config({**facts, **others, "command": " ".join(record.command)})
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics at an optimizer step; at an evaluation, short replies as well.

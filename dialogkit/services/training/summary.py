@@ -12,7 +12,6 @@ from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.wandb_run import WandbRun
 
 if TYPE_CHECKING:
-    from dialogkit.engine.histograms import Histogram
     from dialogkit.services.training.learner import Learner
 
 
@@ -114,22 +113,6 @@ def flops_per_token(learner: "Learner") -> float:
         context=float((lengths**2).sum() / max(1, lengths.sum())),
         adapter=info["trainable_parameters"] if learner.config.train.method == "lora" else 0,
     )
-
-
-def peak_flops(learner: "Learner") -> float | None:
-    """Return the peak operations a second of the device; None if unknown."""
-    from dialogkit.engine.flops import peak_flops
-
-    return peak_flops(learner.runtime.device_name, learner.runtime.precision)
-
-
-def length_histogram(learner: "Learner") -> "Histogram":
-    """Return the histogram of the training dialogs' tokens."""
-    import numpy as np
-
-    from dialogkit.engine.histograms import Histogram
-
-    return Histogram(*np.histogram(learner.data.sample.lengths, bins=32))
 
 
 def _trained_on(learner: "Learner") -> tuple[int, int, int]:
