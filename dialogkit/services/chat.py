@@ -6,8 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
+from dialogkit.config.data import DataConfig
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.paths import DEFAULT_OUTPUT
+from dialogkit.config.problems import list_problems
+from dialogkit.data.sources import find_source, read_dialogs
 from dialogkit.dialog import Message, check_dialog
 from dialogkit.errors import ConfigError, DataError, DialogKitError, StorageError, did_you_mean
 from dialogkit.hints import Call
@@ -20,25 +25,23 @@ SETTINGS = tuple(
     name for name in GenerateConfig.model_fields if name not in ("test_prompts", "use_model_settings")
 )
 """Settings that can be changed during a dialog."""
+StopCheck = Callable[[], bool]
+"""Called after each token of a reply; True stops the reply there and keeps it."""
 _FILE = "chat.jsonl"
 
 
 class Saved(NamedTuple):
-    """A file that a dialog was saved to.
-
-    Attributes:
-        path: the file.
-        dialogs: dialogs in it now.
-        was_there: whether the file existed before.
-        trains: whether it has two different dialogs, which a training needs.
-        problem: why a training skips this dialog, such as an empty reply; None if it does not.
-    """
+    """A file that a dialog was saved to."""
 
     path: Path
     dialogs: int
+    """Dialogs in it now."""
     was_there: bool
+    """Whether the file existed before."""
     trains: bool
-    problem: str | None = None
+    """Whether it has two different dialogs, which a training needs."""
+    problem: str | None
+    """Why a training skips this dialog, such as an empty reply; None if it does not."""
 
 
 class Chat:
@@ -93,9 +96,7 @@ class Chat:
     def _first(self) -> int:
         return 1 if self.messages and self.messages[0].role == "system" else 0
 
-    def say(
-        self, text: str, *, on_text: StreamSink | None = None, leave: Callable[[], bool] | None = None
-    ) -> ReplyResult:
+    def say(self, text: str, *, on_text: StreamSink | None = None, leave: StopCheck | None = None) -> ReplyResult:
         """Say something and return the reply; both become part of the dialog.
 
         Args:
@@ -110,7 +111,7 @@ class Chat:
         self._attempt = 0
         return self._reply([*self.messages, Message("user", text.strip())], on_text, leave)
 
-    def retry(self, *, on_text: StreamSink | None = None, leave: Callable[[], bool] | None = None) -> ReplyResult:
+    def retry(self, *, on_text: StreamSink | None = None, leave: StopCheck | None = None) -> ReplyResult:
         """Replace the last reply by one with another seed, and return it. Raises: ConfigError without a turn."""
         self._require_turn()
         self._attempt += 1
@@ -145,10 +146,6 @@ class Chat:
 
     def set(self, name: str, value: str) -> Any:
         """Change a sampling setting and return its value. Raises: ConfigError if the name or value is wrong."""
-        from pydantic import ValidationError
-
-        from dialogkit.config.problems import list_problems
-
         self.get(name)
         try:
             number: Any = json.loads(value)
@@ -195,9 +192,6 @@ class Chat:
 
     def load(self, path: str | Path) -> int:
         """Replace the dialog by the last one of a file, and return its number of turns. Raises: DataError."""
-        from dialogkit.config.data import DataConfig
-        from dialogkit.data.sources import find_source, read_dialogs
-
         hint = Call("chat load", "FILE")
         try:
             dialogs = read_dialogs(find_source(DataConfig(dataset=str(path))), DataConfig()).dialogs
@@ -214,9 +208,7 @@ class Chat:
             raise ConfigError("nothing was said yet", hint=Call("chat help"))
 
     @alone()
-    def _reply(
-        self, messages: list[Message], on_text: StreamSink | None, leave: Callable[[], bool] | None
-    ) -> ReplyResult:
+    def _reply(self, messages: list[Message], on_text: StreamSink | None, leave: StopCheck | None) -> ReplyResult:
         config = self.config.model_copy(update={"seed": (self.config.seed + self._attempt) % 2**32})
         with hints_for(self._loadable):
             seen = self._fitting(messages)

@@ -132,10 +132,8 @@ def _plan(request: EvaluateRequest) -> list[_Planned]:
             find_source(config)
     wandb = request.wandb if request.stores_results else "disabled"
     stores = [EvaluationStore(loadable, wandb=wandb, output=request.output) for loadable in chosen]
-    return [
-        _Planned(loadable, config, sampling[number], notes[number] if notes else None, stores[number])
-        for number, (loadable, config) in enumerate(zip(chosen, datasets, strict=True))
-    ]
+    noted: Sequence[str | None] = notes or [None] * len(chosen)
+    return list(map(_Planned, chosen, datasets, sampling, noted, stores))
 
 
 def _evaluate_one(
@@ -161,9 +159,8 @@ def _evaluate_one(
             )
             model.store.add_tasks(tasks)
     trained_on = _includes_training_dialogs(evaluation.row, loadable, request)
-    row = evaluation.row.model_copy(
-        update={"model_settings": model.note, "tasks": tasks, "trained_on": trained_on}
-    )
+    others = {"model_settings": model.note, "tasks": tasks, "trained_on": trained_on}
+    row = evaluation.row.model_copy(update=others)
     result.rows.append(row)
     result.anchors.extend(evaluation.baselines)
     if not request.quick and (kept := model.store.add_evaluation(row, evaluation.baselines, evaluation.replies)):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dialogkit.config.base import Result
 from dialogkit.config.data import DataConfig
+from dialogkit.data.sources import find_source, read_dialogs
 from dialogkit.errors import ConfigError, DataError, StorageError
 from dialogkit.hints import Call, Change, Either
 from dialogkit.system.compute_lock import alone
@@ -61,8 +62,6 @@ def train_tokenizer(files: Sequence[str | Path], *, vocabulary: int, output: str
 
 def texts_of(files: Sequence[str | Path]) -> Iterator[str]:
     """Yield the texts of files of dialogs or plain text. Raises: DataError if one cannot be read."""
-    from dialogkit.data.sources import find_source, read_dialogs
-
     for file in files:
         if Path(file).suffix == ".txt":
             try:

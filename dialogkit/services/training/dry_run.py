@@ -87,12 +87,9 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     with tempfile.TemporaryDirectory(prefix="dialogkit-dry-run-") as folder:
         schedule, learner.schedule = learner.schedule, replace(learner.schedule, total_steps=2, log_every_steps=1)
         learner.data = replace(learner.data, train=dialogs.select(longest))
-        learner.config = config.model_copy(
-            update={
-                "train": config.train.model_copy(update={"max_steps": 2, "budget_s": None, "keep": "last"}),
-                "tracking": config.tracking.model_copy(update={"trackers": ()}),
-            }
-        )
+        train = config.train.model_copy(update={"max_steps": 2, "budget_s": None, "keep": "last"})
+        tracking = config.tracking.model_copy(update={"trackers": ()})
+        learner.config = config.model_copy(update={"train": train, "tracking": tracking})
         reporter.doing("training two steps on the longest batch")
         try:
             fit(learner.fit_task(Path(folder)), sink)

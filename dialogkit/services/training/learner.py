@@ -5,11 +5,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dialogkit.config.paths import cache_dir
 from dialogkit.config.run import RunConfig
+from dialogkit.distributed import process_group
 from dialogkit.errors import ConfigError
 from dialogkit.hints import Change, Either
 from dialogkit.models.folder import describe_architecture
+from dialogkit.services.training.memory_plan import require_room
 from dialogkit.services.training.progress import say_stopping
+from dialogkit.system.memory import free_bytes
 
 if TYPE_CHECKING:
     from dialogkit.data.prepare import PreparedData
@@ -37,15 +41,11 @@ class Learner:
 
         Raises: ConfigError, DataError, ModelError, OutOfMemoryError.
         """
-        from dialogkit.config.paths import cache_dir
         from dialogkit.data.prepare import prepare_data
-        from dialogkit.distributed import process_group
         from dialogkit.engine.arguments import resolve_schedule
         from dialogkit.models.build import context_length
         from dialogkit.models.generation import choose_settings
         from dialogkit.models.tokenizer import load_tokenizer
-        from dialogkit.services.training.memory_plan import require_room
-        from dialogkit.system.memory import free_bytes
 
         config.train.require_divisible(process_group.world_size())
         built = None
@@ -113,17 +113,8 @@ class Learner:
         """
         return self.runtime.sharding == "none" and self._stop is not None and self._stop.aborts()
 
-    @property
-    def generates(self) -> bool:
-        """Whether this rank generates replies: rank 0 does, and all ranks of a sharded model."""
-        from dialogkit.distributed import process_group
-        from dialogkit.distributed.sharding import is_sharded
-
-        return process_group.is_main_process() or is_sharded(self.model)
-
     def _evaluation_batches(self) -> "Iterator[tuple[dict[str, Any], list[int]]]":
         from dialogkit.data.collate import batches_of
-        from dialogkit.distributed import process_group
         from dialogkit.engine.callbacks import EvaluationAborted
 
         for batch in batches_of(self._evaluated, self.config.train.eval_batch_size):
@@ -145,7 +136,6 @@ class Learner:
 
         Raises: EvaluationAborted if a signal stops the training meanwhile.
         """
-        from dialogkit.distributed import process_group
         from dialogkit.distributed.sharding import is_sharded, within_sharded
         from dialogkit.engine.attention import use_packed_attention
         from dialogkit.engine.callbacks import EvaluationAborted
@@ -179,7 +169,6 @@ class Learner:
     @cached_property
     def _evaluated(self) -> "DialogTokens":
         """The held-out dialogs that this rank scores: about as many tokens as every other rank."""
-        from dialogkit.distributed import process_group
         from dialogkit.engine.batches import balance
 
         evaluation = self.data.evaluation
@@ -259,13 +248,3 @@ class Learner:
             **describe_architecture(self.model.config.to_dict()),
             "vocabulary": self.tokenizer.vocabulary,
         }
-
-    @property
-    def streamed(self) -> bool:
-        """Whether the dialogs are read while training."""
-        return self.config.data.streaming
-
-    def require_place(self, checkpoint: Path) -> None:
-        """Raise the error of `DialogStream.require_place` if a stream cannot resume from a checkpoint."""
-        if self.streamed:
-            self.data.stream.require_place(checkpoint)  # type: ignore[union-attr]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.load import flatten
 from dialogkit.config.run import RunConfig
+from dialogkit.distributed import process_group, rendezvous, shutdown
 from dialogkit.distributed.stop_signals import signals_stop
 from dialogkit.errors import (
     CheckpointError,
@@ -74,6 +75,8 @@ class TrainingRun:
     runtime: "Runtime"
     folder: RunDir
     record: RunRecord
+    unchanged: RunRecord
+    """The record before any changes."""
     reporter: TrainReporter
     started: float
     """When the run began, by `time.perf_counter`."""
@@ -83,8 +86,6 @@ class TrainingRun:
     wandb_run: WandbRun = field(default_factory=lambda: WandbRun(None, "disabled", "rank 0 logs"))
     checkpoint: "tuple[Path, Progress] | None" = None
     """Where it resumes; None for a new run."""
-    unchanged: RunRecord | None = None
-    """The record of a resumed run before any changes."""
 
     @property
     def is_new(self) -> bool:
@@ -125,7 +126,6 @@ def open_run(request: TrainRequest) -> Iterator[TrainingRun]:
 
     Raises: errors of the checks before a run, and errors of the body with a hint how to resume.
     """
-    from dialogkit.distributed import process_group, rendezvous, shutdown
     from dialogkit.engine.device import resolve_runtime
 
     started = time.perf_counter()
@@ -159,7 +159,7 @@ def open_run(request: TrainRequest) -> Iterator[TrainingRun]:
             started=started,
             wandb_decision=decision,
             raise_missed_signal=raise_missed_signal,
-            unchanged=None if request.resumed is None else record.model_copy(deep=True),
+            unchanged=record.model_copy(deep=True),
         )
         exiting.append(run)
         output = Path(config.runtime.output_dir)
@@ -203,16 +203,12 @@ def _check(config: RunConfig) -> Decision:
     Raises: ConfigError if several devices are requested in a single process; errors that would otherwise appear
         only after the training.
     """
-    from dialogkit.distributed import process_group
-
     devices = config.runtime.devices
     if process_group.world_size() == 1 and isinstance(devices, int) and devices > 1:
+        torchrun = Shell(f"torchrun --nproc-per-node {devices} PROGRAM")
         raise ConfigError(
             f"runtime.devices is {devices}, but this program is a single process",
-            hint=Either(
-                Shell(f"torchrun --nproc-per-node {devices} PROGRAM"),
-                Call("train", settings={"runtime.devices": devices}),
-            ),
+            hint=Either(torchrun, Call("train", settings={"runtime.devices": devices})),
         )
     require_publishable(published_dir(Path(config.runtime.output_dir), config.model.name))
     require_trackers(config.tracking.trackers)
@@ -241,8 +237,6 @@ def _new_record(request: TrainRequest, config: RunConfig, runtime: "Runtime", fo
 
 def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
     """Record how a training ended, and return the error to raise, with a hint how to resume."""
-    from dialogkit.distributed import rendezvous
-
     folder, record, wandb_run = run.folder, run.record, run.wandb_run
     if folder.is_gone:
         return _end_without_folder(run, error)
@@ -261,8 +255,8 @@ def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
         wandb_run.finish(exit_code=error.exit_code)
         remove_unbegun(folder)
         return error
-    if isinstance(error, ConfigError) and run.unchanged is not None and rendezvous.begun_run() is None:
-        # Refused as well: restore the record.
+    if isinstance(error, ConfigError) and rendezvous.begun_run() is None:
+        # A resumed run is refused as well: restore its record.
         wandb_run.finish(exit_code=error.exit_code)
         with suppress(StorageError):
             folder.write(run.unchanged)
@@ -302,23 +296,3 @@ def _status(error: BaseException) -> Any:
     if isinstance(error, DivergedError):
         return "diverged"
     return "interrupted" if is_interruption(error) else "failed"
-
-
-def restart_request(request: TrainRequest, folder: Path) -> TrainRequest:
-    """Return the request to resume the run that these ranks had started before one of them was lost.
-
-    Raises: DialogKitError with exit code 0 if that run is finished.
-    """
-    from dialogkit.distributed import process_group, rendezvous
-
-    run = RunDir(folder)
-    if process_group.broadcast(process_group.is_main_process() and run.read().status == "completed"):
-        error = DialogKitError(f"the run {run.name!r} is finished: there is nothing to do")
-        error.exit_code = 0
-        raise error
-    if process_group.is_main_process():
-        times = rendezvous.restarts()
-        line = "a rank was lost: all ranks are restarted" + (f" ({times})" if times else "")
-        run.append_console(line)
-        request.reporter.note(line)
-    return TrainRequest(resumed=run, restarted=True, command=request.command, reporter=request.reporter)

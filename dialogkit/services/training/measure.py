@@ -51,9 +51,7 @@ def measure_untrained(run: TrainingRun, learner: "Learner", recorder: "Recorder"
     return took_s
 
 
-def plan_budget(
-    run: TrainingRun, learner: "Learner", recorder: "Recorder", evaluation_s: float
-) -> "Budget | None":
+def plan_budget(run: TrainingRun, learner: "Learner", evaluation_s: float) -> "Budget | None":
     """Return the wall-clock budget of a run, the same on every rank; None if it is unlimited."""
     from dialogkit.engine.budget import Budget
 
@@ -82,7 +80,7 @@ def measure_trained(
     run: TrainingRun, learner: "Learner", recorder: "Recorder", fitted: "FitResult"
 ) -> tuple[dict[str, float], list[ReplyResult]]:
     """Return the metrics of the trained model and its replies to the test prompts."""
-    if learner.streamed:
+    if learner.config.data.streaming:
         run.note(ledger_line(learner))
     run.reporter.doing(f"measuring the trained model on {_held_out(learner)}")
     limited = learner.config.train.budget_s is not None

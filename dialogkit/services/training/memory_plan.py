@@ -4,22 +4,20 @@ On a GPU the allocator reports what is missing; on the CPU the system kills a pr
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dialogkit.config.model import ModelConfig
+from dialogkit.distributed import process_group
 from dialogkit.errors import OutOfMemoryError
 from dialogkit.hints import Call, Change
-from dialogkit.services.training.summary import data_info
 from dialogkit.system.memory import free_bytes
 from dialogkit.text import counted
-from dialogkit.tracking.record import DataInfo
 
 if TYPE_CHECKING:
-    from dialogkit.engine.budget import Budget
-    from dialogkit.engine.fit import FitResult
+    from dialogkit.engine.checkpoints import Progress
     from dialogkit.services.training.learner import Learner
     from dialogkit.services.training.lifecycle import TrainingRun
-    from dialogkit.services.training.recorder import Recorder
 
 _LAYER_BYTES, _WIDTH_BYTES = 55, 224
 """Bytes kept for the backward pass: for each token, layer and unit of width, and for each token and unit of width.
@@ -65,8 +63,6 @@ def split_to_fit(learner: "Learner") -> str | None:
 
     Returns a note about the split, or None. Raises: OutOfMemoryError if a step would not fit.
     """
-    from dialogkit.distributed import process_group
-
     free, train = free_bytes(), learner.config.train
     # The ranks of a machine share its memory, and all ranks must reach the same decision.
     per_rank = process_group.all_gather(free and free // process_group.local_world_size())
@@ -93,41 +89,31 @@ def split_to_fit(learner: "Learner") -> str | None:
     return f"{problem}: each step is split into {count} micro-batches of {size}"
 
 
-def fit_in_memory(
-    run: "TrainingRun", learner: "Learner", recorder: "Recorder", budget: "Budget | None"
-) -> "FitResult":
-    """Train; each time memory runs out, resume with smaller micro-batches, if the settings allow it."""
-    from dialogkit.engine.checkpoints import newest_valid
-    from dialogkit.engine.fit import fit
+def split_finer(learner: "Learner", error: OutOfMemoryError) -> str:
+    """Split the batch into at least twice as many micro-batches, and return why; raise the error if impossible."""
+    train = learner.config.train
+    finer = fewest_micro_batches(train.batch_size, 2 * train.accumulation_steps, lambda _: True)
+    # Other ranks may not run out of memory, so only a single process splits its batch.
+    if learner.runtime.processes > 1 or not train.fit_batch or finer is None:
+        raise error
+    learner.use_micro_batches(finer)
+    return error.message
 
-    checkpoint = run.checkpoint
-    while True:
-        train = learner.config.train
-        try:
-            return fit(
-                learner.fit_task(run.folder.path, resume_from=checkpoint, budget=budget),
-                recorder.metrics,
-                histograms=recorder.histograms,
-                planned=recorder.plan,
-            )
-        except OutOfMemoryError as error:
-            finer = fewest_micro_batches(train.batch_size, 2 * train.accumulation_steps, lambda _: True)
-            # Other ranks may not run out of memory, so only a single process splits its batch.
-            if learner.runtime.processes > 1 or not train.fit_batch or finer is None:
-                raise
-            problem = error.message
-        finally:
-            run.record.data = DataInfo(**data_info(learner))  # for a stream it is known only now
-        # The error must be gone by now: its traceback would keep the memory in use.
-        learner.use_micro_batches(finer)
-        checkpoint = newest_valid(run.folder.path)
-        step = checkpoint[1].step if checkpoint else 0
-        run.folder.cut_after(step)
-        learner.reset_model()
-        run.record.config = learner.config.model_dump(mode="json")
-        run.folder.write(run.record)
-        size = counted(train.batch_size // finer, "dialog")
-        run.note(f"{problem}; resumes from step {step} with {size} at once")
+
+def resume_split(run: "TrainingRun", learner: "Learner", problem: str) -> "tuple[Path, Progress] | None":
+    """Prepare a run to train on with smaller micro-batches; return its checkpoint, None for the first step."""
+    from dialogkit.engine.checkpoints import newest_valid
+
+    checkpoint = newest_valid(run.folder.path)
+    step = checkpoint[1].step if checkpoint else 0
+    run.folder.cut_after(step)
+    learner.reset_model()
+    run.record.config = learner.config.model_dump(mode="json")
+    run.folder.write(run.record)
+    train = learner.config.train
+    size = counted(train.batch_size // train.accumulation_steps, "dialog")
+    run.note(f"{problem}; resumes from step {step} with {size} at once")
+    return checkpoint
 
 
 def bytes_of_step(learner: "Learner", micro_batches: int) -> int:

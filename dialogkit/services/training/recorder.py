@@ -5,6 +5,7 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from dialogkit.engine.flops import peak_flops
 from dialogkit.inference.results import ReplyResult
 from dialogkit.services.training.loss_bands import LossMonitor
 from dialogkit.services.training.progress import step_line
@@ -32,8 +33,6 @@ class Recorder:
     """
 
     def __init__(self, run: "TrainingRun", learner: "Learner") -> None:
-        from dialogkit.engine.flops import peak_flops
-
         self._run, self._learner = run, learner
         self._folder, self._wandb, self._reporter = run.folder, run.wandb_run, run.reporter
         self._limited = run.config.train.budget_s is not None
@@ -59,9 +58,8 @@ class Recorder:
             self._run.note(warning)
         asked, size = self._learner.config.data.samples or 0, self._learner.data.size
         if size is not None and asked > size and self._run.record.origins.get("data.samples") == "command line":
-            self._run.note(
-                f"{counted(asked, 'dialog')} were requested, but only {size:,} are available to train on"
-            )
+            requested = f"{counted(asked, 'dialog')} were requested"
+            self._run.note(f"{requested}, but only {size:,} are available to train on")
         if self._run.checkpoint is not None:
             folder, progress = self._run.checkpoint
             self._run.note(f"resuming from step {progress.step}, {folder.name}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dialogkit.config.load import NEWEST, flatten, folder_name, load_changed
 from dialogkit.config.paths import holds_model
 from dialogkit.config.run import RunConfig
+from dialogkit.distributed import process_group
 from dialogkit.errors import CheckpointError, ConfigError, ModelError
 from dialogkit.hints import Call
 from dialogkit.services.runs.resolve import call_on, output_of, refuse_sharded, require_finished_model
@@ -145,10 +146,12 @@ def resumed_config(
 def _require_same(run: RunDir, record: RunRecord, learner: "Learner") -> None:
     """Raise ConfigError if the environment of the run has changed; most changes affect only the last digits."""
     runtime, versions = asdict(learner.runtime), package_versions()
+    # A stream is counted while it is read.
+    dialogs = None if learner.config.data.streaming else record.data.train_dialogs
     if record.runtime.processes not in (None, runtime["processes"]):
         # The batches stay the same; only the last digits differ, because sums are in a different order.
         del runtime["processes"], runtime["device_name"]
-    pairs = {
+    both = {
         **{f"version of {name}": (record.versions.get(name), versions.get(name)) for name in _LIBRARIES},
         **{
             f"runtime.{name}": (getattr(record.runtime, name, None), value)
@@ -156,17 +159,14 @@ def _require_same(run: RunDir, record: RunRecord, learner: "Learner") -> None:
             if "reason" not in name
         },
         "data revision": (record.data.revision, learner.data.ledger.revision),
-        # A stream is counted while it is read.
-        "training dialogs": (None if learner.streamed else record.data.train_dialogs, learner.data.size),
+        "training dialogs": (dialogs, learner.data.size),
         # Checkpoints contain full weights, but not the base of an adapter.
         "the base of the adapter": (_base_of(record.model), _base_of(ModelInfo(**learner.model_info))),
     }
     # A run that was killed very early may not have recorded these.
-    differing = [
-        f"{name} was {old!r} and is {new!r}" for name, (old, new) in pairs.items() if old not in (None, new)
-    ]
-    if differing:
-        raise _refusal(run, differing, force=True)
+    changes = [f"{name} was {old!r} and is {new!r}" for name, (old, new) in both.items() if old not in (None, new)]
+    if changes:
+        raise _refusal(run, changes, force=True)
 
 
 def _base_of(model: ModelInfo) -> Any:
@@ -195,8 +195,6 @@ def restore_checkpoint(run: "TrainingRun", learner: "Learner") -> "tuple[Path, P
     Rank 0 decides; every rank returns the same.
     Raises: CheckpointError if everything that was saved is damaged, unless the request forces a restart.
     """
-    from dialogkit.distributed import process_group
-
     restored = _restore(run, learner) if process_group.is_main_process() else None
     return process_group.broadcast(restored)
 
@@ -210,8 +208,8 @@ def _restore(run: "TrainingRun", learner: "Learner") -> "tuple[Path, Progress] |
         _require_same(folder, record, learner)
     folder.unlist_files()
     checkpoint = newest_valid(folder.path, run.note)
-    if checkpoint is not None:
-        learner.require_place(checkpoint[0])
+    if checkpoint is not None and learner.config.data.streaming:
+        learner.data.stream.require_place(checkpoint[0])  # type: ignore[union-attr]
     before, count = record.runtime.processes or 1, learner.runtime.processes
     if before != count:
         change = f"the number of processes was {before} and is {count}"

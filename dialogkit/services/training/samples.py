@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from dialogkit.dialog import Message
+from dialogkit.distributed import process_group
 from dialogkit.inference.results import ReplyResult, reply_results
+from dialogkit.services.evaluation.scoring import first_exchanges
 
 if TYPE_CHECKING:
     from dialogkit.services.training.learner import Learner
@@ -13,8 +16,6 @@ def reply_to_tests(
     learner: "Learner", first: int | None = None, *, longest: int | None = None
 ) -> list[ReplyResult]:
     """Reply to the test prompts, or to the first of them, in at most `longest` tokens; also between steps."""
-    from dialogkit.dialog import Message
-
     prompts = learner.config.generate.test_prompts[:first]
     encoded = [learner.tokenizer.encode_prompt([Message("user", prompt)]) for prompt in prompts]
     return _replies(learner, prompts, encoded, longest=longest)
@@ -22,8 +23,6 @@ def reply_to_tests(
 
 def reply_to_held_out(learner: "Learner", first: int, *, longest: int | None = None) -> list[ReplyResult]:
     """Reply to the first turns of the first held-out dialogs, whose answers are the references."""
-    from dialogkit.services.evaluation.scoring import first_exchanges
-
     held_out = learner.data.evaluation
     pairs = first_exchanges(held_out.select(range(min(first, len(held_out)))), learner.tokenizer)
     prompts, references = [pair.prompt for pair in pairs], [pair.answer for pair in pairs]
@@ -47,11 +46,13 @@ def _replies(
     *,
     longest: int | None,
 ) -> list[ReplyResult]:
+    from dialogkit.distributed.sharding import is_sharded
     from dialogkit.engine.attention import plain_attention
     from dialogkit.engine.loss import own_forward
     from dialogkit.inference.replies import continue_prompts
 
-    if not learner.generates:
+    # Every rank has to call a sharded model equally often.
+    if not (process_group.is_main_process() or is_sharded(learner.model)):
         return []
     config = learner.config.generate
     if longest is not None:
