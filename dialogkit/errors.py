@@ -160,3 +160,8 @@ def first_line(error: BaseException) -> str:
 def os_reason(error: OSError | ValueError) -> str:
     """Return why the system refused an operation, such as `permission denied`."""
     return (getattr(error, "strerror", None) or str(error)).lower()
+
+
+def wrong_setting(name: str, problem: str, hint: Hint) -> ConfigError:
+    """Return the error of a setting; the command line names the flag instead, where one was typed."""
+    return ConfigError(f"{name}: {problem}", hint=hint, settings=(name,))

@@ -7,14 +7,14 @@ from dialogkit.cli import hints
 from dialogkit.cli.output import Output, print_item, untrusted, values_grid
 from dialogkit.hints import Hint
 from dialogkit.redaction import redact
-from dialogkit.services.training.progress import step_line
+from dialogkit.services.training.progress import TrainReporter, step_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.status import Status
 
 
-class TrainOutput:
+class TrainOutput(TrainReporter):
     """Prints a training: a header, then a progress bar in a terminal or plain lines elsewhere."""
 
     def __init__(self, output: Output) -> None:

@@ -20,7 +20,7 @@ from dialogkit.data.readers import read_rows
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, UnavailableError, did_you_mean, os_reason
 from dialogkit.hints import Change, Either
-from dialogkit.system.network import from_hub
+from dialogkit.system.hub import from_hub
 
 T = TypeVar("T")
 

@@ -24,7 +24,8 @@ from dialogkit.errors import ConfigError, ModelError, UnavailableError, did_you_
 from dialogkit.hints import Call, Change, Shell
 from dialogkit.models.folder import named, read_object, require_sound
 from dialogkit.models.sources import find_gguf, local_source, unusable
-from dialogkit.system.network import from_hub, hub_reachable
+from dialogkit.system.hub import from_hub
+from dialogkit.system.network import hub_reachable
 
 _WEIGHTS = "adapter_model.safetensors"
 _DIGEST = "base_sha256"

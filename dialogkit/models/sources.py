@@ -14,7 +14,7 @@ from dialogkit.errors import DialogKitError, ModelError, UnavailableError
 from dialogkit.hints import Call, Shell
 from dialogkit.models.folder import describe_folder, require_regular, require_sound, weights_bytes
 from dialogkit.models.limits import panics_raised
-from dialogkit.system.network import from_hub
+from dialogkit.system.hub import from_hub
 
 
 def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **options: Any) -> Any:

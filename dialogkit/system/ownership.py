@@ -119,15 +119,11 @@ def read_list(folder: Path, *, name: str | None = None) -> dict[str, Entry] | No
         name: the folder's name when its list was written; None for its present name.
     """
     content = read_regular(folder / FILE_LIST)
-    if content is None:
-        return None
-    try:
-        found = json.loads(content)
-        if found["folder"] != (name or folder.name):
-            return None
-        return parse_entries(found["files"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
+        found = json.loads(content or b"")
+        if found["folder"] == (name or folder.name):
+            return parse_entries(found["files"])
+    return None
 
 
 def write_list(folder: Path, entries: Entries, *, name: str | None = None) -> None:

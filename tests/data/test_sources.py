@@ -302,8 +302,8 @@ def test_a_hub_that_does_not_answer_is_asked_for_nothing(hub_cache: Path, monkey
 
     for place in ("datasets.config", "huggingface_hub.constants"):
         monkeypatch.setattr(f"{place}.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("dialogkit.system.network.hub_forbidden", lambda: False)
-    monkeypatch.setattr("dialogkit.system.network.problems", lambda urls: ["did not answer within 10 s"])
+    monkeypatch.setattr("dialogkit.system.hub.hub_forbidden", lambda: False)
+    monkeypatch.setattr("dialogkit.system.hub.problems", lambda urls: ["did not answer within 10 s"])
     with pytest.raises(
         UnavailableError, match="did not answer within 10 s, and the dataset 'someone/something' is"
     ):

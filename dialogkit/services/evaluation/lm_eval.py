@@ -140,7 +140,7 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
     """Load a task, or the tasks of a group, with their data. Raises: UnavailableError, DataError."""
     import datasets
 
-    from dialogkit.system.network import from_hub
+    from dialogkit.system.hub import from_hub
 
     def load(online: bool) -> dict[str, Any]:
         was_offline = datasets.config.HF_HUB_OFFLINE
