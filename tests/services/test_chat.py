@@ -84,13 +84,13 @@ def test_the_oldest_turns_are_left_out_and_the_system_text_stays(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    reply = chat._conversation.reply
+    reply = Conversation.reply
 
-    def remember(messages: Any, *args: Any, **kwargs: Any) -> Any:
+    def remember(conversation: Conversation, messages: Any, *args: Any, **kwargs: Any) -> Any:
         seen.append(list(messages))
-        return reply(messages, *args, **kwargs)
+        return reply(conversation, messages, *args, **kwargs)
 
-    monkeypatch.setattr(chat._conversation, "reply", remember)
+    monkeypatch.setattr(Conversation, "reply", remember)
     chat.set_system("You are brief.")
     for number in range(12):
         chat.say(f"{number} " + "word " * 20)
