@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 
@@ -159,6 +159,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, isolated_home: Path) -> Tr
     return Trained(result, trainer, output)
 
 
+Architecture = Literal["gpt2", "llama"]
+
+
 class Small:
     """The parts of a small training, made by the package itself: 512 token ids, dialogs, models, fits, scores.
 
@@ -177,12 +180,25 @@ class Small:
         dialogs = read_dialogs(find_source(DataConfig()), DataConfig()).dialogs
         texts = [message.content for dialog in dialogs for message in dialog]
         self.vocabulary = train_tokenizer(texts, vocabulary=512, output=folder / "tokenizer")
-        self.shape = {"layers": 2, "width": 32, "heads": 2, "context": 256, "tokenizer": str(folder / "tokenizer")}
+        self.shape: dict[str, Any] = {
+            "layers": 2,
+            "width": 32,
+            "heads": 2,
+            "context": 256,
+            "tokenizer": str(folder / "tokenizer"),
+        }
         self.tokenizer = load_tokenizer(ModelConfig(**self.shape))
         prepared = prepare_data(DataConfig(), self.tokenizer, context=256, cache=folder)
         self.train, self.evaluation = prepared.train, prepared.evaluation
 
-    def model(self, architecture: str = "llama", *, seed: int = 0, dropout: float = 0.0, **shape: Any) -> Any:
+    def model(
+        self,
+        architecture: Architecture = "llama",
+        *,
+        seed: int = 0,
+        dropout: float = 0.0,
+        **shape: Any,
+    ) -> Any:
         """Return a new model of 2 layers."""
         from dialogkit.config.model import ModelConfig
         from dialogkit.models.build import build_model

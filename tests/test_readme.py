@@ -20,7 +20,8 @@ import typer.main
 
 from dialogkit.cli.app import app
 from dialogkit.cli.app import main as dialogkit
-from dialogkit.config.load import known_settings, load_with_origins, parse_sets
+from dialogkit.config.load import load_with_origins, parse_sets
+from dialogkit.config.problems import known_settings
 from tests.conftest import REPOSITORY, TINY
 
 PAGES = {

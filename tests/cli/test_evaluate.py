@@ -47,7 +47,8 @@ def drawn(
     capfd: pytest.CaptureFixture[str], result: EvaluateResult, asked: Request | None = None, **shown: Any
 ) -> tuple[str, str]:
     render_evaluation(Output(), result, asked, **shown)
-    return tuple(capfd.readouterr())
+    said = capfd.readouterr()
+    return said.out, said.err
 
 
 def test_of_one_model_the_anchors_need_no_owner(capfd: pytest.CaptureFixture[str]) -> None:

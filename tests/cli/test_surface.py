@@ -178,8 +178,10 @@ def test_showing_a_model_tells_everything_about_it(
     assert max(map(len, lines(done.out))) <= 80
     words = " ".join(done.out.split())
     for value in data.values():
-        shown = {True: "yes", False: "no", None: "-"}.get(value) if isinstance(value, bool | None) else value
-        assert (f"{shown:,}" if isinstance(shown, int) else shown) in words
+        if isinstance(value, bool | None):
+            assert {True: "yes", False: "no", None: "-"}[value] in words
+        else:
+            assert (f"{value:,}" if isinstance(value, int) else value) in words
 
 
 def test_a_model_file_is_shown_as_a_model_of_the_catalogue(dialogkit: Run) -> None:

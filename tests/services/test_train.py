@@ -247,7 +247,7 @@ class Failing(LogReporter):
     def doing(self, text: str) -> None:
         pass
 
-    def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+    def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
         if step == 2:
             raise self.error
 
@@ -327,11 +327,19 @@ class Losing(LogReporter):
 
 
 RUN = Path("models/runs/gone")
+
+
+def replace_run() -> None:
+    RUN.rename("other")
+    RUN.mkdir()
+    (RUN / "mine").touch()
+
+
 LOSSES: dict[str, Callable[[], object]] = {
     "removed": lambda: shutil.rmtree(RUN),
     "moved": lambda: RUN.rename("models/runs/other"),
     "all removed": lambda: shutil.rmtree("models"),
-    "replaced": lambda: (RUN.rename("other"), RUN.mkdir(), (RUN / "mine").touch()),
+    "replaced": replace_run,
 }
 
 

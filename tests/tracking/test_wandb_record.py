@@ -189,7 +189,7 @@ def test_the_end_is_told(recorded: Recorded) -> None:
 
 
 def test_the_folder_of_the_run_tells_the_same_without_wandb(recorded: Recorded) -> None:
-    mine = {point["step"]: {} for point in recorded.own.metrics()}
+    mine: dict[int, dict[str, Any]] = {point["step"]: {} for point in recorded.own.metrics()}
     for point in recorded.own.metrics():
         mine[point["step"]] |= {name: value for name, value in point.items() if "/" in name}
     theirs: dict[int, dict[str, float]] = {step: {} for step in mine}

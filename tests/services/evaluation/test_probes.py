@@ -128,15 +128,16 @@ def repeated(reply: str, *, alike: int = 0) -> list[dict[str, str]]:
     ],
 )
 def test_each_fault_is_told_in_words_and_nothing_else_is(changed: dict[str, Any], told: list[str]) -> None:
-    known = {name: changed.pop(name) for name in list(changed) if name in Evidence._fields}
+    known: dict[str, Any] = {"unigram_bits": 3.0, "trained_bits": 1.4, "before": {"bits_per_byte": 9.0}}
+    known |= {"replies": ANSWERED}
+    known |= {name: changed.pop(name) for name in list(changed) if name in Evidence._fields}
     figures = FINE | {name: value and value[0] for name, value in changed.items()}
     bounds = BOUNDS | {name: value and value[1] for name, value in changed.items()}
     said = diagnose(
         Evidence(
             {name: value for name, value in figures.items() if value is not None},
             {name: value for name, value in bounds.items() if value is not None},
-            **{"unigram_bits": 3.0, "trained_bits": 1.4, "before": {"bits_per_byte": 9.0}, "replies": ANSWERED}
-            | known,
+            **known,
         )
     )
     assert [remark[: len(start)] for remark, start in zip(said, told, strict=True)] == told
@@ -161,7 +162,8 @@ def test_a_model_that_has_learned_its_dialogs_has_nothing_wrong() -> None:
     untrained, unigram, answers = result.anchors
     assert [anchor.anchor for anchor in result.anchors] == ["untrained", "unigram", "answers"]
     assert untrained.bits_per_byte > unigram.bits_per_byte > row.bits_per_byte  # type: ignore[operator]
-    assert (untrained.stop_rate, answers.stop_rate, answers.chrf) == (0.0, 1.0, pytest.approx(100))
+    assert (untrained.stop_rate, answers.stop_rate) == (0.0, 1.0)
+    assert answers.chrf == pytest.approx(100)
 
 
 def test_a_model_whose_prompts_and_answers_were_shuffled_does_not_listen() -> None:

@@ -127,8 +127,8 @@ class Listener:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def advice(self, hint: Hint) -> str | None:
-        return render(hint)
+    def advice(self, hint: Hint) -> str:
+        return render(hint) or ""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args: None
