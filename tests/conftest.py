@@ -1,6 +1,7 @@
 """Shared fixtures: an isolated home, a run of the command line, and one small trained model for many tests."""
 
 import atexit
+import gc
 import json
 import os
 import shutil
@@ -86,6 +87,13 @@ def in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen_libraries() -> None:
+    """Spare the collector the objects of the libraries once they are loaded: each training calls it at its end."""
+    if "transformers.trainer" in sys.modules and not gc.get_freeze_count():
+        gc.freeze()
+
+
 class Finished(NamedTuple):
     """A finished command line."""
 
@@ -126,6 +134,14 @@ def run_process(*words: str, cwd: Path | None = None, stdin: str = "", **environ
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
     )
     return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def run_line(*words: str, cwd: Path | None = None, stdin: str = "") -> Finished:
+    """Run `dialogkit WORDS` in a process of its own that has the libraries loaded."""
+    from tests.forks import command_line, run_forked
+
+    folder = cwd or Path.cwd()
+    return Finished(*run_forked(command_line, words, stdin, folder=folder, timeout=240, **os.environ))
 
 
 class Trained(NamedTuple):

@@ -34,7 +34,7 @@ from dialogkit.services.training.result import TrainResult
 from dialogkit.system.ownership import FILE_LIST
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
-from tests.conftest import SMALL, Finished, Trained, run_process, typed
+from tests.conftest import SMALL, Finished, Trained, run_line, typed
 
 MODEL_FILES = {
     FILE_LIST,
@@ -442,7 +442,7 @@ def test_a_stop_that_a_library_lost_is_heard_before_the_first_step(
 def test_with_json_stdout_is_one_envelope_and_stderr_plain_lines(tmp_path: Path) -> None:
     settings = {name: value for name, value in SMALL.items() if name != "data.samples"}
     words = ["train", "custom-nano", "--json", "--samples", "8", *sets(settings)]
-    done = run_process(*words, cwd=tmp_path)
+    done = run_line(*words, cwd=tmp_path)
     assert (done.code, done.json.keys()) == (0, {"data", "hint"})
     result = TrainResult.model_validate(done.json["data"])
     assert record_of(result).command == ["dialogkit", *words]

@@ -22,6 +22,7 @@ from dialogkit.tracking.metric_specs import GROUPS
 from dialogkit.tracking.record import WandbInfo
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import TINY, Finished, Trained
+from tests.services.conftest import REPLIES
 
 ANSWERS = {
     "cats": "Cats purr, climb trees and sleep all day.",
@@ -251,7 +252,7 @@ def test_an_evaluation_is_kept_in_the_run(own: Path, judged_run: EvaluateResult)
     worst = [json.loads(line) for line in Path(where.worst).read_text().splitlines()]
     assert [row["bits_per_byte"] for row in worst] == sorted((row["bits_per_byte"] for row in worst), reverse=True)
     replies = Path(where.replies).read_text().splitlines()
-    assert len(replies) == min(64, judged_run.rows[0].dialogs)
+    assert len(replies) == min(REPLIES, judged_run.rows[0].dialogs)
 
 
 def test_hits_and_gain_are_those_of_a_plain_loop_over_transformers(
