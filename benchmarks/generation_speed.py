@@ -48,7 +48,7 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.load import load_run_config
 from dialogkit.data.sources import STARTER
 from dialogkit.dialog import ChatTokenizer, Message
-from dialogkit.inference.replies import generate_replies
+from dialogkit.inference.replies import continue_prompts
 from dialogkit.models.build import build_model, context_length
 from dialogkit.models.tokenizer import load_tokenizer
 
@@ -160,12 +160,12 @@ def make_arms(words: argparse.Namespace, folder: Path) -> tuple[dict[str, Arm], 
     endless: Any = Endless(tokenizer)
 
     def ours(model: Any, *, alone: bool = False) -> Ids:
-        made = generate_replies(
+        made = continue_prompts(
             model,
             endless,
-            prompts[:FEW] if alone else prompts,
+            [endless.encode_prompt(prompt) for prompt in (prompts[:FEW] if alone else prompts)],
             settings,
-            context=context_length(model),
+            context=context_length(model.config),
             device="cpu",
             batch_size=1 if alone else words.prompts,
         )

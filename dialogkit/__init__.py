@@ -25,42 +25,21 @@ if TYPE_CHECKING:
     from dialogkit.services.train import train_single_model as train_single_model
     from dialogkit.services.training.result import TrainResult as TrainResult
 
-_EXPORTS = {
-    "load_run_config": "config.load",
-    "RunConfig": "config.run",
-    "Dialog": "dialog",
-    "Message": "dialog",
-    "DialogKitError": "errors",
-    "EvaluateResult": "services.evaluate",
-    "evaluate": "services.evaluate",
-    "GenerateResult": "services.generate",
-    "generate": "services.generate",
-    "InspectResult": "services.inspect",
-    "inspect_data": "services.inspect",
-    "list_models": "services.models",
-    "TrainResult": "services.training.result",
-    "train": "services.train",
-    "train_single_model": "services.train",
+_MODULES = {
+    "config.load": ("load_run_config",),
+    "config.run": ("RunConfig",),
+    "dialog": ("Dialog", "Message"),
+    "errors": ("DialogKitError",),
+    "services.evaluate": ("EvaluateResult", "evaluate"),
+    "services.generate": ("GenerateResult", "generate"),
+    "services.inspect": ("InspectResult", "inspect_data"),
+    "services.models": ("list_models",),
+    "services.train": ("train", "train_single_model"),
+    "services.training.result": ("TrainResult",),
 }
+_EXPORTS = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = [
-    "Dialog",
-    "DialogKitError",
-    "EvaluateResult",
-    "GenerateResult",
-    "InspectResult",
-    "Message",
-    "RunConfig",
-    "TrainResult",
-    "__version__",
-    "evaluate",
-    "generate",
-    "inspect_data",
-    "list_models",
-    "load_run_config",
-    "train",
-    "train_single_model",
-]
+__all__ = ["__version__", *_EXPORTS]
 
 
 def __getattr__(name: str) -> Any:

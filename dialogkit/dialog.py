@@ -20,10 +20,16 @@ class Message(NamedTuple):
 
     role: Role
     content: str
+    learned: bool = True
+    """Whether an answer is supervised; False keeps it as context."""
+
+    def turn(self) -> dict[str, str]:
+        """Return role and content as chat templates and JSONL files take them."""
+        return {"role": self.role, "content": self.content}
 
 
 Dialog = tuple[Message, ...]
-"""An optional system message, then user and assistant alternately."""
+"""An optional system message, then user and assistant alternately. The assistant may open it, as context."""
 
 
 class Piece(NamedTuple):
@@ -104,8 +110,7 @@ class TurnFormat:
 
     def _opening(self, role: Role) -> tuple[Piece, ...]:
         special, label = getattr(self, role)
-        pieces = (Piece(special, True), Piece(label))
-        return tuple(piece for piece in pieces if piece.text)
+        return tuple(piece for piece in (Piece(special, True), Piece(label)) if piece.text)
 
     def spans(self, messages: Sequence[Message], *, reply: bool = False) -> list[Span]:
         """Return the spans of a dialog; with `reply`, ending where the next answer starts."""
@@ -116,7 +121,7 @@ class TurnFormat:
             end = Piece(self.end_of_turn, True)
             if message.role == "assistant":
                 spans.append(Span((*context, *self._opening("assistant"))))
-                spans.append(Span((body, end), supervised=True))
+                spans.append(Span((body, end), supervised=message.learned))
                 context = []
             else:
                 opening = self._opening(message.role)
@@ -175,25 +180,12 @@ SPECIAL_TOKENS = (END_OF_TEXT, PAD_TOKEN, SYSTEM_TOKEN, USER_TOKEN, ASSISTANT_TO
 
 def native_format() -> TurnFormat:
     """Return the format of tokenizers that dialogkit trains: a special token starts each turn, another ends it."""
-    return TurnFormat(
-        name="dialogkit",
-        end_of_turn=END_OF_TURN,
-        system=(SYSTEM_TOKEN, ""),
-        user=(USER_TOKEN, ""),
-        assistant=(ASSISTANT_TOKEN, ""),
-    )
+    return TurnFormat("dialogkit", END_OF_TURN, (SYSTEM_TOKEN, ""), (USER_TOKEN, ""), (ASSISTANT_TOKEN, ""))
 
 
 def plain_format(eos_token: str) -> TurnFormat:
     """Return a format for models without roles, such as GPT-2: plain labels, and turns ended by eos."""
-    return TurnFormat(
-        name="plain",
-        end_of_turn=eos_token,
-        system=("", "System:"),
-        user=("", "User:"),
-        assistant=("", "Assistant:"),
-        separator=" ",
-    )
+    return TurnFormat("plain", eos_token, ("", "System:"), ("", "User:"), ("", "Assistant:"), separator=" ")
 
 
 def turns_format(eos_token: str) -> TurnFormat:
@@ -204,11 +196,16 @@ def turns_format(eos_token: str) -> TurnFormat:
 def check_dialog(messages: Sequence[Message]) -> str | None:
     """Return the problem with the order or content of a dialog, or None.
 
-    A dialog is an optional system message, then user and assistant alternately, with at least one answer.
+    A dialog is an optional system message, then user and assistant alternately, with at least one answer. The
+    assistant may open it with a message that is not learned.
     """
     first = 1 if messages and messages[0].role == "system" else 0
     if not any(turn.role == "assistant" for turn in messages):
         return "no message from the assistant"
+    if messages[first].role == "assistant" and not messages[first].learned:
+        if not messages[first].content.strip():
+            return f"message {first + 1} (assistant) is empty"
+        first += 1
     for index, turn in enumerate(messages[first:]):
         number = first + index + 1
         expected = "user" if index % 2 == 0 else "assistant"

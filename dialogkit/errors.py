@@ -37,12 +37,7 @@ class DialogKitError(Exception):
     default_hint: Hint | None = None
 
     def __init__(
-        self,
-        message: str,
-        *,
-        hint: Hint | None = None,
-        details: Sequence[str] = (),
-        settings: Sequence[str] = (),
+        self, message: str, *, hint: Hint | None = None, details: Sequence[str] = (), settings: Sequence[str] = ()
     ) -> None:
         message = shortened(redact(message))  # a value that somebody gave can be of any length, and a secret
         super().__init__(message)
@@ -95,21 +90,18 @@ class CheckpointError(DialogKitError):
     """A checkpoint cannot be written (the disk is full, for example) or trusted; other checkpoints remain."""
 
     code = "checkpoint"
-    exit_code = 1
 
 
 class ProcessLostError(DialogKitError):
     """A process of a distributed training was lost."""
 
     code = "process_lost"
-    exit_code = 1
 
 
 class OutOfMemoryError(DialogKitError):
     """The device has not enough memory for one step."""
 
     code = "out_of_memory"
-    exit_code = 1
 
 
 class DivergedError(DialogKitError):
@@ -163,3 +155,13 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type if it has none."""
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def os_reason(error: OSError | ValueError) -> str:
+    """Return why the system refused an operation, such as `permission denied`."""
+    return (getattr(error, "strerror", None) or str(error)).lower()
+
+
+def wrong_setting(name: str, problem: str, hint: Hint) -> ConfigError:
+    """Return the error of a setting; the command line names the flag instead, where one was typed."""
+    return ConfigError(f"{name}: {problem}", hint=hint, settings=(name,))

@@ -7,7 +7,7 @@ An error carries one of these. The command line renders it as flags of the comma
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ class Change:
     settings: Mapping[str, Any]
 
     def __str__(self) -> str:
-        return "set " + ", ".join(f"{name}={_value(value)}" for name, value in self.settings.items())
+        return "set " + ", ".join(f"{name}={word_of(value)}" for name, value in self.settings.items())
 
 
 @dataclass(frozen=True, init=False)
@@ -34,7 +34,7 @@ class Call:
 
     verb: str
     arguments: tuple[str, ...]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any]
 
     def __init__(
         self, verb: str, *arguments: object, settings: Mapping[str, Any] | None = None, **options: Any
@@ -44,8 +44,8 @@ class Call:
         object.__setattr__(self, "options", {**options, **(settings or {})})
 
     def __str__(self) -> str:
-        words = [shlex.quote(word) for word in self.arguments]
-        return " ".join([self.verb, *words, *(f"{name}={_value(value)}" for name, value in self.options.items())])
+        words = [self.verb, *map(shlex.quote, self.arguments)]
+        return " ".join([*words, *(f"{name}={word_of(value)}" for name, value in self.options.items())])
 
 
 @dataclass(frozen=True)
@@ -97,5 +97,6 @@ Hint = Change | Call | Shell | Either | Then | Through | str
 """A plain text is an advice in words, such as `rename the columns`; it names no command and no flag."""
 
 
-def _value(value: Any) -> str:
+def word_of(value: Any) -> str:
+    """Return the word that gives a value to an option: text as it is, all else as JSON."""
     return str(value) if isinstance(value, str | Path) else json.dumps(value)

@@ -1,6 +1,5 @@
 """Makes untrusted text safe to show, reads small files, and formats numbers for people."""
 
-import errno
 import os
 import re
 import select
@@ -23,12 +22,7 @@ UNSAFE = {
 
 PIPE_WAIT_S = 5.0
 """Seconds that the writer of a pipe may take."""
-_MARKED = {
-    b"\xff\xfe\0\0": "UTF-32",
-    b"\0\0\xfe\xff": "UTF-32",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-}
+_MARKED = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 """Encodings by their byte-order marks, longer ones first."""
 
 
@@ -58,13 +52,8 @@ def read_small(path: Path, longest: int, *, pipes: bool = False) -> bytes:
 
     Raises: OSError if it cannot be read or is not a regular file.
     """
-    # Non-blocking, as opening a pipe without a writer would wait.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISDIR(mode):
-        os.close(descriptor)
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    with open(descriptor, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=open_without_waiting) as file:
+        mode = os.fstat(file.fileno()).st_mode
         if not stat.S_ISREG(mode) and not (pipes and stat.S_ISFIFO(mode)):
             raise OSError(None, "not a regular file", str(path))
         content, until = b"", time.monotonic() + PIPE_WAIT_S
@@ -76,6 +65,11 @@ def read_small(path: Path, longest: int, *, pipes: bool = False) -> bytes:
                 break
             content += piece
         return content
+
+
+def open_without_waiting(path: str | Path, flags: int) -> int:
+    """Open a file for `open(opener=...)`; opening a pipe otherwise waits for its writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def json_problem(error: JSONDecodeError) -> str:

@@ -242,7 +242,8 @@ class Small:
         from dialogkit.data.collate import collate_dialogs
         from dialogkit.engine.arguments import resolve_schedule
         from dialogkit.engine.device import Runtime
-        from dialogkit.engine.fit import FitTask, fit
+        from dialogkit.engine.fit import fit
+        from dialogkit.engine.task import FitTask
 
         config = TrainConfig.model_validate(settings)
         task = FitTask(

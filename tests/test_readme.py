@@ -74,7 +74,7 @@ def blocks(page: str) -> list[Block]:
 
 def files() -> dict[str, str]:
     """Return the files whose content the pages show, by name."""
-    pattern = r"`([\w.-]+\.jsonl?)`[^`]*?:?\n\n```json\n(.*?)^```$"
+    pattern = r"`([\w.-]+\.(?:jsonl?|csv))`[^`]*?:?\n\n```(?:json|csv)\n(.*?)^```$"
     return {name: text for page in PAGES.values() for name, text in re.findall(pattern, page, re.M | re.S)}
 
 

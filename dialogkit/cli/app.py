@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     if code == 130:  # typer's code for Ctrl-C
-        output.err.print("stopped")
+        output.note("stopped")
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
@@ -192,10 +192,8 @@ def _usage_error(error: TyperException, words: list[str]) -> ConfigError:
         from dialogkit.config.problems import setting_of
 
         if (setting := setting_of(unknown[1].replace("-", "_"))) is not None:
-            message, hint = (
-                f"no such option: --{unknown[1]}; it is the setting {setting}",
-                f"--set {setting}=VALUE",
-            )
+            message = f"no such option: --{unknown[1]}; it is the setting {setting}"
+            hint = f"--set {setting}=VALUE"
     extra = re.search(r"unexpected extra argument(?:s|\(s\))? \((.*)\)$", message)
     if extra and command == "dialogkit generate":
         hint = f'dialogkit generate --prompt "{extra[1]}"'

@@ -48,6 +48,7 @@ _ONE_PROMPT = 'dialogkit generate --prompt "Hello!"'
 
 
 def chat_command(
+    context: typer.Context,
     model: options.ModelArgument = None,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System text.")] = None,
     compare: Annotated[
@@ -66,19 +67,13 @@ def chat_command(
     output = Output()
     if sys.stdin is None:
         raise ConfigError("standard input is closed, so there is nothing to reply to", hint=_ONE_PROMPT)
-    config = sampling(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        use_model_settings=use_model_settings,
-    )
-    device = "cpu" if no_cuda else "auto"
+    config, device = sampling(context.params), "cpu" if no_cuda else "auto"
     names = [model, compare] if compare else [model]
     with output.busy("loading the model"):
         chats = [Chat(name, system=system, config=config, output=output_dir, device=device) for name in names]
-    output.err.print(untrusted(f"{' and '.join(chat.name for chat in chats)}; /help lists the commands"))
+    output.note(f"{' and '.join(chat.name for chat in chats)}; /help lists the commands")
     for note in (note for chat in chats for note in chat.notes):
-        output.err.print(untrusted(note), soft_wrap=True)
+        output.note(note)
     line = None
     for line in read_lines(output):
         if line in ("/exit", "/quit"):
@@ -89,7 +84,7 @@ def chat_command(
             error.hint = _in_dialog(error.hint)
             output.error(error)
     if line is None and not sys.stdin.isatty():
-        output.err.print(f"standard input was empty: nothing was said; to ask once: {_ONE_PROMPT}")
+        output.note(f"standard input was empty: nothing was said; to ask once: {_ONE_PROMPT}")
 
 
 def _in_dialog(hint: Hint | None) -> Hint | None:
@@ -110,7 +105,7 @@ def read_lines(output: Output) -> Iterator[str]:
         try:
             line = input(prompt).strip()
         except KeyboardInterrupt:
-            output.err.print("\nCtrl-D leaves")
+            output.note("\nCtrl-D leaves")
             continue
         except EOFError:
             if prompt:
@@ -143,7 +138,7 @@ def _answer(output: Output, chats: "list[Chat]", line: str) -> None:
         _reply(output, chats, lambda chat: chat.retry)
     elif word in commands:
         answers = [commands[word](chat) for chat in (chats[:1] if word == "/save" else chats)]
-        output.err.print(untrusted(answers[0]), soft_wrap=True)
+        output.note(answers[0])
     elif word.startswith("/"):
         known = [*commands, "/help", "/history", "/retry", "/exit"]
         meant = f" (did you mean {_MEANT[word]!r}?)" if word in _MEANT else did_you_mean(word, known)
@@ -192,7 +187,7 @@ def _show(output: Output, chats: "list[Chat]") -> None:
             mark = {"user": "> ", "system": "system: "}.get(message.role, "")
             output.print(untrusted(f"{mark}{message.content or '(empty)'}", "" if not mark else "bold"))
     if not any(chat.messages for chat in chats):
-        output.err.print("nothing was said yet")
+        output.note("nothing was said yet")
 
 
 def _reply(output: Output, chats: "list[Chat]", how: "Callable[[Chat], Callable[..., ReplyResult]]") -> None:
@@ -205,7 +200,7 @@ def _reply(output: Output, chats: "list[Chat]", how: "Callable[[Chat], Callable[
         output.text("" if reply.reply else "(empty)")
         output.reply_statistics(reply, model=chat.name if len(chats) > 1 else None)
         if chat.left_out:
-            output.err.print(f"the context is full: the first {counted(chat.left_out, 'turn')} were left out")
+            output.note(f"the context is full: the first {counted(chat.left_out, 'turn')} were left out")
         if stopped:
             break
 

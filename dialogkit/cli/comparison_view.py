@@ -6,7 +6,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from dialogkit.cli.metrics_table import letters_of, print_tasks
-from dialogkit.cli.output import REPLY_COLUMN, Output, table, untrusted
+from dialogkit.cli.output import Output, replies_table, table, untrusted
 from dialogkit.text import counted
 
 if TYPE_CHECKING:
@@ -24,11 +24,10 @@ def render_comparison(output: Output, compared: "Comparison") -> None:
         ("version", compared.versions),
     ):
         if rows:
-            output.print("")
             drawn = table(title, *letters, right=letters if title == "figure" else ())
             for row in rows:
                 drawn.add_row(untrusted(row.name), *(untrusted(_value(row.name, value)) for value in row.values))
-            output.print(drawn)
+            output.print("", drawn)
     _warn_of_different_dialogs(output, compared, letters)
     _render_evaluations(output, compared, letters)
     _render_replies(output, compared, letters)
@@ -43,8 +42,7 @@ def _warn_of_different_dialogs(output: Output, compared: "Comparison", letters: 
             if part is not None
         ]
         numbers = f" ({', '.join(own)})" if own else ""
-        warning = f"their held-out dialogs differ{numbers}: results on different dialogs cannot be compared"
-        output.err.print(untrusted(warning), soft_wrap=True)
+        output.note(f"their held-out dialogs differ{numbers}: results on different dialogs cannot be compared")
     if not compared.evaluate or not any(compared.evaluated_on):
         return
     each = [
@@ -52,8 +50,7 @@ def _warn_of_different_dialogs(output: Output, compared: "Comparison", letters: 
         for letter, parts in zip(letters, compared.evaluated_on, strict=True)
     ]
     hidden = "" if compared.evaluations else ", so their evaluations are not shown side by side"
-    warning = f"they were not evaluated on the same dialogs ({', '.join(each)}){hidden}"
-    output.err.print(untrusted(warning), soft_wrap=True)
+    output.note(f"they were not evaluated on the same dialogs ({', '.join(each)}){hidden}")
 
 
 def _render_evaluations(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
@@ -62,9 +59,8 @@ def _render_evaluations(output: Output, compared: "Comparison", letters: Sequenc
     from dialogkit.services.evaluate import EvaluateResult
 
     for evaluation in compared.evaluations:
-        output.print("")
         title = f"evaluated on {evaluation.dataset}, {counted(evaluation.dialogs, 'dialog')}"
-        output.print(untrusted(title, "bold"))
+        output.print("", untrusted(title, "bold"))
         pairs = zip(letters, evaluation.rows, strict=True)
         rows = [row.model_copy(update={"model": letter}) for letter, row in pairs if row is not None]
         # Perplexity restates the loss, and is the widest column.
@@ -75,19 +71,13 @@ def _render_evaluations(output: Output, compared: "Comparison", letters: Sequenc
 
 
 def _render_replies(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
-    if compared.replies and output.out.width >= REPLY_COLUMN * (len(letters) + 1):
-        drawn = table("prompt", *letters)
-        for answered in compared.replies:
-            drawn.add_row(
-                untrusted(answered.prompt), *(untrusted(reply or "(empty)") for reply in answered.replies)
-            )
-        output.print("")
-        output.print(drawn)
+    rows = [(answered.prompt, answered.replies) for answered in compared.replies]
+    if rows and (drawn := replies_table(output.out, letters, rows)) is not None:
+        output.print("", drawn)
         return
-    for answered in compared.replies:
-        output.print("")
-        output.print(untrusted(f"> {answered.prompt}", "bold"))
-        for letter, reply in zip(letters, answered.replies, strict=True):
+    for prompt, replies in rows:
+        output.print("", untrusted(f"> {prompt}", "bold"))
+        for letter, reply in zip(letters, replies, strict=True):
             output.print(untrusted(f"{letter}  {reply or '(empty)'}"))
 
 

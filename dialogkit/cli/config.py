@@ -8,7 +8,7 @@ import typer
 from dialogkit.cli.options import ConfigOption, JsonOption, PresetOption, SetOption
 from dialogkit.cli.output import Output, options_table
 from dialogkit.errors import ConfigError
-from dialogkit.text import sanitize
+from dialogkit.text import counted, sanitize
 
 
 def show_command(
@@ -36,7 +36,7 @@ def validate_command(
 
     problems = validate_file(Path(file))
     if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        count = counted(len(problems), "problem")
         raise ConfigError(f"{file} has {count}", hint="dialogkit config schema", details=problems)
     Output().text(sanitize(f"{file} is valid"))
 

@@ -6,16 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.cells import cell_len
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from dialogkit.cli.options import BadRowsOption, JsonOption, SetOption, Sets
-from dialogkit.cli.output import Output, table, untrusted
+from dialogkit.cli.options import BadRowsOption, ColumnsOption, JsonOption, SetOption, Sets
+from dialogkit.cli.options import columns as parse_columns
+from dialogkit.cli.output import Output, table, untrusted, values_grid
 from dialogkit.hints import Call
 from dialogkit.text import counted, percent, sanitize, share_of
 
 if TYPE_CHECKING:
-    from dialogkit.services.inspection.results import Example, InspectResult, LengthBin, ShownDialog, Token
+    from rich.console import JustifyMethod
+
+    from dialogkit.services.inspection.results import InspectResult, ShownDialog, Token
 
 BAR = 40
 """Maximum width of a histogram bar, in columns."""
@@ -50,6 +53,7 @@ def inspect_command(
     show: Annotated[
         int, typer.Option("--show", min=0, max=10_000, metavar="N", help="Show N dialogs token by token.")
     ] = 0,
+    columns: ColumnsOption = None,
     max_bad_rows: BadRowsOption = 0,
     sets: SetOption = None,
     json_output: JsonOption = False,
@@ -66,7 +70,7 @@ def inspect_command(
             samples=samples,
             show=show,
             max_bad_rows=max_bad_rows,
-            overrides=parse_sets(sets or []),
+            overrides={**parse_sets(sets or []), **({"data.columns": parse_columns(columns)} if columns else {})},
         )
     training = Call(
         "train",
@@ -74,7 +78,9 @@ def inspect_command(
         dataset=dataset if dataset != "starter" else None,
         samples=samples,
         max_bad_rows=max_bad_rows or None,
+        columns=columns,
         sets=sets,
+        settings={"train.epochs": result.epochs} if result.epochs else None,
     )
     output.result(result, lambda out: _render(out, result), hint=training)
 
@@ -82,8 +88,7 @@ def inspect_command(
 def _render(output: Output, result: "InspectResult") -> None:
     for dialog in result.shown:
         _render_dialog(output, dialog)
-    output.print(_facts(result))
-    output.print("")
+    output.print(_overview(result), "")
     _render_lengths(output, result)
     output.print("")
     _render_examples(output, result)
@@ -101,11 +106,11 @@ def _listed(text: Text) -> Table:
     return grid
 
 
-def _facts(result: "InspectResult") -> Table:
+def _overview(result: "InspectResult") -> Table:
     dialogs = result.train.dialogs + result.held_out.dialogs
     copies, overlap, held_out = result.copies, result.overlap, result.held_out.dialogs
     groups = f" in {counted(copies.near_groups, 'group')}" if copies.near else ""
-    facts = {
+    values = {
         "dataset": f"{result.dataset}, format {result.format}" + (f", {result.license}" if result.license else ""),
         "rows": f"{result.rows:,}: {result.kept:,} kept ({result.cut:,} of them cut at {result.limit:,} tokens), "
         f"{result.dropped:,} without supervision, {result.unusable:,} unusable",
@@ -121,11 +126,7 @@ def _facts(result: "InspectResult") -> Table:
         "held out, but known": f"{overlap.prompt:,} of {held_out:,} by their prompt, {overlap.answer:,} by their "
         f"answer, {overlap.near:,} as near duplicates",
     }
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    for name, value in facts.items():
-        grid.add_row(Text(name, style="bold"), untrusted(value))
-    return grid
+    return values_grid(values)
 
 
 def _set(figures: Any) -> str:
@@ -152,30 +153,22 @@ def _letters(scripts: dict[str, float]) -> str:
 
 def _render_lengths(output: Output, result: "InspectResult") -> None:
     lengths = result.lengths
-    title = Text.assemble(
-        ("tokens of a dialog", "bold"),
-        f"  median {lengths.median:,.0f}, 95% up to {lengths.percentile_95:,.0f}, longest {lengths.longest:,}",
-    )
-    output.print(title)
+    spread = f"  median {lengths.median:,.0f}, 95% up to {lengths.percentile_95:,.0f}, longest {lengths.longest:,}"
+    output.print(Text.assemble(("tokens of a dialog", "bold"), spread))
+    dialogs = result.train.dialogs + result.held_out.dialogs
     most = max(part.dialogs for part in lengths.histogram)
     width = max(8, min(BAR, output.out.width - 40))
-    grid = Table.grid(padding=(0, 1))
-    for justify in ("right", "left", "right", "left", "right", "right", "left"):
-        grid.add_column(justify=justify, no_wrap=True)
+    grid = _grid("right", "left", "right", "left", "right", "right", "left")
     for part in lengths.histogram:
-        grid.add_row(*_histogram_row(output, part, most, width, result))
+        style, mark = ("red", "cut") if part.cut else ("cyan", "")
+        bar = Text(_bar(part.dialogs / most * width, ascii_only=output.out.options.ascii_only), style)
+        share = share_of(part.dialogs, dialogs)
+        grid.add_row(f"{part.low:,}", "-", f"{part.high:,}", bar, f"{part.dialogs:,}", share, Text(mark, style))
     output.print(grid)
 
 
-def _histogram_row(
-    output: Output, part: "LengthBin", most: int, width: int, result: "InspectResult"
-) -> list[Text]:
-    dialogs = result.train.dialogs + result.held_out.dialogs
-    bar = _bar(part.dialogs / most * width, ascii_only=output.out.options.ascii_only)
-    cells = [f"{part.low:,}", "-", f"{part.high:,}", bar, f"{part.dialogs:,}", share_of(part.dialogs, dialogs)]
-    style = "red" if part.cut else "cyan"
-    drawn = [Text(cell, style=style if number == 3 else "") for number, cell in enumerate(cells)]
-    return [*drawn, Text("cut" if part.cut else "", style=style)]
+def _grid(*justified: "JustifyMethod") -> Table:
+    return Table.grid(*(Column(justify=justify, no_wrap=True) for justify in justified), padding=(0, 1))
 
 
 def _bar(columns: float, *, ascii_only: bool) -> str:
@@ -189,13 +182,12 @@ def _bar(columns: float, *, ascii_only: bool) -> str:
 def _render_examples(output: Output, result: "InspectResult") -> None:
     """Print unusual dialogs, one per line."""
     rows: list[tuple[str, str, str, str]] = []
-    groups: list[tuple[str, str, Sequence[Example]]] = [
+    for title, form, examples in (
         ("longest", "{:,.0f} tokens", result.longest),
         ("oddest characters", "{:.1f} bits each", result.oddest),
         ("most repetitive", "zips to {:.0%}", result.most_repetitive),
         ("most copied", "{:,.0f} times", result.most_copied),
-    ]
-    for title, form, examples in groups:
+    ):
         rows += [(title, form.format(e.value), e.place, e.beginning) for e in examples]
     for pair in result.near_pairs:
         rows.append(("near duplicates", f"{pair.similarity:.2f} alike", pair.places[0], pair.beginnings[0]))
@@ -203,15 +195,12 @@ def _render_examples(output: Output, result: "InspectResult") -> None:
     places = [_place(place) for _, _, place, _ in rows]
     titles = [title if n == 0 or rows[n - 1][0] != title else "" for n, (title, *_) in enumerate(rows)]
     taken = sum(max(map(len, column)) + 1 for column in (titles, [value for _, value, *_ in rows], places))
-    grid = Table.grid(padding=(0, 1))
-    for justify in ("left", "right", "right", "left"):
-        grid.add_column(justify=justify, no_wrap=True)
+    grid = _grid("left", "right", "right", "left")
     for title, place, (_, value, _, beginning) in zip(titles, places, rows, strict=True):
         text = untrusted(" ".join(beginning.split()), "dim")
         text.truncate(max(8, output.out.width - taken), overflow="ellipsis")
         grid.add_row(Text(title), Text(value), untrusted(place, "cyan"), text)
-    output.print(Text("worth a look", style="bold"))
-    output.print(grid)
+    output.print(Text("worth a look", style="bold"), grid)
 
 
 def _place(place: str) -> str:
@@ -226,10 +215,8 @@ def _render_dialog(output: Output, dialog: "ShownDialog") -> None:
     """Print a dialog token by token; lines of supervised tokens begin with `+`, with or without colours."""
     learned = sum(token.supervised for token in dialog.tokens)
     title = f"{dialog.place}: {counted(len(dialog.tokens), 'token')}, {learned:,} learned (the lines with +)"
-    output.print(untrusted(title, "bold"))
-    for line in _token_lines(dialog.tokens, output.out.width, ascii_only=output.out.options.ascii_only):
-        output.print(line)
-    output.print("")
+    lines = _token_lines(dialog.tokens, output.out.width, ascii_only=output.out.options.ascii_only)
+    output.print(untrusted(title, "bold"), *lines, "")
 
 
 def _token_lines(tokens: "Sequence[Token]", width: int, *, ascii_only: bool) -> Iterator[Text]:

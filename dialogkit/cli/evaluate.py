@@ -1,24 +1,15 @@
 """`dialogkit evaluate`."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dialogkit.cli import hints
-from dialogkit.cli.evaluation_view import Request, next_command, render_evaluation
-from dialogkit.cli.options import (
-    BadRowsOption,
-    JsonOption,
-    ModelsArgument,
-    ModelSettingsOption,
-    NoCudaOption,
-    OutputOption,
-    Sets,
-)
-from dialogkit.cli.output import Output, untrusted
+from dialogkit.cli import options
+from dialogkit.cli.evaluation_view import next_command, render_evaluation
+from dialogkit.cli.output import Output
 from dialogkit.errors import ConfigError
+from dialogkit.hints import Call
 
 LEGEND = """
 loss, perplexity   how improbable the true answers are to the model
@@ -38,20 +29,20 @@ unigram            token frequencies of the training answers
 
 
 def evaluate_command(
-    models: ModelsArgument = None,
+    models: options.ModelsArgument = None,
     dataset: Annotated[
         str | None,
         typer.Option(
             "--dataset", "-d", metavar="DATA", help="Default: the held-out dialogs of the run's dataset."
         ),
-        Sets("data.dataset"),
+        options.Sets("data.dataset"),
     ] = None,
     samples: Annotated[
         int | None,
         typer.Option("--samples", "-s", min=1, metavar="N", help="Dialogs to use, and questions of each task."),
-        Sets("data.samples"),
+        options.Sets("data.samples"),
     ] = None,
-    max_bad_rows: BadRowsOption = 0,
+    max_bad_rows: options.BadRowsOption = 0,
     whole: Annotated[
         bool, typer.Option("--whole", help="Score the whole dataset, not only its held-out dialogs.")
     ] = False,
@@ -71,15 +62,15 @@ def evaluate_command(
     batch_size: Annotated[
         int, typer.Option(min=1, max=65_536, metavar="N", help="Dialogs per batch; does not change the results.")
     ] = 8,
-    use_model_settings: ModelSettingsOption = False,
+    use_model_settings: options.ModelSettingsOption = False,
     wandb: Annotated[
         str | None,
         typer.Option("--wandb", metavar="MODE", help=r"auto, online, offline or disabled. \[the run's]"),
-        Sets("tracking.wandb"),
+        options.Sets("tracking.wandb"),
     ] = None,
-    no_cuda: NoCudaOption = False,
-    output_dir: OutputOption = "models",
-    json_output: JsonOption = False,
+    no_cuda: options.NoCudaOption = False,
+    output_dir: options.OutputOption = "models",
+    json_output: options.JsonOption = False,
 ) -> None:
     """Measure how well models predict held-out answers, use their prompts, and reply."""
     from dialogkit.services.evaluate import EvaluateRequest, evaluate_models
@@ -91,7 +82,7 @@ def evaluate_command(
     if quick and use_model_settings:
         raise ConfigError(
             "--use-model-settings is for replies, which --quick does not measure",
-            hint=" ".join(["dialogkit evaluate", *map(shlex.quote, models or []), "--use-model-settings"]),
+            hint=Call("evaluate", *(models or []), use_model_settings=True),
         )
     request = EvaluateRequest(
         models=tuple(models or [None]),
@@ -111,10 +102,9 @@ def evaluate_command(
     with shown.progress() as on_progress:
         result = evaluate_models(request, on_progress=on_progress)
     for note in (row.model_settings for row in result.rows if row.model_settings):
-        shown.err.print(untrusted(note), soft_wrap=True)
-    asked = Request(models or [], dataset, samples, whole, hints.output_option(output_dir))
+        shown.note(note)
     shown.result(
         result,
-        lambda out: render_evaluation(out, result, asked, slices=slices, worst=worst),
-        hint=next_command(result, asked),
+        lambda out: render_evaluation(out, result, request, slices=slices, worst=worst),
+        hint=next_command(result, request),
     )

@@ -1,62 +1,42 @@
 """Prints the result of an evaluation."""
 
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from dialogkit.cli.metrics_table import best_of, fits, letters_of, print_side_by_side, print_tasks
-from dialogkit.cli.output import Output, fitting, table, untrusted
+from dialogkit.cli.metrics_table import best_of, letters_of, print_side_by_side, print_tasks
+from dialogkit.cli.output import Output, encodes, fits, fitting, table, untrusted
+from dialogkit.hints import Call
 from dialogkit.text import counted
-from dialogkit.tracking.metric_specs import ANCHORS, FIGURES, GROUPS, Figure
+from dialogkit.tracking.metric_specs import ANCHORS, GROUPS, METRICS, Metric
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
-
+    from dialogkit.services.evaluate import EvaluateRequest, EvaluateResult, EvaluateRow
 
 FEW = 10
 """Dialogs below which metrics and their intervals say little."""
 _LONGEST = 800
 
 
-class Request(NamedTuple):
-    """The parts of the command that the notes beside the metrics depend on."""
-
-    models: Sequence[str] = ()
-    dataset: str | None = None
-    samples: int | None = None
-    whole: bool = False
-    where: str = ""
-    """How a command ends if the folder of models and runs is not the default."""
-
-
 def render_evaluation(
-    output: Output,
-    result: "EvaluateResult",
-    asked: "Request | None" = None,
-    *,
-    slices: bool = False,
-    worst: int = 0,
+    output: Output, result: "EvaluateResult", request: "EvaluateRequest", *, slices: bool = False, worst: int = 0
 ) -> None:
     """Print the metrics of an evaluation, its dialogs, and the remarks on each model."""
-    asked = asked or Request()
-    _render_heading(output, result.rows, asked.models)
+    _render_heading(output, result.rows, request)
     if result.anchors:
         render_figures(output, _lettered(result))
         marks = _marks(output)
         legend = f"{marks[1]} more is better, {marks[-1]} less is; dialogkit evaluate --help explains the metrics"
-        output.err.print(Text(legend, style="dim"))
+        output.note(legend, "dim")
+        output.print("")
     else:
         _render_likelihood(output, result.rows)
-    if result.anchors:
-        output.print("")
     for row in result.rows:
-        for note in size_notes(row, asked):
-            output.print(untrusted(note))
+        output.print(*map(untrusted, size_notes(row, request)))
     for row in result.rows:
         for remark in row.remarks:
             output.print(untrusted(f"{row.model} {remark}."))
@@ -71,19 +51,17 @@ def render_evaluation(
         output.print("")
         print_tasks(output, {row.model: row.tasks for row in result.rows})
     if len({row.dataset for row in result.rows}) > 1:
-        output.err.print("results on different datasets cannot be compared; choose one with --dataset DATA")
+        output.note("results on different datasets cannot be compared; choose one with --dataset DATA")
     _render_kept(output, result)
     for tracked in result.tracked:
-        output.err.print(untrusted(f"W&B: {tracked.url or f'wandb sync {tracked.folder}'}"), soft_wrap=True)
+        output.note(f"W&B: {tracked.url or f'wandb sync {tracked.folder}'}")
 
 
-def _render_heading(output: Output, rows: "Sequence[EvaluateRow]", words: Sequence[str]) -> None:
+def _render_heading(output: Output, rows: "Sequence[EvaluateRow]", request: "EvaluateRequest") -> None:
     """Print which models were evaluated, with letters if there are several, and on which dialogs."""
-    named = dict(zip((id(row) for row in rows), words, strict=False))
     titles = []
-    for row in rows:
-        word = named.get(id(row), row.model)
-        known = word == row.model or word.rstrip("/").endswith(f"/{row.model}")
+    for row, word in zip(rows, request.models, strict=True):
+        known = word is None or word == row.model or word.rstrip("/").endswith(f"/{row.model}")
         titles.append(row.model if known else f"{row.model} ({word})")
     measured = [_measured_on(row) for row in rows]
     if len(rows) == 1:
@@ -109,44 +87,39 @@ def _measured_on(row: "EvaluateRow") -> str:
     return f"{row.dataset}, {all_of}{counted(row.of_dialogs, 'dialog')}{learned}"
 
 
-def _more(row: "EvaluateRow", asked: Request) -> str | None:
-    """Return the options that evaluate more dialogs; None if there are no more."""
+def _whole_for_more(row: "EvaluateRow", request: "EvaluateRequest") -> bool | None:
+    """Return whether it takes --whole to evaluate more dialogs; None if there are no more."""
     if row.held_out is None or row.of_dialogs is None:
         return None
-    dataset = f" --dataset {shlex.quote(asked.dataset)}" if asked.dataset is not None else ""
-    if asked.samples is not None and row.dialogs == asked.samples and row.held_out > row.dialogs:
-        return f"{dataset}{' --whole' if asked.whole else ''}"
-    return f"{dataset} --whole" if row.dialogs < row.of_dialogs else None
+    if request.samples is not None and row.dialogs == request.samples and row.held_out > row.dialogs:
+        return request.whole
+    return True if row.dialogs < row.of_dialogs else None
 
 
-def size_notes(row: "EvaluateRow", asked: Request) -> "Iterator[str]":
+def size_notes(row: "EvaluateRow", request: "EvaluateRequest") -> "Iterator[str]":
     """Yield a note if there were fewer dialogs than asked for, and if there were too few to say much."""
-    more, there = _more(row, asked), row.held_out if not asked.whole else row.of_dialogs
-    whole = f"; --whole takes all {row.of_dialogs:,}" if more is not None and more.endswith("--whole") else ""
-    whole += ", including the training dialogs" if whole and asked.dataset is None else ""
-    if asked.samples is not None and row.dialogs < asked.samples and there is not None:
-        held_out = "" if asked.whole else " held out"
-        yield (
-            f"{row.model}: {asked.samples:,} dialogs were asked for, and {there:,} "
-            f"{'is' if there == 1 else 'are'}{held_out or ' there'}{whole}."
-        )
+    whole = f"; --whole takes all {row.of_dialogs:,}" if _whole_for_more(row, request) else ""
+    whole += ", including the training dialogs" if whole and request.dataset is None else ""
+    there, what = (row.of_dialogs, "there") if request.whole else (row.held_out, "held out")
+    if request.samples is not None and row.dialogs < request.samples and there is not None:
+        are = "is" if there == 1 else "are"
+        yield f"{row.model}: {request.samples:,} dialogs were asked for, and {there:,} {are} {what}{whole}."
         whole = ""
     if row.dialogs < FEW:
         dialogs = counted(row.dialogs, "dialog")
         intervals = "have no intervals" if row.dialogs == 1 else "their intervals are too narrow"
-        yield (f"{row.model}: results on only {dialogs} say little about a model, and {intervals}{whole}.")
+        yield f"{row.model}: results on only {dialogs} say little about a model, and {intervals}{whole}."
 
 
-def next_command(result: "EvaluateResult", asked: Request) -> str | None:
+def next_command(result: "EvaluateResult", request: "EvaluateRequest") -> Call | None:
     """Return the next command: one that evaluates more dialogs if there were too few, or shows what was saved."""
-    models = " ".join(shlex.quote(word) for word in asked.models or [row.model for row in result.rows])
-    few = [row for row in result.rows if row.dialogs < FEW]
-    if few and (more := _more(few[0], asked)) is not None:
-        return f"dialogkit evaluate {models}{more}{asked.where}"
+    few = next((row for row in result.rows if row.dialogs < FEW), None)
+    if few is not None and (whole := _whole_for_more(few, request)) is not None:
+        models = [word or row.model for row, word in zip(result.rows, request.models, strict=True)]
+        return Call("evaluate", *models, dataset=request.dataset, whole=whole, output_dir=str(request.output))
     runs = [kept.run for kept in result.kept]
-    if not runs:
-        return None
-    return f"dialogkit runs {'report' if len(runs) == 1 else 'compare'} {' '.join(runs)}{asked.where}"
+    verb = "runs report" if len(runs) == 1 else "runs compare"
+    return Call(verb, *runs, output_dir=str(request.output)) if runs else None
 
 
 def _render_kept(output: Output, result: "EvaluateResult") -> None:
@@ -158,12 +131,10 @@ def _render_kept(output: Output, result: "EvaluateResult") -> None:
         line = f"saved: {kept.figures}, {', '.join(beside)}"
         if kept.shown_dialogs != measured.get(kept.run):
             line += f"; `runs` and the page still show that on {counted(kept.shown_dialogs, 'dialog')}"
-        output.err.print(untrusted(line), soft_wrap=True)
-    if result.anchors:
-        for row in result.rows:
-            if row.model not in {kept.run for kept in result.kept}:
-                line = f"{row.model}: not from a run folder, so nothing was saved"
-                output.err.print(untrusted(line), soft_wrap=True)
+        output.note(line)
+    for row in result.rows if result.anchors else ():
+        if row.model not in {kept.run for kept in result.kept}:
+            output.note(f"{row.model}: not from a run folder, so nothing was saved")
 
 
 def _render_likelihood(output: Output, rows: "Sequence[EvaluateRow]") -> None:
@@ -175,10 +146,8 @@ def _render_likelihood(output: Output, rows: "Sequence[EvaluateRow]") -> None:
         "token accuracy": lambda row: f"{row.accuracy:.1%}",
         "tokens": lambda row: f"{row.tokens:,}",
     }
-    numbers = list(columns)[1:]
-    output.print(
-        fitting(output.out, columns, rows, right=numbers, dispensable=("perplexity", "tokens", "token accuracy"))
-    )
+    dispensable = ("perplexity", "tokens", "token accuracy")
+    output.print(fitting(output.out, columns, rows, right=list(columns)[1:], dispensable=dispensable))
 
 
 def render_figures(
@@ -192,21 +161,18 @@ def render_figures(
         only: metrics to show; empty: all.
         without: a metric to leave out.
     """
-    best = _best(result.rows)
-    marks = _marks(output)
+    best, marks = _best(result.rows), _marks(output)
+    wanted = [metric for metric in METRICS if metric.name != without and (not only or metric.name in only)]
     # A metric that only the anchors have, such as the speed of an untrained model, says nothing.
-    measured = {figure.name for figure in FIGURES if any(getattr(r, figure.name) is not None for r in result.rows)}
+    metrics = [metric for metric in wanted if any(getattr(r, metric.name) is not None for r in result.rows)]
 
     def draw(columns: "Sequence[tuple[str, EvaluateRow]]", *, short: bool = False) -> "Table":
-        def wanted(name: str) -> bool:
-            if short and name == "perplexity":  # restates the loss, and is the widest column
-                return False
-            return name in measured and name != without and (not only or name in only)
-
-        return _side_by_side(columns, best, marks, wanted, short=short)
+        # Perplexity restates the loss, and is the widest column.
+        shown = [metric for metric in metrics if not (short and metric.name == "perplexity")]
+        return _side_by_side(columns, shown, best, marks, short=short)
 
     columns = _columns(result)
-    if result.anchors and not fits(output, draw(columns)) and fits(output, draw(columns, short=True)):
+    if result.anchors and not fits(output.out, draw(columns)) and fits(output.out, draw(columns, short=True)):
         output.print(draw(columns, short=True))
     else:
         print_side_by_side(output, columns, draw)
@@ -217,10 +183,10 @@ def _lettered(result: "EvaluateResult") -> "EvaluateResult":
     if len(result.rows) == 1:
         return result
     letters = letters_of(len(result.rows))
-    anchors, model = [], -1
+    anchors, model = [], 0
     seen: set[object] = set()
     for anchor in result.anchors:  # ordered by model, whatever their names
-        if anchor.anchor in seen or model < 0:
+        if anchor.anchor in seen:
             model, seen = min(model + 1, len(letters) - 1), set()
         seen.add(anchor.anchor)
         anchors.append(anchor.model_copy(update={"model": letters[model]}))
@@ -233,24 +199,20 @@ def _columns(result: "EvaluateResult") -> "list[tuple[str, EvaluateRow]]":
 
     An anchor that several models share is one column; its title names them unless it belongs to all.
     """
-    owners: dict[tuple[object, ...], list[str]] = {}
-    first: dict[tuple[object, ...], EvaluateRow] = {}
+    shared: dict[tuple[object, ...], dict[str, EvaluateRow]] = {}
     for anchor in result.anchors:
-        if anchor.anchor is None:  # as in a foreign folder
-            continue
         same = (anchor.anchor, anchor.dataset, anchor.dialogs, anchor.bits_per_byte, anchor.chrf)
-        first.setdefault(same, anchor)
-        if anchor.model not in owners.setdefault(same, []):
-            owners[same].append(anchor.model)
+        if anchor.anchor is not None:  # as in a foreign folder
+            shared.setdefault(same, {}).setdefault(anchor.model, anchor)
     models = len(result.rows)
     columns = [(row.model, row) for row in result.rows]
     kinds = list(ANCHORS)
-    for same_as, anchor in sorted(first.items(), key=lambda item: kinds.index(str(item[1].anchor))):
-        title = ANCHORS[str(anchor.anchor)]
-        whose = owners[same_as]
-        column = (title if len(whose) >= models else f"{title}\nof {', '.join(whose)}", anchor)
-        if anchor.anchor == "untrained" and len(whose) == 1 and models > 1:
-            after = next((n for n, (_, row) in enumerate(columns) if row.model == whose[0]), len(columns) - 1)
+    for (kind, *_), owners in sorted(shared.items(), key=lambda item: kinds.index(str(item[0][0]))):
+        owner, anchor = next(iter(owners.items()))
+        title = ANCHORS[str(kind)]
+        column = (title if len(owners) >= models else f"{title}\nof {', '.join(owners)}", anchor)
+        if kind == "untrained" and len(owners) == 1 and models > 1:
+            after = next((n for n, (_, row) in enumerate(columns) if row.model == owner), len(columns) - 1)
             columns.insert(after + 1, column)
         else:
             columns.append(column)
@@ -259,19 +221,15 @@ def _columns(result: "EvaluateResult") -> "list[tuple[str, EvaluateRow]]":
 
 def _marks(output: Output) -> dict[int, str]:
     """Return the mark of a metric of which more (1) or less (-1) is better."""
-    arrows = {1: "\N{UPWARDS ARROW}", -1: "\N{DOWNWARDS ARROW}", 0: " "}
-    try:
-        "".join(arrows.values()).encode(output.out.encoding)
-    except (UnicodeEncodeError, LookupError):
-        return {1: "+", -1: "-", 0: " "}
-    return arrows
+    more, less = "\N{UPWARDS ARROW}", "\N{DOWNWARDS ARROW}"
+    return {1: more, -1: less, 0: " "} if encodes(output.out, more + less) else {1: "+", -1: "-", 0: " "}
 
 
 def _side_by_side(
     columns: "Sequence[tuple[str, EvaluateRow]]",
+    metrics: Sequence[Metric],
     best: dict[str, str],
     marks: dict[int, str],
-    shown: Callable[[str], bool],
     *,
     short: bool,
 ) -> "Table":
@@ -279,41 +237,39 @@ def _side_by_side(
     with_intervals = any(row.intervals for _, row in columns if not row.anchor)
     drawn = table("95% interval in brackets" if with_intervals else "", *titles, right=titles)
     group = ""
-    for figure in FIGURES:
-        cells = [_cell(figure, row, bold=best.get(figure.name) == row.model, short=short) for _, row in columns]
-        if not shown(figure.name) or not any(cell.plain for cell in cells):
+    for metric in metrics:
+        cells = [_cell(metric, row, bold=best.get(metric.name) == row.model, short=short) for _, row in columns]
+        if not any(cell.plain for cell in cells):
             continue
-        if figure.group != group:
-            group = figure.group
-            drawn.add_row(Text(GROUPS[figure.group][0], style="bold"))
-        drawn.add_row(f"{marks[figure.better]} {figure.title}", *cells)
+        if metric.group != group:
+            group = metric.group
+            drawn.add_row(Text(GROUPS[metric.group][0], style="bold"))
+        drawn.add_row(f"{marks[metric.better]} {metric.title}", *cells)
     return drawn
 
 
-def _cell(figure: Figure, row: "EvaluateRow", *, bold: bool, short: bool) -> Text:
-    value = getattr(row, figure.name)
+def _cell(metric: Metric, row: "EvaluateRow", *, bold: bool, short: bool) -> Text:
+    value = getattr(row, metric.name)
     if value is None:
         return Text()
     # Decimals of thousands do not matter, and do not fit.
-    form = ",.0f" if figure.name == "perplexity" and value >= 1000 else figure.form
+    form = ",.0f" if metric.name == "perplexity" and value >= 1000 else metric.form
     if short and form == ".4f":
         form = ".3f"
     text = format(value, form)
-    bounds = row.intervals.get(figure.name)
-    if not row.anchor and bounds and bounds[0] < bounds[1]:
-        text += f" [{format(bounds[0], form)}, {format(bounds[1], form)}]"
+    low, high = row.intervals.get(metric.name, (0.0, 0.0))
+    if not row.anchor and low < high:
+        text += f" [{format(low, form)}, {format(high, form)}]"
     return untrusted(text, "dim" if row.anchor else "bold" if bold else "")
 
 
 def _best(rows: "Sequence[EvaluateRow]") -> dict[str, str]:
     """Return the best model by metric, if its interval does not overlap any other."""
     best: dict[str, str] = {}
-    for name, _, _, better, _ in FIGURES:
-        bounds = {row.model: row.intervals[name] for row in rows if name in row.intervals}
-        if not better or len(bounds) < 2 or len(bounds) < len(rows):
-            continue
-        if (first := best_of(bounds, better)) is not None:
-            best[name] = first
+    for metric in METRICS:
+        bounds = {row.model: row.intervals[metric.name] for row in rows if metric.name in row.intervals}
+        if len(bounds) == len(rows) and (first := best_of(bounds, metric.better)) is not None:
+            best[metric.name] = first
     return best
 
 
@@ -336,11 +292,9 @@ def _render_slices(output: Output, row: "EvaluateRow") -> None:
 def _render_worst(output: Output, row: "EvaluateRow", number: int) -> None:
     """Print the dialogs whose answers the model finds most improbable."""
     for place, worst in enumerate(row.worst[:number], 1):
-        output.print("")
         title = f"{row.model}, worst {place}: {worst.bits_per_byte:.2f} bits/byte for the true answer"
-        output.print(untrusted(title, "bold"))
-        output.print(untrusted(f"> {_beginning(worst.prompt)}"))
-        output.print(untrusted(_beginning(worst.answer)))
+        output.print("", untrusted(title, "bold"))
+        output.print(untrusted(f"> {_beginning(worst.prompt)}"), untrusted(_beginning(worst.answer)))
 
 
 def _beginning(text: str) -> str:

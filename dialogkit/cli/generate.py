@@ -3,14 +3,15 @@
 import os
 import stat
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dialogkit.cli import options
-from dialogkit.cli.output import REPLY_COLUMN, Output, table, untrusted
-from dialogkit.errors import ConfigError
+from dialogkit.cli.output import Output, replies_table
+from dialogkit.errors import ConfigError, os_reason
 from dialogkit.text import lines_of
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def generate_command(
+    context: typer.Context,
     model: options.ModelArgument = None,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="A prompt; may be repeated.")
@@ -48,24 +50,20 @@ def generate_command(
     """Let MODEL answer prompts, or the built-in test prompts if none is given."""
     from dialogkit.services.generate import generate
 
-    config = sampling(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        use_model_settings=use_model_settings,
-    )
+    config = sampling(context.params)
     prompts = read_prompts(prompt, prompts_file)
-    if twice := [name for name in {model, *(compare or [])} if [model, *(compare or [])].count(name) > 1]:
+    models = [*([] if model is None else [model]), *(compare or [])]
+    if twice := [name for name in models if models.count(name) > 1]:
         raise ConfigError(f"{twice[0]!r} cannot be compared with itself", hint=f"dialogkit generate {twice[0]}")
+    if compare and model is None:
+        hint = f"dialogkit generate custom-tiny --compare {compare[0]}"
+        raise ConfigError("--compare needs a MODEL to compare with", hint=hint)
     output = Output(json_mode=json_output)
     streams = (
         not json_output and not compare and prompts is not None and len(prompts) == 1 and output.out.is_terminal
     )
     if prompts is None and _is_piped():
-        output.err.print("standard input is ignored; to read prompts from it: dialogkit generate --prompts-file -")
+        output.note("standard input is ignored; to read prompts from it: dialogkit generate --prompts-file -")
     with output.busy("answering the test prompts" if prompts is None else "answering") as end_busy:
 
         def stream(text: str) -> None:
@@ -73,7 +71,7 @@ def generate_command(
             output.stream(text)
 
         result = generate(
-            [model, *compare] if model and compare else _with_newest(model, compare),
+            models or None,
             prompts,
             system=system,
             config=config,
@@ -82,28 +80,20 @@ def generate_command(
             on_text=stream if streams else None,
         )
     for note in result.notes:
-        output.err.print(untrusted(note), soft_wrap=True)
+        output.note(note)
     output.result(result, lambda out: render_replies(out, result, streamed=streams))
 
 
-def _with_newest(model: str | None, compare: list[str] | None) -> Any:
-    if compare:
-        raise ConfigError(
-            "--compare needs a MODEL to compare with",
-            hint=f"dialogkit generate custom-tiny --compare {compare[0]}",
-        )
-    return model
-
-
-def sampling(**given: Any) -> "GenerateConfig":
-    """Return the sampling settings of flags. Raises: ConfigError that names the flag."""
+def sampling(given: Mapping[str, Any]) -> "GenerateConfig":
+    """Return the sampling settings among the parameters of a command. Raises: ConfigError that names the flag."""
     from pydantic import ValidationError
 
     from dialogkit.config.generate import GenerateConfig
     from dialogkit.config.problems import list_problems
 
     try:
-        return GenerateConfig(**{name: value for name, value in given.items() if value is not None})
+        known = {name: given.get(name) for name in GenerateConfig.model_fields}
+        return GenerateConfig(**{name: value for name, value in known.items() if value is not None})
     except ValidationError as error:
         problem = list_problems(error)[0]
         flag = f"--{problem.setting.replace('_', '-')}"
@@ -123,8 +113,7 @@ def read_prompts(prompts: list[str] | None, file: str | None) -> list[str] | Non
                 f"the prompts file {file!r} is not UTF-8 text (byte {error.start})", hint=hint
             ) from None
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise ConfigError(f"the prompts file {file!r} cannot be read: {reason}", hint=hint) from None
+            raise ConfigError(f"the prompts file {file!r} cannot be read: {os_reason(error)}", hint=hint) from None
         if not lines:
             raise ConfigError(f"the prompts file {file!r} contains no prompt", hint=hint)
         texts += lines
@@ -149,23 +138,20 @@ def _standard_input() -> bytes:
 def render_replies(output: Output, result: "GenerateResult", *, streamed: bool) -> None:
     """Print the replies, those of several models side by side; `streamed`: the text is printed already."""
     models = list(dict.fromkeys(reply.model for reply in result.replies))
-    if len(models) > 1:
-        by_prompt: dict[str, list[ReplyResult]] = {}
-        for reply in result.replies:
-            by_prompt.setdefault(reply.prompt, []).append(reply)
-        if output.out.width < REPLY_COLUMN * (len(models) + 1):
-            for replies in by_prompt.values():
-                for number, reply in enumerate(replies):
-                    output.reply(reply, prompt=number == 0, model=reply.model)
-            return
-        drawn = table("prompt", *models)
-        for prompt, replies in by_prompt.items():
-            drawn.add_row(untrusted(prompt), *(untrusted(reply.reply or "(empty)") for reply in replies))
-        output.print(drawn)
-        return
+    by_prompt: dict[str, list[ReplyResult]] = {}
     for reply in result.replies:
-        if streamed:
-            output.text("")
-            output.reply_statistics(reply)
-        else:
+        by_prompt.setdefault(reply.prompt, []).append(reply)
+    if streamed:
+        output.text("")
+        output.reply_statistics(result.replies[0])
+    elif len(models) == 1:
+        for reply in result.replies:
             output.reply(reply, prompt=len(result.replies) > 1)
+    else:
+        rows = [(prompt, [reply.reply for reply in replies]) for prompt, replies in by_prompt.items()]
+        if (drawn := replies_table(output.out, models, rows)) is not None:
+            output.print(drawn)
+            return
+        for replies in by_prompt.values():
+            for number, reply in enumerate(replies):
+                output.reply(reply, prompt=number == 0, model=reply.model)

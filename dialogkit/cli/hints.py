@@ -8,9 +8,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dialogkit.cli.options import Sets, plain, sets_of
+from dialogkit.cli.options import Sets, sets_of
 from dialogkit.config.paths import DEFAULT_OUTPUT
-from dialogkit.hints import Call, Change, Either, Hint, Shell, Then, Through
+from dialogkit.hints import Call, Change, Either, Hint, Shell, Then, Through, word_of
 
 if TYPE_CHECKING:
     from dialogkit.tracking.run_dir import RunDir
@@ -25,8 +25,8 @@ def remember(words: Sequence[str]) -> None:
 
 
 def typed() -> list[str]:
-    """Return the words that were typed after `dialogkit`."""
-    return list(_typed)
+    """Return the command that was typed."""
+    return ["dialogkit", *_typed]
 
 
 def render(hint: Hint | None) -> str | None:
@@ -110,7 +110,7 @@ class Option:
         if getattr(self.parameter, "is_flag", False):
             return [self.flag] if value is not False or self.sets is not None else []
         values = value if isinstance(value, list | tuple) else [value]
-        write = self.sets.write if self.sets is not None else plain
+        write = self.sets.write if self.sets is not None else word_of
         written = [shlex.quote(item if isinstance(item, str) else write(item)) for item in values]
         return written if self.is_argument else [word for item in written for word in (self.flag, item)]
 

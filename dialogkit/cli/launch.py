@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dialogkit.cli import hints, options
-from dialogkit.cli.output import Output, untrusted
+from dialogkit.cli.output import Output
 from dialogkit.cli.train import train_command
 from dialogkit.cli.train_arguments import TrainArguments
 from dialogkit.errors import ConfigError, StorageError
@@ -33,8 +33,7 @@ def slurm_command(
     partition: Annotated[str | None, typer.Option("--partition", metavar="NAME", help="Partition.")] = None,
     account: Annotated[str | None, typer.Option("--account", metavar="NAME", help="Account to charge.")] = None,
     setup: Annotated[
-        list[str] | None,
-        typer.Option("--setup", metavar="LINE", help="Shell line to run first; may be repeated."),
+        list[str] | None, typer.Option("--setup", metavar="LINE", help="Shell line to run first; may be repeated.")
     ] = None,
     max_restarts: options.RestartsOption = 3,
     name: options.NameOption = None,
@@ -47,8 +46,7 @@ def slurm_command(
     config, arguments = _training(words, name)
     if not setup:  # which may change to another folder, or copy the data there
         require_dataset(config)
-    time_s = options.time_limit(time)
-    job = plan(config, arguments, Resources(nodes, gpus, cpus, memory, time_s, max_restarts))
+    job = plan(config, arguments, Resources(nodes, gpus, cpus, memory, options.time_limit(time), max_restarts))
     commands = _commands(job, arguments)
     script = slurm_script(job, commands, partition=partition, account=account, setup=setup or [])
     reason = refusal(script)
@@ -81,12 +79,11 @@ def kubernetes_command(
     from dialogkit.services.cluster.kubernetes import FOLDER, kubernetes_manifest
 
     config, arguments = _training(words, name)
-    time_s = options.time_limit(time)
-    job = plan(config, arguments, Resources(nodes, gpus, cpus, memory, time_s, max_restarts))
+    job = plan(config, arguments, Resources(nodes, gpus, cpus, memory, options.time_limit(time), max_restarts))
     commands = _commands(job, arguments)
     manifest = kubernetes_manifest(job, commands, image=image, claim=claim, namespace=namespace, secret=secret)
     kind = "a PyTorchJob, for which the cluster needs Kubeflow's training operator" if nodes > 1 else "a Job"
-    Output().err.print(f"{kind}; relative paths are looked up in {FOLDER}, on the claim")
+    Output().note(f"{kind}; relative paths are looked up in {FOLDER}, on the claim")
     _write(manifest, output, "kubectl apply -f", "job.yaml")
 
 
@@ -112,7 +109,7 @@ def _training(words: list[str], name: str | None) -> "tuple[RunConfig, list[str]
         before = [*takewhile(lambda word: word != "--", hints.typed()), "--"]
         raise ConfigError(
             f"a job is a training, so its command begins with train and not {words[0]!r}",
-            hint=shlex.join(["dialogkit", *before, "train", "custom-tiny"]),
+            hint=shlex.join([*before, "train", "custom-tiny"]),
         )
     if name is not None:
         if any(word.split("=")[0] == "--name" for word in words):
@@ -148,7 +145,7 @@ def _commands(job: "Job", arguments: list[str]) -> "Commands":
     numbers = {"--devices": job.devices, "--nodes": job.nodes, "--max-restarts": job.max_restarts}
     place = ["--output-dir", job.output]
     return Commands(
-        written_by=["dialogkit", *hints.typed()],
+        written_by=hints.typed(),
         find=["runs", "show", job.run, *place],
         train=["train", *arguments, *([] if job.config.name else ["--name", job.run])],
         resume=["train", "--resume", job.run, *place],
@@ -165,7 +162,9 @@ def _write(text: str, file: Path | None, submit: str, usual: str, *, warning: st
     output = Output()
     if file is None:
         output.text(text)
+        following = f"--output {usual} writes it; then {submit} {usual}"
     else:
+        following = f"{submit} {shlex.quote(str(file))}"
         _require_replaceable(file, usual)
         try:
             write_signed(file, text, comment="# {}")
@@ -173,11 +172,8 @@ def _write(text: str, file: Path | None, submit: str, usual: str, *, warning: st
             error.hint = f"--output {usual}"
             raise
     if warning:
-        output.err.print(untrusted(f"warning: {warning}"))
-    if file is None:
-        output.hint(f"--output {usual} writes it; then {submit} {usual}")
-    else:
-        output.hint(f"{submit} {shlex.quote(str(file))}")
+        output.note(f"warning: {warning}")
+    output.hint(following)
 
 
 def _require_replaceable(file: Path, usual: str) -> None:
@@ -185,9 +181,8 @@ def _require_replaceable(file: Path, usual: str) -> None:
     from dialogkit.system.ownership import is_signed
 
     if file.is_dir():
-        raise StorageError(
-            f"--output {str(file)!r} is a folder", hint=f"--output {shlex.quote(str(file / usual))}"
-        )
+        hint = f"--output {shlex.quote(str(file / usual))}"
+        raise StorageError(f"--output {str(file)!r} is a folder", hint=hint)
     if os.path.lexists(file) and not is_signed(file):
         raise StorageError(
             f"{str(file)!r} exists, and is not a job file as dialogkit wrote it: it is left as it is",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rich.text import Text
 
-from dialogkit.cli.output import Output, table, untrusted
+from dialogkit.cli.output import Output, fits, table, untrusted
 from dialogkit.text import counted
 
 if TYPE_CHECKING:
@@ -13,8 +13,15 @@ if TYPE_CHECKING:
 
     from dialogkit.services.evaluation.results import TaskFigure, TaskRow
 
-
 Column = TypeVar("Column")
+
+HELD_OUT = {
+    "bits_per_byte": ("bits per byte", ",.3f"),
+    "nats_per_token": ("loss (nats/token)", ",.3f"),
+    "perplexity": ("perplexity", ",.1f"),
+    "accuracy": ("token accuracy", ".1%"),
+}
+"""Titles and number formats of the metrics on held-out dialogs."""
 
 
 def best_of(bounds: Mapping[str, tuple[float, float]], better: int) -> str | None:
@@ -36,12 +43,6 @@ def letters_of(number: int) -> list[str]:
     return [chr(ord("A") + index) if index < 26 else str(index) for index in range(number)]
 
 
-def fits(output: Output, drawn: "Table") -> bool:
-    """Return whether a table fits the width of the output."""
-    unbounded = output.out.options.update(width=10_000)
-    return output.out.measure(drawn, options=unbounded).maximum <= output.out.width
-
-
 def print_side_by_side(
     output: Output, columns: Sequence[Column], draw: "Callable[[Sequence[Column]], Table]"
 ) -> None:
@@ -49,7 +50,7 @@ def print_side_by_side(
     while columns:
         for number in range(len(columns), 0, -1):
             drawn = draw(columns[:number])
-            if fits(output, drawn) or number == 1:
+            if fits(output.out, drawn) or number == 1:
                 break
         output.print(drawn)
         columns = columns[number:]
@@ -59,27 +60,23 @@ def print_side_by_side(
 
 def print_tasks(output: Output, answered: "Mapping[str, Sequence[TaskRow]]") -> None:
     """Print the task results of models, which are given by their titles."""
-    rows = {
-        (task.name, figure.name, figure.filter): task.name
-        for tasks in answered.values()
-        for task in tasks
-        for figure in task.figures
-    }
     by_title = {
         title: {(t.name, f.name, f.filter): f for t in tasks for f in t.figures}
         for title, tasks in answered.items()
     }
+    rows = dict.fromkeys(row for found in by_title.values() for row in found)  # in order, each once
     numbers = {task.name: _questions(task) for tasks in answered.values() for task in tasks}
 
     def draw(titles: Sequence[str]) -> "Table":
         drawn = table("task", "", *titles, right=titles)
         before = ""
-        for row, task in rows.items():
+        for row in rows:
+            task, *names = row
             figures = {title: found[row] for title, found in by_title.items() if row in found}
             best = _best(figures) if len(figures) == len(answered) else None
             cells = [_cell(figures.get(title), bold=title == best) for title in titles]
             title = f"{task}{numbers[task]}" if task != before else ""
-            drawn.add_row(untrusted(title), untrusted(" ".join(filter(None, row[1:]))), *cells)
+            drawn.add_row(untrusted(title), untrusted(" ".join(filter(None, names))), *cells)
             before = task
         return drawn
 
@@ -87,10 +84,8 @@ def print_tasks(output: Output, answered: "Mapping[str, Sequence[TaskRow]]") -> 
     for title, tasks in answered.items():
         for task in tasks:
             if task.cut:
-                lost = (
-                    f"{counted(task.cut, 'question')} of {task.name} lost the beginning: too long for the context"
-                )
-                output.err.print(untrusted(f"{title}: {lost}"))
+                lost = f"{counted(task.cut, 'question')} of {task.name} lost the beginning"
+                output.note(f"{title}: {lost}: too long for the context")
 
 
 def _questions(task: "TaskRow") -> str:

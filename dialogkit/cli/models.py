@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dialogkit.cli.options import JsonOption, OutputOption
-from dialogkit.cli.output import Output, fitting, parameters, table, untrusted
+from dialogkit.cli.output import Output, fitting, parameters, settings_table
 
 if TYPE_CHECKING:
     from dialogkit.services.models import ModelRow
@@ -69,13 +69,12 @@ def _millions(count: int | None) -> str:
 
 def render_model(output: Output, row: "ModelRow") -> None:
     """Print all about one model."""
-    drawn = table("", "")
-    drawn.show_header = False
+    values = {}
     for name, value in row.model_dump().items():
         if isinstance(value, bool):
             value = "yes" if value else "no"
         elif isinstance(value, int):
             value = f"{value:,}"
         if value:
-            drawn.add_row(name.replace("_", " "), untrusted(value))
-    output.print(drawn)
+            values[name.replace("_", " ")] = value
+    output.print(settings_table(values))

@@ -1,26 +1,17 @@
 """Arguments and options that several commands share, and the settings that options give."""
 
 import inspect
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from dialogkit.errors import ConfigError
+from dialogkit.hints import word_of
 from dialogkit.text import duration_word, parse_duration
-
-
-def plain(value: Any) -> str:
-    """Return the word that gives a value to an option: text as it is, all else as JSON."""
-    return str(value) if isinstance(value, str | Path) else json.dumps(value)
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 @dataclass(frozen=True)
@@ -36,8 +27,8 @@ class Sets:
 
     setting: str
     to: Any = None
-    read: Callable[[Any], Any] = _same
-    write: Callable[[Any], str] = plain
+    read: Callable[[Any], Any] = lambda word: word
+    write: Callable[[Any], str] = word_of
 
 
 def sets_of(command: Callable[..., Any]) -> dict[str, Sets]:
@@ -114,207 +105,197 @@ def devices(text: str) -> int | str:
     raise ConfigError(f"--devices: {text!r} is neither a number of devices nor auto", hint="--devices auto")
 
 
+def columns(words: list[str]) -> list[str]:
+    """Return the parts of `--columns prompt=frage,response=antwort`; a column's name may contain commas."""
+    from dialogkit.config.data import COLUMN_ROLES
+
+    between = re.compile(f",(?=(?:{'|'.join(COLUMN_ROLES)})=)")
+    return [part.strip() for word in words for part in between.split(word)]
+
+
 # Shared by many commands
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
+JsonOption = Annotated[bool, Option("--json", help="Print one JSON object for programs.")]
 PresetOption = Annotated[
-    str | None,
-    typer.Option("--preset", "-c", metavar="PRESET", help=r"test, development or production. \[test]"),
+    str | None, Option("--preset", "-c", metavar="PRESET", help=r"test, development or production. \[test]")
 ]
-ConfigOption = Annotated[str | None, typer.Option("--config", metavar="FILE", help="JSON file with any settings.")]
+ConfigOption = Annotated[str | None, Option("--config", metavar="FILE", help="JSON file with any settings.")]
 SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="One setting, such as train.learning_rate=1e-3."),
+    list[str] | None, Option("--set", metavar="NAME=VALUE", help="One setting, such as train.learning_rate=1e-3.")
 ]
 OutputOption = Annotated[
-    str,
-    typer.Option("--output-dir", metavar="DIR", help="Folder of models and runs."),
-    Sets("runtime.output_dir"),
+    str, Option("--output-dir", metavar="DIR", help="Folder of models and runs."), Sets("runtime.output_dir")
 ]
 NoCudaOption = Annotated[
-    bool, typer.Option("--no-cuda", help="Use the CPU even if there is a GPU."), Sets("runtime.device", to="cpu")
+    bool, Option("--no-cuda", help="Use the CPU even if there is a GPU."), Sets("runtime.device", to="cpu")
 ]
 ModelSettingsOption = Annotated[
-    bool, typer.Option("--use-model-settings", help="Use the model's own sampling settings where none is given.")
+    bool, Option("--use-model-settings", help="Use the model's own sampling settings where none is given.")
 ]
 ModelsArgument = Annotated[
     list[str] | None,
-    typer.Argument(
+    Argument(
         metavar="MODEL", help="Name, run, RUN/checkpoint-N, folder or hub id. Default: the newest finished run."
     ),
 ]
 ModelArgument = Annotated[
-    str | None,
-    typer.Argument(help="Catalogue name, run, folder or hub id. Default: the newest finished run."),
+    str | None, Argument(help="Catalogue name, run, folder or hub id. Default: the newest finished run.")
 ]
 BadRowsOption = Annotated[
-    int,
-    typer.Option("--max-bad-rows", min=0, metavar="N", help="Malformed rows to skip."),
-    Sets("data.max_bad_rows"),
+    int, Option("--max-bad-rows", min=0, metavar="N", help="Malformed rows to skip."), Sets("data.max_bad_rows")
+]
+
+ColumnsOption = Annotated[
+    list[str] | None,
+    Option(
+        "--columns", metavar="ROLE=COLUMN", help="What columns mean: prompt=frage,response=antwort; see the docs."
+    ),
+    Sets("data.columns", read=columns),
 ]
 
 # How replies are sampled
 
 MaxNewTokensOption = Annotated[
     int | None,
-    typer.Option("--max-new-tokens", metavar="N", help="Maximum length of a reply, in tokens."),
+    Option("--max-new-tokens", metavar="N", help="Maximum length of a reply, in tokens."),
     Sets("generate.max_new_tokens"),
 ]
 TemperatureOption = Annotated[
     float | None,
-    typer.Option("--temperature", metavar="T", help="0: always the most probable token."),
+    Option("--temperature", metavar="T", help="0: always the most probable token."),
     Sets("generate.temperature"),
 ]
 TopKOption = Annotated[
     int | None,
-    typer.Option("--top-k", metavar="K", help="Sample from the K most probable tokens."),
+    Option("--top-k", metavar="K", help="Sample from the K most probable tokens."),
     Sets("generate.top_k"),
 ]
 TopPOption = Annotated[
     float | None,
-    typer.Option("--top-p", metavar="P", help="Sample from the top tokens with total probability P."),
+    Option("--top-p", metavar="P", help="Sample from the top tokens with total probability P."),
     Sets("generate.top_p"),
 ]
 RepetitionPenaltyOption = Annotated[
-    float | None,
-    typer.Option("--repetition-penalty", metavar="R", help="1: off."),
-    Sets("generate.repetition_penalty"),
+    float | None, Option("--repetition-penalty", metavar="R", help="1: off."), Sets("generate.repetition_penalty")
 ]
 SeedOption = Annotated[
-    int | None,
-    typer.Option("--seed", metavar="S", help="The same seed gives the same reply."),
-    Sets("generate.seed"),
+    int | None, Option("--seed", metavar="S", help="The same seed gives the same reply."), Sets("generate.seed")
 ]
 
 # Of `train`
 
 BaseModelArgument = Annotated[
-    str | None,
-    typer.Argument(help=r"Catalogue name, model file (.json), folder, GGUF file or hub id. \[custom-tiny]"),
+    str | None, Argument(help=r"Catalogue name, model file (.json), folder, GGUF file or hub id. \[custom-tiny]")
 ]
 TrainSamplesOption = Annotated[
     int | None,
-    typer.Option("--samples", "-s", metavar="N", help=r"Training dialogs to use. \[the preset's]"),
+    Option("--samples", "-s", metavar="N", help=r"Training dialogs to use. \[the preset's]"),
     Sets("data.samples"),
 ]
 TrainDatasetOption = Annotated[
     str | None,
-    typer.Option("--dataset", "-d", metavar="DATA", help="starter, alpaca-gpt4, a file or a hub id."),
+    Option("--dataset", "-d", metavar="DATA", help="starter, alpaca-gpt4, a file or a hub id."),
     Sets("data.dataset"),
 ]
 TrainBadRowsOption = Annotated[
     int | None,
-    typer.Option("--max-bad-rows", metavar="N", help=r"Malformed rows to skip. \[0]"),
+    Option("--max-bad-rows", metavar="N", help=r"Malformed rows to skip. \[0]"),
     Sets("data.max_bad_rows"),
 ]
 ProjectOption = Annotated[
-    str | None, typer.Option("--project", "-p", metavar="NAME", help="W&B project."), Sets("tracking.project")
+    str | None, Option("--project", "-p", metavar="NAME", help="W&B project."), Sets("tracking.project")
 ]
-RunNameOption = Annotated[str | None, typer.Option("--name", metavar="RUN", help="Name of the run."), Sets("name")]
+RunNameOption = Annotated[str | None, Option("--name", metavar="RUN", help="Name of the run."), Sets("name")]
 WandbOption = Annotated[
     str | None,
-    typer.Option("--wandb", metavar="MODE", help="auto, online, offline or disabled."),
+    Option("--wandb", metavar="MODE", help="auto, online, offline or disabled."),
     Sets("tracking.wandb"),
 ]
 TrainOutputOption = Annotated[
     str | None,
-    typer.Option("--output-dir", metavar="DIR", help=r"Folder of models and runs. \[models]"),
+    Option("--output-dir", metavar="DIR", help=r"Folder of models and runs. \[models]"),
     Sets("runtime.output_dir"),
 ]
 TagsOption = Annotated[
     list[str] | None,
-    typer.Option("--tag", metavar="TAG", help="An extra W&B tag; may be repeated."),
+    Option("--tag", metavar="TAG", help="An extra W&B tag; may be repeated."),
     Sets("tracking.tags"),
 ]
 TrackersOption = Annotated[
     list[str] | None,
-    typer.Option("--tracker", metavar="NAME", help="Besides W&B: tensorboard, trackio or mlflow."),
+    Option("--tracker", metavar="NAME", help="Besides W&B: tensorboard, trackio or mlflow."),
     Sets("tracking.trackers"),
 ]
 LogModelOption = Annotated[
     bool,
-    typer.Option("--log-model", help="Upload the finished model to W&B as an artifact."),
+    Option("--log-model", help="Upload the finished model to W&B as an artifact."),
     Sets("tracking.log_model", to=True),
 ]
 ResumeOption = Annotated[
-    str | None,
-    typer.Option("--resume", metavar="RUN", help="Resume a run; last: the newest unfinished one."),
+    str | None, Option("--resume", metavar="RUN", help="Resume a run; last: the newest unfinished one.")
 ]
 BudgetOption = Annotated[
     str | None,
-    typer.Option("--budget", metavar="TIME", help="Wall-clock limit for the whole run, e.g. 90s, 20m, 1h30m."),
+    Option("--budget", metavar="TIME", help="Wall-clock limit for the whole run, e.g. 90s, 20m, 1h30m."),
     Sets("train.budget_s", read=budget, write=duration_word),
 ]
 FromOption = Annotated[
     str | None,
-    typer.Option(
-        "--from", metavar="RUN", help="Start a new run from the weights of a finished run or a checkpoint."
-    ),
+    Option("--from", metavar="RUN", help="Start a new run from the weights of a finished run or a checkpoint."),
 ]
 ForceOption = Annotated[
-    bool,
-    typer.Option("--force", help="Resume despite changed settings, or restart if no checkpoint is usable."),
+    bool, Option("--force", help="Resume despite changed settings, or restart if no checkpoint is usable.")
 ]
 FitBatchOption = Annotated[
     bool,
-    typer.Option("--fit-batch", help="Split each batch as often as memory requires."),
+    Option("--fit-batch", help="Split each batch as often as memory requires."),
     Sets("train.fit_batch", to=True),
 ]
 DevicesOption = Annotated[
     str | None,
-    typer.Option("--devices", metavar="N", help=r"Train on N devices; auto: on all GPUs. \[1]"),
+    Option("--devices", metavar="N", help=r"Train on N devices; auto: on all GPUs. \[1]"),
     Sets("runtime.devices", read=devices),
 ]
 TrainNodesOption = Annotated[
     str | None,
-    typer.Option("--nodes", metavar="N", help="Number of machines; 1:2 continues with one if the other is lost."),
+    Option("--nodes", metavar="N", help="Number of machines; 1:2 continues with one if the other is lost."),
 ]
 NodeRankOption = Annotated[
-    int | None,
-    typer.Option("--node-rank", metavar="N", min=0, help="Number of this machine; 0 hosts the rendezvous."),
+    int | None, Option("--node-rank", metavar="N", min=0, help="Number of this machine; 0 hosts the rendezvous.")
 ]
 RendezvousOption = Annotated[
-    str | None, typer.Option("--rendezvous", metavar="HOST:PORT", help="Where the machines meet.")
+    str | None, Option("--rendezvous", metavar="HOST:PORT", help="Where the machines meet.")
 ]
 TrainRestartsOption = Annotated[
-    int | None,
-    typer.Option("--max-restarts", metavar="N", min=0, help=r"Restarts after a lost process. \[3]"),
+    int | None, Option("--max-restarts", metavar="N", min=0, help=r"Restarts after a lost process. \[3]")
 ]
 MethodOption = Annotated[
     str | None,
-    typer.Option("--method", metavar="METHOD", help=r"full, or lora: train small adapters only. \[full]"),
+    Option("--method", metavar="METHOD", help=r"full, or lora: train small adapters only. \[full]"),
     Sets("train.method"),
 ]
 NoMergeOption = Annotated[
     bool,
-    typer.Option("--no-merge", help="Keep the LoRA adapter separate from its base model."),
+    Option("--no-merge", help="Keep the LoRA adapter separate from its base model."),
     Sets("train.merge", to=False),
 ]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Measure two steps on the longest batch; save nothing.")
-]
+DryRunOption = Annotated[bool, Option("--dry-run", help="Measure two steps on the longest batch; save nothing.")]
 
 # Of `launch`
 
-WordsArgument = Annotated[
-    list[str], typer.Argument(metavar="-- train ...", help="The train command to run in the job.")
-]
-NodesOption = Annotated[int, typer.Option("--nodes", min=1, max=4096, metavar="N", help="Number of machines.")]
+WordsArgument = Annotated[list[str], Argument(metavar="-- train ...", help="The train command to run in the job.")]
+NodesOption = Annotated[int, Option("--nodes", min=1, max=4096, metavar="N", help="Number of machines.")]
 GpusOption = Annotated[
-    int,
-    typer.Option("--gpus", min=0, max=64, metavar="N", help="GPUs per machine, one process each; 0: CPU only."),
+    int, Option("--gpus", min=0, max=64, metavar="N", help="GPUs per machine, one process each; 0: CPU only.")
 ]
 CpusOption = Annotated[
-    int | None,
-    typer.Option("--cpus", min=1, max=4096, metavar="N", help=r"CPU cores per machine. \[4 per process]"),
+    int | None, Option("--cpus", min=1, max=4096, metavar="N", help=r"CPU cores per machine. \[4 per process]")
 ]
-MemoryOption = Annotated[
-    str | None, typer.Option("--memory", metavar="SIZE", help="Memory per machine, such as 64G.")
-]
+MemoryOption = Annotated[str | None, Option("--memory", metavar="SIZE", help="Memory per machine, such as 64G.")]
 RestartsOption = Annotated[
-    int, typer.Option("--max-restarts", min=0, metavar="N", help="Restarts after a lost process.")
+    int, Option("--max-restarts", min=0, metavar="N", help="Restarts after a lost process.")
 ]
-NameOption = Annotated[str | None, typer.Option("--name", metavar="RUN", help="Name of the job and its run.")]
+NameOption = Annotated[str | None, Option("--name", metavar="RUN", help="Name of the job and its run.")]
 OutputFileOption = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FILE", help=r"File to write. \[standard output]")
+    Path | None, Option("--output", "-o", metavar="FILE", help=r"File to write. \[standard output]")
 ]

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from textwrap import shorten
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from dialogkit.cli import hints
@@ -44,7 +44,7 @@ def untrusted(text: str, style: str = "") -> Text:
 
 
 class _Aside(Console):
-    """The console of stderr. If its reader leaves, as `| head` does, the work goes on in silence."""
+    """The console of stderr. If its reader leaves, as `| head` does, the work goes on silently."""
 
     def on_broken_pipe(self) -> None:
         """Print nothing from now on."""
@@ -110,27 +110,29 @@ class Output:
             body = {"code": error.code, "message": message, "hint": hint, "details": details}
             _write_json({"error": body})
             return
-        self.err.print(Text.assemble(("error: ", "bold red"), sanitize(message)), soft_wrap=True)
+        self.note(message, label=("error: ", "bold red"))
         for detail in details[:10]:
-            self.err.print(Text(f"       {sanitize(detail)}"), soft_wrap=True)
+            self.note(f"       {detail}")
         if hint:
-            self.err.print(Text.assemble(("try: ", "bold"), sanitize(hint)), soft_wrap=True)
+            self.note(hint, label=("try: ", "bold"))
 
     def skipped(self, runs: Sequence[str]) -> None:
         """Say which runs are missing because their records cannot be read."""
         if runs:
-            names = untrusted(f"skipped, as the record cannot be read: {', '.join(runs)}")
-            self.err.print(names, soft_wrap=True)
+            self.note(f"skipped, as the record cannot be read: {', '.join(runs)}")
 
     def hint(self, hint: Hint) -> None:
         """Print the next command to type."""
-        self.err.print(
-            Text.assemble(("next: ", "bold"), sanitize(redact(hints.render(hint) or ""))), soft_wrap=True
-        )
+        self.note(redact(hints.render(hint) or ""), label=("next: ", "bold"))
 
-    def print(self, item: RenderableType) -> None:
-        """Print to stdout."""
-        print_item(self.out, item)
+    def note(self, text: str, style: str = "", *, label: tuple[str, str] = ("", "")) -> None:
+        """Print text from outside to stderr, behind a label with its style; the terminal breaks long lines."""
+        self.err.print(Text.assemble(label, untrusted(text, style)), soft_wrap=True)
+
+    def print(self, *items: RenderableType) -> None:
+        """Print items to stdout, below each other."""
+        for item in items:
+            print_item(self.out, item)
 
     def text(self, text: str) -> None:
         """Print text as it is to stdout, whatever the width of the terminal."""
@@ -151,7 +153,7 @@ class Output:
         line += f"{counted(reply.tokens, 'token')}, {reply.seconds:.2f} s, stopped by {reply.stop_reason}"
         if reply.cut_tokens:
             line += f"; the first {counted(reply.cut_tokens, 'token')} of the prompt did not fit the context"
-        self.err.print(untrusted(line, "dim"), soft_wrap=True)
+        self.note(line, "dim")
 
     @contextmanager
     def busy(self, text: str) -> "Iterator[Callable[[], None]]":
@@ -159,8 +161,7 @@ class Output:
         if self.json_mode or not self.err.is_terminal:
             yield lambda: None
             return
-        status = self.err.status(untrusted(text))
-        with status:
+        with self.err.status(untrusted(text)) as status:
             yield status.stop
 
     @contextmanager
@@ -176,7 +177,6 @@ class Output:
             yield self._line_by_line()
             return
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.table import Column
 
         # A fixed width: a text that grows and shrinks would move the columns beside it.
         text = Column(width=max(10, self.err.width - 40), no_wrap=True, overflow="ellipsis")
@@ -203,7 +203,7 @@ class Output:
             nonlocal before
             if activity != before:
                 before = activity
-                self.err.print(untrusted(f"{activity} ..."), soft_wrap=True)
+                self.note(f"{activity} ...")
 
         return update
 
@@ -243,9 +243,43 @@ def fitting(
         made = table(*shown, right=right)
         for row in rows:
             made.add_row(*(untrusted(cell(row)) for cell in shown.values()))
-        if console.measure(made, options=console.options.update(width=10_000)).maximum <= console.width:
+        if fits(console, made):
             break
     return made
+
+
+def fits(console: Console, drawn: Table) -> bool:
+    """Return whether a table fits the width of a console."""
+    return console.measure(drawn, options=console.options.update(width=10_000)).maximum <= console.width
+
+
+def encodes(console: Console, text: str) -> bool:
+    """Return whether a console can show a text."""
+    try:
+        text.encode(console.encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def replies_table(
+    console: Console, models: Sequence[str], rows: Iterable[tuple[str, Iterable[str]]]
+) -> Table | None:
+    """Return a table of prompts and the replies of models side by side; None if the console is too narrow."""
+    if console.width < REPLY_COLUMN * (len(models) + 1):
+        return None
+    made = table("prompt", *models)
+    for prompt, replies in rows:
+        made.add_row(untrusted(prompt), *(untrusted(reply or "(empty)") for reply in replies))
+    return made
+
+
+def values_grid(values: Mapping[str, str]) -> Table:
+    """Return names, in bold, and values below each other; long values are folded."""
+    grid = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))
+    for name, value in values.items():
+        grid.add_row(Text(name, style="bold"), untrusted(value))
+    return grid
 
 
 def date(created: str) -> str:
@@ -261,11 +295,11 @@ def parameters(count: int | None) -> str:
     return "?" if count is None else f"{count:,}"
 
 
-def settings_table(facts: Mapping[str, object]) -> Table:
+def settings_table(values: Mapping[str, object], title: str = "") -> Table:
     """Return a table of names and values; text as it is, all else as JSON."""
-    made = table("", "")
-    made.show_header = False
-    for name, value in facts.items():
+    made = table(title, "")
+    made.show_header = bool(title)
+    for name, value in values.items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         made.add_row(untrusted(name), untrusted(shown))
     return made

@@ -3,21 +3,18 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-from rich.text import Text
-
 from dialogkit.cli import hints
-from dialogkit.cli.output import Output, print_item, untrusted
+from dialogkit.cli.output import Output, print_item, untrusted, values_grid
 from dialogkit.hints import Hint
 from dialogkit.redaction import redact
-from dialogkit.services.training.progress import step_line
+from dialogkit.services.training.progress import TrainReporter, step_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.status import Status
 
 
-class TrainOutput:
+class TrainOutput(TrainReporter):
     """Prints a training: a header, then a progress bar in a terminal or plain lines elsewhere."""
 
     def __init__(self, output: Output) -> None:
@@ -41,12 +38,9 @@ class TrainOutput:
             self._status = None
 
     def header(self, facts: Mapping[str, str]) -> None:
-        """Print facts about the run, one per line."""
+        """Print the description of a run, one entry per line."""
         self._stop_spinner()
-        grid = Table.grid(padding=(0, 2))
-        for name, value in facts.items():
-            grid.add_row(Text(name, style="bold"), untrusted(redact(value)))
-        print_item(self._console, grid)
+        print_item(self._console, values_grid({name: redact(value) for name, value in facts.items()}))
 
     def note(self, text: str) -> None:
         """Print a line."""

@@ -25,8 +25,7 @@ def prune_command(
         typer.Argument(metavar="RUN", help="Runs to delete. Default: only the checkpoints of finished runs."),
     ] = None,
     keep: Annotated[
-        int | None,
-        typer.Option("--keep", min=0, metavar="N", help="Keep only the newest N finished runs."),
+        int | None, typer.Option("--keep", min=0, metavar="N", help="Keep only the newest N finished runs.")
     ] = None,
     older_than: Annotated[
         str | None, typer.Option("--older-than", metavar="AGE", help="Only runs older than 12h, 30d or 2w.")
@@ -81,7 +80,7 @@ def prune_command(
         yes=True,
     )
     if to_do and asks:
-        output.err.print("nothing was deleted")
+        output.note("nothing was deleted")
         return
 
     def render(out: Output) -> None:
@@ -100,43 +99,37 @@ def render_pruning(output: Output, result: "PruneResult") -> None:
         output.print("there is nothing to delete")
         return
     if result.pruned:
-        _render_end(output, result)
-        return
-    titles = ("run", "status", "to delete", "frees")
-    drawn = table(*titles, right=("frees",))
-    for row in result.rows:
-        cells = ("nothing", "") if row.problem else (_what(row), size(row.freed_bytes))
-        drawn.add_row(*(untrusted(cell) for cell in (row.name, row.status, *cells)))
-    output.print(drawn)
-    output.print(f"this frees {size(result.freed_bytes)}")
-    if any(row.freed_bytes < row.bytes for row in result.rows):
-        output.err.print("files that are also in another folder, such as a published model, stay there")
+        output.print(f"deleted {_deleted(result)}, {size(result.freed_bytes)} freed")
+    else:
+        drawn = table("run", "status", "to delete", "frees", right=("frees",))
+        for row in result.rows:
+            cells = ("nothing", "") if row.problem else (_what(row), size(row.freed_bytes))
+            drawn.add_row(*map(untrusted, (row.name, row.status, *cells)))
+        output.print(drawn, f"this frees {size(result.freed_bytes)}")
+        if any(row.freed_bytes < row.bytes for row in result.rows):
+            output.note("files that are also in another folder, such as a published model, stay there")
     _render_kept(output, result)
 
 
-def _render_end(output: Output, result: "PruneResult") -> None:
+def _deleted(result: "PruneResult") -> str:
     done = [row for row in result.rows if row.problem is None]
     whole = [row for row in done if not row.checkpoints_only]
-    deleted = " and ".join(
-        [
-            *([counted(len(whole), "run")] if whole else []),
-            *([f"the checkpoints of {counted(len(done) - len(whole), 'run')}"] if len(done) > len(whole) else []),
-        ]
-    )
-    output.print(f"deleted {deleted or 'nothing'}, {size(result.freed_bytes)} freed")
-    _render_kept(output, result)
+    deleted = [counted(len(whole), "run")] if whole else []
+    if len(done) > len(whole):
+        deleted.append(f"the checkpoints of {counted(len(done) - len(whole), 'run')}")
+    return " and ".join(deleted) or "nothing"
 
 
 def _render_kept(output: Output, result: "PruneResult") -> None:
     """Print which files and runs are kept."""
     foreign = [path for row in result.rows for path in row.foreign]
     for path in foreign[:_SHOWN]:
-        output.err.print(untrusted(f"not dialogkit's, kept: {path}"), soft_wrap=True)
+        output.note(f"not dialogkit's, kept: {path}")
     if len(foreign) > _SHOWN:
-        output.err.print(f"and {len(foreign) - _SHOWN:,} more")
+        output.note(f"and {len(foreign) - _SHOWN:,} more")
     for row in result.rows:
         if row.problem:
-            output.err.print(untrusted(f"kept: {row.problem}"), soft_wrap=True)
+            output.note(f"kept: {row.problem}")
 
 
 def _what(row: "PruneRow") -> str:

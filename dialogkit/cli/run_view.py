@@ -5,11 +5,20 @@ import shlex
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from dialogkit.cli.metrics_table import print_tasks
-from dialogkit.cli.output import Output, date, options_table, settings_table, table, untrusted
+from dialogkit.cli.metrics_table import HELD_OUT, print_tasks
+from dialogkit.cli.output import (
+    Output,
+    date,
+    encodes,
+    options_table,
+    settings_table,
+    table,
+    untrusted,
+    values_grid,
+)
 from dialogkit.text import counted, duration, percent
 
 if TYPE_CHECKING:
@@ -23,12 +32,6 @@ _MAIN_FIGURES = (
 """The metrics of an evaluation that are shown beside other parts of a run."""
 _WIDEST = 120
 """Maximum width of curves and replies, in columns."""
-_FIGURES = {
-    "bits_per_byte": ("bits per byte", ",.3f"),
-    "nats_per_token": ("loss (nats/token)", ",.3f"),
-    "perplexity": ("perplexity", ",.1f"),
-    "accuracy": ("token accuracy", ".1%"),
-}
 _STATUS_STYLES = {"completed": "green", "running": "cyan", "interrupted": "yellow"}
 
 
@@ -63,13 +66,10 @@ def _render_head(output: Output, shown: "RunDetails") -> None:
     if shown.error:
         output.print(untrusted(f"error: {shown.error}", "red"))
     if (figures := _figures(shown)).row_count:
-        output.print("")
-        output.print(figures)
-    output.print("")
-    output.print(_facts(shown))
+        output.print("", figures)
+    output.print("", _overview(shown))
     if settings := _settings(shown):
-        output.print("")
-        output.print(options_table(settings))
+        output.print("", options_table(settings))
 
 
 def _figures(shown: "RunDetails") -> Table:
@@ -79,7 +79,7 @@ def _figures(shown: "RunDetails") -> Table:
     last = evaluated[-1] if evaluated and shown.status != "completed" else None
     if last is not None:
         drawn.columns[2].header = f"at step {last[0]:,}"
-    for name, (title, form) in _FIGURES.items():
+    for name, (title, form) in HELD_OUT.items():
         before, after = (shown.metrics.get(f"{when}/{name}") for when in ("before", "final"))
         if after is None and last is not None and name == "nats_per_token":
             after = last[1]
@@ -88,9 +88,9 @@ def _figures(shown: "RunDetails") -> Table:
     return drawn
 
 
-def _facts(shown: "RunDetails") -> Table:
+def _overview(shown: "RunDetails") -> Table:
     """Return a table of the run's model, data, training and machine, as far as they are recorded."""
-    facts = {
+    values = {
         "model": _listed(_model(shown)),
         "data": _listed(_data(shown.data)),
         "training": _listed(_training(shown)),
@@ -104,13 +104,7 @@ def _facts(shown: "RunDetails") -> Table:
         "W&B": _wandb(shown.wandb),
         "command": shlex.join(shown.command),
     }
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in facts.items():
-        if value:
-            grid.add_row(Text(name, style="bold"), untrusted(value))
-    return grid
+    return values_grid({name: value for name, value in values.items() if value})
 
 
 def _listed(parts: Iterable[str | None]) -> str:
@@ -212,17 +206,13 @@ def _render_replies(output: Output, shown: "RunDetails", *, whole: bool) -> None
     rates = ""
     if success is not None and stopped is not None:
         rates = f"  {percent(success)} of the test prompts answered, {percent(stopped)} ended by themselves"
-    output.print("")
-    output.print(Text.assemble(("replies", "bold"), rates))
+    output.print("", Text.assemble(("replies", "bold"), rates))
     if whole:
         for answer in shown.answers:
-            output.print(untrusted(f"> {answer.prompt}", "bold"))
-            output.print(untrusted(answer.replies[0] or "(empty)"))
+            output.print(untrusted(f"> {answer.prompt}", "bold"), untrusted(answer.replies[0] or "(empty)"))
         return
     width = min(output.out.width, _WIDEST)
-    grid = Table.grid(padding=(0, 2))
-    for _ in range(2):
-        grid.add_column(no_wrap=True)
+    grid = Table.grid(Column(no_wrap=True), Column(no_wrap=True), padding=(0, 2))
     for answer in shown.answers:
         grid.add_row(_line(answer.prompt, 2 * width // 5, "dim"), _line(answer.replies[0], 3 * width // 5 - 2))
     output.print(grid)
@@ -237,16 +227,9 @@ def _line(text: str, width: int, style: str = "") -> Text:
 def _render_curve(output: Output, shown: "RunDetails") -> None:
     from dialogkit.cli.chart import BLOCKS, loss_curve
 
-    try:
-        BLOCKS.encode(output.out.encoding)
-        blocks = True
-    except (UnicodeEncodeError, LookupError):
-        blocks = False
-    width = min(output.out.width, _WIDEST)
-    for number, line in enumerate(loss_curve(shown.train_loss, shown.held_out_loss, width=width, blocks=blocks)):
-        if number == 0:
-            output.print("")
-        output.print(Text(line, no_wrap=True))
+    blocks, width = encodes(output.out, BLOCKS), min(output.out.width, _WIDEST)
+    if lines := loss_curve(shown.train_loss, shown.held_out_loss, width=width, blocks=blocks):
+        output.print("", *(Text(line, no_wrap=True) for line in lines))
 
 
 def _render_evaluations(output: Output, shown: "RunDetails") -> None:
@@ -255,8 +238,7 @@ def _render_evaluations(output: Output, shown: "RunDetails") -> None:
 
     for evaluation in shown.evaluations:
         row = evaluation.rows[0]
-        output.print("")
-        output.print(untrusted(f"evaluated on {row.dataset}, {counted(row.dialogs, 'dialog')}", "bold"))
+        output.print("", untrusted(f"evaluated on {row.dataset}, {counted(row.dialogs, 'dialog')}", "bold"))
         named = evaluation.model_copy(update={"rows": [row.model_copy(update={"model": shown.name})]})
         render_figures(output, named, only=_MAIN_FIGURES)
         for remark in row.remarks:

@@ -42,7 +42,7 @@ def list_command(output_dir: OutputOption = "models", json_output: JsonOption = 
         render_runs(out, rows, none=none)
         if ahead := [row for row in rows if is_ahead(row.created)]:
             names = ", ".join(f"{row.name} ({row.created})" for row in ahead)
-            out.err.print(untrusted(f"listed last, as the clock was wrong: {names}"), soft_wrap=True)
+            out.note(f"listed last, as the clock was wrong: {names}")
         out.skipped(damaged)
 
     Output(json_mode=json_output).result(rows, render, hint=hint)
@@ -133,7 +133,7 @@ def sync_command(
         for row in rows:
             out.print(untrusted(f"{'uploaded' if row.uploaded else 'skipped'}  {row.folder}"))
             if row.reason:
-                out.err.print(untrusted(f"warning: {row.reason}"), soft_wrap=True)
+                out.note(f"warning: {row.reason}")
         if not rows:
             out.print("there are no offline runs to upload")
         else:
@@ -149,7 +149,7 @@ def sync_command(
 def render_runs(
     output: Output, rows: "list[RunRow]", dispensable: Sequence[str] = _DISPENSABLE, *, none: str = "no run"
 ) -> None:
-    """Print one run per line, or that there is none."""
+    """Print one run per line, or `none`."""
     if not rows:
         output.print(untrusted(none))
         return

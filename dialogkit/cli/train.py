@@ -28,6 +28,7 @@ def train_command(
     preset: options.PresetOption = None,
     samples: options.TrainSamplesOption = None,
     dataset: options.TrainDatasetOption = None,
+    columns: options.ColumnsOption = None,
     max_bad_rows: options.TrainBadRowsOption = None,
     project: options.ProjectOption = None,
     name: options.RunNameOption = None,
@@ -60,7 +61,7 @@ def train_command(
 
     output = Output(json_mode=json_output)
     arguments = TrainArguments(train_command, context.params)
-    arguments.check()
+    _ = arguments.settings  # a wrong word is reported before anything else is done
     join_processes()
     if resume_run is not None:
         _resume(output, arguments)
@@ -70,7 +71,7 @@ def train_command(
         loaded = arguments.load()
         _start_processes(output, arguments, loaded.config)
         with _drawing(output) as drawing:
-            result = train(loaded.config, origins=loaded.origins, command=_typed(), reporter=drawing)
+            result = train(loaded.config, origins=loaded.origins, command=hints.typed(), reporter=drawing)
         leave_processes()
         output.result(
             result,
@@ -85,7 +86,7 @@ def _dry_run(output: Output, arguments: TrainArguments) -> None:
     config = arguments.load().config
     if (rank := this_rank()) is not None:
         raise ConfigError(
-            f"--dry-run measures one process, and this is one of {rank.world_size}", hint=shlex.join(_typed())
+            f"--dry-run measures one process, and this is one of {rank.world_size}", hint=shlex.join(hints.typed())
         )
     with _drawing(output) as drawing:
         measured = dry_run(config, reporter=drawing)
@@ -113,7 +114,7 @@ def _resume(output: Output, arguments: TrainArguments) -> None:
         config, _ = resumed_config(run, record, arguments.settings, force=force)
         _start_processes(output, arguments, config)
     with _drawing(output) as drawing:
-        result = resume(run, changes=arguments.settings, force=force, command=_typed(), reporter=drawing)
+        result = resume(run, changes=arguments.settings, force=force, command=hints.typed(), reporter=drawing)
     model = str(run.read().config["model"]["name"])
     if result is None:
         _render_finished(output, arguments, run, model)
@@ -141,7 +142,7 @@ def _start_processes(output: Output, arguments: TrainArguments, config: "RunConf
     from dialogkit.services.cluster.launch import Machines, start_processes
 
     machines = Machines(**{name: arguments.given[name] for name in Machines._fields})
-    code = start_processes(config, hints.typed(), machines, say=lambda text: output.err.print(untrusted(text)))
+    code = start_processes(config, hints.typed()[1:], machines, say=output.note)
     if code is not None:
         raise SystemExit(code)
 
@@ -154,10 +155,6 @@ def _drawing(output: Output) -> Iterator[TrainOutput]:
         yield drawing
     finally:
         drawing.close()
-
-
-def _typed() -> list[str]:
-    return ["dialogkit", *hints.typed()]
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -27,10 +27,6 @@ class TrainArguments:
 
         return given_settings(self.command, self.given) | parse_sets(self.given["sets"] or [])
 
-    def check(self) -> None:
-        """Raise ConfigError for a wrong word, before anything else is asked."""
-        _ = self.settings
-
     @property
     def output(self) -> Path:
         """Folder of models and runs."""

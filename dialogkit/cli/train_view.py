@@ -4,7 +4,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-from dialogkit.cli.output import Output, table, untrusted
+from dialogkit.cli.metrics_table import HELD_OUT
+from dialogkit.cli.output import Output, settings_table, table, untrusted
 from dialogkit.text import counted, duration
 
 if TYPE_CHECKING:
@@ -28,22 +29,17 @@ def chat_command(model: str, run: Path | str) -> str:
 def render_training(output: Output, result: "TrainResult") -> None:
     """Print the metrics before and after a training, its replies, and where everything is."""
     figures = table("held out, in float32", "before", "after", right=("before", "after"))
-    for name, label, form in (
-        ("nats_per_token", "loss (nats/token)", ",.3f"),
-        ("perplexity", "perplexity", ",.1f"),
-        ("bits_per_byte", "bits per byte", ",.3f"),
-        ("accuracy", "token accuracy", ".1%"),
-    ):
+    for name in ("nats_per_token", "perplexity", "bits_per_byte", "accuracy"):
+        label, form = HELD_OUT[name]
         figures.add_row(label, *(format(result.metrics[f"{when}/{name}"], form) for when in ("before", "final")))
-    output.print(figures)
-    output.print("")
+    output.print(figures, "")
     for reply in result.replies:
         output.reply(reply, prompt=True)
-    output.print("")
     output.print(
+        "",
         f"{result.success_rate:.0%} of the test prompts got a reply, {result.stop_rate:.0%} ended by themselves; "
         f"{counted(result.steps, 'step')}, {result.metrics['perf/tokens_per_s']:,.0f} tokens/s, "
-        f"{duration(result.duration_s)} in all"
+        f"{duration(result.duration_s)} in all",
     )
     places = {
         "model": result.published_dir,
@@ -51,9 +47,7 @@ def render_training(output: Output, result: "TrainResult") -> None:
         "report": result.report,
         "W&B": result.wandb_url or (f"wandb sync {result.wandb_dir}" if result.wandb_dir else None),
     }
-    for name, place in places.items():
-        if place:
-            output.print(untrusted(f"{name + ':':8}{place}"))
+    output.print(*(untrusted(f"{name + ':':8}{place}") for name, place in places.items() if place))
 
 
 def render_dry_run(output: Output, result: "DryRunResult") -> None:
@@ -72,7 +66,4 @@ def render_dry_run(output: Output, result: "DryRunResult") -> None:
         "one reply": shorten(result.reply, 120) or "(empty)",
         "expected time": f"{duration(result.expected_s)}, {duration(result.training_s)} of it in training steps",
     }
-    drawn = table("dry run", "")
-    for name, value in rows.items():
-        drawn.add_row(name, untrusted(value))
-    output.print(drawn)
+    output.print(settings_table(rows, "dry run"))

@@ -2,24 +2,45 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dialogkit.config.base import Section
+from dialogkit.errors import did_you_mean
+
+COLUMN_ROLES = (
+    "prompt",
+    "response",
+    "system",
+    "history",
+    "context",
+    "messages",
+    "text",
+    "chosen",
+    "rejected",
+    "label",
+)
+"""What a column can be mapped to."""
 
 
 class DataConfig(Section):
     """Which dialogs to use and how to prepare them."""
 
     dataset: str = Field("starter", min_length=1, max_length=4096)
-    """starter (shipped), alpaca-gpt4 (hub), a JSON, JSONL, CSV or Parquet file, or a hub id."""
+    """starter (shipped), alpaca-gpt4 (hub), a JSON, JSONL, CSV, TSV or Parquet file, or a hub id."""
     streaming: bool = False
     """Read JSONL or Parquet (file, folder or hub id) during training, for data larger than memory."""
     shuffle_dialogs: int = Field(10_000, ge=1, le=10_000_000)
     """Dialogs of a stream that are shuffled together, in addition to the order of the shards."""
     revision: str | None = Field(None, min_length=1, max_length=200)
     """Branch, tag or commit of a hub dataset. None: the hub's default."""
-    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt-response"] = "auto"
+    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt-response", "preference", "text", "oasst"] = (
+        "auto"
+    )
     """Format of the rows. auto: recognised by their columns."""
+    columns: tuple[str, ...] = Field(
+        (), examples=[["prompt=frage", "response=antwort"]], max_length=10, strict=False
+    )
+    """What the columns of the rows mean, as ROLE=COLUMN; all others are not used. Empty: known by their names."""
     max_bad_rows: int = Field(0, ge=0, le=1_000_000_000)
     """Malformed rows of a file to skip. Well-formed rows without a dialog are always skipped."""
     samples: int | None = Field(None, examples=[100], ge=1, le=1_000_000_000)
@@ -32,3 +53,23 @@ class DataConfig(Section):
     """Most dialogs to hold out, whatever the fraction: more make evaluation slower, but hardly more precise."""
     max_tokens: int | None = Field(None, examples=[512], ge=8, le=1_048_576)
     """Longest dialog in tokens; longer ones are cut. None: the model's context."""
+
+    @field_validator("columns")
+    @classmethod
+    def _check_columns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for word in value:
+            role, _, column = word.partition("=")
+            if not column.strip():
+                raise ValueError(f"{word!r} is not of the form ROLE=COLUMN, such as prompt=frage")
+            if role not in COLUMN_ROLES:
+                raise ValueError(
+                    f"{role!r} is no role of a column{did_you_mean(role, COLUMN_ROLES)}: {', '.join(COLUMN_ROLES)}"
+                )
+        if len({word.partition("=")[0] for word in value}) < len(value):
+            raise ValueError("a role has two columns")
+        return value
+
+    @property
+    def column_of(self) -> dict[str, str]:
+        """The column of each role that `columns` maps."""
+        return {role: column for role, _, column in (word.partition("=") for word in self.columns)}

@@ -11,16 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
 
 from dialogkit.config.model import NAME_PATTERN
 from dialogkit.config.paths import configs_dir, holds_model, nearest_file, without_model
 from dialogkit.config.problems import config_error, known_settings, list_problems, suggestion
 from dialogkit.config.run import RunConfig
-from dialogkit.errors import ConfigError, ModelError, did_you_mean
+from dialogkit.errors import ConfigError, DialogKitError, ModelError, did_you_mean, os_reason
 from dialogkit.hints import Call, Change, Hint
 from dialogkit.text import convert_command, json_problem, read_small, wide_encoding
 
@@ -46,10 +48,9 @@ class LoadedConfig:
 
 def model_names() -> list[str]:
     """Return the catalogue's names: pretrained first, then from scratch by size."""
-    shipped = _names("models")
-    order = {"small": 1, "medium": 2, "large": 3, "nano": -1, "tiny": 0}
+    order = {"nano": -1, "tiny": 0, "small": 1, "medium": 2, "large": 3}
     return sorted(
-        shipped,
+        _names("models"),
         key=lambda n: (n.startswith("custom"), n.split("-")[0] != "gpt2", order.get(n.split("-")[-1], 9), n),
     )
 
@@ -112,13 +113,9 @@ def load_with_origins(
     if overrides:
         layers.append(("command line", _nested(overrides)))
     layers = _with_lora_rate(layers)
-    merged: Layer = {}
-    origins = {name: "default" for name, _ in flatten(_defaults())}
-    for origin, layer in layers:
-        _merge(merged, layer)
-        origins.update({name: origin for name, _ in flatten(layer)})
+    origins = {name: origin for origin, layer in layers for name, _ in flatten(layer)}
     try:
-        config = RunConfig.model_validate(merged)
+        config = RunConfig.model_validate(_merged(*(layer for _, layer in layers)))
     except ValidationError as error:
         raise config_error(list_problems(error), suggestion(error, origins)) from None
     if config.name == NEWEST:
@@ -127,8 +124,8 @@ def load_with_origins(
             hint=Change({"name": "my-run"}),
             settings=("name",),
         )
-    known = {name for name, _ in flatten(config.model_dump())}
-    return LoadedConfig(config, {name: origins.get(name, "default") for name in sorted(known)})
+    names = sorted(name for name, _ in flatten(config.model_dump()))
+    return LoadedConfig(config, {name: origins.get(name, "default") for name in names})
 
 
 def _with_lora_rate(layers: list[tuple[str, Layer]]) -> list[tuple[str, Layer]]:
@@ -146,11 +143,8 @@ def _with_lora_rate(layers: list[tuple[str, Layer]]) -> list[tuple[str, Layer]]:
 
 def load_changed(saved: Mapping[str, Any], changes: Mapping[str, Any]) -> RunConfig:
     """Return a saved configuration with changes by dotted names. Raises: ConfigError."""
-    merged: Layer = {}
-    _merge(merged, dict(saved))
-    _merge(merged, _nested(changes))
     try:
-        return RunConfig.model_validate(merged)
+        return RunConfig.model_validate(_merged(saved, _nested(changes)))
     except ValidationError as error:
         raise config_error(list_problems(error)) from None
 
@@ -173,14 +167,6 @@ def _without_model(layer: Layer) -> Layer:
     return {**layer, "model": changes}
 
 
-def _defaults() -> Layer:
-    return {
-        name: field.default.model_dump() if isinstance(field.default, BaseModel) else field.default
-        for name, field in RunConfig.model_fields.items()
-        if not field.is_required()
-    }
-
-
 def looks_like_path(name: str) -> bool:
     """Return whether a name can only be a path, as it is no hub id."""
     return not HUB_ID.match(name) and re.search(r"^[~.]|[/\\]|\.(gguf|json)$", name) is not None
@@ -197,16 +183,13 @@ def model_layer(model: str) -> tuple[str, Layer]:
     # Unlike pathlib's, these functions accept any text, even one that is too long for a file name.
     path = Path(os.path.expanduser(model))
     is_file, is_folder = os.path.isfile(path), os.path.isdir(path)
-    if is_file and path.suffix in (".jsonl", ".ndjson", ".csv", ".parquet", ".gz"):
-        raise ModelError(f"{model!r} is data and no model", hint=Call("train", settings={"data.dataset": model}))
+    has_rows = is_file and path.suffix == ".json" and _holds_list(path)
+    if has_rows or (is_file and path.suffix in (".jsonl", ".ndjson", ".csv", ".parquet", ".gz")):
+        problem = f"{model!r} {'holds rows of data' if has_rows else 'is data'} and no model"
+        raise ModelError(problem, hint=Call("train", settings={"data.dataset": model}))
     if path.suffix == ".json" and not is_folder:
-        if is_file and _holds_list(path):
-            raise ModelError(
-                f"{model!r} holds rows of data and no model", hint=Call("train", settings={"data.dataset": model})
-            )
         if not is_file:
-            problem, similar = _missing("model file", path)
-            raise ModelError(problem, hint=Call("train", similar) if similar else None)
+            raise _missing("model file", path, ModelError, "train")
         layer = read_layer(path)
         if "model" not in layer:
             raise ModelError(
@@ -264,9 +247,7 @@ def _with_model_name(layer: Layer, name: str) -> Layer:
 def read_layer(path: Path, *, hint: Hint | None = None) -> Layer:
     """Return a user's settings file; a run's own `run.json` gives its configuration.
 
-    Args:
-        path: the file.
-        hint: what to do about a file that is not valid JSON; None: validate it.
+    `hint` says what to do about a file that is not valid JSON: by default, to validate it.
 
     Raises: ConfigError naming the file for anything that is not one JSON object of at most 1 MB.
     """
@@ -290,12 +271,11 @@ def _read_object(path: Path, hint: Hint | None = None) -> Layer:
             raise ConfigError(f"{path} is {encoding} and not UTF-8 text", hint=convert_command(path, encoding))
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
-        problem, similar = _missing("settings file", path)
-        raise ConfigError(problem, hint=Call("config validate", similar) if similar else None) from None
+        raise _missing("settings file", path, ConfigError, "config validate") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})", hint=check) from None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise ConfigError(f"{path} cannot be read: {os_reason(error)}") from None
     try:
         layer = json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
@@ -309,11 +289,11 @@ def _read_object(path: Path, hint: Hint | None = None) -> Layer:
     return layer
 
 
-def _missing(kind: str, path: Path) -> tuple[str, Path | None]:
-    """Return the problem of a JSON file that does not exist, and a similarly named one beside it."""
+def _missing(kind: str, path: Path, error: type[DialogKitError], verb: str) -> DialogKitError:
+    """Return the error of a JSON file that does not exist; its hint is the verb for a similar one beside it."""
     similar = nearest_file(path, (".json",))
     meant = f" (did you mean {str(similar)!r}?)" if similar else ""
-    return f"the {kind} {str(path)!r} does not exist{meant}", similar
+    return error(f"the {kind} {str(path)!r} does not exist{meant}", hint=Call(verb, similar) if similar else None)
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> Layer:
@@ -335,20 +315,19 @@ def parse_sets(words: Sequence[str]) -> dict[str, Any]:
 
     Raises: ConfigError for words without `=`, which then also lists problems of the others.
     """
-    overrides: dict[str, Any] = {}
-    wrong = []
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals or not name:
-            wrong.append(f"{word!r} is not of the form name=value")
-            continue
-        overrides[name] = _value_of(text)
+    wrong = [f"{word!r} is not of the form name=value" for word in words if word.find("=") < 1]
+    pairs = (word.split("=", 1) for word in words if word.find("=") >= 1)
+    overrides = {name: _value_of(text) for name, text in pairs}
     if wrong:
         colons = (word.partition(":") for word in words)
         names = known_settings()
         meant = next(({name: _value_of(text)} for name, _, text in colons if text and name in names), None)
         hint = Change(meant or {"train.learning_rate": "1e-3"})
-        raise config_error([*wrong, *_problems_of(overrides)], hint)
+        try:  # most problems do not depend on the model
+            others = _problems_of(model_layer("custom-tiny")[1], _nested(overrides))
+        except ConfigError as error:
+            others = [error.message]
+        raise config_error([*wrong, *others], hint)
     return overrides
 
 
@@ -359,15 +338,10 @@ def _value_of(text: str) -> Any:
         return text
 
 
-def _problems_of(overrides: Mapping[str, Any]) -> list[str]:
-    """Return the problems of settings on top of custom-tiny; most do not depend on the model."""
-    merged: Layer = {}
-    _merge(merged, model_layer("custom-tiny")[1])
+def _problems_of(*layers: Layer) -> list[str]:
+    """Return every problem of the merged layers."""
     try:
-        _merge(merged, _nested(overrides))
-        RunConfig.model_validate(merged)
-    except ConfigError as error:
-        return [error.message]
+        RunConfig.model_validate(_merged(*layers))
     except ValidationError as error:
         return [*list_problems(error)]
     return []
@@ -386,12 +360,13 @@ def _nested(overrides: Mapping[str, Any]) -> Layer:
     return nested
 
 
-def _merge(base: Layer, layer: Layer) -> None:
-    for key, value in layer.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
-        else:
-            base[key] = dict(value) if isinstance(value, dict) else value
+def _merged(*layers: Mapping[str, Any]) -> Layer:
+    """Return the settings of all layers; later ones override earlier ones."""
+    merged: Layer = {}
+    for key, value in chain.from_iterable(layer.items() for layer in layers):
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
 
 
 def flatten(layer: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -421,7 +396,9 @@ def list_settings(loaded: LoadedConfig) -> list[Setting]:
 
 def default_settings() -> dict[str, Any]:
     """Return the default values of settings in the form of a run's record."""
-    return dict(flatten(json.loads(json.dumps(_defaults()))))
+    fields = RunConfig.model_fields.items()
+    defaults = {name: field.default for name, field in fields if not field.is_required()}
+    return dict(flatten(to_jsonable_python(defaults)))
 
 
 def validate_file(path: Path) -> list[str]:
@@ -431,15 +408,7 @@ def validate_file(path: Path) -> list[str]:
     Raises: ConfigError if it is not readable JSON.
     """
     layer = read_layer(path, hint=Call("config schema"))
-    merged: Layer = {}
-    if not _describes_model(layer):
-        _merge(merged, model_layer("custom-tiny")[1])
-    _merge(merged, layer)
-    try:
-        RunConfig.model_validate(merged)
-    except ValidationError as error:
-        return [*list_problems(error)]
-    return []
+    return _problems_of({} if _describes_model(layer) else model_layer("custom-tiny")[1], layer)
 
 
 def schema_text() -> str:
@@ -447,6 +416,5 @@ def schema_text() -> str:
     schema = RunConfig.model_json_schema()
     schema.pop("required", None)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["properties"]["$schema"] = {"type": "string"}
-    schema["properties"]["description"] = {"type": "string"}
+    schema["properties"] |= {"$schema": {"type": "string"}, "description": {"type": "string"}}
     return json.dumps(schema, indent=2) + "\n"

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
+from dialogkit.errors import os_reason
 from dialogkit.text import sanitize
 
 MANIFEST = "manifest.json"
@@ -60,16 +61,12 @@ def file_kind(path: Path) -> str | None:
     except FileNotFoundError:
         return "a broken link" if path.is_symlink() else "missing"
     except (OSError, ValueError) as error:  # a loop of links, no permission, an impossible name
-        return f"unreadable ({(getattr(error, 'strerror', None) or str(error)).lower()})"
+        return f"unreadable ({os_reason(error)})"
     if not os.access(path, os.R_OK):
         return "unreadable (permission denied)"
-    kinds = {
-        "a folder": stat.S_ISDIR,
-        "a named pipe": stat.S_ISFIFO,
-        "a socket": stat.S_ISSOCK,
-    }
     if stat.S_ISREG(mode):
         return None
+    kinds = {"a folder": stat.S_ISDIR, "a named pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
     return next((name for name, is_kind in kinds.items() if is_kind(mode)), "a device")
 
 

@@ -57,12 +57,8 @@ def known_settings() -> list[str]:
 
 
 def _sections() -> dict[str, Mapping[str, Any]]:
-    sections: dict[str, Mapping[str, Any]] = {}
-    for name, field in RunConfig.model_fields.items():
-        kind = field.annotation
-        is_section = isinstance(kind, type) and issubclass(kind, BaseModel)
-        sections[name] = kind.model_fields if is_section else {}  # type: ignore[union-attr]
-    return sections
+    """Return the fields of each section; none for a setting outside sections."""
+    return {name: getattr(field.annotation, "model_fields", {}) for name, field in RunConfig.model_fields.items()}
 
 
 def config_error(problems: Sequence[str], hint: Hint | None = None) -> ConfigError:
@@ -99,8 +95,8 @@ def _problem(item: ErrorDetails) -> str:
     if kind == "missing":
         return f"{name}: is required"
     if kind in ("value_error", CONFLICT):
-        told = message.removeprefix("Value error, ")
-        return f"{name}: {told}" if name else told  # settings that do not go together have no one name
+        sentence = message.removeprefix("Value error, ")
+        return f"{name}: {sentence}" if name else sentence  # settings that do not go together have no one name
     if kind in ("bool_type", "bool_parsing"):
         message = "must be true or false"
     if kind == "tuple_type":
@@ -124,9 +120,7 @@ def _name(item: ErrorDetails) -> str:
 def suggestion(error: ValidationError, origins: Mapping[str, str]) -> Hint | None:
     """Return a hint for the first wrong value: to check its file, or a value that is valid.
 
-    Args:
-        error: what pydantic found.
-        origins: the layer that decided each setting, by its dotted name.
+    `origins` are the layers that determined the settings, by dotted names.
     """
     item = error.errors()[0]
     name, location, context = _name(item), item["loc"], item.get("ctx", {})

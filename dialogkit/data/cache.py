@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import stat
 import struct
 import tempfile
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dialogkit.errors import DialogKitError
+from dialogkit.text import open_without_waiting
 
 _TRAILER = struct.Struct("<8sQ32s")
 """Follows NumPy's archive, as zip readers allow: a mark, the length of the archive and its SHA-256."""
@@ -28,15 +28,12 @@ _STALE_S = 24 * 3600
 def read_entry(path: Path, key: str) -> dict[str, NDArray[Any]] | None:
     """Return the arrays of an entry, or None if it is missing, damaged, of another key or of another user.
 
-    Args:
-        path: the entry's file.
-        key: describes what the entry was made from. It is compared in full; the file name need not be unique.
+    The key describes what the entry was made from. It is compared in full; the file name need not be unique.
     """
     if not _is_private(path.parent):
         return None
     try:
-        # Do not follow links, and do not wait for the writer of a pipe.
-        with open(path, "rb", opener=_open_plain) as file:
+        with open(path, "rb", opener=_open_unlinked) as file:
             if not _is_own(os.fstat(file.fileno()), stat.S_ISREG) or not _is_whole(file):
                 return None
             file.seek(0)
@@ -52,28 +49,24 @@ def read_entry(path: Path, key: str) -> dict[str, NDArray[Any]] | None:
 
 def write_entry(path: Path, key: str, arrays: Mapping[str, Any]) -> None:
     """Write an entry atomically. If the cache cannot be written, there is no entry and no error."""
-    beside = None
-    try:
+    with suppress(OSError):
         if not _made_private(path.parent):
             return
         _remove_stale(path.parent)
         descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=".npz")
-        with os.fdopen(descriptor, "w+b") as file:
-            np.savez(file, key=np.array(key), **arrays)
-            size = file.seek(0, os.SEEK_END)
-            file.write(_TRAILER.pack(_MARK, size, _digest(file, size)))
-        os.replace(beside, path)
-        beside = None
-    except OSError:
-        pass
-    finally:
-        if beside is not None:
-            with suppress(OSError):
+        try:
+            with os.fdopen(descriptor, "w+b") as file:
+                np.savez(file, key=np.array(key), **arrays)
+                size = file.seek(0, os.SEEK_END)
+                file.write(_TRAILER.pack(_MARK, size, _digest(file, size)))
+            os.replace(beside, path)
+        finally:
+            with suppress(OSError):  # missing once it was renamed
                 os.unlink(beside)
 
 
-def _open_plain(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+def _open_unlinked(path: str, flags: int) -> int:
+    return open_without_waiting(path, flags | getattr(os, "O_NOFOLLOW", 0))
 
 
 def _is_private(folder: Path) -> bool:
@@ -113,19 +106,17 @@ def _is_whole(file: BinaryIO) -> bool:
 
 def _digest(file: BinaryIO, size: int) -> bytes:
     """Return the SHA-256 of the first `size` bytes, and leave the file positioned after them."""
-    digest, chunk = hashlib.sha256(), memoryview(bytearray(_CHUNK))
+    digest = hashlib.sha256()
     file.seek(0)
-    while size and (read := file.readinto(chunk[: min(size, _CHUNK)])):  # type: ignore[attr-defined]
-        digest.update(chunk[:read])
-        size -= read
+    for start in range(0, size, _CHUNK):
+        digest.update(file.read(min(_CHUNK, size - start)))
     return digest.digest()
 
 
 def _remove_stale(folder: Path) -> None:
     """Remove temporary files of killed writers."""
-    for entry in os.scandir(folder):
-        if re.fullmatch(r"\.writing-\w{8}\.npz", entry.name):
-            with suppress(OSError):  # another process may remove it as well
-                status = entry.stat(follow_symlinks=False)
-                if _is_own(status, stat.S_ISREG) and time.time() - status.st_mtime > _STALE_S:
-                    os.unlink(entry)
+    for path in folder.glob(".writing-????????.npz"):
+        with suppress(OSError):  # another process may remove it as well
+            status = path.lstat()
+            if _is_own(status, stat.S_ISREG) and time.time() - status.st_mtime > _STALE_S:
+                path.unlink()

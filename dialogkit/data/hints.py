@@ -1,11 +1,16 @@
 """Hints that several errors about data share."""
 
+from collections.abc import Sequence
+from contextlib import suppress
+from contextvars import ContextVar
+from itertools import islice
 from pathlib import Path
 
 from dialogkit.config.paths import files_beside, nearest_file
+from dialogkit.errors import DataError
 from dialogkit.hints import Change, Either
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 """Endings of data files; `.gz` may follow each."""
 
 USE_STARTER = Change({"data.dataset": "starter"})
@@ -15,7 +20,39 @@ DETECT_FORMAT = Change({"data.format": "auto"})
 READ_INTO_MEMORY = Change({"data.streaming": False})
 
 
+_MOST_TRIED = 10
+"""Files that are tried, and rows of each."""
+_looking_beside: ContextVar[bool] = ContextVar("looking_beside", default=False)
+
+
 def use_another_file(path: Path) -> Change:
-    """Return the hint to use the most similarly named data file beside `path`, else any other, else starter."""
-    other = nearest_file(path, SUFFIXES) or next(iter(files_beside(path, SUFFIXES)), None)
+    """Return the hint to use the most similarly named dataset beside `path`, else any other, else starter."""
+    near = nearest_file(path, SUFFIXES)
+    others = [*([near] if near else []), *files_beside(path, SUFFIXES)]
+    other = first_dataset(others)
     return Change({"data.dataset": str(other)}) if other else USE_STARTER
+
+
+def first_dataset(files: Sequence[Path]) -> Path | None:
+    """Return the first of some files that can be trained on; None if none of the first ones can."""
+    return next(filter(_holds_dialogs, files[:_MOST_TRIED]), None)
+
+
+def _holds_dialogs(path: Path) -> bool:
+    """Return whether one of the first rows of a file is a dialog, so that it is worth suggesting."""
+    from dialogkit.data.formats import RowError, RowParser
+    from dialogkit.data.readers import read_rows
+
+    if _looking_beside.get():  # the error of a file that was tried suggests nothing
+        return False
+    token, parser = _looking_beside.set(True), RowParser()
+    try:
+        for _, row, problem in islice(read_rows(path), _MOST_TRIED):
+            with suppress(RowError):
+                if problem is None and (parser.expects_trees(row) or parser.parse(row)):
+                    return True
+    except DataError:
+        pass
+    finally:
+        _looking_beside.reset(token)
+    return False

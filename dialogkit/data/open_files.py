@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from dialogkit.data.hints import FIX_LINE, USE_STARTER, use_another_file
+from dialogkit.data.hints import FIX_LINE, use_another_file
 from dialogkit.errors import DataError, shortened
 from dialogkit.hints import Either
 from dialogkit.text import convert_command, wide_encoding
@@ -37,8 +37,8 @@ class Row(NamedTuple):
 
 
 def suffix_of(path: Path) -> str:
-    """Return the ending that determines the format, without `.gz`."""
-    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    """Return the ending that determines the format, in lower case and without `.gz`."""
+    return (Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix).lower()
 
 
 @contextmanager
@@ -47,14 +47,12 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError:
-        raise DataError(
-            f"{path.name}:{_first_bad_line(path)}: not UTF-8 text", hint=Either("save it as UTF-8", USE_STARTER)
-        ) from None
+        from dialogkit.data.foreign_files import wrong_encoding
+
+        raise wrong_encoding(path) or DataError(f"{path.name}: not UTF-8 text") from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
-        raise DataError(
-            f"{path.name} is not a valid gzip file",
-            hint=Either("pack it again", use_another_file(path)),
-        ) from None
+        hint = Either("pack it again", use_another_file(path))
+        raise DataError(f"{path.name} is not a valid gzip file", hint=hint) from None
     except OSError as error:
         raise DataError(f"{path.name} cannot be read: {reason_of(error)}", hint=use_another_file(path)) from None
 
@@ -75,7 +73,7 @@ def unpacks_too_far(path: Path) -> DataError:
     other = use_another_file(path)
     return DataError(
         f"{path.name} unpacks to more than {_MAX_RATIO} times its size, far more than text does",
-        hint=Either("unpack it", other) if path.suffix == ".gz" else other,
+        hint=Either("unpack it", other) if path.suffix.lower() == ".gz" else other,
     )
 
 
@@ -104,7 +102,7 @@ class _Unpacked(io.RawIOBase):
 
 def open_file(path: Path) -> BinaryIO:
     """Return a file opened for reading, unpacked if it is gzipped. Raises: OSError."""
-    return io.BufferedReader(_Unpacked(path), CHUNK_BYTES) if path.suffix == ".gz" else path.open("rb")
+    return io.BufferedReader(_Unpacked(path), CHUNK_BYTES) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def open_text(path: Path) -> BinaryIO:
@@ -115,17 +113,6 @@ def open_text(path: Path) -> BinaryIO:
         return file
     file.close()
     raise DataError(f"{path.name} is {encoding} and not UTF-8 text", hint=convert_command(path, encoding))
-
-
-def _first_bad_line(path: Path) -> int:
-    """Return the number of the first line that is not UTF-8; decoders of chunks do not report it."""
-    with open_file(path) as file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_ROW), b""), 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return 1
 
 
 def require_different(columns: list[str], place: str) -> None:

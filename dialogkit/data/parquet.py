@@ -76,12 +76,13 @@ class ParquetRows:
                             yield number, content, problem
                         number += 1
         except (pa.ArrowException, OverflowError, OSError, ValueError) as error:
-            if isinstance(error, gzip.BadGzipFile) or getattr(error, "errno", None):
-                raise
-            raise DataError(
-                f"{self.path.name} cannot be read after row {number}: {reason_of(error)}",
-                hint=use_another_file(self.path),
-            ) from None
+            raise self._explained(error, f"cannot be read after row {number}: {reason_of(error)}") from None
+
+    def _explained(self, error: Exception, problem: str) -> Exception:
+        """Return the error of a file that pyarrow cannot read, or that of the system or of gzip as it is."""
+        if isinstance(error, gzip.BadGzipFile) or getattr(error, "errno", None):
+            return error
+        return DataError(f"{self.path.name} {problem}", hint=use_another_file(self.path))
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, list[Any]]]:
@@ -96,11 +97,7 @@ class ParquetRows:
                 source = pa.BufferReader(stored.read()) if self.path.suffix == ".gz" else stored
                 file = closing.enter_context(pq.ParquetFile(source))
             except (pa.ArrowException, OverflowError, OSError, ValueError) as error:
-                if isinstance(error, gzip.BadGzipFile) or getattr(error, "errno", None):
-                    raise
-                raise DataError(
-                    f"{self.path.name} is not a valid Parquet file", hint=use_another_file(self.path)
-                ) from None
+                raise self._explained(error, "is not a valid Parquet file") from None
             require_different(file.schema_arrow.names, self.path.name)
             groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
             largest = max((group.total_byte_size for group in groups), default=0)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from dialogkit.data.cache import read_entry, write_entry
 from dialogkit.data.hints import USE_STARTER
 from dialogkit.data.sources import file_digest, find_source, read_dialogs
 from dialogkit.data.split import split_by_hash
-from dialogkit.data.tokens import DialogTokens, Origins, encode
+from dialogkit.data.tokens import DialogTokens, encode
 from dialogkit.dialog import ChatTokenizer
-from dialogkit.errors import DataError
+from dialogkit.errors import DataError, shortened
 from dialogkit.hints import Either
+from dialogkit.text import counted
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """Increased whenever the meaning of a cached file changes."""
 
 _ARRAYS = {
@@ -51,11 +52,22 @@ class Ledger:
     dropped: int
     """Dialogs without a supervised token inside the context."""
     first_bad_row: str | None
+    notes: dict[str, int] = field(default_factory=dict)
+    """What of the rows was repaired or left out, with the number of dialogs."""
+    unused_columns: list[str] = field(default_factory=list)
 
     @property
     def kept(self) -> int:
         """Dialogs that can be used."""
         return self.rows - self.unusable - self.dropped
+
+    def remarks(self) -> list[str]:
+        """Return in words what was repaired, left out or not used."""
+        lines = [f"{counted(number, 'dialog')}: {note}" for note, number in self.notes.items()]
+        if names := [shortened(name, 40) for name in self.unused_columns]:
+            more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+            lines.append(f"columns not used: {', '.join(names[:12])}{more}")
+        return lines
 
 
 @dataclass(frozen=True)
@@ -64,8 +76,6 @@ class PreparedData:
 
     train: DialogTokens
     evaluation: DialogTokens
-    train_origins: Origins
-    evaluation_origins: Origins
     ledger: Ledger
     from_cache: bool
 
@@ -86,32 +96,19 @@ def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, 
     The dialogs with the `eval_fraction` lowest hashes form the evaluation set: at least `eval_min_dialogs` and at
     most `eval_max_dialogs`, but never more than half of the distinct dialogs. Both sets are sorted by hash,
     whatever the order of the rows. `samples` takes the first training dialogs, so a smaller sample is part of a
-    larger one.
-
-    Args:
-        config: the dataset and its limits.
-        tokenizer: gives the ids; its fingerprint is part of the cache's key.
-        context: longest dialog that the model takes, in tokens.
-        cache: folder for the token arrays.
+    larger one. Dialogs of more than `context` tokens, the longest that the model takes, are cut. `cache` is the
+    folder for the token arrays; their key includes the fingerprint of the tokenizer.
 
     Raises: DataError if nothing is left to train on or to evaluate.
     """
     longest = min(config.max_tokens or context, context)
-    tokens, origins, ledger, from_cache = _tokens(config, tokenizer, longest, cache)
-    if ledger.kept < 2 or len(np.unique(origins.hashes)) < 2:
+    tokens, ledger, from_cache = _tokens(config, tokenizer, longest, cache)
+    if ledger.kept < 2 or len(np.unique(tokens.hashes)) < 2:
         raise _too_few(ledger, config.dataset, longest)
     train, evaluation = split_by_hash(
-        origins.hashes, config.eval_fraction, config.eval_min_dialogs, config.eval_max_dialogs
+        tokens.hashes, config.eval_fraction, config.eval_min_dialogs, config.eval_max_dialogs
     )
-    train = train[: config.samples]
-    return PreparedData(
-        tokens.select(train),
-        tokens.select(evaluation),
-        origins.select(train),
-        origins.select(evaluation),
-        ledger,
-        from_cache,
-    )
+    return PreparedData(tokens.select(train[: config.samples]), tokens.select(evaluation), ledger, from_cache)
 
 
 def _too_few(ledger: Ledger, dataset: str, longest: int) -> DataError:
@@ -133,7 +130,7 @@ def _too_few(ledger: Ledger, dataset: str, longest: int) -> DataError:
 
 def _tokens(
     config: DataConfig, tokenizer: ChatTokenizer, longest: int, cache: Path
-) -> tuple[DialogTokens, Origins, Ledger, bool]:
+) -> tuple[DialogTokens, Ledger, bool]:
     source = find_source(config)
     # Only files are cached here, by their bytes. Hub datasets have their own cache, with a fingerprint.
     path, key, revision = cache, "", ""
@@ -145,6 +142,7 @@ def _tokens(
             "license": source.license,
             "tokenizer": tokenizer.fingerprint,
             "format": config.format,
+            "columns": config.columns,
             "max_bad_rows": config.max_bad_rows,
             "longest": longest,
         }
@@ -153,11 +151,11 @@ def _tokens(
         key = json.dumps({"version": CACHE_VERSION, **made_from}, sort_keys=True)
         cached = _restored(read_entry(path, key), tokenizer, longest)
         if cached is not None:
-            ledger = cached[2]
+            ledger = cached[1]
             if (ledger.dataset, ledger.license, ledger.revision) == (source.name, source.license, revision):
                 return *cached, True
     raw = read_dialogs(source, config)
-    encoded, dropped, cut = encode(raw.dialogs, tokenizer, longest)
+    tokens, dropped, cut = encode(raw.dialogs, tokenizer, longest)
     ledger = Ledger(
         dataset=raw.name,
         format=raw.format,
@@ -168,44 +166,34 @@ def _tokens(
         cut=cut,
         dropped=dropped,
         first_bad_row=raw.bad_rows[0] if raw.bad_rows else None,
+        notes=raw.notes,
+        unused_columns=raw.unused_columns,
     )
     # A file that changed while it was read does not match the key.
     with suppress(DataError):
         if source.path is not None and raw.revision == revision == file_digest(source.path):
-            write_entry(path, key, _flat(*encoded, ledger))
-    return *encoded, ledger, False
-
-
-def _flat(tokens: DialogTokens, origins: Origins, ledger: Ledger) -> dict[str, NDArray[Any]]:
-    """Return prepared data as arrays for the cache."""
-    return {
-        "ids": tokens.ids,
-        "supervised": tokens.supervised,
-        "offsets": tokens.offsets,
-        "answer_bytes": tokens.answer_bytes,
-        "hashes": origins.hashes,
-        "whole_tokens": origins.whole_tokens,
-        "ledger": np.array(json.dumps(asdict(ledger))),
-    }
+            write_entry(path, key, {**vars(tokens), "ledger": np.array(json.dumps(asdict(ledger)))})
+    return tokens, ledger, False
 
 
 def _restored(
     arrays: dict[str, NDArray[Any]] | None, tokenizer: ChatTokenizer, longest: int
-) -> tuple[DialogTokens, Origins, Ledger] | None:
+) -> tuple[DialogTokens, Ledger] | None:
     """Return prepared data from the cache, or None if `encode` cannot have produced the arrays."""
     if arrays is None or arrays.keys() != {*_ARRAYS, "ledger"}:
         return None
     if any(arrays[name].dtype != dtype or arrays[name].ndim != 1 for name, dtype in _ARRAYS.items()):
         return None
-    ids, supervised, offsets, answer_bytes, hashes, whole_tokens = (arrays[name] for name in _ARRAYS)
+    tokens = DialogTokens(**{name: arrays[name] for name in _ARRAYS})
+    ids, supervised, offsets, whole_tokens = tokens.ids, tokens.supervised, tokens.offsets, tokens.whole_tokens
     try:
         ledger = TypeAdapter(Ledger).validate_json(str(arrays["ledger"]), strict=True)
     except ValidationError:
         return None
-    number, lengths = len(answer_bytes), np.diff(offsets)
+    number, lengths = len(tokens), tokens.lengths
     valid = (
         min(ledger.rows, ledger.unusable, ledger.cut, ledger.dropped) >= 0
-        and ledger.kept == number == len(hashes) == len(whole_tokens) == len(lengths)
+        and ledger.kept == number == len(tokens.hashes) == len(whole_tokens) == len(lengths)
         and offsets[:1].tolist() == [0]
         and offsets[-1] == len(ids) == len(supervised)
         and ledger.cut == (whole_tokens > longest).sum()
@@ -215,10 +203,8 @@ def _restored(
         valid = (
             2 <= lengths.min() <= lengths.max() <= longest
             and 0 <= ids.min() <= ids.max() <= tokenizer.highest_id
-            and answer_bytes.min() >= 0
+            and tokens.answer_bytes.min() >= 0
             # The first token of a dialog is never predicted.
             and bool((np.add.reduceat(supervised, offsets[:-1], dtype=np.int64) > supervised[offsets[:-1]]).all())
         )
-    if not valid:
-        return None
-    return DialogTokens(ids, supervised, offsets, answer_bytes), Origins(hashes, whole_tokens), ledger
+    return (tokens, ledger) if valid else None

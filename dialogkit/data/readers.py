@@ -11,11 +11,12 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from dialogkit.data.formats import kind_of
+from dialogkit.data.formats import CONTENT_KEYS, ROLE_KEYS, TURNS, kind_of
 from dialogkit.data.hints import FIX_LINE
 from dialogkit.data.open_files import (
     CHUNK_BYTES,
@@ -38,7 +39,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a file. Raises: DataError for a problem after which no row can be read."""
     with readable(path):
         match suffix_of(path):
-            case ".csv":
+            case ".csv" | ".tsv":
                 yield from _csv_rows(path)
             case ".parquet":
                 yield from parquet_rows(path)
@@ -77,31 +78,97 @@ class Decoder:
 def _json_rows(path: Path) -> Iterator[Row]:
     with open_text(path) as file:
         head = file.peek(4096) if isinstance(file, io.BufferedReader) else b""
-        if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-            yield from _Array(path.name, io.TextIOWrapper(file, encoding="utf-8-sig")).rows()
+        text = head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "ignore")
+        if text.lstrip().startswith("["):
+            yield from _Values(path.name, _decoded(file)).array()
+        elif (skipped := _before_wrapped_rows(text)) is not None:
+            yield from _Values(path.name, _decoded(file), skipped).array(wrapped=True)
         else:
-            yield from _line_rows(path.name, file)
+            yield from _object_rows(path, file)
+
+
+def _decoded(file: BinaryIO) -> TextIO:
+    return io.TextIOWrapper(file, encoding="utf-8-sig")
+
+
+_WRAPPED = re.compile(
+    r'\s*\{(?:\s*"[^"]*"\s*:\s*(?:"[^"]*"|[-+.\w]+)\s*,)*'
+    r'\s*"(?:data|rows|train|examples|items|dialogs|records)"\s*:\s*(?=\[\s*\{)'
+)
+
+
+def _before_wrapped_rows(text: str) -> int | None:
+    """Return the characters before a list of rows such as `{"data": [{...}, ...]}`, or None for other texts."""
+    if (found := _WRAPPED.match(text)) is None:
+        return None
+    first = re.compile(r'\[\s*\{\s*"([^"]*)"').match(text, found.end())
+    # The list may also be the turns of one dialog.
+    return None if first is not None and first[1].lower() in (*ROLE_KEYS, *CONTENT_KEYS) else found.end()
+
+
+def _object_rows(path: Path, file: BinaryIO) -> Iterator[Row]:
+    """Yield the rows of a text of JSON objects: one per line, or written over several lines."""
+    rows = _line_rows(path.name, file)
+    if (first := next(rows, None)) is None:
+        return
+    if first.problem is None:
+        yield from _spread(first, rows)
+        return
+    # Objects may be written over several lines, and old Macs ended lines by a carriage return alone.
+    with open_text(path) as again:
+        values = _Values(path.name, _decoded(again))
+        sequence, started, after = values.sequence(), None, ","
+        with suppress(DataError, UnicodeDecodeError):
+            started, after = next(sequence, None), values.peek()
+        if started is not None and started.problem is None and after != ",":
+            yield from _spread(started, sequence)
+        else:
+            yield first
+            yield from rows
+
+
+def _spread(first: Row, others: Iterator[Row]) -> Iterator[Row]:
+    """Yield rows; of a first row that holds all rows by column, as pandas writes it, those rows."""
+    table = _from_columns(first.content) if isinstance(first.content, dict) else None
+    if table is None:
+        yield first
+    else:
+        place = first.place.rpartition(":")[0]
+        yield from (Row(f"{place}[{number}]", row) for number, row in enumerate(table, 1))
+    yield from others
+
+
+def _from_columns(content: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the rows of a table by columns: the orients columns, split and list of `pandas.DataFrame.to_json`."""
+    values = list(content.values())
+    if values and all(isinstance(value, dict) for value in values):
+        if any(value.keys() != values[0].keys() for value in values):
+            return None
+        return [{name: column[key] for name, column in content.items()} for key in values[0]]
+    if isinstance(columns := content.get("columns"), list) and isinstance(rows := content.get("data"), list):
+        return [dict(zip(map(str, columns), row, strict=False)) for row in rows if isinstance(row, list)]
+    texts = all(isinstance(value, list) and not any(isinstance(v, dict | list) for v in value) for value in values)
+    if not texts or len(values) < 2 or {*content} & {*TURNS} or len({*map(len, values)}) > 1:
+        return None
+    return [dict(zip(content, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def _line_rows(name: str, file: BinaryIO) -> Iterator[Row]:
     decoder, number = Decoder(), 0
-    while line := read_line(file):
+    while line := read_line(file)[0]:
         number += 1
         if (row := parse_line(line, decoder, first=number == 1)) is not None:
             yield Row(f"{name}:{number}", *row)
 
 
-def read_line(file: BinaryIO, passed: Callable[[int], object] = lambda _: None) -> bytes:
-    """Return the next line, empty at the end. Of a line above `MAX_ROW` bytes, return the first `MAX_ROW` + 1.
-
-    `passed` is called with the bytes that were read beyond what is returned.
-    """
+def read_line(file: BinaryIO) -> tuple[bytes, int]:
+    """Return the next line, empty at the end, and the bytes beyond the first `MAX_ROW` + 1, which are left out."""
     line = rest = file.readline(MAX_ROW + 1)
-    if len(line) > MAX_ROW:
-        while rest and not rest.endswith(b"\n"):
-            rest = file.readline(CHUNK_BYTES)
-            passed(len(rest))
-    return line
+    longer_by = 0
+    while len(line) > MAX_ROW and rest and not rest.endswith(b"\n"):
+        rest = file.readline(CHUNK_BYTES)
+        longer_by += len(rest)
+    return line, longer_by
 
 
 def parse_line(line: bytes, decoder: Decoder, *, first: bool) -> tuple[Any, str | None] | None:
@@ -132,32 +199,45 @@ def _exceeded(error: Exception) -> str:
     return f"a number of more than {sys.get_int_max_str_digits():,} digits"
 
 
-class _Array:
-    """The rows of one JSON array, with at most a row and a chunk in memory."""
+class _Values:
+    """JSON values of a text, with at most one value and a chunk in memory."""
 
-    def __init__(self, name: str, text: TextIO) -> None:
+    def __init__(self, name: str, text: TextIO, skipped: int = 0) -> None:
+        """Read the values of a text after its first `skipped` characters."""
         self._name, self._text = name, text
-        self._buffer, self._at, self._line = "", 0, 1
+        self._buffer, self._at = "", 0
+        self._line = 1 + text.read(skipped).count("\n")
 
-    def rows(self) -> Iterator[Row]:
+    def sequence(self) -> Iterator[Row]:
+        """Yield values that follow one another, with white space between them."""
+        decoder = Decoder()
+        while self.peek():
+            line = self._line + self._buffer.count("\n", 0, self._at)
+            content = self._value(decoder)
+            yield Row(f"{self._name}:{line}", content, decoder.problem(content))
+
+    def array(self, *, wrapped: bool = False) -> Iterator[Row]:
+        """Yield the elements of an array; of a `wrapped` one, the rest of the text is not read."""
         decoder, number = Decoder(), 0
         self._expect("[")
-        if self._next() == "]":
+        if self.peek() == "]":
             self._at += 1
         else:
             while True:
                 number += 1
                 content = self._value(decoder)
                 yield Row(f"{self._name}[{number}]", content, decoder.problem(content))
-                if self._next() == "]":
+                if self.peek() == "]":
                     self._at += 1
                     break
                 self._expect(",")
-        if self._next():
+                if self.peek() == "]":
+                    raise self._error("a comma after the last row")
+        if not wrapped and self.peek():
             raise self._error("extra data after the array")
 
     def _value(self, decoder: Decoder) -> Any:
-        self._next()
+        self.peek()
         while True:
             try:
                 content, end = decoder.decode(self._buffer, self._at)
@@ -171,8 +251,8 @@ class _Array:
                 self._at = end
                 return content
 
-    def _next(self) -> str:
-        """Go to the next character that is not white space and return it; empty at the end."""
+    def peek(self) -> str:
+        """Skip white space and return the next character; empty at the end."""
         while True:
             if found := _NO_BLANK.search(self._buffer, self._at):
                 self._at = found.start()
@@ -182,7 +262,7 @@ class _Array:
                 return ""
 
     def _expect(self, mark: str) -> None:
-        if self._next() != mark:
+        if self.peek() != mark:
             raise self._error(f"not valid JSON: expecting {mark!r} delimiter")
         self._at += 1
 
@@ -214,12 +294,15 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
         done, lines = 0, read_lines()
         header = next(lines, "")
-        # In locales with a decimal comma, spreadsheets separate fields by semicolons.
-        delimiter = max(",;\t", key=header.count)
+        # In locales with a decimal comma, spreadsheets separate fields by semicolons; Excel may say so first.
+        if named := re.fullmatch(r'"?sep=(.)"?\s*', header):
+            delimiter, header_line, header = named[1], 2, next(lines, "")
+        else:
+            delimiter, header_line = max(",;\t|", key=header.count), 1
         columns = next(csv.reader([header], delimiter=delimiter), [])
-        require_different(columns, f"{path.name}:1")
+        require_different(columns, f"{path.name}:{header_line}")
         reader = csv.reader(lines, strict=True, delimiter=delimiter)
-        done = 1
+        done = header_line
         while True:
             taken = 0
             try:
@@ -229,12 +312,12 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 if "end of data" in str(error):
                     problem = f"{path.name}: the row after line {done} opens a quote that is never closed"
                     raise DataError(problem, hint=FIX_LINE) from None
-                done = reader.line_num + 1
+                done = reader.line_num + header_line
                 yield Row(f"{path.name}:{done}", None, str(error))
                 continue
             if fields is None:
                 return
-            done = reader.line_num + 1
+            done = reader.line_num + header_line
             if len(fields) > len(columns):
                 yield Row(f"{path.name}:{done}", None, "more fields than the header has")
             elif fields:

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
@@ -20,7 +20,7 @@ from dialogkit.data.hints import READ_INTO_MEMORY
 from dialogkit.data.open_files import STREAMED, open_file, open_text, readable, suffix_of
 from dialogkit.data.parquet import ParquetRows
 from dialogkit.data.readers import Decoder, parse_line, read_line
-from dialogkit.data.sources import NAMED, fetch_file, hub_files
+from dialogkit.data.sources import NAMED, DataSource, fetch_file, hub_files
 from dialogkit.errors import DataError, did_you_mean
 from dialogkit.hints import Shell
 
@@ -42,45 +42,23 @@ class StreamRow(NamedTuple):
     problem: str | None
 
 
-class Reader(Protocol):
-    """An open shard. Reading its blocks in ascending order is fastest."""
-
-    blocks: int | None
-    """Number of blocks; None if it is known only at the end."""
-    seekable: bool
-    """Whether random access to blocks is as cheap as reading them in order."""
-
-    def has(self, block: int) -> bool:
-        """Return whether the shard has this block."""
-
-    def rows(self, block: int) -> Iterator[StreamRow]:
-        """Yield the rows of a block. Raises: DataError if the file cannot be read."""
-
-    def place(self, block: int, number: int) -> str:
-        """Return where a row of a block is, as `file:line` or `file[number]`; may read the file up to it."""
-
-    def close(self) -> None:
-        """Close the file."""
-
-
 @dataclass(frozen=True)
 class Shard:
     """A file of a stream, on disk or on the hub. Opening it fetches it from the hub."""
 
     name: str
-    path: Path | None
-    hub: tuple[str, str, str] | None = None
-    """Repository, file and commit."""
+    source: Path | tuple[str, str, str]
+    """The file on disk, or the repository, file and commit on the hub."""
 
-    def open(self) -> Reader:
+    def open(self) -> "Reader":
         """Return the shard opened for reading. Raises: DataError, UnavailableError."""
         path = self.local()
         with readable(path):
-            return _ParquetReader(self.name, path) if path.suffix == ".parquet" else _LineReader(self.name, path)
+            return ParquetReader(self.name, path) if path.suffix == ".parquet" else LineReader(self.name, path)
 
     def local(self) -> Path:
         """Return the file on disk, fetched into the hub's cache if need be. Raises: UnavailableError."""
-        return self.path if self.path is not None else fetch_file(*(self.hub or ("", "", "")))
+        return self.source if isinstance(self.source, Path) else fetch_file(*self.source)
 
 
 @dataclass(frozen=True)
@@ -97,16 +75,16 @@ class Stream:
 
     def rows(self) -> int | None:
         """Return the rows of all shards if known without reading them, as for Parquet files and the hub."""
-        if any(shard.path is None or shard.path.suffix != ".parquet" for shard in self.shards):
-            return self.hub_rows
-        return sum(ParquetRows(shard.local()).counts()[0] for shard in self.shards)
+        if all(isinstance(shard.source, Path) and shard.source.suffix == ".parquet" for shard in self.shards):
+            return sum(ParquetRows(shard.local()).counts()[0] for shard in self.shards)
+        return self.hub_rows
 
 
 def find_stream(config: DataConfig) -> Stream:
     """Return the shards of a dataset. Raises: DataError if it does not exist or cannot be streamed."""
     name = config.dataset
-    named = NAMED.get(name)
-    path = named.path if named is not None and named.path else Path(os.path.expanduser(name))
+    named = NAMED.get(name, DataSource("", hub_id=name))
+    path = named.path or Path(os.path.expanduser(name))
     if os.path.isdir(path):
         files = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
         chosen = [file for file in files if suffix_of(file) in STREAMED]
@@ -124,29 +102,25 @@ def find_stream(config: DataConfig) -> Stream:
                 hint=READ_INTO_MEMORY,
             )
     else:
-        hub_id, license = (named.hub_id or "", named.license) if named is not None else (name, None)
-        if not HUB_ID.match(hub_id) or suffix_of(path) in STREAMED:
+        if not HUB_ID.match(named.hub_id) or suffix_of(path) in STREAMED:
             raise DataError(f"there is no dataset {name!r}{did_you_mean(name, NAMED)}")
-        return _hub_stream(name, license, hub_id, config.revision)
+        return _hub_stream(name, named.license, named.hub_id, config.revision)
     if packed := next((file for file in chosen if file.name.endswith(".parquet.gz")), None):
         raise DataError(
             f"{packed.name} cannot be streamed: a Parquet file is read from its end, which gzip does not allow",
             hint=Shell(f"gunzip {shlex.quote(str(packed))}"),
         )
     shards = tuple(Shard(file.name, file) for file in chosen)
-    license = named.license if named is not None else None
-    return Stream(path.name if named is None else name, license, shards, _identity(chosen))
+    return Stream(named.name or path.name, named.license, shards, _identity(chosen))
 
 
 def _hub_stream(name: str, license: str | None, hub_id: str, revision: str | None) -> Stream:
     files, commit, rows = hub_files(hub_id, revision)
     other = next((file for file in files if suffix_of(Path(file)) not in STREAMED or ".parquet." in file), None)
     if other is not None or not files:
-        raise DataError(
-            f"the dataset {hub_id!r} cannot be streamed: it has files such as {other!r}",
-            hint=READ_INTO_MEMORY,
-        )
-    shards = tuple(Shard(file, None, (hub_id, file, commit)) for file in sorted(files))
+        problem = f"the dataset {hub_id!r} cannot be streamed: it has files such as {other!r}"
+        raise DataError(problem, hint=READ_INTO_MEMORY)
+    shards = tuple(Shard(file, (hub_id, file, commit)) for file in sorted(files))
     digest = hashlib.sha256("\n".join([commit, *(shard.name for shard in shards)]).encode())
     return Stream(name, license, shards, digest.hexdigest(), rows)
 
@@ -163,8 +137,15 @@ def _identity(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-class _LineReader:
-    """JSONL. A block is the lines that start within its bytes."""
+class LineReader:
+    """An open JSONL file, whose blocks are read fastest in ascending order.
+
+    A block is the lines that start within its bytes.
+
+    Attributes:
+        blocks: number of blocks; None if it is known only at the end.
+        seekable: whether random access to blocks is as cheap as reading them in order.
+    """
 
     def __init__(self, name: str, path: Path) -> None:
         self._name, self._path = name, path
@@ -178,9 +159,11 @@ class _LineReader:
         """The first byte that a gzipped file reaches without being reopened."""
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def has(self, block: int) -> bool:
+        """Return whether the file has this block."""
         if self.blocks is not None:
             return block < self.blocks
         start = block * BLOCK_BYTES
@@ -190,30 +173,29 @@ class _LineReader:
             return self._at > start or bool(self._file.peek(1))
 
     def rows(self, block: int) -> Iterator[StreamRow]:
+        """Yield the rows of a block. Raises: DataError if the file cannot be read."""
         decoder, number, start = Decoder(), 0, block * BLOCK_BYTES
         with readable(self._path):
             self._go_to(start)
             self._least = start + 1
             while self._starts_line and self._at < start + BLOCK_BYTES:
                 first = self._at == 0
-                if not (line := read_line(self._file, self._passed)):
+                line, longer_by = read_line(self._file)
+                if not line:
                     return
-                self._at += len(line)
+                self._at += len(line) + longer_by
                 number += 1
                 if (row := parse_line(line, decoder, first=first)) is not None:
                     yield StreamRow(number, *row)
 
     def place(self, block: int, number: int) -> str:
-        """Return `file:line`, counting the lines before the block."""
+        """Return where a row of a block is, as `file:line`, by counting the lines before the block."""
         lines, left = min(block, 1), block * BLOCK_BYTES - 1
         with readable(self._path), open_file(self._path) as file:
             while left > 0 and (chunk := file.read(min(_CHUNK, left))):
                 lines += chunk.count(b"\n")
                 left -= len(chunk)
         return f"{self._name}:{lines + number}"
-
-    def _passed(self, count: int) -> None:
-        self._at += count
 
     def _go_to(self, start: int) -> None:
         """Go to the first line that starts at byte `start` or later in the block."""
@@ -240,8 +222,11 @@ class _LineReader:
             self._starts_line = rest.endswith(b"\n")
 
 
-class _ParquetReader:
-    """Parquet. A block is as many rows as take about the space of a block of JSONL."""
+class ParquetReader:
+    """An open Parquet file, with the interface of `LineReader`.
+
+    A block is as many rows as take about the space of a block of JSONL.
+    """
 
     seekable = False
 
@@ -249,17 +234,20 @@ class _ParquetReader:
         self._name, self._rows = name, ParquetRows(path)
         self.count, size = self._rows.counts()
         self._per_block = max(1, min(_MOST_ROWS, BLOCK_BYTES * self.count // max(1, size)))
-        self.blocks: int | None = -(-self.count // self._per_block)
+        self.blocks = -(-self.count // self._per_block)
         self._active: Iterator[tuple[int, Any, str | None]] | None = None
         self._at = 0
 
     def close(self) -> None:
+        """Close the file."""
         self._active = None
 
     def has(self, block: int) -> bool:
-        return block < (self.blocks or 0)
+        """Return whether the file has this block."""
+        return block < self.blocks
 
     def rows(self, block: int) -> Iterator[StreamRow]:
+        """Yield the rows of a block. Raises: DataError if the file cannot be read."""
         start = block * self._per_block
         end = min(start + self._per_block, self.count)
         with readable(self._rows.path):
@@ -274,4 +262,8 @@ class _ParquetReader:
                 yield StreamRow(number - start + 1, content, problem)
 
     def place(self, block: int, number: int) -> str:
+        """Return where a row of a block is, as `file[number]`."""
         return f"{self._name}[{block * self._per_block + number}]"
+
+
+Reader = LineReader | ParquetReader

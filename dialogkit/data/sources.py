@@ -3,21 +3,24 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
-from dialogkit.config.paths import files_beside, nearest_file
-from dialogkit.data.formats import RowError, parse_row, recognise_format
-from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, SUFFIXES, USE_STARTER, use_another_file
+from dialogkit.config.paths import nearest_file
+from dialogkit.data.foreign_files import named_file
+from dialogkit.data.formats import RowError, RowParser, tree_paths
+from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, SUFFIXES, USE_STARTER, first_dataset, use_another_file
 from dialogkit.data.open_files import STREAMED, Row, suffix_of
 from dialogkit.data.readers import read_rows
 from dialogkit.dialog import Dialog
-from dialogkit.errors import DataError, UnavailableError, did_you_mean
-from dialogkit.hints import Change, Either, Hint
-from dialogkit.system.network import from_hub
+from dialogkit.errors import DataError, UnavailableError, did_you_mean, os_reason
+from dialogkit.hints import Change, Either
+from dialogkit.system.hub import from_hub
 
 T = TypeVar("T")
 
@@ -30,21 +33,25 @@ _MAX_COUNTED = 100_000
 
 
 @dataclass(frozen=True)
-class NamedDataset:
-    """A dataset with a short name."""
+class DataSource:
+    """A dataset that was found but not read: a file, or a hub dataset."""
 
-    path: Path | None
-    hub_id: str | None
-    license: str
-    description: str
+    name: str
+    path: Path | None = None
+    hub_id: str = ""
+    license: str | None = None
+    description: str = ""
 
 
-NAMED = {
-    "starter": NamedDataset(STARTER, None, "CC0-1.0", "dialogs that ship with the package"),
-    "alpaca-gpt4": NamedDataset(
-        None, "vicgalle/alpaca-gpt4", "CC BY-NC 4.0 (research only)", "52,000 instructions answered by GPT-4"
-    ),
-}
+_SHIPPED = DataSource("starter", STARTER, license="CC0-1.0", description="dialogs that ship with the package")
+_ALPACA = DataSource(
+    "alpaca-gpt4",
+    hub_id="vicgalle/alpaca-gpt4",
+    license="CC BY-NC 4.0 (research only)",
+    description="52,000 instructions answered by GPT-4",
+)
+NAMED = {source.name: source for source in (_SHIPPED, _ALPACA)}
+"""Datasets with a short name."""
 
 
 @dataclass
@@ -64,16 +71,9 @@ class RawData:
     """Rows without a dialog, or that could not be read."""
     bad_rows: list[str] = field(default_factory=list)
     """`place: reason` of the first unusable rows."""
-
-
-@dataclass(frozen=True)
-class DataSource:
-    """A dataset that was found but not read."""
-
-    name: str
-    path: Path | None
-    hub_id: str | None
-    license: str | None
+    notes: dict[str, int] = field(default_factory=dict)
+    """What was repaired or left out, with the number of dialogs."""
+    unused_columns: list[str] = field(default_factory=list)
 
 
 def looks_like_file(name: str) -> bool:
@@ -84,32 +84,34 @@ def looks_like_file(name: str) -> bool:
 def find_source(config: DataConfig) -> DataSource:
     """Return the source of a dataset. Raises: DataError if it is no known name, file or hub id."""
     name = config.dataset
-    if (named := NAMED.get(name)) is not None:
-        return DataSource(name, named.path, named.hub_id, named.license)
+    if name in NAMED:
+        return NAMED[name]
     # Unlike pathlib's, these functions accept any text, even one that is too long for a file name.
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         inside = sorted(file for file in os.listdir(path) if suffix_of(Path(file)) in SUFFIXES)
-        hint = Change({"data.dataset": os.path.join(name, inside[0])}) if inside else None
+        first = first_dataset([path / file for file in inside])
+        hint = Change({"data.dataset": str(first)}) if first else None
         if len(inside) > 1 and any(suffix_of(Path(file)) in STREAMED for file in inside):
             hint = Change({"data.dataset": name, "data.streaming": True})
         raise DataError(f"{name!r} is a folder, not a file", hint=hint)
     if os.path.isfile(path):
         if suffix_of(path) not in SUFFIXES:
-            raise DataError(
+            raise named_file(path) or DataError(
                 f"{name!r} has none of the endings {', '.join(SUFFIXES)} (or .gz after them)",
                 hint=use_another_file(path),
             )
-        return DataSource(path.name, path, None, None)
+        return DataSource(path.name, path)
     if os.path.lexists(path):
         kind = "a broken link" if os.path.islink(path) else "neither a file nor a folder"
         raise DataError(f"{name!r} is {kind}", hint=use_another_file(path))
     if HUB_ID.match(name) and suffix_of(path) not in SUFFIXES:
-        return DataSource(name, None, name, None)
+        return DataSource(name, hub_id=name)
     if "/" in name or path.suffix:
         near = nearest_file(path, SUFFIXES)
         meant = f" (did you mean {str(near)!r}?)" if near else ""
-        hint = use_another_file(path) if files_beside(path, SUFFIXES) else None
+        beside = use_another_file(path)
+        hint = None if beside == USE_STARTER else beside
         raise DataError(f"the dataset file {name!r} does not exist{meant}", hint=hint)
     raise DataError(f"unknown dataset {name!r}{did_you_mean(name, NAMED)}")
 
@@ -120,7 +122,7 @@ def file_digest(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"{path.name} cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise DataError(f"{path.name} cannot be read: {os_reason(error)}") from None
 
 
 def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
@@ -133,38 +135,53 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
         rows = read_rows(source.path)
         revision = file_digest(source.path)
     else:
-        rows, revision = _hub_rows(source.hub_id or "", config.revision)
+        rows, revision = _hub_rows(source.hub_id, config.revision)
     raw = RawData(source.name, "", source.license, revision)
+    parser = RowParser("" if config.format == "auto" else config.format, config.column_of, source=source.name)
     malformed, refused = _BadRows(), _BadRows()
-    for place, row, problem in rows:
-        raw.rows += 1
-        if problem is not None:
+
+    def sound_rows() -> Iterator[tuple[str, Any]]:
+        for place, row, problem in rows:
+            raw.rows += 1
+            if problem is None:
+                yield place, row
+                continue
             malformed.add(place, problem)
             if malformed.number > max(config.max_bad_rows, _MAX_COUNTED):
-                break
-            continue
-        if not raw.format:
-            chosen = config.format
-            raw.format = recognise_format(row, source=source.name) if chosen == "auto" else chosen
+                return
+
+    found = sound_rows()
+    first = next(found, None)
+    if first is not None and parser.expects_trees(first[1]):
+        # A dialog is a path through many rows.
+        parser.columns.update(dict.fromkeys(first[1]))
+        trees = tree_paths(chain([first], found))
+        raw.rows, found, first = malformed.number + len(trees), iter(trees), None
+    for place, row in found if first is None else chain([first], found):
         try:
-            raw.dialogs.append(parse_row(row, raw.format))
+            raw.dialogs.append(parser.parse(row))
             raw.places.append(place)
         except RowError as error:
             refused.add(place, str(error))
     if malformed.number > config.max_bad_rows:
-        raise malformed_rows_error(malformed.number, malformed.first)
+        named = named_file(source.path) if source.path is not None else None
+        raise named or malformed_rows_error(malformed.number, malformed.first, all_rows=not raw.dialogs)
     raw.unusable, raw.bad_rows = malformed.number + refused.number, malformed.first + refused.first
     if not raw.rows:
         raise DataError(
             f"{source.name} holds no rows", hint=use_another_file(source.path) if source.path else USE_STARTER
         )
     if not raw.dialogs:
+        if not parser.format and parser.unknown is not None:
+            raise parser.unknown
         reasons = [*malformed.reasons(), *refused.reasons()]
         raise DataError(
-            f"none of the {raw.rows} rows of {source.name} is a dialog in the format {raw.format}: {reasons[0]}",
+            f"none of the {raw.rows} rows of {source.name} is a dialog in the format {parser.format}: "
+            + reasons[0],
             hint=FIX_ROWS if config.format == "auto" else DETECT_FORMAT,
             details=reasons[1:SHOWN_ROWS],
         )
+    raw.format, raw.notes, raw.unused_columns = parser.format, dict(parser.notes), parser.unused
     return raw
 
 
@@ -193,17 +210,17 @@ class _BadRows:
             self.first.append(f"{place}: {reason}")
 
 
-def malformed_rows_error(number: int, first: list[str], *, streamed: bool = False) -> DataError:
+def malformed_rows_error(
+    number: int, first: list[str], *, streamed: bool = False, all_rows: bool = False
+) -> DataError:
     """Return the error of malformed rows, with their number and the first ones.
 
-    Of a stream, the number is a lower bound.
+    Of a stream, the number is a lower bound. Where all rows are malformed, skipping them leaves nothing.
     """
-    if streamed or number > _MAX_COUNTED:
-        more = f" (and at least {number - 1:,} more such rows)" if number > 1 else ""
-        hint: Hint = Either("fix that line", Change({"data.max_bad_rows": "N"})) if streamed else USE_STARTER
-    else:
-        more = f" (and {number - 1:,} more such rows)" if number > 1 else ""
-        hint = Either("fix that line", Change({"data.max_bad_rows": number}))
+    is_bound = streamed or number > _MAX_COUNTED
+    more = f" (and {'at least ' if is_bound else ''}{number - 1:,} more such rows)" if number > 1 else ""
+    allow = Either("fix that line", Change({"data.max_bad_rows": "N" if streamed else number}))
+    hint = USE_STARTER if (is_bound and not streamed) or all_rows else allow
     return DataError(f"{first[0]}{more}", hint=hint, details=first[1:])
 
 
@@ -272,22 +289,16 @@ def fetch_file(hub_id: str, file: str, commit: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
+    def load(online: bool) -> Path:
+        local = not online
+        return Path(hf_hub_download(hub_id, file, repo_type="dataset", revision=commit, local_files_only=local))
+
     disable_progress_bars()
+    with suppress(OSError):  # a file of a commit never changes, so the hub is not asked for a cached one
+        return load(online=False)
     try:
-        # A file of a commit never changes, so the hub is not asked for a cached one.
-        return Path(hf_hub_download(hub_id, file, repo_type="dataset", revision=commit, local_files_only=True))
-    except OSError:
-        pass
-    try:
-        return Path(
-            from_hub(
-                lambda online: hf_hub_download(
-                    hub_id, file, repo_type="dataset", revision=commit, local_files_only=not online
-                ),
-                lacking=f"the file {file!r} of {hub_id!r} is not in its cache",
-                hint=USE_STARTER,
-            )
-        )
+        lacking = f"the file {file!r} of {hub_id!r} is not in its cache"
+        return from_hub(load, lacking=lacking, hint=USE_STARTER)
     except (OSError, HfHubHTTPError) as error:
         message = f"the file {file!r} of {hub_id!r} cannot be fetched: {_first_line(error)}"
         raise UnavailableError(message, hint=USE_STARTER) from None

@@ -25,8 +25,9 @@ def split_by_hash(
 
 
 def hash_dialog(dialog: Dialog) -> int:
-    """Return a 64-bit hash of the roles and texts of a dialog."""
-    text = json.dumps(dialog, ensure_ascii=False, separators=(",", ":"))
+    """Return a 64-bit hash of the roles and texts of a dialog, and of which answers are not learned."""
+    turns = [(m.role, m.content) if m.learned else m for m in dialog]
+    text = json.dumps(turns, ensure_ascii=False, separators=(",", ":"))
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 

@@ -17,7 +17,6 @@ _SCRIPT = re.compile(r"(.+?) (?:CAPITAL|SMALL|LETTER|SYLLAB|UNIFIED|COMPATIBILIT
 
 _OTHER_NAMES = {"Cjk": "Han", "Modifier": "Other", "unnamed": "Other"}
 
-
 _CHUNK_CHARACTERS = 2**22
 
 
@@ -37,10 +36,7 @@ def script_shares(counts: NDArray[np.int64]) -> dict[str, float]:
     """Return the fraction of letters in each script, the most frequent first.
 
     The script is taken from the Unicode name of a letter, after compatibility forms (full width, superscript,
-    mathematical) are replaced by the plain letter.
-
-    Args:
-        counts: of characters, by code point.
+    mathematical) are replaced by the plain letter. `counts` are those of characters, by code point.
     """
     found: dict[str, int] = {}
     for code in np.flatnonzero(counts).tolist():
@@ -63,10 +59,7 @@ def surprise(texts: Sequence[str], counts: NDArray[np.int64]) -> NDArray[np.floa
     """Return the mean bits per character of texts [N], none empty, under the frequencies of all texts.
 
     Shannon's self-information of order 0: it measures how unusual the characters are, not their order.
-
-    Args:
-        texts: the texts.
-        counts: of the characters of all texts, by code point.
+    `counts` are those of the characters of all texts, by code point.
     """
     bits = -np.log2(np.maximum(counts, 1) / max(1, int(counts.sum())))
     means = np.zeros(len(texts))

@@ -9,10 +9,9 @@ first block of the group is found directly, and the group is read again.
 """
 
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import reduce
+from dataclasses import asdict, dataclass, field, fields
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,15 +21,19 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from dialogkit.data.formats import RowError, parse_row
+from dialogkit.config.data import DataConfig
+from dialogkit.data.formats import RowError, RowParser
 from dialogkit.data.hints import READ_INTO_MEMORY, USE_STARTER
-from dialogkit.data.shards import Reader, Shard
+from dialogkit.data.shards import Reader, Stream
 from dialogkit.data.sources import SHOWN_ROWS, malformed_rows_error
 from dialogkit.data.tokens import DialogTokens, encode
 from dialogkit.dialog import ChatTokenizer, Dialog
+from dialogkit.distributed import process_group
 from dialogkit.errors import ConfigError, DataError, DialogKitError
-from dialogkit.hints import Call, Change, Either, Hint
+from dialogkit.hints import Call, Change, Either
 
+_FILE = "stream-{}.json"
+"""A rank's place in a checkpoint."""
 _FIRST = ("malformed_first", "refused_first")
 
 
@@ -66,20 +69,11 @@ class Counts:
     """Block number in the pass and `place: reason` of the first malformed rows."""
     refused_first: list[tuple[int, str]] = field(default_factory=list)
 
-    def plus(self, other: "Counts") -> "Counts":
+    def __add__(self, other: "Counts") -> "Counts":
         """Return the sum; its first rows are those of the first blocks, whichever rank read them."""
-        return Counts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}).shortened()
-
-    def shortened(self) -> "Counts":
-        """Return a copy with no more first rows than are shown."""
-        first: dict[str, Any] = {
-            name: sorted(getattr(self, name), key=itemgetter(0))[:SHOWN_ROWS] for name in _FIRST
-        }
-        return replace(self, **first)
-
-    def malformed_only(self) -> "Counts":
-        """Return a copy with the malformed rows only."""
-        return Counts(malformed=self.malformed, malformed_first=self.malformed_first)
+        total = {field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
+        first = {name: sorted(total[name], key=itemgetter(0))[:SHOWN_ROWS] for name in _FIRST}
+        return Counts(**{**total, **first})
 
     @classmethod
     def read(cls, held: dict[str, Any]) -> "Counts":
@@ -87,50 +81,29 @@ class Counts:
         return cls(**{**held, **{name: [(int(number), text) for number, text in held[name]] for name in _FIRST}})
 
 
-def _sum_of(counts: Iterable[Counts]) -> Counts:
-    """Return the sum of counts."""
-    return reduce(Counts.plus, counts, Counts())
-
-
 @dataclass(frozen=True)
 class Plan:
     """Everything that determines the dialogs of a stream and their order."""
 
-    name: str
-    shards: Sequence[Shard]
+    source: Stream
+    config: DataConfig
     format: str
     tokenizer: ChatTokenizer
     longest: int
     """Most tokens of a dialog; longer ones are cut."""
     below: int
     """Dialogs with a lower hash are held out."""
-    samples: int | None
-    shuffle_dialogs: int
-    max_bad_rows: int
     seed: int
 
 
 @dataclass
 class Prepared:
-    """A tokenized block.
-
-    `train` are the indices of its training dialogs, `share` is the fraction of the pass before it.
-    """
+    """The tokenized training dialogs of a block; `share` is the fraction of the pass before it."""
 
     place: Place
     share: float
     tokens: DialogTokens
-    train: NDArray[np.int64]
     counts: Counts
-
-
-class _Failure(NamedTuple):
-    """An error of a worker. The DataLoader would put a traceback into the message of an exception."""
-
-    kind: type[DialogKitError]
-    message: str
-    hint: Hint | None
-    details: Sequence[str]
 
 
 class _Blocks(IterableDataset[Any]):
@@ -141,7 +114,7 @@ class _Blocks(IterableDataset[Any]):
         self._pass_blocks = pass_blocks
         self._shown = {"malformed": 0, "refused": 0}
 
-    def __iter__(self) -> Iterator[Prepared | _Failure]:
+    def __iter__(self) -> Iterator[Prepared | DialogKitError]:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         try:
@@ -149,18 +122,19 @@ class _Blocks(IterableDataset[Any]):
                 if index % workers == worker:
                     yield self._prepared(place, block, share, reader)
         except DialogKitError as error:
-            yield _Failure(type(error), error.message, error.hint, error.details)
+            yield error  # if it was raised, the DataLoader would put a traceback into its message
 
     def _own(self) -> Iterator[tuple[Place, int, float, Reader]]:
         """Yield place, block of the shard, share of the pass and reader of each block of this rank."""
         plan, (epoch, shard, block, number) = self._plan, self._start
+        shards = plan.source.shards
         started_at = number
         while True:
             # With `samples`, every pass uses the same dialogs.
-            key = (plan.seed, epoch) if plan.samples is None else (0, 0)
-            order, found = shuffled(len(plan.shards), *key), False
+            key = (plan.seed, epoch) if plan.config.samples is None else (0, 0)
+            order, found = shuffled(len(shards), *key), False
             for index in range(shard, len(order)):
-                with closing(plan.shards[order[index]].open()) as reader:
+                with closing(shards[order[index]].open()) as reader:
                     known, chosen = reader.blocks, None
                     if known is not None and reader.seekable:
                         chosen = shuffled(known, *key, int(order[index]))
@@ -174,7 +148,7 @@ class _Blocks(IterableDataset[Any]):
                 block = 0
             if not found and not started_at:
                 raise DataError(
-                    f"the {number} blocks of {plan.name} are too few for {self._world} processes: rank "
+                    f"the {number} blocks of {plan.source.name} are too few for {self._world} processes: rank "
                     f"{self._rank} has none",
                     hint=READ_INTO_MEMORY,
                 )
@@ -182,12 +156,13 @@ class _Blocks(IterableDataset[Any]):
 
     def _prepared(self, place: Place, block: int, share: float, reader: Reader) -> Prepared:
         plan, counts = self._plan, Counts()
+        parser = RowParser(plan.format, plan.config.column_of)
         dialogs: list[Dialog] = []
         for number, content, problem in reader.rows(block):
             counts.rows += 1
             if problem is None:
                 try:
-                    dialogs.append(parse_row(content, plan.format))
+                    dialogs.append(parser.parse(content))
                     continue
                 except RowError as error:
                     counts.refused += 1
@@ -198,10 +173,10 @@ class _Blocks(IterableDataset[Any]):
             if place.epoch == 0 and self._shown[kind] < SHOWN_ROWS:
                 self._shown[kind] += 1  # limited, as finding a line number takes reading the file up to it
                 first.append((place.number, f"{reader.place(block, number)}: {problem}"))
-        (tokens, origins), counts.dropped, counts.cut = encode(dialogs, plan.tokenizer, plan.longest)
-        train = np.flatnonzero(origins.hashes >= np.uint64(plan.below))
-        counts.held_out = len(origins.hashes) - len(train)
-        return Prepared(place, share, tokens, train, counts)
+        tokens, counts.dropped, counts.cut = encode(dialogs, plan.tokenizer, plan.longest)
+        train = np.flatnonzero(tokens.hashes >= np.uint64(plan.below))
+        counts.held_out = len(tokens) - len(train)
+        return Prepared(place, share, tokens.select(train), counts)
 
 
 def _as_it_is(item: Any) -> Any:
@@ -214,22 +189,20 @@ class _Group:
     def __init__(self, blocks: list[Prepared], taken: int, seed: int) -> None:
         self.blocks, self.taken = blocks, taken
         self.place = blocks[0].place
-        # The block of each dialog, and its index there.
-        self._block = np.repeat(np.arange(len(blocks)), [len(block.train) for block in blocks])
-        self._inside = np.concatenate([block.train for block in blocks])
-        self._order = shuffled(len(self._block), seed, *self.place)
+        self._starts = np.cumsum([0, *(len(block.tokens) for block in blocks)])
+        self._order = shuffled(int(self._starts[-1]), seed, *self.place)
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         nth = self._order[index]
-        tokens = self.blocks[int(self._block[nth])].tokens
-        return tokens[int(self._inside[nth])]
+        block = int(self._starts.searchsorted(nth, side="right")) - 1
+        return self.blocks[block].tokens[int(nth - self._starts[block])]
 
     def counts(self) -> Counts:
         """Return the counts of the rows that are of the first pass."""
-        return _sum_of(block.counts for block in self.blocks if block.place.epoch == 0)
+        return sum((block.counts for block in self.blocks if block.place.epoch == 0), Counts())
 
 
 @dataclass
@@ -274,17 +247,17 @@ class DialogStream:
         if folder is None:
             self._state = _State(rank_and_world_size()[1])
             return
-        self._state = self._stored(folder)
+        self._state = self.require_place(folder)
         self._read = self._state.counts
 
-    def require_place(self, folder: Path) -> None:
-        """Raise DataError if a checkpoint holds no place, ConfigError if the number of processes has changed."""
-        self._stored(folder)
+    def require_place(self, folder: Path) -> _State:
+        """Return the place in a checkpoint.
 
-    def _stored(self, folder: Path) -> _State:
+        Raises: DataError if it holds none; ConfigError if the number of processes has changed.
+        """
         rank, world = rank_and_world_size()
         try:
-            held = json.loads((folder / _file_name(rank)).read_text(encoding="utf-8"))
+            held = json.loads((folder / _FILE.format(rank)).read_text(encoding="utf-8"))
             counts = {name: Counts.read(held[name]) for name in ("counts", "reached")}
             state = _State(**{**held, **counts, "place": Place(*held["place"])})
             if any(number < 0 for number in (*state.place, state.offset, state.taken, state.pass_blocks or 0)):
@@ -306,25 +279,28 @@ class DialogStream:
         """Write the place after the last batch into a checkpoint, one file per rank. Raises: OSError."""
         rank, world = rank_and_world_size()
         state = self._state or _State(world)
-        (folder / _file_name(rank)).write_text(json.dumps(asdict(state)), encoding="utf-8")
+        (folder / _FILE.format(rank)).write_text(json.dumps(asdict(state)), encoding="utf-8")
 
     @property
     def counts(self) -> Counts:
         """Counts of the first pass so far: this rank's, and those of other ranks when last exchanged."""
-        return self._others if self._state is None else self._state.reached.plus(self._others)
+        return self._others if self._state is None else self._state.reached + self._others
 
     def row_counts(self) -> tuple[Counts, Counts]:
         """Return this rank's counts so far, and those of malformed rows including rows read ahead."""
-        return (self._state.reached if self._state else Counts()), self._read.malformed_only()
+        return (
+            self._state.reached if self._state else Counts(),
+            Counts(malformed=self._read.malformed, malformed_first=self._read.malformed_first),
+        )
 
     def merge_row_counts(self, ranks: Sequence[tuple[Counts, Counts]]) -> None:
         """Take the `row_counts` of all ranks in order. Raises: DataError for more malformed rows than allowed."""
         rank, _ = rank_and_world_size()
-        self._others = _sum_of(so_far for number, (so_far, _) in enumerate(ranks) if number != rank)
-        self._require_few_malformed(_sum_of(malformed for _, malformed in ranks))
+        self._others = sum((so_far for number, (so_far, _) in enumerate(ranks) if number != rank), Counts())
+        self._require_few_malformed(sum((malformed for _, malformed in ranks), Counts()))
 
     def _require_few_malformed(self, read: Counts) -> None:
-        if read.malformed > self.plan.max_bad_rows:
+        if read.malformed > self.plan.config.max_bad_rows:
             first = [text for _, text in read.malformed_first]
             raise malformed_rows_error(read.malformed, first, streamed=True)
 
@@ -373,7 +349,7 @@ class DialogStream:
                 upcoming: _Group | int = 0
                 self._group = group
                 state.place, state.taken = group.place, group.taken
-                state.reached = state.counts.plus(group.counts())
+                state.reached = state.counts + group.counts()
                 for index in range(state.offset, len(group)):
                     # Read the next group block by block, so that training never waits for all of it.
                     if not isinstance(upcoming, _Group) and upcoming <= index:
@@ -397,25 +373,27 @@ class DialogStream:
                 for block in read:
                     if block.place.epoch > start.epoch:  # the pass ends, and with it its last group
                         if blocks:
-                            yield self._shuffled(blocks, taken - collected)
+                            yield _Group(blocks, taken - collected, plan.seed)
                         if not trained_on:
-                            raise DataError(f"{plan.name} leaves no dialogs to train on", hint=USE_STARTER)
+                            raise DataError(f"{plan.source.name} leaves no dialogs to train on", hint=USE_STARTER)
                         blocks, collected, taken, start = [], 0, 0, block.place
                     if start.epoch == 0:
-                        self._read = self._read.plus(block.counts)
+                        self._read += block.counts
                         self._require_few_malformed(self._read)
-                    if quota is not None:
-                        block.train = block.train[: quota - taken]
-                    self._count(block)
+                    if quota is not None and len(block.tokens) > quota - taken:
+                        block.tokens = block.tokens.select(range(quota - taken))
+                    block.counts.train = len(block.tokens)
+                    block.counts.train_tokens = len(block.tokens.ids)
+                    block.counts.train_supervised_tokens = block.tokens.supervised_tokens
                     blocks.append(block)
-                    collected += len(block.train)
-                    taken += len(block.train)
-                    trained_on += len(block.train)
+                    collected += len(block.tokens)
+                    taken += len(block.tokens)
+                    trained_on += len(block.tokens)
                     if taken == quota and state.pass_blocks is None:
                         state.pass_blocks = block.place.number + 1
                         ended_early = True
-                    if collected >= plan.shuffle_dialogs or ended_early:
-                        yield self._shuffled(blocks, taken - collected)
+                    if collected >= plan.config.shuffle_dialogs or ended_early:
+                        yield _Group(blocks, taken - collected, plan.seed)
                         blocks, collected = [], 0
                     else:
                         yield collected
@@ -424,45 +402,23 @@ class DialogStream:
             # Restart the workers: only now is it known where a pass ends, and they read ahead.
             start, taken = Place(start.epoch + 1), 0
 
-    def _shuffled(self, blocks: list[Prepared], taken: int) -> _Group:
-        return _Group(blocks, taken, self.plan.seed)
-
     def _quota(self, rank: int, world: int) -> int | None:
         """Return this rank's dialogs of a pass if `samples` limits them."""
-        samples = self.plan.samples
+        samples = self.plan.config.samples
         return None if samples is None else samples // world + (rank < samples % world)
-
-    @staticmethod
-    def _count(block: Prepared) -> None:
-        learned = np.concatenate([[0], np.cumsum(block.tokens.supervised)])[block.tokens.offsets]
-        block.counts.train = len(block.train)
-        block.counts.train_tokens = int(block.tokens.lengths[block.train].sum())
-        block.counts.train_supervised_tokens = int(np.diff(learned)[block.train].sum())
 
     def _blocks(self, start: Place, rank: int, world: int, workers: int) -> Generator[Prepared]:
         assert self._state is not None
         read = _Blocks(self.plan, start, rank, world, self._state.pass_blocks)
         # A separate generator: the global one, which dropout uses, must not depend on the number of workers.
-        ahead = (
-            DataLoader(
-                read, batch_size=None, num_workers=workers, collate_fn=_as_it_is, generator=torch.Generator()
-            )
-            if workers
-            else read
-        )
+        options: dict[str, Any] = {"collate_fn": _as_it_is, "generator": torch.Generator()}
+        ahead = DataLoader(read, batch_size=None, num_workers=workers, **options) if workers else read
         for item in ahead:
-            if isinstance(item, _Failure):
-                raise item.kind(item.message, hint=item.hint, details=list(item.details))
+            if isinstance(item, DialogKitError):
+                raise item
             yield item
 
 
 def rank_and_world_size() -> tuple[int, int]:
     """Return the rank of this process and the number of processes that train together."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def _file_name(rank: int) -> str:
-    return f"stream-{rank}.json"
+    return process_group.rank(), process_group.world_size()

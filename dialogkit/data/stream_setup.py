@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from dialogkit.config.data import DataConfig
-from dialogkit.data.formats import RowError, parse_row, recognise_format
-from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, USE_STARTER
+from dialogkit.data.formats import TREES, RowError, RowParser
+from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, READ_INTO_MEMORY, USE_STARTER
 from dialogkit.data.prepare import Ledger, PreparedData
 from dialogkit.data.shards import Reader, Stream, StreamRow, find_stream
 from dialogkit.data.sources import SHOWN_ROWS, malformed_rows_error
 from dialogkit.data.split import hash_dialog, split_by_hash
 from dialogkit.data.stream import DialogStream, Plan, shuffled
-from dialogkit.data.tokens import DialogTokens, Origins, encode
+from dialogkit.data.tokens import DialogTokens, encode
 from dialogkit.dialog import ChatTokenizer, Dialog
 from dialogkit.errors import DataError
 
@@ -43,20 +43,19 @@ class StreamedData:
     train: Any
     """The `DialogStream`."""
     evaluation: DialogTokens
-    evaluation_origins: Origins
     sample: DialogTokens
     """The first training dialogs of the stream."""
-    sample_origins: Origins
     size: int | None
     """Training dialogs of a pass; None if that takes reading all files."""
     stream: DialogStream
-    source: Stream
+    parser: RowParser
+    """The parser of the first rows."""
     from_cache: bool = False
 
     @property
     def ledger(self) -> Ledger:
         """The ledger of the rows of the first pass so far."""
-        counts, source = self.stream.counts, self.source
+        counts, source = self.stream.counts, self.stream.plan.source
         return Ledger(
             dataset=source.name,
             format=self.stream.plan.format,
@@ -67,28 +66,19 @@ class StreamedData:
             cut=counts.cut,
             dropped=counts.dropped,
             first_bad_row=next((text for _, text in counts.malformed_first + counts.refused_first), None),
+            notes={f"{note} (in the first rows)": number for note, number in self.parser.notes.items()},
+            unused_columns=self.parser.unused,
         )
 
     def known(self) -> PreparedData:
         """Return the held-out dialogs, with the sample in place of the training dialogs."""
-        return PreparedData(
-            self.sample,
-            self.evaluation,
-            self.sample_origins,
-            self.evaluation_origins,
-            self.ledger,
-            self.from_cache,
-        )
+        return PreparedData(self.sample, self.evaluation, self.ledger, self.from_cache)
 
 
 def prepare_stream(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, seed: int) -> StreamedData:
-    """Return the stream of a dataset with its evaluation set.
+    """Return the stream of a dataset in the order of a seed, with its evaluation set.
 
-    Args:
-        config: the dataset and its limits.
-        tokenizer: gives the ids.
-        context: longest dialog that the model takes, in tokens.
-        seed: determines the order.
+    Dialogs of more than `context` tokens, the longest that the model takes, are cut.
 
     Raises: DataError if it cannot be read, or leaves nothing to train on or to evaluate.
     """
@@ -97,57 +87,40 @@ def prepare_stream(config: DataConfig, tokenizer: ChatTokenizer, *, context: int
     first = _FirstRows(source, config)
     first.read()
     below = first.boundary()
-    held_out = sorted((-negative, dialog) for negative, dialog in first.lowest if -negative < below)
-    (evaluation, evaluation_origins), _, _ = encode([dialog for _, dialog in held_out], tokenizer, longest)
+    evaluation, _, _ = encode(first.held_out(below), tokenizer, longest)
     training = [dialog for hash, dialog in first.sample if hash >= below]
-    (sample, sample_origins), _, _ = encode(training, tokenizer, longest)
+    sample, _, _ = encode(training, tokenizer, longest)
     if not len(evaluation) or not len(sample):
         raise DataError(
             f"{source.name} leaves {len(evaluation)} dialogs to evaluate and {len(sample)} to train on; at least "
             "one of each is needed" + (f" (first unusable row: {first.refused})" if first.refused else ""),
             hint=USE_STARTER,
         )
-    plan = Plan(
-        name=source.name,
-        shards=source.shards,
-        format=first.format,
-        tokenizer=tokenizer,
-        longest=longest,
-        below=below,
-        samples=config.samples,
-        shuffle_dialogs=config.shuffle_dialogs,
-        max_bad_rows=config.max_bad_rows,
-        seed=seed,
-    )
-    size = first.size(below)
-    if config.samples is not None:
-        size = config.samples if size is None else min(config.samples, size)
-    stream = DialogStream(plan)
-    return StreamedData(
-        stream, evaluation, evaluation_origins, sample, sample_origins, size, stream=stream, source=source
-    )
+    stream = DialogStream(Plan(source, config, first.parser.format, tokenizer, longest, below, seed))
+    sizes = [size for size in (first.size(below), config.samples) if size is not None]
+    return StreamedData(stream, evaluation, sample, min(sizes, default=None), stream, first.parser)
 
 
 class _FirstRows:
     """The first rows of all shards in turn, until they yield enough dialogs to hold out.
 
     Attributes:
-        format: the shape of the rows.
-        lowest: negated hash and dialog of the distinct dialogs with the lowest hashes, as a heap.
+        parser: parses the rows; its notes are about these rows.
+        lowest: the distinct dialogs with the lowest hashes, by hash; up to twice as many as can be held out.
         sample: hash and dialog of the first dialogs.
         refused: place and reason of the first well-formed row without a dialog.
     """
 
     def __init__(self, source: Stream, config: DataConfig) -> None:
-        self.format: str = "" if config.format == "auto" else config.format
-        self.lowest: list[tuple[int, Dialog]] = []
+        format = "" if config.format == "auto" else config.format
+        self.parser = RowParser(format, config.column_of, source=source.name)
+        self.lowest: dict[int, Dialog] = {}
         self.sample: list[tuple[int, Dialog]] = []
         self.refused: str | None = None
         self._source, self._config = source, config
         self._most = max(config.eval_min_dialogs, config.eval_max_dialogs)
         self._share = int(config.eval_fraction * (2**64 - 1))
         self._hashes = array("Q")
-        self._lowest_hashes: set[int] = set()
         self._rows = 0
         self._complete = False
 
@@ -170,9 +143,13 @@ class _FirstRows:
                 if number > self._config.max_bad_rows:
                     raise malformed_rows_error(number, malformed, streamed=True)
                 continue
-            self.format = self.format or recognise_format(row.content, source=self._source.name)
+            if self.parser.expects_trees(row.content):
+                raise DataError(
+                    f"{self._source.name} holds message trees ({TREES}), and a path through one takes all rows",
+                    hint=READ_INTO_MEMORY,
+                )
             try:
-                dialog = parse_row(row.content, self.format)
+                dialog = self.parser.parse(row.content)
             except RowError as error:
                 self.refused = self.refused or f"{reader.place(block, row.number)}: {error}"
                 continue
@@ -182,26 +159,25 @@ class _FirstRows:
                 found.add(hash)
             if len(self.sample) < _SAMPLE:
                 self.sample.append((hash, dialog))
-            self._keep_lowest(hash, dialog)
+            self.lowest.setdefault(hash, dialog)
+            if len(self.lowest) > 2 * self._most:
+                self.lowest = dict(heapq.nsmallest(self._most, self.lowest.items()))
         else:
             self._complete = True
         if not self._rows:
             raise DataError(f"{self._source.name} holds no rows", hint=USE_STARTER)
         if not len(self._hashes):
+            if not self.parser.format and self.parser.unknown is not None:
+                raise self.parser.unknown
             raise DataError(
                 f"none of the first {self._rows:,} rows of {self._source.name} is a dialog in the format "
-                f"{self.format}: {self.refused}",
+                f"{self.parser.format}: {self.refused}",
                 hint=FIX_ROWS if self._config.format == "auto" else DETECT_FORMAT,
             )
 
-    def _keep_lowest(self, hash: int, dialog: Dialog) -> None:
-        if hash in self._lowest_hashes or (len(self.lowest) == self._most and hash > -self.lowest[0][0]):
-            return
-        self._lowest_hashes.add(hash)
-        if len(self.lowest) < self._most:
-            heapq.heappush(self.lowest, (-hash, dialog))
-        else:
-            self._lowest_hashes.discard(-heapq.heappushpop(self.lowest, (-hash, dialog))[0])
+    def held_out(self, below: int) -> list[Dialog]:
+        """Return the dialogs to evaluate, by hash."""
+        return [dialog for hash, dialog in heapq.nsmallest(self._most, self.lowest.items()) if hash < below]
 
     def boundary(self) -> int:
         """Return the hash below which dialogs are held out."""

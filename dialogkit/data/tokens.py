@@ -1,9 +1,10 @@
 """Dialogs as token arrays: encoded, cut to the context, packed one after another."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,23 +16,20 @@ _CHUNK_DIALOGS, _CHUNK_CHARACTERS = 4096, 4 * 2**20
 """Limits of a batch to tokenize: meanwhile, a token takes a hundred times the memory of its text."""
 
 
+@dataclass(eq=False)
 class DialogTokens:
-    """Token ids of many dialogs in three flat arrays; `dialogs[i]` is a dict of views.
+    """Token ids of many dialogs in flat arrays; `dialogs[i]` is a dict of views.
 
-    ids [T_total], supervised [T_total], offsets [N + 1], answer_bytes [N] (UTF-8 bytes of the answers).
+    ids [T_total], supervised [T_total], offsets [N + 1], answer_bytes [N] (UTF-8 bytes of the answers),
+    hashes [N] (`hash_dialog`; 0 if unknown), whole_tokens [N] (tokens before the dialog was cut).
     """
 
-    def __init__(
-        self,
-        ids: NDArray[np.int32],
-        supervised: NDArray[np.bool_],
-        offsets: NDArray[np.int64],
-        answer_bytes: NDArray[np.int64],
-    ) -> None:
-        self.ids = ids
-        self.supervised = supervised
-        self.offsets = offsets
-        self.answer_bytes = answer_bytes
+    ids: NDArray[np.int32]
+    supervised: NDArray[np.bool_]
+    offsets: NDArray[np.int64]
+    answer_bytes: NDArray[np.int64]
+    hashes: NDArray[np.uint64]
+    whole_tokens: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.answer_bytes)
@@ -42,6 +40,8 @@ class DialogTokens:
             "input_ids": self.ids[start:end],
             "supervised": self.supervised[start:end],
             "answer_bytes": int(self.answer_bytes[index]),
+            "hash": self.hashes[index],
+            "whole_tokens": self.whole_tokens[index],
         }
 
     @classmethod
@@ -53,6 +53,8 @@ class DialogTokens:
             np.concatenate([np.zeros(0, np.bool_), *(row["supervised"] for row in rows)], dtype=np.bool_),
             np.cumsum([0, *(len(row["input_ids"]) for row in rows)], dtype=np.int64),
             np.array([row["answer_bytes"] for row in rows], dtype=np.int64),
+            np.array([row.get("hash", 0) for row in rows], dtype=np.uint64),
+            np.array([row.get("whole_tokens", len(row["input_ids"])) for row in rows], dtype=np.int64),
         )
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> Self:
@@ -70,30 +72,12 @@ class DialogTokens:
         return int(self.supervised.sum())
 
 
-class Origins(NamedTuple):
-    """Hashes and full lengths of dialogs before tokenization and cutting, in the order of their tokens.
-
-    hashes [N] (`hash_dialog`), whole_tokens [N] (tokens before the dialog was cut).
-    """
-
-    hashes: NDArray[np.uint64]
-    whole_tokens: NDArray[np.int64]
-
-    def select(self, indices: NDArray[np.int64]) -> "Origins":
-        """Return a copy with only these dialogs, in this order."""
-        return Origins(self.hashes[indices], self.whole_tokens[indices])
-
-
-def encode(
-    dialogs: Sequence[Dialog], tokenizer: ChatTokenizer, longest: int
-) -> tuple[tuple[DialogTokens, Origins], int, int]:
+def encode(dialogs: Sequence[Dialog], tokenizer: ChatTokenizer, longest: int) -> tuple[DialogTokens, int, int]:
     """Return dialogs as at most `longest` tokens each, and the numbers of dropped and cut dialogs.
 
     Raises: DataError if the model's own template refuses a dialog.
     """
     rows: list[dict[str, Any]] = []
-    hashes: list[int] = []
-    whole_tokens: list[int] = []
     cut = dropped = 0
     for chunk in _chunks(dialogs):
         for dialog, encoded in zip(chunk, tokenizer.encode_dialogs(chunk), strict=True):
@@ -111,12 +95,11 @@ def encode(
                     "input_ids": np.array(encoded.input_ids, dtype=np.int32),
                     "supervised": np.array(encoded.supervised, dtype=np.bool_),
                     "answer_bytes": _answer_bytes(dialog, encoded, tokenizer, whole=not shortened),
+                    "hash": hash_dialog(dialog),
+                    "whole_tokens": whole,
                 }
             )
-            hashes.append(hash_dialog(dialog))
-            whole_tokens.append(whole)
-    origins = Origins(np.array(hashes, dtype=np.uint64), np.array(whole_tokens, dtype=np.int64))
-    return (DialogTokens.from_dialogs(rows), origins), dropped, cut
+    return DialogTokens.from_dialogs(rows), dropped, cut
 
 
 def _chunks(dialogs: Sequence[Dialog]) -> Iterator[Sequence[Dialog]]:
@@ -135,13 +118,9 @@ def cut_dialog(encoded: Encoded, longest: int) -> Encoded:
     Whole turns are removed from the end until the rest fits and ends with an answer. If not even the first answer
     fits, that answer is cut at the limit, and its end of turn is not supervised.
     """
-    ends = [
-        index + 1
-        for index, learned in enumerate(encoded.supervised)
-        if learned and (index + 1 == len(encoded.supervised) or not encoded.supervised[index + 1])
-    ]
-    fitting = [end for end in ends if end <= longest]
-    end = fitting[-1] if fitting else longest
+    pairs = zip(encoded.supervised, [*encoded.supervised[1:], False], strict=True)
+    ends = [end for end, (learned, continues) in enumerate(pairs, 1) if learned and not continues]
+    end = max((end for end in ends if end <= longest), default=longest)
     return Encoded(encoded.input_ids[:end], encoded.supervised[:end])
 
 

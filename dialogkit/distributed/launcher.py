@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import socket
-import struct
 import sys
 import tempfile
 import threading
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import psutil
 import torch
 from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -26,9 +26,9 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dialogkit.distributed.rank import LAUNCH_FOLDER, MAIN_HOST_FILE, PORT
 from dialogkit.distributed.shutdown import RESTART
-from dialogkit.errors import DialogKitError, ProcessLostError, UnavailableError
+from dialogkit.errors import DialogKitError, ProcessLostError, UnavailableError, os_reason
 from dialogkit.hints import Call, Change
-from dialogkit.system.signals import ended_by_signals, stopped_by
+from dialogkit.system.signals import ended_by_signals, handled_by, stopped_by
 from dialogkit.text import counted
 
 JOIN_S = 900
@@ -97,7 +97,11 @@ def start(launch: Launch, words: Sequence[str], say: Callable[[str], None]) -> i
         os._exit(128 + number)
 
     try:
-        with signals, _status_messages(launch, folder, say), ended_by_signals(end, lambda: bool(signals.received)):
+        with (
+            handled_by(signals.forward),
+            _status_messages(launch, folder, say),
+            ended_by_signals(end, lambda: bool(signals.received)),
+        ):
             elastic_launch(_config(launch, folder), sys.executable)("-P", "-m", "dialogkit", *words)
     except ChildFailedError as error:
         if not signals.received:
@@ -145,7 +149,7 @@ def _require_free(rendezvous: str) -> None:
         except OSError as error:
             raise UnavailableError(
                 f"the machines cannot meet at {rendezvous}: port {port} of this one is not available "
-                f"({(error.strerror or str(error)).lower()})",
+                f"({os_reason(error)})",
                 hint=Change({"rendezvous": f"{host}:{int(port) + 1 if int(port) < 65_535 else PORT}"}),
             ) from None
 
@@ -182,15 +186,9 @@ def _interface(address: str | None) -> str | None:
     """Return the network interface with this address; None if unknown."""
     if address is None or not sys.platform.startswith("linux"):
         return None
-    import fcntl
-
-    request = 0x8915  # SIOCGIFADDR
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            with suppress(OSError):
-                found = fcntl.ioctl(probe.fileno(), request, struct.pack("256s", name.encode()[:15]))
-                if socket.inet_ntoa(found[20:24]) == address:
-                    return name
+    for name, addresses in psutil.net_if_addrs().items():
+        if next((found.address for found in addresses if found.family == socket.AF_INET), None) == address:
+            return str(name)
     return None
 
 
@@ -222,9 +220,9 @@ def _status_messages(launch: Launch, folder: Path, say: Callable[[str], None]) -
 
 def _has_processes(folder: Path) -> bool:
     """Return whether any of this machine's processes is running."""
-    for file in folder.glob("process-*"):
-        with suppress(OSError, ValueError):
-            os.kill(int(file.read_text(encoding="utf-8")), 0)
+    for process in _numbers(folder, "process-*"):
+        with suppress(OSError):
+            os.kill(process, 0)
             return True
     return False
 
@@ -234,26 +232,16 @@ class _Signals:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._before: dict[int, object] = {}
         self.received = 0
 
-    def __enter__(self) -> "_Signals":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with suppress(ValueError):  # not the main thread
-                self._before[number] = signal.signal(number, self._forward)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _forward(self, number: int, frame: FrameType | None) -> None:
+    def forward(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
         self.received = self.received or number
         (self._folder / "stop").write_text(str(number), encoding="utf-8")  # for a process that is only starting
         forwarded = 0
-        for file in self._folder.glob("process-*"):
-            with suppress(OSError, ValueError):
-                os.kill(int(file.read_text(encoding="utf-8")), number)
+        for process in _numbers(self._folder, "process-*"):
+            with suppress(OSError):
+                os.kill(process, number)
                 forwarded += 1
         if not forwarded:  # no process has started yet
             raise stopped_by(number)
@@ -261,11 +249,14 @@ class _Signals:
 
 def _codes(folder: Path) -> list[int]:
     """Return the exit codes that the processes wrote."""
-    found = []
-    for file in folder.glob("exit-*"):
+    return list(_numbers(folder, "exit-*"))
+
+
+def _numbers(folder: Path, files: str) -> Iterator[int]:
+    """Yield the numbers that the processes wrote into files of this pattern."""
+    for file in folder.glob(files):
         with suppress(OSError, ValueError):
-            found.append(int(file.read_text(encoding="utf-8")))
-    return found
+            yield int(file.read_text(encoding="utf-8"))
 
 
 def _lost(error: ChildFailedError, launch: Launch, folder: Path) -> DialogKitError:
@@ -282,14 +273,14 @@ def _lost(error: ChildFailedError, launch: Launch, folder: Path) -> DialogKitErr
     else:
         what = f"a process ended with code {first.exitcode}"
     again = f" and {counted(launch.max_restarts, 'restart')} did not help" if launch.max_restarts else ""
-    run = _begun(folder)
+    run = _read_note(folder / "run")
     return ProcessLostError(what + again, hint=Call("train", resume=run) if run else None)
 
 
 def _apart(error: Exception, launch: Launch, folder: Path) -> DialogKitError:
     """Return the error if the machines do not meet: at the start, or again after one was lost."""
     where, kind = launch.rendezvous or "this machine", type(error).__name__
-    if run := _begun(folder):
+    if run := _read_note(folder / "run"):
         return ProcessLostError(
             f"the {launch.nodes} machines that met at {where} have lost each other ({kind})",
             hint=Call("train", resume=run, nodes=launch.nodes, rendezvous=where),
@@ -303,11 +294,6 @@ def _apart(error: Exception, launch: Launch, folder: Path) -> DialogKitError:
     return UnavailableError(
         message, hint=f"start rank 0 of the machines on {host}, with port {port} open to the others"
     )
-
-
-def _begun(folder: Path) -> str | None:
-    """Return the run that the processes have started; None before."""
-    return _read_note(folder / "run")
 
 
 def _read_note(file: Path) -> str | None:

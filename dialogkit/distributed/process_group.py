@@ -1,8 +1,8 @@
 """The ranks of a training and their collective calls.
 
-All of it is a no-op in a training of a single process. Besides gradients, ranks
-exchange what they need through a gloo group of its own, whose calls have no short time limit: the main process may
-generate replies for minutes while other ranks wait.
+All of it is a no-op in a training of a single process. Besides gradients, ranks exchange what they need through a
+gloo group of its own, whose calls have no short time limit: the main process may generate replies for minutes
+while other ranks wait.
 """
 
 import threading

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +16,6 @@ MAIN_HOST_FILE = "speaker"
 """File in that folder with the name of rank 0's machine, on every other machine."""
 PORT = 29400
 """Default port of the rendezvous, the same as torchrun's."""
-
 
 _OF_ACCELERATE = {
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -47,7 +45,7 @@ class Rank:
 
 def this_rank() -> Rank | None:
     """Return the rank of this process; None in a single process."""
-    given = _of_torch(os.environ) or _of_slurm(os.environ)
+    given = _given()
     if given is None:
         return None
     try:
@@ -64,7 +62,7 @@ START_ALL = Either(Shell("unset RANK WORLD_SIZE"), Through("torchrun --nproc-per
 
 def require_sound_rank() -> None:
     """Raise ConfigError if the environment gives this process an impossible rank: it would wait forever."""
-    given = _of_torch(os.environ) or _of_slurm(os.environ)
+    given = _given()
     if given is None:
         return
     for name, value in {**given, "MASTER_PORT": os.environ.get("MASTER_PORT", str(PORT))}.items():
@@ -79,7 +77,7 @@ def require_sound_rank() -> None:
 
 def export_for_torch() -> None:
     """Set the environment variables with this process's rank that torch and accelerate read."""
-    os.environ.update(_of_torch(os.environ) or _of_slurm(os.environ) or {})
+    os.environ.update(_given() or {})
 
 
 @cache  # accelerate sets such variables itself later
@@ -110,33 +108,38 @@ def is_true(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true", "yes", "y", "on", "t")
 
 
-def _of_torch(environment: Mapping[str, str]) -> dict[str, str] | None:
+def _given() -> dict[str, str] | None:
+    """Return the rank that the environment gives this process, as variables of torch; None without one."""
+    return _of_torch() or _of_slurm()
+
+
+def _of_torch() -> dict[str, str] | None:
     """Return the rank given by torchrun, `accelerate launch` or a cluster operator; None without one."""
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= environment.keys():
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         return None
     return {
-        "RANK": environment["RANK"],
-        "WORLD_SIZE": environment["WORLD_SIZE"],
-        "LOCAL_RANK": environment.get("LOCAL_RANK", "0"),
-        "LOCAL_WORLD_SIZE": environment.get("LOCAL_WORLD_SIZE", "1"),
+        "RANK": os.environ["RANK"],
+        "WORLD_SIZE": os.environ["WORLD_SIZE"],
+        "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0"),
+        "LOCAL_WORLD_SIZE": os.environ.get("LOCAL_WORLD_SIZE", "1"),
     }
 
 
-def _of_slurm(environment: Mapping[str, str]) -> dict[str, str] | None:
+def _of_slurm() -> dict[str, str] | None:
     """Return the rank that `srun` gives each task of a step; None elsewhere, as in the script of `sbatch`."""
     needed = {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST"}
-    if not needed <= environment.keys() or environment["SLURM_STEP_NUM_TASKS"] == "1":
+    if not needed <= os.environ.keys() or os.environ["SLURM_STEP_NUM_TASKS"] == "1":
         return None
-    tasks = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
-    job = int(re.sub(r"\D", "", environment.get("SLURM_JOB_ID", "")) or 0)
+    tasks = re.match(r"\d+", os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    job = int(re.sub(r"\D", "", os.environ.get("SLURM_JOB_ID", "")) or 0)
     return {
-        "RANK": environment["SLURM_PROCID"],
-        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "RANK": os.environ["SLURM_PROCID"],
+        "WORLD_SIZE": os.environ["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": tasks[0] if tasks else "1",
-        "MASTER_ADDR": environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"]),
+        "MASTER_ADDR": os.environ.get("MASTER_ADDR") or first_host(os.environ["SLURM_STEP_NODELIST"]),
         # The same for every task of a job, and different for two jobs on a machine.
-        "MASTER_PORT": environment.get("MASTER_PORT") or str(20_000 + job % 20_000),
+        "MASTER_PORT": os.environ.get("MASTER_PORT") or str(20_000 + job % 20_000),
     }
 
 

@@ -15,13 +15,7 @@ from typing import Any, NoReturn
 from dialogkit.distributed import process_group
 from dialogkit.distributed.process_group import Group, Settled
 from dialogkit.distributed.rank import launch_folder
-from dialogkit.errors import (
-    DialogKitError,
-    InterruptedRunError,
-    ProcessLostError,
-    exit_code_of,
-    first_line,
-)
+from dialogkit.errors import DialogKitError, InterruptedRunError, ProcessLostError, exit_code_of, first_line
 
 RESTART = 75
 """Exit code of a rank that ended because another one did: the launcher may restart all."""
@@ -58,40 +52,30 @@ def exit_together(on_exit: Callable[[DialogKitError], None] | None = None) -> It
     try:
         yield
     except BaseException as error:
-        group = process_group.current()
-        if group is None or is_settled(error):
-            raise
-        settled = settle(error)
-        if settled is error:
+        if (settled := settle(error)) is error:
             raise
         raise settled from None
     finally:
         _on_exit = None
 
 
-def is_settled(error: BaseException) -> bool:
-    """Return whether all ranks already exit with this error."""
-    group = process_group.current()
-    return group is not None and group.settled is not None and group.settled.error is error
-
-
 def reported_by(error: BaseException) -> int | None:
     """Return the machine that prints an error that another rank published; None if it is this rank's own."""
     group = process_group.current()
-    if group is None or group.settled is None or group.settled.error is not error:
-        return None
-    return group.settled.reported_by
+    return group.settled.reported_by if group and group.settled and group.settled.error is error else None
 
 
 def settle(error: BaseException) -> BaseException:
-    """Return the error all ranks exit with: this one, or the one another rank published first."""
+    """Return the error all ranks exit with: this one, or the one another rank published first.
+
+    Outside a group it is this one, as it is once all ranks have settled on it.
+    """
     group = process_group.current()
     if group is None:
         return error
-    if not is_settled(error):
+    if group.settled is None or group.settled.error is not error:
         group.failed = True
         group.settled = _settle(group, error)
-    assert group.settled is not None
     return group.settled.error
 
 

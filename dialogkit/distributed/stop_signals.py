@@ -1,13 +1,12 @@
 """Ctrl-C and SIGTERM outside training steps, which have their own handler."""
 
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from dialogkit.distributed.rank import is_asked_to_stop
 from dialogkit.errors import DialogKitError, ProcessLostError
-from dialogkit.system.signals import stopped_by
+from dialogkit.system.signals import handled_by, stopped_by
 
 
 @contextmanager
@@ -19,22 +18,13 @@ def signals_stop() -> Iterator[Callable[[], None]]:
     stops: list[DialogKitError] = []
 
     def stop(number: int, _: Any) -> None:
-        if not is_asked_to_stop():
-            stops.append(ProcessLostError("another rank of this training ended"))
-        else:
-            stops.append(stopped_by(number))
+        lost = ProcessLostError("another rank of this training ended")
+        stops.append(stopped_by(number) if is_asked_to_stop() else lost)
         raise stops[-1]
 
     def raise_missed() -> None:
         if stops:
             raise stops[-1]
 
-    before = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with suppress(ValueError):  # not the main thread
-                before[number] = signal.signal(number, stop)
+    with handled_by(stop):
         yield raise_missed
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

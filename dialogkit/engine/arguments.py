@@ -1,36 +1,17 @@
 """HF's `TrainingArguments` for a run, and its schedule."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.train import TrainConfig
 from dialogkit.distributed import process_group
-from dialogkit.engine.device import Runtime
+
+if TYPE_CHECKING:
+    from dialogkit.engine.task import FitTask
 
 POINTS_PER_RUN = 100
 EVALUATIONS_PER_RUN = 4
-
-# Fields of TrainConfig that are not implemented by TrainingArguments.
-NOT_MAPPED = frozenset(
-    {
-        "budget_s",
-        "dropout",
-        "early_stopping_patience",
-        "eval_batch_size",
-        "fit_batch",
-        "keep_checkpoints",
-        "lora_alpha",
-        "lora_dropout",
-        "lora_rank",
-        "lora_targets",
-        "merge",
-        "method",
-        "optimizer",
-    }
-)
 
 UNPLANNED = 100_000_000
 """Steps of a training with a time budget, before its speed is known."""
@@ -61,27 +42,18 @@ def points_apart(total_steps: int) -> int:
     return max(1, min(10, total_steps // POINTS_PER_RUN))
 
 
-def training_arguments(
-    config: TrainConfig,
-    runtime: Runtime,
-    schedule: Schedule,
-    *,
-    folder: Path,
-    compile: bool,
-    workers: int,
-    trackers: Sequence[str] = (),
-    project: str = "dialogkit",
-) -> Any:
-    """Return HF's arguments for a run in `folder`; `trackers` are those of HF's own integrations."""
+def training_arguments(task: "FitTask") -> Any:
+    """Return HF's arguments for a training."""
     from transformers import TrainingArguments
 
+    config, runtime, schedule = task.config, task.runtime, task.schedule
     fields = TrainingArguments.__dataclass_fields__
     # Its name in the oldest transformers that dialogkit works with is deprecated in the newest.
     recompute = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
     sharded = runtime.sharding == "fsdp"
     names = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
     arguments = TrainingArguments(
-        output_dir=str(folder),
+        output_dir=str(task.folder),
         # In steps, so that the length does not depend on how the Trainer rounds epochs.
         max_steps=schedule.total_steps,
         per_device_train_batch_size=config.batch_size // (config.accumulation_steps * process_group.world_size()),
@@ -111,15 +83,15 @@ def training_arguments(
         **_sharding(config) if sharded else {recompute: config.activation_checkpointing},
         bf16=runtime.precision == "bf16",
         use_cpu=runtime.device == "cpu",
-        torch_compile=compile,
-        dataloader_num_workers=workers,
+        torch_compile=task.compile,
+        dataloader_num_workers=task.workers,
         dataloader_pin_memory=runtime.device == "cuda",
         # The batches are ours: no column may be removed.
         remove_unused_columns=False,
         # We report to W&B and show progress ourselves.
-        report_to=list(trackers) or "none",
-        run_name=folder.name,
-        project=project,
+        report_to=list(task.trackers) or "none",
+        run_name=task.folder.name,
+        project=task.project,
         disable_tqdm=True,
         # Every rank has a micro-batch of each step, which gives every weight a gradient.
         ddp_find_unused_parameters=False,

@@ -35,27 +35,18 @@ def balance_micro_batches(lengths: Sequence[int], processes: int, micro_batches:
     Returns the numbers of the dialogs by process and micro-batch. A process with a long micro-batch gets a short
     one next.
     """
-    groups = sorted(
-        (sorted(group) for group in balance(lengths, processes * micro_batches)),
-        key=lambda group: -_sum(lengths, group),
-    )
+
+    def tokens(group: list[int]) -> int:
+        return sum(lengths[dialog] for dialog in group)
+
+    groups = sorted(map(sorted, balance(lengths, processes * micro_batches)), key=tokens, reverse=True)
     assigned: list[list[list[int]]] = [[] for _ in range(processes)]
-    for turn in range(micro_batches):
-        these = groups[turn * processes : (turn + 1) * processes]
+    for start in range(0, len(groups), processes):
         # The longest of this turn goes to the process with the fewest tokens so far.
-        for process, group in zip(
-            sorted(range(processes), key=lambda p: _tokens(lengths, assigned[p])), these, strict=True
-        ):
+        ahead = sorted(range(processes), key=lambda process: sum(map(tokens, assigned[process])))
+        for process, group in zip(ahead, groups[start : start + processes], strict=True):
             assigned[process].append(group)
     return assigned
-
-
-def _sum(lengths: Sequence[int], group: Sequence[int]) -> int:
-    return sum(lengths[dialog] for dialog in group)
-
-
-def _tokens(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> int:
-    return sum(_sum(lengths, group) for group in groups)
 
 
 class BalancedBatches(Sampler[list[int]]):

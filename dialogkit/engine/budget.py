@@ -221,6 +221,4 @@ class BudgetCallback(TrainerCallback):
         self._step_began = self._read_clock()
         self._plan.evaluation_s = self._step_began - self._step_ended
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count the time of saving with the evaluation before it."""
-        self.on_evaluate(args, state, control)
+    on_save = on_evaluate  # the time of saving counts with the evaluation before it

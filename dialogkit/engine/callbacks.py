@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,81 +25,73 @@ logger = logging.getLogger(__name__)
 MetricSink = Callable[[int, dict[str, float]], None]
 """Receives the optimizer step and metrics by name (`train/loss`, `perf/tokens_per_s` ...)."""
 
-_NAMES = {
-    "loss": "train/loss",
-    "grad_norm": "train/grad_norm",
-    "learning_rate": "train/learning_rate",
-    "epoch": "train/epoch",
-}
+_FORWARDED = ("loss", "grad_norm", "learning_rate", "epoch")
 
 
 class MetricCallback(TrainerCallback):
-    """Sends HF's logs to a sink under the field's names, with tokens and tokens per second.
+    """Sends HF's logs to a sink under our names, with tokens and tokens per second.
 
     Attributes:
-        train_s: seconds spent on training steps so far, without evaluations and saving.
+        counter: counts the tokens of the training.
     """
 
-    def __init__(self, sink: MetricSink, counter: TokenCounter) -> None:
+    def __init__(self, sink: MetricSink) -> None:
         self._sink = sink
-        self._counter = counter
-        self.train_s = 0.0
+        self.counter = TokenCounter()
+        self._done = Progress()
         self._since = 0.0
-        self._logged = (0.0, 0, 0)
+
+    @property
+    def train_s(self) -> float:
+        """Seconds spent on training steps so far, without evaluations and saving."""
+        return self._done.train_s
 
     def restore(self, progress: Progress) -> None:
         """Resume from the counts of a checkpoint."""
-        self.train_s = progress.train_s
-        self._logged = (progress.logged_train_s, progress.logged_tokens, progress.logged_step)
+        self.counter.restore(progress.tokens, progress.supervised_tokens)
+        self._done = replace(progress)
 
-    def progress(self, step: int, window_loss: float) -> Progress:
-        """Return the progress at a step."""
-        train_s, tokens, logged = self._logged
-        return Progress(
+    def progress(self, step: int, losses: list[float], *, evaluation_due: bool) -> Progress:
+        """Return the progress at a step; `losses` are the sums of unlogged losses of each process."""
+        return replace(
+            self._done,
             step=step,
-            tokens=self._counter.all,
-            supervised_tokens=self._counter.supervised,
-            train_s=self.train_s,
-            window_loss=window_loss,
-            logged_step=logged,
-            logged_tokens=tokens,
-            logged_train_s=train_s,
+            tokens=self.counter.all,
+            supervised_tokens=self.counter.supervised,
+            window_loss=sum(losses) / len(losses),
+            window_losses=losses if len(losses) > 1 else [],
+            evaluation_due=evaluation_due,
         )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
+        """Start the clock, again after an evaluation and after saving, whose time does not count."""
         self._since = time.perf_counter()
+
+    on_evaluate = on_save = on_train_begin
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add the step's time."""
         now = time.perf_counter()
-        self.train_s += now - self._since
+        self._done.train_s += now - self._since
         self._since = now
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Exclude the time of an evaluation."""
-        self._since = time.perf_counter()
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Exclude the time of saving."""
-        self._since = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Rename and forward one log entry of training; evaluations are logged elsewhere."""
         if not logs or "loss" not in logs:
             return
-        self._counter.all_reduce()
+        self.counter.all_reduce()
         if not state.is_world_process_zero:
             return
-        seconds, tokens = self.train_s - self._logged[0], self._counter.all - self._logged[1]
-        metrics = {_NAMES[key]: float(value) for key, value in logs.items() if key in _NAMES}
-        metrics |= self._counter.metrics()
+        done, step = self._done, state.global_step
+        seconds, tokens = done.train_s - done.logged_train_s, self.counter.all - done.logged_tokens
+        metrics = {f"train/{key}": float(value) for key, value in logs.items() if key in _FORWARDED}
+        metrics |= self.counter.metrics()
         metrics["perf/tokens_per_s"] = tokens / max(seconds, 1e-9)
-        metrics["perf/step_s"] = seconds / max(state.global_step - self._logged[2], 1)
-        metrics["perf/time_left_s"] = self.train_s / state.global_step * (state.max_steps - state.global_step)
+        metrics["perf/step_s"] = seconds / max(step - done.logged_step, 1)
+        metrics["perf/time_left_s"] = done.train_s / step * (state.max_steps - step)
         metrics |= device_memory()
-        self._logged = (self.train_s, self._counter.all, state.global_step)
-        self._sink(state.global_step, metrics)
+        done.logged_train_s, done.logged_tokens, done.logged_step = done.train_s, self.counter.all, step
+        self._sink(step, metrics)
 
 
 def device_memory() -> dict[str, float]:
@@ -206,14 +199,12 @@ class StopAtSignal(TrainerCallback):
         self._heard()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop after the step in which any rank received a signal."""
+        """Save and stop after the step, or the evaluation, in which any rank received a signal."""
         self._is_last_step = state.global_step >= state.max_steps
         if self._received_by_any() is not None:
             control.should_save = control.should_training_stop = True
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop after the evaluation in which any rank received a signal."""
-        self.on_step_end(args, state, control)
+    on_evaluate = on_step_end
 
     def _received_by_any(self) -> int | None:
         """Return the signal that any rank received; every rank calls this at the same step."""

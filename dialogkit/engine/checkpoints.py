@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dialogkit.config.paths import DOOMED, MANIFEST, PARTS
+from dialogkit.errors import os_reason
 from dialogkit.system.ownership import (
     Entry,
     entry_of,
@@ -36,26 +37,19 @@ _SHARD = re.compile(rf"({PARTS}|optimizer_0)/(\.metadata|__\d+_\d+\.distcp)")
 """The files of torch's distributed format, by their folders."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 _ASIDE = re.compile(r"torn-checkpoint-(\d+)(-\d+)?")
-
-
 _PLAN_PARTS = {
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size", "float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8", "bool"},
-    "collections": {"OrderedDict"},
-    "builtins": {"set"},
-    "pathlib": {"PosixPath"},
+    "torch.distributed.checkpoint.metadata": (
+        *("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
+        *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo", "_StoragePrefix"),
+    "torch.serialization": ("_get_layout",),
+    "torch": ("Size", "float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8", "bool"),
+    "collections": ("OrderedDict",),
+    "builtins": ("set",),
+    "pathlib": ("PosixPath",),
 }
+"""The names that the plan of a distributed checkpoint may refer to, by module."""
 
 
 @dataclass
@@ -206,8 +200,7 @@ def rotate(run: Path, *, keep: int, best_step: int | None, step: int | None = No
         try:
             _remove(folder)
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            problems.append(f"{folder.name} is no longer needed but cannot be removed: {reason.lower()}")
+            problems.append(f"{folder.name} is no longer needed but cannot be removed: {os_reason(error)}")
     return problems
 
 

@@ -1,6 +1,7 @@
 """Select device and precision, each with a reason."""
 
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -56,18 +57,17 @@ def resolve_runtime(config: RuntimeConfig) -> Runtime:
     )
 
 
-def _device(request: str) -> tuple[Literal["cpu", "cuda", "mps"], str]:
-    match request:
-        case "cpu":
-            return "cpu", "requested"
-        case "cuda":
-            if not torch.cuda.is_available():
-                raise UnavailableError("no CUDA device is available", hint=Change({"runtime.device": "cpu"}))
-            return "cuda", "requested"
-        case "mps":
-            if not torch.backends.mps.is_available():
-                raise UnavailableError("no Apple MPS device is available", hint=Change({"runtime.device": "cpu"}))
-            return "mps", "requested"
+def _device(request: Literal["auto", "cpu", "cuda", "mps"]) -> tuple[Literal["cpu", "cuda", "mps"], str]:
+    available: dict[str, Callable[[], bool]] = {
+        "cpu": lambda: True,
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+    }
+    if request != "auto":
+        if not available[request]():
+            name = "CUDA" if request == "cuda" else "Apple MPS"
+            raise UnavailableError(f"no {name} device is available", hint=Change({"runtime.device": "cpu"}))
+        return request, "requested"
     if is_true("ACCELERATE_USE_CPU"):
         return "cpu", "ACCELERATE_USE_CPU"
     if torch.cuda.is_available():
@@ -77,11 +77,9 @@ def _device(request: str) -> tuple[Literal["cpu", "cuda", "mps"], str]:
     return "cpu", "no GPU is available"
 
 
-def _precision(request: str, device: str) -> tuple[Precision, str]:
-    if request == "fp32":
-        return "fp32", "requested"
-    if request == "bf16":
-        return "bf16", "requested"
+def _precision(request: Literal["auto", "fp32", "bf16"], device: str) -> tuple[Precision, str]:
+    if request != "auto":
+        return request, "requested"
     if device == "cuda":
         major, minor = torch.cuda.get_device_capability()
         if major >= 8:
@@ -97,11 +95,10 @@ def _precision(request: str, device: str) -> tuple[Precision, str]:
 
 def emulates_bf16(runtime: Runtime) -> bool:
     """Return whether a run uses bf16 on a CPU without bf16 arithmetic, which is many times slower."""
-    if (
-        runtime.device != "cpu" or runtime.precision != "bf16" or not processor_flags()
-    ):  # not every system reports the flags
+    if runtime.device != "cpu" or runtime.precision != "bf16":
         return False
-    return _precision("auto", "cpu")[0] == "fp32"
+    # Not every system reports the flags.
+    return bool(processor_flags()) and _precision("auto", "cpu")[0] == "fp32"
 
 
 def _device_name(device: str) -> str:

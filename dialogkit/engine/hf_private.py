@@ -8,28 +8,26 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from dialogkit.engine.adapter_checkpoints import complete_adapter, has_adapter, load_adapter
+from dialogkit.engine.clipping import clip_gradients, gradient_norm
+
 # Where WANDB_MODE is offline, transformers prints a line to stdout, which belongs to results.
 with redirect_stdout(StringIO()):
     from transformers import Trainer
 
 
 class OpenTrainer(Trainer):
-    """HF's Trainer with hooks that it does not offer; each does what HF does unless it is overridden."""
+    """HF's Trainer with an exact norm of the gradients, adapters, and hooks that it does not offer.
+
+    Each hook does what HF does unless it is overridden.
+    """
 
     # HF's norm is torch's float32 one, which is up to 6.5e-4 too small on a CPU.
     def _clip_grad_norm(self, model: Any) -> Any:
-        return self.clip_gradients(model)
-
-    def clip_gradients(self, model: Any) -> Any:
-        """Clip the gradients, and return their norm."""
-        return super()._clip_grad_norm(model)
+        return clip_gradients(model.parameters(), self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        return self.gradient_norm(model) if grad_norm is None else grad_norm
-
-    def gradient_norm(self, model: Any) -> Any:
-        """Return the norm of gradients that were not clipped."""
-        return super()._get_grad_norm(model)
+        return gradient_norm(model.parameters()) if grad_norm is None else grad_norm
 
     # HF has no hook before and after a checkpoint is written that may refuse it, or make it valid.
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -51,16 +49,21 @@ class OpenTrainer(Trainer):
         self.load_checkpoint(Path(resume_from_checkpoint), model)
 
     def load_checkpoint(self, folder: Path, model: Any = None) -> None:
-        """Load the weights of a checkpoint into the model, or into the one given."""
-        super()._load_from_checkpoint(str(folder), model)
+        """Load the weights of a checkpoint into the model, or into the one given; of an adapter, only these."""
+        if has_adapter(self.model):
+            load_adapter(self.model, folder)
+        else:
+            super()._load_from_checkpoint(str(folder), model)
 
     # HF saves the configuration of an adapter without the model it belongs to.
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         self.save_weights(Path(output_dir or self.args.output_dir), state_dict)
 
     def save_weights(self, folder: Path, weights: dict[str, Any] | None) -> None:
-        """Save the model as a transformers folder, with its own weights or those given."""
+        """Save the model, or only its adapter, as a transformers folder, with its own weights or those given."""
         super()._save(str(folder), weights)
+        if has_adapter(self.model) and self.args.should_save:
+            complete_adapter(self.model, folder)
 
     @property
     def device_batch_size(self) -> int:

@@ -3,7 +3,7 @@
 Shapes: S supervised tokens, D width, V vocabulary. The [S, V] matrix of logits is never held whole.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy, embedding, linear, pad
 
 from dialogkit.distributed import process_group
+from dialogkit.distributed.sharding import inside
 
 CHUNK_TOKENS = 512
 """Rows of logits held at once; 512 x 32,768 in bf16 are 32 MB."""
@@ -167,22 +168,6 @@ def compiles_shapes(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype == torch.bfloat16 and device.type == "cpu"
 
 
-def pad_row(input_ids: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and positions [1, T] padded to a common length; the padding belongs to no dialog."""
-    more = common_length(input_ids.shape[1]) - input_ids.shape[1]
-    return pad(input_ids, (0, more)), pad(position_ids, (0, more))
-
-
-def inside(module: Any, function: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor) -> torch.Tensor:
-    """Call a function as the forward of a module, with the module's hooks."""
-    module.__dict__["forward"] = function
-    try:
-        result: torch.Tensor = module(value)
-        return result
-    finally:
-        del module.__dict__["forward"]
-
-
 class TokenCounter:
     """Counts the supervised tokens and all tokens that the model was trained on, over all ranks."""
 
@@ -238,18 +223,16 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
     ) -> dict[str, torch.Tensor]:
         counter.count(input_ids.numel(), labels.numel())
         if compiles_shapes(dtype, input_ids.device):
-            input_ids, position_ids = pad_row(input_ids, position_ids)
+            padding = (0, common_length(input_ids.shape[1]) - input_ids.shape[1])  # belongs to no dialog
+            input_ids, position_ids = pad(input_ids, padding), pad(position_ids, padding)
         shared: list[torch.Tensor] | None = [] if tied and torch.is_grad_enabled() else None
         text = {"input_ids": input_ids} if shared is None else {"inputs_embeds": _embed(words, input_ids, shared)}
         hidden = self.base_model(**text, position_ids=position_ids, use_cache=False, **kwargs)[0][0]
         hidden = hidden.index_select(0, label_positions)
         if head.bias is None:
 
-            def loss(hidden_SD: torch.Tensor) -> torch.Tensor:
-                nats: torch.Tensor = chunked_cross_entropy(
-                    hidden_SD, head.weight, labels, dtype=dtype, shared=shared
-                )
-                return nats
+            def loss(hidden_SD: torch.Tensor) -> Any:
+                return chunked_cross_entropy(hidden_SD, head.weight, labels, dtype=dtype, shared=shared)
 
             total = inside(head, loss, hidden) if sharded else loss(hidden)
         else:

@@ -59,29 +59,9 @@ class MuonWithAdamW(Optimizer):
     to the size of AdamW's (Liu et al. 2025, arXiv:2502.16982): one learning rate and weight decay serve both.
     """
 
-    def __init__(
-        self,
-        matrices: list[torch.nn.Parameter],
-        others: list[dict[str, Any]],
-        config: TrainConfig,
-        precision: Precision,
-    ) -> None:
-        self.optimizers: list[Optimizer] = [
-            (Muon if precision == "bf16" else Float32Muon)(
-                matrices,
-                lr=config.learning_rate,
-                weight_decay=config.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            ),
-            AdamW(
-                others,
-                lr=config.learning_rate,
-                betas=(config.adam_beta1, config.adam_beta2),
-                eps=config.adam_epsilon,
-                fused=True,
-            ),
-        ]
-        super().__init__([group for optimizer in self.optimizers for group in optimizer.param_groups], {})
+    def __init__(self, *optimizers: Optimizer) -> None:
+        self.optimizers = optimizers
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Step both. `closure` recomputes the loss, as in torch; HF passes none."""
@@ -104,14 +84,7 @@ class MuonWithAdamW(Optimizer):
 def muon_with_adamw(
     model: Any, decayed: Iterable[str], config: TrainConfig, precision: Precision
 ) -> MuonWithAdamW:
-    """Return the optimizer of a model.
-
-    Args:
-        model: a causal transformers model.
-        decayed: names of the parameters with weight decay.
-        config: learning rate, decay and AdamW's settings.
-        precision: of the matrix products, including Muon's.
-    """
+    """Return the optimizer of a model; `decayed` names the parameters with weight decay."""
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
     if hasattr(model.base_model, "wpe"):
         embeddings.append(model.base_model.wpe)
@@ -127,8 +100,16 @@ def muon_with_adamw(
             matrices.append(parameter)
         else:
             (decays if name in decayed else keeps).append(parameter)
-    others = [
-        {"params": decays, "weight_decay": config.weight_decay},
-        {"params": keeps, "weight_decay": 0.0},
-    ]
-    return MuonWithAdamW(matrices, [group for group in others if group["params"]], config, precision)
+    others = [{"params": decays, "weight_decay": config.weight_decay}, {"params": keeps, "weight_decay": 0.0}]
+    rate, decay = config.learning_rate, config.weight_decay
+    kind = Muon if precision == "bf16" else Float32Muon
+    return MuonWithAdamW(
+        kind(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        AdamW(
+            [group for group in others if group["params"]],
+            lr=rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon,
+            fused=True,
+        ),
+    )

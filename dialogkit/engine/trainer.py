@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,10 +16,10 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import seed_worker
 
-from dialogkit.config.train import TrainConfig
 from dialogkit.distributed import process_group, shutdown
 from dialogkit.distributed.sharding import own_shard
-from dialogkit.engine.adapter_checkpoints import complete_adapter, has_adapter, load_adapter
+from dialogkit.engine.adapter_checkpoints import has_adapter, load_adapter
+from dialogkit.engine.arguments import training_arguments
 from dialogkit.engine.batches import BalancedBatches, EpochOrder, NegatableDialogs
 from dialogkit.engine.budget import BudgetPlan
 from dialogkit.engine.callbacks import EvaluationAborted, MetricCallback, MetricSink, diverged
@@ -35,11 +34,9 @@ from dialogkit.engine.checkpoints import (
     rotate,
     set_aside,
 )
-from dialogkit.engine.clipping import clip_gradients, gradient_norm
-from dialogkit.engine.device import Precision
 from dialogkit.engine.hf_private import OpenTrainer
-from dialogkit.engine.loss import TokenCounter
 from dialogkit.engine.optimizer import muon_with_adamw
+from dialogkit.engine.task import FitTask
 from dialogkit.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -47,9 +44,6 @@ logger = logging.getLogger(__name__)
 _BEST_BY = "eval_nats_per_token"
 
 _BESIDE_ADAPTER_BYTES = 16 * 2**20
-
-Scorer = Callable[[], dict[str, float]]
-"""Scores the model as it is on the held-out dialogs: `nats_per_token` and more."""
 
 
 @runtime_checkable
@@ -84,24 +78,23 @@ class DialogTrainer(OpenTrainer):
 
     def __init__(
         self,
-        *args: Any,
-        scorer: Scorer,
-        sink: MetricSink,
-        counter: TokenCounter,
+        task: FitTask,
         metrics: MetricCallback,
-        config: TrainConfig,
-        precision: Precision,
+        sink: MetricSink,
         plan: BudgetPlan | None,
-        **kw: Any,
-    ):
-        super().__init__(*args, **kw)
-        self._scorer = scorer
-        self._sink = sink
-        self._counter = counter
-        self._metrics = metrics
-        self._config = config
-        self._precision = precision
-        self._plan = plan
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(
+            model=task.model,
+            args=training_arguments(task),
+            data_collator=task.collate,
+            train_dataset=task.train_set,
+            eval_dataset=task.train_set,  # the scorer has the evaluation set; HF only requires one to be given
+            processing_class=task.tokenizer,
+            callbacks=callbacks,
+        )
+        self._task, self._config = task, task.config
+        self._metrics, self._sink, self._plan = metrics, sink, plan
         self._evaluation_due = False
         self._warned: set[str] = set()
 
@@ -132,14 +125,14 @@ class DialogTrainer(OpenTrainer):
         if isinstance(self.train_dataset, Streamed):  # it distributes itself among ranks and workers
             workers = self.args.dataloader_num_workers
             return self.train_dataset.batches(self.device_batch_size, self.data_collator, workers)
-        parts = self._config.accumulation_steps
-        if parts * process_group.world_size() == 1:
+        micro_batches = self._config.accumulation_steps
+        if micro_batches * process_group.world_size() == 1:
             return super().get_train_dataloader()
         dialogs: Any = self.train_dataset
         batches = BalancedBatches(
             dialogs.lengths,
             self._config.batch_size,
-            micro_batches=parts,
+            micro_batches=micro_batches,
             processes=process_group.world_size(),
             process=process_group.rank(),
         )
@@ -159,7 +152,7 @@ class DialogTrainer(OpenTrainer):
         """Make the optimizer; HF has no way to give Muon's matrices and the other weights different ones."""
         if self.optimizer is None and self._config.optimizer == "muon":
             decayed = self.get_decay_parameter_names(self.model)
-            self.optimizer: Any = muon_with_adamw(self.model, decayed, self._config, self._precision)
+            self.optimizer: Any = muon_with_adamw(self.model, decayed, self._config, self._task.runtime.precision)
         return super().create_optimizer(*args, **kwargs)
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
@@ -169,14 +162,6 @@ class DialogTrainer(OpenTrainer):
                 kwargs.get("optimizer") or self.optimizer, self._plan
             )
         return super().create_scheduler(*args, **kwargs)
-
-    def clip_gradients(self, model: Any) -> Any:
-        """Clip the gradients by their norm in float64, and return it."""
-        return clip_gradients(model.parameters(), self.args.max_grad_norm)
-
-    def gradient_norm(self, model: Any) -> Any:
-        """Return the norm of the gradients in float64."""
-        return gradient_norm(model.parameters())
 
     def save_unevaluated(self) -> None:
         """Save after a step whose evaluation was aborted. Raises: what saving raises."""
@@ -196,7 +181,7 @@ class DialogTrainer(OpenTrainer):
         if self.state.best_global_step is not None:
             # HF does so only on a rank that sees the folder already; the others would not load it at the end.
             self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
-        self._counter.all_reduce()
+        self._metrics.counter.all_reduce()
         losses = process_group.all_gather(self.unlogged_loss)
         backup: Path | None = None
         try:
@@ -209,9 +194,7 @@ class DialogTrainer(OpenTrainer):
                 self.train_dataset.save(folder)
             process_group.barrier()  # each rank writes its random state
             if process_group.is_main_process():
-                progress = self._metrics.progress(step, sum(losses) / len(losses))
-                per_rank = losses if len(losses) > 1 else []
-                commit(folder, replace(progress, evaluation_due=self._evaluation_due, window_losses=per_rank))
+                commit(folder, self._metrics.progress(step, losses, evaluation_due=self._evaluation_due))
             process_group.barrier()  # no rank looks for it before it exists
         except (OSError, SafetensorError, RuntimeError) as error:
             if shutdown.is_lost_peer(error):
@@ -265,29 +248,16 @@ class DialogTrainer(OpenTrainer):
         else:
             super().load_best_model()
 
-    def load_checkpoint(self, folder: Path, model: Any = None) -> None:
-        """Load a checkpoint's weights, or its adapter."""
-        if has_adapter(self.model):
-            load_adapter(self.model, folder)
-        else:
-            super().load_checkpoint(folder, model)
-
-    def save_weights(self, folder: Path, weights: dict[str, Any] | None) -> None:
-        """Save the model, or only its adapter, as a transformers folder."""
-        super().save_weights(folder, weights)
-        if has_adapter(self.model) and self.args.should_save:
-            complete_adapter(self.model, folder)
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the scorer's metrics under HF's names, `eval_...`."""
-        scores = self._scorer()
+        scores = self._task.score()
         metrics = {f"eval_{name}": value for name, value in scores.items()}
         self.log(dict(metrics))
-        self._counter.all_reduce()
+        self._metrics.counter.all_reduce()
         aborted = False
         try:
             logged = {f"eval/{name}": value for name, value in scores.items()}
-            self._sink(self.state.global_step, logged | self._counter.metrics())
+            self._sink(self.state.global_step, logged | self._metrics.counter.metrics())
         except EvaluationAborted:
             aborted = True
         if process_group.broadcast(aborted):  # the other ranks wait here for rank 0's replies
@@ -311,13 +281,13 @@ class RestoreCallback(TrainerCallback):
         if state.best_global_step:
             best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
             if args.load_best_model_at_end and not best.is_dir():  # it was set aside
-                step = self._progress.step
+                step = progress.step
                 here = [entry for entry in state.log_history if entry["step"] == step]
                 measured = [entry[_BEST_BY] for entry in here if _BEST_BY in entry]  # empty if it is due
                 state.best_metric, state.best_global_step = (measured[0], step) if measured else (None, None)
                 best = best.with_name(f"checkpoint-{step}")
             state.best_model_checkpoint = str(best)
-        if self._progress.evaluation_due:
+        if progress.evaluation_due:
             self._trainer.repeat_evaluation()
 
 
@@ -341,17 +311,20 @@ class StreamCallback(TrainerCallback):
             self._stream.merge_row_counts(process_group.all_gather(news))
 
 
-def planned_steps(checkpoint: Path) -> int:
-    """Return the steps of the whole training as planned when a checkpoint was saved."""
-    return int(TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).max_steps)
-
-
-def load_trained(trainer: DialogTrainer, checkpoint: Path, *, best: bool) -> None:
-    """Load the weights with which a training whose last step is done would have ended."""
-    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if best and (chosen := checkpoint.with_name(f"checkpoint-{trainer.state.best_global_step}")).is_dir():
-        checkpoint = chosen
-    trainer.load_checkpoint(checkpoint)
+def resume(
+    trainer: DialogTrainer, task: FitTask, metrics: MetricCallback, checkpoint: Path, progress: Progress
+) -> None:
+    """Resume a training from a checkpoint; if no step is left, load the weights with which it would have ended."""
+    metrics.restore(progress)
+    trainer.add_callback(RestoreCallback(trainer, progress))
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if progress.step < (state.max_steps if task.budget else task.schedule.total_steps):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+        return
+    # HF would train one more step.
+    trainer.state = state
+    best = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
+    trainer.load_checkpoint(best if task.config.keep == "best" and best.is_dir() else checkpoint)
 
 
 def set_aside_torn_best(checkpoint: Path) -> str | None:

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
+from dialogkit.distributed.sharding import inside
+
 CHUNK_TOKENS = 256
 LIKELY = 5
 """A token within this rank counts for the top-5 accuracy."""
@@ -89,13 +91,9 @@ def score_batches(
 ) -> Likelihood:
     """Return the likelihood of the supervised tokens per dialog.
 
-    Args:
-        model: a causal model that attends inside each dialog of a padding-free batch.
-        batches: padding-free batches, each with the UTF-8 bytes of the answers per dialog.
-        stop_ids: ids that end a turn.
-        device: where the model is.
-        autocast: precision of the matrix products; None: float32, as for published metrics.
-        within: runs code that uses the model; for a sharded one, whose weights are only gathered inside a call.
+    The model attends inside each dialog of padding-free batches; each has the UTF-8 bytes of its answers per
+    dialog. Matrix products are in float32, as for published metrics, unless `autocast` changes that. `within` runs
+    code that uses the model: the weights of a sharded one are only gathered inside a call.
     """
     was_training = model.training
     model.eval()
@@ -107,18 +105,10 @@ def score_batches(
         for batch, sizes in batches:
             with autocast or nullcontext():
                 targets = batch["labels"].to(device)
-                nats_S3 = within(partial(_score_batch, base, head, batch, targets))
-            is_end = torch.isin(targets, ends)
-            columns = torch.cat(
-                [
-                    nats_S3[:, :1],
-                    torch.ones_like(nats_S3[:, :1]),
-                    torch.where(is_end[:, None], 0.0, nats_S3[:, :1]),
-                    is_end[:, None].double(),
-                    nats_S3[:, 1:],
-                ],
-                1,
-            )
+                scores_S3 = within(partial(_score_batch, base, head, batch, targets))
+            is_end, nats, ranks = torch.isin(targets, ends)[:, None], scores_S3[:, :1], scores_S3[:, 1:]
+            answer_nats = torch.where(is_end, 0.0, nats)
+            columns = torch.cat([nats, torch.ones_like(nats), answer_nats, is_end.double(), ranks], 1)
             starts = torch.tensor(batch["dialog_lengths"]).cumsum(0)
             dialog_S = torch.bucketize(batch["label_positions"], starts, right=True).to(device)
             sums = torch.zeros((len(starts), columns.shape[1]), dtype=torch.float64, device=device)
@@ -143,19 +133,10 @@ def _score_batch(base: Any, head: Any, batch: dict[str, Any], targets_S: torch.T
     plain = head.forward
 
     def score(hidden_SD: torch.Tensor) -> torch.Tensor:
-        scored = [
-            _score(plain(hidden_SD[start : start + CHUNK_TOKENS]).float(), targets_S[start : start + CHUNK_TOKENS])
-            for start in range(0, len(targets_S), CHUNK_TOKENS)
-        ]
-        return torch.cat(scored) if scored else hidden_SD.new_zeros((0, 3), dtype=torch.float64)
+        chunks = zip(torch.split(hidden_SD, CHUNK_TOKENS), torch.split(targets_S, CHUNK_TOKENS), strict=True)
+        return torch.cat([_score(plain(hidden).float(), targets) for hidden, targets in chunks])
 
-    # Replaces the head's forward, so that hooks on the head (which gather sharded weights) still run.
-    head.__dict__["forward"] = score
-    try:
-        nats_S3: torch.Tensor = head(hidden)
-        return nats_S3
-    finally:
-        head.__dict__.pop("forward")
+    return inside(head, score, hidden)
 
 
 def _score(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:

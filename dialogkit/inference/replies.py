@@ -78,10 +78,32 @@ class _Clock:
         return self._at[tokens - 1]
 
 
-def generate_replies(
+@dataclass(frozen=True)
+class _Prompt:
+    """Token ids that fit into the context together with a reply."""
+
+    ids: Sequence[int]
+    cut: int
+    """Tokens cut from the start."""
+    limit: int
+    """Most tokens of the reply."""
+
+
+def _fitted(ids: Sequence[int], config: GenerateConfig, context: int) -> _Prompt:
+    cut = max(0, len(ids) - _room(config, context))
+    return _Prompt(ids[cut:], cut, min(config.max_new_tokens, context - len(ids) + cut))
+
+
+def _room(config: GenerateConfig, context: int) -> int:
+    """Return the longest prompt, in tokens, that leaves room for a reply."""
+    return context - max(1, min(config.max_new_tokens, context // 2))
+
+
+@torch.no_grad()
+def continue_prompts(
     model: Any,
     tokenizer: ChatTokenizer,
-    prompts: Sequence[Sequence[Message]],
+    prompts: Sequence[Sequence[int]],
     config: GenerateConfig,
     *,
     context: int,
@@ -95,7 +117,7 @@ def generate_replies(
     Args:
         model: a causal model with its own attention and forward.
         tokenizer: its tokenizer with its chat format.
-        prompts: dialogs that end with a user's message.
+        prompts: token ids, which end where the answer starts; see `ChatTokenizer.encode_prompt`.
         config: sampling. The same seed gives the same replies to the same prompts.
         context: context length of the model, in tokens.
         device: where the model is.
@@ -103,77 +125,58 @@ def generate_replies(
         on_text: receives new text as it is generated; only for a single prompt.
         leave: called after each token; True ends all replies as they are.
     """
-    encoded = [tokenizer.encode_prompt(messages) for messages in prompts]
-    return continue_prompts(
-        model,
-        tokenizer,
-        encoded,
-        config,
-        context=context,
-        device=device,
-        batch_size=batch_size,
-        on_text=on_text,
-        leave=leave,
-    )
-
-
-@torch.no_grad()
-def continue_prompts(
-    model: Any,
-    tokenizer: ChatTokenizer,
-    encoded: Sequence[Sequence[int]],
-    config: GenerateConfig,
-    *,
-    context: int,
-    device: str,
-    batch_size: int = 32,
-    on_text: Callable[[str], None] | None = None,
-    leave: Callable[[], bool] | None = None,
-) -> list[Reply]:
-    """Return a reply to each prompt of token ids, which end where the answer starts; see `generate_replies`."""
-    from transformers import StoppingCriteriaList
-
-    room = max(1, min(config.max_new_tokens, context // 2))
-    cut = [max(0, len(ids) - (context - room)) for ids in encoded]
-    encoded = [ids[left_out:] for ids, left_out in zip(encoded, cut, strict=True)]
-    limits = [min(config.max_new_tokens, context - len(ids)) for ids in encoded]
-    order = sorted(range(len(encoded)), key=lambda i: (-limits[i], len(encoded[i])))
-    batches: list[list[int]] = []
-    # Prompts with different limits are not batched: a reply must not depend on its batch.
-    for _, group in groupby(order, key=lambda i: limits[i]):
-        alike = list(group)
-        batches += [alike[start : start + batch_size] for start in range(0, len(alike), batch_size)]
+    fitted = [_fitted(ids, config, context) for ids in prompts]
+    on_text = on_text if len(fitted) == 1 else None
+    order = sorted(range(len(fitted)), key=lambda i: (-fitted[i].limit, len(fitted[i].ids)))
     replies: dict[int, Reply] = {}
-    devices = [torch.cuda.current_device()] if device == "cuda" else []
     was_training = model.training
     model.eval()
     try:
-        with torch.random.fork_rng(devices=devices), _without_own_settings(model):
-            torch.manual_seed(config.seed)
-            for chosen in batches:
-                ids, limit = [encoded[i] for i in chosen], limits[chosen[0]]
-                longest = max(map(len, ids))
-                inputs = torch.full((len(ids), longest), tokenizer.pad_id)
-                mask = torch.zeros_like(inputs)
-                for row, prompt in enumerate(ids):
-                    inputs[row, longest - len(prompt) :] = torch.tensor(prompt)
-                    mask[row, longest - len(prompt) :] = 1
-                clock = _Clock(leave)
-                output = model.generate(
-                    input_ids=inputs.to(device),
-                    attention_mask=mask.to(device),
-                    stopping_criteria=StoppingCriteriaList([clock]),
-                    streamer=_TextStreamer(tokenizer, on_text) if on_text and len(encoded) == 1 else None,
-                    generation_config=_generation_config(config, tokenizer, limit),
-                )
-                for row, index in enumerate(chosen):
-                    new = output[row, longest:].tolist()
-                    replies[index] = _reply(
-                        new, tokenizer, clock, context_full=limit < config.max_new_tokens, cut=cut[index]
-                    )
+        with _sampling(model, config, device):
+            # Prompts with different limits are not batched: a reply must not depend on its batch.
+            for _, group in groupby(order, key=lambda i: fitted[i].limit):
+                alike = list(group)
+                for start in range(0, len(alike), batch_size):
+                    chosen = alike[start : start + batch_size]
+                    batch = [fitted[i] for i in chosen]
+                    made = _generate(model, tokenizer, batch, config, device, on_text, leave)
+                    replies |= {i: reply for i, (_, reply) in zip(chosen, made, strict=True)}
     finally:
         model.train(was_training)
-    return [replies[i] for i in range(len(encoded))]
+    return [replies[i] for i in range(len(fitted))]
+
+
+def _generate(
+    model: Any,
+    tokenizer: ChatTokenizer,
+    prompts: Sequence[_Prompt],
+    config: GenerateConfig,
+    device: str,
+    on_text: Callable[[str], None] | None,
+    leave: Callable[[], bool] | None,
+    cache: Any = None,
+) -> list[tuple[list[int], Reply]]:
+    """Return the new ids and the reply for each prompt of a batch; all prompts have the same limit."""
+    from transformers import StoppingCriteriaList
+
+    longest, limit = max(len(prompt.ids) for prompt in prompts), prompts[0].limit
+    inputs = torch.full((len(prompts), longest), tokenizer.pad_id)
+    mask = torch.zeros_like(inputs)
+    for row, prompt in enumerate(prompts):
+        inputs[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
+        mask[row, longest - len(prompt.ids) :] = 1
+    clock = _Clock(leave)
+    output = model.generate(
+        input_ids=inputs.to(device),
+        attention_mask=mask.to(device),
+        past_key_values=cache,
+        stopping_criteria=StoppingCriteriaList([clock]),
+        streamer=_TextStreamer(tokenizer, on_text) if on_text else None,
+        generation_config=_generation_config(config, tokenizer, limit),
+    )
+    at_limit: StopReason = "context full" if limit < config.max_new_tokens else "length"
+    made = zip(output[:, longest:].tolist(), prompts, strict=True)
+    return [(ids, _reply(ids, tokenizer, clock, at_limit, prompt.cut)) for ids, prompt in made]
 
 
 def _generation_config(config: GenerateConfig, tokenizer: ChatTokenizer, longest: int) -> Any:
@@ -192,25 +195,29 @@ def _generation_config(config: GenerateConfig, tokenizer: ChatTokenizer, longest
 
 
 @contextmanager
-def _without_own_settings(model: Any) -> Iterator[None]:
-    """Give a model an empty generation config meanwhile: transformers fills unset values from it."""
+def _sampling(model: Any, config: GenerateConfig, device: str) -> Iterator[None]:
+    """Seed the random numbers, and give a model an empty generation config, within a context.
+
+    Transformers fills unset values from the model's own config.
+    """
     from transformers import GenerationConfig
 
     own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
+    devices = [torch.cuda.current_device()] if device == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(config.seed)
+        model.generation_config = GenerationConfig()
+        try:
+            yield
+        finally:
+            model.generation_config = own
 
 
-def _reply(ids: list[int], tokenizer: ChatTokenizer, clock: _Clock, *, context_full: bool, cut: int) -> Reply:
+def _reply(ids: list[int], tokenizer: ChatTokenizer, clock: _Clock, at_limit: StopReason, cut: int) -> Reply:
     end = next((i for i, token in enumerate(ids) if token in tokenizer.reply_stop_ids), None)
-    if end is not None:
-        first_s = clock.seconds(1)
-        return Reply(tokenizer.decode(ids[:end]), end + 1, clock.seconds(end + 1), "end of turn", first_s, cut)
-    reason: StopReason = "interruption" if clock.stopped else "context full" if context_full else "length"
-    return Reply(tokenizer.decode(ids), len(ids), clock.seconds(len(ids)), reason, clock.seconds(1), cut)
+    tokens = len(ids) if end is None else end + 1
+    reason: StopReason = "end of turn" if end is not None else "interruption" if clock.stopped else at_limit
+    return Reply(tokenizer.decode(ids[:end]), tokens, clock.seconds(tokens), reason, clock.seconds(1), cut)
 
 
 class Conversation:
@@ -227,7 +234,7 @@ class Conversation:
 
     def room(self, config: GenerateConfig) -> int:
         """Return the longest prompt, in tokens, that leaves room for a reply."""
-        return self._context - max(1, min(config.max_new_tokens, self._context // 2))
+        return _room(config, self._context)
 
     @torch.no_grad()
     def reply(
@@ -238,13 +245,11 @@ class Conversation:
         on_text: Callable[[str], None] | None = None,
         leave: Callable[[], bool] | None = None,
     ) -> Reply:
-        """Return the reply to a dialog that ends with a user's message; see `generate_replies`."""
-        from transformers import DynamicCache, StoppingCriteriaList
+        """Return the reply to a dialog that ends with a user's message; see `continue_prompts`."""
+        from transformers import DynamicCache
 
-        ids = self._tokenizer.encode_prompt(messages)
-        cut = max(0, len(ids) - self.room(config))
-        ids = ids[cut:]
-        limit = min(config.max_new_tokens, self._context - len(ids))
+        prompt = _fitted(self._tokenizer.encode_prompt(messages), config, self._context)
+        ids = prompt.ids
         # The last id is always computed: it yields the reply's first token.
         pairs = zip(ids[:-1], self._read, strict=False)
         cached = next((i for i, (new, old) in enumerate(pairs) if new != old), min(len(ids) - 1, len(self._read)))
@@ -253,23 +258,13 @@ class Conversation:
         if cached < len(self._read):
             self._cache.crop(cached - len(self._read))  # a negative number removes that count
         self.computed = len(ids) - cached
-        clock = _Clock(leave)
-        devices = [torch.cuda.current_device()] if self._device == "cuda" else []
+        model, tokenizer, device = self._model, self._tokenizer, self._device
         try:
-            with torch.random.fork_rng(devices=devices), _without_own_settings(self._model):
-                torch.manual_seed(config.seed)
-                inputs = torch.tensor([ids], device=self._device)
-                output = self._model.generate(
-                    input_ids=inputs,
-                    attention_mask=torch.ones_like(inputs),
-                    past_key_values=self._cache,
-                    stopping_criteria=StoppingCriteriaList([clock]),
-                    streamer=_TextStreamer(self._tokenizer, on_text) if on_text else None,
-                    generation_config=_generation_config(config, self._tokenizer, limit),
-                )
+            with _sampling(model, config, device):
+                made = _generate(model, tokenizer, [prompt], config, device, on_text, leave, self._cache)
         except BaseException:
             self._cache, self._read = None, []  # the cache may hold half a step
             raise
-        new = output[0, len(ids) :].tolist()
-        self._read = [*ids, *new][: self._cache.get_seq_length()]
-        return _reply(new, self._tokenizer, clock, context_full=limit < config.max_new_tokens, cut=cut)
+        ((new_ids, reply),) = made
+        self._read = [*ids, *new_ids][: self._cache.get_seq_length()]
+        return reply

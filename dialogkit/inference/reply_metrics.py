@@ -19,10 +19,8 @@ def intervals(
 ) -> dict[str, tuple[float, float]]:
     """Return the 95% bootstrap interval of each metric (Efron 1979, percentiles of the resampled metrics).
 
-    Args:
-        of_resamples: takes weights [R, N], how often each observation counts in a resample; returns metrics [R].
-        count: the number N of observations.
-        seed: seed of the resampling; the same metrics have the same intervals.
+    `of_resamples` takes weights [R, N], how often each of N = `count` observations counts in a resample, and
+    returns metrics [R]. The same metrics have the same intervals.
     """
     if count < 2:
         return {}
@@ -30,9 +28,8 @@ def intervals(
     at_once = max(1, min(RESAMPLES, _WEIGHTS_AT_ONCE // count))
     for start in range(0, RESAMPLES, at_once):
         rounds = min(at_once, RESAMPLES - start)
-        made.append(
-            of_resamples(random.multinomial(count, np.full(count, 1 / count), size=rounds).astype(np.float64))
-        )
+        weights = random.multinomial(count, np.full(count, 1 / count), size=rounds)
+        made.append(of_resamples(weights.astype(np.float64)))
     bounds = {}
     for name in made[0]:
         low, high = np.nanpercentile(np.concatenate([part[name] for part in made]), [2.5, 97.5])

@@ -23,17 +23,18 @@ from dialogkit.config.train import TrainConfig
 from dialogkit.errors import ConfigError, ModelError, UnavailableError, did_you_mean
 from dialogkit.hints import Call, Change, Shell
 from dialogkit.models.folder import named, read_object, require_sound
-from dialogkit.models.sources import find_gguf, unusable
-from dialogkit.system.network import from_hub, hub_reachable
+from dialogkit.models.sources import find_gguf, local_source, unusable
+from dialogkit.system.hub import from_hub
+from dialogkit.system.network import hub_reachable
 
 _WEIGHTS = "adapter_model.safetensors"
 _DIGEST = "base_sha256"
 """The header entry of an adapter's weights that identifies the base it was trained on."""
 
-_READ = frozenset({"base_model_name_or_path", "revision", "peft_type", "r", "lora_alpha", "use_rslora"})
-# Settings that follow from the model and the weights, or matter only in training.
-_IGNORED = frozenset(
+# Settings that are read, follow from the model and the weights, or matter only in training.
+_ACCEPTED = frozenset(
     {
+        "base_model_name_or_path", "revision", "peft_type", "r", "lora_alpha", "use_rslora",
         "auto_mapping", "ensure_weight_tying", "fan_in_fan_out", "inference_mode", "init_lora_weights",
         "lora_dropout", "peft_version", "target_modules", "task_type",
     }
@@ -57,12 +58,10 @@ def require_peft() -> None:
 
 
 def add_adapter(model: Any, config: TrainConfig, source: ModelConfig) -> None:
-    """Add LoRA matrices to a model and freeze everything else; the second of each pair starts at zero.
+    """Add LoRA matrices to a model, in place, and freeze everything else.
 
-    Args:
-        model: a transformers model, changed in place.
-        config: rank, alpha, dropout and targets; the seed initializes the first matrices.
-        source: where the model's weights came from, which an adapter records.
+    The seed initializes the first matrix of each pair; the second starts at zero. An adapter records the `source`
+    of its model's weights.
 
     Raises: UnavailableError without peft; ConfigError for a target that is no linear layer, or if the adapter is
     to be kept and its base is an adapter too.
@@ -76,7 +75,7 @@ def add_adapter(model: Any, config: TrainConfig, source: ModelConfig) -> None:
     linear = _linear_layers(model)
     suffixes = sorted({name.rpartition(".")[2] for name in linear})
     for target in config.lora_targets:
-        if not any(_is_targeted(name, target) for name in linear):
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
             raise ConfigError(
                 f"train.lora_targets: {target!r} is no linear layer of {source.name}"
                 f"{did_you_mean(target, suffixes)}; it has {', '.join(suffixes)}",
@@ -91,19 +90,19 @@ def add_adapter(model: Any, config: TrainConfig, source: ModelConfig) -> None:
             targets=sorted(config.lora_targets) or suffixes,
             lora_dropout=config.lora_dropout,
         )
-    model.adapter_base = base_facts(source)
+    model.adapter_base = _identify_base(source)
 
 
-def base_facts(source: ModelConfig) -> dict[str, Any]:
+def _identify_base(source: ModelConfig) -> dict[str, Any]:
     """Return the location of an adapter's base and the identity of its weights: a hub commit or a digest."""
     name = source.source or ""
-    path = os.path.expanduser(name)
-    if not os.path.exists(path):
-        fetched = fetch_model_file(source, "config.json")
+    local = local_source(name)
+    if local is None:
+        fetched = model_file(source, "config.json")
         cached = fetched is not None and fetched.parent.parent.name == "snapshots"  # in a folder for each commit
         commit = fetched.parent.name if fetched is not None and cached else source.revision
         return {"base": name, "revision": commit, "metadata": {}}
-    return {"base": os.path.abspath(path), "revision": None, "metadata": {_DIGEST: digest_of(source)}}
+    return {"base": os.path.abspath(local), "revision": None, "metadata": {_DIGEST: digest_of(source)}}
 
 
 def digest_of(source: ModelConfig) -> str:
@@ -139,24 +138,17 @@ def find_adapter(config: ModelConfig) -> Adapter | None:
     Raises: ModelError for an adapter that is not LoRA, or whose base is missing.
     """
     source = config.source or ""
-    path = Path(os.path.expanduser(source))
-    if os.path.exists(path):
-        if not (path / ADAPTER_CONFIG).is_file():
-            return None
-        if next((f for kind in ("model*.safetensors", "pytorch_model*.bin") for f in path.glob(kind)), None):
-            raise ModelError(f"{source!r} holds a complete model and an adapter; keep them in separate folders")
-        folder = path
-    elif HUB_ID.match(source):
-        fetched = fetch_model_file(config, ADAPTER_CONFIG)
-        if fetched is None:
-            return None
-        folder = fetched.parent
-        if fetch_model_file(config, _WEIGHTS) is None:
-            raise ModelError(
-                f"{source!r} is an adapter without {_WEIGHTS}, the only file its weights are read from"
-            )
-    else:
+    local = local_source(source)
+    if local is None and not HUB_ID.match(source):
         return None
+    path = model_file(config, ADAPTER_CONFIG)
+    if path is None:
+        return None
+    folder = path.parent
+    if local is None and model_file(config, _WEIGHTS) is None:
+        raise ModelError(f"{source!r} is an adapter without {_WEIGHTS}, the only file its weights are read from")
+    if local is not None and [*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")]:
+        raise ModelError(f"{source!r} holds a complete model and an adapter; keep them in separate folders")
     settings = _read_settings(source, folder / ADAPTER_CONFIG)
     require_sound(folder)
     return Adapter(folder, _base_of(source, config, folder, settings), settings)
@@ -167,8 +159,7 @@ def tokenizer_source(config: ModelConfig) -> ModelConfig:
     adapter = find_adapter(config)
     if adapter is None or (adapter.folder / "tokenizer.json").is_file():
         return config
-    is_local = os.path.exists(os.path.expanduser(config.source or ""))
-    return adapter.base if is_local or fetch_model_file(config, "tokenizer.json") is None else config
+    return adapter.base if model_file(config, "tokenizer.json") is None else config
 
 
 def merge_into(model: Any, adapter: Adapter) -> None:
@@ -192,7 +183,7 @@ def merge_into(model: Any, adapter: Adapter) -> None:
             hint=f"restore them, or {_set_base(adapter.folder)}",
         )
     require_finite(f"the adapter {place!r}", tensors.items())
-    _merge_tensors(model, place, adapter.settings, tensors)
+    _merge_tensors(model, adapter, tensors)
 
 
 @torch.no_grad()
@@ -207,26 +198,24 @@ def require_finite(what: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> No
             raise ModelError(f"{what} cannot be loaded: its tensor {name!r} holds {found}")
 
 
-def _merge_tensors(model: Any, place: str, settings: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+def _merge_tensors(model: Any, adapter: Adapter, tensors: dict[str, torch.Tensor]) -> None:
     from peft import set_peft_model_state_dict
 
-    linear, rank = _linear_layers(model), settings["r"]
-    targets = set()
+    what, linear = f"the adapter {str(adapter.folder)!r}", _linear_layers(model)
+    settings, targets = adapter.settings, set()
     for name, tensor in tensors.items():
         target, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
         if target not in linear or part not in ("A.weight", "B.weight"):
-            raise ModelError(
-                f"the adapter {place!r} does not fit its base: {name!r} matches none of its linear layers"
-            )
-        if tensor.ndim != 2 or tensor.shape[part == "B.weight"] != rank:
-            raise ModelError(f"the adapter {place!r} is damaged: {name!r} is not of rank {rank}")
+            raise ModelError(f"{what} does not fit its base: {name!r} matches none of its linear layers")
+        if tensor.ndim != 2 or tensor.shape[part == "B.weight"] != settings["r"]:
+            raise ModelError(f"{what} is damaged: {name!r} is not of rank {settings['r']}")
         targets.add(target)
     if not targets or len(tensors) != 2 * len(targets):
-        raise ModelError(f"the adapter {place!r} is damaged: matrices are missing")
+        raise ModelError(f"{what} is damaged: matrices are missing")
     try:
         _inject(
             model,
-            rank=rank,
+            rank=settings["r"],
             alpha=settings["lora_alpha"],
             targets=sorted(targets),
             use_rslora=settings["use_rslora"],
@@ -234,7 +223,7 @@ def _merge_tensors(model: Any, place: str, settings: dict[str, Any], tensors: di
         set_peft_model_state_dict(model, tensors)
         merge_adapter(model)
     except (RuntimeError, ValueError) as error:  # another shape, or no numbers
-        raise unusable(place, error) from None
+        raise unusable(str(adapter.folder), error) from None
 
 
 def _inject(model: Any, *, rank: int, alpha: float, targets: list[str], **more: Any) -> None:
@@ -266,10 +255,6 @@ def _linear_layers(model: Any) -> set[str]:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
     }
-
-
-def _is_targeted(layer: str, target: str) -> bool:
-    return layer == target or layer.endswith(f".{target}")
 
 
 def _read_settings(source: str, path: Path) -> dict[str, Any]:
@@ -304,7 +289,7 @@ def _refuse_variants(source: str, settings: dict[str, Any]) -> None:
 
     plain = LoraConfig().to_dict()
     for name, value in settings.items():
-        if name in _READ | _IGNORED or not value or value == plain.get(name) or (name, value) == ("bias", "none"):
+        if name in _ACCEPTED or not value or value == plain.get(name) or (name, value) == ("bias", "none"):
             continue
         raise ModelError(f"the adapter {source!r} is not plain LoRA: it sets {name}")
 
@@ -312,25 +297,19 @@ def _refuse_variants(source: str, settings: dict[str, Any]) -> None:
 def _base_of(source: str, config: ModelConfig, folder: Path, settings: dict[str, Any]) -> ModelConfig:
     name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     if not isinstance(name, str) or not name or not isinstance(revision, str | None):
-        raise ModelError(
-            f"the adapter {source!r} does not name its base model",
-            hint=_set_base(folder),
-        )
+        raise ModelError(f"the adapter {source!r} does not name its base model", hint=_set_base(folder))
     base = config.model_copy(update={"source": name, "revision": revision or None})
-    place = os.path.expanduser(name)
-    if not os.path.exists(place) and (os.path.isabs(place) or not HUB_ID.match(name)):
+    is_local = local_source(name) is not None
+    if not is_local and not HUB_ID.match(name):
         raise ModelError(
             f"the adapter {source!r} needs its base model {name!r}, which does not exist",
             hint=f"restore it, or {_set_base(folder)}",
         )
-    exists = os.path.exists(place)
-    if os.path.isfile(os.path.join(place, ADAPTER_CONFIG)) or (
-        not exists and fetch_model_file(base, ADAPTER_CONFIG) is not None
-    ):
+    if model_file(base, ADAPTER_CONFIG) is not None:
         raise ModelError(
             f"the adapter {source!r} needs its base {name!r}, which is an adapter itself and not a complete model"
         )
-    if not exists and not hub_reachable() and fetch_model_file(base, "config.json") is None:
+    if not is_local and not hub_reachable() and model_file(base, "config.json") is None:
         raise UnavailableError(
             f"the hub cannot be reached, and {name!r}, the base of the adapter {source!r}, is not in its cache",
             hint=Shell(f"hf download {name}"),
@@ -342,8 +321,10 @@ def _set_base(folder: Path) -> str:
     return f"set base_model_name_or_path in {folder / ADAPTER_CONFIG} to its location"
 
 
-def fetch_model_file(config: ModelConfig, file: str) -> Path | None:
-    """Return a file of a hub model, fetched or cached; None if it has no such file or cannot be asked."""
+def model_file(config: ModelConfig, file: str) -> Path | None:
+    """Return a file of a model, local, fetched or cached; None if it has none or the hub cannot be asked."""
+    if (local := local_source(config.source or "")) is not None:
+        return local / file if os.path.isfile(local / file) else None
     from transformers.utils import cached_file
 
     try:

@@ -24,24 +24,14 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 
 def build_model(
-    config: ModelConfig,
-    tokenizer: ChatTokenizer,
-    *,
-    seed: int = 42,
-    dropout: float = 0.0,
-    room: int | None = None,
+    config: ModelConfig, tokenizer: ChatTokenizer, *, seed: int = 42, dropout: float = 0.0, room: int | None = None
 ) -> Any:
     """Return a float32 causal language model for training, as plain transformers classes.
 
     From scratch the weights depend only on the shape, the vocabulary and the seed. The generation config ends
-    a reply at the tokenizer's end of turn. If the source is an adapter, it is merged into its base.
-
-    Args:
-        config: the model's shape, or its source.
-        tokenizer: the tokenizer that goes with it.
-        seed: for random weights.
-        dropout: probability of dropping a hidden state in training.
-        room: most bytes that the weights of a source may take; None: unchecked.
+    a reply at the tokenizer's end of turn. If the source is an adapter, it is merged into its base. `dropout` is
+    the probability of dropping a hidden state in training; `room` limits the bytes that the weights of a source
+    may take.
 
     Raises: ModelError if the source cannot be loaded, does not fit its tokenizer or computes NaN;
     UnavailableError if its weights do not fit into memory.
@@ -84,16 +74,11 @@ def build_model(
             )
         _remove_quantization_marks(model)
         entries = model.get_input_embeddings().weight.shape[0]
+        has, only = f"the tokenizer of {config.source!r} has", f"but its model has only {entries}"
         if tokenizer.vocabulary > entries:
-            raise ModelError(
-                f"the tokenizer of {config.source!r} has {tokenizer.vocabulary} entries, but its model has only "
-                f"{entries}"
-            )
+            raise ModelError(f"{has} {tokenizer.vocabulary} entries, {only}")
         if tokenizer.highest_id >= entries:
-            raise ModelError(
-                f"the tokenizer of {config.source!r} has the id {tokenizer.highest_id}, but its model has only "
-                f"{entries} entries"
-            )
+            raise ModelError(f"{has} the id {tokenizer.highest_id}, {only} entries")
         require_finite(repr(source.source), model.named_parameters())
         if adapter is not None:
             merge_into(model, adapter)
@@ -131,9 +116,12 @@ def require_savable(model: Any, source: ModelConfig) -> None:
             raise unusable(source.source or source.name, error) from None
 
 
-def context_length(model: Any) -> int:
-    """Return the context length, in tokens, that the model's attention and positions allow."""
-    return _longest(model.config)
+def context_length(config: Any) -> int:
+    """Return the context length, in tokens, that attention and positions of a transformers config allow."""
+    longest: int = getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 1024)
+    window: int | None = getattr(config, "sliding_window", None)
+    # Attention here is full inside a dialog, which is the same up to the window.
+    return min(longest, window) if window else longest
 
 
 def read_context(config: ModelConfig) -> int:
@@ -148,14 +136,7 @@ def read_context(config: ModelConfig) -> int:
     adapter = find_adapter(config)
     described = load_from_source(AutoConfig.from_pretrained, config if adapter is None else adapter.base)
     _require_context(config.source or "", described)
-    return _longest(described)
-
-
-def _longest(config: Any) -> int:
-    longest: int = getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 1024)
-    window: int | None = getattr(config, "sliding_window", None)
-    # Attention here is full inside a dialog, which is the same up to the window.
-    return min(longest, window) if window else longest
+    return context_length(described)
 
 
 def _require_buildable(config: ModelConfig, described: Any, room: int | None) -> None:

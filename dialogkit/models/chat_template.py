@@ -66,7 +66,7 @@ class TemplateFormat:
                 continue
             end += len(self.end_of_turn)
             spans.append(Span(self._pieces(full[done : len(prompt)], texts)))
-            spans.append(Span(self._pieces(full[len(prompt) : end], texts), supervised=True))
+            spans.append(Span(self._pieces(full[len(prompt) : end], texts), supervised=message.learned))
             done = end
         spans.append(Span(self._pieces(full[done:], texts)))
         return [span for span in spans if span.pieces]
@@ -83,7 +83,7 @@ class TemplateFormat:
             texts.append(match[0])
             return f"{MARK_OPEN}{len(texts) - 1}{MARK_CLOSE}"
 
-        return [Message(m.role, self._masked.sub(mark, m.content)) for m in messages], texts
+        return [m._replace(content=self._masked.sub(mark, m.content)) for m in messages], texts
 
     def _pieces(self, text: str, texts: list[str]) -> tuple[Piece, ...]:
         pieces: list[Piece] = []
@@ -106,7 +106,7 @@ class TemplateFormat:
             with time_limit(TEMPLATE_SECONDS), memory_limit(TEMPLATE_BYTES):
                 text = str(
                     self._hf.apply_chat_template(
-                        [message._asdict() for message in messages], tokenize=False, add_generation_prompt=reply
+                        [message.turn() for message in messages], tokenize=False, add_generation_prompt=reply
                     )
                 )
         except TimeoutError:

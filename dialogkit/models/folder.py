@@ -6,32 +6,23 @@ The folder is untrusted: a named pipe in place of a file never ends, and a confi
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dialogkit.config.paths import ADAPTER_CONFIG, file_kind
 from dialogkit.errors import ModelError
+from dialogkit.text import read_small
 
 _MIB = 2**20
 _LONGEST = {
-    "config.json": 16 * _MIB,
-    ADAPTER_CONFIG: _MIB,
+    **dict.fromkeys((ADAPTER_CONFIG, "chat_template.jinja", "chat_template.json"), _MIB),
+    **dict.fromkeys(("config.json", "special_tokens_map.json"), 16 * _MIB),
+    **dict.fromkeys(("processor_config.json", "preprocessor_config.json"), 16 * _MIB),
+    **dict.fromkeys(("tokenizer_config.json", "added_tokens.json"), 64 * _MIB),
     "tokenizer.json": 128 * _MIB,
-    "tokenizer_config.json": 64 * _MIB,
-    "special_tokens_map.json": 16 * _MIB,
-    "added_tokens.json": 64 * _MIB,
-    "vocab.json": 256 * _MIB,
-    "vocab.txt": 256 * _MIB,
-    "merges.txt": 256 * _MIB,
-    "tokenizer.model": 256 * _MIB,
-    "chat_template.jinja": _MIB,
-    "chat_template.json": _MIB,
-    "processor_config.json": 16 * _MIB,
-    "preprocessor_config.json": 16 * _MIB,
-    "model.safetensors.index.json": 256 * _MIB,
-    "pytorch_model.bin.index.json": 256 * _MIB,
+    **dict.fromkeys(("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model"), 256 * _MIB),
+    **dict.fromkeys(("model.safetensors.index.json", "pytorch_model.bin.index.json"), 256 * _MIB),
 }
 """Size limits, in bytes, of files that transformers reads into memory: many times the largest models' files."""
 _OBJECTS = frozenset(name for name in _LONGEST if name.endswith(".json")) - {"tokenizer.json", "vocab.json"}
@@ -92,9 +83,7 @@ def read_object(path: Path) -> dict[str, Any]:
     longest = _LONGEST.get(path.name, _MIB)
     require_regular(path, longest)
     try:
-        # Does not block even if a pipe has replaced the file since the check.
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-            content = json.loads(file.read(longest + 1))
+        content = json.loads(read_small(path, longest))
     except (OSError, ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ModelError(f"{str(path)!r} is not a valid JSON file: {reason}") from None
@@ -190,16 +179,12 @@ def _read_by_libraries(folder: Path) -> Iterator[Path]:
             or path.name in _LONGEST
             or path.suffix in (".safetensors", ".bin", ".gguf")
             # generation_config.json has its own reader; no library opens it.
-            or (path.name != "generation_config.json" and path.suffix in _TEXTS and _is_special(path))
+            or (path.name != "generation_config.json" and path.suffix in _TEXTS and _is_pipe_or_device(path))
         )
 
 
-def _is_special(path: Path) -> bool:
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+def _is_pipe_or_device(path: Path) -> bool:
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def _weights_files(folder: Path) -> list[Path]:

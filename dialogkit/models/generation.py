@@ -9,17 +9,18 @@ import os
 import stat
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.model import ModelConfig
 from dialogkit.config.problems import list_problems
-from dialogkit.errors import ModelError
+from dialogkit.errors import ModelError, os_reason
 from dialogkit.hints import Hint
-from dialogkit.models.adapters import fetch_model_file, find_adapter
-from dialogkit.models.sources import find_gguf
+from dialogkit.models.adapters import find_adapter, model_file
+from dialogkit.models.sources import find_gguf, local_source
+from dialogkit.text import read_small
 
 GENERATION_CONFIG = "generation_config.json"
 _LEGACY = "config.json"
@@ -52,18 +53,6 @@ class ModelSettings:
     file: str = GENERATION_CONFIG
     values: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
-
-
-class ChosenSettings(NamedTuple):
-    """How replies of a model are sampled.
-
-    Attributes:
-        config: the settings.
-        note: which of the model's own settings are used and which are not; None if it brings none.
-    """
-
-    config: GenerateConfig
-    note: str | None
 
 
 def without_generation_settings(config: Any) -> Any:
@@ -110,23 +99,21 @@ def read_stop_ids(model: ModelConfig) -> frozenset[int]:
     return frozenset(token for token in ids[:_MOST_STOP_IDS] if type(token) is int and token >= 0)
 
 
-def choose_settings(config: GenerateConfig, model: ModelConfig, *, hint: Hint) -> ChosenSettings:
-    """Return the settings for the replies of a model.
+def choose_settings(
+    config: GenerateConfig, model: ModelConfig, *, hint: Hint
+) -> tuple[GenerateConfig, str | None]:
+    """Return the settings for the replies of a model, and a note.
+
+    The note names which of the model's own settings are used and which are not; None if it brings none.
 
     With `use_model_settings`, the model's own replace those that the user has not set, if they have an
     equivalent. Without, they are only named in the note.
 
-    Args:
-        config: what the user has set.
-        model: the model.
-        hint: what to do if its settings cannot be used.
-
-    Raises: ModelError if the model's settings are requested but unreadable or out of range.
+    Raises: ModelError, with this hint, if the model's settings are requested but unreadable or out of range.
     """
     own_settings = read_model_settings(model)
     if not config.use_model_settings:
-        unused = [own_settings.problem] if own_settings.problem else _unused(own_settings, set())
-        return ChosenSettings(config, unused[0] if own_settings.problem else _sentence(own_settings, [], unused))
+        return config, own_settings.problem or _sentence(own_settings, [], _unused(own_settings, set()))
     if own_settings.problem:
         raise ModelError(f"the model's own settings cannot be used: {own_settings.problem}", hint=hint)
     given, values = config.model_fields_set, own_settings.values
@@ -144,7 +131,7 @@ def choose_settings(config: GenerateConfig, model: ModelConfig, *, hint: Hint) -
         used.add("do_sample")
     shown = [f"{name} {json.dumps(values[name])}" for name in values if name in used]
     note = _sentence(own_settings, shown, _unused(own_settings, used))
-    return ChosenSettings(config, note or "the model brings no generation settings of its own")
+    return config, note or "the model brings no generation settings of its own"
 
 
 def _unused(own_settings: ModelSettings, used: set[str]) -> list[str]:
@@ -170,30 +157,27 @@ def _printable(name: str) -> str:
 
 
 def _find(source: ModelConfig, file: str) -> Path | None:
-    folder = os.path.expanduser(source.source or "")
-    if not os.path.exists(folder):
-        return fetch_model_file(source, file)
-    path = Path(folder) / file
-    return path if os.path.lexists(path) else None
+    local = local_source(source.source or "")
+    if local is None:
+        return model_file(source, file)
+    return local / file if os.path.lexists(local / file) else None
 
 
 def _read(path: Path) -> ModelSettings:
     try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):
-            return ModelSettings(path.name, problem=f"{path.name} is not a regular file and is not used")
-        if info.st_size > _MAX_BYTES:
-            problem = f"{path.name} is not used: it is larger than {_MAX_BYTES:,} bytes"
-            return ModelSettings(path.name, problem=problem)
-        values = json.loads(path.read_bytes())
+        if not stat.S_ISREG(path.stat().st_mode):
+            problem = "is not a regular file and is not used"
+        elif len(content := read_small(path, _MAX_BYTES)) > _MAX_BYTES:
+            problem = f"is not used: it is larger than {_MAX_BYTES:,} bytes"
+        elif isinstance(values := json.loads(content), dict):
+            return ModelSettings(path.name, values)
+        else:
+            problem = "holds no JSON object and is not used"
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        return ModelSettings(path.name, problem=f"{path.name} cannot be read and is not used: {reason}")
+        problem = f"cannot be read and is not used: {os_reason(error)}"
     except (ValueError, RecursionError):
-        return ModelSettings(path.name, problem=f"{path.name} is not valid JSON and is not used")
-    if not isinstance(values, dict):
-        return ModelSettings(path.name, problem=f"{path.name} holds no JSON object and is not used")
-    return ModelSettings(path.name, values)
+        problem = "is not valid JSON and is not used"
+    return ModelSettings(path.name, problem=f"{path.name} {problem}")
 
 
 def _legacy(config: dict[str, Any]) -> dict[str, Any]:

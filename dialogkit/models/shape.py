@@ -43,9 +43,7 @@ def count_parameters(model: Any) -> ParameterCounts:
 def count_tensors(tensors: Tensors, *, tied: bool) -> ParameterCounts:
     """Return the parameter counts of a model by the names and shapes of the tensors in its files.
 
-    Args:
-        tensors: shapes by name.
-        tied: whether the output layer is that of the embeddings, so that a copy of them counts for nothing.
+    In a `tied` model the output layer is that of the embeddings, and a copy of them counts for nothing.
     """
     total = embedding = 0
     for name, shape in tensors.items():

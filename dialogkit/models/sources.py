@@ -4,6 +4,7 @@ import os
 import pickle
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from dialogkit.errors import DialogKitError, ModelError, UnavailableError
 from dialogkit.hints import Call, Shell
 from dialogkit.models.folder import describe_folder, require_regular, require_sound, weights_bytes
 from dialogkit.models.limits import panics_raised
-from dialogkit.system.network import from_hub
+from dialogkit.system.hub import from_hub
 
 
 def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **options: Any) -> Any:
@@ -29,34 +30,35 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **optio
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     hf_logging.disable_progress_bar()
     source = config.source or ""
-    local = _local(source)
+    local = local_source(source)
     if local is not None:
-        require_sound_source(local)
+        if local.is_dir():
+            require_sound(local)
+        else:
+            require_regular(local)
         folder = str(local)
         if (gguf := find_gguf(config)) is not None:
-            _need_gguf()
+            if find_spec("gguf") is None:
+                raise UnavailableError(
+                    "GGUF files need the package gguf", hint=Shell("pip install 'dialogkit[gguf]'")
+                )
             folder, options["gguf_file"] = str(gguf.parent), gguf.name
-        options["local_files_only"] = True
     else:
-        folder = source
-        options["revision"] = config.revision
+        folder, options["revision"] = source, config.revision
+
+    def load(online: bool) -> Any:
+        if local is None:
+            _require_sound_config(source, config.revision, online=online)
+        return loader(folder, trust_remote_code=False, local_files_only=not online, **options)
+
     # Its GGUF reader draws a progress bar that no setting turns off.
     quiet = redirect_stderr(StringIO()) if "gguf_file" in options else nullcontext()
     try:
         # Waiting for the hub is reported on stderr.
         with quiet, panics_raised(quietly=local is not None):
-            if local is None:
-
-                def load(online: bool) -> Any:
-                    _require_sound_config(source, config.revision, online=online)
-                    return loader(folder, trust_remote_code=False, local_files_only=not online, **options)
-
-                return from_hub(
-                    load,
-                    lacking=f"{source!r} is not in its cache",
-                    hint=Call("doctor", network=True),
-                )
-            return loader(folder, trust_remote_code=False, **options)
+            if local is not None:
+                return load(False)
+            return from_hub(load, lacking=f"{source!r} is not in its cache", hint=Call("doctor", network=True))
     except DialogKitError:
         raise
     # Whatever a library raises for damaged files is wrong input.
@@ -92,24 +94,16 @@ def unusable(source: str, error: Exception) -> ModelError:
     return ModelError(f"{source!r} cannot be loaded: {reason.rstrip(': ')}", hint=Call("models list"))
 
 
-def require_sound_source(path: Path) -> None:
-    """Raise ModelError if a local folder or file cannot be a model; see `folder.require_sound`."""
-    if path.is_dir():
-        require_sound(path)
-    else:
-        require_regular(path)
-
-
 def size_of(config: ModelConfig) -> int | None:
     """Return the bytes of a local source's weights; None for a source on the hub."""
-    local = _local(config.source or "")
+    local = local_source(config.source or "")
     if local is None:
         return None
     gguf = find_gguf(config)
     return weights_bytes(local) if gguf is None else gguf.stat().st_size
 
 
-def _local(source: str) -> Path | None:
+def local_source(source: str) -> Path | None:
     """Return the file or folder of a local source; None for one on the hub."""
     # Unlike pathlib's, these functions accept texts that are too long for a name.
     path = os.path.expanduser(source)
@@ -118,7 +112,7 @@ def _local(source: str) -> Path | None:
 
 def find_gguf(config: ModelConfig) -> Path | None:
     """Return the GGUF file that a source is or holds instead of ordinary weights; None for none."""
-    local = _local(config.source or "")
+    local = local_source(config.source or "")
     if local is None or local.is_file():
         return local
     files = sorted(local.glob("*.gguf"))
@@ -128,10 +122,3 @@ def find_gguf(config: ModelConfig) -> Path | None:
         names = ", ".join(file.name for file in files)
         raise ModelError(f"{str(local)!r} holds several GGUF files ({names})", hint=f"name one: {files[0]}")
     return files[0]
-
-
-def _need_gguf() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("gguf") is None:
-        raise UnavailableError("GGUF files need the package gguf", hint=Shell("pip install 'dialogkit[gguf]'"))

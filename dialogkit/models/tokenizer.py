@@ -38,6 +38,10 @@ SHIPPED_TOKENIZER = Path(__file__).parent / "shipped_tokenizer"
 
 MOST_GROWTH = 100
 """Most characters that a tokenizer's rules may put in place of one."""
+_PRINTED = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTED]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTED} | {chr(256 + n): byte for n, byte in enumerate(_OTHERS)}
+"""The byte of each letter in byte-level BPE (GPT-2's table): printable bytes stand for themselves."""
 _FALLBACK = re.compile("<0x([0-9A-F]{2})>")  # a byte where SentencePiece has no token
 
 
@@ -56,7 +60,8 @@ class ChatTokenizer:
         self._backend: Tokenizer = hf.backend_tokenizer
         _require_bounded(self._backend)
         self._ids: dict[str, int] = hf.get_vocab()
-        special = sorted(map(str, hf.all_special_tokens + _added_special(hf)), key=len, reverse=True)
+        added = [token.content for token in hf.added_tokens_decoder.values() if token.special]
+        special = sorted(map(str, hf.all_special_tokens + added), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
         self._format: TurnFormat | TemplateFormat
         if turn_format is not None:
@@ -70,8 +75,7 @@ class ChatTokenizer:
             needed = frozenset(ends)
         if unknown := sorted(needed - self._ids.keys()):
             raise ModelError(
-                f"the tokenizer has no token {unknown[0]!r}, which its chat format needs",
-                hint=PLAIN_FORMAT,
+                f"the tokenizer has no token {unknown[0]!r}, which its chat format needs", hint=PLAIN_FORMAT
             )
         self.stop_ids = frozenset(self._ids[token] for token in ends)
         self.reply_stop_ids = self.stop_ids
@@ -197,10 +201,7 @@ class ChatTokenizer:
             supervised: list[bool] = []
             for span in spans:
                 for piece in span.pieces:
-                    if piece.special:
-                        ids.append(self._ids[piece.text])
-                    else:
-                        ids += next(encoded).ids
+                    ids += [self._ids[piece.text]] if piece.special else next(encoded).ids
                 supervised += [span.supervised] * (len(ids) - len(supervised))
             result.append(Encoded(ids, supervised))
         return result
@@ -256,22 +257,8 @@ def _own_rules(task: str) -> Iterator[None]:
         raise ModelError(f"the tokenizer cannot {task} a text by its own rules: {error}") from None
 
 
-def _bytes_by_letter() -> dict[str, int]:
-    """Return the byte of each letter in byte-level BPE (GPT-2's table): printable bytes stand for themselves."""
-    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printed]
-    return {chr(byte): byte for byte in printed} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-_BYTE_OF = _bytes_by_letter()
-
-
 def _broken(match: re.Match[str]) -> str:
     return f"{match[0][0]} {match[0][1:]}"
-
-
-def _added_special(hf: Any) -> list[str]:
-    return [token.content for token in hf.added_tokens_decoder.values() if token.special]
 
 
 def load_tokenizer(config: ModelConfig) -> ChatTokenizer:
@@ -354,10 +341,8 @@ def _recognised_format(hf: Any) -> TurnFormat | None:
 def train_tokenizer(texts: Iterable[str], *, vocabulary: int, output: Path) -> int:
     """Train a byte-level BPE tokenizer, write it with its chat template, and return its number of entries.
 
-    Args:
-        texts: training texts. The same texts in the same order give the same file.
-        vocabulary: entries, including the 6 special tokens and the 256 bytes.
-        output: folder to write.
+    The same texts in the same order give the same file. The vocabulary includes the 6 special tokens and the 256
+    bytes.
 
     Raises: ConfigError if the vocabulary cannot hold the bytes and the special tokens.
     """
@@ -377,10 +362,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int, output: Path) -> i
     )
     tokenizer.train_from_iterator(texts, trainer)
     hf = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END_OF_TURN,
-        pad_token=PAD_TOKEN,
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer, eos_token=END_OF_TURN, pad_token=PAD_TOKEN, clean_up_tokenization_spaces=False
     )
     hf.chat_template = native_format().template()
     hf.save_pretrained(str(output))

@@ -4,44 +4,44 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
+from dialogkit.config.data import DataConfig
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.paths import DEFAULT_OUTPUT
+from dialogkit.config.problems import list_problems
+from dialogkit.data.sources import find_source, read_dialogs
 from dialogkit.dialog import Message, check_dialog
-from dialogkit.errors import ConfigError, DataError, DialogKitError, StorageError, did_you_mean
+from dialogkit.errors import ConfigError, DataError, DialogKitError, StorageError, did_you_mean, os_reason
 from dialogkit.hints import Call
 from dialogkit.inference.results import ReplyResult, StreamSink, reply_results
 from dialogkit.services.inference import hints_for, sampling_of
 from dialogkit.services.runs.resolve import resolve_model
 from dialogkit.system.compute_lock import alone
 
-if TYPE_CHECKING:
-    from dialogkit.models.tokenizer import ChatTokenizer
-
 SETTINGS = tuple(
     name for name in GenerateConfig.model_fields if name not in ("test_prompts", "use_model_settings")
 )
 """Settings that can be changed during a dialog."""
+StopCheck = Callable[[], bool]
+"""Called after each token of a reply; True stops the reply there and keeps it."""
 _FILE = "chat.jsonl"
 
 
 class Saved(NamedTuple):
-    """A file that a dialog was saved to.
-
-    Attributes:
-        path: the file.
-        dialogs: dialogs in it now.
-        was_there: whether the file existed before.
-        trains: whether it has two different dialogs, which a training needs.
-        problem: why a training skips this dialog, such as an empty reply; None if it does not.
-    """
+    """A file that a dialog was saved to."""
 
     path: Path
     dialogs: int
+    """Dialogs in it now."""
     was_there: bool
+    """Whether the file existed before."""
     trains: bool
-    problem: str | None = None
+    """Whether it has two different dialogs, which a training needs."""
+    problem: str | None
+    """Why a training skips this dialog, such as an empty reply; None if it does not."""
 
 
 class Chat:
@@ -80,8 +80,8 @@ class Chat:
         self.messages: list[Message] = []
         self.left_out = 0
         self._attempt = 0
-        self._tokenizer: ChatTokenizer = loaded.tokenizer
-        self._conversation: Conversation = Conversation(
+        self._tokenizer = loaded.tokenizer
+        self._conversation = Conversation(
             loaded.model, loaded.tokenizer, context=loaded.context, device=loaded.device
         )
         if system:
@@ -96,9 +96,7 @@ class Chat:
     def _first(self) -> int:
         return 1 if self.messages and self.messages[0].role == "system" else 0
 
-    def say(
-        self, text: str, *, on_text: StreamSink | None = None, leave: Callable[[], bool] | None = None
-    ) -> ReplyResult:
+    def say(self, text: str, *, on_text: StreamSink | None = None, leave: StopCheck | None = None) -> ReplyResult:
         """Say something and return the reply; both become part of the dialog.
 
         Args:
@@ -113,7 +111,7 @@ class Chat:
         self._attempt = 0
         return self._reply([*self.messages, Message("user", text.strip())], on_text, leave)
 
-    def retry(self, *, on_text: StreamSink | None = None, leave: Callable[[], bool] | None = None) -> ReplyResult:
+    def retry(self, *, on_text: StreamSink | None = None, leave: StopCheck | None = None) -> ReplyResult:
         """Replace the last reply by one with another seed, and return it. Raises: ConfigError without a turn."""
         self._require_turn()
         self._attempt += 1
@@ -142,18 +140,12 @@ class Chat:
     def get(self, name: str) -> Any:
         """Return a sampling setting. Raises: ConfigError for an unknown one."""
         if name not in SETTINGS:
-            known = ", ".join(SETTINGS)
-            raise ConfigError(
-                f"unknown setting {name!r}{did_you_mean(name, SETTINGS)}; known are {known}", hint=Call("chat set")
-            )
+            problem = f"unknown setting {name!r}{did_you_mean(name, SETTINGS)}; known are {', '.join(SETTINGS)}"
+            raise ConfigError(problem, hint=Call("chat set"))
         return getattr(self.config, name)
 
     def set(self, name: str, value: str) -> Any:
         """Change a sampling setting and return its value. Raises: ConfigError if the name or value is wrong."""
-        from pydantic import ValidationError
-
-        from dialogkit.config.problems import list_problems
-
         self.get(name)
         try:
             number: Any = json.loads(value)
@@ -176,33 +168,29 @@ class Chat:
         if path.suffix != ".jsonl":
             hint = Call("chat save", path.with_suffix(".jsonl") if path.name else _FILE)
             raise ConfigError(f"{str(path)!r} does not end in .jsonl: dialogs are saved one per line", hint=hint)
-        messages = [message._asdict() for message in self.messages]
+        messages = [message.turn() for message in self.messages]
         # A terminal may pass bytes that are not text.
         line = json.dumps({"messages": messages}, ensure_ascii=False).encode("utf-8", "replace").decode()
         try:
             was_there = path.exists()
-            before = _read(path)
+            dialogs, different, last = _read(path)
+            start = "" if last.endswith("\n") else "\n"
             with path.open("a", encoding="utf-8") as file:
-                file.write(f"{'' if before.ends_with_newline else chr(10)}{line}\n")
+                file.write(f"{start}{line}\n")
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
             hint = Call("chat save", _FILE)
-            raise StorageError(f"{str(path)!r} cannot be written: {reason}", hint=hint) from None
+            raise StorageError(f"{str(path)!r} cannot be written: {os_reason(error)}", hint=hint) from None
         except (ValueError, RecursionError):
             raise ConfigError(
                 f"{str(path)!r} exists and is not a file of dialogs, one per line; it is left as it is",
                 hint=Call("chat save", path.with_stem(f"{path.stem}-2")),
             ) from None
         problem = check_dialog(self.messages)
-        others = [other for other in before.different if other != messages]
-        trains = len(before.different) > 1 or (problem is None and bool(others))
-        return Saved(path, before.dialogs + 1, was_there, trains, problem)
+        trains = len(different) > 1 or (problem is None and different not in ([], [messages]))
+        return Saved(path, dialogs + 1, was_there, trains, problem)
 
     def load(self, path: str | Path) -> int:
         """Replace the dialog by the last one of a file, and return its number of turns. Raises: DataError."""
-        from dialogkit.config.data import DataConfig
-        from dialogkit.data.sources import find_source, read_dialogs
-
         hint = Call("chat load", "FILE")
         try:
             dialogs = read_dialogs(find_source(DataConfig(dataset=str(path))), DataConfig()).dialogs
@@ -219,9 +207,7 @@ class Chat:
             raise ConfigError("nothing was said yet", hint=Call("chat help"))
 
     @alone()
-    def _reply(
-        self, messages: list[Message], on_text: StreamSink | None, leave: Callable[[], bool] | None
-    ) -> ReplyResult:
+    def _reply(self, messages: list[Message], on_text: StreamSink | None, leave: StopCheck | None) -> ReplyResult:
         config = self.config.model_copy(update={"seed": (self.config.seed + self._attempt) % 2**32})
         with hints_for(self._loadable):
             seen = self._fitting(messages)
@@ -239,28 +225,17 @@ class Chat:
         return seen
 
 
-class _Dialogs(NamedTuple):
-    """What a file of dialogs contains.
+def _read(path: Path) -> tuple[int, list[Any], str]:
+    """Return the number of dialogs in a JSONL file, the first two different ones, and its last line.
 
-    Attributes:
-        dialogs: their number.
-        different: the first two different ones.
-        ends_with_newline: whether another line can be appended as it is.
+    Raises: OSError; ValueError or RecursionError for anything else than dialogs.
     """
-
-    dialogs: int
-    different: list[Any]
-    ends_with_newline: bool
-
-
-def _read(path: Path) -> _Dialogs:
-    """Read a JSONL file. Raises: OSError; ValueError or RecursionError for anything else than dialogs."""
+    different: list[Any] = []
+    dialogs, line = 0, "\n"
     if not path.exists():
-        return _Dialogs(0, [], ends_with_newline=True)
+        return dialogs, different, line
     if not path.is_file():  # a pipe would never end
         raise OSError("not a file")
-    dialogs, line = 0, "\n"
-    different: list[Any] = []
     with path.open(encoding="utf-8", newline="\n") as file:
         for line in file:
             if not line.strip():
@@ -270,4 +245,4 @@ def _read(path: Path) -> _Dialogs:
             dialogs += 1
             if len(different) < 2 and row.get("messages", row) not in different:
                 different.append(row.get("messages", row))
-    return _Dialogs(dialogs, different, ends_with_newline=line.endswith("\n"))
+    return dialogs, different, line

@@ -106,26 +106,19 @@ def evaluate(
 
 
 @alone()
-def evaluate_models(
-    request: EvaluateRequest, *, on_progress: ProgressSink = lambda stage, fraction: None
-) -> EvaluateResult:
+def evaluate_models(request: EvaluateRequest, *, on_progress: ProgressSink) -> EvaluateResult:
     """Return the metrics of each model of a request, and store them; see `evaluate`."""
     planned = _plan(request)
     suite = TaskSuite(request.tasks) if request.tasks else None
 
-    def evaluated(number: int, model: _Planned) -> EvaluateResult:
-        def report(stage: str, fraction: float) -> None:
-            on_progress(f"{model.loadable.known_as}: {stage}", (number + fraction) / len(planned))
+    result = EvaluateResult(rows=[])
+    for number, model in enumerate(planned):
 
-        return _evaluate_one(model, request, suite, report)
+        def report(stage: str, fraction: float, number: int = number, name: str = model.loadable.known_as) -> None:
+            on_progress(f"{name}: {stage}", (number + fraction) / len(planned))
 
-    results = [evaluated(number, model) for number, model in enumerate(planned)]
-    return EvaluateResult(
-        rows=[row for result in results for row in result.rows],
-        anchors=[row for result in results for row in result.anchors],
-        kept=[row for result in results for row in result.kept],
-        tracked=[row for result in results for row in result.tracked],
-    )
+        _evaluate_one(model, request, suite, report, result)
+    return result
 
 
 def _plan(request: EvaluateRequest) -> list[_Planned]:
@@ -139,46 +132,42 @@ def _plan(request: EvaluateRequest) -> list[_Planned]:
             find_source(config)
     wandb = request.wandb if request.stores_results else "disabled"
     stores = [EvaluationStore(loadable, wandb=wandb, output=request.output) for loadable in chosen]
-    return [
-        _Planned(loadable, config, sampling[number], notes[number] if notes else None, stores[number])
-        for number, (loadable, config) in enumerate(zip(chosen, datasets, strict=True))
-    ]
+    noted: Sequence[str | None] = notes or [None] * len(chosen)
+    return list(map(_Planned, chosen, datasets, sampling, noted, stores))
 
 
 def _evaluate_one(
-    model: _Planned, request: EvaluateRequest, suite: TaskSuite | None, report: ProgressSink
-) -> EvaluateResult:
-    """Evaluate and store one model of a request."""
-    tasks: list[TaskRow] = []
-    with hints_for(model.loadable):
-        evaluation = evaluate_model(
-            model.loadable, model.data, request, sampling=model.sampling, on_progress=report
-        )
-        if suite is not None:
-            tasks = _run_tasks(suite, model.loadable, request, report)
-            model.store.add_tasks(tasks)
-    trained_on = _includes_training_dialogs(evaluation.row, model.loadable, request)
-    row = evaluation.row.model_copy(
-        update={"model_settings": model.note, "tasks": tasks, "trained_on": trained_on}
-    )
-    kept = None if request.quick else model.store.add_evaluation(row, evaluation.baselines, evaluation.replies)
-    report("storing the results", 1.0)
-    tracked = model.store.publish()
-    return EvaluateResult(
-        rows=[row],
-        anchors=evaluation.baselines,
-        kept=[kept] if kept else [],
-        tracked=[tracked] if tracked else [],
-    )
-
-
-def _run_tasks(
-    suite: TaskSuite, loadable: Loadable, request: EvaluateRequest, report: ProgressSink
-) -> list[TaskRow]:
+    model: _Planned,
+    request: EvaluateRequest,
+    suite: TaskSuite | None,
+    report: ProgressSink,
+    result: EvaluateResult,
+) -> None:
+    """Evaluate and store one model of a request, and add it to the result."""
     from dialogkit.services.runs.loading import load_for_inference
 
-    loaded = load_for_inference(loadable, device=request.device)
-    return suite.run(loaded, limit=request.samples, batch_size=request.batch_size, report=report)
+    loadable = model.loadable
+    tasks: list[TaskRow] = []
+    with hints_for(loadable):
+        evaluation = evaluate_model(loadable, model.data, request, sampling=model.sampling, on_progress=report)
+        if suite is not None:
+            tasks = suite.run(
+                load_for_inference(loadable, device=request.device),
+                limit=request.samples,
+                batch_size=request.batch_size,
+                report=report,
+            )
+            model.store.add_tasks(tasks)
+    trained_on = _includes_training_dialogs(evaluation.row, loadable, request)
+    others = {"model_settings": model.note, "tasks": tasks, "trained_on": trained_on}
+    row = evaluation.row.model_copy(update=others)
+    result.rows.append(row)
+    result.anchors.extend(evaluation.baselines)
+    if not request.quick and (kept := model.store.add_evaluation(row, evaluation.baselines, evaluation.replies)):
+        result.kept.append(kept)
+    report("storing the results", 1.0)
+    if tracked := model.store.publish():
+        result.tracked.append(tracked)
 
 
 def _includes_training_dialogs(row: EvaluateRow, loadable: Loadable, request: EvaluateRequest) -> bool:
@@ -210,8 +199,6 @@ def _data_config(loadable: Loadable, request: EvaluateRequest) -> DataConfig:
         config = DataConfig.model_validate(settings)
     except ValidationError as error:
         run = loadable.run.name if loadable.run else loadable.name
-        raise ConfigError(
-            f"the run {run!r} has invalid data settings: {list_problems(error)[0]}",
-            hint=Call("runs show", run),
-        ) from None
+        problem = f"the run {run!r} has invalid data settings: {list_problems(error)[0]}"
+        raise ConfigError(problem, hint=Call("runs show", run)) from None
     return config.model_copy(update={"max_bad_rows": request.max_bad_rows}) if request.max_bad_rows else config

@@ -61,7 +61,7 @@ def generate(
     chosen = [resolve_model(name, output=output) for name in names]
     settings, notes = sampling_of(chosen, config, verb="generate", output=output)
 
-    from dialogkit.inference.replies import generate_replies
+    from dialogkit.inference.replies import continue_prompts
     from dialogkit.services.runs.loading import load_for_inference
 
     start = [Message("system", system)] if system else []
@@ -69,10 +69,10 @@ def generate(
     for loadable, config in zip(chosen, settings, strict=True):
         with hints_for(loadable):
             loaded = load_for_inference(loadable, device=device)
-            made = generate_replies(
+            made = continue_prompts(
                 loaded.model,
                 loaded.tokenizer,
-                [[*start, Message("user", text)] for text in texts],
+                [loaded.tokenizer.encode_prompt([*start, Message("user", text)]) for text in texts],
                 config,
                 context=loaded.context,
                 device=loaded.device,

@@ -3,13 +3,11 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from dialogkit.config.generate import GenerateConfig
-from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.errors import DialogKitError
 from dialogkit.hints import Call, Change
-from dialogkit.services.runs.resolve import Loadable
+from dialogkit.services.runs.resolve import Loadable, output_of
 
 
 def names_of(model: str | Path | Sequence[str] | None) -> tuple[str | None, ...]:
@@ -33,13 +31,12 @@ def sampling_of(
         return [config] * len(models), []
     from dialogkit.models.generation import choose_settings
 
-    elsewhere: dict[str, Any] = {} if Path(output) == Path(DEFAULT_OUTPUT) else {"output_dir": str(output)}
     settings, notes = [], []
     for loadable in models:
         name = loadable.known_as if loadable.run else loadable.model.source or loadable.name
-        chosen = choose_settings(config, loadable.model, hint=Call(verb, name, **elsewhere))
-        settings.append(chosen.config)
-        notes.append(f"{loadable.known_as}: {chosen.note}")
+        own, note = choose_settings(config, loadable.model, hint=Call(verb, name, **output_of(output)))
+        settings.append(own)
+        notes.append(f"{loadable.known_as}: {note}")
     return settings, notes
 
 

@@ -1,16 +1,35 @@
 """Shows what a model gets of a dataset: statistics of its dialogs, what is odd about them, and their tokens."""
 
+import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dialogkit.config.load import load_run_config
+from dialogkit.config.paths import cache_dir
 from dialogkit.config.run import RunConfig
+from dialogkit.data.duplicates import NEAR, SHINGLE_WORDS, group_labels, near_pairs
+from dialogkit.data.prepare import PreparedData, prepare_data
+from dialogkit.data.sources import RawData, find_source, read_dialogs
+from dialogkit.data.split import hash_dialog
+from dialogkit.data.statistics import (
+    count_characters,
+    find_broken,
+    length_bins,
+    packed_shares,
+    script_shares,
+    surprise,
+)
+from dialogkit.data.tokens import DialogTokens
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, DialogKitError
 from dialogkit.hints import Call, Change, Either, Hint
-from dialogkit.services.inspection.remarks import remarks
+from dialogkit.services.inspection.remarks import ENOUGH_STEPS, FEW_STEPS, MOST_EPOCHS, remarks
 from dialogkit.services.inspection.results import (
     Copies,
     Example,
@@ -26,11 +45,6 @@ from dialogkit.services.inspection.results import (
 from dialogkit.system.compute_lock import alone
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from dialogkit.data.prepare import PreparedData
-    from dialogkit.data.sources import RawData
-    from dialogkit.data.tokens import DialogTokens
     from dialogkit.models.tokenizer import ChatTokenizer
 
 __all__ = ["InspectResult", "inspect_data"]
@@ -41,6 +55,8 @@ ODD_CHARACTERS = 32
 """Shortest text that can be the oddest: a few characters always differ from the rest."""
 REPETITIVE_BYTES = 256
 """Shortest text that can be the most repetitive: zlib's overhead dominates shorter ones."""
+_NAMES_AND_NUMBERS = re.compile(r"\b\d+(?:[.,:]\d+)*\b|(?<=[^.!?\s] )[^\W\d_a-z]\w*")
+"""Numbers, and words with a capital inside a sentence."""
 BEGINNING = 200
 """Characters of a dialog that are shown of it."""
 
@@ -101,13 +117,9 @@ def _inspection(settings: Mapping[str, Any]) -> Call:
 
 
 def _inspect(config: RunConfig, show: int) -> InspectResult:
-    from dialogkit.data.sources import find_source, read_dialogs
-
     # Report a wrong file before loading the libraries of models, which takes seconds.
     raw = read_dialogs(find_source(config.data), config.data)
 
-    from dialogkit.config.paths import cache_dir
-    from dialogkit.data.prepare import prepare_data
     from dialogkit.models.build import read_context
     from dialogkit.models.tokenizer import load_tokenizer
 
@@ -123,8 +135,18 @@ def _inspect(config: RunConfig, show: int) -> InspectResult:
         **_repetitions(data, texts),
     }
     shown = [_shown(data.train, index, texts, tokenizer) for index in range(min(show, len(data.train)))]
+    steps = math.ceil(len(data.train) / config.train.batch_size)
+    train = config.train
+    enough = train.max_steps is not None or train.epochs > 1 or steps * train.epochs >= FEW_STEPS
     result = InspectResult(
-        model=config.model.name, context=context, limit=limit, **statistics, remarks=[], shown=shown
+        model=config.model.name,
+        context=context,
+        limit=limit,
+        **statistics,
+        remarks=[],
+        shown=shown,
+        steps=steps,
+        epochs=None if enough else min(MOST_EPOCHS, math.ceil(ENOUGH_STEPS / steps)),
     )
     return result.model_copy(update={"remarks": list(remarks(result, config))})
 
@@ -132,16 +154,12 @@ def _inspect(config: RunConfig, show: int) -> InspectResult:
 class _Texts:
     """The texts of the prepared dialogs in the order of `data`: those to train on, then those held out."""
 
-    def __init__(self, raw: "RawData", data: "PreparedData") -> None:
-        import numpy as np
-
-        from dialogkit.data.split import hash_dialog
-
+    def __init__(self, raw: RawData, data: PreparedData) -> None:
         self.unusable_rows = raw.bad_rows[:EXAMPLES]
         first: dict[int, int] = {}
         for number, dialog in enumerate(raw.dialogs):
             first.setdefault(hash_dialog(dialog), number)
-        hashes = np.concatenate([data.train_origins.hashes, data.evaluation_origins.hashes])
+        hashes = np.concatenate([data.train.hashes, data.evaluation.hashes])
         rows = [first.get(value) for value in hashes.tolist()]
         self.rows = found = [row for row in rows if row is not None]
         if len(found) < len(rows):
@@ -152,45 +170,39 @@ class _Texts:
         self.texts = [texts[row] for row in found]
         # Indices of the distinct dialogs [D], and the number of copies of each [D].
         _, self.distinct, self.copies = np.unique(hashes, return_index=True, return_counts=True)
-        self.whole_tokens = np.concatenate([data.train_origins.whole_tokens, data.evaluation_origins.whole_tokens])
-
-    def example(self, index: int, value: float) -> Example:
-        return Example(value=value, place=self.places[index], beginning=self.beginning(index))
+        self.whole_tokens = np.concatenate([data.train.whole_tokens, data.evaluation.whole_tokens])
 
     def beginning(self, index: int) -> str:
         return self.texts[index][:BEGINNING]
 
-    def examples(self, indices: Sequence[int], values: "NDArray[Any]", *, lowest: bool = False) -> list[Example]:
+    def examples(self, indices: Sequence[int], values: NDArray[Any], *, lowest: bool = False) -> list[Example]:
         """Return the dialogs with the highest (or lowest) values; ties in the order of the dataset."""
         sign = 1 if lowest else -1
         order = sorted(range(len(indices)), key=lambda n: (sign * values[n], self.rows[indices[n]]))
-        return [self.example(indices[n], float(values[n])) for n in order[:EXAMPLES]]
+        best = [(float(values[n]), indices[n]) for n in order[:EXAMPLES]]
+        return [Example(value=value, place=self.places[i], beginning=self.beginning(i)) for value, i in best]
 
 
-def _ledger(data: "PreparedData", texts: _Texts) -> dict[str, Any]:
-    ledger = data.ledger
+def _ledger(data: PreparedData, texts: _Texts) -> dict[str, Any]:
     names = ("dataset", "format", "license", "revision", "rows", "kept", "cut", "dropped", "unusable")
-    sets = {"train": data.train, "held_out": data.evaluation}
-    figures = {
-        name: SetFigures(
-            dialogs=len(part), tokens=int(part.lengths.sum()), supervised_tokens=part.supervised_tokens
-        )
-        for name, part in sets.items()
-    }
-    learned = sum(part.supervised_tokens for part in figures.values())
+    train, held_out = _figures(data.train), _figures(data.evaluation)
+    learned = train.supervised_tokens + held_out.supervised_tokens
     return {
-        **{name: getattr(ledger, name) for name in names},
-        **figures,
+        **{name: getattr(data.ledger, name) for name in names},
+        "train": train,
+        "held_out": held_out,
         "unusable_rows": texts.unusable_rows,
-        "supervised_share": learned / sum(part.tokens for part in figures.values()),
+        "notes": data.ledger.remarks(),
+        "supervised_share": learned / (train.tokens + held_out.tokens),
     }
 
 
-def _lengths(data: "PreparedData", texts: _Texts, limit: int) -> dict[str, Any]:
-    import numpy as np
+def _figures(dialogs: DialogTokens) -> SetFigures:
+    tokens = int(dialogs.lengths.sum())
+    return SetFigures(dialogs=len(dialogs), tokens=tokens, supervised_tokens=dialogs.supervised_tokens)
 
-    from dialogkit.data.statistics import length_bins
 
+def _lengths(data: PreparedData, texts: _Texts, limit: int) -> dict[str, Any]:
     whole = texts.whole_tokens
     bins = length_bins(whole, limit)
     median, high, highest = np.percentile(whole, [50, 95, 99])
@@ -207,18 +219,8 @@ def _lengths(data: "PreparedData", texts: _Texts, limit: int) -> dict[str, Any]:
     }
 
 
-def _text_statistics(data: "PreparedData", texts: _Texts, tokenizer: "ChatTokenizer") -> dict[str, Any]:
+def _text_statistics(data: PreparedData, texts: _Texts, tokenizer: "ChatTokenizer") -> dict[str, Any]:
     """Return the statistics of turns, characters and tokens."""
-    import numpy as np
-
-    from dialogkit.data.statistics import (
-        count_characters,
-        find_broken,
-        packed_shares,
-        script_shares,
-        surprise,
-    )
-
     turns = Counter(sum(message.role != "system" for message in dialog) for dialog in texts.dialogs)
     counts, broken = count_characters(texts.texts), sorted(find_broken(texts.texts), key=texts.rows.__getitem__)
     distinct = texts.distinct.tolist()
@@ -239,14 +241,9 @@ def _text_statistics(data: "PreparedData", texts: _Texts, tokenizer: "ChatTokeni
     }
 
 
-def _repetitions(data: "PreparedData", texts: _Texts) -> dict[str, Any]:
+def _repetitions(data: PreparedData, texts: _Texts) -> dict[str, Any]:
     """Return the duplicates, and what held-out dialogs share with those to train on."""
-    import numpy as np
-
-    from dialogkit.data.duplicates import NEAR, SHINGLE_WORDS, group_labels, near_pairs
-
-    held_out_from = len(data.train)
-    distinct = texts.distinct
+    held_out_from, distinct, rows = len(data.train), texts.distinct, texts.rows
     pairs = near_pairs([texts.texts[index] for index in distinct.tolist()])
     members = np.unique(np.concatenate([pairs.first, pairs.second]))
     groups = np.unique(group_labels(len(distinct), pairs)[members])
@@ -257,8 +254,8 @@ def _repetitions(data: "PreparedData", texts: _Texts) -> dict[str, Any]:
     copied = np.flatnonzero(texts.copies > 1)
     exchanges = [_first_exchange(dialog) for dialog in texts.dialogs]
     prompts, answers = (set(part) for part in zip(*exchanges[:held_out_from], strict=True))
+    templates = {_template(prompt) for prompt in prompts}
     held_out = exchanges[held_out_from:]
-    rows = texts.rows
     ends = [sorted(pair, key=rows.__getitem__) for pair in zip(first.tolist(), second.tolist(), strict=True)]
     best = sorted(range(len(ends)), key=lambda n: (-pairs.similarity[n], rows[ends[n][0]], rows[ends[n][1]]))
     copies_of = dict(zip(distinct.tolist(), texts.copies.tolist(), strict=True))
@@ -283,24 +280,31 @@ def _repetitions(data: "PreparedData", texts: _Texts) -> dict[str, Any]:
             prompt=sum(prompt in prompts for prompt, _ in held_out),
             answer=sum(answer in answers for _, answer in held_out),
             near=sum(copies_of[index] for index in known),
+            template=sum(
+                prompt not in prompts and (made := _template(prompt)) is not None and made in templates
+                for prompt, _ in held_out
+            ),
         ),
     }
 
 
 def _first_exchange(dialog: Dialog) -> tuple[Dialog, str]:
     """Return everything before the first answer, and that answer, also what is cut off in a training."""
-    at = next(index for index, message in enumerate(dialog) if message.role == "assistant")
+    at = next(i for i, message in enumerate(dialog) if message.role == "assistant" and message.learned)
     return dialog[:at], dialog[at].content
 
 
-def _shown(dialogs: "DialogTokens", index: int, texts: _Texts, tokenizer: "ChatTokenizer") -> ShownDialog:
-    ids = dialogs[index]["input_ids"].tolist()
-    learned = dialogs[index]["supervised"].tolist()
-    special = tokenizer.special_ids
-    return ShownDialog(
-        place=texts.places[index],
-        tokens=[
-            Token(id=number, text=text, special=number in special, supervised=mark)
-            for number, text, mark in zip(ids, tokenizer.token_texts(ids), learned, strict=True)
-        ],
-    )
+def _template(prompt: Dialog) -> str | None:
+    """Return a prompt with a mark for each name and number, or None if it has neither."""
+    text = "\n".join(message.content for message in prompt)
+    made = _NAMES_AND_NUMBERS.sub("_", text)
+    return None if made == text else made
+
+
+def _shown(dialogs: DialogTokens, index: int, texts: _Texts, tokenizer: "ChatTokenizer") -> ShownDialog:
+    ids, learned = (dialogs[index][name].tolist() for name in ("input_ids", "supervised"))
+    tokens = [
+        Token(id=number, text=text, special=number in tokenizer.special_ids, supervised=mark)
+        for number, text, mark in zip(ids, tokenizer.token_texts(ids), learned, strict=True)
+    ]
+    return ShownDialog(place=texts.places[index], tokens=tokens)

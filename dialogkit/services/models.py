@@ -45,6 +45,9 @@ class ModelRow(Result):
     """Parameters of an adapter, which `parameters` does not include."""
 
 
+_SIZES = ("parameters", "parameters_without_embeddings", "layers", "width", "heads", "context", "vocabulary")
+
+
 def list_models(*, output: str | Path = DEFAULT_OUTPUT) -> list[ModelRow]:
     """Return the catalogue, then the other models that were trained in the output folder."""
     output, shipped = Path(output), model_names()
@@ -83,27 +86,13 @@ def _catalogue_row(name: str, output: Path, *, forgiving: bool = False) -> Model
     trained = holds_model(folder)
     # Another tokenizer, or settings of the run, may have changed its size.
     shape, problem = _read(read_shape, folder, forgiving=forgiving) if trained else ({}, "")
-    planned: dict[str, Any] = {
-        "parameters": counts.total if counts else None,
-        "parameters_without_embeddings": counts.without_embeddings if counts else None,
-        "architecture": model.architecture,
-        "layers": model.layers,
-        "width": model.width,
-        "heads": model.heads,
-        "context": model.context,
-        "vocabulary": model.vocabulary or shipped_vocabulary,
-    }
-    return ModelRow(
-        name=model.name,
-        description=problem or (describe("models", name) if name in model_names() else ""),
-        kind="from scratch" if model.from_scratch else "pretrained",
-        size_class=model.size_class,
-        **{**planned, **shape},
-        source=model.source,
-        license=model.license,
-        chat_format=model.chat_format,
-        trained=trained,
-        folder=str(folder) if trained else None,
+    planned = {name: getattr(model, name, None) for name in ("architecture", *_SIZES)}
+    planned["vocabulary"] = model.vocabulary or shipped_vocabulary
+    if counts is not None:
+        planned |= {"parameters": counts.total, "parameters_without_embeddings": counts.without_embeddings}
+    description = problem or (describe("models", name) if name in model_names() else "")
+    return _row(
+        model.name, description, model.model_dump(), {**planned, **shape}, trained, folder if trained else None
     )
 
 
@@ -136,23 +125,25 @@ def _loadable_row(loadable: Loadable, output: Path, *, forgiving: bool = False) 
         require_regular(folder)
     adapter, damage = _read(adapter_facts, folder, forgiving=forgiving)
     known = loadable.run is not None or folder.exists()
+    description = problem or damage if known else "a hub id; its facts are known once it is fetched"
+    shape = {**{name: facts.get(name) for name in ("architecture", *_SIZES)}, **adapter}
+    return _row(loadable.name, description, settings, shape, trained, folder if folder.is_dir() else None)
+
+
+def _row(
+    name: str,
+    description: str,
+    settings: Mapping[str, Any],
+    shape: Mapping[str, Any],
+    trained: bool,
+    folder: Path | None,
+) -> ModelRow:
     return ModelRow(
-        name=loadable.name,
-        description=problem or damage if known else "a hub id; its facts are known once it is fetched",
+        name=name,
+        description=description,
         kind="from scratch" if settings.get("source") is None else "pretrained",
-        size_class=settings.get("size_class"),
-        parameters=facts.get("parameters"),
-        parameters_without_embeddings=facts.get("parameters_without_embeddings"),
-        architecture=facts.get("architecture"),
-        layers=facts.get("layers"),
-        width=facts.get("width"),
-        heads=facts.get("heads"),
-        context=facts.get("context"),
-        vocabulary=facts.get("vocabulary"),
-        source=settings.get("source"),
-        license=settings.get("license"),
-        chat_format=settings.get("chat_format"),
+        **{name: settings.get(name) for name in ("size_class", "source", "license", "chat_format")},
+        **shape,
         trained=trained,
-        folder=str(folder) if folder.is_dir() else None,
-        **adapter,
+        folder=str(folder) if folder else None,
     )

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from dialogkit.config.base import Result
 from dialogkit.config.data import DataConfig
-from dialogkit.errors import ConfigError, DataError, StorageError
+from dialogkit.data.sources import find_source, read_dialogs
+from dialogkit.errors import ConfigError, DataError, StorageError, os_reason
 from dialogkit.hints import Call, Change, Either
 from dialogkit.system.compute_lock import alone
 from dialogkit.text import lines_of
@@ -48,10 +49,8 @@ def train_tokenizer(files: Sequence[str | Path], *, vocabulary: int, output: str
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(
-            f"{str(target)!r} cannot be created: {(error.strerror or '').lower()}",
-            hint=Change({"output": "my-tokenizer"}),
-        ) from None
+        problem = f"{str(target)!r} cannot be created: {os_reason(error)}"
+        raise StorageError(problem, hint=Change({"output": "my-tokenizer"})) from None
     try:
         entries = train(texts, vocabulary=vocabulary, output=target)
     except ConfigError:
@@ -63,19 +62,15 @@ def train_tokenizer(files: Sequence[str | Path], *, vocabulary: int, output: str
 
 def texts_of(files: Sequence[str | Path]) -> Iterator[str]:
     """Yield the texts of files of dialogs or plain text. Raises: DataError if one cannot be read."""
-    from dialogkit.data.sources import find_source, read_dialogs
-
     for file in files:
         if Path(file).suffix == ".txt":
             try:
                 yield from lines_of(Path(file).read_bytes().decode("utf-8-sig"))
             except UnicodeDecodeError:
-                raise DataError(
-                    f"{str(file)!r} is not UTF-8 text",
-                    hint=Either("save it as UTF-8", _HELP),
-                ) from None
+                hint = Either("save it as UTF-8", _HELP)
+                raise DataError(f"{str(file)!r} is not UTF-8 text", hint=hint) from None
             except OSError as error:
-                raise DataError(f"{str(file)!r} cannot be read: {(error.strerror or '').lower()}") from None
+                raise DataError(f"{str(file)!r} cannot be read: {os_reason(error)}") from None
             continue
         config = DataConfig(dataset=str(file))
         try:

@@ -5,11 +5,14 @@ from typing import Any
 
 from dialogkit.config.load import load_run_config
 from dialogkit.config.run import RunConfig
+from dialogkit.distributed import process_group, rendezvous
+from dialogkit.errors import OutOfMemoryError
 from dialogkit.services.training.agreement import require_same_request
 from dialogkit.services.training.lifecycle import TrainRequest, open_run
 from dialogkit.services.training.progress import LogReporter, TrainReporter, show_log
 from dialogkit.services.training.result import TrainResult
 from dialogkit.system.compute_lock import alone
+from dialogkit.tracking.record import DataInfo
 from dialogkit.tracking.run_dir import RunDir
 
 __all__ = ["TrainRequest", "TrainResult", "resume", "run_training", "train", "train_single_model"]
@@ -33,7 +36,7 @@ def train(
     Raises: DialogKitError; the record of the run says how it ended.
     """
     request = TrainRequest(
-        config=config, origins=origins or {}, command=tuple(command or ()), reporter=reporter or LogReporter()
+        config=config, origins=origins or {}, command=command or (), reporter=reporter or LogReporter()
     )
     return run_training(request)[0]
 
@@ -83,31 +86,25 @@ def resume(
     Returns None, and changes nothing, if the run is finished.
     Raises: what `train` raises; ConfigError for settings or a machine that change the training.
     """
-    from dialogkit.distributed import process_group, rendezvous
-
-    request = TrainRequest(
-        resumed=run,
-        changes=changes or {},
-        force=force,
-        command=tuple(command or ()),
-        reporter=reporter or LogReporter(),
-    )
     rendezvous.join()
     if process_group.broadcast(process_group.is_main_process() and run.read().status == "completed"):
         return None
+    request = TrainRequest(
+        resumed=run, changes=changes or {}, force=force, command=command or (), reporter=reporter or LogReporter()
+    )
     return run_training(request)[0]
 
 
 def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
     """Run a training, on every rank of it; return the result and HF's trainer."""
-    from dialogkit.distributed import rendezvous
     from dialogkit.engine.fit import fit
     from dialogkit.services.training.learner import Learner
     from dialogkit.services.training.measure import measure_trained, measure_untrained, plan_budget
-    from dialogkit.services.training.memory_plan import attempts, split_to_fit
+    from dialogkit.services.training.memory_plan import resume_split, split_finer, split_to_fit
     from dialogkit.services.training.publish import publish_model
     from dialogkit.services.training.recorder import Recorder
     from dialogkit.services.training.resume import restore_checkpoint
+    from dialogkit.services.training.summary import data_info
 
     with alone(request.reporter.note):
         rendezvous.join()
@@ -121,12 +118,20 @@ def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
             recorder.begin(split)
             # A resumed budget knows from its checkpoint how long an evaluation takes.
             evaluation_s = 0.0 if run.checkpoint else measure_untrained(run, learner, recorder)
-            budget = plan_budget(run, learner, recorder, evaluation_s)
-            for attempt in attempts(run, learner):
-                with attempt:
-                    task = learner.fit_task(run.folder.path, resume_from=attempt.checkpoint, budget=budget)
+            budget = plan_budget(run, learner, evaluation_s)
+            checkpoint = run.checkpoint
+            while True:
+                try:
+                    task = learner.fit_task(run.folder.path, resume_from=checkpoint, budget=budget)
                     fitted = fit(task, recorder.metrics, histograms=recorder.histograms, planned=recorder.plan)
+                    break
+                except OutOfMemoryError as error:
+                    problem = split_finer(learner, error)
+                finally:
+                    run.record.data = DataInfo(**data_info(learner))  # for a stream it is known only now
+                # The error must be gone by now: its traceback would keep the memory in use.
+                checkpoint = resume_split(run, learner, problem)
             learner.merge_adapter()
             measured = measure_trained(run, learner, recorder, fitted)
-            result = publish_model(run, learner, recorder, fitted, measured)
+            result = publish_model(run, learner, fitted, measured)
     return result, fitted.trainer

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dialogkit.errors import UnavailableError
+from dialogkit.errors import UnavailableError, os_reason
 from dialogkit.hints import Hint, Shell
 from dialogkit.redaction import redact, remember
 from dialogkit.text import lines_of, read_small, sanitize, wide_encoding
@@ -91,18 +91,13 @@ def find_credentials(folder: Path) -> Credentials:
     for source in files:
         if source.server not in (None, server):
             used = f"the key from {key_from} goes to {server}" if key else "there is no key"
-            notes.append(
-                f"{source.name} names the W&B server {source.server}, which only gets {_its(source)}; {used}"
-            )
+            its = "the key beside it" if source.key else "a key from the same file"
+            notes.append(f"{source.name} names the W&B server {source.server}, which only gets {its}; {used}")
     if key is not None and not _is_private(server):
         notes.append(f"the W&B key goes to {server} unencrypted")
     sources = [environment, *files]
     entity = next((s.entity for s in sources if s.entity and s.server in (None, server)), None)
     return Credentials(key, server, entity, key_from, server_from, notes=tuple(notes))
-
-
-def _its(source: _Source) -> str:
-    return "the key beside it" if source.key else "a key from the same file"
 
 
 def _match(environment: _Source, files: list[_Source]) -> tuple[str | None, str | None, str, str]:
@@ -187,7 +182,7 @@ def _text(name: str, path: Path) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
-        raise ValueError(f"{name} cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise ValueError(f"{name} cannot be read: {os_reason(error)}") from None
     if len(content) > _LARGEST_FILE:
         raise ValueError(f"{name} is larger than 1 MB")
     return content.decode(wide_encoding(content[:4096]) or "utf-8-sig", "replace").removeprefix("\ufeff")

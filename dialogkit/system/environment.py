@@ -8,7 +8,7 @@ from typing import Any
 
 from dialogkit.system.cpu import processor_name
 from dialogkit.system.git import git_state
-from dialogkit.system.memory import total_bytes
+from dialogkit.system.memory import machine_memory
 
 
 def environment_facts(folder: Path) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def environment_facts(folder: Path) -> dict[str, Any]:
         "host": platform.node(),
         "cpu": processor_name(),
         "cpu_count": os.cpu_count(),
-        "memory_bytes": total_bytes(),
+        "memory_bytes": machine_memory().total,
         "executable": sys.executable,
         "folder": str(folder),
         "git": git_state(folder),

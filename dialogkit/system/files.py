@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from dialogkit.errors import StorageError
+from dialogkit.errors import StorageError, os_reason
 from dialogkit.system.ownership import free_name, is_signed, signed
 
 
@@ -20,7 +20,7 @@ def write_text(path: Path, text: str) -> None:
         finally:
             Path(beside).unlink(missing_ok=True)
     except OSError as error:
-        raise StorageError(f"{str(path)!r} cannot be written: {(error.strerror or str(error)).lower()}") from None
+        raise StorageError(f"{str(path)!r} cannot be written: {os_reason(error)}") from None
 
 
 def keep(path: Path) -> Path:
@@ -31,8 +31,7 @@ def keep(path: Path) -> Path:
     try:
         return path.rename(free_name(path))
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise StorageError(f"{str(path)!r} cannot be renamed: {reason}") from None
+        raise StorageError(f"{str(path)!r} cannot be renamed: {os_reason(error)}") from None
 
 
 def write_signed(path: Path, text: str, *, comment: str) -> Path | None:

@@ -106,10 +106,8 @@ def _is_dirty(top: Path, own: Path, common: Path, commit: str) -> bool | None:
         for name in ("refs", "objects"):
             (clean / name).mkdir()
         extensions = "[extensions]\n\tobjectformat = sha256\n" if len(commit) == 64 else ""
-        version = 1 if extensions else 0
-        (clean / "config").write_text(
-            f"[core]\n\trepositoryformatversion = {version}\n{extensions}", encoding="ascii"
-        )
+        version = f"[core]\n\trepositoryformatversion = {1 if extensions else 0}\n"
+        (clean / "config").write_text(version + extensions, encoding="ascii")
         for shared in own.glob("sharedindex.*"):  # of a split index
             (clean / shared.name).symlink_to(shared.absolute())
         environment = {
@@ -141,9 +139,8 @@ def _is_dirty(top: Path, own: Path, common: Path, commit: str) -> bool | None:
         settings: list[str] = []
         config = common / "config"
         if config.is_file():  # read as a plain file, git follows no include and runs nothing
-            for entry in (
-                git("config", "--file", str(config.absolute()), "--no-includes", "--list", "-z") or ""
-            ).split("\0"):
+            listed = git("config", "--file", str(config.absolute()), "--no-includes", "--list", "-z") or ""
+            for entry in listed.split("\0"):
                 name, _, value = entry.partition("\n")
                 if _HARMLESS.fullmatch(name) and re.fullmatch(r"\w*", value):
                     settings += ["-c", f"{name}={value}"]

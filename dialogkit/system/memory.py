@@ -54,11 +54,6 @@ def free_bytes() -> int | None:
     return min((n for n in (machine, container_memory().free, _limit_free()) if n is not None), default=None)
 
 
-def total_bytes() -> int | None:
-    """Return the memory of the machine."""
-    return machine_memory().total
-
-
 def process_memory_bytes() -> int | None:
     """Return the memory that this process holds (its resident set)."""
     with suppress(psutil.Error, OSError):

@@ -13,19 +13,21 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from dialogkit.config.paths import DOOMED, MANIFEST
 from dialogkit.errors import StorageError
 from dialogkit.text import read_small
 
 FILE_LIST = ".dialogkit-files"
 """The list of a folder's files. It also names the folder: a copy under another name belongs to whoever made it."""
 
+_LISTS = (FILE_LIST, MANIFEST, DOOMED)
 LOCK_TIMEOUT_S = 600.0
 _QUICK_BYTES = 2**20
 _MAX_LIST_BYTES = 16 * 2**20
@@ -117,15 +119,11 @@ def read_list(folder: Path, *, name: str | None = None) -> dict[str, Entry] | No
         name: the folder's name when its list was written; None for its present name.
     """
     content = read_regular(folder / FILE_LIST)
-    if content is None:
-        return None
-    try:
-        found = json.loads(content)
-        if found["folder"] != (name or folder.name):
-            return None
-        return parse_entries(found["files"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
+        found = json.loads(content or b"")
+        if found["folder"] == (name or folder.name):
+            return parse_entries(found["files"])
+    return None
 
 
 def write_list(folder: Path, entries: Entries, *, name: str | None = None) -> None:
@@ -139,10 +137,10 @@ def write_list(folder: Path, entries: Entries, *, name: str | None = None) -> No
         beside.unlink(missing_ok=True)
 
 
-def list_folder(folder: Path, *, name: str | None = None) -> None:
-    """Write the list of all files in a folder that this process has filled. Raises: OSError."""
+def entries_of(folder: Path) -> dict[str, Entry]:
+    """Return the entries of all files in a folder, except its list. Raises: OSError."""
     paths = [path for path in regular_files(folder) if path != folder / FILE_LIST]
-    write_list(folder, {path.relative_to(folder).as_posix(): entry_of(path) for path in paths}, name=name)
+    return {path.relative_to(folder).as_posix(): entry_of(path) for path in paths}
 
 
 def add_to_list(folder: Path, *paths: Path) -> None:
@@ -207,12 +205,20 @@ def listed_contents(folder: Path, entries: Entries, *, exact: bool = True, besid
     return found
 
 
-def remove(found: Contents) -> None:
+def remove(found: Contents, *, besides: Collection[Path] = ()) -> None:
     """Remove files and the folders that become empty. Raises: OSError at the first that cannot be removed.
 
-    The list goes last, so that what a killed process leaves behind is still listed.
+    Manifests are renamed first, so that no partial checkpoint looks complete. The list of a folder goes last, so
+    that an interrupted removal can be completed.
     """
-    for path in sorted(found.files, key=lambda path: path.name == FILE_LIST):
+    files = [path for path in found.files if path not in besides]
+    for path in files:
+        if path.name == MANIFEST:
+            os.replace(path, path.with_name(DOOMED))
+    lists = [path.with_name(DOOMED) if path.name == MANIFEST else path for path in files if path.name in _LISTS]
+    # Without a list, the other files of an evaluation are known by its `.json`.
+    others = sorted((path for path in files if path.name not in _LISTS), key=lambda path: path.suffix == ".json")
+    for path in (*others, *lists):
         path.unlink(missing_ok=True)
     for folder in found.folders:
         remove_empty(folder)

@@ -1,6 +1,7 @@
 """Versions of a run's packages, read without importing them."""
 
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 from dialogkit import __version__
@@ -23,8 +24,6 @@ def package_versions() -> dict[str, str]:
     """Return the versions of dialogkit, Python and the packages that matter."""
     versions = {"dialogkit": __version__, "python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return versions

@@ -4,7 +4,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 from dialogkit.errors import InterruptedRunError
 
@@ -20,6 +21,20 @@ def name_of(number: int) -> str:
 def stopped_by(number: int) -> InterruptedRunError:
     """Return the error of a training that a signal stopped."""
     return InterruptedRunError(f"stopped by {name_of(number)}", exit_code=128 + number)
+
+
+@contextmanager
+def handled_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Handle Ctrl-C and SIGTERM with a function; outside the main thread, nothing changes."""
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with suppress(ValueError):  # not the main thread
+                before[number] = signal.signal(number, handler)
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dialogkit.errors import StorageError
+from dialogkit.errors import StorageError, os_reason
 from dialogkit.system.files import keep, write_text
 from dialogkit.system.ownership import add_to_list, exclusive, is_as_written, read_list
+from dialogkit.tracking.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
 
@@ -19,14 +20,10 @@ EVALUATION_FOLDER = "evaluation"
 TASKS_FOLDER = "tasks"
 
 
-def write_evaluation(
-    folder: Path,
-    dataset: str,
-    result: dict[str, Any],
-    *,
-    worst: Sequence[dict[str, Any]],
-    replies: Sequence[dict[str, Any]],
-) -> Path:
+Rows = Sequence[dict[str, Any]]
+
+
+def write_evaluation(run: RunDir, dataset: str, result: dict[str, Any], *, worst: Rows, replies: Rows) -> Path:
     """Store an evaluation, replacing one on the same dataset and number of dialogs; return its file.
 
     Raises: StorageError.
@@ -34,6 +31,7 @@ def write_evaluation(
     stem = _stem(dataset, "dataset")
     if isinstance(dialogs := result.get("dialogs"), int):
         stem += f"-{dialogs}-dialogs" if dialogs != 1 else "-1-dialog"
+    folder = _made(run)
     path = folder / f"{stem}.json"
     _write_listed(folder, path, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
     for rows, beside in ((worst, worst_beside(path)), (replies, replies_beside(path))):
@@ -41,32 +39,54 @@ def write_evaluation(
     return path
 
 
-def write_task(folder: Path, name: str, result: dict[str, Any]) -> None:
+def write_task(run: RunDir, name: str, result: dict[str, Any]) -> None:
     """Store the result of a task, replacing an earlier one. Raises: StorageError."""
-    path = folder / TASKS_FOLDER / f"{_stem(name, 'task')}.json"
-    _write_listed(folder, path, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
+    folder = _made(run, TASKS_FOLDER)
+    path = folder / f"{_stem(name, 'task')}.json"
+    _write_listed(folder.parent, path, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
 
 
-def best_evaluations(folder: Path) -> list[dict[str, Any]]:
+def best_evaluations(run: RunDir) -> list[dict[str, Any]]:
     """Return the most informative evaluation on each dataset; skip unreadable ones.
 
     It is the one on the most dialogs. Dialogs of the training count only if nothing else was evaluated.
     """
     best: dict[str, dict[str, Any]] = {}
-    for evaluation in read_objects(folder):
+    for evaluation in all_evaluations(run):
         dataset = str(evaluation.get("dataset"))
         if dataset not in best or _weight(evaluation) > _weight(best[dataset]):
             best[dataset] = evaluation
     return list(best.values())
 
 
-def read_objects(folder: Path) -> list[dict[str, Any]]:
+def all_evaluations(run: RunDir) -> list[dict[str, Any]]:
+    """Return all stored evaluations; skip unreadable ones."""
+    return _read_objects(run.path / EVALUATION_FOLDER)
+
+
+def task_results(run: RunDir) -> list[dict[str, Any]]:
+    """Return the stored result of each task; skip unreadable ones."""
+    return _read_objects(run.path / EVALUATION_FOLDER / TASKS_FOLDER)
+
+
+def _read_objects(folder: Path) -> list[dict[str, Any]]:
     """Return the JSON objects in the files of a folder; skip what cannot be read."""
     found = []
     for path in sorted(folder.glob("*.json")):
         with suppress(OSError, ValueError, RecursionError):
             found.append(json.loads(path.read_bytes() if path.is_file() else "null"))
     return [content for content in found if isinstance(content, dict)]
+
+
+def _made(run: RunDir, inside: str = "") -> Path:
+    """Make a folder for evaluations, and return it. Raises: StorageError, also for a link in the run."""
+    folder = run.path / EVALUATION_FOLDER / inside
+    run.require_no_links(run.path.rglob("*"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot create {str(folder)!r}: {os_reason(error)}") from None
+    return folder
 
 
 def _write_listed(folder: Path, path: Path, text: str) -> None:
@@ -83,7 +103,7 @@ def _write_listed(folder: Path, path: Path, text: str) -> None:
             write_text(path, text)
             add_to_list(folder, path)
     except OSError as error:
-        raise StorageError(f"{str(path)!r} cannot be written: {(error.strerror or str(error)).lower()}") from None
+        raise StorageError(f"{str(path)!r} cannot be written: {os_reason(error)}") from None
 
 
 def worst_beside(evaluation: Path) -> Path:

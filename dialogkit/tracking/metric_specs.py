@@ -17,7 +17,7 @@ ANCHORS = {"untrained": "untrained", "unigram": "unigram", "answers": "true answ
 """Titles of the anchors shown beside a model."""
 
 
-class Figure(NamedTuple):
+class Metric(NamedTuple):
     """One metric.
 
     Attributes:
@@ -35,25 +35,25 @@ class Figure(NamedTuple):
     group: Group
 
 
-FIGURES = (
-    Figure("nats_per_token", "loss (nats/token)", ".4f", -1, "predicts"),
-    Figure("perplexity", "perplexity", ",.2f", -1, "predicts"),
-    Figure("bits_per_byte", "bits/byte", ".4f", -1, "predicts"),
-    Figure("accuracy", "token accuracy", ".1%", 1, "predicts"),
-    Figure("top5_accuracy", "token accuracy, top 5", ".1%", 1, "predicts"),
-    Figure("end_of_turn_nats", "end of turn (nats)", ".3f", -1, "predicts"),
-    Figure("prompt_gain", "prompt gain (bits/byte)", ".4f", 1, "listens"),
-    Figure("hits_at_1", "hits@1 of 10", ".1%", 1, "listens"),
-    Figure("stop_rate", "ends by itself", ".1%", 1, "talks"),
-    Figure("empty_rate", "empty", ".1%", 0, "talks"),
-    Figure("cut_rate", "cut at the limit", ".1%", 0, "talks"),
-    Figure("repetition", "repeated 4-grams", ".1%", 0, "talks"),
-    Figure("distinct_1", "distinct-1", ".3f", 0, "talks"),
-    Figure("distinct_2", "distinct-2", ".3f", 0, "talks"),
-    Figure("length_ratio", "length ratio", ".2f", 0, "talks"),
-    Figure("echo", "prompt echo", ".1%", 0, "talks"),
-    Figure("chrf", "chrF", ".1f", 1, "talks"),
-    Figure("rouge_l", "ROUGE-L", ".3f", 1, "talks"),
-    Figure("first_token_s", "first token (s)", ".2f", 0, "takes"),
-    Figure("reply_tokens_per_s", "tokens/s", ",.0f", 0, "takes"),
+METRICS = (
+    Metric("nats_per_token", "loss (nats/token)", ".4f", -1, "predicts"),
+    Metric("perplexity", "perplexity", ",.2f", -1, "predicts"),
+    Metric("bits_per_byte", "bits/byte", ".4f", -1, "predicts"),
+    Metric("accuracy", "token accuracy", ".1%", 1, "predicts"),
+    Metric("top5_accuracy", "token accuracy, top 5", ".1%", 1, "predicts"),
+    Metric("end_of_turn_nats", "end of turn (nats)", ".3f", -1, "predicts"),
+    Metric("prompt_gain", "prompt gain (bits/byte)", ".4f", 1, "listens"),
+    Metric("hits_at_1", "hits@1 of 10", ".1%", 1, "listens"),
+    Metric("stop_rate", "ends by itself", ".1%", 1, "talks"),
+    Metric("empty_rate", "empty", ".1%", 0, "talks"),
+    Metric("cut_rate", "cut at the limit", ".1%", 0, "talks"),
+    Metric("repetition", "repeated 4-grams", ".1%", 0, "talks"),
+    Metric("distinct_1", "distinct-1", ".3f", 0, "talks"),
+    Metric("distinct_2", "distinct-2", ".3f", 0, "talks"),
+    Metric("length_ratio", "length ratio", ".2f", 0, "talks"),
+    Metric("echo", "prompt echo", ".1%", 0, "talks"),
+    Metric("chrf", "chrF", ".1f", 1, "talks"),
+    Metric("rouge_l", "ROUGE-L", ".3f", 1, "talks"),
+    Metric("first_token_s", "first token (s)", ".2f", 0, "takes"),
+    Metric("reply_tokens_per_s", "tokens/s", ",.0f", 0, "takes"),
 )

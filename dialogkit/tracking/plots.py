@@ -62,13 +62,8 @@ def draw(
 ) -> str:
     """Return curves as an `<svg>` element for a page that defines their colours, `--muted` and `--line`.
 
-    Args:
-        curves: the curves, back to front.
-        title: accessible name of the picture; markup in it is not escaped.
-        width: in pixels.
-        height: in pixels.
-        form: formats the values at the axis.
-        from_zero: start the value axis at zero.
+    Curves are drawn back to front, sizes are in pixels, and `form` formats the values at the axis. The title is
+    the accessible name of the picture; markup in it is not escaped.
     """
     from matplotlib import rc_context, rcdefaults, rcParams
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -150,13 +145,8 @@ def _for_page(svg: str, colours: dict[str, str], title: str) -> str:
     svg = svg[svg.index("<svg") :]
     box = re.search(r'viewBox="[^"]*"', svg)
     svg = svg[svg.index(">") + 1 :]
-    for superfluous in (
-        r"<metadata>.*?</metadata>",
-        r"<style.*?</style>",
-        r"<!--.*?-->",
-        r' transform="rotate\(-0 [^"]*"',
-    ):
-        svg = re.sub(superfluous, "", svg, flags=re.DOTALL)
+    superfluous = r'<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->| transform="rotate\(-0 [^"]*"'
+    svg = re.sub(superfluous, "", svg, flags=re.DOTALL)
     svg = re.sub(r"font(?:-\w+)?: [^;\"]*;? ?", "", svg)
     # Positions to a tenth of a pixel; the numbers at the axes are between the tags and stay unchanged.
     svg = re.sub(r'="[^"<>]*"', lambda m: re.sub(r"-?\d+\.\d{2,}", lambda n: f"{float(n[0]):.1f}", m[0]), svg)

@@ -9,14 +9,14 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from dialogkit.config.paths import DOOMED, MANIFEST, PARTS
-from dialogkit.errors import StorageError
+from dialogkit.errors import StorageError, os_reason
 from dialogkit.system.ownership import (
     FILE_LIST,
     Contents,
@@ -28,6 +28,7 @@ from dialogkit.system.ownership import (
     parse_entries,
     read_list,
     read_regular,
+    remove,
     remove_empty,
 )
 from dialogkit.tracking.evaluation_files import EVALUATION_FOLDER, TASKS_FOLDER
@@ -97,8 +98,7 @@ def contents(run: RunDir, *, checkpoints_only: bool = False, exact: bool = True)
     try:
         _look(run.path, "", found, checkpoints_only=checkpoints_only, exact=exact)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise StorageError(f"{str(run.path)!r} cannot be read: {reason}") from None
+        raise StorageError(f"{str(run.path)!r} cannot be read: {os_reason(error)}") from None
     return found
 
 
@@ -221,7 +221,7 @@ def delete(run: RunDir, *, checkpoints_only: bool = False) -> Contents:
                 with suppress(FileNotFoundError):  # already renamed by an interrupted deletion
                     os.replace(run.path / RECORD_FILE, run.path / PRUNED_FILE)
             last = [run.path / name for name in (RECORD_FILE, ".lock", FILE_LIST, PRUNED_FILE)]
-            _remove(found, besides=last)
+            remove(found, besides=last)
             if not checkpoints_only:
                 found.foreign = [_kept(path) for path in found.foreign]
                 for path in last:
@@ -229,8 +229,7 @@ def delete(run: RunDir, *, checkpoints_only: bool = False) -> Contents:
                         path.unlink(missing_ok=True)
                 remove_empty(run.path)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise StorageError(f"{str(error.filename or run.path)!r} cannot be deleted: {reason}") from None
+        raise StorageError(f"{str(error.filename or run.path)!r} cannot be deleted: {os_reason(error)}") from None
     return found
 
 
@@ -240,30 +239,10 @@ def _kept(path: Path) -> Path:
     return path.rename(free_name(path)) if is_log else path
 
 
-def _remove(found: Contents, besides: Collection[Path] = ()) -> None:
-    """Remove files and then empty folders.
-
-    Manifests are renamed first, so that no partial checkpoint looks complete. The list of a folder goes last, so
-    that an interrupted removal can be completed.
-    """
-    files = [path for path in found.files if path not in besides]
-    for path in files:
-        if path.name == MANIFEST:
-            os.replace(path, path.with_name(DOOMED))
-    # Without a list, the other files of an evaluation are known by its `.json`.
-    for path in sorted(files, key=lambda path: path.suffix == ".json"):
-        if path.name not in (MANIFEST, DOOMED, FILE_LIST):
-            path.unlink(missing_ok=True)
-    for path in files:
-        (path.with_name(DOOMED) if path.name == MANIFEST else path).unlink(missing_ok=True)
-    for folder in found.folders:
-        remove_empty(folder)
-
-
 def remove_unbegun(run: RunDir) -> None:
     """Remove what this process wrote of a refused run, and the folders created for it."""
     with suppress(OSError, StorageError):
-        _remove(contents(run))
+        remove(contents(run))
     for folder in (run.path, *run.made):
         remove_empty(folder)
 

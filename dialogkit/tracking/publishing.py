@@ -10,18 +10,18 @@ from contextlib import suppress
 from filecmp import cmp
 from pathlib import Path
 
-from dialogkit.errors import StorageError
+from dialogkit.errors import StorageError, os_reason
 from dialogkit.hints import Change
 from dialogkit.system.files import keep, umask
 from dialogkit.system.ownership import (
     FILE_LIST,
     Contents,
     Entry,
+    entries_of,
     entry_of,
     exchange,
     exclusive,
     free_name,
-    list_folder,
     listed_contents,
     mounts_in,
     read_list,
@@ -67,7 +67,10 @@ def publish(model_dir: Path, target: Path) -> list[str]:
             if path.name != FILE_LIST and (listed is None or _name(path, model_dir) in listed):
                 place = beside / path.relative_to(model_dir)
                 place.parent.mkdir(parents=True, exist_ok=True)
-                _link_or_copy(path, place)
+                try:
+                    os.link(path, place)
+                except OSError:
+                    shutil.copy2(path, place)
 
     return replace_folder(target, fill)
 
@@ -95,7 +98,7 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> list[str]:
             try:
                 write_list(beside, {}, name=target.name)
                 fill(beside)
-                list_folder(beside, name=target.name)
+                write_list(beside, entries_of(beside), name=target.name)
                 beside.chmod(0o777 & ~umask())
                 if has_foreign:
                     # If this process is killed, the owner must still find their files: no hidden folder.
@@ -105,9 +108,7 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> list[str]:
                 problems += _clear(beside, target)
             return problems
     except OSError as error:
-        raise StorageError(
-            f"{str(target)!r} cannot be written: {(error.strerror or str(error)).lower()}"
-        ) from None
+        raise StorageError(f"{str(target)!r} cannot be written: {os_reason(error)}") from None
 
 
 def require_publishable(target: Path) -> None:
@@ -190,13 +191,6 @@ def _adopt(folder: Path) -> Contents:
     return listed_contents(folder, entries)
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
 def _put_in_place(beside: Path, target: Path) -> None:
     """Exchange a new folder and the old one. Raises: OSError."""
     if not os.path.lexists(target):
@@ -235,11 +229,8 @@ def _clear(left_over: Path, target: Path) -> list[str]:
         return []
     problems = []
     try:
-        if entries:
-            found = listed_contents(left_over, entries)
-        else:  # its process was killed while filling it
-            files = [path for path in regular_files(left_over) if path != left_over / FILE_LIST]
-            found = listed_contents(left_over, {_name(path, left_over): entry_of(path) for path in files})
+        # Without entries, its process was killed while filling it.
+        found = listed_contents(left_over, entries or entries_of(left_over))
         if entries and not os.path.lexists(target) and set(entries) <= {_name(p, left_over) for p in found.files}:
             left_over.rename(target)  # its process was killed between two renames
             return []
@@ -248,7 +239,7 @@ def _clear(left_over: Path, target: Path) -> list[str]:
         remove(found)
         remove_empty(left_over)
     except OSError as error:
-        problems.append(f"{str(left_over)!r} cannot be removed: {(error.strerror or str(error)).lower()}")
+        problems.append(f"{str(left_over)!r} cannot be removed: {os_reason(error)}")
     return problems
 
 

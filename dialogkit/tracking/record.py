@@ -129,6 +129,9 @@ class DataInfo(Info):
     cut: int | None = None
     dropped: int | None = None
     first_bad_row: str | None = None
+    notes: dict[str, int] | None = None
+    """What of the rows was repaired or left out, with the number of dialogs."""
+    unused_columns: list[str] | None = None
     kept: int | None = None
     train_dialogs: int | None = None
     train_tokens: int | None = None

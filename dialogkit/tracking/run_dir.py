@@ -4,7 +4,6 @@ The record and the evaluations are written to a temporary file first and then re
 """
 
 import json
-import logging
 import math
 import os
 import re
@@ -16,38 +15,28 @@ from typing import Any
 from pydantic import ValidationError
 
 from dialogkit.config.paths import MANIFEST, holds_model
-from dialogkit.errors import CheckpointError, ModelError, StorageError
+from dialogkit.errors import CheckpointError, ModelError, StorageError, os_reason
 from dialogkit.hints import Call, Change
 from dialogkit.redaction import redact
 from dialogkit.system.files import write_text
-from dialogkit.system.ownership import (
-    FILE_LIST,
-    add_to_list,
-    entry_of,
-    regular_files,
-    write_list,
-)
+from dialogkit.system.ownership import FILE_LIST, add_to_list, entry_of, regular_files, write_list
 from dialogkit.text import lines_of
-from dialogkit.tracking import evaluation_files
-from dialogkit.tracking.evaluation_files import EVALUATION_FOLDER, TASKS_FOLDER
 from dialogkit.tracking.record import RunRecord, now
 
-logger = logging.getLogger(__name__)
-
-
-SAMPLES_FILE = "samples.jsonl"
+RECORD_FILE = "run.json"
 REPORT_FILE = "report.html"
+SAMPLES_FILE = "samples.jsonl"
+_METRICS_FILE, _HISTOGRAMS_FILE, _CONSOLE_FILE = "metrics.jsonl", "histograms.jsonl", "console.log"
+_LOGS = (_METRICS_FILE, SAMPLES_FILE, _HISTOGRAMS_FILE, _CONSOLE_FILE)
+RUN_FILES = (RECORD_FILE, *_LOGS, REPORT_FILE)
+PRUNED_FILE = ".pruned.json"
+"""Name of the record while the run is being deleted, when the folder no longer counts as a run."""
 EVENTS_FOLDER = "tensorboard"
 EVENTS = re.compile(r"events\.out\.tfevents\.\d+\..+\.\d+\.\d+(\.v2)?")
 """Names of TensorBoard's files."""
 LOGS_LIST = "run"
 """Name inside the list of the logs; it does not depend on the name of the run's folder."""
-_LOGS = ("metrics.jsonl", "samples.jsonl", "histograms.jsonl", "console.log")
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})", re.ASCII)
-RECORD_FILE = "run.json"
-RUN_FILES = (RECORD_FILE, "metrics.jsonl", SAMPLES_FILE, "histograms.jsonl", "console.log", REPORT_FILE)
-PRUNED_FILE = ".pruned.json"
-"""Name of the record while the run is being deleted, when the folder no longer counts as a run."""
 
 
 class RunDir:
@@ -97,7 +86,7 @@ class RunDir:
     @property
     def record_path(self) -> Path:
         """File of the record; a training can take its settings."""
-        return self.path / "run.json"
+        return self.path / RECORD_FILE
 
     @property
     def report_path(self) -> Path:
@@ -125,9 +114,7 @@ class RunDir:
             taken = f"the run {name!r} in {str(output)!r}" if is_run else repr(str(path))
             raise StorageError(f"{taken} exists already", hint=Change({"name": f"{name}-2"})) from None
         except OSError as error:
-            raise StorageError(
-                f"cannot create {str(path)!r}: {(error.strerror or str(error)).lower()}",
-            ) from None
+            raise StorageError(f"cannot create {str(path)!r}: {os_reason(error)}") from None
         return cls(path, made=made)
 
     @property
@@ -162,7 +149,7 @@ class RunDir:
                 return record
             problem = "is missing"
         except OSError as error:
-            problem = f"cannot be read ({(error.strerror or str(error)).lower()})"
+            problem = f"cannot be read ({os_reason(error)})"
         except ValidationError as error:
             problem = f"is damaged ({_reason(error)})"
         raise self._unreadable(problem)
@@ -201,13 +188,9 @@ class RunDir:
         left = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names) or "no checkpoint"
         message = f"run.json of the run {self.name!r} {problem}; {str(self.path)!r} still holds {left}"
         if remains and remains[0] == self.model_dir:
-            hint = Call("generate", self.model_dir, prompt="Hello!")
-        elif remains:
-            start: dict[str, Any] = {"from": remains[0]}  # a keyword of Python
-            hint = Call("train", **start, name=f"{plain_name(self.name)}-2")
-        else:
-            hint = Call("train", name=f"{plain_name(self.name)}-2")
-        return ModelError(message, hint=hint)
+            return ModelError(message, hint=Call("generate", self.model_dir, prompt="Hello!"))
+        start: dict[str, Any] = {"from": remains[0]} if remains else {}  # a keyword of Python
+        return ModelError(message, hint=Call("train", **start, name=f"{plain_name(self.name)}-2"))
 
     def list_files(self) -> None:
         """List the logs and TensorBoard's files as the training left them; a resumed training appends to them."""
@@ -219,8 +202,7 @@ class RunDir:
             write_list(self.path, listed, name=LOGS_LIST)
             events = self.path / EVENTS_FOLDER
             if events.is_dir():
-                written = [path for path in regular_files(events) if EVENTS.fullmatch(path.name)]
-                add_to_list(events, *written)
+                add_to_list(events, *(path for path in regular_files(events) if EVENTS.fullmatch(path.name)))
 
     def unlist_files(self) -> None:
         """Delete the list of the logs before they are appended to."""
@@ -229,7 +211,7 @@ class RunDir:
 
     def cut_after(self, step: int) -> None:
         """Remove later steps from the logs: a resumed training logs them again."""
-        for name in ("metrics.jsonl", SAMPLES_FILE, "histograms.jsonl"):
+        for name in (_METRICS_FILE, SAMPLES_FILE, _HISTOGRAMS_FILE):
             path = self.path / name
             lines = lines_of(path.read_bytes().decode("utf-8", "replace")) if path.is_file() else []
             kept = [line for line in lines if _step_of(line) <= step]
@@ -239,7 +221,7 @@ class RunDir:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from writing here. Raises: StorageError if one does already, or for a link."""
-        self._require_no_links(self.path.rglob("*"))
+        self.require_no_links(self.path.rglob("*"))
         with self.held():
             yield
 
@@ -247,7 +229,7 @@ class RunDir:
     def held(self) -> Iterator[None]:
         """Do the same without a check for links in the folder. Raises: StorageError."""
         path = self.path / ".lock"
-        self._require_no_links([path])
+        self.require_no_links([path])
         if os.path.lexists(path) and not path.is_file():  # reading a pipe would never end
             raise StorageError(f"{str(path)!r} is not a regular file, so the run {self.name!r} was left unchanged")
         try:
@@ -294,7 +276,7 @@ class RunDir:
             os.close(descriptor)
         return False
 
-    def _require_no_links(self, inside: Iterable[Path]) -> None:
+    def require_no_links(self, inside: Iterable[Path]) -> None:
         """Raise StorageError if a link in the folder could redirect writes out of it."""
         if link := next((path for path in (self.path, *inside) if path.is_symlink()), None):
             raise StorageError(
@@ -304,7 +286,7 @@ class RunDir:
 
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Append one point to `metrics.jsonl`; it is on disk when this returns."""
-        self._append("metrics.jsonl", {"step": step, "time": now(), **metrics})
+        self._append(_METRICS_FILE, {"step": step, "time": now(), **metrics})
 
     def append_histograms(self, step: int, histograms: Mapping[str, tuple[Any, Any]]) -> None:
         """Append histograms, each as counts and edges, to `histograms.jsonl`."""
@@ -312,59 +294,17 @@ class RunDir:
             name: {"low": float(edges[0]), "high": float(edges[-1]), "counts": [int(count) for count in counts]}
             for name, (counts, edges) in histograms.items()
         }
-        self._append("histograms.jsonl", {"step": step, "time": now(), **drawn})
+        self._append(_HISTOGRAMS_FILE, {"step": step, "time": now(), **drawn})
 
     def append_sample(self, sample: dict[str, Any]) -> None:
         """Append one reply to `samples.jsonl`."""
         self._append(SAMPLES_FILE, sample)
 
-    def write_evaluation(
-        self,
-        dataset: str,
-        result: dict[str, Any],
-        *,
-        worst: Sequence[dict[str, Any]],
-        replies: Sequence[dict[str, Any]],
-    ) -> Path:
-        """Store an evaluation, replacing one on the same dataset and number of dialogs; return its file.
-
-        Raises: StorageError.
-        """
-        folder = self._evaluation_folder()
-        return evaluation_files.write_evaluation(folder, dataset, result, worst=worst, replies=replies)
-
-    def write_task(self, name: str, result: dict[str, Any]) -> None:
-        """Store the result of a task, replacing an earlier one. Raises: StorageError."""
-        evaluation_files.write_task(self._evaluation_folder(TASKS_FOLDER).parent, name, result)
-
-    def _evaluation_folder(self, inside: str = "") -> Path:
-        folder = self.path / EVALUATION_FOLDER / inside
-        self._require_no_links(self.path.rglob("*"))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"cannot create {str(folder)!r}: {(error.strerror or str(error)).lower()}"
-            ) from None
-        return folder
-
-    def evaluations(self) -> list[dict[str, Any]]:
-        """Return the most informative stored evaluation on each dataset; skip unreadable ones."""
-        return evaluation_files.best_evaluations(self.path / EVALUATION_FOLDER)
-
-    def all_evaluations(self) -> list[dict[str, Any]]:
-        """Return all stored evaluations; skip unreadable ones."""
-        return evaluation_files.read_objects(self.path / EVALUATION_FOLDER)
-
-    def tasks(self) -> list[dict[str, Any]]:
-        """Return the stored result of each task; skip unreadable ones."""
-        return evaluation_files.read_objects(self.path / EVALUATION_FOLDER / TASKS_FOLDER)
-
     def metrics(self) -> list[dict[str, Any]]:
         """Return the logged points; skip invalid lines, such as a last line cut off by a crash."""
         return [
             {name: value for name, value in point.items() if name == "time" or _is_metric(value)}
-            for point in self._lines("metrics.jsonl")
+            for point in self._lines(_METRICS_FILE)
         ]
 
     def samples(self) -> list[dict[str, Any]]:
@@ -388,7 +328,7 @@ class RunDir:
 
     def append_console(self, line: str) -> None:
         """Append one line to `console.log`."""
-        self._append_line("console.log", f"{now()} {redact(line)}")
+        self._append_line(_CONSOLE_FILE, f"{now()} {redact(line)}")
 
     def _append_line(self, file: str, line: str) -> None:
         """Append a line. Raises: CheckpointError if that fails, for example because the disk is full."""
@@ -397,8 +337,7 @@ class RunDir:
             with (self.path / file).open("a", encoding="utf-8") as stream:
                 stream.write(f"{line}\n")
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise CheckpointError(f"{str(self.path / file)!r} cannot be written: {reason}") from None
+            raise CheckpointError(f"{str(self.path / file)!r} cannot be written: {os_reason(error)}") from None
 
     def _append(self, file: str, record: dict[str, Any]) -> None:
         # JSON has no NaN or infinity: they are written as text.

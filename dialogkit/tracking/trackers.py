@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dialogkit.errors import UnavailableError
 from dialogkit.hints import Shell
+from dialogkit.system.variables import changed_variables
 
 
 def require_trackers(names: Sequence[str]) -> None:
@@ -33,11 +34,6 @@ def tracker_places(run: Path, output: Path, project: str) -> Iterator[None]:
         "MLFLOW_TRACKING_URI": f"sqlite:///{output.absolute() / 'mlflow.db'}",
         "MLFLOW_EXPERIMENT_NAME": project,
     }
-    made = {name: place for name, place in places.items() if name not in os.environ}
-    os.environ.update(made)
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # it logs each table that it creates
-    try:
+    with changed_variables({name: place for name, place in places.items() if name not in os.environ}):
         yield
-    finally:
-        for name in made:
-            os.environ.pop(name, None)

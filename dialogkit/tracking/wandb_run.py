@@ -7,25 +7,23 @@ is logged as a warning, and the training continues without W&B.
 import atexit
 import logging
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
 from queue import SimpleQueue
-from tempfile import TemporaryFile
 from typing import Any, Literal, NamedTuple
 
 from dialogkit.config.tracking import TrackingConfig
 from dialogkit.errors import DialogKitError, StorageError
 from dialogkit.hints import Change
-from dialogkit.redaction import redact, without_secrets
+from dialogkit.redaction import without_secrets
 from dialogkit.system.credentials import Credentials, find_credentials, user_settings, warn_of_open_dotenv
-from dialogkit.system.network import Wait, plain_url, problems
+from dialogkit.system.network import Wait, problems
+from dialogkit.system.variables import changed_variables
 
 logger = logging.getLogger(__name__)
 
@@ -33,99 +31,13 @@ INIT_TIMEOUT_S = 9.0
 FINISH_TIMEOUT_S = 30.0
 """Longest delay of the start and the end of a run by an unresponsive server."""
 
-SYNC_TIMEOUT_S = 600.0
-"""Time limit for the upload of one offline run."""
-
-_SYNC_SETTINGS = {
-    "WANDB__GRAPHQL_TIMEOUT_SECONDS": "10",
-    "WANDB__GRAPHQL_RETRY_MAX": "2",
-    "WANDB__GRAPHQL_RETRY_WAIT_MAX_SECONDS": "5",
-    "WANDB__FILE_STREAM_TIMEOUT_SECONDS": "15",
-    "WANDB__FILE_STREAM_RETRY_MAX": "2",
-    "WANDB__FILE_STREAM_RETRY_WAIT_MAX_SECONDS": "5",
-    "WANDB__FILE_TRANSFER_RETRY_MAX": "2",
-    "WANDB__FILE_TRANSFER_RETRY_WAIT_MAX_SECONDS": "5",
-    "WANDB_ERROR_REPORTING": "false",
-}
-"""Retries of W&B's upload for an unresponsive server; by default it retries for days."""
-
 EXIT_WAIT_S = 1.0
 """How long W&B's service may take to exit after a failure before it is killed."""
-
-_EMPTY_BYTES = 7  # a `.wandb` file's header without a record
 
 Mode = Literal["online", "offline", "disabled"]
 
 
-def offline_folders(output: Path) -> list[Path]:
-    """Return the offline W&B runs of an output folder that are not uploaded yet, oldest first."""
-    folders = sorted((output / "wandb").glob("offline-run-*"))
-    return [folder for folder in folders if folder.is_dir() and not list(folder.glob("*.wandb.synced"))]
-
-
-def sync_folder(folder: Path, credentials: Credentials) -> str | None:
-    """Upload one offline run. Return the reason if that failed, else None.
-
-    Each upload has its own process, because W&B gives up all runs of a call at the first unreadable one. The
-    process and the service that it starts are killed after `SYNC_TIMEOUT_S`, or if this function is interrupted.
-
-    Raises: TimeoutError if the upload took too long.
-    """
-    files = list(folder.glob("*.wandb"))
-    if not files or files[0].stat().st_size <= _EMPTY_BYTES:
-        return f"{folder.name} holds no record: its run ended before W&B wrote any"
-    key = credentials.require_key()
-    # Nothing from the working directory, such as modules or W&B settings, may be loaded beside the key.
-    command = [sys.executable, "-P", "-m", "wandb", "sync", str(folder.absolute())]
-    environment = {**_SYNC_SETTINGS, **os.environ, "WANDB_API_KEY": key, "WANDB_BASE_URL": credentials.server}
-    with TemporaryFile("w+", errors="replace") as spoken, tempfile.TemporaryDirectory() as empty:
-        try:
-            child = subprocess.Popen(
-                command,
-                env=environment | _sound_settings(empty),
-                cwd=empty,
-                stdin=subprocess.DEVNULL,
-                stdout=spoken,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            return f"{folder.name}: {error.strerror or type(error).__name__}"
-        server = plain_url(credentials.server)
-        waiting = Wait(f"uploading {folder.name} to {server}, at most {SYNC_TIMEOUT_S:.0f} s")
-        try:
-            deadline = time.monotonic() + SYNC_TIMEOUT_S
-            while child.poll() is None:
-                if time.monotonic() >= deadline:
-                    raise TimeoutError(f"{folder.name} was not uploaded within {SYNC_TIMEOUT_S:.0f} s")
-                waiting.tick()
-                with suppress(subprocess.TimeoutExpired):
-                    child.wait(0.25)
-        finally:
-            _end_group(child)
-        spoken.seek(0)
-        lines = spoken.read().replace(key, "***").strip().splitlines()
-    wrong = [line for line in lines if "error" in line.lower()]
-    # W&B also exits with 0 if the server did not answer or refused; its mark file confirms the upload.
-    if child.returncode == 0 and not wrong and list(folder.glob("*.wandb.synced")):
-        return None
-    said = (wrong or lines[-1:] or [""])[0].removeprefix("wandb: ").removeprefix("ERROR ").strip()
-    if said in ("", "<no message>"):
-        said = "W&B gives no reason; the server may refuse the key"
-    return f"{folder.name} was not uploaded: {redact(said)}"
-
-
-def _end_group(child: "subprocess.Popen[Any]") -> None:
-    """Kill a process and its children, also if the process itself has ended."""
-    if hasattr(os, "killpg"):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
-    elif child.poll() is None:
-        child.kill()
-    child.wait()
-
-
-def _sound_settings(empty: str) -> dict[str, str]:
+def sound_settings(empty: str) -> dict[str, str]:
     """Return environment variables that hide user settings of W&B that are not a regular file, such as a pipe."""
     settings = user_settings()
     return {"WANDB_CONFIG_DIR": empty} if settings.exists() and not settings.is_file() else {}
@@ -136,17 +48,10 @@ def _set_up() -> None:
     import wandb
 
     here = Path.cwd()
-    if not any((here / place / "settings").exists() for place in ("wandb", ".wandb")) and not _sound_settings(""):
+    if not any((here / place / "settings").exists() for place in ("wandb", ".wandb")) and not sound_settings(""):
         return  # W&B does it by itself
-    with tempfile.TemporaryDirectory() as empty:
-        before = os.environ.get("WANDB_CONFIG_DIR")
-        os.environ.update(_sound_settings(empty))
-        os.chdir(empty)
-        try:
-            settings = wandb.setup().settings
-        finally:
-            os.chdir(here)
-            _restore({"WANDB_CONFIG_DIR": before})
+    with tempfile.TemporaryDirectory() as empty, changed_variables(sound_settings(empty)), chdir(empty):
+        settings = wandb.setup().settings
     if settings.root_dir in (empty, os.path.realpath(empty)):
         settings.root_dir = str(here)
 
@@ -200,7 +105,7 @@ class WandbRun:
     must not block a training.
     """
 
-    def __init__(self, run: Any, mode: Mode, reason: str, *, place: Path = Path(), told_step: int = -1) -> None:
+    def __init__(self, run: Any, mode: Mode, reason: str, *, place: Path = Path(), logged_step: int = -1) -> None:
         self.mode = mode
         self.reason = reason
         self.id: str | None = str(run.id) if run is not None else None
@@ -211,7 +116,7 @@ class WandbRun:
         """Address of the run; None offline."""
         self._run = run
         # Online, W&B skips steps that it has; offline, they would appear twice after the upload.
-        self._told_step = told_step if mode == "offline" else -1
+        self._logged_step = logged_step if mode == "offline" else -1
         self._failed = False
         self._calls: SimpleQueue[Callable[[Any], object] | None] = SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -226,23 +131,19 @@ class WandbRun:
         """Add to the run's configuration."""
         self._guard(lambda run: run.config.update(dict(config), allow_val_change=True))
 
-    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, step: int) -> None:
-        """Log a table at an optimizer step."""
-        self._guard(
-            lambda run: run.log({name: _table(columns, rows), "train/step": step}, step=step),
-            step=step,
-        )
-
-    def log_table_after(
-        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, step: int
+    def log_table(
+        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, step: int, late: bool = False
     ) -> None:
-        """Log a table after everything that the training logged; `step` is its last optimizer step."""
+        """Log a table at an optimizer step or, if `late`, after all that was logged up to that last step."""
 
         def log(run: Any) -> None:
-            # In a resumed run, W&B skips the steps that it has, if it knows them.
-            run.log({name: _table(columns, rows), "train/step": step}, step=max(run.step, step + 1))
+            import wandb
 
-        self._guard(log)
+            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+            # In a resumed run, W&B skips the steps that it has, if it knows them.
+            run.log({name: table, "train/step": step}, step=max(run.step, step + 1) if late else step)
+
+        self._guard(log, step=None if late else step)
 
     def log_histograms(self, step: int, histograms: Mapping[str, tuple[Any, Any]]) -> None:
         """Log histograms, each as counts and edges, at an optimizer step."""
@@ -288,17 +189,14 @@ class WandbRun:
             raise
         if self._worker.is_alive() and not self._failed:
             self._run, self._failed = None, True
-            logger.warning(
-                "W&B did not finish within %.0f s; to upload: wandb sync %s",
-                FINISH_TIMEOUT_S,
-                self.folder,
-            )
+            message = "W&B did not finish within %.0f s; to upload: wandb sync %s"
+            logger.warning(message, FINISH_TIMEOUT_S, self.folder)
         if self._failed:
             self.url = None  # the page is incomplete; the folder has the rest
             _limit_exit()
 
     def _guard(self, call: Callable[[Any], object], *, step: int | None = None) -> None:
-        if self._run is not None and (step is None or step > self._told_step):
+        if self._run is not None and (step is None or step > self._logged_step):
             self._calls.put(call)
 
     def _work(self) -> None:
@@ -317,12 +215,6 @@ class WandbRun:
         self._run = None
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
-    import wandb
-
-    return wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-
-
 def open_wandb(
     config: TrackingConfig,
     decision: Decision,
@@ -332,7 +224,7 @@ def open_wandb(
     folder: Path,
     settings: Mapping[str, Any],
     resume_id: str | None = None,
-    told_step: int = -1,
+    logged_step: int = -1,
 ) -> WandbRun:
     """Start the W&B run of a training, or resume it.
 
@@ -344,7 +236,7 @@ def open_wandb(
         folder: W&B makes its `wandb` folder in here.
         settings: the resolved configuration.
         resume_id: W&B's id of the run to resume.
-        told_step: last step that was logged to it; steps up to it are not logged again.
+        logged_step: last step that was logged to it; steps up to it are not logged again.
     """
     mode, reason, credentials = decision
     if mode == "disabled":
@@ -354,92 +246,69 @@ def open_wandb(
         (folder / "wandb").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot create {str(folder / 'wandb')!r}: {error.strerror}") from None
-    run = _init(
-        config, mode, credentials, name=name, tags=tags, folder=folder, settings=settings, resume_id=resume_id
-    )
+    options = {
+        "project": config.project,
+        "entity": config.entity or credentials.entity,
+        "name": name,
+        "id": resume_id,
+        "resume": "allow" if resume_id else None,
+        "group": config.group,
+        "notes": config.notes,
+        "tags": list(tags),
+        # W&B's service stays in the folder of the first run of the process, so this path is absolute.
+        "dir": str(folder.absolute()),
+        "config": dict(settings),
+    }
+    run = _init(mode, credentials, options)
     if run is None and mode == "online":
         mode, reason = "offline", "the server refused"
-        run = _init(
-            config, mode, credentials, name=name, tags=tags, folder=folder, settings=settings, resume_id=resume_id
-        )
+        run = _init(mode, credentials, options)
     if run is None:
         return WandbRun(None, "disabled", "W&B could not start")
-    return WandbRun(run, mode, reason, place=folder, told_step=told_step)
+    return WandbRun(run, mode, reason, place=folder, logged_step=logged_step)
 
 
-def _init(
-    config: TrackingConfig,
-    mode: Mode,
-    credentials: Credentials,
-    *,
-    name: str,
-    tags: Sequence[str],
-    folder: Path,
-    settings: Mapping[str, Any],
-    resume_id: str | None,
-) -> Any:
-    changed = ("WANDB_SILENT", "WANDB_API_KEY", "WANDB_ERROR_REPORTING", "WANDB_BASE_URL")
-    before = {key: os.environ.get(key) for key in changed}
-    os.environ.update(
-        {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_BASE_URL": credentials.server}
-    )
+def _init(mode: Mode, credentials: Credentials, options: Mapping[str, Any]) -> Any:
+    """Return a new run of W&B; None, with a warning, if it could not start."""
+    variables = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_BASE_URL": credentials.server}
     if mode == "online" and credentials.key:
-        os.environ["WANDB_API_KEY"] = credentials.key
+        variables["WANDB_API_KEY"] = credentials.key
     arguments = sys.argv
-    try:
-        import wandb
+    with changed_variables(variables):
+        try:
+            import wandb
 
-        _set_up()
-        sys.argv = [*arguments[:1], *without_secrets(arguments[1:])]  # W&B records it
-        run = wandb.init(
-            project=config.project,
-            entity=config.entity or credentials.entity,
-            name=name,
-            id=resume_id,
-            resume="allow" if resume_id else None,
-            group=config.group,
-            notes=config.notes,
-            tags=list(tags),
-            # W&B's service stays in the folder of the first run of the process, so this path is absolute.
-            dir=str(folder.absolute()),
-            config=dict(settings),
-            mode=mode,
-            reinit="create_new",  # leaves a run of the user alone, as in a notebook
-            settings=wandb.Settings(
-                silent=True,
-                init_timeout=INIT_TIMEOUT_S,
-                finish_timeout=FINISH_TIMEOUT_S,
-                # Otherwise a killed process loses the last 15 seconds.
-                x_transaction_log_flush_interval=2,
-                console="off",
-                disable_git=True,
-                save_code=False,
-                base_url=credentials.server,
-            ),
-        )
-        # Every point also carries train/tokens, which a panel may use as its axis instead.
-        run.define_metric("train/step")
-        run.define_metric("train/tokens", step_metric="train/step")
-        run.define_metric("*", step_metric="train/step")
-        return run
-    except BaseException as error:  # whatever W&B raises, the training continues
-        _leave_dead_service(error)
-        _limit_exit()
-        _raise_stop(error)
-        logger.warning("W&B could not start %s (%s)", mode, type(error).__name__)
-        return None
-    finally:
-        sys.argv = arguments
-        _restore(before)
-
-
-def _restore(environment: Mapping[str, str | None]) -> None:
-    """Restore environment variables; None means that the variable was not set."""
-    for key, value in environment.items():
-        if value is None:
-            os.environ.pop(key, None)
-        else:
-            os.environ[key] = value
+            _set_up()
+            sys.argv = [*arguments[:1], *without_secrets(arguments[1:])]  # W&B records it
+            run = wandb.init(
+                **options,
+                mode=mode,
+                reinit="create_new",  # leaves a run of the user alone, as in a notebook
+                settings=wandb.Settings(
+                    silent=True,
+                    init_timeout=INIT_TIMEOUT_S,
+                    finish_timeout=FINISH_TIMEOUT_S,
+                    # Otherwise a killed process loses the last 15 seconds.
+                    x_transaction_log_flush_interval=2,
+                    console="off",
+                    disable_git=True,
+                    save_code=False,
+                    base_url=credentials.server,
+                ),
+            )
+            # Every point also carries train/tokens, which a panel may use as its axis instead.
+            run.define_metric("train/step")
+            run.define_metric("train/tokens", step_metric="train/step")
+            run.define_metric("*", step_metric="train/step")
+            return run
+        except BaseException as error:  # whatever W&B raises, the training continues
+            _leave_dead_service(error)
+            _limit_exit()
+            _raise_stop(error)
+            logger.warning("W&B could not start %s (%s)", mode, type(error).__name__)
+            return None
+        finally:
+            sys.argv = arguments
 
 
 def _limit_exit() -> None:

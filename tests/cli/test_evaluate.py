@@ -3,14 +3,16 @@
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from dialogkit.cli.evaluation_view import Request, next_command, render_evaluation, size_notes
+from dialogkit.cli.evaluation_view import next_command, render_evaluation, size_notes
+from dialogkit.cli.hints import render
 from dialogkit.cli.output import Output
-from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
+from dialogkit.services.evaluate import EvaluateRequest, EvaluateResult, EvaluateRow
 from dialogkit.services.evaluation.store import KeptRow
 from tests.conftest import Finished
 
@@ -44,8 +46,9 @@ def anchors(model: str, unigram: float = 3.25) -> list[EvaluateRow]:
 
 
 def drawn(
-    capfd: pytest.CaptureFixture[str], result: EvaluateResult, asked: Request | None = None, **shown: Any
+    capfd: pytest.CaptureFixture[str], result: EvaluateResult, asked: EvaluateRequest | None = None, **shown: Any
 ) -> tuple[str, str]:
+    asked = asked or EvaluateRequest(models=(None,) * len(result.rows))
     render_evaluation(Output(), result, asked, **shown)
     said = capfd.readouterr()
     return said.out, said.err
@@ -53,7 +56,7 @@ def drawn(
 
 def test_of_one_model_the_anchors_need_no_owner(capfd: pytest.CaptureFixture[str]) -> None:
     result = EvaluateResult(rows=[row("a")], anchors=[row("what is no anchor"), *anchors("a")])
-    out, err = drawn(capfd, result, Request(models=["custom-nano"]))
+    out, err = drawn(capfd, result, EvaluateRequest(models=("custom-nano",)))
     assert out.startswith("a (custom-nano) on starter, 15 held-out dialogs\n")
     assert re.search(r"^95% interval in brackets +a +untrained +unigram +true answers$", out, re.MULTILINE)
     assert re.search(
@@ -106,38 +109,38 @@ FEW = {"dataset": "my-dialogs.json", "dialogs": 1, "held_out": 1, "of_dialogs": 
 @pytest.mark.parametrize(
     ("facts", "asked", "said", "command"),
     [
-        ({}, Request(), "", None),
+        ({}, EvaluateRequest(), "", None),
         (
             FEW,
-            Request(models=["a"], dataset="my-dialogs.json", samples=40),
+            EvaluateRequest(models=("a",), dataset="my-dialogs.json", samples=40),
             "a: 40 dialogs were asked for, and 1 is held out; --whole takes all 3. "
             "a: results on only 1 dialog say little about a model, and have no intervals.",
             "dialogkit evaluate a --dataset my-dialogs.json --whole",
         ),
         (
             {"dialogs": 2},
-            Request(samples=2),
+            EvaluateRequest(samples=2),
             "a: results on only 2 dialogs say little about a model, and their intervals are too narrow.",
             "dialogkit evaluate a",
         ),
         (
             {"dialogs": 5, "held_out": 5, "of_dialogs": 40},
-            Request(where=" --output-dir there"),
+            EvaluateRequest(output=Path("there")),
             "a: results on only 5 dialogs say little about a model, and their intervals are too narrow; --whole "
             "takes all 40, including the training dialogs.",
             "dialogkit evaluate a --whole --output-dir there",
         ),
         (
             {"dialogs": 3, "held_out": 1, "of_dialogs": 3},
-            Request(dataset="d", samples=9, whole=True),
+            EvaluateRequest(dataset="d", samples=9, whole=True),
             "a: 9 dialogs were asked for, and 3 are there. "
             "a: results on only 3 dialogs say little about a model, and their intervals are too narrow.",
             None,
         ),
-        ({}, Request(samples=15), "", None),
+        ({}, EvaluateRequest(samples=15), "", None),
         (
             {},
-            Request(samples=20),
+            EvaluateRequest(samples=20),
             "a: 20 dialogs were asked for, and 15 are held out; --whole takes all 314, including the "
             "training dialogs.",
             None,
@@ -145,14 +148,18 @@ FEW = {"dataset": "my-dialogs.json", "dialogs": 1, "held_out": 1, "of_dialogs": 
     ],
 )
 def test_too_few_dialogs_are_told_with_the_command_that_takes_more(
-    facts: dict[str, Any], asked: Request, said: str, command: str | None, capfd: pytest.CaptureFixture[str]
+    facts: dict[str, Any],
+    asked: EvaluateRequest,
+    said: str,
+    command: str | None,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     result = EvaluateResult(rows=[row("a", remarks=["says nothing"], **facts)], anchors=anchors("a"))
     out, _ = drawn(capfd, result, asked)
     assert " ".join(size_notes(result.rows[0], asked)) == said
     assert said in " ".join(out.split())
     assert ("interval in brackets" in out) == (facts.get("intervals") != {})
-    assert next_command(result, asked) == command
+    assert render(next_command(result, asked)) == command
 
 
 def test_what_is_kept_is_told_with_the_next_command(capfd: pytest.CaptureFixture[str]) -> None:
@@ -161,9 +168,12 @@ def test_what_is_kept_is_told_with_the_next_command(capfd: pytest.CaptureFixture
     result = EvaluateResult(rows=[row("a")], anchors=anchors("a"), kept=[kept])
     _, err = drawn(capfd, result)
     assert "saved: m/x.json, -replies.jsonl, -worst.jsonl\n" in err
-    assert next_command(result, Request()) == "dialogkit runs report a"
+    assert render(next_command(result, EvaluateRequest())) == "dialogkit runs report a"
     both = result.model_copy(update={"kept": [kept, kept.model_copy(update={"run": "b"})]})
-    assert next_command(both, Request(where=" --output-dir x")) == "dialogkit runs compare a b --output-dir x"
+    assert (
+        render(next_command(both, EvaluateRequest(output=Path("x"))))
+        == "dialogkit runs compare a b --output-dir x"
+    )
     less = result.model_copy(update={"kept": [kept.model_copy(update={"shown_dialogs": 40})]})
     assert "; `runs` and the page still show that on 40 dialogs\n" in drawn(capfd, less)[1]
 

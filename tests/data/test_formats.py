@@ -1,11 +1,28 @@
 """The shapes of dataset rows."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from dialogkit.data.formats import SHAPES, RowError, parse_row, recognise_format
-from dialogkit.dialog import Message
+from dialogkit.config.data import COLUMN_ROLES, DataConfig
+from dialogkit.data.formats import (
+    FORMATS,
+    GREETING,
+    JOINED,
+    MARKED_BAD,
+    PREFERENCES,
+    REASONING,
+    TOOLS,
+    UNANSWERED,
+    UNWEIGHTED,
+    Format,
+    RowError,
+    RowParser,
+    parse_row,
+    recognise_format,
+    tree_paths,
+)
+from dialogkit.dialog import Dialog, Message
 from dialogkit.errors import DataError
 from tests.conftest import typed
 
@@ -73,16 +90,200 @@ def test_the_richest_shape_wins_and_other_columns_do_not_matter(columns: set[str
     assert recognise_format(columns, source="data.jsonl") == kind
 
 
+def parsed(row: Any, kind: str = "") -> tuple[Dialog, dict[str, int], list[str]]:
+    """Return the dialog of a row, the notes about it and the columns that are not used."""
+    parser = RowParser(kind)
+    return parser.parse(row), dict(parser.notes), parser.unused
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=str)
+def test_the_example_of_every_shape_is_recognised_as_it_and_read(form: Format) -> None:
+    assert recognise_format(form.example.keys(), source="data.jsonl") == form.name
+    if form.name != "oasst":  # one row is no dialog there
+        assert parse_row(form.example, form.name)[-1].role == "assistant"
+
+
+def test_the_settings_know_every_shape() -> None:
+    assert {*FORMATS, "auto"} == set(get_args(DataConfig.model_fields["format"].annotation))
+
+
 @pytest.mark.parametrize(
-    "columns", [{"question", "answer"}, {"instruction"}, {"prompt"}, {"output"}, {"Messages"}, set()]
+    ("row", "dialog"),
+    [
+        ({"question": "Hi", "answer": "Hello."}, (U, A)),
+        ({"input": "Hi", "output": "Hello."}, (U, A)),
+        ({" Prompt ": "Hi", "RESPONSE": "Hello."}, (U, A)),
+        ({"prompt": "Hi", "response": 5}, (U, Message("assistant", "5"))),
+        ({"instruction": "Hi", "context": "", "response": "Hello."}, (U, A)),
+        ({"instruction": "Hi", "context": "At sea.", "response": "Hello."}, (Message("user", "Hi\n\nAt sea."), A)),
+        ({"query": "Hi", "response": "Hello.", "history": [["Hi", "Hello."]]}, (U, A, U, A)),
+        ({"instruction": "Hi", "output": "Hello.", "history": []}, (U, A)),
+        ({"system": "Be kind.", "messages": [turn("user", "Hi"), turn("assistant", "Hello.")]}, (S, U, A)),
+        ({"system": "Be kind.", "messages": [SYSTEM, turn("user", "Hi"), turn("assistant", "Hello.")]}, (S, U, A)),
+        ({"conversations": [turn("user", "Hi"), turn("assistant", "Hello.")]}, (U, A)),
+        ({"conversations": [said("Human", "Hi"), said("ChatGPT", "Hello.")]}, (U, A)),
+        ({"messages": [turn("<|user|>", "Hi"), turn("Assistant:", "Hello.")]}, (U, A)),
+        ({"messages": [turn("developer", "Be kind."), turn("user", "Hi"), turn("ai", "Hello.")]}, (S, U, A)),
+        ({"messages": [turn("user", [{"type": "text", "text": "Hi"}]), turn("assistant", ["Hello."])]}, (U, A)),
+        ({"data": ["Hi", "Hello.", "Hi", "Hello."]}, (U, A, U, A)),
+        ({"dialog": ["Hi", "Hello."], "act": [1, 2]}, (U, A)),
+        (
+            {
+                "text": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+                "<|im_start|>assistant\nHello.<|im_end|>"
+            },
+            (S, U, A),
+        ),
+        ({"text": "### Human: Hi\n### Assistant: Hello."}, (U, A)),
+        ({"text": "\n\nHuman: Hi\n\nAssistant: Hello."}, (U, A)),
+        ({"text": "Be kind.\n\n### Instruction:\nHi\n\n### Response:\nHello.</s>"}, (S, U, A)),
+        ({"text": "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST] Hello. </s>"}, (S, U, A)),
+        ({"text": "<|user|>\nHi</s>\n<|assistant|>\nHello.</s>"}, (U, A)),
+        (
+            {
+                "text": "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant"
+                "<|end_header_id|>\n\nHello.<|eot_id|>"
+            },
+            (U, A),
+        ),
+        ({"text": "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>"}, (U, A)),
+    ],
 )
-def test_unknown_columns_are_listed_with_the_shapes_that_are_understood(columns: set[str]) -> None:
+def test_the_shapes_that_other_tools_write_are_read(row: Any, dialog: Any) -> None:
+    assert parsed(row)[0] == dialog
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "chosen": "Hello.", "rejected": "Go."},
+        {"prompt": [turn("user", "Hi")], "chosen": [turn("assistant", "Hello.")], "rejected": []},
+        {
+            "prompt": "Hi",
+            "chosen": [turn("user", "Hi"), turn("assistant", "Hello.")],
+            "rejected": [turn("user", "")],
+        },
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.", "rejected": "\n\nHuman: Hi\n\nAssistant: Go."},
+        {"conversations": [said("human", "Hi")], "chosen": said("gpt", "Hello."), "rejected": said("gpt", "Go.")},
+        {"messages": [turn("user", "Hi"), turn("assistant", "Hello.")], "rejected_response": "Go."},
+    ],
+)
+def test_of_preferences_the_chosen_answer_is_learned(row: Any) -> None:
+    dialog, notes, _ = parsed(row)
+    assert dialog == (U, A)
+    assert notes == ({PREFERENCES: 1} if row["rejected" if "rejected" in row else "rejected_response"] else {})
+
+
+@pytest.mark.parametrize(
+    ("messages", "dialog", "note"),
+    [
+        (["assistant:Hello.", "user:Hi", "assistant:Hello."], (A._replace(learned=False), U, A), GREETING),
+        (["user:Hi", "user:there", "assistant:Hello."], (Message("user", "Hi\n\nthere"), A), JOINED),
+        (["user:Hi", "assistant:Hello.", "user:more"], (U, A), UNANSWERED),
+        (["user:Hi", "assistant:Hello.", "assistant:"], (U, A), "cut where a message (assistant) is empty"),
+        (["user:Hi", "assistant:Hello.", "system:Be rude."], (U, A), "cut where a message is from 'system'"),
+        (["user:Hi", "assistant:Hello.", "narrator:Rain."], (U, A), "cut where a message has the role 'narrator'"),
+        (
+            ["user:Hi", "assistant:Hello.", "tool:12", "assistant:It is 12."],
+            (U, A),
+            "cut where a message is a tool call or its result, which cannot be learned",
+        ),
+    ],
+)
+def test_a_turn_that_cannot_be_used_costs_itself_and_not_its_dialog(
+    messages: list[str], dialog: Dialog, note: str
+) -> None:
+    turns = [message.partition(":") for message in messages]
+    row = {"messages": [turn(role, content) for role, _, content in turns]}
+    assert parsed(row)[:2] == (dialog, {note: 1})
+
+
+def test_what_is_said_of_an_answer_is_heeded() -> None:
+    marked = {**turn("assistant", "Hello."), "weight": 0}
+    row = {"messages": [turn("user", "Hi"), marked, turn("user", "Hi"), turn("assistant", "Hello.")]}
+    dialog, notes, _ = parsed(row)
+    assert [message.learned for message in dialog] == [True, False, True, True]
+    assert notes == {UNWEIGHTED: 1}
+    with pytest.raises(RowError, match="no answer to learn"):
+        parsed({"messages": [turn("user", "Hi"), marked]})
+    reasoned = {**turn("assistant", "Hello."), "reasoning_content": "Hm."}
+    assert parsed({"messages": [turn("user", "Hi"), reasoned], "tools": [{}]})[1] == {REASONING: 1, TOOLS: 1}
+
+
+@pytest.mark.parametrize("label", [False, "False", 0])
+def test_rows_marked_as_bad_are_left_out_and_counted(label: Any) -> None:
+    parser = RowParser()
+    row = {"prompt": "Hi", "completion": "Hello."}
+    assert parser.parse({**row, "label": True}) == (U, A)
+    with pytest.raises(RowError, match=MARKED_BAD):
+        parser.parse({**row, "label": label})
+    assert parser.notes == {MARKED_BAD: 1}
+
+
+def test_all_other_columns_are_listed_once() -> None:
+    row = {"": 0, "prompt": "Hi", "response": "Hello.", "category": "x", "lang": "en", "system": ""}
+    assert parsed(row)[2] == ["category", "lang"]
+
+
+def test_columns_of_any_name_can_be_mapped() -> None:
+    parser = RowParser(columns={"prompt": "Frage", "response": "antwort"})
+    row = {"frage": "Hi", "Antwort": "Hello.", "messages": "none"}
+    assert (parser.parse(row), parser.format, parser.unused) == ((U, A), "prompt-response", ["messages"])
+    parser = RowParser(columns={"prompt": "frage", "response": "antwort"}, source="data.csv")
+    with pytest.raises(RowError, match=r"its columns \(fragen, antwort\) match no known format"):
+        parser.parse({"fragen": 1, "antwort": 2})
+    assert parser.unknown is not None
+    message = "data.csv has no column 'frage' (did you mean 'fragen'?); it has fragen, antwort"
+    assert parser.unknown.message == message
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["prompt"], "'prompt' is not of the form ROLE=COLUMN"),
+        (["promt=a"], r"'promt' is no role of a column \(did you mean 'prompt'\?\)"),
+        (["prompt=a", "prompt=b"], "a role has two columns"),
+    ],
+)
+def test_a_wrong_mapping_is_refused(words: list[str], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        DataConfig(columns=tuple(words))
+    assert DataConfig(columns=tuple(f"{role}=x" for role in COLUMN_ROLES)).column_of["label"] == "x"
+
+
+def test_of_a_message_tree_the_best_ranked_path_is_used() -> None:
+    def message(name: str, parent: str | None, role: str, rank: int | None = None) -> dict[str, Any]:
+        return {"message_id": name, "parent_id": parent, "role": role, "text": name, "rank": rank}
+
+    rows = [
+        message("a", None, "prompter"),
+        message("b", "a", "assistant", 1),
+        message("c", "a", "assistant", 0),
+        message("d", "c", "prompter"),
+        message("e", "d", "assistant"),
+        message("loop", "loop", "prompter"),
+    ]
+    [(place, row)] = tree_paths((f"line {number}", row) for number, row in enumerate(rows, 1))
+    assert place == "line 1"
+    assert [message.content for message in parse_row(row, "messages")] == ["a", "c", "d", "e"]
+
+
+@pytest.mark.parametrize("columns", [["a", "b"], ["instruction"], ["prompt"], ["output"], []])
+def test_unknown_columns_are_listed_with_the_shapes_that_are_understood(columns: list[str]) -> None:
     with pytest.raises(DataError) as refused:
         recognise_format(columns, source="data.csv")
-    assert f"data.csv has the columns {', '.join(sorted(columns)) or 'none'}, " in refused.value.message
-    for shape in SHAPES:
-        assert shape in refused.value.message
-    assert typed(refused.value) == "rename the columns, or: --dataset starter"
+    assert f"data.csv has the columns {', '.join(columns) or 'none'}, " in refused.value.message
+    for form in FORMATS.values():
+        assert f"{form.name}: {form.columns}" in refused.value.message
+    mapped = "--columns prompt=a --columns response=b, or: " if len(columns) > 1 else ""
+    assert typed(refused.value) == f"{mapped}--dataset starter"
+
+
+def test_a_known_shape_that_is_no_dialog_is_named() -> None:
+    with pytest.raises(DataError, match="is a chat export of Telegram"):
+        recognise_format(["name", "type", "id", "messages"], source="result.json")
+    with pytest.raises(DataError, match="is PersonaChat data"):
+        recognise_format(["personality", "utterances"], source="data.jsonl")
 
 
 def test_of_very_many_columns_twelve_are_listed() -> None:
@@ -96,7 +297,8 @@ def test_of_very_many_columns_twelve_are_listed() -> None:
     [
         ({"instruction": "Hi"}, "alpaca", "output is missing, not text"),
         ({"instruction": "Hi", "output": None}, "alpaca", "output is null, not text"),
-        ({"instruction": "Hi", "output": 5}, "alpaca", "output is a number, not text"),
+        ({"instruction": "Hi", "output": True}, "alpaca", "output is true or false, not text"),
+        ({"instruction": "Hi", "output": float("nan")}, "alpaca", "output is a number, not text"),
         ({"instruction": "Hi", "output": " \n"}, "alpaca", r"message 2 \(assistant\) is empty"),
         ({"instruction": "", "input": "", "output": "x"}, "alpaca", r"message 1 \(user\) is empty"),
         ({"instruction": "Hi", "input": ["x"], "output": "x"}, "alpaca", "input is a list, not text"),
@@ -112,12 +314,17 @@ def test_of_very_many_columns_twelve_are_listed() -> None:
         ({"messages": "Hi"}, "messages", "messages is text, not a list"),
         ({"messages": {"role": "user"}}, "messages", "messages is an object, not a list"),
         ({"messages": []}, "messages", "no message from the assistant"),
-        ({"messages": ["Hi"]}, "messages", r"messages\[1\] is text, not an object"),
-        ({"messages": [turn("user", "Hi"), turn("tool", "x")]}, "messages", r"messages\[2\] has the role 'tool'"),
+        ({"messages": [5]}, "messages", r"messages\[1\] is a number, not an object"),
+        ({"messages": ["Hi"]}, "messages", "no message from the assistant"),
+        ({"messages": [turn("user", "Hi"), turn("tool", "x")]}, "messages", r"messages\[2\] is a tool call"),
+        ({"messages": [turn("user", "Hi"), turn("Ann", "x")]}, "messages", r"messages\[2\] has the role 'Ann'"),
+        ({"messages": [turn("user", [{"type": "image"}])]}, "messages", "holds a part of type 'image'"),
+        ({"text": "Hi"}, "text", "the text has no chat markers"),
+        ({"prompt": "Hi", "Prompt": "Hi", "response": "x"}, "prompt-response", "two columns are called 'prompt'"),
         ({"messages": [{"content": "x"}]}, "messages", r"messages\[1\] has the role None"),
         ({"messages": [turn("user", "Hi"), turn("assistant", None)]}, "messages", "content is null, not text"),
-        ({"messages": [turn("assistant", "x")]}, "messages", "message 1 is from 'assistant' instead of 'user'"),
-        ({"conversations": [turn("human", "Hi")]}, "sharegpt", "conversations.1. has the from None"),
+        ({"messages": [turn("assistant", "x")]}, "messages", "no answer to learn"),
+        ({"conversations": [{"value": "Hi"}]}, "sharegpt", "conversations.1. has the role None"),
     ],
 )
 def test_a_row_that_is_no_dialog_says_why(row: Any, kind: str, problem: str) -> None:

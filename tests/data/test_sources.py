@@ -105,7 +105,7 @@ def test_rows_that_hold_no_dialog_are_counted_with_their_place() -> None:
     assert (raw.rows, len(raw.dialogs)) == (4, 2)
     assert raw.bad_rows == [
         "rows.jsonl:2: message 2 (assistant) is empty",
-        "rows.jsonl:4: response or completion is missing, not text",
+        "rows.jsonl:4: response is missing, not text",
     ]
 
 
@@ -122,21 +122,21 @@ def test_places_are_rows_or_lines_of_the_file(suffix: str, place: str) -> None:
 
 
 def test_a_file_without_any_dialog_shows_why() -> None:
-    error = refused("rows.jsonl", b'{"prompt": "a", "response": 1}\n' * 20)
+    error = refused("rows.jsonl", b'{"prompt": "a", "response": {}}\n' * 20)
     assert error.message.startswith(
         "none of the 20 rows of rows.jsonl is a dialog in the format prompt-response: "
     )
-    assert error.message.endswith(": rows.jsonl:1: response is a number, not text (and 19 more such rows)")
+    assert error.message.endswith(": rows.jsonl:1: response is an object, not text (and 19 more such rows)")
     assert (error.details, typed(error)) == ((), "fix the rows, or: --dataset starter")
 
 
 def test_reasons_that_are_equal_are_told_once_with_their_number() -> None:
-    rows = [{"prompt": "a", "response": answer} for answer in (None, "", None, 5, None, "")]
+    rows = [{"prompt": "a", "response": answer} for answer in (None, "", None, True, None, "")]
     error = refused("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     assert error.message.endswith("rows.jsonl:1: response is null, not text (and 2 more such rows)")
     assert error.details == (
         "rows.jsonl:2: message 2 (assistant) is empty (and 1 more such rows)",
-        "rows.jsonl:4: response is a number, not text",
+        "rows.jsonl:4: response is true or false, not text",
     )
 
 
@@ -223,7 +223,7 @@ def test_the_starter_dialogs_are_found_by_name() -> None:
         ("folder", "'folder' is a folder, not a file", "--dataset folder/rows.jsonl"),
         (
             "notes.txt",
-            "'notes.txt' has none of the endings .json, .jsonl, .ndjson, .csv, .parquet",
+            "'notes.txt' has none of the endings .json, .jsonl, .ndjson, .csv, .tsv, .parquet",
             "--dataset rows.csv",
         ),
         ("folder/notes.txt", "'folder/notes.txt' has none of the endings", "--dataset folder/rows.jsonl"),
@@ -231,8 +231,12 @@ def test_the_starter_dialogs_are_found_by_name() -> None:
 )
 def test_a_dataset_that_is_not_there_says_what_to_type(name: str, told: str, hint: str) -> None:
     Path("folder").mkdir()
-    for file in ("notes.txt", "rows.csv", "\x1b[31m.csv", "folder/rows.jsonl", "folder/notes.txt"):
-        Path(file).touch()
+    table, row = "prompt,response\na,b\n", '{"prompt": "a", "response": "b"}\n'
+    for file, text in {
+        **{"notes.txt": "Hi", "empty.csv": "", "rows.csv": table, "\x1b[31m.csv": table},
+        **{"folder/rows.jsonl": row, "folder/notes.txt": "Hi"},
+    }.items():
+        Path(file).write_text(text)
     with pytest.raises(DataError) as error:
         find_source(DataConfig(dataset=name))
     assert error.value.message.startswith(told)
@@ -250,7 +254,8 @@ def test_a_dataset_that_is_not_there_says_what_to_type(name: str, told: str, hin
 )
 def test_in_place_of_a_file_that_cannot_be_read_one_beside_it_is_named(name: str, hint: str) -> None:
     Path("alone").mkdir()
-    Path("other rows.csv").touch()
+    Path("more.csv").touch()
+    Path("other rows.csv").write_text("prompt,response\na,b\n")
     assert typed(refused(name, b" ")) == hint
 
 
@@ -297,8 +302,8 @@ def test_a_hub_that_does_not_answer_is_asked_for_nothing(hub_cache: Path, monkey
 
     for place in ("datasets.config", "huggingface_hub.constants"):
         monkeypatch.setattr(f"{place}.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("dialogkit.system.network.hub_forbidden", lambda: False)
-    monkeypatch.setattr("dialogkit.system.network.problems", lambda urls: ["did not answer within 10 s"])
+    monkeypatch.setattr("dialogkit.system.hub.hub_forbidden", lambda: False)
+    monkeypatch.setattr("dialogkit.system.hub.problems", lambda urls: ["did not answer within 10 s"])
     with pytest.raises(
         UnavailableError, match="did not answer within 10 s, and the dataset 'someone/something' is"
     ):
@@ -309,4 +314,4 @@ def test_a_hub_that_does_not_answer_is_asked_for_nothing(hub_cache: Path, monkey
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 def test_a_table_of_a_spreadsheet_is_read_whatever_separates_its_columns(mark: str) -> None:
     Path("rows.csv").write_text(f'prompt{mark}response\n"a, b; c"{mark}d\n')
-    assert read("rows.csv").dialogs == [(("user", "a, b; c"), ("assistant", "d"))]
+    assert read("rows.csv").dialogs == [(Message("user", "a, b; c"), Message("assistant", "d"))]

@@ -297,7 +297,8 @@ def test_processes_that_hear_each_other_count_what_one_counts(
             for _ in range(2):  # what is heard again is not counted again
                 data.stream.merge_row_counts(told)
                 assert (data.ledger, data.stream.counts) == (alone.ledger, alone.stream.counts)
-            data.stream.plan = replace(data.stream.plan, max_bad_rows=3)
+            stricter = data.stream.plan.config.model_copy(update={"max_bad_rows": 3})
+            data.stream.plan = replace(data.stream.plan, config=stricter)
             with pytest.raises(DataError, match=r"^a.jsonl:\d+: not valid JSON.*and at least 3 more") as refused:
                 data.stream.merge_row_counts(told)
             assert refused.value.message.split(" (")[0] == alone.ledger.first_bad_row

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from dialogkit.config.train import TrainConfig
-from dialogkit.engine.arguments import NOT_MAPPED, Schedule, resolve_schedule, training_arguments
+from dialogkit.engine.arguments import Schedule, resolve_schedule, training_arguments
 from dialogkit.engine.device import Runtime
+from dialogkit.engine.task import FitTask
 
 
 @pytest.mark.parametrize(
@@ -63,14 +64,19 @@ def arguments(
     workers: int = 0,
     **settings: Any,
 ) -> Any:
-    return training_arguments(
-        TrainConfig(**settings),
-        Runtime(device, "", "", precision, ""),
-        steps,
+    task = FitTask(
+        model=None,
+        train_set=None,
+        config=TrainConfig(**settings),
+        runtime=Runtime(device, "", "", precision, ""),
+        schedule=steps,
+        collate=dict,
+        score=dict,
         folder=Path("run"),
         compile=compile,
         workers=workers,
     )
+    return training_arguments(task)
 
 
 # A setting, its value, and what HF must get in a run of 200 steps.
@@ -105,6 +111,26 @@ def test_activation_checkpointing_arrives_under_its_name_of_the_installed_transf
     made = arguments(activation_checkpointing=wanted)
     names = [n for n in ("activation_checkpointing", "gradient_checkpointing") if hasattr(made, n)]
     assert bool(getattr(made, names[0])) is wanted
+
+
+# Fields of TrainConfig that are not implemented by TrainingArguments.
+NOT_MAPPED = frozenset(
+    {
+        "budget_s",
+        "dropout",
+        "early_stopping_patience",
+        "eval_batch_size",
+        "fit_batch",
+        "keep_checkpoints",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_rank",
+        "lora_targets",
+        "merge",
+        "method",
+        "optimizer",
+    }
+)
 
 
 def test_no_setting_is_forgotten() -> None:

@@ -13,6 +13,7 @@ from dialogkit.engine import budget as budget_module
 from dialogkit.engine.arguments import UNPLANNED, Schedule, resolve_schedule, training_arguments
 from dialogkit.engine.budget import Budget, BudgetCallback, BudgetPlan
 from dialogkit.engine.device import Runtime
+from dialogkit.engine.task import FitTask
 from dialogkit.errors import ConfigError
 from tests.conftest import typed
 
@@ -144,10 +145,17 @@ def test_a_budget_that_does_not_bind_has_the_learning_rates_and_evaluations_of_a
 
 def factors_without_budget(config: TrainConfig, steps: int) -> list[float]:
     """Return the factor of the learning rate at each step, from the scheduler that HF makes."""
-    runtime = Runtime("cpu", "", "", "fp32", "")
-    arguments = training_arguments(
-        config, runtime, resolve_schedule(config, 10**6), folder=Path("run"), compile=False, workers=0
+    task = FitTask(
+        model=None,
+        train_set=None,
+        config=config,
+        runtime=Runtime("cpu", "", "", "fp32", ""),
+        schedule=resolve_schedule(config, 10**6),
+        collate=dict,
+        score=dict,
+        folder=Path("run"),
     )
+    arguments = training_arguments(task)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = get_scheduler(
         arguments.lr_scheduler_type, optimizer, arguments.get_warmup_steps(steps), num_training_steps=steps

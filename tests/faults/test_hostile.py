@@ -27,7 +27,7 @@ from dialogkit.engine.checkpoints import commit, read_progress
 from dialogkit.errors import CheckpointError, DataError, DialogKitError, ModelError, StorageError
 from dialogkit.inference.results import ReplyResult
 from dialogkit.models.tokenizer import with_format
-from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
+from dialogkit.services.evaluate import EvaluateRequest, EvaluateResult, EvaluateRow
 from dialogkit.services.evaluation.results import SliceRow, TaskFigure, TaskRow, WorstRow
 from dialogkit.services.generate import GenerateResult
 from dialogkit.services.models import ModelRow
@@ -38,6 +38,7 @@ from dialogkit.services.train import resume, train
 from dialogkit.services.training.dry_run import DryRunResult
 from dialogkit.services.training.result import TrainResult
 from dialogkit.text import sanitize
+from dialogkit.tracking.evaluation_files import best_evaluations, write_evaluation
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import REPOSITORY, Finished, typed
 
@@ -94,7 +95,9 @@ def print_results(output: Output, text: str) -> None:
     )  # fmt: skip
     for anchors in ([], [row.model_copy(update={"anchor": "untrained"})]):
         judged = EvaluateResult(rows=[row, row.model_copy(update={"dataset": "b"})], anchors=anchors)
-        output.result(judged, partial(evaluation_view.render_evaluation, result=judged, slices=True, worst=1))
+        request = EvaluateRequest(models=(text, None))
+        table = partial(evaluation_view.render_evaluation, result=judged, request=request, slices=True, worst=1)
+        output.result(judged, table)
     details = RunDetails(
         name=text, created=text, command=[text], environment={text: text, "git": {"commit": text, "branch": text}},
         config={text: text, "preset": text}, origins={text: text} if text else {},
@@ -244,7 +247,7 @@ def test_a_link_in_a_run_is_not_followed(name: str, to_folder: bool, stopped: Ru
         resume(stopped)
     assert isinstance(refused.value, StorageError) or name == "run.json"
     with pytest.raises(DialogKitError):
-        stopped.write_evaluation("data", {}, worst=[], replies=[])
+        write_evaluation(stopped, "data", {}, worst=[], replies=[])
     assert [(path.name, path.read_text()) for path in outside.iterdir()] == [("mine.txt", "mine")]
 
 
@@ -270,7 +273,7 @@ def test_a_pipe_in_a_run_keeps_nobody_waiting(
     os.mkfifo(place)
     assert dialogkit("runs", "list").code == 0
     assert dialogkit("runs", "show", "stopped").code == (2 if name == "run.json" else 0)
-    assert stopped.evaluations() == []
+    assert best_evaluations(stopped) == []
 
 
 LINES = ["5", "null", "[]", "[" * 100_000, "{}", '{"step": "x"}', '{"step": 1, "eval/bits_per_byte": "x"}', "\x00"]

@@ -54,16 +54,16 @@ def test_the_figures_are_those_of_the_cpu(small: Any) -> None:
 def test_replies_are_those_of_the_cpu_and_leave_the_generator_alone(small: Any) -> None:
     from dialogkit.config.generate import GenerateConfig
     from dialogkit.dialog import Message
-    from dialogkit.inference.replies import generate_replies
+    from dialogkit.inference.replies import continue_prompts
 
     texts = []
     model = small.model(initializer_range=0.4)
     before = torch.cuda.get_rng_state()
     for device in ("cpu", "cuda"):
-        made = generate_replies(
+        made = continue_prompts(
             model.to(device),
             small.tokenizer,
-            [[Message("user", "Hello!")], [Message("user", "What is 7 plus 5?")]],
+            [small.tokenizer.encode_prompt([Message("user", q)]) for q in ("Hello!", "What is 7 plus 5?")],
             GenerateConfig(temperature=0.0, max_new_tokens=12),
             context=256,
             device=device,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import Message
-from dialogkit.inference.replies import Conversation, Reply, generate_replies
+from dialogkit.inference.replies import Conversation, Reply, continue_prompts
 from tests.models.foreign import GENERATION_SETTINGS
 
 CONTEXT = 256
@@ -36,10 +36,11 @@ def model(request: pytest.FixtureRequest, small: Any) -> Any:
 
 def replies(model: Any, small: Any, prompts: Sequence[str], **options: Any) -> list[Reply]:
     call = {key: options.pop(key) for key in ("batch_size", "on_text", "context") if key in options}
-    return generate_replies(
+    tokenizer = options.pop("tokenizer", small.tokenizer)
+    return continue_prompts(
         model,
-        options.pop("tokenizer", small.tokenizer),
-        [[Message("user", prompt)] for prompt in prompts],
+        tokenizer,
+        [tokenizer.encode_prompt([Message("user", prompt)]) for prompt in prompts],
         GenerateConfig(**{"max_new_tokens": 24, **options}),
         **{"context": CONTEXT, **call},
         device="cpu",

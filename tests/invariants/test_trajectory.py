@@ -11,7 +11,7 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.data.collate import collate_dialogs
 from dialogkit.data.tokens import DialogTokens
 from dialogkit.dialog import Message
-from dialogkit.inference.replies import generate_replies
+from dialogkit.inference.replies import continue_prompts
 
 RUN: dict[str, Any] = {
     "max_steps": 6,
@@ -195,10 +195,10 @@ def test_a_model_learns_eight_dialogs_by_heart(small: Any, architecture: str) ->
         model, dialogs, max_steps=150, eval_every_steps=150, log_every_steps=50, batch_size=8, learning_rate=2e-2,
         sink=lambda _, metrics: losses.extend(v for name, v in metrics.items() if name == "train/loss"),
     )  # fmt: skip
-    replies = generate_replies(
+    replies = continue_prompts(
         model,
         small.tokenizer,
-        [[Message("user", question)] for question in QUESTIONS],
+        [small.tokenizer.encode_prompt([Message("user", question)]) for question in QUESTIONS],
         GenerateConfig(temperature=0.0, repetition_penalty=1.0, max_new_tokens=40),
         context=256,
         device="cpu",

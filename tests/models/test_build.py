@@ -175,9 +175,9 @@ def test_a_tokenizer_with_more_entries_than_the_model_is_refused(build: Any, tok
 
 def test_the_context_is_the_shorter_of_positions_and_window(build: Any) -> None:
     model = build("llama")
-    assert context_length(model) == context_length(build("gpt2")) == 64
+    assert context_length(model.config) == context_length(build("gpt2").config) == 64
     model.config.sliding_window = 32
-    assert context_length(model) == 32
+    assert context_length(model.config) == 32
 
 
 @both
@@ -188,7 +188,7 @@ def test_the_context_is_known_without_the_weights(
     assert read_context(ModelConfig.model_validate({"architecture": architecture, **shape})) == 64
     folder = write(model, tokenizer)
     (folder / "model.safetensors").unlink()
-    assert read_context(ModelConfig(source=str(folder))) == context_length(model) == 64
+    assert read_context(ModelConfig(source=str(folder))) == context_length(model.config) == 64
     change_config(folder, sliding_window=32)
     assert read_context(ModelConfig(source=str(folder))) == 32
     with pytest.raises(UnavailableError, match="'somebody/else' is not in its cache"):
@@ -357,7 +357,7 @@ def test_a_gguf_file_becomes_an_ordinary_model(build: Any, tokenizer: ChatTokeni
         assert mine.hf.chat_template == native_format().template()
         assert mine.encode_prompt(prompt) == tokenizer.encode_prompt(prompt)
         loaded = build_model(config, mine).eval()
-        assert read_context(config) == context_length(loaded)
+        assert read_context(config) == context_length(loaded.config)
         assert type(loaded) is LlamaForCausalLM
         torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits)
     again = load(write(loaded, mine, Path("saved")))
@@ -375,7 +375,7 @@ def test_a_folder_with_several_gguf_files_asks_for_one() -> None:
 
 def test_gguf_without_its_package_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("model.gguf").touch()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("dialogkit.models.sources.find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match="need the package gguf") as refused:
         load_tokenizer(ModelConfig(source="model.gguf"))
     assert typed(refused.value) == "pip install 'dialogkit[gguf]'"

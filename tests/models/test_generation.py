@@ -14,7 +14,7 @@ from dialogkit.config.model import ModelConfig
 from dialogkit.errors import ModelError
 from dialogkit.hints import Call
 from dialogkit.models.build import build_model, require_savable
-from dialogkit.models.generation import GENERATION_CONFIG, ChosenSettings, choose_settings
+from dialogkit.models.generation import GENERATION_CONFIG, choose_settings
 from tests.models.foreign import FILE_ONLY, GENERATION_SETTINGS
 
 Write = Callable[[str, Any], ModelConfig]
@@ -68,7 +68,7 @@ def test_a_config_that_cannot_be_saved_is_found_before_it_has_to_be(small: Any, 
         require_savable(model, source)
 
 
-def chosen(source: ModelConfig, **given: Any) -> ChosenSettings:
+def chosen(source: ModelConfig, **given: Any) -> tuple[GenerateConfig, str | None]:
     return choose_settings(GenerateConfig(**given), source, hint=HINT)
 
 
@@ -127,7 +127,7 @@ def dangling(path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_left_out(damage: Callable[[Path], None], small: Any, write: Write) -> None:
     source = write(GENERATION_CONFIG, {})
     damage(Path("model") / GENERATION_CONFIG)
-    note = chosen(source).note
+    note = chosen(source)[1]
     assert note is not None
     assert re.fullmatch(r"generation_config\.json .*is not used(: .*)?", note)
     build_model(source, small.tokenizer)
@@ -160,7 +160,7 @@ def test_a_model_that_does_not_sample_is_greedy_unless_a_temperature_is_given(
     given: dict[str, float], temperature: float, write: Write
 ) -> None:
     source = write(GENERATION_CONFIG, {"do_sample": False, "temperature": 0.9})
-    assert chosen(source, use_model_settings=True, **given).config.temperature == temperature
+    assert chosen(source, use_model_settings=True, **given)[0].temperature == temperature
 
 
 @pytest.mark.parametrize(

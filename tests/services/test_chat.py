@@ -18,7 +18,7 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError, DataError, StorageError
 from dialogkit.hints import Call
-from dialogkit.inference.replies import Conversation, generate_replies
+from dialogkit.inference.replies import Conversation, continue_prompts
 from dialogkit.services.chat import SETTINGS, Chat
 from tests.conftest import REPOSITORY, Finished, Trained, run_line
 
@@ -39,7 +39,8 @@ def test_a_reply_does_not_depend_on_what_is_remembered(architecture: str, temper
     messages: list[Message] = []
     for text in [*SAID, "And now?"]:
         messages.append(Message("user", text))
-        (expected,) = generate_replies(model, small.tokenizer, [messages], config, context=256, device="cpu")
+        prompt = small.tokenizer.encode_prompt(messages)
+        (expected,) = continue_prompts(model, small.tokenizer, [prompt], config, context=256, device="cpu")
         reply = conversation.reply(messages, config)
         assert reply == expected
         messages.append(Message("assistant", reply.text))

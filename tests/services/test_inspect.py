@@ -227,10 +227,20 @@ DEFECTS: dict[str, tuple[list[Row], str]] = {
         r"^of \d+ held-out dialogs, training knows \d+ by the prompt: ",
     ),
     "few learned": ([row("a", f"{n}", system=f"{n}" + "s" * 70) for n in range(100, 200)], "tokens are learned"),
+    "templates": (
+        [*numbered(100), *(row(f"How much is {n} and {n}?", f"c{n} d{n} e{n}") for n in range(100))],
+        "differ from a training prompt only in names or numbers: ",
+    ),
+    "columns": ([{**r, "lang": "en"} for r in numbered(100)], "^columns not used: lang$"),
+    "repaired": (
+        [*numbered(100), {"messages": [*row("a", "b")["messages"], *row("c")["messages"]]}],
+        "^1 dialog: messages after the last answer left out$",
+    ),
+    "few steps": (numbered(100), "^one pass is only 12 steps, too few to learn from: train.epochs=25 makes 300$"),
     "broken": ([*numbered(100), row("a\x07b", "c")], "the first at rows.jsonl:101: "),
     "few": (
         numbered(20),
-        "^only 20 dialogs: enough to try everything out|^8 of only 20 dialogs are held out",
+        "^only 20 dialogs: enough to try everything out|^10 of only 20 dialogs are held out",
     ),
     "very few": (numbered(3), "^only 3 dialogs: enough to try everything out|^only 1 dialog held out: "),
 }
@@ -239,7 +249,8 @@ DEFECTS: dict[str, tuple[list[Row], str]] = {
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_a_defect_is_told_and_nothing_else(defect: str, by_bytes: dict[str, Any]) -> None:
     rows, told = DEFECTS[defect]
-    remarks = inspect_data(write(rows), overrides=by_bytes).remarks
+    steps = {"train.batch_size": 8} if defect == "few steps" else {"train.max_steps": 1000}
+    remarks = inspect_data(write(rows), overrides={**by_bytes, **steps, "data.eval_min_dialogs": 10}).remarks
     of_bytes = [remark for remark in remarks if remark.startswith("a token covers only 1.0 bytes")]
     others = [remark for remark in remarks if remark not in of_bytes]
     assert len(of_bytes) == 1

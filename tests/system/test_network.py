@@ -10,8 +10,10 @@ import pytest
 
 from dialogkit.errors import InterruptedRunError, UnavailableError
 from dialogkit.hints import Call
+from dialogkit.system import hub as limits
 from dialogkit.system import network
-from dialogkit.system.network import from_hub, problems
+from dialogkit.system.hub import from_hub
+from dialogkit.system.network import problems
 from tests.failing_hub import FILES, LATER, WHOLE, FailingHub, failing_hub
 
 HANG = 20.0
@@ -27,8 +29,8 @@ def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(network, "ANSWER_S", HANG / 2)
-    monkeypatch.setattr(network, "STALL_S", 0.5)
-    monkeypatch.setattr(network, "BREAKS", 1)
+    monkeypatch.setattr(limits, "STALL_S", 0.5)
+    monkeypatch.setattr(limits, "BREAKS", 1)
     network.forget()
     yield
     network.forget()
@@ -112,11 +114,11 @@ def test_a_slow_file_that_moves_is_fetched_to_its_end_and_reported(
 ) -> None:
     caplog.set_level(logging.INFO, logger="dialogkit.system.network")
     monkeypatch.setattr(network, "NEWS_S", (0.1, 0.2))
-    monkeypatch.setattr(network, "STALL_BYTES", 1_000)
+    monkeypatch.setattr(limits, "STALL_BYTES", 1_000)
     with failing_hub("slow-file", files={"file.bin": FILE}) as hub:
         start = time.monotonic()
         assert fetch(hub, monkeypatch).read_bytes() == FILE
-        assert time.monotonic() - start > 2 * network.STALL_S
+        assert time.monotonic() - start > 2 * limits.STALL_S
     assert f"fetching 'file.bin' from the hub at {hub.url}: " in caplog.text
     assert " of 0.1 MB (" in caplog.text
 
@@ -136,7 +138,7 @@ def test_a_signal_is_not_lost_in_a_library_that_catches_everything(monkeypatch: 
 
     with failing_hub("silent-after-root") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.setattr("dialogkit.system.network._Loading.take", take)
+        monkeypatch.setattr(limits, "take", take)
 
         def load(online: bool) -> None:
             from huggingface_hub import hf_hub_download
@@ -189,8 +191,8 @@ def test_nothing_outside_a_loading_is_changed(monkeypatch: pytest.MonkeyPatch) -
 
 def test_answers_that_are_all_slow_have_a_limit_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "ANSWER_S", 1.0)
-    monkeypatch.setattr(network, "SLOW_S", 0.1)
-    monkeypatch.setattr(network, "ANSWERS_S", 1.1)
+    monkeypatch.setattr(limits, "SLOW_S", 0.1)
+    monkeypatch.setattr(limits, "ANSWERS_S", 1.1)
     with failing_hub("slow-answers", files={str(number): FILE for number in range(10)}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
 

@@ -14,7 +14,7 @@ import pytest
 
 from dialogkit.errors import StorageError
 from dialogkit.system import ownership
-from dialogkit.system.ownership import FILE_LIST, entry_of, list_folder, read_list, write_list
+from dialogkit.system.ownership import FILE_LIST, entries_of, entry_of, read_list, write_list
 from dialogkit.tracking import publishing
 from dialogkit.tracking.publishing import publish, published_dir, published_dirs
 
@@ -176,7 +176,7 @@ def test_a_file_that_was_changed_since_is_kept(name: str, moves: str, target: Pa
 
 
 def test_what_lies_beside_the_model_of_a_run_is_not_published(target: Path, new: Path) -> None:
-    list_folder(new)
+    write_list(new, entries_of(new))
     a_note(new)
     a_repository(new)
     publish(new, target)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dialogkit.tracking.evaluation_files import write_evaluation, write_task
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.report import MARK, render_report
 from dialogkit.tracking.run_dir import RunDir
@@ -324,7 +325,7 @@ def evaluated(run: RunDir, bits: float, low: float, high: float) -> None:
     ]
     figures = {"bits_per_byte": bits, "stop_rate": 0.25, "intervals": {"bits_per_byte": [low, high]}}
     result = {"dataset": "starter", "dialogs": 64, **figures, "anchors": anchors, "remarks": ["says nothing"]}
-    run.write_evaluation("starter", result, worst=[], replies=[])
+    write_evaluation(run, "starter", result, worst=[], replies=[])
 
 
 def test_the_evaluation_has_intervals_and_anchors(tmp_path: Path) -> None:
@@ -352,7 +353,7 @@ def test_tasks_of_runs_stand_side_by_side_where_the_questions_are_the_same(tmp_p
     for run, value, questions in ((first, 0.25, 8), (second, 0.75, 8), (second, 0.5, 9)):
         interval = [value - 0.125, value + 0.125]
         figure = {"name": "acc", "filter": "", "value": value, "interval": interval, "better": 1}
-        run.write_task(f"t{questions}", {"name": "t", "questions": questions, "figures": [figure]})
+        write_task(run, f"t{questions}", {"name": "t", "questions": questions, "figures": [figure]})
     page = page_of(first, second)
     (text,) = re.findall(r"of the lm-evaluation-harness (.*?) Below a figure", page.text)
     dash = "–"  # noqa: RUF001

@@ -16,7 +16,14 @@ from dialogkit.config.model import NAME_PATTERN
 from dialogkit.errors import ModelError, StorageError
 from dialogkit.system.files import ordinary_permissions, write_text
 from dialogkit.tracking import run_list
-from dialogkit.tracking.evaluation_files import worst_beside
+from dialogkit.tracking.evaluation_files import (
+    all_evaluations,
+    best_evaluations,
+    task_results,
+    worst_beside,
+    write_evaluation,
+    write_task,
+)
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.run_list import find_run, list_runs, run_name
@@ -105,18 +112,18 @@ def test_an_evaluation_is_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (run.path / "evaluation").symlink_to(tmp_path / "outside")
     with pytest.raises(StorageError, match="holds a link"):
-        run.write_evaluation("starter", {}, worst=[], replies=[])
+        write_evaluation(run, "starter", {}, worst=[], replies=[])
     with pytest.raises(StorageError, match="holds a link"):
-        run.write_task("arc_easy", {})
+        write_task(run, "arc_easy", {})
     assert list((tmp_path / "outside").iterdir()) == []
 
 
 def test_results_of_tasks_are_kept_beside_the_evaluations(tmp_path: Path) -> None:
     run = new_run(tmp_path, "a")
-    run.write_task("a/b", {"name": "a/b", "value": 1})
-    run.write_task("a/b", {"name": "a/b", "value": 2})
-    run.write_evaluation("starter", {"dataset": "starter"}, worst=[], replies=[])
-    assert (run.tasks(), run.evaluations()) == ([{"name": "a/b", "value": 2}], [{"dataset": "starter"}])
+    write_task(run, "a/b", {"name": "a/b", "value": 1})
+    write_task(run, "a/b", {"name": "a/b", "value": 2})
+    write_evaluation(run, "starter", {"dataset": "starter"}, worst=[], replies=[])
+    assert (task_results(run), best_evaluations(run)) == ([{"name": "a/b", "value": 2}], [{"dataset": "starter"}])
 
 
 def test_evaluations_on_more_and_on_fewer_dialogs_are_kept_side_by_side(tmp_path: Path) -> None:
@@ -124,18 +131,18 @@ def test_evaluations_on_more_and_on_fewer_dialogs_are_kept_side_by_side(tmp_path
 
     def keep(dialogs: int, bits: float, **facts: Any) -> Path:
         result = {"dataset": "starter", "dialogs": dialogs, "bits_per_byte": bits, **facts}
-        return run.write_evaluation("starter", result, worst=[{"bits_per_byte": bits}], replies=[])
+        return write_evaluation(run, "starter", result, worst=[{"bits_per_byte": bits}], replies=[])
 
     (large, small), learned = (keep(15, 2.5), keep(2, 1.5)), keep(300, 0.5, trained_on=True)
     assert [path.name for path in (large, small)] == ["starter-15-dialogs.json", "starter-2-dialogs.json"]
-    assert [kept["bits_per_byte"] for kept in run.evaluations()] == [2.5]
-    assert sorted(kept["dialogs"] for kept in run.all_evaluations()) == [2, 15, 300]
+    assert [kept["bits_per_byte"] for kept in best_evaluations(run)] == [2.5]
+    assert sorted(kept["dialogs"] for kept in all_evaluations(run)) == [2, 15, 300]
     assert json.loads(worst_beside(small).read_text()) == {"bits_per_byte": 1.5}
     assert keep(15, 2.25) == large  # in place of the earlier one
-    assert [kept["bits_per_byte"] for kept in run.evaluations()] == [2.25]
+    assert [kept["bits_per_byte"] for kept in best_evaluations(run)] == [2.25]
     for path in (large, small):
         path.unlink()
-    assert [kept["dialogs"] for kept in run.evaluations()] == [300]
+    assert [kept["dialogs"] for kept in best_evaluations(run)] == [300]
     assert learned.is_file()
 
 

@@ -108,10 +108,10 @@ def test_a_server_that_accepts_gets_every_point(
 def run_commands(commands: list[list[str]], crash: bool) -> list[int]:
     """Run command lines one after the other, what they say in a file; return their exit codes."""
     from dialogkit.cli.app import main
-    from dialogkit.engine import fit
+    from dialogkit.engine import trainer
 
     if crash:
-        vars(fit)["training_arguments"] = None
+        vars(trainer)["training_arguments"] = None
     said = os.open("said.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)

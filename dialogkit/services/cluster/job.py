@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dialogkit.config.run import RunConfig
-from dialogkit.errors import ConfigError
+from dialogkit.errors import ConfigError, wrong_setting
 from dialogkit.hints import Change
 from dialogkit.redaction import secret_in, secrets_of, without_secrets
 from dialogkit.text import counted, duration, sanitize
@@ -37,22 +37,20 @@ class Resources:
     max_restarts: int = 3
     """Restarts of the processes that train together, after a failure."""
 
+    @property
+    def devices(self) -> int:
+        """Processes per node, each with a GPU of its own unless `gpus` is 0."""
+        return max(1, self.gpus)
 
-@dataclass(frozen=True)
-class Job:
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Resources):
     """A training, and what it asks of a cluster."""
 
     config: RunConfig
     run: str
     """Name of the run, the same whenever the job is started again."""
-    nodes: int
-    devices: int
-    """Processes per node, each with a GPU of its own unless `gpus` is 0."""
-    gpus: int
     cpus: int
-    memory: str | None
-    time_s: int | None
-    max_restarts: int
 
     @property
     def processes(self) -> int:
@@ -111,34 +109,16 @@ def plan(config: RunConfig, arguments: Sequence[str], asked: Resources) -> Job:
         raise ConfigError(f"the arguments contain what looks like a secret, {_READABLE}", hint=_FROM_OUTSIDE)
     size = asked.memory and _MEMORY.fullmatch(asked.memory.upper())
     if asked.memory is not None and not size:
-        raise ConfigError(
-            f"memory: {asked.memory!r} is not a size such as 64G",
-            hint=Change({"memory": "64G"}),
-            settings=("memory",),
-        )
+        raise wrong_setting("memory", f"{asked.memory!r} is not a size such as 64G", Change({"memory": "64G"}))
     if asked.gpus and config.runtime.device == "cpu":
-        raise ConfigError(
-            f"gpus: the training uses the CPU and would leave {counted(asked.gpus, 'GPU')} per machine idle",
-            hint=Change({"gpus": 0}),
-            settings=("gpus",),
-        )
+        idle = f"the training uses the CPU and would leave {counted(asked.gpus, 'GPU')} per machine idle"
+        raise wrong_setting("gpus", idle, Change({"gpus": 0}))
     if not asked.gpus and config.runtime.device == "cuda":
-        raise ConfigError(
-            "gpus: runtime.device is 'cuda', and no GPU is reserved", hint=Change({"gpus": 1}), settings=("gpus",)
-        )
-    devices = max(1, asked.gpus)
-    config.train.require_divisible(asked.nodes * devices)
-    return Job(
-        config=config,
-        run=config.name or run_name(config.model.name, config.preset, Path(config.runtime.output_dir)),
-        nodes=asked.nodes,
-        devices=devices,
-        gpus=asked.gpus,
-        cpus=asked.cpus or 4 * devices,
-        memory=size[1] if size else None,
-        time_s=asked.time_s,
-        max_restarts=asked.max_restarts,
-    )
+        raise wrong_setting("gpus", "runtime.device is 'cuda', and no GPU is reserved", Change({"gpus": 1}))
+    config.train.require_divisible(asked.nodes * asked.devices)
+    run = config.name or run_name(config.model.name, config.preset, Path(config.runtime.output_dir))
+    resolved = {"cpus": asked.cpus or 4 * asked.devices, "memory": size[1] if size else None}
+    return Job(config=config, run=run, **{**vars(asked), **resolved})
 
 
 def require_dataset(config: RunConfig) -> None:

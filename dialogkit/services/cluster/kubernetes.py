@@ -4,7 +4,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Any
 
-from dialogkit.errors import ConfigError
+from dialogkit.errors import wrong_setting
 from dialogkit.hints import Change
 from dialogkit.redaction import without_secrets
 from dialogkit.services.cluster.job import Commands, Job, heading, require_no_secrets, shell_lines
@@ -17,19 +17,13 @@ FOLDER = "/workspace"
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}")
-_IMAGE_EXAMPLE = "registry.example/dialogkit:1"
+_OTHER_IMAGE = Change({"image": "registry.example/dialogkit:1"})
 _LONGEST_NAME = 50
 """Characters of a job's name: the names of its pods add `-worker-0` and the like, and may have 63."""
 
 
 def kubernetes_manifest(
-    job: Job,
-    commands: Commands,
-    *,
-    image: str,
-    claim: str,
-    namespace: str | None = None,
-    secret: str | None = None,
+    job: Job, commands: Commands, *, image: str, claim: str, namespace: str | None, secret: str | None
 ) -> str:
     """Return a manifest for `kubectl apply`: a Job, or a PyTorchJob for several nodes.
 
@@ -47,16 +41,25 @@ def kubernetes_manifest(
 
     _require_names(image=image, claim=claim, namespace=namespace, secret=secret)
     _require_on_claim(job)
-    metadata = {
-        "name": kubernetes_name(job.run),
-        **({"namespace": namespace} if namespace else {}),
-        "labels": {"app.kubernetes.io/name": "dialogkit"},
-        "annotations": {"dialogkit/run": job.run},
+    labels = {"app.kubernetes.io/name": "dialogkit"}
+    pod = _pod(job, commands, image=image, claim=claim, secret=secret)
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    version, kind, spec = (
+        ("kubeflow.org/v1", "PyTorchJob", _pytorch_job(job, template))
+        if job.nodes > 1
+        else ("batch/v1", "Job", _job(job, template))
+    )
+    manifest = {
+        "apiVersion": version,
+        "kind": kind,
+        "metadata": {
+            "name": kubernetes_name(job.run),
+            **({"namespace": namespace} if namespace else {}),
+            "labels": labels,
+            "annotations": {"dialogkit/run": job.run},
+        },
+        "spec": spec,
     }
-    if job.nodes > 1:
-        manifest = _pytorch_job(job, commands, metadata, image=image, claim=claim, secret=secret)
-    else:
-        manifest = _job(job, commands, metadata, image=image, claim=claim, secret=secret)
 
     class Dumper(yaml.SafeDumper):  # type: ignore[misc]  # of a library without types
         """Writes multi-line texts as blocks, and no references, so that people can read it."""
@@ -75,18 +78,17 @@ def kubernetes_manifest(
 def _require_names(*, image: str, claim: str, namespace: str | None, secret: str | None) -> None:
     """Raise ConfigError for a name that Kubernetes would reject, and for a secret in the place of a name."""
     if secret is not None and without_secrets([f"x={secret}"]) != [f"x={secret}"]:
-        raise _wrong("secret", "must be the name of a Secret, and is a secret itself", "wandb")
+        problem = "must be the name of a Secret, and is a secret itself"
+        raise wrong_setting("secret", problem, Change({"secret": "wandb"}))
     for name, value in (("claim", claim), ("namespace", namespace), ("secret", secret)):
         if value is not None and not _LABEL.fullmatch(value):
-            raise _wrong(name, f"{value!r} must be lower-case letters, digits and dashes", "dialogkit")
+            problem = f"{value!r} must be lower-case letters, digits and dashes"
+            raise wrong_setting(name, problem, Change({name: "dialogkit"}))
     if "@" in image.rpartition("/")[0]:
-        raise _wrong("image", "must not contain a user or password: others can read job files", _IMAGE_EXAMPLE)
+        problem = "must not contain a user or password: others can read job files"
+        raise wrong_setting("image", problem, _OTHER_IMAGE)
     if not _IMAGE.fullmatch(image):
-        raise _wrong("image", f"{image!r} is not a valid image name", _IMAGE_EXAMPLE)
-
-
-def _wrong(name: str, problem: str, instead: str) -> ConfigError:
-    return ConfigError(f"{name}: {problem}", hint=Change({name: instead}), settings=(name,))
+        raise wrong_setting("image", f"{image!r} is not a valid image name", _OTHER_IMAGE)
 
 
 def _require_on_claim(job: Job) -> None:
@@ -99,11 +101,8 @@ def _require_on_claim(job: Job) -> None:
     for setting, place in places.items():
         path = PurePosixPath(place)
         if path.is_absolute() and not path.is_relative_to(FOLDER):
-            raise ConfigError(
-                f"{setting}: {place!r} is not on the claim, which a pod sees as {FOLDER}",
-                hint=f"{path.name} instead" if setting == "model.source" else Change({setting: path.name}),
-                settings=(setting,),
-            )
+            hint = f"{path.name} instead" if setting == "model.source" else Change({setting: path.name})
+            raise wrong_setting(setting, f"{place!r} is not on the claim, which a pod sees as {FOLDER}", hint)
 
 
 def kubernetes_name(run: str) -> str:
@@ -113,60 +112,46 @@ def kubernetes_name(run: str) -> str:
     return name[:_LONGEST_NAME].rstrip("-")
 
 
-def _job(job: Job, commands: Commands, metadata: dict[str, Any], **pod_options: Any) -> dict[str, Any]:
-    pod = {"restartPolicy": "Never", **_pod(job, commands, "train", **pod_options)}
+def _job(job: Job, template: dict[str, Any]) -> dict[str, Any]:
+    """Return what a Job consists of."""
+    evicted = [{"type": "DisruptionTarget", "status": "True"}]
+    failed = {"containerName": "train", "operator": "In", "values": [2, 3]}
     return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": metadata,
-        "spec": {
-            "completionMode": "Indexed",
-            "completions": 1,
-            "parallelism": 1,
-            "backoffLimit": RETRIES,
-            # An evicted pod is not a failure; wrong input (2) and a diverged training (3) would fail again.
-            "podFailurePolicy": {
-                "rules": [
-                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                    {
-                        "action": "FailJob",
-                        "onExitCodes": {"containerName": "train", "operator": "In", "values": [2, 3]},
-                    },
-                ]
-            },
-            **({"activeDeadlineSeconds": job.time_s} if job.time_s else {}),
-            "template": {"metadata": {"labels": metadata["labels"]}, "spec": pod},
+        "completionMode": "Indexed",
+        "completions": 1,
+        "parallelism": 1,
+        "backoffLimit": RETRIES,
+        # An evicted pod is not a failure; wrong input (2) and a diverged training (3) would fail again.
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "Ignore", "onPodConditions": evicted},
+                {"action": "FailJob", "onExitCodes": failed},
+            ]
         },
+        **({"activeDeadlineSeconds": job.time_s} if job.time_s else {}),
+        "template": template,
     }
 
 
-def _pytorch_job(job: Job, commands: Commands, metadata: dict[str, Any], **pod_options: Any) -> dict[str, Any]:
-    pod = _pod(job, commands, "pytorch", **pod_options)
-    template = {"metadata": {"labels": metadata["labels"]}, "spec": pod}
+def _pytorch_job(job: Job, template: dict[str, Any]) -> dict[str, Any]:
+    """Return what a PyTorchJob consists of."""
     replicas = {"Master": 1, "Worker": job.nodes - 1}
     return {
-        "apiVersion": "kubeflow.org/v1",
-        "kind": "PyTorchJob",
-        "metadata": metadata,
-        "spec": {
-            "nprocPerNode": str(job.devices),
-            "runPolicy": {
-                "backoffLimit": RETRIES,
-                "cleanPodPolicy": "Running",
-                **({"activeDeadlineSeconds": job.time_s} if job.time_s else {}),
-            },
-            "pytorchReplicaSpecs": {
-                # When one process is lost, the others exit with any code, so all codes are retried.
-                name: {"replicas": count, "restartPolicy": "OnFailure", "template": template}
-                for name, count in replicas.items()
-            },
+        "nprocPerNode": str(job.devices),
+        "runPolicy": {
+            "backoffLimit": RETRIES,
+            "cleanPodPolicy": "Running",
+            **({"activeDeadlineSeconds": job.time_s} if job.time_s else {}),
+        },
+        "pytorchReplicaSpecs": {
+            # When one process is lost, the others exit with any code, so all codes are retried.
+            name: {"replicas": count, "restartPolicy": "OnFailure", "template": template}
+            for name, count in replicas.items()
         },
     }
 
 
-def _pod(
-    job: Job, commands: Commands, container: str, *, image: str, claim: str, secret: str | None
-) -> dict[str, Any]:
+def _pod(job: Job, commands: Commands, *, image: str, claim: str, secret: str | None) -> dict[str, Any]:
     resources: dict[str, Any] = {"cpu": str(job.cpus)}
     if job.memory:
         resources["memory"] = f"{job.memory}i"
@@ -177,11 +162,13 @@ def _pod(
         "DIALOGKIT_CACHE": f"{FOLDER}/.cache/dialogkit",
         "OMP_NUM_THREADS": str(job.threads),
     }
+    several = job.nodes > 1
     return {
+        **({} if several else {"restartPolicy": "Never"}),
         "terminationGracePeriodSeconds": GRACE_S,
         "containers": [
             {
-                "name": container,
+                "name": "pytorch" if several else "train",
                 "image": image,
                 "command": ["/bin/sh", "-c", _for_kubernetes(_script(job, commands))],
                 "workingDir": FOLDER,

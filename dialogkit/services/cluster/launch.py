@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from dialogkit.config.run import RunConfig
 from dialogkit.distributed.rank import LAUNCH_FOLDER, PORT, START_ALL, Rank, this_rank
-from dialogkit.errors import ConfigError, DialogKitError, ProcessLostError, exit_code_of
+from dialogkit.errors import ConfigError, DialogKitError, ProcessLostError, exit_code_of, wrong_setting
 from dialogkit.hints import Change
 from dialogkit.system.signals import ended_by_signals, stopped_by
 
@@ -36,11 +36,8 @@ def nodes_of(text: str | None) -> tuple[int, int]:
     except ValueError:
         least = most = 0
     if not 1 <= least <= most <= 65_536:
-        raise ConfigError(
-            f"nodes: {text!r} is not a number of machines such as 2 or 1:2",
-            hint=Change({"nodes": 2}),
-            settings=("nodes",),
-        )
+        problem = f"{text!r} is not a number of machines such as 2 or 1:2"
+        raise wrong_setting("nodes", problem, Change({"nodes": 2}))
     return least, most
 
 
@@ -50,26 +47,17 @@ def require_sound(machines: Machines) -> None:
     _, most = nodes_of(nodes)
     complete = {"nodes": nodes or 2, "node_rank": node_rank or 0, "rendezvous": rendezvous or f"HOST:{PORT}"}
     if most > 1 and rendezvous is None:
-        raise ConfigError(
-            "nodes: several machines need a rendezvous, the HOST:PORT at which they meet",
-            hint=Change(complete),
-            settings=("nodes",),
-        )
+        problem = "several machines need a rendezvous, the HOST:PORT at which they meet"
+        raise wrong_setting("nodes", problem, Change(complete))
     for name, given in (("rendezvous", rendezvous), ("node_rank", node_rank)):
         if nodes is None and given is not None:  # without a number, each machine would train on its own
-            raise ConfigError(
-                f"{name}: {given!r} is for several machines, but their number is not given",
-                hint=Change(complete),
-                settings=(name,),
-            )
+            problem = f"{given!r} is for several machines, but their number is not given"
+            raise wrong_setting(name, problem, Change(complete))
     if rendezvous is not None:
         _require_place(rendezvous)
     if node_rank is not None and node_rank >= most:
-        raise ConfigError(
-            f"node_rank: {node_rank} is out of range for {most} machines, which are counted from 0",
-            hint=Change({"node_rank": most - 1}),
-            settings=("node_rank",),
-        )
+        problem = f"{node_rank} is out of range for {most} machines, which are counted from 0"
+        raise wrong_setting("node_rank", problem, Change({"node_rank": most - 1}))
 
 
 def _require_place(rendezvous: str) -> None:
@@ -79,11 +67,9 @@ def _require_place(rendezvous: str) -> None:
     if is_port and re.fullmatch(r"[\w.:-]+", host):
         return
     meant = re.fullmatch(r"(?:\w+://)?([\w.-]+)(?::.*)?", rendezvous)  # of a URL as well
-    raise ConfigError(
-        f"rendezvous: {rendezvous!r} is not HOST:PORT, with a port from 1 to 65535",
-        hint=Change({"rendezvous": f"{meant[1] if meant else 'HOST'}:{port if is_port else PORT}"}),
-        settings=("rendezvous",),
-    )
+    problem = f"{rendezvous!r} is not HOST:PORT, with a port from 1 to 65535"
+    instead = f"{meant[1] if meant else 'HOST'}:{port if is_port else PORT}"
+    raise wrong_setting("rendezvous", problem, Change({"rendezvous": instead}))
 
 
 def start_processes(
@@ -175,13 +161,13 @@ def leave_processes() -> None:
         rendezvous.leave()
 
 
-def end_at_once(code: int) -> NoReturn:
+def end_at_once(code: int, *, final: bool = True) -> NoReturn:
     """End this process at once: threads of libraries that wait for other ranks abort a slow exit."""
     from dialogkit.distributed import shutdown
 
     sys.stdout.flush()
     sys.stderr.flush()
-    shutdown.exit_now(code, final=True)
+    shutdown.exit_now(code, final=final)
 
 
 def end_with(error: BaseException, rank: Rank, say: Any) -> NoReturn:
@@ -209,6 +195,4 @@ def end_with(error: BaseException, rank: Rank, say: Any) -> NoReturn:
     elif speaks:
         say(None)
         traceback.print_exception(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    shutdown.exit_now(exit_code_of(error), final=not lost)
+    end_at_once(exit_code_of(error), final=not lost)

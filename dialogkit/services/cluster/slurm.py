@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 
-from dialogkit.errors import ConfigError
+from dialogkit.errors import wrong_setting
 from dialogkit.hints import Change
 from dialogkit.redaction import redact, secret_in
 from dialogkit.services.cluster.job import Commands, Job, heading, require_no_secrets, shell_lines
@@ -45,12 +45,7 @@ exit "$code"
 
 
 def slurm_script(
-    job: Job,
-    commands: Commands,
-    *,
-    partition: str | None = None,
-    account: str | None = None,
-    setup: Sequence[str] = (),
+    job: Job, commands: Commands, *, partition: str | None, account: str | None, setup: Sequence[str]
 ) -> str:
     """Return a script for `sbatch` that trains, and that resumes the run whenever it is started again.
 
@@ -65,15 +60,10 @@ def slurm_script(
     """
     for name, value in (("partition", partition), ("account", account)):
         if value is not None and not _WORD.fullmatch(value):
-            raise ConfigError(
-                f"{name}: {value!r} is not a valid Slurm name", hint=Change({name: "main"}), settings=(name,)
-            )
+            raise wrong_setting(name, f"{value!r} is not a valid Slurm name", Change({name: "main"}))
     if line := next((line for line in setup if secret_in(line)), None):
-        raise ConfigError(
-            f"setup: {redact(line)!r} sets what looks like a secret",
-            hint="set it in the shell from which you submit: a job inherits its environment",
-            settings=("setup",),
-        )
+        inherited = "set it in the shell from which you submit: a job inherits its environment"
+        raise wrong_setting("setup", f"{redact(line)!r} sets what looks like a secret", inherited)
     _require_shell(setup)
     lines = ["#!/bin/bash", *_directives(job, partition, account)]
     lines += ["#", *heading(job, commands, repeats=True), "", *setup, "set -u"]
@@ -128,18 +118,13 @@ def _require_shell(setup: Sequence[str]) -> None:
     """Raise ConfigError if the set-up lines are not valid shell; where bash is missing, nothing is checked."""
     if not setup or shutil.which("bash") is None:
         return
-    checked = subprocess.run(
-        ["bash", "-n"], input="\n".join(setup) + "\n", capture_output=True, text=True, timeout=30
-    )
+    lines = "\n".join(setup) + "\n"
+    checked = subprocess.run(["bash", "-n"], input=lines, capture_output=True, text=True, timeout=30)
     if checked.returncode:
-        reason = (
-            checked.stderr.strip().splitlines()[0].rpartition(": ")[2] if checked.stderr.strip() else "bash -n"
-        )
-        raise ConfigError(
-            f"setup: {' '.join(setup)!r} is not valid shell ({reason})",
-            hint=Change({"setup": "module load cuda"}),
-            settings=("setup",),
-        )
+        reported = checked.stderr.strip()
+        reason = reported.splitlines()[0].rpartition(": ")[2] if reported else "bash -n"
+        problem = f"{' '.join(setup)!r} is not valid shell ({reason})"
+        raise wrong_setting("setup", problem, Change({"setup": "module load cuda"}))
 
 
 def refusal(script: str) -> str | None:
@@ -157,10 +142,10 @@ def refusal(script: str) -> str | None:
         return None
     if asked.returncode == 0:
         return None
-    lines = [
-        line.removeprefix("sbatch: ").removeprefix("error: ") for line in asked.stderr.split("\n") if line.strip()
-    ]
-    return lines[0] if lines else f"sbatch --test-only exits with {asked.returncode}"
+    first = next((line for line in asked.stderr.split("\n") if line.strip()), None)
+    if first is None:
+        return f"sbatch --test-only exits with {asked.returncode}"
+    return first.removeprefix("sbatch: ").removeprefix("error: ")
 
 
 def _clock(seconds: int) -> str:

@@ -1,7 +1,8 @@
 """Evaluates one model: how well it predicts held-out answers, how it replies, and the baselines beside it."""
 
 from collections.abc import Callable
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dialogkit.config.data import DataConfig
@@ -14,6 +15,7 @@ from dialogkit.services.evaluation.probes import (
     RANKED_DIALOGS,
     REPLIES,
     TRAINED_DIALOGS,
+    Measured,
     hits_at_1,
     probe_replies,
     prompt_gain,
@@ -108,39 +110,28 @@ class _Progress:
         self._report(self._stage, min(1.0, self._done / max(1, self.total)))
 
 
+@dataclass
 class _Evaluator:
     """Evaluates a model, and what it was before its training, on the same dialogs."""
 
-    def __init__(
-        self,
-        model: "LoadedModel",
-        dialogs: "DialogTokens",
-        common: dict[str, Any],
-        sampling: GenerateConfig,
-        batch_size: int,
-        progress: _Progress,
-    ) -> None:
-        """Keep what all measurements share; `common` holds the fields that all rows have in common."""
-        self._model, self._dialogs, self._common = model, dialogs, common
-        self._sampling, self._batch_size, self._progress = sampling, batch_size, progress
+    model: "LoadedModel"
+    dialogs: "DialogTokens"
+    common: dict[str, Any]
+    """The fields that all rows have in common."""
+    sampling: GenerateConfig
+    batch_size: int
+    progress: _Progress
 
     @cached_property
     def _exchanges(self) -> list[Exchange]:
-        return first_exchanges(self._dialogs, self._model.tokenizer)
+        return first_exchanges(self.dialogs, self.model.tokenizer)
 
     def quick_row(self) -> EvaluateRow:
         """Return the likelihood metrics alone."""
-        from dialogkit.inference.reply_metrics import intervals
-
-        self._progress.total = len(self._dialogs)
-        self._progress.start("predicting answers")
-        likelihood = self._score(self._model, self._dialogs)
-        return EvaluateRow(
-            **self._common,
-            tokens=int(likelihood.tokens.sum()),
-            **likelihood.figures(),
-            intervals=intervals(likelihood.resampled, len(self._dialogs)),
-        )
+        self.progress.total = len(self.dialogs)
+        self.progress.start("predicting answers")
+        likelihood = self._score(self.model, self.dialogs)
+        return self._likelihood_row(likelihood, int(likelihood.tokens.sum()))
 
     def full(
         self, untrained: "LoadedModel | None", *, trained: "DialogTokens | None", frequencies_of: "DialogTokens"
@@ -153,16 +144,16 @@ class _Evaluator:
             frequencies_of: dialogs whose token frequencies are the unigram baseline.
         """
         asked, ranked = len(self._exchanges[:GAIN_DIALOGS]), len(self._exchanges[:RANKED_DIALOGS])
-        per_model = len(self._dialogs) + 2 * asked + CANDIDATES * ranked + REPLIES
-        self._progress.total = per_model * (1 if untrained is None else 2) + len(trained or ())
-        row, replies = self._measure(self._model)
+        per_model = len(self.dialogs) + 2 * asked + CANDIDATES * ranked + REPLIES
+        self.progress.total = per_model * (1 if untrained is None else 2) + len(trained or ())
+        row, replies = self._measure(self.model)
         if trained is not None:
-            self._progress.start("predicting dialogs of the training")
-            bits = self._score(self._model, trained).figures()["bits_per_byte"]
+            self.progress.start("predicting dialogs of the training")
+            bits = self._score(self.model, trained).figures()["bits_per_byte"]
             row = row.model_copy(update={"trained_bits_per_byte": bits})
         before = None if untrained is None else self._untrained_row(untrained)
         unigram = self._unigram_row(frequencies_of, row.tokens)
-        references = reference_row(self._exchanges[:REPLIES], self._common, row.tokens)
+        references = reference_row(self._exchanges[:REPLIES], self.common, row.tokens)
         evidence = Evidence(
             row.figures(),
             row.intervals,
@@ -179,13 +170,10 @@ class _Evaluator:
         import numpy as np
 
         from dialogkit.engine.memory import peak_bytes
-        from dialogkit.inference.reply_metrics import intervals
 
-        dialogs, exchanges, progress = self._dialogs, self._exchanges, self._progress
-        scoring: dict[str, Any] = {"batch_size": self._batch_size, "done": progress.advance}
+        dialogs, exchanges, progress = self.dialogs, self._exchanges, self.progress
         progress.start("predicting answers")
         likelihood = self._score(model, dialogs)
-        figures, bounds = likelihood.figures(), intervals(likelihood.resampled, len(dialogs))
 
         progress.start("predicting answers without their prompts")
         asked = exchanges[:GAIN_DIALOGS]
@@ -193,34 +181,29 @@ class _Evaluator:
             len(e.prompt_ids) + len(e.answer_ids) == n for e, n in zip(asked, dialogs.lengths, strict=False)
         )
         known = likelihood.select(np.arange(len(asked))) if single else None  # one answer a dialog
-        figures["prompt_gain"], bound = prompt_gain(model, asked, known=known, **scoring)
-        if bound:
-            bounds["prompt_gain"] = bound
+        gain = prompt_gain(model.tokenizer, asked, partial(self._score, model), known=known)
 
         progress.start("finding the true answer among ten")
-        if (ranking := hits_at_1(model, exchanges, **scoring)) is not None:
-            figures["hits_at_1"], bound = ranking
-            if bound:
-                bounds["hits_at_1"] = bound
+        hits = hits_at_1(exchanges, partial(self._score, model))
 
         progress.start("answering prompts")
-        replied = probe_replies(model, exchanges[:REPLIES], self._sampling)
+        of_replies, replies = probe_replies(model, exchanges[:REPLIES], self.sampling)
         progress.advance(REPLIES)
-        row = EvaluateRow(
-            **self._common,
-            tokens=int(likelihood.tokens.sum()),
-            **figures,
-            **replied.figures,
+        row = self._likelihood_row(
+            likelihood,
+            int(likelihood.tokens.sum()),
+            gain,
+            hits,
+            of_replies,
             peak_memory_bytes=peak_bytes(model.device),
-            intervals=bounds | replied.intervals,
             slices=slices_of(likelihood, exchanges),
             scarce=scarce_kinds(exchanges),
             worst=worst_rows(likelihood, exchanges),
         )
-        return row, replied.replies
+        return row, replies
 
     def _untrained_row(self, untrained: "LoadedModel") -> EvaluateRow:
-        self._progress.prefix = "untrained, "
+        self.progress.prefix = "untrained, "
         row, _ = self._measure(untrained)
         cleared: dict[str, Any] = {"anchor": "untrained", "slices": [], "scarce": {}, "worst": []}
         # It has the size of the trained model, whose row has the speed.
@@ -228,22 +211,22 @@ class _Evaluator:
         return row.model_copy(update=cleared)
 
     def _unigram_row(self, frequencies_of: "DialogTokens", tokens: int) -> EvaluateRow:
+        vocabulary = self.model.model.get_input_embeddings().weight.shape[0]
+        stop_ids = self.model.tokenizer.stop_ids
+        unigram = unigram_likelihood(frequencies_of, self.dialogs, vocabulary=vocabulary, stop_ids=stop_ids)
+        return self._likelihood_row(unigram, tokens, anchor="unigram", prompt_gain=0.0)
+
+    def _likelihood_row(
+        self, likelihood: "Likelihood", tokens: int, *measured: Measured, **fields: Any
+    ) -> EvaluateRow:
+        """Return the row of a model with this likelihood, further metrics and other fields."""
         from dialogkit.inference.reply_metrics import intervals
 
-        unigram = unigram_likelihood(
-            frequencies_of,
-            self._dialogs,
-            vocabulary=self._model.model.get_input_embeddings().weight.shape[0],
-            stop_ids=self._model.tokenizer.stop_ids,
-        )
-        return EvaluateRow(
-            **self._common,
-            anchor="unigram",
-            tokens=tokens,
-            **unigram.figures(),
-            prompt_gain=0.0,
-            intervals=intervals(unigram.resampled, len(self._dialogs)),
-        )
+        metrics, bounds = likelihood.figures(), intervals(likelihood.resampled, len(self.dialogs))
+        for more in measured:
+            metrics |= more.metrics
+            bounds |= more.intervals
+        return EvaluateRow(**self.common, **metrics, **fields, tokens=tokens, intervals=bounds)
 
     def _score(self, model: "LoadedModel", dialogs: "DialogTokens") -> "Likelihood":
-        return score(model, dialogs, batch_size=self._batch_size, done=self._progress.advance)
+        return score(model, dialogs, batch_size=self.batch_size, done=self.progress.advance)

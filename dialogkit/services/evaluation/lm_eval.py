@@ -4,7 +4,6 @@ The harness chooses the questions and computes the metrics; `lm_eval_model` answ
 """
 
 import logging
-import os
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,10 +14,11 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dialogkit.errors import DataError, DialogKitError, UnavailableError, did_you_mean
+from dialogkit.errors import DataError, DialogKitError, UnavailableError, did_you_mean, os_reason
 from dialogkit.hints import Change, Either, Shell
 from dialogkit.services.evaluation.lm_eval_model import SEED, LmEvalModel
 from dialogkit.services.evaluation.results import Interval, TaskFigure, TaskRow
+from dialogkit.system.variables import changed_variables
 
 if TYPE_CHECKING:
     from dialogkit.services.runs.loading import LoadedModel
@@ -117,9 +117,7 @@ def _text_of(name: str) -> str:
     try:
         return Path(name).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = (
-            "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error)).lower()
-        )
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else os_reason(error)
         raise DataError(f"the task file {name!r} cannot be read: {reason}", hint=_A_FILE) from None
 
 
@@ -142,7 +140,7 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
     """Load a task, or the tasks of a group, with their data. Raises: UnavailableError, DataError."""
     import datasets
 
-    from dialogkit.system.network import from_hub
+    from dialogkit.system.hub import from_hub
 
     def load(online: bool) -> dict[str, Any]:
         was_offline = datasets.config.HF_HUB_OFFLINE
@@ -163,8 +161,6 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
         if _is_file(name) and type(error.__cause__) is FileNotFoundError:
             raise DataError(_cannot_load(name, error.__cause__), hint=hint) from error
         raise
-    except FileNotFoundError as error:
-        raise DataError(_cannot_load(name, error), hint=hint) from error
     except ConnectionError as error:
         message = f"the data of the task {name!r} cannot be fetched: {_first_line(error)}"
         raise UnavailableError(message, hint=hint) from None
@@ -176,8 +172,8 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
     except DialogKitError:
         raise
     except Exception as error:  # a task is user input, and so is everything that it names
-        advice = f"correct {name}" if _is_file(name) else hint
-        raise DataError(_cannot_load(name, error), hint=advice) from error
+        is_faulty = _is_file(name) and not isinstance(error, FileNotFoundError)
+        raise DataError(_cannot_load(name, error), hint=f"correct {name}" if is_faulty else hint) from error
 
 
 def _cannot_load(name: str, error: BaseException) -> str:
@@ -200,20 +196,16 @@ def _quiet() -> Iterator[None]:
 
     datasets.disable_progress_bars()
     logger, plain_init = logging.getLogger(_PACKAGE), tqdm.__init__
-    level, multiprocessing = logger.level, os.environ.get("DISABLE_MULTIPROC")
+    level = logger.level
     logger.setLevel(logging.ERROR)
     tqdm.__init__ = partialmethod(plain_init, disable=True)
-    os.environ["DISABLE_MULTIPROC"] = "1"  # forking beside torch's threads may hang
+    no_forks = {"DISABLE_MULTIPROC": "1"}  # forking beside torch's threads may hang
     try:
-        with redirect_stdout(StringIO()):
+        with redirect_stdout(StringIO()), changed_variables(no_forks):
             yield
     finally:
         logger.setLevel(level)
         tqdm.__init__ = plain_init
-        if multiprocessing is None:
-            del os.environ["DISABLE_MULTIPROC"]
-        else:
-            os.environ["DISABLE_MULTIPROC"] = multiprocessing
 
 
 @contextmanager
@@ -242,17 +234,17 @@ def task_rows(results: Mapping[str, Any], cut: Mapping[str, set[int]]) -> Iterat
         better = results["higher_is_better"].get(name) or {}
         figures = []
         for key, value in found.items():
-            figure, comma, read_by = key.partition(",")
-            if not comma or figure.endswith("_stderr") or not isinstance(value, int | float):
+            metric, comma, read_by = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            error = found.get(f"{figure}_stderr,{read_by}")
+            error = found.get(f"{metric}_stderr,{read_by}")
             figures.append(
                 TaskFigure(
-                    name=figure,
+                    name=metric,
                     filter="" if read_by == "none" else read_by,
                     value=float(value),
-                    interval=_interval(figure, value, error) if isinstance(error, int | float) else None,
-                    better={True: 1, False: -1, None: 0}[better.get(figure)],
+                    interval=_interval(metric, value, error) if isinstance(error, int | float) else None,
+                    better={True: 1, False: -1, None: 0}[better.get(metric)],
                 )
             )
         number = results["n-samples"].get(name, {})
@@ -268,8 +260,8 @@ def task_rows(results: Mapping[str, Any], cut: Mapping[str, set[int]]) -> Iterat
             )
 
 
-def _interval(figure: str, value: float, error: float) -> Interval:
+def _interval(metric: str, value: float, error: float) -> Interval:
     """Return the 95% interval of a metric with this standard error."""
     low, high = value - 1.96 * error, value + 1.96 * error
-    is_fraction = figure.startswith(("acc", "exact_match", "f1", "em"))
+    is_fraction = metric.startswith(("acc", "exact_match", "f1", "em"))
     return (max(0.0, low), min(1.0, high)) if is_fraction else (low, high)

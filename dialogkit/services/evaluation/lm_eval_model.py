@@ -12,7 +12,7 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.data.tokens import pack
 from dialogkit.dialog import Message
 from dialogkit.errors import DataError
-from dialogkit.services.evaluation.scoring import score
+from dialogkit.services.evaluation.scoring import replies_to, score
 
 if TYPE_CHECKING:
     from dialogkit.services.runs.loading import LoadedModel
@@ -86,30 +86,17 @@ class LmEvalModel:
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Return the reply to each prompt, up to the first of its stop texts."""
-        from dialogkit.engine.attention import plain_attention
-        from dialogkit.inference.replies import continue_prompts
-
-        loaded, texts = self._loaded, [""] * len(requests)
+        texts = [""] * len(requests)
         same_settings: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             same_settings.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(number)
         done = 0
         for numbers in same_settings.values():
-            settings = requests[numbers[0]].args[1]
-            config, stops = self._sampling(settings)
+            config, stops = self._sampling(requests[numbers[0]].args[1])
             for start in range(0, len(numbers), self._batch_size):
                 chosen = numbers[start : start + self._batch_size]
                 encoded = [self._prompt_ids(requests[number].args[0]) for number in chosen]
-                with plain_attention(loaded.model):
-                    replies = continue_prompts(
-                        loaded.model,
-                        loaded.tokenizer,
-                        encoded,
-                        config,
-                        context=loaded.context,
-                        device=loaded.device,
-                        batch_size=self._batch_size,
-                    )
+                replies = replies_to(self._loaded, encoded, config)
                 for number, reply in zip(chosen, replies, strict=True):
                     texts[number] = _until(reply.text, stops)
                     self._count_cut(requests[number], cut=reply.cut_tokens > 0)

@@ -9,10 +9,12 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.data.tokens import pack
 from dialogkit.dialog import Message
 from dialogkit.services.evaluation.results import CANDIDATES, Interval
-from dialogkit.services.evaluation.scoring import Exchange, score
+from dialogkit.services.evaluation.scoring import Exchange, replies_to
 
 if TYPE_CHECKING:
+    from dialogkit.data.tokens import DialogTokens
     from dialogkit.inference.likelihood import Likelihood
+    from dialogkit.models.tokenizer import ChatTokenizer
     from dialogkit.services.runs.loading import LoadedModel
 
 GAIN_DIALOGS = 256
@@ -26,22 +28,20 @@ ENOUGH_TOKENS = 256
 """Minimum generated tokens before throughput is reported; below it, start-up dominates."""
 
 
-class Replies(NamedTuple):
-    """Replies to held-out prompts, with their metrics."""
+Scorer = Callable[["DialogTokens"], "Likelihood"]
+"""Returns the likelihood of dialogs under one model."""
 
-    figures: dict[str, float]
+
+class Measured(NamedTuple):
+    """Metrics with their intervals, where these can be computed."""
+
+    metrics: dict[str, float]
     intervals: dict[str, Interval]
-    replies: list[dict[str, Any]]
 
 
 def prompt_gain(
-    model: "LoadedModel",
-    exchanges: Sequence[Exchange],
-    *,
-    known: "Likelihood | None" = None,
-    batch_size: int,
-    done: Callable[[int], None],
-) -> tuple[float, Interval | None]:
+    tokenizer: "ChatTokenizer", exchanges: Sequence[Exchange], score: Scorer, *, known: "Likelihood | None" = None
+) -> Measured:
     """Return the bits per byte that the prompt saves: after an empty prompt minus after the dialog's own.
 
     `known` is the likelihood of the answers after their own prompts, if it was measured before.
@@ -50,33 +50,25 @@ def prompt_gain(
 
     from dialogkit.inference.reply_metrics import intervals
 
-    empty = model.tokenizer.encode_prompt([Message("user", "")])
+    empty = tokenizer.encode_prompt([Message("user", "")])
     sizes = [len(exchange.answer.encode()) for exchange in exchanges]
-    own = [(exchange.prompt_ids, exchange.answer_ids) for exchange in exchanges]
-    emptied = [(empty, exchange.answer_ids) for exchange in exchanges]
-    with_prompt = known or score(model, pack(own, sizes), batch_size=batch_size, done=done)
-    without = score(model, pack(emptied, sizes), batch_size=batch_size, done=done)
+    with_prompt = known or score(pack([(e.prompt_ids, e.answer_ids) for e in exchanges], sizes))
+    without = score(pack([(empty, e.answer_ids) for e in exchanges], sizes))
     saved = without.answer_nats - with_prompt.answer_nats
     bytes_N = np.array(sizes, dtype=np.float64)
 
     def resampled(weights: Any) -> dict[str, Any]:
-        return {"gain": (weights @ saved) / (np.maximum(weights @ bytes_N, 1) * math.log(2))}
+        return {"prompt_gain": (weights @ saved) / (np.maximum(weights @ bytes_N, 1) * math.log(2))}
 
-    return float(resampled(np.ones((1, len(sizes))))["gain"][0]), intervals(resampled, len(sizes)).get("gain")
+    gain = float(resampled(np.ones((1, len(sizes))))["prompt_gain"][0])
+    return Measured({"prompt_gain": gain}, intervals(resampled, len(sizes)))
 
 
-def hits_at_1(
-    model: "LoadedModel",
-    exchanges: Sequence[Exchange],
-    *,
-    ranked: int = RANKED_DIALOGS,
-    batch_size: int,
-    done: Callable[[int], None],
-) -> tuple[float, Interval | None] | None:
+def hits_at_1(exchanges: Sequence[Exchange], score: Scorer) -> Measured:
     """Return how often the true answer is the most probable of ten, by its mean log-probability.
 
     The nine others are the true answers to other prompts, of similar length; the first 64 tokens of each are
-    compared. Chance is 10%. None if there are fewer than ten different answers.
+    compared. Chance is 10%. It is not measured if there are fewer than ten different answers.
     """
     import numpy as np
 
@@ -84,20 +76,20 @@ def hits_at_1(
 
     others = candidates_of([exchange.answer for exchange in exchanges])
     if others is None:
-        return None
+        return Measured({}, {})
     compared = [
         (exchange.prompt_ids, exchanges[index].answer_ids[:RANKED_TOKENS])
-        for n, exchange in enumerate(exchanges[:ranked])
+        for n, exchange in enumerate(exchanges[:RANKED_DIALOGS])
         for index in (n, *others[n])
     ]
-    scored = score(model, pack(compared, [1] * len(compared)), batch_size=batch_size, done=done)
+    scored = score(pack(compared, [1] * len(compared)))
     per_token = (scored.nats / scored.tokens).reshape(-1, CANDIDATES)
     hit = (per_token[:, :1] < per_token[:, 1:]).all(1).astype(np.float64)
 
     def resampled(weights: Any) -> dict[str, Any]:
-        return {"hits": weights @ hit / weights.sum(1)}
+        return {"hits_at_1": weights @ hit / weights.sum(1)}
 
-    return float(hit.mean()), intervals(resampled, hit.size).get("hits")
+    return Measured({"hits_at_1": float(hit.mean())}, intervals(resampled, hit.size))
 
 
 def candidates_of(answers: Sequence[str]) -> list[list[int]] | None:
@@ -115,41 +107,27 @@ def candidates_of(answers: Sequence[str]) -> list[list[int]] | None:
     return chosen
 
 
-def probe_replies(model: "LoadedModel", exchanges: Sequence[Exchange], config: GenerateConfig) -> Replies:
-    """Let a model answer prompts in one batch, and measure its replies."""
-    from dialogkit.engine.attention import plain_attention
-    from dialogkit.inference.replies import continue_prompts
+def probe_replies(
+    model: "LoadedModel", exchanges: Sequence[Exchange], config: GenerateConfig
+) -> tuple[Measured, list[dict[str, Any]]]:
+    """Let a model answer prompts in one batch; return the metrics of its replies, and the replies."""
     from dialogkit.inference.reply_metrics import Answered, ReplyMetrics
 
     started = time.perf_counter()
-    with plain_attention(model.model):
-        made = continue_prompts(
-            model.model,
-            model.tokenizer,
-            [exchange.prompt_ids for exchange in exchanges],
-            config,
-            context=model.context,
-            device=model.device,
-            batch_size=len(exchanges),
-        )
+    made = replies_to(model, [exchange.prompt_ids for exchange in exchanges], config)
     seconds = time.perf_counter() - started
     answered = list(zip(exchanges, made, strict=True))
     metrics = ReplyMetrics(
         [
-            Answered(exchange.prompt, reply.text.strip(), exchange.answer, reply.stop_reason == "end of turn")
-            for exchange, reply in answered
+            Answered(one.prompt, reply.text.strip(), one.answer, reply.stop_reason == "end of turn")
+            for one, reply in answered
         ]
     )
     speed = {"first_token_s": max(reply.first_token_s for reply in made)}
     if (tokens := sum(reply.tokens for reply in made)) >= ENOUGH_TOKENS:
         speed["reply_tokens_per_s"] = tokens / max(seconds, 1e-9)
     rows = [
-        {
-            "prompt": exchange.prompt,
-            "reply": reply.text,
-            "reference": exchange.answer,
-            "stop_reason": reply.stop_reason,
-        }
-        for exchange, reply in answered
+        {"prompt": one.prompt, "reply": reply.text, "reference": one.answer, "stop_reason": reply.stop_reason}
+        for one, reply in answered
     ]
-    return Replies(metrics.figures() | speed, metrics.intervals(), rows)
+    return Measured(metrics.figures() | speed, metrics.intervals()), rows

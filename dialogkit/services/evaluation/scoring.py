@@ -1,11 +1,13 @@
-"""The first exchanges of dialogs, and the likelihood of dialogs under a model."""
+"""The first exchanges of dialogs, the likelihood of dialogs under a model, and its replies."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from dialogkit.config.generate import GenerateConfig
     from dialogkit.data.tokens import DialogTokens
     from dialogkit.inference.likelihood import Likelihood
+    from dialogkit.inference.replies import Reply
     from dialogkit.models.tokenizer import ChatTokenizer
     from dialogkit.services.runs.loading import LoadedModel
 
@@ -51,3 +53,13 @@ def score(
 
     use_packed_attention(model.model)
     return score_batches(model.model, batches(), model.tokenizer.stop_ids, device=model.device)
+
+
+def replies_to(model: "LoadedModel", prompts: Sequence[Sequence[int]], config: "GenerateConfig") -> "list[Reply]":
+    """Return the reply to each prompt of token ids, in one batch."""
+    from dialogkit.engine.attention import plain_attention
+    from dialogkit.inference.replies import continue_prompts
+
+    where: dict[str, Any] = {"context": model.context, "device": model.device}
+    with plain_attention(model.model):
+        return continue_prompts(model.model, model.tokenizer, prompts, config, **where, batch_size=len(prompts))

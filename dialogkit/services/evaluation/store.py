@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,8 +15,14 @@ from dialogkit.errors import StorageError
 from dialogkit.services.evaluation.results import EvaluateRow, TaskRow
 from dialogkit.services.runs.report import write_run_report
 from dialogkit.services.runs.resolve import Loadable
-from dialogkit.tracking.evaluation_files import replies_beside, worst_beside
-from dialogkit.tracking.metric_specs import ANCHORS, FIGURES
+from dialogkit.tracking.evaluation_files import (
+    best_evaluations,
+    replies_beside,
+    worst_beside,
+    write_evaluation,
+    write_task,
+)
+from dialogkit.tracking.metric_specs import ANCHORS, METRICS
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.wandb_run import Decision, decide, open_wandb
@@ -47,20 +53,6 @@ class KeptRow(Result):
     """Dialogs of the evaluation that the run is shown with: the largest one on this dataset."""
 
 
-class _Table(NamedTuple):
-    name: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-
-
-class _WandbTarget(NamedTuple):
-    """The W&B run of a training, which can be resumed."""
-
-    config: TrackingConfig
-    decision: Decision
-    id: str
-
-
 class EvaluationStore:
     """Stores the metrics of a run's finished model; ignores those of any other model."""
 
@@ -78,10 +70,11 @@ class EvaluationStore:
         self._output = output
         self._changed = False
         self._summary: dict[str, Any] = {}
-        self._tables: list[_Table] = []
+        self._tables: list[tuple[str, list[str], list[list[Any]]]] = []
+        """Name, columns and rows."""
         if self._run is not None:
             self._record = self._run.read()
-            self._target = _wandb_target(self._record, wandb)
+            self._tracking = _tracking_of(self._record, wandb)
 
     def add_evaluation(
         self, row: EvaluateRow, baselines: Sequence[EvaluateRow], replies: Sequence[dict[str, Any]]
@@ -95,41 +88,33 @@ class EvaluationStore:
         own = row.dataset == self._record.data.dataset
         place = "evaluate" if own else f"evaluate/{row.dataset.replace('/', '-')}"
         place += "" if is_shown else f"/{row.dialogs}-dialogs"
-        measured = {figure: value for figure in FIGURES if (value := getattr(row, figure.name)) is not None}
-        self._summary |= {f"{place}/{figure.name}": value for figure, value in measured.items()}
+        measured = {metric: value for metric in METRICS if (value := getattr(row, metric.name)) is not None}
+        self._summary |= {f"{place}/{metric.name}": value for metric, value in measured.items()}
         self._summary |= {f"{place}/dataset": row.dataset, f"{place}/dialogs": row.dialogs}
         columns = ["figure", "value", "low", "high", *(ANCHORS[str(baseline.anchor)] for baseline in baselines)]
         rows = [
-            [figure.title, value, *row.intervals.get(figure.name, (None, None))]
-            + [getattr(baseline, figure.name) for baseline in baselines]
-            for figure, value in measured.items()
+            [metric.title, value, *row.intervals.get(metric.name, (None, None))]
+            + [getattr(baseline, metric.name) for baseline in baselines]
+            for metric, value in measured.items()
         ]
-        self._tables.append(_Table(f"{place}/figures", columns, rows))
+        self._tables.append((f"{place}/figures", columns, rows))
         return kept
 
     def _write(
-        self,
-        run: RunDir,
-        row: EvaluateRow,
-        baselines: Sequence[EvaluateRow],
-        replies: Sequence[dict[str, Any]],
+        self, run: RunDir, row: EvaluateRow, baselines: Sequence[EvaluateRow], replies: Sequence[dict[str, Any]]
     ) -> KeptRow | None:
         """Write an evaluation into the run's folder; None, with a warning, if that is impossible."""
-        anchors = [
-            baseline.model_dump(mode="json", exclude={"slices", "worst", "tasks"}) for baseline in baselines
-        ]
+        result = row.model_dump(mode="json", exclude={"worst", "tasks"})
+        exclude = {"slices", "worst", "tasks"}
+        result["anchors"] = [baseline.model_dump(mode="json", exclude=exclude) for baseline in baselines]
+        worst = [dialog.model_dump() for dialog in row.worst]
         try:
-            path = run.write_evaluation(
-                row.dataset,
-                row.model_dump(mode="json", exclude={"worst", "tasks"}) | {"anchors": anchors},
-                worst=[worst.model_dump() for worst in row.worst],
-                replies=replies,
-            )
+            path = write_evaluation(run, row.dataset, result, worst=worst, replies=replies)
         except StorageError as error:  # for example, a read-only run folder
             logger.warning("the evaluation of the run %s is not kept: %s", run.name, error.message)
             return None
         self._changed = True
-        shown = [stored["dialogs"] for stored in run.evaluations() if stored.get("dataset") == row.dataset]
+        shown = [stored["dialogs"] for stored in best_evaluations(run) if stored.get("dataset") == row.dataset]
         return KeptRow(
             run=run.name,
             figures=str(path),
@@ -144,15 +129,15 @@ class EvaluationStore:
             return
         with suppress(StorageError):
             for task in tasks:
-                self._run.write_task(task.name, task.model_dump(mode="json"))
+                write_task(self._run, task.name, task.model_dump(mode="json"))
                 self._changed = True
         rows = [
-            (task.name, f"{figure.name} {figure.filter}".strip(), figure.value, *(figure.interval or (None, None)))
+            [task.name, f"{metric.name} {metric.filter}".strip(), metric.value, *(metric.interval or (None, None))]
             for task in tasks
-            for figure in task.figures
+            for metric in task.figures
         ]
-        self._summary |= {f"evaluate/tasks/{task}/{figure}": value for task, figure, value, *_ in rows}
-        self._tables.append(_Table("evaluate/tasks", ["task", "figure", "value", "low", "high"], rows))
+        self._summary |= {f"evaluate/tasks/{task}/{metric}": value for task, metric, value, *_ in rows}
+        self._tables.append(("evaluate/tasks", ["task", "figure", "value", "low", "high"], rows))
 
     def publish(self) -> TrackedRow | None:
         """Send everything to W&B and rewrite the run's page. A failure of either is only a warning."""
@@ -165,33 +150,31 @@ class EvaluationStore:
         return tracked
 
     def _track(self, run: RunDir) -> TrackedRow | None:
-        if self._target is None or not self._tables:
+        if self._tracking is None or not self._tables:
             return None
-        among_runs = run.path.parent.name == "runs"
         try:
             wandb_run = open_wandb(
-                self._target.config,
-                self._target.decision,
+                *self._tracking,
                 name=self._record.name,
                 tags=[],  # W&B keeps the tags that the run has
                 settings={},
-                folder=run.path.parent.parent if among_runs else self._output,
-                resume_id=self._target.id,
+                folder=run.path.parent.parent if run.path.parent.name == "runs" else self._output,
+                resume_id=self._record.wandb.id,
             )
         except StorageError as error:
             logger.warning("the evaluation is not sent to W&B: %s", error.message)
             return None
         wandb_run.summarize(self._summary)
         for table in self._tables:
-            wandb_run.log_table_after(*table, step=int(self._record.metrics.get("train/steps", 0)))
+            wandb_run.log_table(*table, step=int(self._record.metrics.get("train/steps", 0)), late=True)
         wandb_run.finish(exit_code=0)
         if wandb_run.folder is None:
             return None
         return TrackedRow(run=run.name, mode=wandb_run.mode, folder=str(wandb_run.folder), url=wandb_run.url)
 
 
-def _wandb_target(record: RunRecord, mode: str | None) -> _WandbTarget | None:
-    """Return the W&B run for a run's evaluation; None if it has none, or if W&B is disabled."""
+def _tracking_of(record: RunRecord, mode: str | None) -> tuple[TrackingConfig, Decision] | None:
+    """Return how the W&B run of a training is resumed; None if it has none, or if W&B is disabled."""
     known = record.wandb.id
     try:
         config = TrackingConfig.model_validate(record.settings("tracking"))
@@ -206,7 +189,7 @@ def _wandb_target(record: RunRecord, mode: str | None) -> _WandbTarget | None:
     # A training that required W&B online does not make its evaluation require a key.
     mode = mode or ("auto" if config.wandb == "online" else config.wandb)
     decision = decide(config.model_copy(update={"wandb": mode}), Path.cwd())
-    return None if decision.mode == "disabled" else _WandbTarget(config, decision, known)
+    return None if decision.mode == "disabled" else (config, decision)
 
 
 def _run_of(loadable: Loadable) -> RunDir | None:

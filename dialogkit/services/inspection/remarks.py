@@ -8,16 +8,21 @@ from dialogkit.data.split import held_out_remark
 from dialogkit.services.inspection.results import InspectResult
 from dialogkit.text import counted, share_of
 
-FEW_DIALOGS = 50
+FEW_DIALOGS = 100
 """A model that is trained on fewer dialogs can do little but memorise them."""
-FEW_HELD_OUT = 8
+FEW_HELD_OUT = 10
 """With fewer held-out dialogs, metrics say little about a model: `data.eval_min_dialogs`."""
+FEW_STEPS, ENOUGH_STEPS = 100, 300
+"""Steps below which a model hardly learns the format, and steps after which it does."""
+MOST_EPOCHS = 30
+"""Most passes that are suggested: more only memorise the dialogs."""
 LONGEST_CONTEXT = 32_768
 """Longest context that is suggested."""
 
 
 def remarks(result: InspectResult, config: RunConfig) -> Iterator[str]:
     """Yield what could be improved about a dataset."""
+    yield from result.notes
     yield from _lost(result, config)
     yield from _duplicates(result)
     yield from _few_dialogs(result, from_scratch=config.model.from_scratch)
@@ -74,6 +79,11 @@ def _few_dialogs(result: InspectResult, *, from_scratch: bool) -> Iterator[str]:
             f"only {counted(kept, 'dialog')}: enough to try everything out, but a model {outcome}; collect "
             "hundreds, or better thousands"
         )
+    if result.epochs is not None:
+        yield (
+            f"one pass is only {counted(result.steps, 'step')}, too few to learn from: "
+            f"train.epochs={result.epochs} makes {result.steps * result.epochs:,}"
+        )
     if held_out < FEW_HELD_OUT:
         yield (
             f"only {counted(held_out, 'dialog')} held out: metrics on so few say little about a model, and not "
@@ -89,6 +99,11 @@ def _held_out(result: InspectResult) -> Iterator[str]:
         yield (
             f"of {counted(held_out, 'held-out dialog')}, training knows {' and '.join(known)}: their metrics look "
             "better than they are. Remove duplicates, and keep each prompt in one dialog"
+        )
+    if overlap.template >= 0.1 * held_out:
+        yield (
+            f"{overlap.template:,} of {counted(held_out, 'held-out dialog')} differ from a training prompt only "
+            "in names or numbers: their metrics show how well the pattern is known, not how well the model answers"
         )
     if remark := held_out_remark(held_out, result.kept):
         yield remark

@@ -55,6 +55,8 @@ class Overlap(Result):
     """Those with the same first answer."""
     near: int
     """Those that are near duplicates."""
+    template: int
+    """Those with a new prompt that differs from a known one only in names and numbers."""
 
 
 class Example(Result):
@@ -112,6 +114,8 @@ class InspectResult(Result):
     """Rows without a dialog in the format."""
     unusable_rows: list[str]
     """The first of these rows, each with its place and the reason."""
+    notes: list[str]
+    """What of the rows was repaired, left out or not used."""
     train: SetFigures
     held_out: SetFigures
     supervised_share: float
@@ -144,4 +148,8 @@ class InspectResult(Result):
     """Values: size after compression by zlib as a fraction, 0 to 1; dialogs of 256 bytes or more."""
     remarks: list[str]
     """What could be improved."""
+    steps: int
+    """Steps of a pass over the training dialogs."""
+    epochs: int | None
+    """Passes that make sense where the preset makes too few steps to learn; None where it makes enough."""
     shown: list[ShownDialog]

@@ -1,15 +1,18 @@
 """Check what this machine offers for training. Every check is a pure function of `MachineInfo`."""
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from dialogkit import __version__
 from dialogkit.config.base import Result
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.hints import Call, Hint, Shell
 from dialogkit.services.machine.probe import MachineInfo, Place, read_machine
 from dialogkit.system.network import is_on
+from dialogkit.text import counted
 
 Verdict = Literal["ok", "could be better", "wrong"]
 ORDER: tuple[Verdict, ...] = ("ok", "could be better", "wrong")
@@ -41,16 +44,11 @@ class DoctorResult(Result):
     findings: list[Finding]
 
 
-def _ok(area: str, text: str, command: Hint | None = None) -> Finding:
-    return Finding(area=area, verdict="ok", text=text, command=command)
+def _finding(verdict: Verdict, area: str, text: str, command: Hint | None = None) -> Finding:
+    return Finding(area=area, verdict=verdict, text=text, command=command)
 
 
-def _better(area: str, text: str, command: Hint | None = None) -> Finding:
-    return Finding(area=area, verdict="could be better", text=text, command=command)
-
-
-def _wrong(area: str, text: str, command: Hint | None = None) -> Finding:
-    return Finding(area=area, verdict="wrong", text=text, command=command)
+_ok, _better, _wrong = (partial(_finding, verdict) for verdict in ORDER)
 
 
 def doctor(output: str | Path = DEFAULT_OUTPUT, *, network: bool = False) -> DoctorResult:
@@ -75,7 +73,7 @@ def _python(machine: MachineInfo) -> Iterator[Finding]:
     if machine.python < (3, 11):
         yield _wrong("python", f"{version}, and dialogkit needs 3.11 or newer")
     else:
-        yield _ok("python", f"{version}, dialogkit {machine.dialogkit}")
+        yield _ok("python", f"{version}, dialogkit {__version__}")
 
 
 def _packages(machine: MachineInfo) -> Iterator[Finding]:
@@ -93,8 +91,7 @@ def _packages(machine: MachineInfo) -> Iterator[Finding]:
         yield _wrong("packages", f"not installed: {names}", command)
     if unfit:
         shown = ", ".join(f"{package.name} {package.installed} (not {package.supported})" for package in unfit)
-        text = f"outside the supported versions: {shown}"
-        yield _better("packages", text, None if missing else command)
+        yield _better("packages", f"outside the supported versions: {shown}", None if missing else command)
     if not wanted:
         shown = ", ".join(f"{p.name} {p.installed}" for p in needed if p.name in ("transformers", "accelerate"))
         yield _ok("packages", f"all {len(needed)} in supported versions: {shown}")
@@ -114,13 +111,12 @@ def _torch(machine: MachineInfo) -> Iterator[Finding]:
     """Check that torch is built for the GPUs of this machine."""
     if machine.torch is None:
         return  # reported with the packages
-    build = f"CUDA {machine.torch_cuda}" if machine.torch_cuda else f"ROCm {machine.torch_hip}"
-    build = build if machine.torch_cuda or machine.torch_hip else "the CPU"
-    text = f"{machine.torch}, built for {build}"
-    if machine.gpus and not (machine.torch_cuda or machine.torch_hip):
+    cuda, hip = machine.torch_cuda, machine.torch_hip
+    text = f"{machine.torch}, built for {f'CUDA {cuda}' if cuda else f'ROCm {hip}' if hip else 'the CPU'}"
+    if machine.gpus and not (cuda or hip):
         text += f", so the {machine.gpus[0].name} is not used"
         yield _better("torch", text, _install(machine))
-    elif machine.gpus and machine.torch_cuda and _major(machine.driver_cuda) < _major(machine.torch_cuda):
+    elif machine.gpus and cuda and _major(machine.driver_cuda) < _major(cuda):
         text += f", but the driver {machine.driver} only supports CUDA up to {machine.driver_cuda}: no GPU is used"
         yield _better("torch", text, _install(machine))
     else:
@@ -144,11 +140,10 @@ def _gpus(machine: MachineInfo) -> Iterator[Finding]:
         bf16 = "bf16" if capability is None or capability >= (8, 0) else "no bf16, so float32"
         detail = f", compute capability {capability[0]}.{capability[1]}: {bf16}" if capability else ""
         text = f"{gpu.name}, {_size(gpu.free_bytes)} of {_size(gpu.memory_bytes)} free{detail}"
-        taken = gpu.free_bytes < gpu.memory_bytes / 2
-        if taken:
-            text += "; another process holds most of its memory"
-        verdict: Verdict = "could be better" if taken else "ok"
-        yield Finding(area="gpu", verdict=verdict, text=text, command=Shell("nvidia-smi") if taken else None)
+        if gpu.free_bytes < gpu.memory_bytes / 2:
+            yield _better("gpu", f"{text}; another process holds most of its memory", Shell("nvidia-smi"))
+        else:
+            yield _ok("gpu", text)
     if machine.gpus:
         return
     if "nvidia-smi" in machine.commands:
@@ -163,15 +158,14 @@ def _gpus(machine: MachineInfo) -> Iterator[Finding]:
 def _cpu(machine: MachineInfo) -> Iterator[Finding]:
     flag = next((flag for flag in ("amx_bf16", "avx512_bf16") if flag in machine.flags), None)
     how = f"{flag}, so matrix products are in bf16" if flag else "no bf16, so float32"
-    text = f"{machine.processor or 'unknown'}, {_counted(machine.cores, 'core')} to use; {how}"
-    yield _ok("cpu", text)
+    yield _ok("cpu", f"{machine.processor or 'unknown'}, {counted(machine.cores, 'core')} to use; {how}")
 
 
 def _threads(machine: MachineInfo) -> Iterator[Finding]:
     value = machine.environment.get("OMP_NUM_THREADS")
     if value is None or _joined(machine):
         return
-    found = f"OMP_NUM_THREADS is {value!r}, with {_counted(machine.cores, 'core')} to use"
+    found = f"OMP_NUM_THREADS is {value!r}, with {counted(machine.cores, 'core')} to use"
     if not value.isdigit() or value == "0":
         text = f"OMP_NUM_THREADS is {value!r}, which is not a number of threads"
     elif int(value) > machine.cores:
@@ -185,17 +179,16 @@ def _threads(machine: MachineInfo) -> Iterator[Finding]:
 
 
 def _memory(machine: MachineInfo) -> Iterator[Finding]:
-    if machine.memory_bytes is None:
+    memory, container = machine.memory, machine.container
+    if memory.total is None:
         return
-    left = [free for free in (machine.memory_free_bytes, machine.container_free_bytes) if free is not None]
-    free = min(left, default=machine.memory_bytes)
-    text = f"{_size(free)} free of {_size(machine.memory_bytes)}"
-    if machine.container_bytes is not None and machine.container_bytes < machine.memory_bytes:
-        text += f", and this container or job may use {_size(machine.container_bytes)}"
+    free = min((free for free in (memory.free, container.free) if free is not None), default=memory.total)
+    text = f"{_size(free)} free of {_size(memory.total)}"
+    if container.total is not None and container.total < memory.total:
+        text += f", and this container or job may use {_size(container.total)}"
     if free < LITTLE_MEMORY:
         text += "; batches can be split automatically"
-        command = Call("train", "custom-nano", preset="test", fit_batch=True)
-        yield _better("memory", text, command)
+        yield _better("memory", text, Call("train", "custom-nano", preset="test", fit_batch=True))
     else:
         yield _ok("memory", text)
 
@@ -203,25 +196,24 @@ def _memory(machine: MachineInfo) -> Iterator[Finding]:
 def _output(machine: MachineInfo) -> Iterator[Finding]:
     folder = machine.output
     if folder.problem:
-        text = f"{folder.path!r} cannot be written: {folder.problem}"
-        yield _wrong("output", text, Call("train", output_dir="my-models"))
+        problem = f"{folder.path!r} cannot be written: {folder.problem}"
+        yield _wrong("output", problem, Call("train", output_dir="my-models"))
         return
     text = f"{folder.path!r}, {_size(folder.free_bytes)} free on its disk"
     if folder.free_bytes is not None and folder.free_bytes < NO_DISK:
-        text += ", too little for any run"
-        yield _wrong("output", text, Call("runs prune"))
+        yield _wrong("output", f"{text}, too little for any run", Call("runs prune"))
         return
-    lacks = []
-    if folder.free_bytes is not None and folder.free_bytes < LITTLE_DISK:
-        lacks.append("a gpt2-small run needs 4 GB")
+    small = folder.free_bytes is not None and folder.free_bytes < LITTLE_DISK
+    lacks = ["a gpt2-small run needs 4 GB"] if small else []
     if folder.hard_links is False:
         lacks.append("it has no hard links, so models are copied and take twice the space")
     if folder.locks is False:
         lacks.append("it has no locks, so two processes could train one run")
-    verdict: Verdict = "could be better" if lacks else "ok"
-    small = folder.free_bytes is not None and folder.free_bytes < LITTLE_DISK
-    command = Call("runs prune") if small else Call("train", output_dir="FOLDER") if lacks else None
-    yield Finding(area="output", verdict=verdict, text="; ".join([text, *lacks]), command=command)
+    if lacks:
+        command = Call("runs prune") if small else Call("train", output_dir="FOLDER")
+        yield _better("output", "; ".join([text, *lacks]), command)
+    else:
+        yield _ok("output", text)
 
 
 def _cache(machine: MachineInfo) -> Iterator[Finding]:
@@ -230,22 +222,19 @@ def _cache(machine: MachineInfo) -> Iterator[Finding]:
 
 def _written(folder: Place, area: str, what: str, command: Shell) -> Finding:
     if folder.problem:
-        text = f"{what}: {folder.path!r} cannot be written: {folder.problem}"
-        return _better(area, text, command)
+        return _better(area, f"{what}: {folder.path!r} cannot be written: {folder.problem}", command)
     return _ok(area, f"{what}: {folder.path!r}, {_size(folder.free_bytes)} free")
 
 
 def _wandb(machine: MachineInfo) -> Iterator[Finding]:
-    origin = f", from {machine.wandb_key_from}" if machine.wandb_key_from else ""
-    key = f"a key is set (not shown{origin})" if machine.wandb_key else "no key"
-    server = machine.wandb_server
-    if machine.wandb_server_from != "default":
-        server += f" (from {machine.wandb_server_from})"
+    wandb = machine.wandb
+    key = f"a key is set (not shown, from {wandb.key_from})" if wandb.key else "no key"
+    server = wandb.server if wandb.server_from == "default" else f"{wandb.server} (from {wandb.server_from})"
     asked = machine.environment.get("WANDB_MODE", "")
     command: Hint | None = None
     if asked in ("offline", "disabled"):
         mode = f"runs are {'not logged' if asked == 'disabled' else 'logged offline'}, as WANDB_MODE is {asked}"
-    elif not machine.wandb_key:
+    elif not wandb.key:
         mode, command = "runs are logged offline", Shell("wandb login")
     elif machine.server_answers is None:
         mode = f"runs are logged online if {server} answers, offline otherwise"
@@ -254,42 +243,29 @@ def _wandb(machine: MachineInfo) -> Iterator[Finding]:
         answer = "answers" if machine.server_answers else "does not answer"
         mode = f"runs are logged {'online' if machine.server_answers else 'offline'}: {server} {answer}"
     yield _ok("wandb", f"{key}; {mode}", command)
-    if machine.wandb_problem:
-        text = machine.wandb_problem
-        yield _better("wandb", text, Shell("unset WANDB_BASE_URL"))
-    for note in machine.wandb_notes:
-        if note != machine.wandb_problem:
-            yield _better("wandb", note)
+    for note in wandb.notes:
+        yield _better("wandb", note, Shell("unset WANDB_BASE_URL") if note == wandb.problem else None)
     if machine.open_dotenv:
-        text = ".env holds the key, and other users can read it"
-        yield _better("wandb", text, Shell("chmod 600 .env"))
+        yield _better("wandb", ".env holds the key, and other users can read it", Shell("chmod 600 .env"))
 
 
 def _hub(machine: MachineInfo) -> Iterator[Finding]:
-    origin = f", from {machine.hub_token_from}" if machine.hub_token_from else ""
-    token = (
-        f"a token is set (not shown{origin})" if machine.hub_token else "no token, which public models do not need"
-    )
+    token = "no token, which public models do not need"
+    if machine.hub_token_from:
+        token = f"a token is set (not shown, from {machine.hub_token_from})"
     if machine.hub_problem:
-        text = f"HF_ENDPOINT is {machine.hub_problem}"
-        yield _better("hub", text, Shell("unset HF_ENDPOINT"))
-    offline = [
-        name
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-        if is_on(machine.environment.get(name, ""))
-    ]
+        yield _better("hub", f"HF_ENDPOINT is {machine.hub_problem}", Shell("unset HF_ENDPOINT"))
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+    offline = [name for name in names if is_on(machine.environment.get(name, ""))]
     if offline:
         text = f"{token}; {offline[0]} forbids downloads, so only cached files are found"
-        command = Shell(f"unset {' '.join(offline)}")
-        yield _better("hub", text, command)
-    elif machine.hub_answers is not None:
-        yield Finding(
-            area="hub",
-            verdict="ok" if machine.hub_answers else "could be better",
-            text=f"{token}; the hub {'answers' if machine.hub_answers else 'does not answer'}",
-        )
-    else:
+        yield _better("hub", text, Shell(f"unset {' '.join(offline)}"))
+    elif machine.hub_answers is None:
         yield _ok("hub", f"{token}; the hub was not asked", Call("doctor", network=True))
+    elif machine.hub_answers:
+        yield _ok("hub", f"{token}; the hub answers")
+    else:
+        yield _better("hub", f"{token}; the hub does not answer")
     yield _written(machine.hub_cache, "hub", "models and datasets", Shell("export HF_HOME=FOLDER"))
 
 
@@ -299,20 +275,17 @@ def _devices(machine: MachineInfo) -> Iterator[Finding]:
     if machine.gpus and hidden is not None:
         shown = len([part for part in hidden.split(",") if part.strip() not in ("", "-1")])
         if shown < len(machine.gpus):
-            text = f"CUDA_VISIBLE_DEVICES={hidden} shows {shown} of {_counted(len(machine.gpus), 'GPU')}"
-            unset = Shell("unset CUDA_VISIBLE_DEVICES")
-            yield _better("devices", text, unset)
+            text = f"CUDA_VISIBLE_DEVICES={hidden} shows {shown} of {counted(len(machine.gpus), 'GPU')}"
+            yield _better("devices", text, Shell("unset CUDA_VISIBLE_DEVICES"))
             return
     usable = len(machine.gpus) if machine.torch_cuda or machine.torch_hip else 0
     backend = "nccl" if usable else "gloo"
     if usable > 1:
         text = f"{usable} GPUs, which train together over {backend}"
-        command = Call("train", "MODEL", devices=usable)
-        yield _ok("devices", text, command)
+        yield _ok("devices", text, Call("train", "MODEL", devices=usable))
     else:
         what = "one GPU" if usable else "the CPU"
-        text = f"{what}; several machines would train together over {backend}"
-        yield _ok("devices", text)
+        yield _ok("devices", f"{what}; several machines would train together over {backend}")
 
 
 def _joined(machine: MachineInfo) -> bool:
@@ -324,7 +297,7 @@ def _joined(machine: MachineInfo) -> bool:
 
 def _cluster(machine: MachineInfo) -> Iterator[Finding]:
     """Report what started this process, and how a training runs there."""
-    around: Mapping[str, str] = machine.environment
+    around = machine.environment
     if {"RANK", "WORLD_SIZE"} <= around.keys():
         what = "torchrun" if "TORCHELASTIC_RUN_ID" in around else "a launcher"
         text = f"started by {what} as rank {around['RANK']} of {around['WORLD_SIZE']}"
@@ -337,23 +310,20 @@ def _cluster(machine: MachineInfo) -> Iterator[Finding]:
         job, nodes = around["SLURM_JOB_ID"], around.get("SLURM_JOB_NUM_NODES", "1")
         if _joined(machine):
             task = f"task {around['SLURM_PROCID']} of {around['SLURM_STEP_NUM_TASKS']}"
-            text = f"Slurm job {job}, started by srun as {task}; a training joins the other ranks"
-            yield _ok("cluster", text)
+            yield _ok("cluster", f"Slurm job {job}, started by srun as {task}; a training joins the other ranks")
         elif nodes != "1":
             text = f"Slurm job {job} on {nodes} nodes, of which this shell uses one"
-            command = Call("launch slurm", "train", "MODEL", nodes=nodes)
-            yield _better("cluster", text, command)
+            yield _better("cluster", text, Call("launch slurm", "train", "MODEL", nodes=nodes))
         else:
             yield _ok("cluster", f"Slurm job {job} on one node")
     elif "KUBERNETES_SERVICE_HOST" in around:
         yield _ok("cluster", "a pod of Kubernetes, in which a training runs as it is")
     elif "sbatch" in machine.commands:
-        command = Call("launch slurm", "train", "MODEL", gpus=1)
-        yield _ok("cluster", "Slurm is available; to write a job file", command)
+        text = "Slurm is available; to write a job file"
+        yield _ok("cluster", text, Call("launch slurm", "train", "MODEL", gpus=1))
     elif "kubectl" in machine.commands:
         command = Call("launch kubernetes", "train", "MODEL", gpus=1, image="IMAGE", claim="CLAIM")
-        text = "kubectl is available; to write a job file"
-        yield _ok("cluster", text, command)
+        yield _ok("cluster", "kubectl is available; to write a job file", command)
 
 
 def _shm(machine: MachineInfo) -> Iterator[Finding]:
@@ -371,10 +341,6 @@ def _size(count: int | None) -> str:
     if count is None:
         return "?"
     return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / 2**20:,.0f} MiB"
-
-
-def _counted(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 CHECKS: tuple[Callable[[MachineInfo], Iterator[Finding]], ...] = (

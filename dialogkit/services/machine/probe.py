@@ -16,10 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
-from dialogkit import __version__
 from dialogkit.config.paths import cache_dir
+from dialogkit.errors import os_reason
 from dialogkit.system.cpu import processor_flags, processor_name, usable_cores
-from dialogkit.system.credentials import find_credentials, is_open_dotenv, server_problem
+from dialogkit.system.credentials import Credentials, find_credentials, is_open_dotenv, server_problem
 from dialogkit.system.memory import Memory, container_memory, machine_memory
 from dialogkit.system.network import hub_forbidden, hub_url, problems
 
@@ -36,9 +36,9 @@ ENVIRONMENT = (
 """The variables that matter. No other is read, so no other can be printed."""
 
 COMMANDS = ("nvidia-smi", "sbatch", "kubectl")
+_GPU_QUERY = ("--query-gpu=name,memory.total,memory.free,compute_cap", "--format=csv,noheader,nounits")
 
 T = TypeVar("T")
-_Torch = tuple[str | None, str | None, str | None]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,6 @@ class MachineInfo:
 
     system: str
     python: tuple[int, int, int]
-    dialogkit: str
     packages: tuple[Package, ...]
     torch: str | None
     """Version of torch with its build, such as 2.13.0+cpu."""
@@ -97,30 +96,20 @@ class MachineInfo:
     cores: int
     """Cores that this process may use."""
     environment: Mapping[str, str]
-    memory_bytes: int | None
-    memory_free_bytes: int | None
-    container_bytes: int | None
-    """Memory limit of the container or control group; None: no limit."""
-    container_free_bytes: int | None
+    memory: Memory
+    container: Memory
+    """What the container or control group may use; None for no limit."""
     shm_bytes: int | None
     output: Place
     cache: Place
     hub_cache: Place
-    hub_token: bool
-    wandb_key: bool
-    wandb_server: str
+    wandb: Credentials
     open_dotenv: bool
     """Whether other users can read a `.env` that holds the W&B key."""
     commands: frozenset[str]
     server_answers: bool | None = None
     """Whether W&B's server answers; None: not asked."""
     hub_answers: bool | None = None
-    wandb_key_from: str | None = None
-    wandb_server_from: str = "default"
-    wandb_problem: str | None = None
-    """Why the W&B settings of the environment cannot be used."""
-    wandb_notes: tuple[str, ...] = ()
-    """W&B settings that were found and are not used."""
     hub_token_from: str | None = None
     hub_problem: str | None = None
     """Why HF_ENDPOINT cannot be used."""
@@ -128,49 +117,34 @@ class MachineInfo:
 
 def read_machine(output: Path, *, network: bool = False) -> MachineInfo:
     """Return what is known of this machine. Servers are asked only with `network`."""
-    with ThreadPoolExecutor(4) as pool:  # the driver is slow to answer
-        driver = pool.submit(_guarded, _driver, (None, None))
-        gpus = pool.submit(_guarded, _gpus, ())
-        credentials = _guarded(lambda: find_credentials(Path.cwd()), None)
-        server = credentials.server if credentials else ""
-        unknown = Memory(None, None)
-        none: _Torch = (None, None, None)
-        torch, torch_cuda, torch_hip = _guarded(_torch, none)
-        total, free = _guarded(machine_memory, unknown)
-        hub_token = _guarded(_hub_token, None)
-        limit, left = _guarded(container_memory, unknown)
+    with ThreadPoolExecutor(2) as pool:  # the driver is slow to answer
+        driver = pool.submit(_guarded, lambda: parse_driver(_smi()), (None, None))
+        gpus = pool.submit(_guarded, lambda: parse_gpus(_smi(*_GPU_QUERY)), ())
+        wandb = _guarded(lambda: find_credentials(Path.cwd()), Credentials(None, ""))
+        torch = _guarded(_torch, dict[str, str]())
         unasked: tuple[bool | None, bool | None] = (None, None)
         # In this thread, where Ctrl-C ends the wait.
-        server_answers, hub_answers = _guarded(lambda: _ask(server), unasked) if network else unasked
+        server_answers, hub_answers = _guarded(lambda: _ask(wandb.server), unasked) if network else unasked
         return MachineInfo(
             system=platform.system(),
             python=sys.version_info[:3],
-            dialogkit=__version__,
             packages=_guarded(_packages, ()),
-            torch=torch,
-            torch_cuda=torch_cuda,
-            torch_hip=torch_hip,
+            torch=torch.get("__version__"),
+            torch_cuda=torch.get("cuda"),
+            torch_hip=torch.get("hip"),
             processor=_guarded(processor_name, ""),
             flags=_guarded(processor_flags, frozenset()),
             cores=_guarded(usable_cores, 1),
             environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-            memory_bytes=total,
-            memory_free_bytes=free,
-            container_bytes=limit,
-            container_free_bytes=left,
+            memory=_guarded(machine_memory, Memory(None, None)),
+            container=_guarded(container_memory, Memory(None, None)),
             shm_bytes=_guarded(lambda: shutil.disk_usage("/dev/shm").total, None),
             output=place(output),
             cache=place(_guarded(cache_dir, Path())),
             hub_cache=place(_guarded(_hub_cache, Path())),
-            hub_token=hub_token is not None,
-            hub_token_from=hub_token,
+            hub_token_from=_guarded(_hub_token, None),
             hub_problem=server_problem(endpoint) if (endpoint := os.environ.get("HF_ENDPOINT")) else None,
-            wandb_key_from=credentials.key_from if credentials else None,
-            wandb_server_from=credentials.server_from if credentials else "default",
-            wandb_problem=credentials.problem if credentials else None,
-            wandb_notes=credentials.notes if credentials else (),
-            wandb_key=bool(credentials and credentials.key),
-            wandb_server=server,
+            wandb=wandb,
             open_dotenv=_guarded(lambda: is_open_dotenv(Path.cwd() / ".env"), False),
             commands=frozenset(name for name in COMMANDS if shutil.which(name)),
             driver=driver.result()[0],
@@ -206,34 +180,26 @@ def _packages() -> tuple[Package, ...]:
         extra = re.search(r"extra == ['\"]([\w-]+)['\"]", str(requirement.marker or ""))
         if extra and extra[1] == "dev":
             continue
+        installed = None
         with suppress(metadata.PackageNotFoundError):
             installed = metadata.version(requirement.name)
-            fits = requirement.specifier.contains(installed, prereleases=True)
-            supported = str(requirement.specifier)
-            found.append(Package(requirement.name, supported, installed, fits, extra and extra[1]))
-            continue
-        found.append(Package(requirement.name, str(requirement.specifier), None, False, extra and extra[1]))
+        fits = installed is not None and requirement.specifier.contains(installed, prereleases=True)
+        found.append(Package(requirement.name, str(requirement.specifier), installed, fits, extra and extra[1]))
     return tuple(found)
 
 
-def _torch() -> _Torch:
-    """Return torch's version, CUDA and HIP from its version file: importing torch takes seconds."""
+def _torch() -> dict[str, str]:
+    """Return `__version__`, `cuda` and `hip` of torch from its version file: importing torch takes seconds."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
-        return None, None, None
+        return {}
     text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
-    found = dict(re.findall(r"^(__version__|cuda|hip)\b[^=\n]*= *'([^']*)'", text, re.MULTILINE))
-    return found.get("__version__"), found.get("cuda"), found.get("hip")
+    return dict(re.findall(r"^(__version__|cuda|hip)\b[^=\n]*= *'([^']*)'", text, re.MULTILINE))
 
 
 def _smi(*words: str) -> str:
     done = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, timeout=SMI_TIMEOUT_S)
     return done.stdout if done.returncode == 0 else ""
-
-
-def _gpus() -> tuple[Gpu, ...]:
-    fields = "name,memory.total,memory.free,compute_cap"
-    return parse_gpus(_smi(f"--query-gpu={fields}", "--format=csv,noheader,nounits"))
 
 
 def parse_gpus(text: str) -> tuple[Gpu, ...]:
@@ -248,10 +214,6 @@ def parse_gpus(text: str) -> tuple[Gpu, ...]:
     return tuple(found)
 
 
-def _driver() -> tuple[str | None, str | None]:
-    return parse_driver(_smi())
-
-
 def parse_driver(text: str) -> tuple[str | None, str | None]:
     """Parse the driver's version and the newest CUDA version that it supports."""
     driver = re.search(r"Driver Version: *([\d.]+)", text)
@@ -264,32 +226,27 @@ def place(path: Path) -> Place:
     shown = str(path)
     if (home := os.path.expanduser("~")) not in ("/", "~") and path.is_relative_to(home):
         shown = str(Path("~", path.relative_to(home)))  # hides the user's name
+    free = None
     try:
         nearest = path.expanduser().absolute()
         while not nearest.exists():
             nearest = nearest.parent
         free = shutil.disk_usage(nearest).free
-    except OSError as error:
-        return Place(shown, None, (error.strerror or str(error)).lower())
-    if not nearest.is_dir():
-        return Place(shown, free, f"{str(nearest)!r} is not a folder")
-    try:
+        if not nearest.is_dir():
+            return Place(shown, free, f"{str(nearest)!r} is not a folder")
         with tempfile.TemporaryDirectory(prefix=".dialogkit-", dir=nearest) as scratch:
             file = Path(scratch, "a")
             file.touch()
-            return Place(shown, free, None, _works(lambda: os.link(file, f"{file}b")), _works(_lock(file)))
+            return Place(shown, free, None, _works(lambda: os.link(file, f"{file}b")), _works(lambda: _lock(file)))
     except OSError as error:
-        return Place(shown, free, (error.strerror or str(error)).lower())
+        return Place(shown, free, os_reason(error))
 
 
-def _lock(path: Path) -> Callable[[], None]:
-    def lock() -> None:
-        import fcntl
+def _lock(path: Path) -> None:
+    import fcntl
 
-        with path.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    return lock
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _works(attempt: Callable[[], None]) -> bool | None:

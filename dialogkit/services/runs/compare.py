@@ -20,10 +20,11 @@ from dialogkit.services.runs.resolve import output_of
 from dialogkit.system.credentials import find_credentials
 from dialogkit.system.network import plain_url, problems
 from dialogkit.text import counted
+from dialogkit.tracking.evaluation_files import all_evaluations, best_evaluations, task_results
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.run_list import find_run
-from dialogkit.tracking.wandb_run import offline_folders, sync_folder
+from dialogkit.tracking.wandb_sync import offline_folders, sync_folder
 
 STOP_RATE = "ends by itself (test prompts)"
 """Title of the stop rate, to distinguish it from that of an evaluation, on held-out prompts."""
@@ -143,13 +144,16 @@ def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -
         evaluations=evaluations,
         held_out=[_held_out(record) for record in records],
         evaluated_on=[
-            [HeldOut(dataset=row.dataset, dialogs=row.dialogs) for kept in _evaluations(run) for row in kept.rows]
+            [
+                HeldOut(dataset=row.dataset, dialogs=row.dialogs)
+                for row in _valid(EvaluateRow, best_evaluations(run))
+            ]
             for run in runs
         ],
         evaluation=None
         if any(all(evaluation.rows) for evaluation in evaluations)
         else _evaluation_of_all(runs, records, same_data=same_data),
-        tasks=[_tasks(run) for run in runs],
+        tasks=[_valid(TaskRow, task_results(run)) for run in runs],
         replies=_common_replies(runs),
     )
 
@@ -176,10 +180,9 @@ def _compared_evaluations(runs: Sequence[RunDir]) -> list[ComparedEvaluation]:
     """Return for each dataset the evaluations that most runs, at least two, share, on the most dialogs."""
     by_dialogs: dict[tuple[str, int, bool], list[EvaluateRow | None]] = {}
     for number, run in enumerate(runs):
-        for evaluation in _as_results(run.all_evaluations()):
-            for row in evaluation.rows:
-                place = (row.dataset, row.dialogs, row.trained_on)
-                by_dialogs.setdefault(place, [None] * len(runs))[number] = row
+        for row in _valid(EvaluateRow, all_evaluations(run)):
+            place = (row.dataset, row.dialogs, row.trained_on)
+            by_dialogs.setdefault(place, [None] * len(runs))[number] = row
     chosen: dict[str, ComparedEvaluation] = {}
     # Training dialogs come last: a model may have memorised them.
     for (dataset, dialogs, _), rows in sorted(by_dialogs.items(), key=lambda item: (item[0][2], -item[0][1])):
@@ -190,21 +193,13 @@ def _compared_evaluations(runs: Sequence[RunDir]) -> list[ComparedEvaluation]:
     return list(chosen.values())
 
 
-def _evaluations(run: RunDir) -> list[EvaluateResult]:
-    """Return for each dataset the evaluation of a run on the most dialogs, with its anchors."""
-    return _as_results(run.evaluations())
-
-
 def _as_results(evaluations: Iterable[Mapping[str, Any]]) -> list[EvaluateResult]:
+    """Return stored evaluations with their anchors."""
     return [
         EvaluateResult(rows=rows, anchors=_valid(EvaluateRow, kept.get("anchors") or ()))
         for kept in evaluations
         if (rows := _valid(EvaluateRow, [kept]))
     ]
-
-
-def _tasks(run: RunDir) -> list[TaskRow]:
-    return _valid(TaskRow, run.tasks())
 
 
 def _valid(kind: type[Kept], contents: Iterable[object]) -> list[Kept]:
@@ -243,8 +238,8 @@ def show_run(name: str, *, output: str | Path = DEFAULT_OUTPUT) -> RunDetails:
     beside = {
         "train_loss": series_of(points, "train/loss"),
         "held_out_loss": series_of(points, "eval/nats_per_token"),
-        "evaluations": _evaluations(run),
-        "tasks": _tasks(run),
+        "evaluations": _as_results(best_evaluations(run)),
+        "tasks": _valid(TaskRow, task_results(run)),
         "answers": _common_replies([run]),
     }
     # One mapping: an unknown field of the record may have one of these names.
@@ -271,13 +266,10 @@ def sync_runs(
     if credentials.problem is None:  # otherwise it is the error
         credentials.warn()
     credentials.require_key()
-    folders = offline_folders(Path(output))
     if names:
-        chosen = []
-        for name in names:
-            run = find_run(Path(output), name)
-            chosen += _folders_of(run, offline_folders(run.output or Path(output)))
-        folders = chosen
+        folders = [each for name in names for each in _folders_of(find_run(Path(output), name), Path(output))]
+    else:
+        folders = offline_folders(Path(output))
     if folders and (problem := problems([credentials.server])[0]) is not None:
         none = f"none of {counted(len(folders), 'offline run')} uploaded"
         raise UnavailableError(
@@ -311,8 +303,8 @@ def sync_runs(
     return rows
 
 
-def _folders_of(run: RunDir, folders: list[Path]) -> list[Path]:
-    wandb_id = run.read().wandb.id
+def _folders_of(run: RunDir, output: Path) -> list[Path]:
+    wandb_id, folders = run.read().wandb.id, offline_folders(run.output or output)
     found = [folder for folder in folders if wandb_id and folder.name.endswith(f"-{wandb_id}")]
     if not found:
         raise ModelError(f"the run {run.name!r} has no offline W&B run", hint=Call("runs list"))

@@ -33,4 +33,4 @@ def load_for_inference(loadable: Loadable, *, device: str) -> LoadedModel:
     runtime = resolve_runtime(RuntimeConfig.model_validate({"device": device}))
     tokenizer = load_tokenizer(loadable.model)
     model = build_model(loadable.model, tokenizer, room=free_bytes()).to(runtime.device).eval()
-    return LoadedModel(loadable.name, model, tokenizer, context_length(model), runtime.device)
+    return LoadedModel(loadable.name, model, tokenizer, context_length(model.config), runtime.device)

@@ -1,6 +1,6 @@
 """Delete runs, or only their checkpoints, to free disk space."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -101,12 +101,9 @@ def _chosen(
 ) -> list[tuple[RunDir, RunRecord]]:
     half = {run.name for run, _ in half_deleted(output)}
     named = {_named(output, name) for name in names or () if name not in half}
-    runs: Iterator[tuple[RunDir, RunRecord]] = list_runs(output)
-    kept = [(run, record) for run, record in runs if not names or run.name in named]
-    if status:
-        kept = [(run, record) for run, record in kept if record.status in status]
-    elif not names:
-        kept = [(run, record) for run, record in kept if record.status == "completed"]
+    kept = [(run, record) for run, record in list_runs(output) if not names or run.name in named]
+    if status or not names:
+        kept = [(run, record) for run, record in kept if record.status in (status or ("completed",))]
     if older_than_s is not None:
         limit = datetime.now(UTC) - timedelta(seconds=older_than_s)
         # A run without a valid start time counts as new.

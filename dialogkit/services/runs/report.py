@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dialogkit.config.base import Result
 from dialogkit.config.paths import DEFAULT_OUTPUT
-from dialogkit.errors import StorageError
+from dialogkit.errors import StorageError, os_reason
 from dialogkit.hints import Change
 from dialogkit.system.files import write_signed
 from dialogkit.system.ownership import is_signed
@@ -45,11 +45,10 @@ def write_report(
     from dialogkit.tracking.report import render_report
 
     runs = [find_run(Path(output), name) for name in dict.fromkeys(names)]
-    if to is not None:
-        target = Path(to).expanduser()
+    if to is None and len(runs) == 1:
+        target = runs[0].report_path
     else:
-        target = runs[0].report_path if len(runs) == 1 else Path(REPORT_FILE)
-    if to is not None or len(runs) > 1:
+        target = Path(REPORT_FILE if to is None else to).expanduser()
         _require_report(target)
     _require_writable(target)
     page = render_report(runs, output=runs[0].output or Path(output))
@@ -89,8 +88,7 @@ def _require_writable(target: Path) -> None:
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise StorageError(f"{str(target)!r} cannot be written: {reason}", hint=_ELSEWHERE) from None
+        raise StorageError(f"{str(target)!r} cannot be written: {os_reason(error)}", hint=_ELSEWHERE) from None
 
 
 def _require_report(target: Path) -> None:

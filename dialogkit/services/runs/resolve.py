@@ -73,8 +73,7 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
             if record.status == "completed" and holds_model(newest.model_dir):
                 return _from_run(newest)
         raise ModelError(
-            f"no finished run in {str(output)!r} yet",
-            hint=Call("train", "custom-tiny", preset="test"),
+            f"no finished run in {str(output)!r} yet", hint=Call("train", "custom-tiny", preset="test")
         )
     if name in model_names():
         if (published := _published(name, output)) is not None:
@@ -82,8 +81,7 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
         model = load_run_config(name).model
         if model.from_scratch:
             raise ModelError(
-                f"{name!r} has not been trained in {str(output)!r} yet",
-                hint=Call("train", name, preset="test"),
+                f"{name!r} has not been trained in {str(output)!r} yet", hint=Call("train", name, preset="test")
             )
         return Loadable(name, model)
     path = Path(name).expanduser()
@@ -94,8 +92,7 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
         raise ModelError(f"{name!r} has not been trained in {str(output)!r} yet", hint=Call("train", name))
     if path.is_file() and path.suffix != ".gguf":
         raise ModelError(
-            f"{name!r} is neither a model file (.json) nor a GGUF file",
-            hint=Call("evaluate", dataset=name),
+            f"{name!r} is neither a model file (.json) nor a GGUF file", hint=Call("evaluate", dataset=name)
         )
     if path.exists():
         if RunDir(path).exists or RunDir(path).is_damaged:

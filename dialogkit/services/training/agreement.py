@@ -3,11 +3,13 @@
 import json
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 from dialogkit.config.load import flatten
 from dialogkit.distributed import process_group, rendezvous
-from dialogkit.errors import ConfigError
-from dialogkit.services.training.lifecycle import TrainRequest, restart_request
+from dialogkit.errors import ConfigError, DialogKitError
+from dialogkit.services.training.lifecycle import TrainRequest
+from dialogkit.tracking.run_dir import RunDir
 
 _OWN = ("name", "runtime.devices", "runtime.output_dir")
 """Settings that may differ between ranks: rank 0's output folder is used."""
@@ -19,7 +21,7 @@ def require_same_request(request: TrainRequest) -> TrainRequest:
     Raises: ConfigError on every rank if they differ.
     """
     if (begun := rendezvous.begun_run()) is not None:
-        return restart_request(request, begun) if request.resumed is None else replace(request, restarted=True)
+        return _restart_request(request, begun) if request.resumed is None else replace(request, restarted=True)
     if process_group.world_size() == 1:
         return request
     if request.config is not None:
@@ -45,3 +47,21 @@ def require_same_request(request: TrainRequest) -> TrainRequest:
             hint="start all ranks with the same settings",
         )
     return request
+
+
+def _restart_request(request: TrainRequest, folder: Path) -> TrainRequest:
+    """Return the request to resume the run that these ranks had started before one of them was lost.
+
+    Raises: DialogKitError with exit code 0 if that run is finished.
+    """
+    run = RunDir(folder)
+    if process_group.broadcast(process_group.is_main_process() and run.read().status == "completed"):
+        error = DialogKitError(f"the run {run.name!r} is finished: there is nothing to do")
+        error.exit_code = 0
+        raise error
+    if process_group.is_main_process():
+        times = rendezvous.restarts()
+        line = "a rank was lost: all ranks are restarted" + (f" ({times})" if times else "")
+        run.append_console(line)
+        request.reporter.note(line)
+    return TrainRequest(resumed=run, restarted=True, command=request.command, reporter=request.reporter)

@@ -5,7 +5,6 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dialogkit.config.base import Result
 from dialogkit.config.run import RunConfig
@@ -18,9 +17,6 @@ from dialogkit.services.training.samples import reply_to_tests
 from dialogkit.services.training.summary import ledger_line, warnings
 from dialogkit.system.compute_lock import alone, require_threads
 from dialogkit.text import counted
-
-if TYPE_CHECKING:
-    from dialogkit.data.tokens import DialogTokens
 
 
 class DryRunResult(Result):
@@ -73,8 +69,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     for line in (ledger_line(learner), *warnings(learner, reporter.advice), *([split] if split else [])):
         reporter.note(line)
     start_s = time.perf_counter() - started
-    dialogs: DialogTokens = learner.data.sample
-    size = learner.data.size
+    dialogs, train_dialogs = learner.data.sample, learner.data.size
     longest = dialogs.lengths.argsort()[-config.train.batch_size :]
     started = time.perf_counter()
     reporter.doing(f"measuring the untrained model on {counted(len(learner.data.evaluation), 'held-out dialog')}")
@@ -92,26 +87,20 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     with tempfile.TemporaryDirectory(prefix="dialogkit-dry-run-") as folder:
         schedule, learner.schedule = learner.schedule, replace(learner.schedule, total_steps=2, log_every_steps=1)
         learner.data = replace(learner.data, train=dialogs.select(longest))
-        learner.config = config.model_copy(
-            update={
-                "train": config.train.model_copy(update={"max_steps": 2, "budget_s": None, "keep": "last"}),
-                "tracking": config.tracking.model_copy(update={"trackers": ()}),
-            }
-        )
+        train = config.train.model_copy(update={"max_steps": 2, "budget_s": None, "keep": "last"})
+        tracking = config.tracking.model_copy(update={"trackers": ()})
+        learner.config = config.model_copy(update={"train": train, "tracking": tracking})
         reporter.doing("training two steps on the longest batch")
         try:
             fit(learner.fit_task(Path(folder)), sink)
         except InterruptedRunError as error:
-            raise InterruptedRunError(
-                "the dry run was stopped; nothing was kept", exit_code=error.exit_code
-            ) from None
+            problem = "the dry run was stopped; nothing was kept"
+            raise InterruptedRunError(problem, exit_code=error.exit_code) from None
     tokens_per_step = float(dialogs.lengths.mean()) * config.train.batch_size
     step_s = tokens_per_step / speeds[-1]
     if (budget_s := config.train.budget_s) is None:
-        total_steps, evaluations = (
-            schedule.total_steps,
-            math.ceil(schedule.total_steps / schedule.eval_every_steps),
-        )
+        total_steps = schedule.total_steps
+        evaluations = math.ceil(total_steps / schedule.eval_every_steps)
     else:
         evaluations = EVALUATIONS_PER_RUN
         total_steps = max(1, int((budget_s - start_s - (evaluations + 2) * score_s - reply_s) / step_s))
@@ -122,7 +111,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
         trainable_parameters=learner.model_info["trainable_parameters"],
         device=runtime.device,
         precision=runtime.precision,
-        train_dialogs=size,
+        train_dialogs=train_dialogs,
         total_steps=total_steps,
         tokens_per_step=tokens_per_step,
         longest_batch_tokens=int(dialogs.lengths[longest].sum()),

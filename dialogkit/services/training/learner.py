@@ -5,23 +5,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dialogkit.config.paths import cache_dir
 from dialogkit.config.run import RunConfig
+from dialogkit.distributed import process_group
 from dialogkit.errors import ConfigError
 from dialogkit.hints import Change, Either
 from dialogkit.models.folder import describe_architecture
+from dialogkit.services.training.memory_plan import require_room
 from dialogkit.services.training.progress import say_stopping
+from dialogkit.system.memory import free_bytes
 
 if TYPE_CHECKING:
     from dialogkit.data.prepare import PreparedData
     from dialogkit.data.stream_setup import StreamedData
     from dialogkit.data.tokens import DialogTokens
-    from dialogkit.engine.arguments import Schedule
     from dialogkit.engine.budget import Budget
     from dialogkit.engine.callbacks import StopAtSignal
     from dialogkit.engine.checkpoints import Progress
     from dialogkit.engine.device import Runtime
-    from dialogkit.engine.fit import FitTask
-    from dialogkit.models.tokenizer import ChatTokenizer
+    from dialogkit.engine.task import FitTask
 
 
 class Learner:
@@ -39,35 +41,31 @@ class Learner:
 
         Raises: ConfigError, DataError, ModelError, OutOfMemoryError.
         """
-        from dialogkit.config.paths import cache_dir
         from dialogkit.data.prepare import prepare_data
-        from dialogkit.distributed import process_group
         from dialogkit.engine.arguments import resolve_schedule
         from dialogkit.models.build import context_length
         from dialogkit.models.generation import choose_settings
         from dialogkit.models.tokenizer import load_tokenizer
-        from dialogkit.services.training.memory_plan import require_room
-        from dialogkit.system.memory import free_bytes
 
         config.train.require_divisible(process_group.world_size())
         built = None
         context = config.model.context
         self.data: PreparedData | StreamedData
         with process_group.main_process_first():  # the other ranks use its caches
-            chosen = choose_settings(
+            generate, self.settings_note = choose_settings(
                 config.generate, config.model, hint=Change({"generate.use_model_settings": False})
             )
-            config = config.model_copy(update={"generate": chosen.config})
-            self.config, self.runtime, self.settings_note = config, runtime, chosen.note
-            self.tokenizer: ChatTokenizer = load_tokenizer(config.model)
+            config = config.model_copy(update={"generate": generate})
+            self.config, self.runtime = config, runtime
+            self.tokenizer = load_tokenizer(config.model)
             if context is None or not config.model.from_scratch:
                 built = self._build(room=free_bytes())
-                context = context_length(built)
+                context = context_length(built.config)
             if config.data.streaming:
                 self.data = self._stream(context)
             else:
                 self.data = prepare_data(config.data, self.tokenizer, context=context, cache=cache_dir())
-        self.schedule: Schedule = resolve_schedule(config.train, self.data.size or 0)
+        self.schedule = resolve_schedule(config.train, self.data.size or 0)
         self.context = context
         if built is None:
             require_room(config.model, self.tokenizer.vocabulary)
@@ -84,7 +82,7 @@ class Learner:
         data = prepare_stream(self.config.data, self.tokenizer, context=context, seed=train.seed)
         if data.size is None and train.max_steps is None and train.budget_s is None:
             raise ConfigError(
-                f"cannot convert epochs to steps: the size of {data.source.name} is unknown until it is read",
+                f"cannot convert epochs to steps: the size of {data.ledger.dataset} is unknown until it is read",
                 hint=Either(Change({"train.max_steps": 1000}), Change({"train.budget_s": 3600})),
             )
         return data
@@ -115,17 +113,8 @@ class Learner:
         """
         return self.runtime.sharding == "none" and self._stop is not None and self._stop.aborts()
 
-    @property
-    def generates(self) -> bool:
-        """Whether this rank generates replies: rank 0 does, and all ranks of a sharded model."""
-        from dialogkit.distributed import process_group
-        from dialogkit.distributed.sharding import is_sharded
-
-        return process_group.is_main_process() or is_sharded(self.model)
-
     def _evaluation_batches(self) -> "Iterator[tuple[dict[str, Any], list[int]]]":
         from dialogkit.data.collate import batches_of
-        from dialogkit.distributed import process_group
         from dialogkit.engine.callbacks import EvaluationAborted
 
         for batch in batches_of(self._evaluated, self.config.train.eval_batch_size):
@@ -147,14 +136,14 @@ class Learner:
 
         Raises: EvaluationAborted if a signal stops the training meanwhile.
         """
-        from dialogkit.distributed import process_group
         from dialogkit.distributed.sharding import is_sharded, within_sharded
         from dialogkit.engine.attention import use_packed_attention
         from dialogkit.engine.callbacks import EvaluationAborted
         from dialogkit.inference.likelihood import Likelihood, score_batches
 
         use_packed_attention(self.model)
-        likelihood, aborted = None, False
+        # Each rank scores some dialogs: metrics come from the sums of all ranks, and all abort if one does.
+        sums, aborted = Likelihood.nothing(), False
         try:
             if len(self._evaluated) or is_sharded(self.model):
                 likelihood = score_batches(
@@ -165,14 +154,13 @@ class Learner:
                     autocast=self.runtime.autocast() if autocast else None,
                     **({"within": within_sharded(self.model)} if is_sharded(self.model) else {}),
                 )
+                if process_group.world_size() == 1:
+                    return likelihood.figures()
+                sums = likelihood.sums()
         except EvaluationAborted:
             if process_group.world_size() == 1:
                 raise
             aborted = True
-        if process_group.world_size() == 1 and likelihood is not None:
-            return likelihood.figures()
-        # Each rank has scored some dialogs: metrics come from the sums of all ranks, and all abort if one does.
-        sums = likelihood.sums() if likelihood is not None and not aborted else Likelihood.nothing()
         *sums, any_aborted = process_group.all_reduce_floats([*sums, float(aborted)])
         if any_aborted:
             raise EvaluationAborted
@@ -181,7 +169,6 @@ class Learner:
     @cached_property
     def _evaluated(self) -> "DialogTokens":
         """The held-out dialogs that this rank scores: about as many tokens as every other rank."""
-        from dialogkit.distributed import process_group
         from dialogkit.engine.batches import balance
 
         evaluation = self.data.evaluation
@@ -202,9 +189,9 @@ class Learner:
         """
         from dialogkit.data.collate import collate_dialogs
         from dialogkit.engine.callbacks import StopAtSignal
-        from dialogkit.engine.fit import FitTask
+        from dialogkit.engine.task import FitTask
 
-        missed = self._raise_missed_signal
+        every, missed = self.config.tracking.histogram_every_steps, self._raise_missed_signal
         self._stop = StopAtSignal() if missed is None else StopAtSignal(say_stopping, missed)
         return FitTask(
             model=self.model,
@@ -218,7 +205,7 @@ class Learner:
             tokenizer=self.tokenizer.hf,
             compile=self.config.runtime.compile,
             workers=self.config.runtime.workers,
-            histogram_every=self.histogram_every(),
+            histogram_every=min(max(1, self.schedule.total_steps // 5), 500) if every is None else every,
             trackers=self.config.tracking.trackers,
             project=self.config.tracking.project,
             resume_from=resume_from,
@@ -238,11 +225,6 @@ class Learner:
         del self.model
         gc.collect()
         self.model = self._build().to(self.runtime.device)
-
-    def histogram_every(self) -> int:
-        """Return the steps between histograms; 0 disables them."""
-        chosen = self.config.tracking.histogram_every_steps
-        return min(max(1, self.schedule.total_steps // 5), 500) if chosen is None else chosen
 
     @cached_property
     def model_info(self) -> dict[str, Any]:
@@ -266,13 +248,3 @@ class Learner:
             **describe_architecture(self.model.config.to_dict()),
             "vocabulary": self.tokenizer.vocabulary,
         }
-
-    @property
-    def streamed(self) -> bool:
-        """Whether the dialogs are read while training."""
-        return self.config.data.streaming
-
-    def require_place(self, checkpoint: Path) -> None:
-        """Raise the error of `DialogStream.require_place` if a stream cannot resume from a checkpoint."""
-        if self.streamed:
-            self.data.stream.require_place(checkpoint)  # type: ignore[union-attr]

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.load import flatten
 from dialogkit.config.run import RunConfig
+from dialogkit.distributed import process_group, rendezvous, shutdown
 from dialogkit.distributed.stop_signals import signals_stop
 from dialogkit.errors import (
     CheckpointError,
@@ -27,7 +28,7 @@ from dialogkit.services.runs.resolve import find_dataset, output_of
 from dialogkit.services.training.base_model import with_lasting_base
 from dialogkit.services.training.progress import LogReporter, TrainReporter
 from dialogkit.services.training.resume import resume_hint, resumed_config
-from dialogkit.services.training.silent import SilentReporter, SilentRunDir, silent_record, silent_wandb
+from dialogkit.services.training.silent import SilentRunDir
 from dialogkit.system.compute_lock import require_threads
 from dialogkit.system.environment import environment_facts
 from dialogkit.system.packages import package_versions
@@ -60,7 +61,7 @@ class TrainRequest:
     """Whether the ranks were restarted after one of them was lost."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """Where each setting came from."""
-    command: tuple[str, ...] = ()
+    command: Sequence[str] = ()
     """The command as typed."""
     reporter: TrainReporter = field(default_factory=LogReporter)
 
@@ -74,17 +75,17 @@ class TrainingRun:
     runtime: "Runtime"
     folder: RunDir
     record: RunRecord
+    unchanged: RunRecord
+    """The record before any changes."""
     reporter: TrainReporter
     started: float
     """When the run began, by `time.perf_counter`."""
     raise_missed_signal: Callable[[], None]
     wandb_decision: Decision | None = None
     """Mode, reason and credentials of the W&B run; None on other ranks."""
-    wandb_run: WandbRun = field(default_factory=silent_wandb)
+    wandb_run: WandbRun = field(default_factory=lambda: WandbRun(None, "disabled", "rank 0 logs"))
     checkpoint: "tuple[Path, Progress] | None" = None
     """Where it resumes; None for a new run."""
-    unchanged: RunRecord | None = None
-    """The record of a resumed run before any changes."""
 
     @property
     def is_new(self) -> bool:
@@ -109,7 +110,7 @@ class TrainingRun:
             folder=Path(config.runtime.output_dir),
             settings={name.replace(".", "/"): value for name, value in flatten(record.config)},
             resume_id=None if self.is_new else record.wandb.id,
-            told_step=-1 if self.is_new else record.resumed[-1].told_step,
+            logged_step=-1 if self.is_new else record.resumed[-1].told_step,
         )
         record.wandb = WandbInfo(mode=self.wandb_run.mode, reason=self.wandb_run.reason, id=self.wandb_run.id)
 
@@ -125,7 +126,6 @@ def open_run(request: TrainRequest) -> Iterator[TrainingRun]:
 
     Raises: errors of the checks before a run, and errors of the body with a hint how to resume.
     """
-    from dialogkit.distributed import process_group, rendezvous, shutdown
     from dialogkit.engine.device import resolve_runtime
 
     started = time.perf_counter()
@@ -138,28 +138,28 @@ def open_run(request: TrainRequest) -> Iterator[TrainingRun]:
         decision: Decision | None = None
         folder: RunDir
         if main:
-            config = _new_settings(request) if request.resumed is None else _resumed_settings(request)
+            config = _settings(request)
             require_threads(config.runtime.threads)
             decision = _check(config)
             runtime = resolve_runtime(config.runtime)
             folder = request.resumed or _create(config)
             config, path = process_group.broadcast((config, folder.path))
-            record = _new_record(request, config, runtime, folder) if request.resumed is None else folder.read()
+            record = folder.read() if request.resumed else _new_record(request, config, runtime, folder)
         else:
             config, path = process_group.broadcast((None, Path()))  # type: ignore[assignment]
             runtime, folder = resolve_runtime(config.runtime), SilentRunDir(path)
-            record = silent_record(config.model_dump(mode="json"))
+            record = RunRecord(name="", created="", config=config.model_dump(mode="json"))
         run = TrainingRun(
             request=request,
             config=config,
             runtime=runtime,
             folder=folder,
             record=record,
-            reporter=request.reporter if main else SilentReporter(),
+            reporter=request.reporter if main else TrainReporter(),
             started=started,
             wandb_decision=decision,
             raise_missed_signal=raise_missed_signal,
-            unchanged=None if request.resumed is None else record.model_copy(deep=True),
+            unchanged=record.model_copy(deep=True),
         )
         exiting.append(run)
         output = Path(config.runtime.output_dir)
@@ -176,16 +176,15 @@ def open_run(request: TrainRequest) -> Iterator[TrainingRun]:
             folder.list_files()
 
 
-def _new_settings(request: TrainRequest) -> RunConfig:
-    """Return the settings of a new run. Raises: ConfigError or UnavailableError before anything is written."""
-    assert request.config is not None
-    return with_lasting_base(request.config)
+def _settings(request: TrainRequest) -> RunConfig:
+    """Return the settings of a run before anything is written.
 
-
-def _resumed_settings(request: TrainRequest) -> RunConfig:
-    """Return the settings of a run that is resumed. Raises: ConfigError for changes that alter the training."""
-    assert request.resumed is not None
-    run, record = request.resumed, request.resumed.read()
+    Raises: ConfigError or UnavailableError if it cannot start, such as for changes that alter a resumed training.
+    """
+    if (run := request.resumed) is None:
+        assert request.config is not None
+        return with_lasting_base(request.config)
+    record = run.read()
     with run.locked():
         pass  # fail before anything is loaded if another process trains this run
     config, changed = resumed_config(run, record, request.changes, force=request.force or request.restarted)
@@ -204,16 +203,12 @@ def _check(config: RunConfig) -> Decision:
     Raises: ConfigError if several devices are requested in a single process; errors that would otherwise appear
         only after the training.
     """
-    from dialogkit.distributed import process_group
-
     devices = config.runtime.devices
     if process_group.world_size() == 1 and isinstance(devices, int) and devices > 1:
+        torchrun = Shell(f"torchrun --nproc-per-node {devices} PROGRAM")
         raise ConfigError(
             f"runtime.devices is {devices}, but this program is a single process",
-            hint=Either(
-                Shell(f"torchrun --nproc-per-node {devices} PROGRAM"),
-                Call("train", settings={"runtime.devices": devices}),
-            ),
+            hint=Either(torchrun, Call("train", settings={"runtime.devices": devices})),
         )
     require_publishable(published_dir(Path(config.runtime.output_dir), config.model.name))
     require_trackers(config.tracking.trackers)
@@ -242,16 +237,13 @@ def _new_record(request: TrainRequest, config: RunConfig, runtime: "Runtime", fo
 
 def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
     """Record how a training ended, and return the error to raise, with a hint how to resume."""
-    from dialogkit.distributed import rendezvous
-
     folder, record, wandb_run = run.folder, run.record, run.wandb_run
     if folder.is_gone:
         return _end_without_folder(run, error)
     if record.status == "completed" and isinstance(error, InterruptedRunError):
         # The run is complete: it only waited for W&B or the report.
-        error.hint = (
-            Shell(f"wandb sync {wandb_run.folder}") if wandb_run.folder else Call("runs show", folder.path)
-        )
+        sync = Shell(f"wandb sync {wandb_run.folder}") if wandb_run.folder else None
+        error.hint = sync or Call("runs show", folder.path)
         folder.list_files()
         return error
     if (
@@ -263,8 +255,8 @@ def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
         wandb_run.finish(exit_code=error.exit_code)
         remove_unbegun(folder)
         return error
-    if isinstance(error, ConfigError) and run.unchanged is not None and rendezvous.begun_run() is None:
-        # Refused as well: restore the record.
+    if isinstance(error, ConfigError) and rendezvous.begun_run() is None:
+        # A resumed run is refused as well: restore its record.
         wandb_run.finish(exit_code=error.exit_code)
         with suppress(StorageError):
             folder.write(run.unchanged)
@@ -304,23 +296,3 @@ def _status(error: BaseException) -> Any:
     if isinstance(error, DivergedError):
         return "diverged"
     return "interrupted" if is_interruption(error) else "failed"
-
-
-def restart_request(request: TrainRequest, folder: Path) -> TrainRequest:
-    """Return the request to resume the run that these ranks had started before one of them was lost.
-
-    Raises: DialogKitError with exit code 0 if that run is finished.
-    """
-    from dialogkit.distributed import process_group, rendezvous
-
-    run = RunDir(folder)
-    if process_group.broadcast(process_group.is_main_process() and run.read().status == "completed"):
-        error = DialogKitError(f"the run {run.name!r} is finished: there is nothing to do")
-        error.exit_code = 0
-        raise error
-    if process_group.is_main_process():
-        times = rendezvous.restarts()
-        line = "a rank was lost: all ranks are restarted" + (f" ({times})" if times else "")
-        run.append_console(line)
-        request.reporter.note(line)
-    return TrainRequest(resumed=run, restarted=True, command=request.command, reporter=request.reporter)

@@ -20,19 +20,9 @@ WINDOW_STEPS = 10
 _SAME = ("model.", "data.", "train.batch_size", "train.budget_s", "train.epochs", "train.max_steps")
 """If one of these differs, a different loss is expected."""
 _WITHOUT_EFFECT = (
-    "accumulation",
-    "activation_checkpointing",
-    "eval_",
-    "every_steps",
-    "fit_batch",
-    "keep",
-    "lora_",  # no band is of an adapter
-    "max_bad_rows",
-    "merge",
-    "model.name",
-    "patience",
-    "seed",
-    "shuffle_dialogs",  # no band is of a stream
+    *("accumulation", "activation_checkpointing", "eval_", "every_steps", "fit_batch", "keep", "max_bad_rows"),
+    *("merge", "model.name", "patience", "seed"),
+    *("lora_", "shuffle_dialogs"),  # no band is of an adapter or a stream
 )
 
 
@@ -67,8 +57,7 @@ class LossMonitor:
 
     def __init__(self, config: RunConfig, bands: Mapping[str, Band] | None = None) -> None:
         self._name = f"{config.model.name}, preset {config.preset}"
-        known = reference_curves() if bands is None else bands
-        self._band = known.get(f"{config.model.name}/{config.preset}")
+        self._band = (reference_curves() if bands is None else bands).get(f"{config.model.name}/{config.preset}")
         self._losses: list[float] = []
         self._differing: dict[str, str] = {}
         if self._band is not None:

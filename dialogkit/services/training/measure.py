@@ -9,7 +9,7 @@ from dialogkit.hints import Change
 from dialogkit.inference.results import ReplyResult
 from dialogkit.services.training.lifecycle import TrainingRun
 from dialogkit.services.training.samples import reply_to_held_out, reply_to_tests
-from dialogkit.services.training.summary import ledger_line, length_histogram
+from dialogkit.services.training.summary import ledger_line
 from dialogkit.text import counted
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ def measure_untrained(run: TrainingRun, learner: "Learner", recorder: "Recorder"
 
     Raises: ConfigError if a budget is too short to train.
     """
+    import numpy as np
+
+    from dialogkit.engine.histograms import Histogram
+
     budget_s = learner.config.train.budget_s
     spent_s = process_group.broadcast(time.perf_counter() - run.started)
     if budget_s is not None and spent_s >= budget_s:
@@ -32,7 +36,8 @@ def measure_untrained(run: TrainingRun, learner: "Learner", recorder: "Recorder"
             hint=Change({"train.budget_s": max(60, round(10 * spent_s))}),
         )
     run.reporter.doing(f"measuring the untrained model on {_held_out(learner)}")
-    recorder.histograms(0, {"data/dialog_tokens": length_histogram(learner)})
+    lengths = Histogram(*np.histogram(learner.data.sample.lengths, bins=32))
+    recorder.histograms(0, {"data/dialog_tokens": lengths})
     measured = time.perf_counter()
     before = learner.score(autocast=False)
     if budget_s is not None:
@@ -46,9 +51,7 @@ def measure_untrained(run: TrainingRun, learner: "Learner", recorder: "Recorder"
     return took_s
 
 
-def plan_budget(
-    run: TrainingRun, learner: "Learner", recorder: "Recorder", evaluation_s: float
-) -> "Budget | None":
+def plan_budget(run: TrainingRun, learner: "Learner", evaluation_s: float) -> "Budget | None":
     """Return the wall-clock budget of a run, the same on every rank; None if it is unlimited."""
     from dialogkit.engine.budget import Budget
 
@@ -58,7 +61,7 @@ def plan_budget(
     if warning := costly_evaluations(budget_s, evaluation_s, len(learner.data.evaluation)):
         dialogs, text = warning
         change = run.reporter.advice(Change({"data.eval_max_dialogs": dialogs}))
-        recorder.note(f"{text}: {change} leaves more time for training")
+        run.note(f"{text}: {change} leaves more time for training")
     return process_group.broadcast(Budget(budget_s, run.started, evaluation_s=evaluation_s, end_s=evaluation_s))
 
 
@@ -77,8 +80,8 @@ def measure_trained(
     run: TrainingRun, learner: "Learner", recorder: "Recorder", fitted: "FitResult"
 ) -> tuple[dict[str, float], list[ReplyResult]]:
     """Return the metrics of the trained model and its replies to the test prompts."""
-    if learner.streamed:
-        recorder.note(ledger_line(learner))
+    if learner.config.data.streaming:
+        run.note(ledger_line(learner))
     run.reporter.doing(f"measuring the trained model on {_held_out(learner)}")
     limited = learner.config.train.budget_s is not None
     run.record.schedule.total_steps = fitted.steps if limited else learner.schedule.total_steps

@@ -3,17 +3,16 @@
 On a GPU the allocator reports what is missing; on the CPU the system kills a process without a word.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dialogkit.config.model import ModelConfig
+from dialogkit.distributed import process_group
 from dialogkit.errors import OutOfMemoryError
 from dialogkit.hints import Call, Change
-from dialogkit.services.training.summary import data_info
 from dialogkit.system.memory import free_bytes
 from dialogkit.text import counted
-from dialogkit.tracking.record import DataInfo
 
 if TYPE_CHECKING:
     from dialogkit.engine.checkpoints import Progress
@@ -64,8 +63,6 @@ def split_to_fit(learner: "Learner") -> str | None:
 
     Returns a note about the split, or None. Raises: OutOfMemoryError if a step would not fit.
     """
-    from dialogkit.distributed import process_group
-
     free, train = free_bytes(), learner.config.train
     # The ranks of a machine share its memory, and all ranks must reach the same decision.
     per_rank = process_group.all_gather(free and free // process_group.local_world_size())
@@ -92,57 +89,31 @@ def split_to_fit(learner: "Learner") -> str | None:
     return f"{problem}: each step is split into {count} micro-batches of {size}"
 
 
-def split_finer(learner: "Learner") -> bool:
-    """Split the batch into at least twice as many micro-batches. Returns whether it could be."""
+def split_finer(learner: "Learner", error: OutOfMemoryError) -> str:
+    """Split the batch into at least twice as many micro-batches, and return why; raise the error if impossible."""
     train = learner.config.train
     finer = fewest_micro_batches(train.batch_size, 2 * train.accumulation_steps, lambda _: True)
-    if finer is not None:
-        learner.use_micro_batches(finer)
-    return finer is not None
+    # Other ranks may not run out of memory, so only a single process splits its batch.
+    if learner.runtime.processes > 1 or not train.fit_batch or finer is None:
+        raise error
+    learner.use_micro_batches(finer)
+    return error.message
 
 
-class Attempt:
-    """A context in which to train; it suppresses an OutOfMemoryError if smaller micro-batches may fit."""
-
-    def __init__(self, run: "TrainingRun", learner: "Learner", checkpoint: "tuple[Path, Progress] | None") -> None:
-        self._run, self._learner = run, learner
-        self.checkpoint = checkpoint
-        """Where to resume from."""
-        self.problem: str | None = None
-        """Why it failed; None if it did not."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
-        self._run.record.data = DataInfo(**data_info(self._learner))  # for a stream it is known only now
-        # Other ranks may not run out of memory, so only a single process splits its batch.
-        alone = self._learner.runtime.processes == 1 and self._learner.config.train.fit_batch
-        if not (isinstance(error, OutOfMemoryError) and alone and split_finer(self._learner)):
-            return False
-        self.problem = error.message
-        return True
-
-
-def attempts(run: "TrainingRun", learner: "Learner") -> Iterator[Attempt]:
-    """Yield attempts to train, each with smaller micro-batches, until one does not run out of memory."""
+def resume_split(run: "TrainingRun", learner: "Learner", problem: str) -> "tuple[Path, Progress] | None":
+    """Prepare a run to train on with smaller micro-batches; return its checkpoint, None for the first step."""
     from dialogkit.engine.checkpoints import newest_valid
 
-    checkpoint = run.checkpoint
-    while True:
-        yield (attempt := Attempt(run, learner, checkpoint))
-        if attempt.problem is None:
-            return
-        # The error must be gone by now: its traceback would keep the memory in use.
-        checkpoint = newest_valid(run.folder.path)
-        step = checkpoint[1].step if checkpoint else 0
-        run.folder.cut_after(step)
-        learner.reset_model()
-        run.record.config = learner.config.model_dump(mode="json")
-        run.folder.write(run.record)
-        train = learner.config.train
-        size = counted(train.batch_size // train.accumulation_steps, "dialog")
-        run.note(f"{attempt.problem}; resumes from step {step} with {size} at once")
+    checkpoint = newest_valid(run.folder.path)
+    step = checkpoint[1].step if checkpoint else 0
+    run.folder.cut_after(step)
+    learner.reset_model()
+    run.record.config = learner.config.model_dump(mode="json")
+    run.folder.write(run.record)
+    train = learner.config.train
+    size = counted(train.batch_size // train.accumulation_steps, "dialog")
+    run.note(f"{problem}; resumes from step {step} with {size} at once")
+    return checkpoint
 
 
 def bytes_of_step(learner: "Learner", micro_batches: int) -> int:

@@ -7,6 +7,9 @@ from dialogkit.text import counted
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import SAMPLES_FILE
 
+_ADAPTER = "This folder contains only an adapter: loading it requires peft and those weights."
+_RESEARCH = "- Alpaca-GPT4 is for research only, and so is a model trained on it."
+
 
 def model_card(record: RunRecord) -> str:
     """Return the card: data, licence, settings and results, all from the run's record."""
@@ -32,20 +35,12 @@ def model_card(record: RunRecord) -> str:
         f"A dialog model of {record.model.parameters:,} parameters ({record.model.architecture or '?'}), "
         f"trained with dialogkit {record.versions.get('dialogkit', '')} from {base}.",
         "",
-        *(
-            ["This folder contains only an adapter: loading it requires peft and those weights.", ""]
-            if is_adapter
-            else []
-        ),
+        *([_ADAPTER, ""] if is_adapter else []),
         "## Data",
         "",
         f"- dataset: {data.dataset}, format {data.format}, revision `{(data.revision or '')[:16]}`",
         f"- licence of the data: {data.license or 'unknown, ask the owner of the dataset'}",
-        *(
-            ["- Alpaca-GPT4 is for research only, and so is a model trained on it."]
-            if license_id == "cc-by-nc-4.0"
-            else []
-        ),
+        *([_RESEARCH] if license_id == "cc-by-nc-4.0" else []),
         *([f"- licence of the base weights: {model['license']}"] if model.get("license") else []),
         f"- {counted(data.train_dialogs or 0, 'training dialog')}, "
         f"{counted(data.train_supervised_tokens or 0, 'supervised token')}; "

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Protocol
 
 from dialogkit.hints import Hint
 
@@ -14,8 +13,8 @@ logger = logging.getLogger("dialogkit")
 LINES_PER_RUN = 20
 
 
-class TrainReporter(Protocol):
-    """Receives the events of a training in order."""
+class TrainReporter:
+    """Receives the events of a training in order; this one shows nothing."""
 
     def header(self, info: Mapping[str, str]) -> None:
         """Information about the run, once before the first step."""
@@ -27,13 +26,14 @@ class TrainReporter(Protocol):
         """The work until the next event; reported before it may take long."""
 
     def advice(self, hint: Hint) -> str:
-        """Return a hint as the user would type it."""
+        """Return a hint as the user would type it: here in plain words."""
+        return str(hint)
 
     def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
         """A logged point: `train/...`, `perf/...` or `eval/...` metrics. The total may be unknown, or change."""
 
 
-class LogReporter:
+class LogReporter(TrainReporter):
     """Writes to the logger `dialogkit` at level INFO."""
 
     def header(self, info: Mapping[str, str]) -> None:
@@ -48,10 +48,6 @@ class LogReporter:
     def doing(self, text: str) -> None:
         """Log the work that starts."""
         logger.info("%s ...", text)
-
-    def advice(self, hint: Hint) -> str:
-        """Return the hint in plain words."""
-        return str(hint)
 
     def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
         """Log the point, if its line is due."""

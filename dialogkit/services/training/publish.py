@@ -14,7 +14,7 @@ from dialogkit.inference.results import ReplyResult
 from dialogkit.services.runs.report import write_run_report
 from dialogkit.services.training.lifecycle import TrainingRun
 from dialogkit.services.training.model_card import model_card
-from dialogkit.services.training.recorder import Recorder, reply_statistics
+from dialogkit.services.training.recorder import reply_statistics
 from dialogkit.services.training.result import TrainResult, closing_lines
 from dialogkit.services.training.resume import resume_hint
 from dialogkit.system.files import ordinary_permissions, write_text
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 def publish_model(
     run: TrainingRun,
     learner: "Learner",
-    recorder: Recorder,
     fitted: "FitResult",
     measured: tuple[dict[str, float], list[ReplyResult]],
 ) -> TrainResult:
@@ -62,7 +61,7 @@ def publish_model(
             write_text(folder / "README.md", model_card(run.record))
             ordinary_permissions(folder)
 
-        published = _publish(run, recorder, save)
+        published = _publish(run, save)
         _close(run)
         result = _result(run, fitted, replies, published)
         for line in closing_lines(result):
@@ -72,12 +71,12 @@ def publish_model(
     return result
 
 
-def _publish(run: TrainingRun, recorder: Recorder, save: Callable[[Path], None]) -> Path:
+def _publish(run: TrainingRun, save: Callable[[Path], None]) -> Path:
     """Write the model into the run and publish it; return the folder of the newest model of its name."""
     folder, again = run.folder, resume_hint(run.folder)
     target = published_dir(Path(run.config.runtime.output_dir), run.config.model.name)
-    hint: Hint
-    state, hint = "the training is complete and the run can be resumed", again
+    state = "the training is complete and the run can be resumed"
+    hint: Hint = again
     try:
         problems = keep_foreign_model(folder.model_dir)
         problems += replace_folder(folder.model_dir, save)
@@ -91,7 +90,7 @@ def _publish(run: TrainingRun, recorder: Recorder, save: Callable[[Path], None])
         refused.exit_code = 1  # all the work is done
         raise refused from None
     for problem in problems:
-        recorder.note(problem)
+        run.note(problem)
     return target
 
 
@@ -104,10 +103,7 @@ def _close(run: TrainingRun) -> None:
         {
             **record.metrics,
             **{f"replies/{name}": value for name, value in record.replies.items()},
-            "status": record.status,
-            "created": record.created,
-            "finished": record.finished,
-            "duration_s": record.duration_s,
+            **record.model_dump(include={"status", "created", "finished", "duration_s"}),
         }
     )
     if run.config.tracking.log_model:

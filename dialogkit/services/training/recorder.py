@@ -5,18 +5,12 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from dialogkit.engine.flops import peak_flops
 from dialogkit.inference.results import ReplyResult
 from dialogkit.services.training.loss_bands import LossMonitor
 from dialogkit.services.training.progress import step_line
 from dialogkit.services.training.samples import replies_at_evaluation
-from dialogkit.services.training.summary import (
-    data_info,
-    flops_per_token,
-    header,
-    ledger_line,
-    peak_flops,
-    warnings,
-)
+from dialogkit.services.training.summary import data_info, flops_per_token, header, ledger_line, warnings
 from dialogkit.system.memory import process_memory_bytes
 from dialogkit.text import counted
 from dialogkit.tracking.record import DataInfo, ModelInfo, ScheduleInfo
@@ -45,7 +39,8 @@ class Recorder:
         # With a time budget, unknown until the speed is measured.
         self._total_steps = None if self._limited else learner.schedule.total_steps
         self._noted_steps: int | None = None
-        self._flops_per_token, self._peak_flops = flops_per_token(learner), peak_flops(learner)
+        self._flops_per_token = flops_per_token(learner)
+        self._peak_flops = peak_flops(learner.runtime.device_name, learner.runtime.precision)
         self._loss_monitor = LossMonitor(learner.config)
 
     def begin(self, split: str | None) -> None:
@@ -58,19 +53,16 @@ class Recorder:
         for name, value in (lines := header(self._learner, self._folder, self._wandb)).items():
             self._folder.append_console(f"{name:9}  {value}")
         self._reporter.header(lines)
-        self.note(ledger_line(self._learner))
+        self._run.note(ledger_line(self._learner))
         for warning in (*warnings(self._learner, self._reporter.advice), *([split] if split else [])):
-            self.note(warning)
+            self._run.note(warning)
         asked, size = self._learner.config.data.samples or 0, self._learner.data.size
         if size is not None and asked > size and self._run.record.origins.get("data.samples") == "command line":
-            self.note(f"{counted(asked, 'dialog')} were requested, but only {size:,} are available to train on")
+            requested = f"{counted(asked, 'dialog')} were requested"
+            self._run.note(f"{requested}, but only {size:,} are available to train on")
         if self._run.checkpoint is not None:
             folder, progress = self._run.checkpoint
-            self.note(f"resuming from step {progress.step}, {folder.name}")
-
-    def note(self, text: str) -> None:
-        """Record a line."""
-        self._run.note(text)
+            self._run.note(f"resuming from step {progress.step}, {folder.name}")
 
     def _info(self) -> None:
         """Record the model, the data and the schedule."""
@@ -80,18 +72,9 @@ class Recorder:
         if run.checkpoint is None or not self._limited:
             record.schedule = ScheduleInfo(**asdict(learner.schedule))
         self._folder.write(record)
-        self._wandb.update_config(
-            {
-                "model_facts": record.model.model_dump(),
-                "data_facts": record.data.model_dump(),
-                "runtime_facts": record.runtime.model_dump(),
-                "schedule": record.schedule.model_dump(),
-                "environment": record.environment.model_dump(),
-                "versions": record.versions,
-                "origins": record.origins,
-                "command": " ".join(record.command),
-            }
-        )
+        facts = {f"{name}_facts": getattr(record, name).model_dump() for name in ("model", "data", "runtime")}
+        others = record.model_dump(include={"schedule", "environment", "versions", "origins"})
+        self._wandb.update_config({**facts, **others, "command": " ".join(record.command)})
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics at an optimizer step; at an evaluation, short replies as well.
@@ -105,7 +88,7 @@ class Recorder:
             raise EvaluationAborted
         self.point(step, metrics)
         if (warning := self._loss_monitor.point(step, metrics)) is not None:
-            self.note(warning)
+            self._run.note(warning)
         if replies:
             self.replies(step, replies, table="replies/evaluation")
             statistics = reply_statistics(replies)
@@ -147,7 +130,7 @@ class Recorder:
         self._noted_steps = schedule.total_steps
         self._run.record.schedule = ScheduleInfo(**asdict(schedule))
         self._folder.write(self._run.record)
-        self.note(
+        self._run.note(
             f"the time budget allows about {counted(schedule.total_steps, 'step')}, "
             f"{round(self._learner.config.train.warmup_fraction * schedule.total_steps):,} of them warm-up, "
             f"with an evaluation every {schedule.eval_every_steps:,}"

@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING, Any
 from dialogkit.config.load import NEWEST, flatten, folder_name, load_changed
 from dialogkit.config.paths import holds_model
 from dialogkit.config.run import RunConfig
+from dialogkit.distributed import process_group
 from dialogkit.errors import CheckpointError, ConfigError, ModelError
 from dialogkit.hints import Call
-from dialogkit.services.runs.resolve import (
-    call_on,
-    output_of,
-    refuse_sharded,
-    require_finished_model,
-)
+from dialogkit.services.runs.resolve import call_on, output_of, refuse_sharded, require_finished_model
 from dialogkit.system.packages import package_versions
 from dialogkit.text import counted
 from dialogkit.tracking.record import ModelInfo, Resumption, RunRecord, now
@@ -29,17 +25,12 @@ if TYPE_CHECKING:
     from dialogkit.services.training.learner import Learner
     from dialogkit.services.training.lifecycle import TrainingRun
 
-HARMLESS = (
-    "tracking.",
-    "generate.",
-    "runtime.devices",
-    "runtime.workers",
-    "runtime.output_dir",
-    "train.keep_checkpoints",
-    "train.fit_batch",
-    "train.merge",
+_HARMLESS = (
+    *("tracking.", "generate.", "runtime.devices", "runtime.workers", "runtime.output_dir"),
+    *("train.keep_checkpoints", "train.fit_batch", "train.merge"),
 )
 """Settings that do not change what is learned."""
+_LIBRARIES = ("torch", "transformers")
 
 
 def find_resumable(name: str, *, model: str | None, output: Path) -> RunDir:
@@ -52,10 +43,7 @@ def find_resumable(name: str, *, model: str | None, output: Path) -> RunDir:
         record = run.read()
         made = record.settings("model").get("name")
         if model is not None and model != made:
-            raise ModelError(
-                f"the run {run.name!r} trains {made}, not {model}",
-                hint=resume_hint(run),
-            )
+            raise ModelError(f"the run {run.name!r} trains {made}, not {model}", hint=resume_hint(run))
         _require_valid(run, record)
         return run
     for run, record in list_runs(output):
@@ -146,7 +134,7 @@ def resumed_config(
     differing = [
         f"{name} is {old!r}, not {new.get(name)!r}" for name, old in flatten(record.config) if new.get(name) != old
     ]
-    altering = [change for change in differing if not change.startswith(HARMLESS)]
+    altering = [change for change in differing if not change.startswith(_HARMLESS)]
     if altering and not force:
         raise _refusal(run, altering)
     if "runtime.output_dir" not in changes and run.output is not None:
@@ -155,41 +143,30 @@ def resumed_config(
     return config, differing
 
 
-def require_same(run: RunDir, record: RunRecord, learner: "Learner", *, force: bool) -> list[str]:
-    """Return the differences from the environment of the run; most affect only the last digits of metrics.
-
-    Raises: ConfigError if there are any, unless `force`.
-    """
-    now = {
-        **{f"version of {name}": package_versions().get(name) for name in ("torch", "transformers")},
-        **{f"runtime.{name}": value for name, value in asdict(learner.runtime).items() if "reason" not in name},
-        "data revision": learner.data.ledger.revision,
-        # A stream is counted while it is read.
-        "training dialogs": None if learner.streamed else learner.data.size,
-        # Checkpoints contain full weights, but not the base of an adapter.
-        "the base of the adapter": _base_of(ModelInfo(**learner.model_info)),
-    }
-    before = {
-        **{f"version of {name}": record.versions.get(name) for name in ("torch", "transformers")},
-        **{
-            name: getattr(record.runtime, name.removeprefix("runtime."), None)
-            for name in now
-            if name.startswith("runtime.")
-        },
-        "data revision": record.data.revision,
-        "training dialogs": None if learner.streamed else record.data.train_dialogs,
-        "the base of the adapter": _base_of(record.model),
-    }
-    if before["runtime.processes"] not in (None, now["runtime.processes"]):
+def _require_same(run: RunDir, record: RunRecord, learner: "Learner") -> None:
+    """Raise ConfigError if the environment of the run has changed; most changes affect only the last digits."""
+    runtime, versions = asdict(learner.runtime), package_versions()
+    # A stream is counted while it is read.
+    dialogs = None if learner.config.data.streaming else record.data.train_dialogs
+    if record.runtime.processes not in (None, runtime["processes"]):
         # The batches stay the same; only the last digits differ, because sums are in a different order.
-        for name in ("runtime.processes", "runtime.device_name"):
-            del now[name], before[name]
+        del runtime["processes"], runtime["device_name"]
+    both = {
+        **{f"version of {name}": (record.versions.get(name), versions.get(name)) for name in _LIBRARIES},
+        **{
+            f"runtime.{name}": (getattr(record.runtime, name, None), value)
+            for name, value in runtime.items()
+            if "reason" not in name
+        },
+        "data revision": (record.data.revision, learner.data.ledger.revision),
+        "training dialogs": (dialogs, learner.data.size),
+        # Checkpoints contain full weights, but not the base of an adapter.
+        "the base of the adapter": (_base_of(record.model), _base_of(ModelInfo(**learner.model_info))),
+    }
     # A run that was killed very early may not have recorded these.
-    differing = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in now if before[name] != now[name]]
-    differing = [change for change in differing if " was None" not in change]
-    if differing and not force:
-        raise _refusal(run, differing, force=True)
-    return differing
+    changes = [f"{name} was {old!r} and is {new!r}" for name, (old, new) in both.items() if old not in (None, new)]
+    if changes:
+        raise _refusal(run, changes, force=True)
 
 
 def _base_of(model: ModelInfo) -> Any:
@@ -218,8 +195,6 @@ def restore_checkpoint(run: "TrainingRun", learner: "Learner") -> "tuple[Path, P
     Rank 0 decides; every rank returns the same.
     Raises: CheckpointError if everything that was saved is damaged, unless the request forces a restart.
     """
-    from dialogkit.distributed import process_group
-
     restored = _restore(run, learner) if process_group.is_main_process() else None
     return process_group.broadcast(restored)
 
@@ -229,21 +204,20 @@ def _restore(run: "TrainingRun", learner: "Learner") -> "tuple[Path, Progress] |
     from dialogkit.engine.trainer import set_aside_torn_best
 
     folder, record, request = run.folder, run.record, run.request
-    require_same(folder, record, learner, force=request.force or request.restarted)
+    if not (request.force or request.restarted):
+        _require_same(folder, record, learner)
     folder.unlist_files()
     checkpoint = newest_valid(folder.path, run.note)
-    if checkpoint is not None:
-        learner.require_place(checkpoint[0])
+    if checkpoint is not None and learner.config.data.streaming:
+        learner.data.stream.require_place(checkpoint[0])  # type: ignore[union-attr]
     before, count = record.runtime.processes or 1, learner.runtime.processes
     if before != count:
-        run.note(
-            f"the number of processes was {before} and is {count}: from now on the last digits of metrics differ"
-        )
+        change = f"the number of processes was {before} and is {count}"
+        run.note(f"{change}: from now on the last digits of metrics differ")
     record.runtime.processes = count
     logged = max((point["step"] for point in folder.metrics()), default=-1)
     if checkpoint is not None:
-        lost = set_aside_torn_best(checkpoint[0]) if learner.config.train.keep == "best" else None
-        if lost is not None:
+        if learner.config.train.keep == "best" and (lost := set_aside_torn_best(checkpoint[0])):
             run.note(lost)
     # A run that logged steps after a save had that checkpoint; one that ended in its first save never had one.
     elif (aside := steps_aside(folder.path)) and logged > aside[0] and not request.force:

@@ -1,10 +1,12 @@
 """Replies of the model in training: to the fixed test prompts, and to the first turns of held-out dialogs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dialogkit.config.generate import GenerateConfig
+from dialogkit.dialog import Message
+from dialogkit.distributed import process_group
 from dialogkit.inference.results import ReplyResult, reply_results
+from dialogkit.services.evaluation.scoring import first_exchanges
 
 if TYPE_CHECKING:
     from dialogkit.services.training.learner import Learner
@@ -14,50 +16,17 @@ def reply_to_tests(
     learner: "Learner", first: int | None = None, *, longest: int | None = None
 ) -> list[ReplyResult]:
     """Reply to the test prompts, or to the first of them, in at most `longest` tokens; also between steps."""
-    from dialogkit.dialog import Message
-    from dialogkit.engine.attention import plain_attention
-    from dialogkit.engine.loss import own_forward
-    from dialogkit.inference.replies import generate_replies
-
-    if not learner.generates:
-        return []
     prompts = learner.config.generate.test_prompts[:first]
-    with own_forward(learner.model), plain_attention(learner.model):
-        replies = generate_replies(
-            learner.model,
-            learner.tokenizer,
-            [[Message("user", prompt)] for prompt in prompts],
-            _settings(learner.config.generate, longest),
-            context=learner.context,
-            device=learner.runtime.device,
-            leave=learner.aborts,
-        )
-    return reply_results(learner.config.model.name, prompts, replies)
+    encoded = [learner.tokenizer.encode_prompt([Message("user", prompt)]) for prompt in prompts]
+    return _replies(learner, prompts, encoded, longest=longest)
 
 
 def reply_to_held_out(learner: "Learner", first: int, *, longest: int | None = None) -> list[ReplyResult]:
     """Reply to the first turns of the first held-out dialogs, whose answers are the references."""
-    from dialogkit.engine.attention import plain_attention
-    from dialogkit.engine.loss import own_forward
-    from dialogkit.inference.replies import continue_prompts
-    from dialogkit.services.evaluation.scoring import first_exchanges
-
-    if not learner.generates:
-        return []
     held_out = learner.data.evaluation
     pairs = first_exchanges(held_out.select(range(min(first, len(held_out)))), learner.tokenizer)
-    with own_forward(learner.model), plain_attention(learner.model):
-        replies = continue_prompts(
-            learner.model,
-            learner.tokenizer,
-            [pair.prompt_ids for pair in pairs],
-            _settings(learner.config.generate, longest),
-            context=learner.context,
-            device=learner.runtime.device,
-            leave=learner.aborts,
-        )
     prompts, references = [pair.prompt for pair in pairs], [pair.answer for pair in pairs]
-    return reply_results(learner.config.model.name, prompts, replies, references)
+    return _replies(learner, prompts, [pair.prompt_ids for pair in pairs], references, longest=longest)
 
 
 def replies_at_evaluation(learner: "Learner", metrics: Mapping[str, float]) -> list[ReplyResult] | None:
@@ -69,7 +38,33 @@ def replies_at_evaluation(learner: "Learner", metrics: Mapping[str, float]) -> l
     return reply_to_tests(learner, tests, longest=32) + reply_to_held_out(learner, held_out, longest=32)
 
 
-def _settings(settings: GenerateConfig, longest: int | None) -> GenerateConfig:
-    if longest is None:
-        return settings
-    return settings.model_copy(update={"max_new_tokens": min(longest, settings.max_new_tokens)})
+def _replies(
+    learner: "Learner",
+    prompts: Sequence[str],
+    encoded: Sequence[Sequence[int]],
+    references: Sequence[str] = (),
+    *,
+    longest: int | None,
+) -> list[ReplyResult]:
+    from dialogkit.distributed.sharding import is_sharded
+    from dialogkit.engine.attention import plain_attention
+    from dialogkit.engine.loss import own_forward
+    from dialogkit.inference.replies import continue_prompts
+
+    # Every rank has to call a sharded model equally often.
+    if not (process_group.is_main_process() or is_sharded(learner.model)):
+        return []
+    config = learner.config.generate
+    if longest is not None:
+        config = config.model_copy(update={"max_new_tokens": min(longest, config.max_new_tokens)})
+    with own_forward(learner.model), plain_attention(learner.model):
+        replies = continue_prompts(
+            learner.model,
+            learner.tokenizer,
+            encoded,
+            config,
+            context=learner.context,
+            device=learner.runtime.device,
+            leave=learner.aborts,
+        )
+    return reply_results(learner.config.model.name, prompts, replies, references)

@@ -1,33 +1,10 @@
-"""Silent stand-ins for what rank 0 writes and prints, so that all ranks run one program."""
+"""A silent stand-in for the run folder that rank 0 writes, so that all ranks run one program."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from dialogkit.hints import Hint
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
-from dialogkit.tracking.wandb_run import WandbRun
-
-
-class SilentReporter:
-    """A reporter that shows nothing."""
-
-    def header(self, info: Mapping[str, str]) -> None:
-        """Do nothing."""
-
-    def note(self, text: str) -> None:
-        """Do nothing."""
-
-    def doing(self, text: str) -> None:
-        """Do nothing."""
-
-    def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
-        """Do nothing."""
-
-    def advice(self, hint: Hint) -> str:
-        """Return the hint in plain words."""
-        return str(hint)
 
 
 class SilentRunDir(RunDir):
@@ -52,15 +29,3 @@ class SilentRunDir(RunDir):
 
     def _append_line(self, file: str, line: str) -> None:
         pass
-
-
-def silent_wandb() -> WandbRun:
-    """Return a W&B run that logs nothing."""
-    return WandbRun(None, "disabled", "rank 0 logs")
-
-
-def silent_record(config: Mapping[str, Any]) -> RunRecord:
-    """Return a record that is never written."""
-    return RunRecord(
-        name="", created="", command=[], environment={}, config=dict(config), origins={}, runtime={}, versions={}
-    )

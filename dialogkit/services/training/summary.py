@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.train import TrainConfig
 from dialogkit.data.split import held_out_remark
+from dialogkit.engine import flops
 from dialogkit.hints import Change, Hint
 from dialogkit.text import counted
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.wandb_run import WandbRun
 
 if TYPE_CHECKING:
-    from dialogkit.engine.histograms import Histogram
     from dialogkit.services.training.learner import Learner
 
 
@@ -45,11 +45,11 @@ def header(learner: "Learner", run: RunDir, wandb_run: WandbRun) -> dict[str, st
 def ledger_line(learner: "Learner") -> str:
     """Return one line on how many rows were kept, cut and dropped; for a stream, of those read so far."""
     ledger, (dialogs, tokens, supervised) = learner.data.ledger, _trained_on(learner)
-    if learner.streamed and not ledger.rows:
+    if learner.config.data.streaming and not ledger.rows:
         size = "" if learner.data.size is None else f", at most {counted(learner.data.size, 'dialog')} to train on"
         return f"{ledger.dataset}: read as a stream{size}; kept and dropped rows are reported at the end"
     return (
-        f"{ledger.dataset}: {counted(ledger.rows, 'row')}{' so far' if learner.streamed else ''}, "
+        f"{ledger.dataset}: {counted(ledger.rows, 'row')}{' so far' if learner.config.data.streaming else ''}, "
         f"{ledger.kept:,} kept, {ledger.cut:,} cut, "
         f"{ledger.dropped + ledger.unusable:,} dropped; to train on: {counted(dialogs, 'dialog')} with "
         f"{counted(supervised, 'supervised token')} ({supervised / max(1, tokens):.0%} of theirs)"
@@ -69,9 +69,9 @@ def warnings(learner: "Learner", advice: Callable[[Hint], str]) -> list[str]:
     from dialogkit.models.build import has_dropout
 
     lines = [learner.settings_note] if learner.settings_note else []
-    if not learner.streamed and (
-        remark := held_out_remark(len(learner.data.evaluation), learner.data.ledger.kept)
-    ):
+    lines += learner.data.ledger.remarks()
+    remark = held_out_remark(len(learner.data.evaluation), learner.data.ledger.kept)
+    if remark and not learner.config.data.streaming:
         lines.append(remark)
     if (dropout := learner.config.train.dropout) and not has_dropout(learner.model):
         lines.append(f"train.dropout={dropout:g} does nothing: the layers of this model have no dropout")
@@ -102,10 +102,8 @@ def data_info(learner: "Learner") -> dict[str, Any]:
 
 def flops_per_token(learner: "Learner") -> float:
     """Return the operations to train on a token of this data."""
-    from dialogkit.engine.flops import flops_per_token
-
     info, lengths, train = learner.model_info, learner.data.sample.lengths, learner.data.sample
-    return flops_per_token(
+    return flops.flops_per_token(
         parameters=info["parameters_without_embeddings"],
         width=info.get("width", 0),
         layers=info.get("layers", 0),
@@ -116,25 +114,9 @@ def flops_per_token(learner: "Learner") -> float:
     )
 
 
-def peak_flops(learner: "Learner") -> float | None:
-    """Return the peak operations a second of the device; None if unknown."""
-    from dialogkit.engine.flops import peak_flops
-
-    return peak_flops(learner.runtime.device_name, learner.runtime.precision)
-
-
-def length_histogram(learner: "Learner") -> "Histogram":
-    """Return the histogram of the training dialogs' tokens."""
-    import numpy as np
-
-    from dialogkit.engine.histograms import Histogram
-
-    return Histogram(*np.histogram(learner.data.sample.lengths, bins=32))
-
-
 def _trained_on(learner: "Learner") -> tuple[int, int, int]:
     """Return the training dialogs, their tokens and the supervised ones among these."""
-    if learner.streamed:
+    if learner.config.data.streaming:
         counts = learner.data.stream.counts  # type: ignore[union-attr]
         return counts.train, counts.train_tokens, counts.train_supervised_tokens
     train = learner.data.sample

@@ -16,7 +16,7 @@ from dialogkit.text import sanitize
 from dialogkit.tracking.report.charts import charts_of
 from dialogkit.tracking.report.commands import Commands
 from dialogkit.tracking.report.replies import diary_of, final_replies_of
-from dialogkit.tracking.report.run import NOTHING, date, headline_of, see, tiles_of
+from dialogkit.tracking.report.run import NOTHING, date, headline_of, read_run, tiles_of
 from dialogkit.tracking.report.tables import (
     data_of,
     evaluations_of,
@@ -25,7 +25,7 @@ from dialogkit.tracking.report.tables import (
     shares_of,
     summary_of,
     tasks_of,
-    training_figures_of,
+    training_metrics_of,
     versions_of,
 )
 from dialogkit.tracking.run_dir import RunDir
@@ -60,7 +60,7 @@ def render_report(runs: Sequence[RunDir], *, output: Path | None = None) -> str:
 
     Raises: ModelError if a record cannot be read.
     """
-    seen = [see(run, order) for order, run in enumerate(runs)]
+    seen = [read_run(run, order) for order, run in enumerate(runs)]
     page = _template().render(
         generator=GENERATOR,
         runs=seen,
@@ -72,7 +72,7 @@ def render_report(runs: Sequence[RunDir], *, output: Path | None = None) -> str:
         charts=charts_of(seen),
         evaluations=evaluations_of(seen),
         tasks=tasks_of(seen),
-        training_figures=training_figures_of(seen),
+        training_metrics=training_metrics_of(seen),
         diary=diary_of(seen),
         replies=final_replies_of(seen),
         chosen=settings_of(seen, all_of_them=False),

@@ -6,7 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from dialogkit.tracking.plots import Curve, draw, smoothed
-from dialogkit.tracking.report.run import Seen
+from dialogkit.tracking.report.run import PageRun
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -36,7 +36,7 @@ class Chart(NamedTuple):
     legend: Sequence[Legend] = ()
 
 
-def charts_of(runs: Sequence[Seen]) -> list[Chart]:
+def charts_of(runs: Sequence[PageRun]) -> list[Chart]:
     """Return the charts that have data."""
     gpu = any(run.finite("gpu/memory_allocated_bytes") for run in runs)
     held = "gpu/memory_allocated_bytes" if gpu else "system/memory_bytes"
@@ -57,7 +57,7 @@ def charts_of(runs: Sequence[Seen]) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def _percentage(runs: Sequence[Seen], metric: str, title: str, unit: str) -> Chart | None:
+def _percentage(runs: Sequence[PageRun], metric: str, title: str, unit: str) -> Chart | None:
     """Return a chart of a fraction, in per cent."""
     return _metric(runs, metric, title, unit, ("last", _last, "{:.1f}%"), "{:g}%", scale=100)
 
@@ -66,7 +66,7 @@ def _last(values: list[float]) -> float:
     return values[-1]
 
 
-def _loss(runs: Sequence[Seen]) -> Chart | None:
+def _loss(runs: Sequence[PageRun]) -> Chart | None:
     """Return training and held-out loss: two colours for one run, one colour per run for several."""
     one = len(runs) == 1
     curves: list[Curve] = []
@@ -89,7 +89,7 @@ def _loss(runs: Sequence[Seen]) -> Chart | None:
 
 
 def _metric(
-    runs: Sequence[Seen],
+    runs: Sequence[PageRun],
     metric: str,
     title: str,
     unit: str,

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dialogkit.config.paths import DEFAULT_OUTPUT
-from dialogkit.tracking.report.run import Seen
+from dialogkit.tracking.report.run import PageRun
 from dialogkit.tracking.run_dir import plain_name
 
 
 class Commands:
     """Commands about the runs of a page."""
 
-    def __init__(self, runs: Sequence[Seen], output: Path | None) -> None:
+    def __init__(self, runs: Sequence[PageRun], output: Path | None) -> None:
         is_default = output is None or output == Path(DEFAULT_OUTPUT)
         self._where = "" if is_default else f" --output-dir {shlex.quote(str(output))}"
         self._runs = runs
@@ -29,15 +29,15 @@ class Commands:
         verbs = ("evaluate", "runs report") if len(self._runs) > 1 else ("evaluate",)
         return "\n".join(f"dialogkit {verb} {names}{self._where}" for verb in verbs)
 
-    def resume(self, run: Seen) -> str:
+    def resume(self, run: PageRun) -> str:
         """Return the command that resumes a run."""
         return f"dialogkit train --resume {shlex.quote(run.name)}{self._where}"
 
-    def started(self, run: Seen) -> str:
+    def started(self, run: PageRun) -> str:
         """Return the command that started a run; empty if not recorded."""
         return shlex.join(run.record.command)
 
-    def repeat(self, run: Seen) -> str:
+    def repeat(self, run: PageRun) -> str:
         """Return the command that repeats a run."""
         # The name of the run is taken.
         name = f" --name {plain_name(run.name)[:58]}-again" if run.record.config.get("name") else ""

@@ -1,9 +1,9 @@
 """The replies of the models on a page, at evaluations and at the end."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dialogkit.tracking.report.run import Seen, Text, number, text_of
+from dialogkit.tracking.report.run import PageRun, Text, number, text_of
 
 MOST_STEPS, MOST_PROMPTS = 8, 24
 """Maximum number of evaluations per prompt in the diary, and of prompts."""
@@ -26,43 +26,43 @@ class Answered(NamedTuple):
 
     prompt: Text
     reference: Text | None
-    said: list[list[Entry]]
+    replies: list[list[Entry]]
 
 
-def diary_of(runs: Sequence[Seen]) -> list[Answered]:
+def diary_of(runs: Sequence[PageRun]) -> list[Answered]:
     """Return the prompts that were answered at evaluations, with the replies over the training."""
-    asked = [sample.get("prompt") for run in runs for sample in run.samples if not _at_end(sample)]
-    return _answered(runs, asked, lambda sample: True)
+    return _answered(runs, lambda sample: not _at_end(sample), lambda sample: True)
 
 
-def final_replies_of(runs: Sequence[Seen]) -> list[Answered]:
+def final_replies_of(runs: Sequence[PageRun]) -> list[Answered]:
     """Return the prompts that were answered at the end."""
-    asked = [sample.get("prompt") for run in runs for sample in run.samples if _at_end(sample)]
-    return _answered(runs, asked, _at_end)
+    return _answered(runs, _at_end, _at_end)
+
+
+_Test = Callable[[Mapping[str, Any]], bool]
 
 
 def _at_end(sample: Mapping[str, Any]) -> bool:
     return sample.get("table") == "replies/final"
 
 
-def _answered(
-    runs: Sequence[Seen], prompts: Iterable[object], which: Callable[[Mapping[str, Any]], bool]
-) -> list[Answered]:
-    texts = list(dict.fromkeys(prompt for prompt in prompts if isinstance(prompt, str)))
+def _answered(runs: Sequence[PageRun], asked: _Test, shown: _Test) -> list[Answered]:
+    """Return the prompts of the samples that pass one test, with the replies of those that pass another."""
+    prompts = list(dict.fromkeys(sample["prompt"] for run in runs for sample in run.samples if asked(sample)))
     made = []
-    for prompt in texts[:MOST_PROMPTS]:
-        said, reference = [], None
+    for prompt in prompts[:MOST_PROMPTS]:
+        replies, reference = [], None
         for run in runs:
             # The longer reply at the end replaces the one at the last evaluation.
             by_step: dict[float, Mapping[str, Any]] = {}
             for sample in run.samples:
                 step = number(sample.get("step"))
-                if sample.get("prompt") == prompt and step is not None and which(sample):
+                if sample.get("prompt") == prompt and step is not None and shown(sample):
                     by_step[step] = sample
                     reference = sample.get("reference") if reference is None else reference
-            said.append([_entry(step, by_step[step]) for step in _spread(sorted(by_step))])
+            replies.append([_entry(step, by_step[step]) for step in _spread(sorted(by_step))])
         true = None if reference is None else text_of(reference, LONGEST_REFERENCE)
-        made.append(Answered(text_of(prompt), true, said))
+        made.append(Answered(text_of(prompt), true, replies))
     return made
 
 

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from dialogkit.text import duration
+from dialogkit.tracking.evaluation_files import best_evaluations, task_results
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
 
@@ -24,7 +25,7 @@ LONGEST_TEXT = 1_500
 NOTHING = "–"  # noqa: RUF001 - an en dash for unknown values
 
 
-class Seen(NamedTuple):
+class PageRun(NamedTuple):
     """A run with its letter and colour on the page."""
 
     letter: str
@@ -58,37 +59,31 @@ class Seen(NamedTuple):
         """Name of the dataset."""
         return str(self.record.data.dataset or self.record.settings("data").get("dataset") or "")
 
-    @property
-    def parameters(self) -> int | None:
-        """Parameters of the model."""
-        return self.record.model.parameters
-
     def series(self, name: str) -> tuple[list[float], list[float]]:
         """Return steps and values of a metric, including non-finite values."""
-        found = [(number(point.get("step")), number(point.get(name))) for point in self.points]
+        found = [(number(point["step"]), number(point.get(name))) for point in self.points]
         known = [(step, value) for step, value in found if step is not None and value is not None]
-        known = [(step, value) for step, value in known if math.isfinite(step)]
         return [step for step, _ in known], [value for _, value in known]
 
     def finite(self, name: str) -> list[float]:
         """Return the finite values of a metric."""
         return [value for value in self.series(name)[1] if math.isfinite(value)]
 
-    def before(self, figure: str) -> float | None:
+    def before(self, metric: str) -> float | None:
         """Return a metric of the untrained model on the held-out dialogs."""
-        return self.record.metrics.get(f"before/{figure}")
+        return self.record.metrics.get(f"before/{metric}")
 
-    def after(self, figure: str) -> float | None:
+    def after(self, metric: str) -> float | None:
         """Return a metric of the trained model, or of the last evaluation."""
-        steps, evaluated = self.series(f"eval/{figure}")
+        steps, evaluated = self.series(f"eval/{metric}")
         last = evaluated[-1] if steps and steps[-1] > 0 else None
-        return self.record.metrics.get(f"final/{figure}", last)
+        return self.record.metrics.get(f"final/{metric}", last)
 
     @property
     def steps(self) -> float | None:
         """Completed optimizer steps, as far as they were logged."""
-        logged = [step for point in self.points if (step := number(point.get("step"))) is not None]
-        return self.record.metrics.get("train/steps", max(filter(math.isfinite, logged), default=None))
+        logged = [step for point in self.points if (step := number(point["step"])) is not None]
+        return self.record.metrics.get("train/steps", max(logged, default=None))
 
     @property
     def tokens(self) -> float | None:
@@ -122,18 +117,18 @@ class Text(NamedTuple):
     """Number of omitted characters."""
 
 
-def see(run: RunDir, order: int) -> Seen:
+def read_run(run: RunDir, order: int) -> PageRun:
     """Read a run; `order` is its position on the page. Raises: ModelError if its record cannot be read."""
     record = run.read()
-    return Seen(
+    return PageRun(
         letter=chr(ord("A") + order) if order < 26 else str(order + 1),
         colour=f"--s{order % COLOURS + 1}",
         dashed=order >= COLOURS,
         record=record,
-        points=[point for point in run.metrics() if isinstance(point, dict)],
-        samples=[sample for sample in run.samples() if isinstance(sample, dict)],
-        evaluations=run.evaluations(),
-        tasks=run.tasks(),
+        points=run.metrics(),
+        samples=run.samples(),
+        evaluations=best_evaluations(run),
+        tasks=task_results(run),
         record_path=run.record_path,
     )
 
@@ -185,7 +180,7 @@ def in_bytes(value: float | None) -> str:
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:,.0f} MiB"
 
 
-def headline_of(run: Seen) -> dict[str, Any]:
+def headline_of(run: PageRun) -> dict[str, Any]:
     """Return bits per byte before and after, and the fraction that remains."""
     before, after = run.before("bits_per_byte"), run.after("bits_per_byte")
     share = None
@@ -194,18 +189,15 @@ def headline_of(run: Seen) -> dict[str, Any]:
     return {"before": written(before, ".2f"), "after": written(after, ".2f"), "share": share}
 
 
-def tiles_of(run: Seen) -> list[tuple[str, str, str]]:
+def tiles_of(run: PageRun) -> list[tuple[str, str, str]]:
     """Return name, value and remark of the main metrics of a run; skip unknown ones."""
-    planned = run.record.schedule.total_steps
+    planned, parameters = run.record.schedule.total_steps, run.record.model.parameters
+    loss_before, accuracy_before = run.before("nats_per_token"), run.before("accuracy")
     tiles = [
-        (
-            "loss",
-            written(run.after("nats_per_token"), ".3f"),
-            f"from {written(run.before('nats_per_token'), '.3f')}",
-        ),
-        ("accuracy", written(run.after("accuracy"), ".1%"), f"from {written(run.before('accuracy'), '.1%')}"),
+        ("loss", written(run.after("nats_per_token"), ".3f"), f"from {written(loss_before, '.3f')}"),
+        ("accuracy", written(run.after("accuracy"), ".1%"), f"from {written(accuracy_before, '.1%')}"),
         ("ends by itself", written(run.record.replies.get("stop_rate"), ".1%"), "of the test replies"),
-        ("parameters", short(run.parameters), written(run.parameters, ",.0f")),
+        ("parameters", short(parameters), written(parameters, ",.0f")),
         ("steps", written(run.steps, ",.0f"), "" if planned in (None, run.steps) else f"of {planned:,}"),
         ("tokens", short(run.tokens), "seen in training"),
         ("speed", short(run.speed), "tokens/s"),

@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dialogkit.config.load import flatten
-from dialogkit.tracking.metric_specs import ANCHORS, FIGURES, GROUPS, Figure
-from dialogkit.tracking.report.run import NOTHING, Seen, in_bytes, number, short, text_of, written
+from dialogkit.tracking.metric_specs import ANCHORS, GROUPS, METRICS
+from dialogkit.tracking.report.run import NOTHING, PageRun, in_bytes, number, short, text_of, written
 
 TO = "–"  # noqa: RUF001 - an en dash stands between bounds
-
 
 _DATA_TITLES = {
     "license": "licence",
@@ -76,7 +75,11 @@ class Evaluation(NamedTuple):
     slices: list[Table]
 
 
-def _heads(runs: Sequence[Seen]) -> list[Head]:
+_Column = tuple[Head, Mapping[str, Any]]
+"""A model or an anchor with its stored metrics."""
+
+
+def _heads(runs: Sequence[PageRun]) -> list[Head]:
     return [] if len(runs) == 1 else [Head(run.name, run.colour, run.letter) for run in runs]
 
 
@@ -84,12 +87,12 @@ def _table(heads: list[Head], rows: list[Row], caption: str = "") -> Table:
     return Table(heads, [Group(rows)] if rows else [], caption)
 
 
-# Figures
+# Metrics
 
 
-def summary_of(runs: Sequence[Seen]) -> Table:
+def summary_of(runs: Sequence[PageRun]) -> Table:
     """Return the main metrics of several runs, side by side."""
-    lines: dict[str, Callable[[Seen], str]] = {
+    lines: dict[str, Callable[[PageRun], str]] = {
         "model": lambda run: run.model,
         "preset": lambda run: run.preset,
         "dataset": lambda run: run.dataset or NOTHING,
@@ -98,7 +101,7 @@ def summary_of(runs: Sequence[Seen]) -> Table:
         "loss (nats/token)": lambda run: written(run.after("nats_per_token"), ".3f"),
         "accuracy": lambda run: written(run.after("accuracy"), ".1%"),
         "ends by itself (test prompts)": lambda run: written(run.record.replies.get("stop_rate"), ".1%"),
-        "parameters": lambda run: written(run.parameters, ",.0f"),
+        "parameters": lambda run: written(run.record.model.parameters, ",.0f"),
         "steps": lambda run: written(run.steps, ",.0f"),
         "tokens seen": lambda run: short(run.tokens),
         "tokens/s": lambda run: written(run.speed, ",.0f"),
@@ -108,23 +111,23 @@ def summary_of(runs: Sequence[Seen]) -> Table:
     return _table(_heads(runs), [Row(name, [Cell(value(run)) for run in runs]) for name, value in lines.items()])
 
 
-def training_figures_of(runs: Sequence[Seen]) -> Table:
+def training_metrics_of(runs: Sequence[PageRun]) -> Table:
     """Return the metrics on the held-out dialogs before and after the training."""
     rows = []
-    for figure in FIGURES:
-        values = [value for run in runs for value in (run.before(figure.name), run.after(figure.name))]
+    for metric in METRICS:
+        values = [value for run in runs for value in (run.before(metric.name), run.after(metric.name))]
         if any(value is not None for value in values):
-            rows.append(Row(figure.title, [Cell(written(value, figure.form)) for value in values]))
+            rows.append(Row(metric.title, [Cell(written(value, metric.form)) for value in values]))
     times = ("before", "after")
     if len(runs) == 1:
         return _table([Head(time) for time in times], rows)
     return _table([Head(f"{run.name}, {time}", run.colour, run.letter) for run in runs for time in times], rows)
 
 
-def evaluations_of(runs: Sequence[Seen]) -> list[Evaluation]:
+def evaluations_of(runs: Sequence[PageRun]) -> list[Evaluation]:
     """Return the stored evaluations, one table for each set of dialogs."""
-    models: dict[str, list[tuple[Head, Mapping[str, Any]]]] = {}
-    anchors: dict[str, list[tuple[Head, Mapping[str, Any]]]] = {}
+    models: dict[str, list[_Column]] = {}
+    anchors: dict[str, list[_Column]] = {}
     for run in runs:
         for evaluation in run.evaluations:
             dialogs = number(evaluation.get("dialogs"))
@@ -137,23 +140,22 @@ def evaluations_of(runs: Sequence[Seen]) -> list[Evaluation]:
             for anchor in _mappings(evaluation.get("anchors")):
                 name = str(anchor.get("anchor"))
                 # Models with the same shape and tokenizer have the same anchors.
-                if not any(_same(anchor, other) for _, other in beside):
+                identity = ("anchor", "bits_per_byte", "chrf")
+                if not any(all(anchor.get(n) == other.get(n) for n in identity) for _, other in beside):
                     again = any(other.get("anchor") == name for _, other in beside)
                     title = ANCHORS.get(name, name) + (f" ({run.letter})" if again else "")
                     beside.append((Head(title, muted=True), anchor))
     return [_evaluation(measured, rows, anchors[measured]) for measured, rows in models.items()]
 
 
-def _evaluation(
-    measured: str,
-    models: list[tuple[Head, Mapping[str, Any]]],
-    anchors: list[tuple[Head, Mapping[str, Any]]],
-) -> Evaluation:
+def _evaluation(measured: str, models: list[_Column], anchors: list[_Column]) -> Evaluation:
     columns = [*models, *anchors]
     groups = []
-    for name, (title, subtitle) in GROUPS.items():
-        figures = [figure for figure in FIGURES if figure.group == name]
-        rows = [_figure_row(figure, [values for _, values in columns], len(models)) for figure in figures]
+    for group, (title, subtitle) in GROUPS.items():
+        rows = []
+        for name, words, form, better, _ in (metric for metric in METRICS if metric.group == group):
+            values = [(column.get(name), _mapping(column.get("intervals")).get(name)) for _, column in columns]
+            rows.append(_row(words, values, form, better, models=len(models)))
         if rows := [row for row in rows if any(cell.text != NOTHING for cell in row.cells)]:
             groups.append(Group(rows, title, subtitle))
     return Evaluation(
@@ -163,17 +165,19 @@ def _evaluation(
     )
 
 
-def _figure_row(figure: Figure, columns: Sequence[Mapping[str, Any]], models: int) -> Row:
-    """Return a metric of the models, which come first, and the anchors."""
-    values = [number(column.get(figure.name)) for column in columns]
-    known = [column.get("intervals") for column in columns]
-    bounds = [_bounds(part.get(figure.name)) if isinstance(part, Mapping) else None for part in known]
-    best = _best(figure.better, bounds[:models])
-    cells = []
-    for n, (value, bound) in enumerate(zip(values, bounds, strict=True)):
-        between = "" if value is None else _between(bound, figure.form)
-        cells.append(Cell(written(value, figure.form), between, n == best))
-    return Row(figure.title, cells)
+def _row(
+    title: str, values: Sequence[tuple[object, object]], form: str, better: int, *, models: int | None = None
+) -> Row:
+    """Return a metric with its intervals: of the models, which come first, and of the anchors."""
+    best = _best(better, [_bounds(interval) for _, interval in values[:models]])
+    return Row(title, [_cell(*value, form, best=n == best) for n, value in enumerate(values)])
+
+
+def _cell(value: object, interval: object, form: str, *, best: bool = False) -> Cell:
+    measured, bounds = number(value), _bounds(interval)
+    low, high = ("", "") if measured is None or bounds is None else (format(bound, form) for bound in bounds)
+    note = f"{low} {TO} {high}" if low != high else ""  # a single value needs no interval
+    return Cell(written(measured, form), note, best)
 
 
 def _best(better: int, bounds: Sequence[tuple[float, float] | None]) -> int | None:
@@ -190,26 +194,23 @@ def _best(better: int, bounds: Sequence[tuple[float, float] | None]) -> int | No
 def _slices(head: Head, evaluation: Mapping[str, Any]) -> Table:
     rows = []
     for part in _mappings(evaluation.get("slices")):
-        dialogs = Cell(written(number(part.get("dialogs")), ",.0f"))
-        bits = Cell(
-            written(number(part.get("bits_per_byte")), ".4f"), _between(_bounds(part.get("interval")), ".4f")
-        )
-        rows.append(Row(str(part.get("name")), [dialogs, bits]))
+        bits = _cell(part.get("bits_per_byte"), part.get("interval"), ".4f")
+        rows.append(Row(str(part.get("name")), [_cell(part.get("dialogs"), None, ",.0f"), bits]))
     return _table([Head("dialogs"), Head("bits/byte")], rows, head.text)
 
 
-def tasks_of(runs: Sequence[Seen]) -> Table:
+def tasks_of(runs: Sequence[PageRun]) -> Table:
     """Return the task results of the models, those on the same questions side by side."""
     heads = _heads(runs) or [Head(run.model) for run in runs]
     found: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
     for place, run in enumerate(runs):
         for task in run.tasks:
             rows = found.setdefault((str(task.get("name")), _asked(task)), {})
-            for figure in _mappings(task.get("figures")):
-                name = f"{figure.get('name')} {figure.get('filter') or ''}".strip()
-                rows.setdefault(name, [{}] * len(runs))[place] = figure
+            for metric in _mappings(task.get("figures")):
+                name = f"{metric.get('name')} {metric.get('filter') or ''}".strip()
+                rows.setdefault(name, [{}] * len(runs))[place] = metric
     groups = [
-        Group([_task_row(name, figures) for name, figures in rows.items()], task, asked)
+        Group([_task_row(name, metrics) for name, metrics in rows.items()], task, asked)
         for (task, asked), rows in found.items()
         if rows
     ]
@@ -225,19 +226,10 @@ def _asked(task: Mapping[str, Any]) -> str:
     return text + (f" after {examples:,.0f} example{'' if examples == 1 else 's'}" if examples else "")
 
 
-def _task_row(name: str, figures: Sequence[Mapping[str, Any]]) -> Row:
-    better = next((figure.get("better") for figure in figures if figure), 0)
-    bounds = [_bounds(figure.get("interval")) for figure in figures]
-    best = _best(better if isinstance(better, int) else 0, bounds)
-    cells = [
-        Cell(written(number(figure.get("value")), ".4f"), _between(bound, ".4f"), n == best)
-        for n, (figure, bound) in enumerate(zip(figures, bounds, strict=True))
-    ]
-    return Row(name, cells)
-
-
-def _same(anchor: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(anchor.get(name) == other.get(name) for name in ("anchor", "bits_per_byte", "chrf"))
+def _task_row(name: str, metrics: Sequence[Mapping[str, Any]]) -> Row:
+    better = next((metric.get("better") for metric in metrics if metric), 0)
+    values = [(metric.get("value"), metric.get("interval")) for metric in metrics]
+    return _row(name, values, ".4f", better if isinstance(better, int) else 0)
 
 
 def _bounds(value: object) -> tuple[float, float] | None:
@@ -247,11 +239,8 @@ def _bounds(value: object) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
-def _between(bounds: tuple[float, float] | None, form: str) -> str:
-    if bounds is None:
-        return ""
-    low, high = (format(bound, form) for bound in bounds)
-    return f"{low} {TO} {high}" if low != high else ""  # a single value needs no interval
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _mappings(value: object) -> list[Mapping[str, Any]]:
@@ -265,44 +254,54 @@ def _items(value: object) -> list[str]:
 # Settings, data, machine
 
 
-def settings_of(runs: Sequence[Seen], *, all_of_them: bool) -> Table:
+def settings_of(runs: Sequence[PageRun], *, all_of_them: bool) -> Table:
     """Return settings with their origins: all, or only those chosen by the user or different between runs."""
-    facts = [dict(flatten(run.record.config)) for run in runs]
+    settings = [dict(flatten(run.record.config)) for run in runs]
     origins = [run.record.origins for run in runs]
-    names = list(dict.fromkeys(name for one in facts for name in one))
+    names = list(dict.fromkeys(name for one in settings for name in one))
     if not all_of_them and len(runs) > 1:
-        names = [n for n in names if n != "name" and any(one.get(n) != facts[0].get(n) for one in facts)]
+        names = [n for n in names if n != "name" and any(one.get(n) != settings[0].get(n) for one in settings)]
     elif not all_of_them:
         names = [name for name in names if origins[0].get(name, "default") != "default"]
     if len(runs) > 1:
-        return _facts(runs, [{name: one.get(name) for name in names} for one in facts], origins)
-    rows = [Row(name, [Cell(_value(facts[0][name])), Cell(origins[0].get(name, ""))]) for name in names]
+        return _side_by_side(runs, [{name: one.get(name) for name in names} for one in settings], origins)
+    rows = [Row(name, [Cell(_value(settings[0][name])), Cell(origins[0].get(name, ""))]) for name in names]
     return _table([Head("value"), Head("from", muted=True)] if origins[0] else [], rows)
 
 
-def data_of(runs: Sequence[Seen]) -> Table:
+def data_of(runs: Sequence[PageRun]) -> Table:
     """Return the data of the runs and the counts of its rows."""
-    return _facts(runs, [_data(run.record.data.model_dump()) for run in runs])
+    columns = [
+        {
+            _DATA_TITLES.get(name, name.replace("_", " ")): f"{value:,}" if type(value) is int else value
+            for name, value in run.record.data.model_dump().items()
+            if value is not None
+        }
+        for run in runs
+    ]
+    return _side_by_side(runs, columns)
 
 
-def machine_of(runs: Sequence[Seen]) -> Table:
+def machine_of(runs: Sequence[PageRun]) -> Table:
     """Return the machines of the runs."""
-    return _facts(runs, [_machine(run) for run in runs])
+    return _side_by_side(runs, [_machine(run) for run in runs])
 
 
-def versions_of(runs: Sequence[Seen]) -> Table:
+def versions_of(runs: Sequence[PageRun]) -> Table:
     """Return the versions of the packages."""
-    return _facts(runs, [run.record.versions for run in runs])
+    return _side_by_side(runs, [run.record.versions for run in runs])
 
 
-def _facts(
-    runs: Sequence[Seen], facts: Sequence[Mapping[str, Any]], notes: Sequence[Mapping[str, str]] | None = None
+def _side_by_side(
+    runs: Sequence[PageRun], columns: Sequence[Mapping[str, Any]], notes: Sequence[Mapping[str, str]] | None = None
 ) -> Table:
     rows = []
-    for name in dict.fromkeys(name for one in facts for name in one):
-        values = [one.get(name) for one in facts]
-        said = [note.get(name, "") for note in notes] if notes else [""] * len(values)
-        cells = [Cell(_value(value), note) for value, note in zip(values, said, strict=True)]
+    for name in dict.fromkeys(name for column in columns for name in column):
+        values = [column.get(name) for column in columns]
+        cells = [
+            Cell(_value(value), note.get(name, ""))
+            for value, note in zip(values, notes or [{}] * len(values), strict=True)
+        ]
         rows.append(Row(name, cells, any(value != values[0] for value in values)))
     return _table(_heads(runs), rows)
 
@@ -320,14 +319,6 @@ def _value(value: object) -> str:
     return shown.text + (f" ... and {shown.more:,} characters more" if shown.more else "")
 
 
-def _data(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        _DATA_TITLES.get(name, name.replace("_", " ")): f"{value:,}" if type(value) is int else value
-        for name, value in data.items()
-        if value is not None
-    }
-
-
 class Share(NamedTuple):
     """A fraction of the rows of a dataset."""
 
@@ -336,7 +327,7 @@ class Share(NamedTuple):
     percent: float
 
 
-def shares_of(run: Seen) -> list[Share]:
+def shares_of(run: PageRun) -> list[Share]:
     """Return how the rows were used; empty if unknown."""
     data = run.record.data
     rows, kept, train, held_out = (
@@ -353,19 +344,19 @@ def shares_of(run: Seen) -> list[Share]:
     return [Share(kind, f"{n:,.0f} {words}", 100 * n / rows) for kind, (words, n) in parts.items() if n]
 
 
-def _machine(run: Seen) -> dict[str, Any]:
+def _machine(run: PageRun) -> dict[str, Any]:
     runtime, environment = run.record.runtime, run.record.environment
-    facts: dict[str, Any] = {
+    plain = environment.model_dump(exclude={"memory_bytes", "git"})
+    shown: dict[str, Any] = {
         "device": _because(runtime.device_name, runtime.device_reason),
         "precision": _because(runtime.precision, runtime.precision_reason),
+        **{name.replace("_", " "): value for name, value in plain.items()},
+        "memory": "" if environment.memory_bytes is None else in_bytes(environment.memory_bytes),
     }
-    plain = environment.model_dump(exclude={"memory_bytes", "git"})
-    facts |= {name.replace("_", " "): value for name, value in plain.items()}
-    facts["memory"] = "" if environment.memory_bytes is None else in_bytes(environment.memory_bytes)
     if (git := environment.git) is not None:
         dirty = ", with changes that are not in it" if git.dirty else ""
-        facts["git commit"] = f"{str(git.commit)[:12]} on {git.branch}{dirty}"
-    return {name: value for name, value in facts.items() if value not in (None, "")}
+        shown["git commit"] = f"{str(git.commit)[:12]} on {git.branch}{dirty}"
+    return {name: value for name, value in shown.items() if value not in (None, "")}
 
 
 def _because(value: str | None, reason: str | None) -> str:

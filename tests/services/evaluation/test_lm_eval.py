@@ -10,6 +10,7 @@ import pytest
 from dialogkit.services import evaluate as service
 from dialogkit.services.evaluation.lm_eval import task_rows
 from dialogkit.services.evaluation.results import TaskFigure, TaskRow
+from dialogkit.tracking.evaluation_files import best_evaluations, task_results
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import Finished, Trained
 
@@ -102,8 +103,8 @@ def test_tasks_stand_below_the_figures_and_are_kept_with_the_run(
     (row,) = dialogkit(*asked, "--json").json["data"]["rows"]
     assert [TaskRow.model_validate(task) for task in row["tasks"]] == [ROW]
     run = RunDir(Path(trained.result.run_dir))
-    assert [TaskRow.model_validate(task) for task in run.tasks()] == [ROW]
-    assert run.evaluations() == []
+    assert [TaskRow.model_validate(task) for task in task_results(run)] == [ROW]
+    assert best_evaluations(run) == []
     (run.path / "evaluation/tasks/capitals.json").unlink()
 
 
@@ -152,7 +153,7 @@ def test_a_task_from_a_file_is_asked(words: list[str], trained: Trained, dialogk
     )
     assert [figure.name for figure in (*capitals.figures, *say.figures)] == ["acc", "exact_match"]
     run = RunDir(Path(trained.result.run_dir))
-    assert {task["name"] for task in run.tasks()} == {"capitals", "say"}
+    assert {task["name"] for task in task_results(run)} == {"capitals", "say"}
     for path in (run.path / "evaluation/tasks").iterdir():
         path.unlink()
 

@@ -18,6 +18,7 @@ from dialogkit.services.evaluation.probes import candidates_of
 from dialogkit.services.evaluation.scoring import Exchange
 from dialogkit.services.evaluation.slices import kinds_of
 from dialogkit.services.train import train
+from dialogkit.tracking.evaluation_files import best_evaluations
 from dialogkit.tracking.metric_specs import GROUPS
 from dialogkit.tracking.record import WandbInfo
 from dialogkit.tracking.run_dir import RunDir
@@ -244,7 +245,7 @@ def test_every_figure_lies_in_its_interval(judged_run: EvaluateResult) -> None:
 
 def test_an_evaluation_is_kept_in_the_run(own: Path, judged_run: EvaluateResult) -> None:
     run = RunDir(own / "runs/shared-run")
-    (kept,) = run.evaluations()
+    (kept,) = best_evaluations(run)
     assert kept["bits_per_byte"] == judged_run.rows[0].bits_per_byte
     assert [anchor["anchor"] for anchor in kept["anchors"]] == ["untrained", "unigram", "answers"]
     (where,) = judged_run.kept
@@ -340,7 +341,7 @@ def test_a_smaller_evaluation_does_not_replace_a_larger_one(
     shown = " ".join(done.out.split())
     assert f"worst 1: {worst['bits_per_byte']:.2f} bits/byte" in shown
     assert " ".join(worst["answer"].split())[:60] in shown
-    assert [row["dialogs"] for row in RunDir(own / "runs/shared-run").evaluations()] == [everything]
+    assert [row["dialogs"] for row in best_evaluations(RunDir(own / "runs/shared-run"))] == [everything]
     kept.unlink()
     # What is measured is told where it begins, once.
     stages = [line for line in done.err.splitlines() if line.endswith(" ...")]

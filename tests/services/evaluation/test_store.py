@@ -17,9 +17,10 @@ from dialogkit.services.evaluate import EvaluateRow, evaluate
 from dialogkit.services.evaluation.results import TaskFigure, TaskRow
 from dialogkit.services.evaluation.store import EvaluationStore, TrackedRow
 from dialogkit.services.runs.resolve import resolve_model
+from dialogkit.tracking.evaluation_files import best_evaluations, task_results
 from dialogkit.tracking.record import WandbInfo
 from dialogkit.tracking.run_dir import RunDir
-from dialogkit.tracking.wandb_run import offline_folders
+from dialogkit.tracking.wandb_sync import offline_folders
 from tests.conftest import Finished, Trained
 from tests.wandb_log import history, records, values
 
@@ -164,7 +165,7 @@ def test_without_wandb_nothing_of_it_is_loaded_or_made(
     assert keep(wandb=asked) is None
     assert [warning.partition(":")[0] for warning in warnings(caplog)] == told
     assert offline_folders(Path("models")) == before
-    assert [kept["bits_per_byte"] for kept in run.evaluations()] == [2.5]
+    assert [kept["bits_per_byte"] for kept in best_evaluations(run)] == [2.5]
 
 
 def fail(*_: Any, **__: Any) -> None:
@@ -222,7 +223,7 @@ def test_a_page_that_cannot_be_written_costs_a_warning_and_not_the_evaluation(
     monkeypatch.setattr("dialogkit.tracking.report.render_report", fail)
     keep(wandb="disabled")
     assert warnings(caplog) == ["the report of the run shared-run could not be written: something in W&B"]
-    assert len(run.evaluations()) == 1
+    assert len(best_evaluations(run)) == 1
 
 
 def test_no_page_is_written_where_none_is_wanted(run: RunDir) -> None:
@@ -257,4 +258,4 @@ def test_of_what_is_not_a_runs_finished_model_nothing_is_kept(what: str, run: Ru
     store.add_evaluation(ROW, [], [])
     store.add_tasks([TASK])
     assert store.publish() is None
-    assert (run.evaluations(), run.tasks()) == ([], [])
+    assert (best_evaluations(run), task_results(run)) == ([], [])

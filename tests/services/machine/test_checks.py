@@ -22,6 +22,8 @@ from dialogkit.services.machine.probe import (
     parse_gpus,
     read_machine,
 )
+from dialogkit.system.credentials import DEFAULT_SERVER, Credentials
+from dialogkit.system.memory import Memory
 from tests.conftest import Finished
 
 Run = Callable[..., Finished]
@@ -34,7 +36,6 @@ FINE = Place("models", 500 * GIB, None, True, True)
 LAPTOP = MachineInfo(
     system="Linux",
     python=(3, 12, 1),
-    dialogkit="0.1.0",
     packages=(
         Package("torch", "<3,>=2.11", "2.13.0", True),
         Package("transformers", "<6,>=5.17", "5.23.0", True),
@@ -51,17 +52,13 @@ LAPTOP = MachineInfo(
     flags=frozenset(["avx512_bf16"]),
     cores=8,
     environment={},
-    memory_bytes=16 * GIB,
-    memory_free_bytes=10 * GIB,
-    container_bytes=None,
-    container_free_bytes=None,
+    memory=Memory(16 * GIB, 10 * GIB),
+    container=Memory(None, None),
     shm_bytes=8 * GIB,
     output=FINE,
     cache=FINE,
     hub_cache=FINE,
-    hub_token=False,
-    wandb_key=False,
-    wandb_server="https://api.wandb.ai",
+    wandb=Credentials(None, DEFAULT_SERVER),
     open_dotenv=False,
     commands=frozenset(),
 )
@@ -72,7 +69,7 @@ SERVER = replace(
     driver="580.65",
     driver_cuda="13.0",
     gpus=(H100,) * 8,
-    wandb_key=True,
+    wandb=Credentials("0" * 40, DEFAULT_SERVER, key_from=".env"),
 )
 RANK = {"RANK": "3", "WORLD_SIZE": "16", "MASTER_ADDR": "node1"}
 TASK = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "16"}
@@ -158,7 +155,7 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: MachineInfo) -> None:
         (LAPTOP, {"environment": {"OMP_NUM_THREADS": "8"}}, "threads", "ok", "is 8", None),
         (
             LAPTOP,
-            {"container_bytes": 2 * GIB, "container_free_bytes": GIB},
+            {"container": Memory(2 * GIB, GIB)},
             *("memory", "could be better", "1.0 GiB free of 16.0 GiB, and this container or job may use 2.0 GiB"),
             "--fit-batch",
         ),
@@ -323,5 +320,5 @@ def test_whatever_a_strange_machine_does_is_no_traceback(monkeypatch: pytest.Mon
     monkeypatch.setattr("subprocess.run", fail)
     monkeypatch.setenv("HF_HUB_CACHE", "~nobody-of-this-name/cache")  # whose home is asked in vain
     facts = read_machine(Path("models"))
-    assert (facts.packages, facts.torch, facts.memory_bytes, facts.cores) == ((), None, None, 1)
+    assert (facts.packages, facts.torch, facts.memory.total, facts.cores) == ((), None, None, 1)
     assert examine(facts).verdict == "could be better"

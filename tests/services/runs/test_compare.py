@@ -18,9 +18,10 @@ from dialogkit.services.evaluate import EvaluateRow
 from dialogkit.services.evaluation.results import TaskFigure, TaskRow
 from dialogkit.services.runs.compare import compare_runs, show_run, sync_runs
 from dialogkit.services.runs.listing import list_run_rows
+from dialogkit.tracking.evaluation_files import write_evaluation, write_task
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
-from dialogkit.tracking.wandb_run import offline_folders
+from dialogkit.tracking.wandb_sync import offline_folders
 from tests.conftest import Finished, Trained, typed
 from tests.wandb_server import WandbServer
 
@@ -69,7 +70,7 @@ def keep_evaluation(output: str, name: str, **figures: Any) -> None:
     anchor = EvaluateRow(model="custom-nano", anchor="unigram", dataset="starter", dialogs=15, tokens=484)
     anchors = [anchor.model_copy(update={"bits_per_byte": 2.8053}).model_dump(mode="json")]
     kept = {**row.model_dump(mode="json"), "anchors": anchors}
-    run.write_evaluation("starter", kept, worst=[], replies=[])
+    write_evaluation(run, "starter", kept, worst=[], replies=[])
 
 
 def test_the_stop_rate_is_that_of_the_test_prompts_wherever_it_is_shown(
@@ -163,7 +164,7 @@ def test_an_upload_that_does_not_end_is_ended_with_all_that_it_started(
     dialogkit: Run, output: str, wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload_by(f"sleep 60 & echo $! > {tmp_path}/child; wait", tmp_path, monkeypatch)
-    monkeypatch.setattr("dialogkit.tracking.wandb_run.SYNC_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("dialogkit.tracking.wandb_sync.SYNC_TIMEOUT_S", 1.0)
     (whole,) = offline_folders(Path(output))
     second = whole.with_name("offline-run-29990101_000000-second")
     shutil.copytree(whole, second)
@@ -310,8 +311,8 @@ def test_for_programs_the_curve_is_numbers(dialogkit: Run, output: str) -> None:
 def test_what_is_kept_and_cannot_be_read_is_left_out(dialogkit: Run, output: str) -> None:
     run = RunDir(Path(output) / "runs/shared-run")
     run.append_metrics(21, {"train/loss": float("nan")})
-    run.write_evaluation("one", {"model": 1}, worst=[], replies=[])
-    run.write_task("two", {"name": "two"})
+    write_evaluation(run, "one", {"model": 1}, worst=[], replies=[])
+    write_task(run, "two", {"name": "two"})
     (run.path / "evaluation/three.json").write_text("{")
     shown = show_run("shared-run", output=output)
     assert (shown.evaluations, shown.tasks) == ([], [])
@@ -403,7 +404,7 @@ def test_kept_evaluations_stand_side_by_side_with_their_intervals(
     keep_evaluation(two, "other-run", bits_per_byte=2.5, intervals={"bits_per_byte": (2.25, 2.75)}, perplexity=8.0)
     figure = TaskFigure(name="acc", filter="", value=0.25, interval=(0.0, 0.5), better=1)
     task = TaskRow(name="t", version="", questions=4, of_questions=4, examples=0, cut=0, figures=[figure])
-    RunDir(Path(two) / "runs/other-run").write_task("t", task.model_dump(mode="json"))
+    write_task(RunDir(Path(two) / "runs/other-run"), "t", task.model_dump(mode="json"))
     done = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two)
     assert (done.code, done.err) == (0, "")
     assert max(map(len, done.out.splitlines())) <= 80
@@ -420,7 +421,7 @@ def test_evaluations_on_other_dialogs_are_not_set_side_by_side_and_that_is_said(
     keep_evaluation(two, "shared-run")
     run = RunDir(Path(two) / "runs/other-run")
     row = EvaluateRow(model="m", dataset="starter", dialogs=5, tokens=100)
-    run.write_evaluation("starter", row.model_dump(mode="json"), worst=[], replies=[])
+    write_evaluation(run, "starter", row.model_dump(mode="json"), worst=[], replies=[])
     assert compare_runs(["shared-run", "other-run"], output=two).evaluations == []
     told = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two).err.splitlines()
     assert told == [
