@@ -1,6 +1,7 @@
 """Shared fixtures: an isolated home, a run of the command line, and one small trained model for many tests."""
 
 import atexit
+import gc
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 
@@ -86,6 +87,13 @@ def in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen_libraries() -> None:
+    """Spare the collector the objects of the libraries once they are loaded: each training calls it at its end."""
+    if "transformers.trainer" in sys.modules and not gc.get_freeze_count():
+        gc.freeze()
+
+
 class Finished(NamedTuple):
     """A finished command line."""
 
@@ -128,6 +136,14 @@ def run_process(*words: str, cwd: Path | None = None, stdin: str = "", **environ
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
+def run_line(*words: str, cwd: Path | None = None, stdin: str = "") -> Finished:
+    """Run `dialogkit WORDS` in a process of its own that has the libraries loaded."""
+    from tests.forks import command_line, run_forked
+
+    folder = cwd or Path.cwd()
+    return Finished(*run_forked(command_line, words, stdin, folder=folder, timeout=240, **os.environ))
+
+
 class Trained(NamedTuple):
     """A finished small training."""
 
@@ -159,6 +175,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, isolated_home: Path) -> Tr
     return Trained(result, trainer, output)
 
 
+Architecture = Literal["gpt2", "llama"]
+
+
 class Small:
     """The parts of a small training, made by the package itself: 512 token ids, dialogs, models, fits, scores.
 
@@ -177,12 +196,25 @@ class Small:
         dialogs = read_dialogs(find_source(DataConfig()), DataConfig()).dialogs
         texts = [message.content for dialog in dialogs for message in dialog]
         self.vocabulary = train_tokenizer(texts, vocabulary=512, output=folder / "tokenizer")
-        self.shape = {"layers": 2, "width": 32, "heads": 2, "context": 256, "tokenizer": str(folder / "tokenizer")}
+        self.shape: dict[str, Any] = {
+            "layers": 2,
+            "width": 32,
+            "heads": 2,
+            "context": 256,
+            "tokenizer": str(folder / "tokenizer"),
+        }
         self.tokenizer = load_tokenizer(ModelConfig(**self.shape))
         prepared = prepare_data(DataConfig(), self.tokenizer, context=256, cache=folder)
         self.train, self.evaluation = prepared.train, prepared.evaluation
 
-    def model(self, architecture: str = "llama", *, seed: int = 0, dropout: float = 0.0, **shape: Any) -> Any:
+    def model(
+        self,
+        architecture: Architecture = "llama",
+        *,
+        seed: int = 0,
+        dropout: float = 0.0,
+        **shape: Any,
+    ) -> Any:
         """Return a new model of 2 layers."""
         from dialogkit.config.model import ModelConfig
         from dialogkit.models.build import build_model

@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,34 @@ def run_forked(
     if not done:
         raise AssertionError(result)
     return result
+
+
+def command_line(words: Sequence[str], stdin: str) -> tuple[int, str, str]:
+    """Run `dialogkit WORDS` in this process; return exit code, output and errors."""
+    from dialogkit.cli.app import main
+
+    reading, writing = os.pipe()
+    os.write(writing, stdin.encode())
+    os.close(writing)
+    os.dup2(reading, 0)
+    with (
+        open(0, encoding="utf-8", closefd=False) as sys.stdin,
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+    ):
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        try:
+            main(list(words))
+        except SystemExit as done:
+            code = int(done.code or 0)
+        else:
+            code = 0
+        sys.stdout.flush()
+        sys.stderr.flush()
+        out.seek(0)
+        err.seek(0)
+        return code, out.read().decode(), err.read().decode()
 
 
 def _call(

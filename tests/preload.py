@@ -1,5 +1,7 @@
 """Imports what every training imports."""
 
+import gc
+
 import torch
 import transformers.integrations
 from transformers import Trainer
@@ -11,3 +13,5 @@ import dialogkit.models.build
 import dialogkit.services.train
 
 __all__ = ["Trainer", "dialogkit", "torch", "transformers"]
+
+gc.freeze()  # each training calls the collector at its end: it need not look through the libraries

@@ -10,6 +10,7 @@ from jinja2 import Environment, TemplateError
 from dialogkit.dialog import (
     SPECIAL_TOKENS,
     Message,
+    Role,
     Span,
     TurnFormat,
     check_dialog,
@@ -47,6 +48,7 @@ def render(template: str, messages: list[Message], *, reply: bool = False) -> st
     return environment.from_string(template).render(messages=plain, add_generation_prompt=reply)
 
 
+ROLES: tuple[Role, Role] = ("user", "assistant")
 CONTENT = st.text(st.characters(exclude_categories=["Cs"]), max_size=15) | st.sampled_from(SPECIAL_TOKENS)
 MESSAGES = st.builds(
     lambda system, pairs: (
@@ -55,7 +57,6 @@ MESSAGES = st.builds(
     st.lists(st.builds(Message, st.just("system"), CONTENT), max_size=1),
     st.lists(st.tuples(CONTENT, CONTENT), min_size=1, max_size=4),
 )
-ROLES = ("user", "assistant")
 few = settings(max_examples=50, derandomize=True, deadline=None, database=None)
 
 

@@ -38,7 +38,7 @@ class Installed(NamedTuple):
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     folder = tmp_path_factory.mktemp("packaging")
-    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist"]
+    build: list[str | Path] = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist"]
     run(*build, "--sdist", REPOSITORY, cwd=folder)
     (sdist,) = (folder / "dist").glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
@@ -46,7 +46,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     (unpacked,) = (folder / "unpacked").iterdir()
     run(*build, "--wheel", unpacked, cwd=folder)
     (wheel,) = (folder / "dist").glob("*.whl")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     run(*pip, "--no-deps", "--no-index", "--target", folder / "installed", wheel, cwd=folder)
     return Installed(
         {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()},

@@ -20,7 +20,8 @@ import typer.main
 
 from dialogkit.cli.app import app
 from dialogkit.cli.app import main as dialogkit
-from dialogkit.config.load import known_settings, load_with_origins, parse_sets
+from dialogkit.config.load import load_with_origins, parse_sets
+from dialogkit.config.problems import known_settings
 from tests.conftest import REPOSITORY, TINY
 
 PAGES = {
@@ -112,7 +113,7 @@ class Reader:
 
     def work_through(self, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(self.folder)
-        monkeypatch.setattr("dialogkit.services.evaluation.probes.REPLIES", 2)
+        monkeypatch.setattr("dialogkit.services.evaluation.evaluator.REPLIES", 2)
         monkeypatch.setenv("WANDB_MODE", "offline" if page == "docs/tracking.md" else "disabled")
         for block in blocks(page):
             if block.kind == "bash" and block.runs:

@@ -77,8 +77,8 @@ class WandbServer:
         body = request.rfile.read(int(request.headers.get("content-length") or 0))
         self.asked.append(request.path)
         for said in filter(None, (request.headers.get(name) for name in ("authorization", "proxy-authorization"))):
-            scheme, _, content = said.partition(" ")
-            self.keys.add(b64decode(content).decode() if scheme == "Basic" else content)
+            scheme, _, login = said.partition(" ")
+            self.keys.add(b64decode(login).decode() if scheme == "Basic" else login)
         status, kind, content = 200, "application/json", json.dumps({"data": ACCEPTED}).encode()
         starts = b"UpsertBucket" in body
         if self.behaviour == "vanish":

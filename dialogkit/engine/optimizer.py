@@ -60,25 +60,25 @@ class MuonWithAdamW(Optimizer):
     """
 
     def __init__(self, *optimizers: Optimizer) -> None:
-        self._optimizers = optimizers
+        self.optimizers = optimizers
         super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Step both. `closure` recomputes the loss, as in torch; HF passes none."""
         loss = None if closure is None else closure()
-        for optimizer in self._optimizers:
+        for optimizer in self.optimizers:
             optimizer.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of both."""
-        return {"parts": [optimizer.state_dict() for optimizer in self._optimizers]}
+        return {"parts": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore both."""
-        for optimizer, state in zip(self._optimizers, state_dict["parts"], strict=True):
+        for optimizer, state in zip(self.optimizers, state_dict["parts"], strict=True):
             optimizer.load_state_dict(state)
-        self.param_groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
 
 def muon_with_adamw(

@@ -50,7 +50,8 @@ def drawn(
 ) -> tuple[str, str]:
     asked = asked or EvaluateRequest(models=(None,) * len(result.rows))
     render_evaluation(Output(), result, asked, **shown)
-    return tuple(capfd.readouterr())
+    said = capfd.readouterr()
+    return said.out, said.err
 
 
 def test_of_one_model_the_anchors_need_no_owner(capfd: pytest.CaptureFixture[str]) -> None:

@@ -142,6 +142,8 @@ def test_what_was_given_by_set_is_changed_by_set(typed: str) -> None:
 
 # Calls
 
+FROM: dict[str, Any] = {"from": "it"}  # a word of Python
+
 
 @pytest.mark.parametrize(
     ("hint", "words"),
@@ -153,7 +155,7 @@ def test_what_was_given_by_set_is_changed_by_set(typed: str) -> None:
         (Call("train", "custom-tiny", preset="test"), "dialogkit train custom-tiny --preset test"),
         (Call("train", resume="it", force=True), "dialogkit train --resume it --force"),
         (Call("train", resume="it", force=False, output_dir=None), "dialogkit train --resume it"),
-        (Call("train", **{"from": "it"}, name="it-2"), "dialogkit train --from it --name it-2"),
+        (Call("train", **FROM, name="it-2"), "dialogkit train --from it --name it-2"),
         (
             Call("train", "gpt2-small", settings={"train.method": "lora", "train.epochs": 1}),
             "dialogkit train gpt2-small --method lora --set train.epochs=1",
@@ -183,7 +185,7 @@ def test_a_call_is_a_command_that_is_taken(hint: Call, words: str) -> None:
 def test_every_option_of_every_command_can_be_given(verb: str) -> None:
     parameters = [p for p in click_command(verb).params if p.param_type_name == "option" and p.name != "help"]
     sets = sets_of(click_command(verb).callback)
-    required = {p.name: "a b" for p in parameters if p.required}
+    required: dict[str, Any] = {p.name: "a b" for p in parameters if p.required}
     words = ["x"] * len([p for p in click_command(verb).params if p.param_type_name == "argument" and p.required])
     words = ["train"] if verb.startswith("launch") else words
     for parameter in parameters:

@@ -17,7 +17,7 @@ from dialogkit.config.load import load_with_origins, model_names, preset_names, 
 from dialogkit.config.paths import configs_dir
 from dialogkit.config.problems import known_settings
 from dialogkit.errors import did_you_mean
-from tests.conftest import REPOSITORY, SMALL, Finished, Trained, run_process
+from tests.conftest import REPOSITORY, SMALL, Finished, Trained, run_line, run_process
 
 Run = Callable[..., Finished]
 
@@ -179,8 +179,10 @@ def test_showing_a_model_tells_everything_about_it(
     assert max(map(len, lines(done.out))) <= 80
     words = " ".join(done.out.split())
     for value in data.values():
-        shown = {True: "yes", False: "no", None: "-"}.get(value) if isinstance(value, bool | None) else value
-        assert (f"{shown:,}" if isinstance(shown, int) else shown) in words
+        if isinstance(value, bool | None):
+            assert {True: "yes", False: "no", None: "-"}[value] in words
+        else:
+            assert (f"{value:,}" if isinstance(value, int) else value) in words
 
 
 def test_a_model_file_is_shown_as_a_model_of_the_catalogue(dialogkit: Run) -> None:
@@ -242,7 +244,7 @@ def test_prompts_come_from_standard_input_one_a_line(trained: Trained) -> None:
         "--output-dir",
         str(trained.output),
     ]
-    done = run_process(*words, "--json", stdin="Hello!\n\n  \nAnd   you?\r\n")
+    done = run_line(*words, "--json", stdin="Hello!\n\n  \nAnd   you?\r\n")
     assert (done.code, done.err) == (0, "")
     assert [reply["prompt"] for reply in done.json["data"]["replies"]] == ["Hello!", "And   you?"]
 
@@ -303,7 +305,7 @@ def test_a_training_goes_on_when_the_reader_of_its_talk_leaves(tmp_path: Path) -
 
 def test_what_is_piped_and_not_read_is_told(trained: Trained) -> None:
     words = ["generate", "shared-run", "--output-dir", str(trained.output), "--max-new-tokens", "2"]
-    done = run_process(*words, stdin="Hello!\n")
+    done = run_line(*words, stdin="Hello!\n")
     assert done.code == 0
     assert "dialogkit generate --prompts-file -" in done.err
 

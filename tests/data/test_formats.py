@@ -193,7 +193,8 @@ def test_of_preferences_the_chosen_answer_is_learned(row: Any) -> None:
 def test_a_turn_that_cannot_be_used_costs_itself_and_not_its_dialog(
     messages: list[str], dialog: Dialog, note: str
 ) -> None:
-    row = {"messages": [turn(*message.split(":", 1)) for message in messages]}
+    turns = [message.partition(":") for message in messages]
+    row = {"messages": [turn(role, content) for role, _, content in turns]}
     assert parsed(row)[:2] == (dialog, {note: 1})
 
 

@@ -15,7 +15,7 @@ from dialogkit.config.data import DataConfig
 from dialogkit.data.prepare import PreparedData, prepare_data
 from dialogkit.data.split import hash_dialog, split_by_hash
 from dialogkit.data.tokens import DialogTokens, cut_dialog
-from dialogkit.dialog import Encoded, Message, plain_format, turns_format
+from dialogkit.dialog import Dialog, Encoded, Message, plain_format, turns_format
 from dialogkit.errors import DataError
 from dialogkit.models.tokenizer import ChatTokenizer
 from tests.conftest import typed
@@ -367,7 +367,7 @@ def test_too_few_dialogs_are_refused_and_may_be_kept(
 
 
 def test_hashes_tell_dialogs_apart_by_what_they_say_and_who_says_it() -> None:
-    dialogs = [
+    dialogs: list[Dialog] = [
         (Message("user", "a"), Message("assistant", "b")),
         (Message("user", "ab"), Message("assistant", "")),
         (Message("system", "a"), Message("assistant", "b")),

@@ -30,7 +30,7 @@ def read(content: bytes, name: str = "rows.jsonl", **settings: Any) -> RawData:
     return read_dialogs(find_source(config), config)
 
 
-MALFORMED = {
+MALFORMED: dict[str, str | bytes] = {
     "not valid JSON: expecting value": "nothing",
     "not valid JSON: extra data": GOOD + GOOD,
     "the key 'prompt' appears twice": '{"prompt": "a", "prompt": "b", "response": "c"}',

@@ -78,7 +78,7 @@ def test_nothing_names_other_assistants_people_or_places_on_the_web(dialogs: lis
 def test_the_licence_lies_beside_and_is_the_one_that_is_told() -> None:
     licence = (Path(STARTER).parent / "LICENSE").read_text(encoding="utf-8")
     assert STARTER.name in licence
-    assert NAMED["starter"].license in licence
+    assert str(NAMED["starter"].license) in licence
     assert "CC0 1.0" in licence
 
 

@@ -153,7 +153,7 @@ def test_a_line_that_never_ends_takes_no_time_in_each_block() -> None:
 def test_a_pass_over_a_folder_has_the_dialogs_that_memory_would_hold(
     folder: str, tokenizer: ChatTokenizer
 ) -> None:
-    options = {"eval_fraction": 0.1, "max_tokens": 48}
+    options: dict[str, Any] = {"eval_fraction": 0.1, "max_tokens": 48}
     data = prepare(folder, tokenizer, **options)
     whole = prepare_data(DataConfig(dataset="all.jsonl", **options), tokenizer, context=64, cache=Path("cache"))
     assert said(data.evaluation, tokenizer) == said(whole.evaluation, tokenizer)
@@ -208,16 +208,15 @@ def test_held_out_by_share_without_having_read_everything(
 def test_the_order_does_not_depend_on_workers_and_goes_on_from_any_dialog(
     samples: int | None, folder: str, tokenizer: ChatTokenizer
 ) -> None:
-    options = {"samples": samples}
-    whole = prepare(folder, tokenizer, **options)
+    whole = prepare(folder, tokenizer, samples=samples)
     expected = first(whole, tokenizer, 700)
     if samples is not None:
         parts = [Counter(expected[start : start + samples]) for start in range(0, 700, samples)]
         assert all(part == parts[0] and len(part) == samples for part in parts)
-    assert first(prepare(folder, tokenizer, **options), tokenizer, 700, workers=2) == expected
+    assert first(prepare(folder, tokenizer, samples=samples), tokenizer, 700, workers=2) == expected
     found: list[str] = []
     for number, workers in ((1, 0), (38, 1), (1, 0), (110, 0), (135, 2), (289, 0), (126, 1)):
-        part = prepare(folder, tokenizer, **options)
+        part = prepare(folder, tokenizer, samples=samples)
         part.stream.restore(Path() if found else None)
         found += first(part, tokenizer, number, workers=workers)
         part.stream.save(Path())
@@ -230,18 +229,24 @@ def test_another_seed_gives_another_order(folder: str, tokenizer: ChatTokenizer)
     assert one != two
 
 
+def pass_of(data: StreamedData, rank: int) -> int:
+    """Return the number of the pass that a stream is in, as a checkpoint has it."""
+    data.stream.save(Path())
+    return int(json.loads(Path(f"stream-{rank}.json").read_text())["place"][0])
+
+
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("samples", [None, 71])
 def test_processes_have_disjoint_shares_that_are_all(
     world: int, samples: int | None, folder: str, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shares = []
+    shares: list[list[str]] = []
     for rank in range(world):
         monkeypatch.setattr(stream, "rank_and_world_size", lambda rank=rank: (rank, world))
         data = prepare(folder, tokenizer, samples=samples)
         shares.append([])
         for dialog in data.stream.dialogs():
-            if data.stream._group.place.epoch:  # type: ignore[union-attr]
+            if pass_of(data, rank):
                 break
             shares[-1].append(text_of(dialog, tokenizer))
         data.stream.close()

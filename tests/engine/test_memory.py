@@ -108,7 +108,8 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_parts(
     small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(small_config({**BATCH, "train.log_every_steps": 1}))
-    real, refused = loss.chunked_cross_entropy, []
+    real = loss.chunked_cross_entropy
+    refused: list[int] = []
 
     def small_device(hidden: Any, *args: Any, **kwargs: Any) -> Any:
         if len(refused) < 2 and torch.is_grad_enabled():  # single dialogs fit

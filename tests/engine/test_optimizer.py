@@ -88,12 +88,17 @@ def test_a_direction_has_the_singular_vectors_of_the_matrix_and_values_near_one(
 def test_products_of_the_iteration_have_the_precision_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.dtype] = []
     product = torch.addmm
-    monkeypatch.setattr(torch, "addmm", lambda *t, **k: (seen.append(t[0].dtype), product(*t, **k))[1])
+
+    def told(*tensors: Any, **options: Any) -> Any:
+        seen.append(tensors[0].dtype)
+        return product(*tensors, **options)
+
+    monkeypatch.setattr(torch, "addmm", told)
     model = make_model("llama")
     give_gradients(model, 0)
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         optimizer = muon_with_adamw(model, [], CONFIG, precision)  # type: ignore[arg-type]
-        assert isinstance(optimizer._optimizers[0], Float32Muon) == (precision == "fp32")
+        assert isinstance(optimizer.optimizers[0], Float32Muon) == (precision == "fp32")
         optimizer.step()
         assert set(seen) == {dtype}
         seen.clear()

@@ -162,6 +162,16 @@ def link_to(target: str) -> str:
     return "a.jsonl"
 
 
+def folder() -> str:
+    os.mkdir("a.jsonl")
+    return "a.jsonl"
+
+
+def pipe() -> str:
+    os.mkfifo("a.jsonl")
+    return "a.jsonl"
+
+
 def bound_socket() -> str:
     with socket.socket(socket.AF_UNIX) as one:
         one.bind("a.jsonl")
@@ -170,8 +180,8 @@ def bound_socket() -> str:
 
 # What stands in the place of a file.
 PLACES: dict[str, tuple[Callable[[], str], str]] = {
-    "a folder": (lambda: os.mkdir("a.jsonl") or "a.jsonl", "'a.jsonl' is a folder, not a file"),
-    "a pipe": (lambda: os.mkfifo("a.jsonl") or "a.jsonl", "'a.jsonl' is neither a file nor a folder"),
+    "a folder": (folder, "'a.jsonl' is a folder, not a file"),
+    "a pipe": (pipe, "'a.jsonl' is neither a file nor a folder"),
     "a socket": (bound_socket, "'a.jsonl' is neither a file nor a folder"),
     "a device": (lambda: "/dev/zero", "'/dev/zero' is neither a file nor a folder"),
     "a link to a device": (lambda: link_to("/dev/zero"), "'a.jsonl' is a broken link"),

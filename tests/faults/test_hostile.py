@@ -10,6 +10,7 @@ import sys
 import unicodedata
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,8 @@ def print_results(output: Output, text: str) -> None:
     for anchors in ([], [row.model_copy(update={"anchor": "untrained"})]):
         judged = EvaluateResult(rows=[row, row.model_copy(update={"dataset": "b"})], anchors=anchors)
         request = EvaluateRequest(models=(text, None))
-        output.result(
-            judged,
-            lambda out, judged=judged, request=request: evaluation_view.render_evaluation(
-                out, judged, request, slices=True, worst=1
-            ),
-        )
+        table = partial(evaluation_view.render_evaluation, result=judged, request=request, slices=True, worst=1)
+        output.result(judged, table)
     details = RunDetails(
         name=text, created=text, command=[text], environment={text: text, "git": {"commit": text, "branch": text}},
         config={text: text, "preset": text}, origins={text: text} if text else {},
@@ -112,7 +109,7 @@ def print_results(output: Output, text: str) -> None:
         evaluations=[judged.model_copy(update={"rows": [row]})], tasks=[task],
     )  # fmt: skip
     for everything in (False, True):
-        output.result(details, lambda out, all=everything: render_run(out, details, everything=all))
+        output.result(details, partial(render_run, shown=details, everything=everything))
     trained = TrainResult(
         run=text, run_dir=text, model_dir=text, published_dir=text, steps=1, duration_s=1,
         metrics={f"{when}/{name}": 1.0 for when in ("before", "final") for name in figures}
@@ -355,7 +352,24 @@ def test_a_template_is_bounded(kind: str, small: Any, monkeypatch: pytest.Monkey
     assert typed(refused.value) == "--set model.chat_format=plain"
 
 
-ODD = [None, True, -1, 0, 1e308, 10**400, "", "x" * 5000, "\x00", [], [[]], {}, {"a": {}}, "NaN", 1.5, [1] * 500]
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    10**400,
+    "",
+    "x" * 5000,
+    "\x00",
+    [],
+    [[]],
+    {},
+    {"a": {}},
+    "NaN",
+    1.5,
+    [1] * 500,
+]
 
 
 @pytest.mark.parametrize("number", [pytest.param(60, id="some"), pytest.param(1000, marks=pytest.mark.faults)])

@@ -148,7 +148,7 @@ def test_processes_that_are_lost_again_and_again_end_the_run(in_temporary_folder
     assert len(RunDir(RUN).read().resumed) == 1
 
 
-def failing(folder: Path, rank: str, action: str) -> dict[str, str]:
+def failing(folder: Path, rank: str, action: str) -> dict[str, Any]:
     """Return the environment in which a process does something after step 5."""
     return in_every_process(folder, FAILING.format(rank=rank, action=action))
 
@@ -275,7 +275,7 @@ def test_accelerate_launch_that_starts_one_process_in_place_of_two_is_refused() 
 def test_tasks_of_slurm_join() -> None:
     tasks = []
     for task in range(2):
-        told = {
+        told: dict[str, Any] = {
             "SLURM_PROCID": str(task),
             "SLURM_LOCALID": str(task),
             "SLURM_STEP_NUM_TASKS": "2",

@@ -79,10 +79,10 @@ def test_a_seed_gives_the_same_replies_again_and_another_others(model: Any, smal
 def test_the_generators_of_random_numbers_are_left_as_they_were(
     model: Any, small: Any, temperature: float
 ) -> None:
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()
     replies(model, small, PROMPTS, temperature=temperature)
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+    assert (random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()) == before[1:]
 
 
 @pytest.mark.parametrize("training", [True, False])

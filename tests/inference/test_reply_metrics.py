@@ -1,7 +1,10 @@
 """Metrics of replies are what their names say, and their intervals cover what they should."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from dialogkit.inference.reply_metrics import (
     Answered,
@@ -14,13 +17,18 @@ from dialogkit.inference.reply_metrics import (
     similarities,
 )
 
+Floats = NDArray[np.float64]
+
+
+def weighted_mean(sample: Floats) -> Callable[[Floats], dict[str, Floats]]:
+    return lambda weights: {"mean": weights @ sample / weights.sum(1)}
+
 
 def test_an_interval_covers_the_mean_of_the_population() -> None:
     random_numbers = np.random.default_rng(0)
     covered = 0
     for seed in range(200):
-        sample = random_numbers.exponential(size=60)
-        low, high = intervals(lambda w, x=sample: {"mean": w @ x / w.sum(1)}, 60, seed=seed)["mean"]
+        low, high = intervals(weighted_mean(random_numbers.exponential(size=60)), 60, seed=seed)["mean"]
         covered += low <= 1.0 <= high
     assert 175 <= covered <= 200
     assert intervals(lambda w: {"mean": w[:, 0]}, 1) == {}
@@ -33,8 +41,8 @@ def test_figures_of_replies_are_what_their_names_say() -> None:
     assert distinct([["a", "b", "a"], ["b", "c"]], 1) == pytest.approx(3 / 5)
     assert distinct([["a", "b", "a"], ["b", "c"]], 2) == 1.0
     assert echoed_share("Tell me of the cats now", "tell me of the dogs") == pytest.approx(2 / 4)
-    assert similarities("The same text.", "The same text.") == (pytest.approx(100), pytest.approx(1))
-    assert similarities("", "Something.") == (pytest.approx(0), pytest.approx(0))
+    assert similarities("The same text.", "The same text.") == pytest.approx((100, 1))
+    assert similarities("", "Something.") == pytest.approx((0, 0))
     figures = ReplyMetrics(
         [Answered("p", "one two", "one two three", stopped=True), Answered("p", "", "x", stopped=False)]
     ).figures()

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from dialogkit.config.load import load_run_config
+from dialogkit.config.paths import MANIFEST
 from dialogkit.engine import trainer
-from dialogkit.engine.checkpoints import MANIFEST, commit, newest_valid, read_progress
+from dialogkit.engine.checkpoints import commit, newest_valid, read_progress
 from dialogkit.errors import CheckpointError, ConfigError, InterruptedRunError, ModelError, StorageError
 from dialogkit.services.train import resume, train
 from dialogkit.services.training import samples
@@ -65,7 +66,7 @@ class KillAt(LogReporter):
     def doing(self, text: str) -> None:
         pass
 
-    def step(self, step: int, total: int, metrics: Any) -> None:
+    def step(self, step: int, total: int | None, metrics: Any) -> None:
         if step >= self._step and step > 0:
             self._step = 10**9
             if self._by is None:
@@ -263,6 +264,11 @@ def state_of(folder: Path) -> dict[Path, tuple[int, bytes]]:
 # What is not taken
 
 
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
 def cut(path: Path, share: float) -> None:
     os.truncate(path, int(path.stat().st_size * share))
 
@@ -303,7 +309,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "half of the configuration": lambda folder: cut(folder / "config.json", 0.5),
     "no configuration": lambda folder: (folder / "config.json").unlink(),
     "no arguments": lambda folder: (folder / "training_args.bin").unlink(),
-    "an empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],
+    "an empty folder": empty,
     # Of the manifest itself, and what is no file
     "no manifest": lambda folder: (folder / MANIFEST).unlink(),
     "half of the manifest": lambda folder: cut(folder / MANIFEST, 0.5),
@@ -489,12 +495,12 @@ def test_a_new_run_starts_from_the_weights_of_another(dialogkit: Callable[..., F
 
 
 def test_a_disk_that_is_full_costs_no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = trainer.commit, iter(range(99))
+    calls = iter(range(99))
 
     def full(*args: Any, **options: Any) -> None:
         if next(calls) == 1:
             raise OSError(28, "No space left on device")
-        real(*args, **options)
+        commit(*args, **options)
 
     monkeypatch.setattr(trainer, "commit", full)
     with pytest.raises(CheckpointError, match="checkpoint of step 6 cannot be written: no space left") as stopped:

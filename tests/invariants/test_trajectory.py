@@ -159,7 +159,8 @@ def rate(step: int, schedule: str, warmup: int = 2) -> float:
     if step < warmup:
         return step / warmup
     done = (step - warmup) / (RUN["max_steps"] - warmup)
-    return {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}[schedule]
+    rates: dict[str, float] = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
+    return rates[schedule]
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])

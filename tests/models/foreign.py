@@ -8,8 +8,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dialogkit.dialog import plain_format, turns_format
-from dialogkit.models.tokenizer import SHIPPED_TOKENIZER, ChatTokenizer, native_format
+from dialogkit.dialog import native_format, plain_format, turns_format
+from dialogkit.models.tokenizer import SHIPPED_TOKENIZER, ChatTokenizer
 
 TEXTS = [
     "User: Hello there, how are you?",

@@ -12,7 +12,9 @@ from typing import Any
 
 from tests.models.foreign import gpt2_like
 
-Change = Callable[[Path], None]
+Change = Callable[[Path], object]
+Edit = Callable[[dict[str, Any]], object]
+"""Changes what a file holds, in place."""
 
 SHAPE = {"vocab_size": 400, "max_position_embeddings": 256}
 SIZE_FIELDS = (
@@ -50,6 +52,7 @@ FILES = (
     "pytorch_model.bin", "vocab.json", "preprocessor_config.json", "processor_config.json", "adapter_config.json",
 )  # fmt: skip
 NEEDED = FILES[:3]
+INDEX = "model.safetensors.index.json"
 
 
 def write_sound(folder: Path) -> Path:
@@ -79,12 +82,30 @@ def set_json(name: str, **values: Any) -> Change:
 
 
 def set_bytes(name: str, content: bytes) -> Change:
-    return lambda folder: (_free(folder / name), (folder / name).write_bytes(content), None)[-1]
+    return each(remove(name), lambda folder: (folder / name).write_bytes(content))
+
+
+def remove(*names: str) -> Change:
+    def change(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+
+    return change
+
+
+def each(*changes: Change) -> Change:
+    """Make several changes, one after the other."""
+
+    def change(folder: Path) -> None:
+        for one in changes:
+            one(folder)
+
+    return change
 
 
 def sparse(name: str, size: int, start: bytes = b"") -> Change:
     def change(folder: Path) -> None:
-        _free(folder / name)
+        remove(name)(folder)
         with (folder / name).open("wb") as file:
             file.write(start)
             file.truncate(size)
@@ -98,7 +119,7 @@ def special(name: str, kind: str) -> Change:
     def change(folder: Path) -> None:
         path = folder / name
         content = path.read_bytes() if path.exists() else b"{}"
-        _free(path)
+        remove(name)(folder)
         match kind:
             case "pipe":
                 os.mkfifo(path)
@@ -129,11 +150,7 @@ def special(name: str, kind: str) -> Change:
     return change
 
 
-def _free(path: Path) -> None:
-    path.unlink(missing_ok=True)
-
-
-def header(edit: Callable[[dict[str, Any]], Any]) -> Change:
+def header(edit: Edit) -> Change:
     """Change the header of the weights and leave the numbers as they are."""
 
     def change(folder: Path) -> None:
@@ -141,22 +158,42 @@ def header(edit: Callable[[dict[str, Any]], Any]) -> Change:
         content = path.read_bytes()
         length = struct.unpack("<Q", content[:8])[0]
         described = json.loads(content[8 : 8 + length])
-        edited = edit(described)
-        new = json.dumps(described if edited is None else edited).encode()
+        edit(described)
+        new = json.dumps(described).encode()
         path.write_bytes(struct.pack("<Q", len(new)) + new + content[8 + length :])
 
     return change
 
 
 def raw(edit: Callable[[bytes], bytes], name: str = "model.safetensors") -> Change:
-    return lambda folder: ((folder / name).write_bytes(edit((folder / name).read_bytes())), None)[-1]
+    return lambda folder: (folder / name).write_bytes(edit((folder / name).read_bytes()))
+
+
+def changed_byte(at: int, byte: int, *, within: int | None = None) -> Callable[[bytes], bytes]:
+    """Return what changes a byte of a content, or of its first `within` bytes."""
+
+    def edit(content: bytes) -> bytes:
+        nth = at % (within or len(content))
+        return content[:nth] + bytes([byte]) + content[nth + 1 :]
+
+    return edit
+
+
+def header_length(size: int) -> Change:
+    """Give the header of the weights another length."""
+    return raw(lambda content: struct.pack("<Q", size) + content[8:])
 
 
 def first(described: dict[str, Any]) -> dict[str, Any]:
     return next(value for key, value in described.items() if key != "__metadata__")
 
 
-def tensors(edit: Callable[[dict[str, Any]], None]) -> Change:
+def first_tensor(**values: Any) -> Change:
+    """Change what the header says of the first tensor."""
+    return header(lambda described: first(described).update(values))
+
+
+def tensors(edit: Edit) -> Change:
     """Change the tensors and write them as a sound file."""
 
     def change(folder: Path) -> None:
@@ -173,12 +210,12 @@ def fill(name: str, value: float) -> Change:
     return tensors(lambda held: held[name].view(-1)[3:4].fill_(value))
 
 
-def tokenizer(edit: Callable[[dict[str, Any]], Any]) -> Change:
+def tokenizer(edit: Edit) -> Change:
     def change(folder: Path) -> None:
         path = folder / "tokenizer.json"
         described = json.loads(path.read_text())
-        edited = edit(described)
-        path.write_text(json.dumps(described if edited is None else edited))
+        edit(described)
+        path.write_text(json.dumps(described))
 
     return change
 
@@ -206,7 +243,13 @@ def giant(folder: Path) -> None:
     sparse(path.name, 8 + len(start) + at, struct.pack("<Q", len(start)) + start)(folder)
 
 
-def sharded(edit: Callable[[dict[str, Any]], Any]) -> Change:
+def tokenizer_in_a_pipe(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    (folder / "tokenizer.json").unlink()
+    set_json("tokenizer_config.json", tokenizer_file=str(folder / "pipe"))(folder)
+
+
+def sharded(edit: Edit) -> Change:
     """Give the weights an index, with one thing wrong in it."""
 
     def change(folder: Path) -> None:
@@ -216,8 +259,8 @@ def sharded(edit: Callable[[dict[str, Any]], Any]) -> Change:
         with safe_open(folder / "model-00001-of-00001.safetensors", framework="pt") as file:
             names = list(file.keys())
         index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
-        edited = edit(index)
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index if edited is None else edited))
+        edit(index)
+        (folder / INDEX).write_text(json.dumps(index))
 
     return change
 
@@ -249,7 +292,7 @@ def adapter(**settings: Any) -> Change:
     return change
 
 
-def adapter_of_sound(edit: Callable[[dict[str, Any], dict[str, Any]], None]) -> Change:
+def adapter_of_sound(edit: Callable[[dict[str, Any], dict[str, Any]], object]) -> Change:
     """Make an adapter whose base is sound and beside it."""
 
     def change(folder: Path) -> None:
@@ -292,8 +335,13 @@ Q = "model.layers.0.self_attn.q_proj.weight"
 DEEP = 100_000
 
 
-def _offsets(start: int, end: int) -> Callable[[dict[str, Any]], None]:
-    return lambda h: first(h).update(data_offsets=[start, end])
+def index_to(name: Any) -> Change:
+    """Let the index name this file for a tensor."""
+    return sharded(lambda index: index["weight_map"].update({Q: name}))
+
+
+def adapter_with(settings: dict[str, Any]) -> Change:
+    return adapter_of_sound(lambda config, tensors: config.update(settings))
 
 
 def cases() -> Iterator[tuple[str, Change]]:
@@ -324,8 +372,8 @@ def cases() -> Iterator[tuple[str, Change]]:
             yield f"{field} {number}", set_json("config.json", **{field: value})
     yield "a field with a long name", set_json("config.json", **{"x" * 100_000: 1})
     yield "a hundred thousand fields", set_json("config.json", **{f"x{n}": n for n in range(100_000)})
-    for number in (10**12, 2 * 10**7, -1, True, "x", 1.5):
-        yield f"{number!r} labels", set_json("config.json", num_labels=number)
+    for labels in (10**12, 2 * 10**7, -1, True, "x", 1.5):
+        yield f"{labels!r} labels", set_json("config.json", num_labels=labels)
     yield "heads that do not divide the width", set_json("config.json", num_attention_heads=3)
     yield "more layers than the weights", set_json("config.json", num_hidden_layers=3)
     yield "fewer layers than the weights", set_json("config.json", num_hidden_layers=1)
@@ -345,7 +393,7 @@ def cases() -> Iterator[tuple[str, Change]]:
         ):  # fmt: skip
             yield f"{name} is a {kind}", special(name, kind)
         if name in NEEDED:
-            yield f"{name} is missing", lambda folder, name=name: _free(folder / name)
+            yield f"{name} is missing", remove(name)
             yield f"{name} is a link to a sound file", special(name, "link to a sound file")
     for name in FILES[3:7] + FILES[7:9]:
         for kind, content in {
@@ -360,7 +408,7 @@ def cases() -> Iterator[tuple[str, Change]]:
     for kind, size in {
         "0": 0, "1": 1, "too long": 10**7, "2^40": 2**40, "2^63": 2**63, "2^64-1": 2**64 - 1, "100 MB": 10**8,
     }.items():  # fmt: skip
-        yield f"weights' header of length {kind}", raw(lambda c, n=size: struct.pack("<Q", n) + c[8:])
+        yield f"weights' header of length {kind}", header_length(size)
     for kind, content in {
         "no JSON": b"hello there", "a list": b"[]", "null": b"null", "a number": b"5", "deep": b"[" * DEEP,
         "binary": bytes(range(128, 256)), "tensors that are numbers": b'{"a": 5}', "empty": b"{}",
@@ -375,18 +423,17 @@ def cases() -> Iterator[tuple[str, Change]]:
     yield "weights' header of 100 MB", sparse("model.safetensors", 10**8 + 8, struct.pack("<Q", 10**8) + b"{")
     yield "weights sparse, 9 GB", sparse("model.safetensors", 9 * 2**30)
     yield "weights sparse, 4 TB", sparse("model.safetensors", 4 * 2**40, struct.pack("<Q", 10**8))
-    odd = [5, None, "x", [-1, 5], [2.5], ["x"], [10**30], [2**40, 2**40], [True], [[4]], [float("nan")]]
+    odd: list[Any] = [5, None, "x", [-1, 5], [2.5], ["x"], [10**30], [2**40, 2**40], [True], [[4]], [float("nan")]]
     for number, shape in enumerate([*odd, [1] * 5000, []]):
-        yield f"a shape {number}", header(lambda h, s=shape: first(h).update(shape=s))
-    for number, kind in enumerate([5, None, "F31", "x" * 100_000, [], "I64", "F8_E4M3"]):
-        yield f"a dtype {number}", header(lambda h, k=kind: first(h).update(dtype=k))
-    for number, edit in enumerate(
-        [_offsets(0, 10**12), _offsets(-8, 8), _offsets(64, 0), _offsets(8, 72), _offsets(2**63, 2**63 + 8)]
-    ):
-        yield f"an offset {number}", header(edit)
-    yield "offsets no list", header(lambda h: first(h).update(data_offsets=5))
-    yield "offsets text", header(lambda h: first(h).update(data_offsets=["a", "b"]))
-    yield "offsets of three", header(lambda h: first(h).update(data_offsets=[0, 1, 2]))
+        yield f"a shape {number}", first_tensor(shape=shape)
+    dtypes: list[Any] = [5, None, "F31", "x" * 100_000, [], "I64", "F8_E4M3"]
+    for number, dtype in enumerate(dtypes):
+        yield f"a dtype {number}", first_tensor(dtype=dtype)
+    for number, offsets in enumerate([(0, 10**12), (-8, 8), (64, 0), (8, 72), (2**63, 2**63 + 8)]):
+        yield f"an offset {number}", first_tensor(data_offsets=offsets)
+    yield "offsets no list", first_tensor(data_offsets=5)
+    yield "offsets text", first_tensor(data_offsets=["a", "b"])
+    yield "offsets of three", first_tensor(data_offsets=[0, 1, 2])
     yield "weights sparse and sound, 400 GB", giant
     yield "two tensors in one place", header(lambda h: h.update(strange=dict(first(h))))
     yield "a tensor with a long name", header(lambda h: h.update({"x" * 100_000: h.pop(next(iter(h)))}))
@@ -396,7 +443,7 @@ def cases() -> Iterator[tuple[str, Change]]:
     yield "weights longer", raw(lambda c: c + bytes(100))
     yield "weights a web page", set_bytes("model.safetensors", b"<!DOCTYPE html><html>not found</html>")
     yield "weights a pointer", set_bytes("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n")
-    yield "weights without a tensor", tensors(lambda t: t.pop(Q) is None)
+    yield "weights without a tensor", tensors(lambda t: t.pop(Q))
     yield "weights with no tensor", tensors(lambda t: t.clear())
     yield "weights with a tensor more", tensors(lambda t: t.update(strange=t[Q].clone()))
     yield "weights with a tensor of another shape", tensors(lambda t: t.update({Q: t[Q][:5].clone()}))
@@ -407,15 +454,16 @@ def cases() -> Iterator[tuple[str, Change]]:
     for name in (Q, "model.embed_tokens.weight", "model.norm.weight", "model.layers.1.mlp.down_proj.weight"):
         for value in (float("nan"), float("inf"), -float("inf")):
             yield f"{value} in {name}", fill(name, value)
-    yield "weights near the largest number", tensors(lambda t: t["model.norm.weight"].fill_(3e38) is None)
-    yield "weights of nothing but zeros", tensors(lambda t: [v.zero_() for v in t.values()].clear())
+    yield "weights near the largest number", tensors(lambda t: t["model.norm.weight"].fill_(3e38))
+    yield "weights of nothing but zeros", tensors(lambda t: [v.zero_() for v in t.values()])
 
-    names = ["../../x", "/etc/passwd", "", "no-such.safetensors", 5, None, [], "x" * 100_000, "."]
-    for number, name in enumerate(names):
-        yield f"an index to {number}", sharded(lambda i, n=name: i["weight_map"].update({Q: n}))
-    for number, content in enumerate([[], None, 5, {}, {"weight_map": 5}, {"weight_map": {}}, {"weight_map": []}]):
-        yield f"an index {number}", sharded(lambda i, c=content: c)
-    yield "an index without metadata", sharded(lambda i: i.pop("metadata") is None)
+    shards: list[Any] = ["../../x", "/etc/passwd", "", "no-such.safetensors", 5, None, [], "x" * 100_000, "."]
+    for number, shard in enumerate(shards):
+        yield f"an index to {number}", index_to(shard)
+    indices: list[Any] = [[], None, 5, {}, {"weight_map": 5}, {"weight_map": {}}, {"weight_map": []}]
+    for number, index in enumerate(indices):
+        yield f"an index {number}", each(sharded(dict.clear), set_bytes(INDEX, json.dumps(index).encode()))
+    yield "an index without metadata", sharded(lambda i: i.pop("metadata"))
     yield (
         "an index of many files",
         sharded(lambda i: i.update(weight_map={f"x{n}": f"x{n}.safetensors" for n in range(50_000)})),
@@ -427,14 +475,12 @@ def cases() -> Iterator[tuple[str, Change]]:
     }.items():  # fmt: skip
         yield f"tokenizer is {kind}", set_bytes("tokenizer.json", content)
     yield "tokenizer of 9 GB", sparse("tokenizer.json", 9 * 2**30)
-    yield "tokenizer_file elsewhere", lambda folder: (
-        os.mkfifo(folder / "pipe"), (folder / "tokenizer.json").unlink(),
-        set_json("tokenizer_config.json", tokenizer_file=str(folder / "pipe"))(folder), None
-    )[-1]  # fmt: skip
-    for number, name in enumerate(["../../x.safetensors", "/dev/zero", 5, [], "", "no-such.safetensors"]):
-        yield f"transformers_weights {number}", set_json("config.json", transformers_weights=name)
+    yield "tokenizer_file elsewhere", tokenizer_in_a_pipe
+    weights: list[Any] = ["../../x.safetensors", "/dev/zero", 5, [], "", "no-such.safetensors"]
+    for number, file in enumerate(weights):
+        yield f"transformers_weights {number}", set_json("config.json", transformers_weights=file)
     yield "tokenizer without words", tokenizer(lambda t: t["model"].update(vocab={}, merges=[]))
-    yield "tokenizer without model", tokenizer(lambda t: t.pop("model") is None)
+    yield "tokenizer without model", tokenizer(lambda t: t.pop("model"))
     yield "tokenizer of no known kind", tokenizer(lambda t: t["model"].update(type="Strange"))
     yield "tokenizer with an id beyond the model", tokenizer(lambda t: t["model"]["vocab"].update({"!": 10_000}))
     yield "tokenizer with an id beyond 32 bits", tokenizer(lambda t: t["model"]["vocab"].update({"!": 2**33}))
@@ -467,18 +513,17 @@ def cases() -> Iterator[tuple[str, Change]]:
             {"type": "Replace", "pattern": {"Regex": "."}, "content": "x" * 2000}
         ] * 3})
     )  # fmt: skip
-    for number, settings in enumerate(
-        [
-            {"tokenizer_class": 5}, {"tokenizer_class": "NoSuchTokenizer"}, {"tokenizer_class": "../x"},
-            {"eos_token": None}, {"eos_token": 5}, {"eos_token": "not a token"}, {"eos_token": ["a"]},
-            {"eos_token": {"content": 5}}, {"model_max_length": "x"}, {"model_max_length": -1},
-            {"chat_template": 5}, {"chat_template": ["x"]}, {"chat_template": "{{"},
-            {"chat_template": "x" * 2_000_000},
-            {"added_tokens_decoder": 5}, {"added_tokens_decoder": {"x": {}}}, {"extra_special_tokens": 5},
-            {"added_tokens_decoder": {"-1": {"content": "x"}}}, {"padding_side": "up"}, {"auto_map": 5},
-            {"auto_map": {"AutoTokenizer": ["strange.Strange", None]}}, {"vocab_file": "/etc/passwd"},
-        ]
-    ):  # fmt: skip
+    token_settings: list[dict[str, Any]] = [
+        {"tokenizer_class": 5}, {"tokenizer_class": "NoSuchTokenizer"}, {"tokenizer_class": "../x"},
+        {"eos_token": None}, {"eos_token": 5}, {"eos_token": "not a token"}, {"eos_token": ["a"]},
+        {"eos_token": {"content": 5}}, {"model_max_length": "x"}, {"model_max_length": -1},
+        {"chat_template": 5}, {"chat_template": ["x"]}, {"chat_template": "{{"},
+        {"chat_template": "x" * 2_000_000},
+        {"added_tokens_decoder": 5}, {"added_tokens_decoder": {"x": {}}}, {"extra_special_tokens": 5},
+        {"added_tokens_decoder": {"-1": {"content": "x"}}}, {"padding_side": "up"}, {"auto_map": 5},
+        {"auto_map": {"AutoTokenizer": ["strange.Strange", None]}}, {"vocab_file": "/etc/passwd"},
+    ]  # fmt: skip
+    for number, settings in enumerate(token_settings):
         yield f"tokenizer_config {number}", set_json("tokenizer_config.json", **settings)
     for number, template in enumerate(
         [
@@ -491,29 +536,31 @@ def cases() -> Iterator[tuple[str, Change]]:
     yield "a chat template that is no text", set_bytes("chat_template.jinja", bytes(range(128, 256)))
     yield "a chat template of 9 GB", sparse("chat_template.jinja", 9 * 2**30)
 
-    bases = ("itself", "a pipe", "a folder with a pipe", "a circle", "", 5, None, "/dev/zero", "x" * 100_000, "\0")
+    bases: list[Any] = [
+        "itself", "a pipe", "a folder with a pipe", "a circle", "", 5, None, "/dev/zero", "x" * 100_000, "\0",
+    ]  # fmt: skip
     for base in bases:
         yield f"an adapter of {str(base)[:20]!r}", adapter(base_model_name_or_path=base)
-    for number, settings in enumerate(
-        [{"r": 0}, {"r": -1}, {"r": 2.5}, {"r": True}, {"r": 10**30}, {"r": "2"}, {"lora_alpha": float("nan")},
-         {"lora_alpha": 10**400}, {"peft_type": "IA3"}, {"peft_type": 5}, {"r": 3}, {"revision": 5},
-         {"lora_alpha": True}, {"target_modules": 5}]
-    ):  # fmt: skip
-        yield f"an adapter with settings {number}", adapter_of_sound(lambda c, t, s=settings: c.update(s))
+    adapters: list[dict[str, Any]] = [
+        {"r": 0}, {"r": -1}, {"r": 2.5}, {"r": True}, {"r": 10**30}, {"r": "2"}, {"lora_alpha": float("nan")},
+        {"lora_alpha": 10**400}, {"peft_type": "IA3"}, {"peft_type": 5}, {"r": 3}, {"revision": 5},
+        {"lora_alpha": True}, {"target_modules": 5},
+    ]  # fmt: skip
+    for number, settings in enumerate(adapters):
+        yield f"an adapter with settings {number}", adapter_with(settings)
     yield "an adapter sound", adapter_of_sound(lambda c, t: None)
     yield (
         "an adapter of no number",
-        adapter_of_sound(lambda c, t: [v.fill_(float("nan")) for v in t.values()].clear()),
+        adapter_of_sound(lambda c, t: [v.fill_(float("nan")) for v in t.values()]),
     )
     yield (
         "an adapter of another width",
         adapter_of_sound(lambda c, t: t.update({k: v.new_zeros(2, 9) for k, v in t.items() if "lora_A" in k})),
     )
-    yield "an adapter of half a pair", adapter_of_sound(lambda c, t: t.pop(next(iter(t))) is None)
+    yield "an adapter of half a pair", adapter_of_sound(lambda c, t: t.pop(next(iter(t))))
     for kind in ("pipe", "link to endless zeros", "folder", "socket"):
-        yield f"an adapter whose weights are a {kind}", lambda folder, kind=kind: (
-            adapter_of_sound(lambda c, t: None)(folder), special("adapter_model.safetensors", kind)(folder), None
-        )[-1]  # fmt: skip
+        in_place = special("adapter_model.safetensors", kind)
+        yield f"an adapter whose weights are a {kind}", each(adapter_of_sound(lambda c, t: None), in_place)
 
     begun = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a"
     for kind, content in {
@@ -523,30 +570,17 @@ def cases() -> Iterator[tuple[str, Change]]:
         "a long list": begun + struct.pack("<IIQ", 9, 4, 2**60) + bytes(64),
         "a list of lists": begun + struct.pack("<IIQ", 9, 9, 2**40) + bytes(64),
     }.items():  # fmt: skip
-        yield f"GGUF {kind}", lambda folder, content=content: (
-            [_free(folder / name) for name in ("config.json", "model.safetensors")],
-            (folder / "x.gguf").write_bytes(content), None,
-        )[-1]  # fmt: skip
-    yield "GGUF a pipe", lambda folder: (
-        [_free(folder / n) for n in NEEDED], os.mkfifo(folder / "x.gguf"), None
-    )[-1]  # fmt: skip
-    yield "GGUF sparse, 9 GB", lambda folder: (
-        [_free(folder / n) for n in NEEDED], sparse("x.gguf", 9 * 2**30, b"GGUF\x03\x00\x00\x00")(folder), None
-    )[-1]  # fmt: skip
+        yield f"GGUF {kind}", each(remove("config.json", "model.safetensors"), set_bytes("x.gguf", content))
+    yield "GGUF a pipe", each(remove(*NEEDED), special("x.gguf", "pipe"))
+    yield "GGUF sparse, 9 GB", each(remove(*NEEDED), sparse("x.gguf", 9 * 2**30, b"GGUF\x03\x00\x00\x00"))
     chance = random.Random(7)
     for number in range(30):
         at, byte = chance.randrange(10**6), chance.randrange(256)
-        yield (
-            f"a byte of the weights changed {number}",
-            raw(lambda c, at=at, byte=byte: c[: at % 1500] + bytes([byte]) + c[at % 1500 + 1 :]),
-        )
+        yield f"a byte of the weights changed {number}", raw(changed_byte(at, byte, within=1500))
     for number in range(20):
         at, byte = chance.randrange(10**6), chance.randrange(256)
         name = chance.choice(["config.json", "tokenizer.json", "tokenizer_config.json"])
-        yield (
-            f"a byte of {name} changed {number}",
-            raw(lambda c, at=at, byte=byte: c[: at % len(c)] + bytes([byte]) + c[at % len(c) + 1 :], name),
-        )
+        yield f"a byte of {name} changed {number}", raw(changed_byte(at, byte), name)
 
 
 CASES = dict(cases())

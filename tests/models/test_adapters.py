@@ -19,7 +19,7 @@ from dialogkit.models import adapters
 from dialogkit.models.adapters import add_adapter, merge_adapter
 from dialogkit.models.build import build_model, read_context
 from dialogkit.models.tokenizer import load_tokenizer
-from tests.conftest import Small, typed
+from tests.conftest import Architecture, Small, typed
 from tests.hub import COMMIT, snapshot, write_gpt2
 
 IDS = torch.arange(40)[None]
@@ -64,7 +64,7 @@ def adapter(base: Path, small: Small) -> Path:
 
 @pytest.mark.parametrize("rank", [2, 64])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_merged_is_unmerged(small: Small, architecture: str, rank: int) -> None:
+def test_merged_is_unmerged(small: Small, architecture: Architecture, rank: int) -> None:
     model = small.model(architecture)
     before = logits(model)
     names = set(model.state_dict())
@@ -87,7 +87,7 @@ def test_merged_is_unmerged(small: Small, architecture: str, rank: int) -> None:
     ],
 )
 def test_the_matrices_alone_learn_and_the_base_stays_bit_for_bit(
-    small: Small, architecture: str, settings: dict[str, Any], layers: set[str]
+    small: Small, architecture: Architecture, settings: dict[str, Any], layers: set[str]
 ) -> None:
     model = small.model(architecture)
     before = {name: value.clone() for name, value in model.state_dict().items()}

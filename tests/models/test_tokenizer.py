@@ -28,7 +28,7 @@ SCRATCH: dict[str, Any] = {"layers": 1, "width": 8, "heads": 1, "context": 64}
 
 def dialog(*turns: str, system: str | None = None) -> Dialog:
     roles = ("user", "assistant") * len(turns)
-    opening = (Message("system", system),) if system is not None else ()
+    opening: Dialog = (Message("system", system),) if system is not None else ()
     return opening + tuple(Message(role, text) for role, text in zip(roles, turns, strict=False))  # type: ignore[arg-type]
 
 

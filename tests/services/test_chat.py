@@ -20,7 +20,7 @@ from dialogkit.errors import ConfigError, DataError, StorageError
 from dialogkit.hints import Call
 from dialogkit.inference.replies import Conversation, continue_prompts
 from dialogkit.services.chat import SETTINGS, Chat
-from tests.conftest import REPOSITORY, Finished, Trained, run_process
+from tests.conftest import REPOSITORY, Finished, Trained, run_line
 
 SAID = ["Hello!", "What is the capital of France?", "Thank you."]
 
@@ -85,13 +85,13 @@ def test_the_oldest_turns_are_left_out_and_the_system_text_stays(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    reply = chat._conversation.reply
+    reply = Conversation.reply
 
-    def remember(messages: Any, *args: Any, **kwargs: Any) -> Any:
+    def remember(conversation: Conversation, messages: Any, *args: Any, **kwargs: Any) -> Any:
         seen.append(list(messages))
-        return reply(messages, *args, **kwargs)
+        return reply(conversation, messages, *args, **kwargs)
 
-    monkeypatch.setattr(chat._conversation, "reply", remember)
+    monkeypatch.setattr(Conversation, "reply", remember)
     chat.set_system("You are brief.")
     for number in range(12):
         chat.say(f"{number} " + "word " * 20)
@@ -194,7 +194,7 @@ def test_a_reply_that_is_stopped_is_kept_as_far_as_it_came(chat: Chat) -> None:
 
 def test_what_is_piped_is_answered_line_by_line(trained: Trained) -> None:
     words = ["chat", "shared-run", "--output-dir", str(trained.output), "--max-new-tokens", "4"]
-    done = run_process(*words, stdin="Hello!\n\n/set top_k 0\n/nope\n/undo\n/undo\n/exit\nnever\n")
+    done = run_line(*words, stdin="Hello!\n\n/set top_k 0\n/nope\n/undo\n/undo\n/exit\nnever\n")
     assert done.code == 0
     assert len(done.out.splitlines()) == 1
     told = done.err.splitlines()

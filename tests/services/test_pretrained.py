@@ -18,7 +18,7 @@ from dialogkit.services.generate import generate
 from dialogkit.services.train import resume, train
 from dialogkit.services.training.result import TrainResult
 from dialogkit.tracking.run_dir import RunDir
-from tests.conftest import SMALL, Finished, Trained, run_process, typed
+from tests.conftest import SMALL, Finished, Trained, typed
 from tests.hub import write_gpt2
 from tests.invariants.test_resume import KillAt, Killed
 from tests.models.foreign import INST, chatml, sentencepiece_like
@@ -44,8 +44,17 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def in_home(home: Path, folder: Path, *words: str) -> Finished:
-    return run_process(*words, cwd=folder, HF_HOME=str(home), HF_HUB_OFFLINE="1", COLUMNS="200")
+@pytest.fixture
+def in_home(dialogkit: Callable[..., Finished]) -> Callable[..., Finished]:
+    """Run the command line with another home of the hub."""
+
+    def run(home: Path, *words: str) -> Finished:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
+            patch.setenv("COLUMNS", "200")
+            return dialogkit(*words)
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -56,11 +65,11 @@ def in_home(home: Path, folder: Path, *words: str) -> Finished:
     ],
 )
 def test_a_name_of_the_catalogue_trains_from_the_cache(
-    hub: Path, tmp_path: Path, name: str, hub_id: str, format_: Any
+    hub: Path, tmp_path: Path, name: str, hub_id: str, format_: Any, in_home: Callable[..., Finished]
 ) -> None:
     settings = [word for key, value in REST.items() for word in ("--set", f"{key}={json.dumps(value)}")]
     words = ["--preset", "test", "--samples", "20", "--set", "train.max_steps=4", *settings]
-    done = in_home(hub, tmp_path, "train", name, *words, "--json")
+    done = in_home(hub, "train", name, *words, "--json")
     assert done.code == 0, done.err
     told = {line.split()[0] for line in done.err.splitlines() if not line.endswith(" ...")}
     assert told == {"model", "device", "precision", "data", "steps", "run", "W&B", "starter:", "step"}
@@ -87,8 +96,10 @@ def test_a_name_of_the_catalogue_replies_without_a_training(hub: Path, monkeypat
     assert [reply.model for reply in replies] == ["gpt2-small", "dialogpt-small"]
 
 
-def test_what_is_not_in_the_cache_is_one_sentence_at_once(tmp_path: Path) -> None:
-    done = in_home(tmp_path / "empty", tmp_path, "train", "gpt2-medium", *("--set", "tracking.wandb=disabled"))
+def test_what_is_not_in_the_cache_is_one_sentence_at_once(
+    tmp_path: Path, in_home: Callable[..., Finished]
+) -> None:
+    done = in_home(tmp_path / "empty", "train", "gpt2-medium", "--wandb", "disabled")
     assert (done.code, done.out) == (UnavailableError.exit_code, "")
     assert done.err.splitlines() == [
         "error: HF_HUB_OFFLINE forbids asking the hub, and 'openai-community/gpt2-medium' is not in its cache",

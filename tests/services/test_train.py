@@ -34,7 +34,7 @@ from dialogkit.services.training.result import TrainResult
 from dialogkit.system.ownership import FILE_LIST
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
-from tests.conftest import SMALL, Finished, Trained, run_process, typed
+from tests.conftest import SMALL, Finished, Trained, run_line, typed
 
 MODEL_FILES = {
     FILE_LIST,
@@ -247,7 +247,7 @@ class Failing(LogReporter):
     def doing(self, text: str) -> None:
         pass
 
-    def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+    def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
         if step == 2:
             raise self.error
 
@@ -327,11 +327,19 @@ class Losing(LogReporter):
 
 
 RUN = Path("models/runs/gone")
+
+
+def replace_run() -> None:
+    RUN.rename("other")
+    RUN.mkdir()
+    (RUN / "mine").touch()
+
+
 LOSSES: dict[str, Callable[[], object]] = {
     "removed": lambda: shutil.rmtree(RUN),
     "moved": lambda: RUN.rename("models/runs/other"),
     "all removed": lambda: shutil.rmtree("models"),
-    "replaced": lambda: (RUN.rename("other"), RUN.mkdir(), (RUN / "mine").touch()),
+    "replaced": replace_run,
 }
 
 
@@ -434,7 +442,7 @@ def test_a_stop_that_a_library_lost_is_heard_before_the_first_step(
 def test_with_json_stdout_is_one_envelope_and_stderr_plain_lines(tmp_path: Path) -> None:
     settings = {name: value for name, value in SMALL.items() if name != "data.samples"}
     words = ["train", "custom-nano", "--json", "--samples", "8", *sets(settings)]
-    done = run_process(*words, cwd=tmp_path)
+    done = run_line(*words, cwd=tmp_path)
     assert (done.code, done.json.keys()) == (0, {"data", "hint"})
     result = TrainResult.model_validate(done.json["data"])
     assert record_of(result).command == ["dialogkit", *words]

@@ -10,7 +10,6 @@ import pytest
 
 from dialogkit.errors import ModelError, StorageError
 from dialogkit.system.ownership import entry_of
-from dialogkit.tracking import pruning
 from dialogkit.tracking.pruning import contents, delete, freed_bytes, half_deleted
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
@@ -204,7 +203,7 @@ def test_a_deletion_that_is_cut_short_leaves_a_whole_run_or_none(
         return once
 
     with monkeypatch.context() as patch:
-        patch.setattr(pruning.os, "replace", counted(os.replace))
+        patch.setattr(os, "replace", counted(os.replace))
         patch.setattr(Path, "unlink", counted(Path.unlink))
         patch.setattr(Path, "rmdir", counted(Path.rmdir))
         with pytest.raises(KeyboardInterrupt):

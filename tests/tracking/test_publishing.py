@@ -424,7 +424,7 @@ def publish_at(moment: float, model: Path, target: Path, exchanging: bool, linki
     if not exchanging:
         publishing.exchange = lambda one, other: False  # type: ignore[attr-defined]
     if not linking:
-        os.link = lambda *_: os.stat("/nowhere")  # type: ignore[assignment, misc]
+        os.link = lambda *_: os.stat("/nowhere")  # type: ignore[assignment]
     time.sleep(max(0.0, moment - time.time()))
     assert publish(model, target) == []
 

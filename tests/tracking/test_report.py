@@ -270,7 +270,7 @@ def test_the_last_evaluation_of_an_unfinished_run_stands_in_the_headline(tmp_pat
     assert "50% fewer bits" in page.text
 
 
-NO_MAPPINGS = [
+NO_MAPPINGS: list[Any] = [
     None,
     5,
     "text",

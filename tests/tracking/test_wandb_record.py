@@ -7,7 +7,7 @@ import pytest
 
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
-from tests.conftest import TINY, run_process
+from tests.conftest import TINY, run_line
 from tests.wandb_log import history, only_offline_run, records, values
 
 
@@ -76,7 +76,7 @@ SUMMARY = [
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     folder = tmp_path_factory.mktemp("recorded")
     sets = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={json.dumps(value)}")]
-    done = run_process("train", "custom-nano", "--no-cuda", "--name", "a-run", "--tag", "mine", *sets, cwd=folder)
+    done = run_line("train", "custom-nano", "--no-cuda", "--name", "a-run", "--tag", "mine", *sets, cwd=folder)
     assert done.code == 0, done.err
     wandb_folder = only_offline_run(folder / "models")
     found = records(wandb_folder)
@@ -189,7 +189,7 @@ def test_the_end_is_told(recorded: Recorded) -> None:
 
 
 def test_the_folder_of_the_run_tells_the_same_without_wandb(recorded: Recorded) -> None:
-    mine = {point["step"]: {} for point in recorded.own.metrics()}
+    mine: dict[int, dict[str, Any]] = {point["step"]: {} for point in recorded.own.metrics()}
     for point in recorded.own.metrics():
         mine[point["step"]] |= {name: value for name, value in point.items() if "/" in name}
     theirs: dict[int, dict[str, float]] = {step: {} for step in mine}

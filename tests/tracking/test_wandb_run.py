@@ -71,9 +71,9 @@ def dead_server() -> str:
         return f"http://127.0.0.1:{closing.getsockname()[1]}"
 
 
-def opened(folder: Path, *, wandb: str = "offline", **settings: Any) -> WandbRun:
-    config = TrackingConfig(wandb=wandb, **settings)
-    run = {"name": "a-run", "tags": ["one", "two"], "settings": {"train/seed": 42}}
+def opened(folder: Path, **settings: Any) -> WandbRun:
+    config = TrackingConfig(**{"wandb": "offline", **settings})
+    run: dict[str, Any] = {"name": "a-run", "tags": ["one", "two"], "settings": {"train/seed": 42}}
     return open_wandb(config, decide(config, Path.cwd()), folder=folder, **run)
 
 

@@ -63,7 +63,7 @@ class LmEvalModel:
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Return the log-probability of each answer, in nats, and whether greedy decoding would produce it."""
-        pairs = [self._fitting(request, *self._encoded(*request.args[:2])) for request in requests]
+        pairs = [self._fitting(request, *self.encode_pair(*request.args[:2])) for request in requests]
         return self._scored(pairs)
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
@@ -72,7 +72,7 @@ class LmEvalModel:
         pairs: list[tuple[list[int], list[int]]] = []
         owners: list[int] = []
         for number, request in enumerate(requests):
-            ids = self._ids(request.args[0])
+            ids = self.tok_encode(request.args[0])
             for start in range(0, len(ids), room):
                 end = min(start + room, len(ids))
                 # The last window reaches back to full length.
@@ -125,17 +125,18 @@ class LmEvalModel:
         bos: int | None = self._loaded.tokenizer.hf.bos_token_id
         return self._loaded.tokenizer.end_of_turn_id if bos is None else bos
 
-    def _ids(self, text: str) -> list[int]:
+    def tok_encode(self, text: str) -> list[int]:
+        """Return the ids of a text that is no dialog."""
         return list(self._loaded.tokenizer.hf(text)["input_ids"])
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         """Return the ids up to where the reply begins."""
         if not isinstance(prompt, ChatPrompt):
-            return self._ids(prompt)
+            return self.tok_encode(prompt)
         ids = self._loaded.tokenizer.encode_prompt(prompt.messages)
         return ids + self._answer_ids(prompt, "") if prompt.prefill else ids
 
-    def _encoded(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+    def encode_pair(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
         """Return the ids of a prompt and those of an answer to it."""
         if isinstance(prompt, ChatPrompt):
             start = len(self._answer_ids(prompt, "")) if prompt.prefill else 0
@@ -143,9 +144,9 @@ class LmEvalModel:
             return self._loaded.tokenizer.encode_prompt(prompt.messages) + whole[:start], whole[start:]
         stripped = prompt.rstrip()  # a blank belongs to the word after it
         if not stripped:
-            return [self._prefix], self._ids(prompt + answer)
-        ids = self._ids(stripped)
-        return ids, self._ids(prompt + answer)[len(ids) :]
+            return [self._prefix], self.tok_encode(prompt + answer)
+        ids = self.tok_encode(stripped)
+        return ids, self.tok_encode(prompt + answer)[len(ids) :]
 
     def _answer_ids(self, prompt: ChatPrompt, answer: str) -> list[int]:
         """Return the ids of an answer with its prefill, as a training has them, without the end of turn."""

@@ -39,7 +39,8 @@ class Band(BaseModel):
 
 
 @cache
-def _curves() -> dict[str, Band]:
+def reference_curves() -> dict[str, Band]:
+    """Return the bands that ship, by model and preset."""
     if not CURVES.exists():
         return {}
     return {name: Band.model_validate(band) for name, band in json.loads(CURVES.read_bytes()).items()}
@@ -56,7 +57,7 @@ class LossMonitor:
 
     def __init__(self, config: RunConfig, bands: Mapping[str, Band] | None = None) -> None:
         self._name = f"{config.model.name}, preset {config.preset}"
-        self._band = (_curves() if bands is None else bands).get(f"{config.model.name}/{config.preset}")
+        self._band = (reference_curves() if bands is None else bands).get(f"{config.model.name}/{config.preset}")
         self._losses: list[float] = []
         self._differing: dict[str, str] = {}
         if self._band is not None:

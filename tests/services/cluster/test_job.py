@@ -258,7 +258,9 @@ def test_one_node_is_a_job_and_several_are_a_pytorchjob(dialogkit: Run) -> None:
         container = pod.containers[0]
         assert container.resources.limits == {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": "2"}
         assert container.envFrom[0].secretRef.name == "keys"
-        assert pod.volumes[0].persistentVolumeClaim.claimName == "work"
+        claim = pod.volumes[0].persistentVolumeClaim
+        assert claim is not None
+        assert claim.claimName == "work"
 
 
 def run_pod(dialogkit: Run, environment: dict[str, str], *words: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -148,7 +149,7 @@ def test_the_ledger_of_a_stream_has_the_rows_of_all_processes(
     assert told in Path("models/runs/together/console.log").read_text()
 
 
-def in_every_process(folder: Path, code: str) -> dict[str, str]:
+def in_every_process(folder: Path, code: str) -> dict[str, Any]:
     """Return the environment in which every process runs this code first."""
     (folder / "site").mkdir()
     (folder / "site/sitecustomize.py").write_text(code)
@@ -285,22 +286,21 @@ def test_a_port_that_is_taken_is_told_at_once(dialogkit: Callable[..., Finished]
 
 
 IMPATIENT = """
-from contextlib import contextmanager
+import sys
 
 import dialogkit.services.cluster.launch as launch
 
-before = launch._quiet_torch
+before = launch.nodes_of
 
-@contextmanager
-def and_waits_a_second():
-    with before():
-        yield
-    import torch.distributed.elastic.rendezvous.c10d_rendezvous_backend as backend
+def and_waits_a_second(nodes):
+    if "torch" in sys.modules:
+        import torch.distributed.elastic.rendezvous.c10d_rendezvous_backend as backend
 
-    create = backend.create_backend
-    backend.create_backend = lambda params: (params.config.update(read_timeout="1"), create(params))[1]
+        create = backend.create_backend
+        backend.create_backend = lambda params: (params.config.update(read_timeout="1"), create(params))[1]
+    return before(nodes)
 
-launch._quiet_torch = and_waits_a_second
+launch.nodes_of = and_waits_a_second
 """
 
 
@@ -336,13 +336,18 @@ def test_a_program_of_one_process_does_not_resume_a_run_of_several(pair: Pair, t
     assert run.record_path.read_bytes() == before
 
 
-def as_two(monkeypatch: pytest.MonkeyPatch, first: Callable[[], None], other: Callable[[], None]) -> None:
+def as_two(monkeypatch: pytest.MonkeyPatch, first: Callable[[], object], other: Callable[[], object]) -> None:
     """Run something as the first of two processes, the second of which does something else."""
     from dialogkit.distributed import process_group
 
     said: list[Any] = []
     monkeypatch.setattr(process_group, "world_size", lambda: 2)
-    monkeypatch.setattr(process_group, "all_gather", lambda value: (said.append(("b", value[1])), [value])[1])
+
+    def remember(value: Any) -> list[Any]:
+        said.append(("b", value[1]))
+        return [value]
+
+    monkeypatch.setattr(process_group, "all_gather", remember)
     other()
     monkeypatch.setattr(process_group, "all_gather", lambda value: [("a", value[1]), *said])
     first()
@@ -365,13 +370,12 @@ def as_two(monkeypatch: pytest.MonkeyPatch, first: Callable[[], None], other: Ca
 def test_processes_that_were_given_other_settings_are_refused(
     other: dict[str, Any], told: str | None, small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError) if told else nullcontext() as refused:
+    with pytest.raises(ConfigError, match=re.escape(told)) if told else nullcontext():
         as_two(
             monkeypatch,
             lambda: require_same_request(TrainRequest(config=small_config(SETTINGS))),
             lambda: require_same_request(TrainRequest(config=small_config({**SETTINGS, **other}))),
         )
-    assert told is None or told in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -392,13 +396,12 @@ def test_processes_that_were_given_other_settings_are_refused(
 def test_processes_that_go_on_with_something_else_are_refused(
     run: str, changes: dict[str, Any], force: bool, told: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError) if told else nullcontext() as refused:
+    with pytest.raises(ConfigError, match=re.escape(told)) if told else nullcontext():
         as_two(
             monkeypatch,
             lambda: require_same_request(TrainRequest(resumed=RunDir(Path("it")))),
             lambda: require_same_request(TrainRequest(resumed=RunDir(Path(run)), changes=changes, force=force)),
         )
-    assert told is None or told in str(refused.value)
 
 
 def test_one_that_begins_and_one_that_goes_on_are_refused(

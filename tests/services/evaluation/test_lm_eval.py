@@ -132,7 +132,7 @@ def test_figures_are_read_from_what_the_harness_returns() -> None:
     }  # fmt: skip
     exact, perplexity = row.figures
     assert (exact.name, exact.filter, exact.better) == ("exact_match", "strict", 1)
-    assert exact.interval == (pytest.approx(0.704), 1.0)  # no share is above 1
+    assert exact.interval == pytest.approx((0.704, 1.0))  # no share is above 1
     assert (perplexity.interval, perplexity.better) == (None, -1)
 
 

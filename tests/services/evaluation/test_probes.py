@@ -23,6 +23,7 @@ from dialogkit.tracking.metric_specs import GROUPS
 from dialogkit.tracking.record import WandbInfo
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import TINY, Finished, Trained
+from tests.services.conftest import REPLIES
 
 ANSWERS = {
     "cats": "Cats purr, climb trees and sleep all day.",
@@ -129,15 +130,16 @@ def repeated(reply: str, *, alike: int = 0) -> list[dict[str, str]]:
     ],
 )
 def test_each_fault_is_told_in_words_and_nothing_else_is(changed: dict[str, Any], told: list[str]) -> None:
-    known = {name: changed.pop(name) for name in list(changed) if name in Evidence._fields}
+    known: dict[str, Any] = {"unigram_bits": 3.0, "trained_bits": 1.4, "before": {"bits_per_byte": 9.0}}
+    known |= {"replies": ANSWERED}
+    known |= {name: changed.pop(name) for name in list(changed) if name in Evidence._fields}
     figures = FINE | {name: value and value[0] for name, value in changed.items()}
     bounds = BOUNDS | {name: value and value[1] for name, value in changed.items()}
     said = diagnose(
         Evidence(
             {name: value for name, value in figures.items() if value is not None},
             {name: value for name, value in bounds.items() if value is not None},
-            **{"unigram_bits": 3.0, "trained_bits": 1.4, "before": {"bits_per_byte": 9.0}, "replies": ANSWERED}
-            | known,
+            **known,
         )
     )
     assert [remark[: len(start)] for remark, start in zip(said, told, strict=True)] == told
@@ -162,7 +164,8 @@ def test_a_model_that_has_learned_its_dialogs_has_nothing_wrong() -> None:
     untrained, unigram, answers = result.anchors
     assert [anchor.anchor for anchor in result.anchors] == ["untrained", "unigram", "answers"]
     assert untrained.bits_per_byte > unigram.bits_per_byte > row.bits_per_byte  # type: ignore[operator]
-    assert (untrained.stop_rate, answers.stop_rate, answers.chrf) == (0.0, 1.0, pytest.approx(100))
+    assert (untrained.stop_rate, answers.stop_rate) == (0.0, 1.0)
+    assert answers.chrf == pytest.approx(100)
 
 
 def test_a_model_whose_prompts_and_answers_were_shuffled_does_not_listen() -> None:
@@ -250,7 +253,7 @@ def test_an_evaluation_is_kept_in_the_run(own: Path, judged_run: EvaluateResult)
     worst = [json.loads(line) for line in Path(where.worst).read_text().splitlines()]
     assert [row["bits_per_byte"] for row in worst] == sorted((row["bits_per_byte"] for row in worst), reverse=True)
     replies = Path(where.replies).read_text().splitlines()
-    assert len(replies) == min(64, judged_run.rows[0].dialogs)
+    assert len(replies) == min(REPLIES, judged_run.rows[0].dialogs)
 
 
 def test_hits_and_gain_are_those_of_a_plain_loop_over_transformers(

@@ -38,7 +38,7 @@ def output(tmp_path: Path) -> Path:
     for number, (name, status) in enumerate(MADE.items()):
         run = RunDir.create(tmp_path / "models", name)
         created = (datetime.now(UTC) - timedelta(days=10 * number, hours=1)).isoformat()
-        run.write(RunRecord(name=name, created=created, status=status, model={"name": "m"}))  # type: ignore[arg-type]
+        run.write(RunRecord(name=name, created=created, status=status, model={"name": "m"}))
         for folder in ("checkpoint-1", "model") if status == "completed" else ("checkpoint-1",):
             (run.path / folder).mkdir()
             (run.path / folder / "model.safetensors").write_bytes(bytes([number]) * 1000)

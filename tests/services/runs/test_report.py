@@ -11,6 +11,7 @@ from dialogkit.errors import InterruptedRunError
 from dialogkit.hints import Hint
 from dialogkit.services.runs.report import write_report, write_run_report
 from dialogkit.services.train import train
+from dialogkit.services.training.progress import TrainReporter
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import Finished, Trained
@@ -118,7 +119,7 @@ def test_a_page_that_cannot_be_written_is_told_in_words(
     assert write_run_report(runs[0]) == str(error)
 
 
-class Listener:
+class Listener(TrainReporter):
     """Keeps what a training tells."""
 
     def __init__(self) -> None:
@@ -127,11 +128,8 @@ class Listener:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def advice(self, hint: Hint) -> str | None:
-        return render(hint)
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *args: None
+    def advice(self, hint: Hint) -> str:
+        return render(hint) or ""
 
 
 def test_a_run_without_its_page_is_complete(

@@ -4,7 +4,13 @@ import pytest
 
 from dialogkit.config.load import load_run_config
 from dialogkit.config.run import RunConfig
-from dialogkit.services.training.loss_bands import WINDOW_STEPS, Band, LossMonitor, _curves, affecting_loss
+from dialogkit.services.training.loss_bands import (
+    WINDOW_STEPS,
+    Band,
+    LossMonitor,
+    affecting_loss,
+    reference_curves,
+)
 
 
 def config(**overrides: object) -> RunConfig:
@@ -46,8 +52,8 @@ def test_a_run_with_an_expected_difference_is_not_compared(other: dict[str, obje
 
 
 def test_the_bands_that_ship_are_of_the_settings_that_ship() -> None:
-    assert {"custom-nano/test", "custom-tiny/test", "custom-small/test"} <= set(_curves())
-    for name, band in _curves().items():
+    assert {"custom-nano/test", "custom-tiny/test", "custom-small/test"} <= set(reference_curves())
+    for name, band in reference_curves().items():
         model, preset = name.split("/")
         assert band.settings == affecting_loss(load_run_config(model, preset=preset)), name
         assert band.steps == list(range(WINDOW_STEPS, 51, WINDOW_STEPS))

@@ -1,0 +1,57 @@
+"""Tests use what a module offers: no test reaches a name of the package that begins with an underscore."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+PRIVATE = re.compile(r"_[a-z]\w*")
+OF_THE_TRAINER = {"_save_checkpoint"}
+"""Methods of transformers' Trainer, which the package overrides."""
+
+
+@cache
+def trees(folder: str) -> dict[Path, ast.Module]:
+    files = sorted((REPOSITORY / folder).rglob("*.py"))
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in files}
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Return the private names of functions, classes, variables and attributes that are made in a module."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Name(id=name, ctx=ast.Store()):
+                names.add(name)
+            case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
+                names.add(name)
+    return {name for name in names if PRIVATE.fullmatch(name)}
+
+
+def reached(tree: ast.Module) -> set[str]:
+    """Return the private names that are imported or patched, or are attributes, also in the code of a text."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(module=str(module), names=imported) if module.startswith("dialogkit"):
+                names |= {alias.name for alias in imported}
+            case ast.Attribute(attr=name):
+                names.add(name)
+            case ast.Call(func=ast.Attribute(attr="setattr"), args=[_, ast.Constant(value=str(name)), *_]):
+                names.add(name)
+            case ast.Constant(value=str(text)):
+                names |= {found.removeprefix(".") for found in re.findall(r"\._[a-z]\w*", text)}
+    return {name for name in names if PRIVATE.fullmatch(name)}
+
+
+@pytest.mark.parametrize("folder", ["tests", "docs", "benchmarks"])
+def test_only_the_package_reaches_its_private_names(folder: str) -> None:
+    of_the_package = set[str]().union(*map(defined, trees("dialogkit").values())) - OF_THE_TRAINER
+    found = {str(path): reached(tree) & (of_the_package - defined(tree)) for path, tree in trees(folder).items()}
+    assert {name: names for name, names in found.items() if names} == {}
