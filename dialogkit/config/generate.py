@@ -27,7 +27,7 @@ TEST_PROMPTS: tuple[str, ...] = (
 
 
 class GenerateConfig(Section):
-    """How to generate replies. The same seed gives the same reply on the same machine."""
+    """How to generate replies. The same seed gives the same reply on the same machine, alone or among others."""
 
     max_new_tokens: int = Field(128, ge=1, le=1_000_000)
     """Longest reply, in tokens."""
