@@ -20,6 +20,9 @@ UNSAFE = {
     **{code: f"\\U{code:08x}" for code in range(0xE0000, 0xE0080)},
 }
 
+_NO_BYTES = {code: f"\\u{code:04x}" for code in (*range(0xD800, 0xDC80), *range(0xDD00, 0xE000))}
+"""Surrogates that do not stand for a byte."""
+
 PIPE_WAIT_S = 5.0
 """Seconds that the writer of a pipe may take."""
 _MARKED = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
@@ -29,6 +32,16 @@ _MARKED = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "U
 def sanitize(text: str) -> str:
     """Return text from outside with control characters and reordering marks made visible."""
     return text.translate(UNSAFE)
+
+
+def without_surrogates(text: str) -> str:
+    """Return a typed text with its surrogates as what they stand for; those that stand for nothing are escaped.
+
+    Python reads the bytes of a terminal that it cannot decode as surrogates, and a settings file may write a
+    character as a pair of them.
+    """
+    paired = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+    return paired.translate(_NO_BYTES).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def lines_of(text: str) -> list[str]:

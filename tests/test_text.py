@@ -18,7 +18,7 @@ from dialogkit.dialog import Message
 from dialogkit.services.chat import Chat
 from dialogkit.services.tokenizer import texts_of
 from dialogkit.system.credentials import read_dotenv
-from dialogkit.text import lines_of
+from dialogkit.text import lines_of, without_surrogates
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import Finished, Trained
@@ -111,3 +111,25 @@ def test_replies_to_a_prompts_file_are_as_many_as_its_lines(
     asked: list[Any] = ["--prompts-file", "prompts.txt", "--max-new-tokens", "1", "--json"]
     done = dialogkit("generate", "shared-run", "--output-dir", str(trained.output), *asked)
     assert [reply["prompt"] for reply in done.json["data"]["replies"]] == WORDS
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        ("Grüße 👋", "Grüße 👋"),
+        ("Gr\udcc3\udcbc\udcc3\udc9fe", "Grüße"),
+        ("a\udcffb", "a\\xffb"),
+        ("\ud83d\udc4b!", "👋!"),
+        ("\ud83d!", "\\ud83d!"),
+    ],
+)
+def test_what_a_terminal_or_a_file_gives_as_surrogates_is_text(
+    typed: str, text: str, trained: Trained, tmp_path: Path
+) -> None:
+    assert without_surrogates(typed) == text
+    config = GenerateConfig(test_prompts=(typed,), max_new_tokens=2)
+    assert config.test_prompts == (text,)
+    chat = Chat("shared-run", config=config, output=trained.output, device="cpu")
+    chat.say(typed)
+    chat.save("chat.jsonl")
+    assert json.loads(Path("chat.jsonl").read_text(encoding="utf-8"))["messages"][0]["content"] == text

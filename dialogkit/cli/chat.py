@@ -1,5 +1,6 @@
 """`dialogkit chat`."""
 
+import codecs
 import io
 import signal
 import sys
@@ -101,6 +102,10 @@ def read_lines(output: Output) -> Iterator[str]:
     prompt = "> " if sys.stdin.isatty() else ""
     if isinstance(sys.stdin, io.TextIOWrapper) and not prompt:
         sys.stdin.reconfigure(newline="\n")  # a carriage return does not end a line
+    encoding = str(getattr(sys.stdin, "encoding", "utf-8"))
+    if isinstance(sys.stdin, io.TextIOWrapper) and codecs.lookup(encoding).name == "ascii":
+        sys.stdin.reconfigure(encoding="utf-8")  # which ASCII is a part of
+        encoding = "utf-8"
     while True:
         try:
             line = input(prompt).strip()
@@ -112,7 +117,7 @@ def read_lines(output: Output) -> Iterator[str]:
                 output.text("")
             return
         except UnicodeDecodeError:
-            output.error(ConfigError("what was typed is not UTF-8 text", hint="/help"))
+            output.error(ConfigError(f"what was typed is not {encoding.upper()} text", hint="/help"))
             continue
         if line:
             yield line

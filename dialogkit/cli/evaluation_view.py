@@ -1,5 +1,6 @@
 """Prints the result of an evaluation."""
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +55,7 @@ def render_evaluation(
         output.note("results on different datasets cannot be compared; choose one with --dataset DATA")
     _render_kept(output, result)
     for tracked in result.tracked:
-        output.note(f"W&B: {tracked.url or f'wandb sync {tracked.folder}'}")
+        output.note(f"W&B: {tracked.url or shlex.join(['wandb', 'sync', *tracked.folders])}")
 
 
 def _render_heading(output: Output, rows: "Sequence[EvaluateRow]", request: "EvaluateRequest") -> None:

@@ -1,5 +1,6 @@
 """The one place that prints. Results go to stdout, everything else to stderr."""
 
+import io
 import json
 import os
 import sys
@@ -32,9 +33,13 @@ REPLY_COLUMN = 32
 
 
 def _write_json(content: Mapping[str, Any]) -> None:
-    """Print JSON; what could steer a terminal is written as an escape, which reads back as the same text."""
+    """Print JSON; what could steer a terminal is written as an escape, which reads back as the same text.
+
+    So is all that is not ASCII unless stdout is UTF-8: the escapes of other encodings are not JSON's.
+    """
     escapes = {code: json.dumps(chr(code))[1:-1] for code in UNSAFE if code >= 127}
-    drawn = json.dumps(content, ensure_ascii=False, indent=2)
+    is_utf8 = str(sys.stdout.encoding).lower().startswith("utf")
+    drawn = json.dumps(content, ensure_ascii=not is_utf8, indent=2)
     sys.stdout.write(drawn.translate(escapes) + "\n")
 
 
@@ -51,6 +56,13 @@ class _Aside(Console):
         self.quiet = True
         # Libraries and the interpreter's exit write there as well.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def escape_unencodable() -> None:
+    """Make stdout and stderr escape what their encoding lacks; by default they would fail, after all the work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None if closed; a notebook has streams of its own
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_item(console: Console, item: RenderableType) -> None:
@@ -73,6 +85,7 @@ class Output:
     """Prints results as tables for people or as one JSON envelope for programs."""
 
     def __init__(self, *, json_mode: bool = False) -> None:
+        escape_unencodable()
         self.json_mode = json_mode
         self.out = Console(highlight=False, soft_wrap=False)
         self.err: Console = _Aside(stderr=True, highlight=False)
@@ -161,7 +174,7 @@ class Output:
         if self.json_mode or not self.err.is_terminal:
             yield lambda: None
             return
-        with self.err.status(untrusted(text)) as status:
+        with self.err.status(untrusted(text), spinner=spinner(self.err)) as status:
             yield status.stop
 
     @contextmanager
@@ -260,6 +273,11 @@ def encodes(console: Console, text: str) -> bool:
     except (UnicodeEncodeError, LookupError):
         return False
     return True
+
+
+def spinner(console: Console) -> str:
+    """Return the name of the spinner, one of rich's, that a console can show."""
+    return "dots" if encodes(console, "\u280b") else "line"
 
 
 def replies_table(

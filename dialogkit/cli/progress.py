@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dialogkit.cli import hints
-from dialogkit.cli.output import Output, print_item, untrusted, values_grid
+from dialogkit.cli.output import Output, print_item, spinner, untrusted, values_grid
 from dialogkit.hints import Hint
 from dialogkit.redaction import redact
 from dialogkit.services.training.progress import TrainReporter, step_line
@@ -29,7 +29,7 @@ class TrainOutput(TrainReporter):
             self._console.print(untrusted(redact(f"{text} ...")), soft_wrap=True)
         elif self._progress is None:  # the training steps have their bar
             self._stop_spinner()
-            self._status = self._console.status(untrusted(text))
+            self._status = self._console.status(untrusted(text), spinner=spinner(self._console))
             self._status.start()
 
     def _stop_spinner(self) -> None:

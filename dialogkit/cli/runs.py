@@ -14,6 +14,7 @@ from dialogkit.hints import Call
 from dialogkit.text import counted, duration
 
 if TYPE_CHECKING:
+    from dialogkit.services.runs.compare import SyncRow
     from dialogkit.services.runs.listing import RunRow
 
 
@@ -129,21 +130,27 @@ def sync_command(
     with output.progress() as progress:
         rows = sync_runs(names, output=output_dir, progress=progress)
 
-    def render(out: Output) -> None:
-        for row in rows:
-            out.print(untrusted(f"{'uploaded' if row.uploaded else 'skipped'}  {row.folder}"))
-            if row.reason:
-                out.note(f"warning: {row.reason}")
-        if not rows:
-            out.print("there are no offline runs to upload")
-        else:
-            out.print(f"{sum(row.uploaded for row in rows)} of {counted(len(rows), 'offline run')} uploaded")
-
-    left = any(not row.uploaded and "holds no record" not in row.reason for row in rows)
+        left = any(not row.uploaded and "holds no record" not in row.reason for row in rows)
     again = Call("runs sync", *(names or []), output_dir=output_dir)
-    output.result(rows, render, hint=again if left else None)
+    output.result(rows, lambda out: _render_uploads(out, rows), hint=again if left else None)
     if rows and not any(row.uploaded for row in rows):
         raise typer.Exit(1)
+
+
+def _render_uploads(out: Output, rows: "Sequence[SyncRow]") -> None:
+    """Print what became of each upload; a reason that several have in common is said once."""
+    if not rows:
+        out.print("there are no offline runs to upload")
+    said: set[str] = set()
+    for row in rows:
+        if row.uploaded or len(rows) > 1:
+            out.print(untrusted(f"{'uploaded' if row.uploaded else 'skipped'}  {row.folder}"))
+        reason = row.reason.replace(Path(row.folder).name, "")
+        if reason and reason not in said:
+            out.note(f"warning: {row.reason}")
+        said.add(reason)
+    if len(rows) > 1 or any(not row.uploaded for row in rows):
+        out.print(f"{sum(row.uploaded for row in rows)} of {counted(len(rows), 'offline run')} uploaded")
 
 
 def render_runs(

@@ -45,9 +45,19 @@ def render_training(output: Output, result: "TrainResult") -> None:
         "model": result.published_dir,
         "run": result.run_dir,
         "report": result.report,
-        "W&B": result.wandb_url or (f"wandb sync {result.wandb_dir}" if result.wandb_dir else None),
+        "W&B": _wandb(result),
     }
     output.print(*(untrusted(f"{name + ':':8}{place}") for name, place in places.items() if place))
+
+
+def _wandb(result: "TrainResult") -> str | None:
+    """Return the page of the W&B run, or the command that uploads it."""
+    from dialogkit.cli.hints import known_as
+    from dialogkit.tracking.run_dir import RunDir
+
+    if len(result.wandb_dirs) > 1 and not result.wandb_url:
+        return f"dialogkit runs sync {known_as(RunDir(Path(result.run_dir)))}"
+    return result.wandb_place
 
 
 def render_dry_run(output: Output, result: "DryRunResult") -> None:

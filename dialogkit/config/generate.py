@@ -2,11 +2,17 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from dialogkit.config.base import Section
+from dialogkit.text import without_surrogates
 
-Prompt = Annotated[str, Field(min_length=1, max_length=100_000)]
+
+def _readable(prompt: object) -> object:
+    return without_surrogates(prompt) if isinstance(prompt, str) else prompt
+
+
+Prompt = Annotated[str, BeforeValidator(_readable), Field(min_length=1, max_length=100_000)]
 
 TEST_PROMPTS: tuple[str, ...] = (
     "Hello! How are you?",
@@ -21,7 +27,7 @@ TEST_PROMPTS: tuple[str, ...] = (
 
 
 class GenerateConfig(Section):
-    """How to generate replies. The same seed gives the same reply on the same machine."""
+    """How to generate replies. The same seed gives the same reply on the same machine, alone or among others."""
 
     max_new_tokens: int = Field(128, ge=1, le=1_000_000)
     """Longest reply, in tokens."""

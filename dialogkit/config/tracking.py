@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dialogkit.config.base import Section
 
@@ -37,3 +37,10 @@ class TrackingConfig(Section):
     """Trackers beside W&B: tensorboard, trackio, mlflow. Each is an extra, such as dialogkit[tensorboard]."""
     tags: tuple[Tag, ...] = Field((), max_length=50, strict=False)
     """Further W&B tags, beside the model, the preset, single-model and pipeline."""
+
+    @field_validator("project")
+    @classmethod
+    def _require_project(cls, project: str) -> str:
+        if wrong := [sign for sign in "/\\#?%:" if sign in project]:
+            raise ValueError(f"a W&B project's name has no {wrong[0]!r} (got {project!r})")
+        return project

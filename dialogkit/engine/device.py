@@ -125,6 +125,6 @@ def gpu_info(device: str) -> dict[str, Any] | None:
 def _driver_version() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     with suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=5)
         return done.stdout.strip() or None
     return None

@@ -81,24 +81,25 @@ class MuonWithAdamW(Optimizer):
         self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
 
-def muon_with_adamw(
-    model: Any, decayed: Iterable[str], config: TrainConfig, precision: Precision
-) -> MuonWithAdamW:
-    """Return the optimizer of a model; `decayed` names the parameters with weight decay."""
+def muon_matrices(model: Any) -> list[torch.nn.Parameter]:
+    """Return the weights that Muon trains: the matrices that learn, without the embeddings."""
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
     if hasattr(model.base_model, "wpe"):
         embeddings.append(model.base_model.wpe)
     outside = {id(p) for module in embeddings if module is not None for p in module.parameters()}
-    decayed = set(decayed)
-    matrices: list[torch.nn.Parameter] = []
+    return [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in outside]
+
+
+def muon_with_adamw(
+    model: Any, decayed: Iterable[str], config: TrainConfig, precision: Precision
+) -> MuonWithAdamW:
+    """Return the optimizer of a model; `decayed` names the parameters with weight decay."""
+    decayed, matrices = set(decayed), muon_matrices(model)
+    by_muon = {id(matrix) for matrix in matrices}
     decays: list[torch.nn.Parameter] = []
     keeps: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if parameter.ndim == 2 and id(parameter) not in outside:
-            matrices.append(parameter)
-        else:
+        if parameter.requires_grad and id(parameter) not in by_muon:
             (decays if name in decayed else keeps).append(parameter)
     others = [{"params": decays, "weight_decay": config.weight_decay}, {"params": keeps, "weight_decay": 0.0}]
     rate, decay = config.learning_rate, config.weight_decay

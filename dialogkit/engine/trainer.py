@@ -1,9 +1,7 @@
 """HF's Trainer with an evaluation of our own, and everything that needs its private methods."""
 
-import errno
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -34,6 +32,7 @@ from dialogkit.engine.checkpoints import (
     rotate,
     set_aside,
 )
+from dialogkit.engine.disk import checkpoint_bytes, require_space
 from dialogkit.engine.hf_private import OpenTrainer
 from dialogkit.engine.optimizer import muon_with_adamw
 from dialogkit.engine.task import FitTask
@@ -42,8 +41,6 @@ from dialogkit.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 _BEST_BY = "eval_nats_per_token"
-
-_BESIDE_ADAPTER_BYTES = 16 * 2**20
 
 
 @runtime_checkable
@@ -186,7 +183,7 @@ class DialogTrainer(OpenTrainer):
         backup: Path | None = None
         try:
             if process_group.is_main_process():
-                require_space(run, self.model)
+                require_space(run, checkpoint_bytes(self.model, self._config))
                 backup = self._make_room(folder)
             process_group.barrier()  # no rank writes into a folder that is being renamed
             super().save_checkpoint()
@@ -355,14 +352,3 @@ def no_space() -> str:
         if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
             return "no space left on the device, or a file longer than ulimit -f allows"
     return "no space left on the device"
-
-
-def require_space(run: Path, model: Any) -> None:
-    """Raise OSError if the disk has no room for another checkpoint: weights and two moments in float32.
-
-    Of an adapted model these are what learns; tokenizer and arguments, which can be more than that, take some MiB.
-    """
-    learns = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    needed = 1.1 * 12 * learns + (_BESIDE_ADAPTER_BYTES if has_adapter(model) else 0)
-    if (free := shutil.disk_usage(run).free) < needed:
-        raise OSError(errno.ENOSPC, f"{needed / 2**20:,.0f} MiB are needed and {free / 2**20:,.0f} MiB are free")

@@ -78,6 +78,41 @@ class _Clock:
         return self._at[tokens - 1]
 
 
+class _Choice:
+    """HF logits processor that chooses the next token of each reply and leaves it as the only possible one.
+
+    HF draws the tokens of a batch from one stream of random numbers. Here each reply has its own generator, with
+    the same seed, so its draws depend on no other reply. The repetition penalty skips the padding.
+    """
+
+    def __init__(self, config: GenerateConfig, padding: Sequence[int], device: str) -> None:
+        from transformers.generation import logits_process as hf
+
+        steps: list[Any] = []
+        if config.repetition_penalty != 1:
+            padded = torch.tensor(padding, device=device)
+            steps.append(hf.RepetitionPenaltyLogitsProcessor(config.repetition_penalty, padded))
+        if config.temperature not in (0, 1):
+            steps.append(hf.TemperatureLogitsWarper(config.temperature))
+        if config.temperature > 0 and config.top_k > 0:
+            steps.append(hf.TopKLogitsWarper(config.top_k))
+        if config.temperature > 0 and config.top_p < 1:
+            steps.append(hf.TopPLogitsWarper(config.top_p))
+        self._steps = steps
+        self._generators = (
+            [torch.Generator(device).manual_seed(config.seed) for _ in padding] if config.temperature > 0 else []
+        )
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        for step in self._steps:
+            scores = step(input_ids, scores)
+        if not self._generators:
+            return scores
+        rows = zip(scores.softmax(dim=-1), self._generators, strict=True)
+        chosen = torch.stack([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+
 @dataclass(frozen=True)
 class _Prompt:
     """Token ids that fit into the context together with a reply."""
@@ -118,7 +153,8 @@ def continue_prompts(
         model: a causal model with its own attention and forward.
         tokenizer: its tokenizer with its chat format.
         prompts: token ids, which end where the answer starts; see `ChatTokenizer.encode_prompt`.
-        config: sampling. The same seed gives the same replies to the same prompts.
+        config: sampling. Each reply has random numbers of its own from the same seed, so the others of its batch
+            do not change what it draws.
         context: context length of the model, in tokens.
         device: where the model is.
         batch_size: prompts answered at once.
@@ -132,7 +168,7 @@ def continue_prompts(
     was_training = model.training
     model.eval()
     try:
-        with _sampling(model, config, device):
+        with _no_generation_config(model):
             # Prompts with different limits are not batched: a reply must not depend on its batch.
             for _, group in groupby(order, key=lambda i: fitted[i].limit):
                 alike = list(group)
@@ -157,7 +193,7 @@ def _generate(
     cache: Any = None,
 ) -> list[tuple[list[int], Reply]]:
     """Return the new ids and the reply for each prompt of a batch; all prompts have the same limit."""
-    from transformers import StoppingCriteriaList
+    from transformers import LogitsProcessorList, StoppingCriteriaList
 
     longest, limit = max(len(prompt.ids) for prompt in prompts), prompts[0].limit
     inputs = torch.full((len(prompts), longest), tokenizer.pad_id)
@@ -166,51 +202,43 @@ def _generate(
         inputs[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
         mask[row, longest - len(prompt.ids) :] = 1
     clock = _Clock(leave)
+    choice = _Choice(config, [longest - len(prompt.ids) for prompt in prompts], device)
     output = model.generate(
         input_ids=inputs.to(device),
         attention_mask=mask.to(device),
         past_key_values=cache,
+        logits_processor=LogitsProcessorList([choice]),
         stopping_criteria=StoppingCriteriaList([clock]),
         streamer=_TextStreamer(tokenizer, on_text) if on_text else None,
-        generation_config=_generation_config(config, tokenizer, limit),
+        generation_config=_generation_config(tokenizer, limit),
     )
     at_limit: StopReason = "context full" if limit < config.max_new_tokens else "length"
     made = zip(output[:, longest:].tolist(), prompts, strict=True)
     return [(ids, _reply(ids, tokenizer, clock, at_limit, prompt.cut)) for ids, prompt in made]
 
 
-def _generation_config(config: GenerateConfig, tokenizer: ChatTokenizer, longest: int) -> Any:
+def _generation_config(tokenizer: ChatTokenizer, longest: int) -> Any:
     from transformers import GenerationConfig
 
-    sampling = config.temperature > 0
-    options = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p} if sampling else {}
     return GenerationConfig(
         max_new_tokens=longest,
-        do_sample=sampling,
-        repetition_penalty=config.repetition_penalty,
+        do_sample=False,  # `_Choice` has chosen
         eos_token_id=sorted(tokenizer.reply_stop_ids),
         pad_token_id=tokenizer.pad_id,
-        **options,
     )
 
 
 @contextmanager
-def _sampling(model: Any, config: GenerateConfig, device: str) -> Iterator[None]:
-    """Seed the random numbers, and give a model an empty generation config, within a context.
-
-    Transformers fills unset values from the model's own config.
-    """
+def _no_generation_config(model: Any) -> Iterator[None]:
+    """Give a model an empty generation config within a context: transformers fills unset values from it."""
     from transformers import GenerationConfig
 
     own = model.generation_config
-    devices = [torch.cuda.current_device()] if device == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(config.seed)
-        model.generation_config = GenerationConfig()
-        try:
-            yield
-        finally:
-            model.generation_config = own
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _reply(ids: list[int], tokenizer: ChatTokenizer, clock: _Clock, at_limit: StopReason, cut: int) -> Reply:
@@ -260,7 +288,7 @@ class Conversation:
         self.computed = len(ids) - cached
         model, tokenizer, device = self._model, self._tokenizer, self._device
         try:
-            with _sampling(model, config, device):
+            with _no_generation_config(model):
                 made = _generate(model, tokenizer, [prompt], config, device, on_text, leave, self._cache)
         except BaseException:
             self._cache, self._read = None, []  # the cache may hold half a step

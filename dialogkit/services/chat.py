@@ -20,6 +20,7 @@ from dialogkit.inference.results import ReplyResult, StreamSink, reply_results
 from dialogkit.services.inference import hints_for, sampling_of
 from dialogkit.services.runs.resolve import resolve_model
 from dialogkit.system.compute_lock import alone
+from dialogkit.text import without_surrogates
 
 SETTINGS = tuple(
     name for name in GenerateConfig.model_fields if name not in ("test_prompts", "use_model_settings")
@@ -109,7 +110,8 @@ class Chat:
         if not text.strip():
             raise ConfigError("the message is empty", hint=Call("chat help"))
         self._attempt = 0
-        return self._reply([*self.messages, Message("user", text.strip())], on_text, leave)
+        said = Message("user", without_surrogates(text).strip())
+        return self._reply([*self.messages, said], on_text, leave)
 
     def retry(self, *, on_text: StreamSink | None = None, leave: StopCheck | None = None) -> ReplyResult:
         """Replace the last reply by one with another seed, and return it. Raises: ConfigError without a turn."""
@@ -133,7 +135,8 @@ class Chat:
 
     def set_system(self, text: str) -> bool:
         """Set the system text, or remove it with an empty one; return whether one is set."""
-        system = [Message("system", text.strip())] if text.strip() else []
+        text = without_surrogates(text).strip()
+        system = [Message("system", text)] if text else []
         self.messages = [*system, *self.messages[self._first :]]
         return bool(system)
 
@@ -169,8 +172,7 @@ class Chat:
             hint = Call("chat save", path.with_suffix(".jsonl") if path.name else _FILE)
             raise ConfigError(f"{str(path)!r} does not end in .jsonl: dialogs are saved one per line", hint=hint)
         messages = [message.turn() for message in self.messages]
-        # A terminal may pass bytes that are not text.
-        line = json.dumps({"messages": messages}, ensure_ascii=False).encode("utf-8", "replace").decode()
+        line = json.dumps({"messages": messages}, ensure_ascii=False)
         try:
             was_there = path.exists()
             dialogs, different, last = _read(path)

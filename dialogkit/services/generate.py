@@ -15,6 +15,7 @@ from dialogkit.inference.results import ReplyResult, StreamSink, reply_results
 from dialogkit.services.inference import hints_for, names_of, sampling_of
 from dialogkit.services.runs.resolve import resolve_model
 from dialogkit.system.compute_lock import alone
+from dialogkit.text import without_surrogates
 
 
 class GenerateResult(Result):
@@ -64,7 +65,7 @@ def generate(
     from dialogkit.inference.replies import continue_prompts
     from dialogkit.services.runs.loading import load_for_inference
 
-    start = [Message("system", system)] if system else []
+    start = [Message("system", without_surrogates(system))] if system else []
     replies = []
     for loadable, config in zip(chosen, settings, strict=True):
         with hints_for(loadable):
@@ -88,7 +89,7 @@ def _texts(prompts: str | Sequence[str], models: Sequence[str | None]) -> list[s
         prompts = [prompts]
     if not isinstance(prompts, Sequence) or not all(isinstance(text, str) for text in prompts):
         raise ConfigError(f"prompts must be text or a list of texts, not {prompts!r}")
-    texts = [text.strip() for text in prompts]
+    texts = [without_surrogates(text).strip() for text in prompts]
     if not texts or not all(texts):
         raise ConfigError("a prompt is empty", hint=Call("generate", *filter(None, models[:1]), prompt="Hello!"))
     return texts

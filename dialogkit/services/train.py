@@ -1,6 +1,7 @@
 """Train a model: from validated settings to a published model and its record."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dialogkit.config.load import load_run_config
@@ -98,6 +99,7 @@ def resume(
 def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
     """Train on every rank; return the result and HF's trainer."""
     from dialogkit.engine.fit import fit
+    from dialogkit.services.training.disk_plan import require_disk
     from dialogkit.services.training.learner import Learner
     from dialogkit.services.training.measure import measure_trained, measure_untrained, plan_budget
     from dialogkit.services.training.memory_plan import resume_split, split_finer, split_to_fit
@@ -112,6 +114,8 @@ def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
         with open_run(request) as run:
             learner = Learner(run.config, run.runtime, raise_missed_signal=run.raise_missed_signal)
             run.checkpoint = None if run.is_new else restore_checkpoint(run, learner)
+            if process_group.is_main_process():
+                require_disk(learner, Path(run.config.runtime.output_dir), run.checkpoint)
             run.open_tracker()
             split = split_to_fit(learner)
             recorder = Recorder(run, learner)

@@ -7,6 +7,7 @@ is logged as a warning, and the training continues without W&B.
 import atexit
 import logging
 import os
+import shlex
 import sys
 import tempfile
 import threading
@@ -190,7 +191,7 @@ class WandbRun:
         if self._worker.is_alive() and not self._failed:
             self._run, self._failed = None, True
             message = "W&B did not finish within %.0f s; to upload: wandb sync %s"
-            logger.warning(message, FINISH_TIMEOUT_S, self.folder)
+            logger.warning(message, FINISH_TIMEOUT_S, shlex.quote(str(self.folder)))
         if self._failed:
             self.url = None  # the page is incomplete; the folder has the rest
             _limit_exit()

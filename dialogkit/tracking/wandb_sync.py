@@ -12,7 +12,6 @@ from typing import Any
 
 from dialogkit.redaction import redact
 from dialogkit.system.credentials import Credentials
-from dialogkit.system.network import Wait, plain_url
 from dialogkit.tracking.wandb_run import sound_settings
 
 SYNC_TIMEOUT_S = 600.0
@@ -40,8 +39,13 @@ def offline_folders(output: Path) -> list[Path]:
     return [folder for folder in folders if folder.is_dir() and not list(folder.glob("*.wandb.synced"))]
 
 
+def folders_of_run(output: Path, wandb_id: str | None) -> list[Path]:
+    """Return the offline folders of one W&B run that are not uploaded yet; each start of it made one."""
+    return [folder for folder in offline_folders(output) if wandb_id and folder.name.endswith(f"-{wandb_id}")]
+
+
 def sync_folder(folder: Path, credentials: Credentials) -> str | None:
-    """Upload one offline run. Return the reason if that failed, else None.
+    """Upload one offline run. Return the reason if that failed, else None. Says nothing: that may take a while.
 
     Each upload has its own process, because W&B gives up all runs of a call at the first unreadable one. The
     process and the service that it starts are killed after `SYNC_TIMEOUT_S`, or if this function is interrupted.
@@ -68,14 +72,11 @@ def sync_folder(folder: Path, credentials: Credentials) -> str | None:
             )
         except OSError as error:
             return f"{folder.name}: {error.strerror or type(error).__name__}"
-        server = plain_url(credentials.server)
-        waiting = Wait(f"uploading {folder.name} to {server}, at most {SYNC_TIMEOUT_S:.0f} s")
         try:
             deadline = time.monotonic() + SYNC_TIMEOUT_S
             while child.poll() is None:
                 if time.monotonic() >= deadline:
                     raise TimeoutError(f"{folder.name} was not uploaded within {SYNC_TIMEOUT_S:.0f} s")
-                waiting.tick()
                 with suppress(subprocess.TimeoutExpired):
                     child.wait(0.25)
         finally:

@@ -513,3 +513,9 @@ def test_a_file_that_is_not_there_comes_with_the_one_that_may_be_meant() -> None
 def test_a_value_cannot_be_a_section_too() -> None:
     with pytest.raises(ConfigError, match=r"train\.epochs\.x"):
         load_run_config("custom-nano", overrides={"train.epochs": 1, "train.epochs.x": 2})
+
+
+@pytest.mark.parametrize("project", ["my project/ü", "100%", "a:b"])
+def test_a_project_that_wandb_refuses_is_refused_at_once(project: str) -> None:
+    with pytest.raises(ConfigError, match="a W&B project's name has no"):
+        load_run_config("custom-nano", overrides={"tracking.project": project})

@@ -1,6 +1,7 @@
 """Replies: the same however they are batched, streamed or seeded, and within the model's context."""
 
 import copy
+import math
 import random
 from collections.abc import Sequence
 from functools import wraps
@@ -69,6 +70,34 @@ def test_a_greedy_reply_is_that_of_a_naive_loop_without_a_cache(model: Any, smal
     assert (reply.text, reply.tokens) == (small.tokenizer.decode(ids[start:]), len(ids) - start)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 5])
+def test_a_sampled_reply_is_the_same_whatever_is_beside_it(model: Any, small: Any, batch_size: int) -> None:
+    options = {"temperature": 1.5, "top_p": 0.9, "repetition_penalty": 1.5}
+    alone = [replies(model, small, [prompt], **options)[0] for prompt in PROMPTS]
+    assert len({reply.text for reply in alone}) == len(PROMPTS)
+    for order in ([4, 3, 2, 1, 0], [2, 0, 4, 1, 3], [1, 1, 0]):
+        together = replies(model, small, [PROMPTS[i] for i in order], batch_size=batch_size, **options)
+        assert together == [alone[i] for i in order]
+
+
+def test_padding_counts_as_no_repetition(small: Any) -> None:
+    model, tokenizer = small.model(), copy.copy(small.tokenizer)
+    ((likely,), (other,)) = ids_of(small, "q"), ids_of(small, "z")
+    tokenizer.hf = copy.copy(small.tokenizer.hf)
+    tokenizer.hf.pad_token = small.tokenizer.hf.convert_ids_to_tokens(likely)
+    model.forward = constant(model, {likely: 1.0, other: 0.9})
+    options = {"temperature": 0.0, "repetition_penalty": 10.0, "max_new_tokens": 1, "tokenizer": tokenizer}
+    assert [reply.text for reply in replies(model, small, ["a", "one two three"], **options)] == ["q", "q"]
+
+
+def test_replies_are_drawn_by_their_probabilities(small: Any) -> None:
+    model = small.model()
+    ((a,), (b,)) = ids_of(small, "a"), ids_of(small, "b")
+    model.forward = constant(model, {a: math.log(0.75), b: math.log(0.25)})
+    (reply,) = replies(model, small, ["hi"], max_new_tokens=200, temperature=1.0, top_p=1, repetition_penalty=1)
+    assert 0.65 < reply.text.count("a") / len(reply.text) < 0.85
+
+
 def test_a_seed_gives_the_same_replies_again_and_another_others(model: Any, small: Any) -> None:
     first, again, other = (replies(model, small, PROMPTS, temperature=2.0, seed=seed) for seed in (1, 1, 2))
     assert first == again
@@ -91,6 +120,20 @@ def test_dropout_is_off_while_replying_and_the_mode_is_given_back(small: Any, tr
     without = replies(model.eval(), small, PROMPTS, **GREEDY)
     assert replies(model.train(training), small, PROMPTS, **GREEDY) == without
     assert model.training is training
+
+
+def constant(model: Any, logits: dict[int, float]) -> Any:
+    """Return a forward that gives these tokens, and no others, the same logits at every step."""
+    forward = model.forward
+
+    @wraps(forward)
+    def say(*args: Any, **kwargs: Any) -> Any:
+        made = forward(*args, **kwargs)
+        made.logits = torch.full_like(made.logits, -torch.inf)
+        made.logits[:, -1, list(logits)] = torch.tensor(list(logits.values()))
+        return made
+
+    return say
 
 
 def scripted(small: Any, ids: Sequence[int]) -> Any:

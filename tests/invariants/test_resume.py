@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from dialogkit.cli.output import Output
+from dialogkit.cli.train_view import render_training
 from dialogkit.config.load import load_run_config
 from dialogkit.config.paths import MANIFEST
 from dialogkit.engine import trainer
@@ -203,12 +205,18 @@ def test_sigterm_before_the_first_step_is_recorded() -> None:
     assert (stopped.value.exit_code, RunDir(Path("models/runs/early")).read().status) == (143, "interrupted")
 
 
-def test_wandb_gets_one_run_and_no_step_twice(whole: tuple[Any, Any]) -> None:
+def test_wandb_gets_one_run_and_no_step_twice(whole: tuple[Any, Any], capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Killed):
         train(config_of("plain", "stopped", **{"tracking.wandb": "offline"}), reporter=KillAt(5))
     run = RunDir(Path("models/runs/stopped"))
-    assert resume(run) is not None
+    result = resume(run)
     folders = sorted(Path("models/wandb").glob("offline-run-*"))
+    assert result is not None
+    assert result.wandb_dirs == list(map(str, folders))
+    assert f"W&B: wandb sync {folders[0]} {folders[1]}" in (run.path / "console.log").read_text()
+    output = Output()
+    render_training(output, result)
+    assert "W&B:    dialogkit runs sync stopped\n" in capfd.readouterr().out
     assert {folder.name.rpartition("-")[2] for folder in folders} == {run.read().wandb.id}
     assert len(folders) == 2
     points = [point for folder in folders for point in wandb_history(wandb_records(folder))]

@@ -119,7 +119,14 @@ def _require_shell(setup: Sequence[str]) -> None:
     if not setup or shutil.which("bash") is None:
         return
     lines = "\n".join(setup) + "\n"
-    checked = subprocess.run(["bash", "-n"], input=lines, capture_output=True, text=True, timeout=30)
+    checked = subprocess.run(
+        ["bash", "-n"],
+        input=lines,
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        timeout=30,
+    )
     if checked.returncode:
         reported = checked.stderr.strip()
         reason = reported.splitlines()[0].rpartition(": ")[2] if reported else "bash -n"
@@ -136,7 +143,12 @@ def refusal(script: str) -> str | None:
         return None
     try:
         asked = subprocess.run(
-            ["sbatch", "--test-only"], input=script, capture_output=True, text=True, errors="replace", timeout=30
+            ["sbatch", "--test-only"],
+            input=script,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=30,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

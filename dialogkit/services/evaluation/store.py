@@ -26,6 +26,7 @@ from dialogkit.tracking.metric_specs import ANCHORS, METRICS
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.wandb_run import Decision, decide, open_wandb
+from dialogkit.tracking.wandb_sync import folders_of_run
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,9 @@ class TrackedRow(Result):
     mode: str
     folder: str
     url: str | None
-    """None offline: `wandb sync` uploads the folder."""
+    """None offline: `wandb sync` uploads the folders."""
+    folders: list[str]
+    """All folders of the W&B run that are not uploaded, with those of its training."""
 
 
 class KeptRow(Result):
@@ -152,13 +155,14 @@ class EvaluationStore:
     def _track(self, run: RunDir) -> TrackedRow | None:
         if self._tracking is None or not self._tables:
             return None
+        output = run.path.parent.parent if run.path.parent.name == "runs" else self._output
         try:
             wandb_run = open_wandb(
                 *self._tracking,
                 name=self._record.name,
                 tags=[],  # W&B keeps the tags that the run has
                 settings={},
-                folder=run.path.parent.parent if run.path.parent.name == "runs" else self._output,
+                folder=output,
                 resume_id=self._record.wandb.id,
             )
         except StorageError as error:
@@ -170,7 +174,14 @@ class EvaluationStore:
         wandb_run.finish(exit_code=0)
         if wandb_run.folder is None:
             return None
-        return TrackedRow(run=run.name, mode=wandb_run.mode, folder=str(wandb_run.folder), url=wandb_run.url)
+        folders = [str(folder) for folder in folders_of_run(output, wandb_run.id)]
+        return TrackedRow(
+            run=run.name,
+            mode=wandb_run.mode,
+            folder=str(wandb_run.folder),
+            url=wandb_run.url,
+            folders=folders or [str(wandb_run.folder)],
+        )
 
 
 def _tracking_of(record: RunRecord, mode: str | None) -> tuple[TrackingConfig, Decision] | None:

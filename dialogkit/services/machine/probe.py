@@ -198,7 +198,9 @@ def _torch() -> dict[str, str]:
 
 
 def _smi(*words: str) -> str:
-    done = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, timeout=SMI_TIMEOUT_S)
+    done = subprocess.run(
+        ["nvidia-smi", *words], capture_output=True, encoding="utf-8", errors="replace", timeout=SMI_TIMEOUT_S
+    )
     return done.stdout if done.returncode == 0 else ""
 
 

@@ -20,11 +20,12 @@ from dialogkit.services.runs.resolve import output_of
 from dialogkit.system.credentials import find_credentials
 from dialogkit.system.network import plain_url, problems
 from dialogkit.text import counted
+from dialogkit.tracking import wandb_sync
 from dialogkit.tracking.evaluation_files import all_evaluations, best_evaluations, task_results
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.run_list import find_run
-from dialogkit.tracking.wandb_sync import offline_folders, sync_folder
+from dialogkit.tracking.wandb_sync import folders_of_run, offline_folders, sync_folder
 
 STOP_RATE = "ends by itself (test prompts)"
 """Title of the stop rate, to distinguish it from that of an evaluation, on held-out prompts."""
@@ -279,7 +280,9 @@ def sync_runs(
     try:
         with signals_stop():
             for number, folder in enumerate(folders):
-                progress(f"uploading {folder.name} ({number + 1} of {len(folders)})", number / len(folders))
+                count = f" ({number + 1} of {len(folders)})" if len(folders) > 1 else ""
+                limit = f"at most {wandb_sync.SYNC_TIMEOUT_S:.0f} s"
+                progress(f"uploading {folder.name}{count}, {limit}", number / len(folders))
                 try:
                     reason = sync_folder(folder, credentials)
                 except TimeoutError as error:
@@ -304,8 +307,7 @@ def sync_runs(
 
 
 def _folders_of(run: RunDir, output: Path) -> list[Path]:
-    wandb_id, folders = run.read().wandb.id, offline_folders(run.output or output)
-    found = [folder for folder in folders if wandb_id and folder.name.endswith(f"-{wandb_id}")]
+    found = folders_of_run(run.output or output, run.read().wandb.id)
     if not found:
         raise ModelError(f"the run {run.name!r} has no offline W&B run", hint=Call("runs list"))
     return found

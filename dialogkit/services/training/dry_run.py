@@ -10,13 +10,16 @@ from dialogkit.config.base import Result
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import InterruptedRunError
 from dialogkit.services.training.base_model import with_lasting_base
+from dialogkit.services.training.disk_plan import require_disk
 from dialogkit.services.training.learner import Learner
+from dialogkit.services.training.lifecycle import create_folder, require_startable
 from dialogkit.services.training.memory_plan import split_to_fit
 from dialogkit.services.training.progress import LogReporter, TrainReporter
 from dialogkit.services.training.samples import reply_to_tests
 from dialogkit.services.training.summary import ledger_line, warnings
 from dialogkit.system.compute_lock import alone, require_threads
 from dialogkit.text import counted
+from dialogkit.tracking.pruning import remove_unbegun
 
 
 class DryRunResult(Result):
@@ -46,7 +49,7 @@ class DryRunResult(Result):
 
 @alone()
 def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryRunResult:
-    """Resolve everything, build the model, and measure two steps on the longest batch. Writes nothing.
+    """Resolve everything, build the model, and measure two steps on the longest batch. Keeps nothing.
 
     Raises: whatever `train` would raise before and in its first steps.
     """
@@ -58,12 +61,15 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
 
     config = with_lasting_base(config)
     require_threads(config.runtime.threads)
+    require_startable(config)
+    remove_unbegun(create_folder(config))  # a run would find out in no other way
     reporter = reporter or LogReporter()
     reporter.note("dry run: nothing will be kept")
     if config.runtime.devices not in (1, "auto"):
         reporter.note(f"measured in one process; the training would use {config.runtime.devices} on each machine")
     runtime = resolve_runtime(config.runtime)
     learner = Learner(config, runtime)
+    require_disk(learner, Path(config.runtime.output_dir))
     split = split_to_fit(learner)
     config = learner.config
     for line in (ledger_line(learner), *warnings(learner, reporter.advice), *([split] if split else [])):

@@ -140,9 +140,10 @@ def open_run(request: TrainRequest) -> Iterator[TrainingRun]:
         if main:
             config = _settings(request)
             require_threads(config.runtime.threads)
-            decision = _check(config)
+            _require_processes(config)
+            decision = require_startable(config)
             runtime = resolve_runtime(config.runtime)
-            folder = request.resumed or _create(config)
+            folder = request.resumed or create_folder(config)
             config, path = process_group.broadcast((config, folder.path))
             record = folder.read() if request.resumed else _new_record(request, config, runtime, folder)
         else:
@@ -197,12 +198,8 @@ def _settings(request: TrainRequest) -> RunConfig:
     return with_lasting_base(config)
 
 
-def _check(config: RunConfig) -> Decision:
-    """Return how W&B is used, of a new or a resumed run alike.
-
-    Raises: ConfigError if several devices are requested in a single process; errors that would otherwise appear
-        only after the training.
-    """
+def _require_processes(config: RunConfig) -> None:
+    """Raise ConfigError if several devices are requested in a single process."""
     devices = config.runtime.devices
     if process_group.world_size() == 1 and isinstance(devices, int) and devices > 1:
         torchrun = Shell(f"torchrun --nproc-per-node {devices} PROGRAM")
@@ -210,12 +207,20 @@ def _check(config: RunConfig) -> Decision:
             f"runtime.devices is {devices}, but this program is a single process",
             hint=Either(torchrun, Call("train", settings={"runtime.devices": devices})),
         )
+
+
+def require_startable(config: RunConfig) -> Decision:
+    """Return how W&B is used, of a new or a resumed run alike, or of a dry run.
+
+    Raises: errors that would otherwise appear only after the training.
+    """
     require_publishable(published_dir(Path(config.runtime.output_dir), config.model.name))
     require_trackers(config.tracking.trackers)
     return decide(config.tracking, Path.cwd())
 
 
-def _create(config: RunConfig) -> RunDir:
+def create_folder(config: RunConfig) -> RunDir:
+    """Create the folder of a new run. Raises: StorageError if it exists already or cannot be created."""
     output = Path(config.runtime.output_dir)
     return RunDir.create(output, config.name or run_name(config.model.name, config.preset, output))
 
@@ -242,7 +247,7 @@ def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
         return _end_without_folder(run, error)
     if record.status == "completed" and isinstance(error, InterruptedRunError):
         # The run is complete: it only waited for W&B or the report.
-        sync = Shell(f"wandb sync {wandb_run.folder}") if wandb_run.folder else None
+        sync = Shell(f"wandb sync {shlex.quote(str(wandb_run.folder))}") if wandb_run.folder else None
         error.hint = sync or Call("runs show", folder.path)
         folder.list_files()
         return error

@@ -27,6 +27,7 @@ from dialogkit.tracking.publishing import (
     replace_folder,
 )
 from dialogkit.tracking.record import now
+from dialogkit.tracking.wandb_sync import folders_of_run
 
 if TYPE_CHECKING:
     from dialogkit.engine.fit import FitResult
@@ -144,4 +145,5 @@ def _result(run: TrainingRun, fitted: "FitResult", replies: list[ReplyResult], p
         wandb_mode=wandb_run.mode,
         wandb_dir=str(wandb_run.folder) if wandb_run.folder else None,
         wandb_url=wandb_run.url,
+        wandb_dirs=list(map(str, folders_of_run(Path(run.config.runtime.output_dir), wandb_run.id))),
     )

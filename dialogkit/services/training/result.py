@@ -1,5 +1,9 @@
 """The result of a training."""
 
+import shlex
+
+from pydantic import Field
+
 from dialogkit.config.base import Result
 from dialogkit.inference.results import ReplyResult
 
@@ -27,6 +31,16 @@ class TrainResult(Result):
     wandb_mode: str
     wandb_dir: str | None
     wandb_url: str | None
+    wandb_dirs: list[str] = Field(default_factory=list)
+    """All folders of the W&B run that are not uploaded, oldest first; each start of a resumed run made one."""
+
+    @property
+    def wandb_place(self) -> str | None:
+        """The page of the W&B run, or the shell command that uploads all of it; None without W&B."""
+        folders = self.wandb_dirs or [self.wandb_dir]
+        return self.wandb_url or (
+            shlex.join(["wandb", "sync", *filter(None, folders)]) if self.wandb_dir else None
+        )
 
 
 def closing_lines(result: TrainResult) -> list[str]:
@@ -38,5 +52,5 @@ def closing_lines(result: TrainResult) -> list[str]:
     replies = [f"> {reply.prompt!r} {reply.reply!r} ({reply.stop_reason})" for reply in result.replies]
     places = [f"model: {result.published_dir}", f"run: {result.run_dir}"]
     places += [f"report: {result.report}"] if result.report else []
-    wandb = result.wandb_url or (f"wandb sync {result.wandb_dir}" if result.wandb_dir else None)
+    wandb = result.wandb_place
     return [*metrics, *replies, *places, *([f"W&B: {wandb}"] if wandb else [])]

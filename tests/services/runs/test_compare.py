@@ -174,7 +174,7 @@ def test_an_upload_that_does_not_end_is_ended_with_all_that_it_started(
     assert done.code == 1
     assert f"{whole.name} was not uploaded within 1 s" in done.err
     assert "not tried, because the previous upload timed out" in done.err
-    assert f"uploading {whole.name} (1 of 2) ..." in done.err
+    assert f"uploading {whole.name} (1 of 2), at most 1 s ..." in done.err
     assert "0 of 2 offline runs uploaded" in done.out
     assert ends(int((tmp_path / "child").read_text()))
 
@@ -349,6 +349,27 @@ def test_an_unreadable_run_does_not_keep_the_others(
     assert (tmp_path / "uploads").read_text() == f"-P -m wandb sync {whole}\n"
     assert "skipped" in done.out
     assert "holds no record" in done.err
+
+
+def test_an_upload_is_told_once(
+    dialogkit: Run, output: str, wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder,) = offline_folders(Path(output))
+    upload_by('touch "$5/run.wandb.synced"', tmp_path, monkeypatch)
+    done = dialogkit("runs", "sync", "shared-run", "--output-dir", output)
+    assert (done.code, done.out) == (0, f"uploaded  {folder}\n")
+    assert done.err == f"uploading {folder.name}, at most 600 s ...\n"
+
+
+def test_a_reason_of_several_uploads_is_told_once(
+    dialogkit: Run, output: str, wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,) = offline_folders(Path(output))
+    for number in range(3):
+        shutil.copytree(whole, whole.with_name(f"offline-run-2999010{number}_000000-more"))
+    upload_by("echo wandb: ERROR permission denied; exit 1", tmp_path, monkeypatch)
+    done = dialogkit("runs", "sync", "--output-dir", output)
+    assert (done.code, done.err.count("permission denied"), done.out.count("skipped")) == (1, 1, 4)
 
 
 # Runs side by side

@@ -1,18 +1,21 @@
 """A dry run measures what a training would do, and writes nothing."""
 
 import json
+import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dialogkit.config.run import RunConfig
 from dialogkit.distributed.rank import Rank
-from dialogkit.errors import InterruptedRunError
+from dialogkit.errors import InterruptedRunError, StorageError, UnavailableError
 from dialogkit.services.train import train
 from dialogkit.services.training.dry_run import DryRunResult, dry_run
-from tests.conftest import SMALL, Finished
+from tests.conftest import SMALL, Finished, typed
 
 
 @pytest.fixture
@@ -85,3 +88,90 @@ def test_dropout_that_does_nothing_is_told(
     with caplog.at_level("INFO", "dialogkit"):
         dry_run(small_config({"train.dropout": 0.1, "model.architecture": architecture}))
     assert ("train.dropout=0.1 does nothing" in caplog.text) == warns
+
+
+def taken_name(output: Path) -> None:
+    (output / "runs/taken").mkdir(parents=True)
+    (output / "runs/taken/run.json").write_text("{}")
+
+
+def foreign_model(output: Path) -> None:
+    (output / "custom_nano").mkdir(parents=True)
+    (output / "custom_nano/thesis.txt").write_text("the only copy")
+
+
+def a_file(output: Path) -> None:
+    output.write_text("mine")
+
+
+@pytest.mark.parametrize("prepare", [taken_name, foreign_model, a_file])
+def test_a_dry_run_refuses_what_the_run_refuses(
+    prepare: Callable[[Path], None], small_config: Callable[..., RunConfig], scratch: Path
+) -> None:
+    prepare(Path("models"))
+    before = sorted(Path.cwd().rglob("*"))
+    said = []
+    for attempt in (dry_run, train):
+        with pytest.raises(StorageError) as refused:
+            attempt(small_config({"name": "taken"}))
+        said.append((refused.value.message, refused.value.hint))
+    assert said[0] == said[1]
+    assert sorted(Path.cwd().rglob("*")) == before
+
+
+def test_a_dry_run_without_a_key_for_wandb_is_refused_as_the_run_is(
+    small_config: Callable[..., RunConfig], scratch: Path
+) -> None:
+    with pytest.raises(UnavailableError):
+        dry_run(small_config({"tracking.wandb": "online"}))
+
+
+def with_free(free: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(free)))
+
+
+def bytes_written(run: Path) -> tuple[int, int]:
+    """Return the size of a checkpoint and of the model of a run."""
+    return (
+        sum(path.stat().st_size for path in next(run.glob("checkpoint-*")).iterdir()),
+        sum(path.stat().st_size for path in (run / "model").iterdir()),
+    )
+
+
+@pytest.mark.parametrize("attempt", [dry_run, train])
+def test_a_disk_that_will_be_full_is_foreseen(
+    attempt: Callable[..., Any],
+    small_config: Callable[..., RunConfig],
+    scratch: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # 4 evaluations, of which 2 are kept: a third checkpoint is complete before the first is removed.
+    config = small_config({"train.eval_every_steps": 1, "train.max_steps": 4, "name": "foreseen"})
+    with_free(20 * 2**20, monkeypatch)
+    with pytest.raises(StorageError) as refused:
+        attempt(config)
+    assert list(Path.cwd().iterdir()) == []
+    figures = r"needs (\d+) MiB .* for (\d+) checkpoints of (\d+) MiB and the model of (\d+) MiB"
+    needed, count, each, model = map(float, re.findall(figures, refused.value.message)[0])
+    assert "20 MiB are free" in refused.value.message
+    assert count == 3
+    assert needed == pytest.approx(count * each + model, abs=2)
+    assert typed(refused.value, "train", "custom-nano") == (
+        "dialogkit runs prune --checkpoints-only, or: choose an output folder on a disk with more space"
+    )
+    with_free(2 * needed * 2**20, monkeypatch)
+    result = train(config)
+    real_checkpoint, real_model = bytes_written(Path(result.run_dir))
+    assert 0.7 * each < real_checkpoint / 2**20 <= each
+    assert real_model / 2**20 <= model
+
+
+def test_fewer_checkpoints_are_proposed_where_they_fit(
+    small_config: Callable[..., RunConfig], scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config({"train.eval_every_steps": 1, "train.max_steps": 4, "train.keep_checkpoints": 4})
+    with_free(70 * 2**20, monkeypatch)
+    with pytest.raises(StorageError, match="for 4 checkpoints") as refused:
+        dry_run(config)
+    assert (typed(refused.value, "train", "custom-nano") or "").startswith("--set train.keep_checkpoints=2, or: ")

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from dialogkit.config.load import LORA_LEARNING_RATE, load_run_config, load_with_origins
 from dialogkit.engine.checkpoints import read_progress
-from dialogkit.engine.trainer import require_finite, require_space
+from dialogkit.engine.disk import checkpoint_bytes, require_space
+from dialogkit.engine.trainer import require_finite
 from dialogkit.errors import ConfigError, DivergedError, ModelError
 from dialogkit.services.evaluate import evaluate
 from dialogkit.services.generate import generate
@@ -123,14 +124,15 @@ def test_only_the_room_for_an_adapter_is_asked_for(
 
     model = small.model(width=256, layers=4)  # 40 MiB with the optimizer's state
     free = SimpleNamespace(free=20 * 2**20)
-    monkeypatch.setattr("dialogkit.engine.trainer.shutil.disk_usage", lambda _: free)
+    monkeypatch.setattr("dialogkit.engine.disk.shutil.disk_usage", lambda _: free)
+    config = TrainConfig(optimizer="adamw", method="lora", lora_rank=2)
     with pytest.raises(OSError, match="MiB are needed and 20 MiB are free"):
-        require_space(tmp_path, model)
-    add_adapter(model, TrainConfig(method="lora", lora_rank=2), ModelConfig(**small.shape))
-    require_space(tmp_path, model)
+        require_space(tmp_path, checkpoint_bytes(model, config))
+    add_adapter(model, config, ModelConfig(**small.shape))
+    require_space(tmp_path, checkpoint_bytes(model, config))
     free.free = 10 * 2**20  # too little for what is beside the weights
     with pytest.raises(OSError, match="16 MiB are needed and 10 MiB are free"):
-        require_space(tmp_path, model)
+        require_space(tmp_path, checkpoint_bytes(model, config))
 
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,76 @@
+"""Foresees before the first step whether what a training writes fits onto the disk."""
+
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dialogkit.errors import StorageError
+from dialogkit.hints import Call, Change, Either
+from dialogkit.services.runs.resolve import output_of
+from dialogkit.text import counted
+
+if TYPE_CHECKING:
+    from dialogkit.engine.checkpoints import Progress
+    from dialogkit.services.training.learner import Learner
+
+_FEWEST = 2
+"""Fewest checkpoints that a training keeps."""
+
+
+def require_disk(learner: "Learner", output: Path, checkpoint: "tuple[Path, Progress] | None" = None) -> None:
+    """Raise StorageError unless the checkpoints and the model of a training fit into what is free on the disk.
+
+    Args:
+        learner: what is trained.
+        output: folder of models and runs; it need not exist yet.
+        checkpoint: where a resumed training continues; it and those before it are on the disk already.
+    """
+    from dialogkit.engine.disk import checkpoint_bytes, model_bytes
+
+    train = learner.config.train
+    each, model = checkpoint_bytes(learner.model, train), model_bytes(learner.model, train)
+    there = 0
+    if checkpoint is not None:
+        there = len([path for path in checkpoint[0].parent.glob("checkpoint-*") if path.is_dir()])
+    due = _due(learner, 0 if checkpoint is None else checkpoint[1].step)
+
+    def needed(keep: int) -> tuple[int, int]:
+        # The oldest one is removed only when the next one is complete.
+        count = min(due, max(1, keep + 1 - there)) if due else 0
+        return count, count * each + model
+
+    count, total = needed(train.keep_checkpoints)
+    free = shutil.disk_usage(_existing(output)).free
+    if total <= free:
+        return
+    keeps_fewer = train.keep_checkpoints > _FEWEST and needed(_FEWEST)[1] <= free
+    prune = Call("runs prune", checkpoints_only=True, **output_of(output))
+    elsewhere = "choose an output folder on a disk with more space"
+    raise StorageError(
+        f"the training needs {_size(total)} on the disk of {str(output)!r}, for {counted(count, 'checkpoint')} of "
+        f"{_size(each)} and the model of {_size(model)}, and {_size(free)} are free",
+        hint=Either(*([Change({"train.keep_checkpoints": _FEWEST})] if keeps_fewer else []), prune, elsewhere),
+    )
+
+
+def _due(learner: "Learner", step: int) -> int:
+    """Return how many checkpoints will be written after a step."""
+    from dialogkit.engine.arguments import EVALUATIONS_PER_RUN
+
+    if learner.config.train.budget_s is not None:
+        return EVALUATIONS_PER_RUN
+    schedule = learner.schedule
+    return math.ceil(max(0, schedule.total_steps - step) / schedule.eval_every_steps)
+
+
+def _existing(path: Path) -> Path:
+    """Return the nearest folder that exists."""
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
