@@ -40,7 +40,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed while it ran, 2 wrong input, 3 the training diverged, "
     "130 or 143 stopped by a signal.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 models_app = typer.Typer(help="The catalogue of models: list, show.", no_args_is_help=True)
@@ -50,7 +49,7 @@ runs_app = typer.Typer(help="Training runs: list, show, compare, best, report, p
 launch_app = typer.Typer(help="Job files for clusters: slurm, kubernetes.", no_args_is_help=True)
 tokenizer_app = typer.Typer(help="Tokenizers: train.", no_args_is_help=True)
 
-app.command("train")(train.train_command)
+app.command("train", cls=train.TrainCommand)(train.train_command)
 app.command("generate")(generate.generate_command)
 app.command("chat")(chat.chat_command)
 app.command("evaluate", epilog=evaluate.LEGEND)(evaluate.evaluate_command)

@@ -308,7 +308,7 @@ def test_what_other_tools_call_a_setting_names_one_that_is_there() -> None:
         ("runtime.precision=BF16", "--set runtime.precision=bf16"),
         ("data.format=xml", "--set data.format=auto"),
         ("train.lora_targets=q_proj", """--set 'train.lora_targets=["q_proj", "v_proj"]'"""),
-        ("train.batch_size=many", "--set train.batch_size=8"),
+        ("train.batch_size=many", "--batch-size 8"),
         ("runtime.sharding=fsdp", "--set train.optimizer=adamw"),
         ('tracking.trackers=["tensorbord"]', "--tracker tensorboard"),
         ("data.streaming=yes", "--set data.streaming=true"),
