@@ -177,7 +177,7 @@ def model_layer(model: str) -> tuple[str, Layer]:
     # Unlike pathlib's, these functions accept any text, even one that is too long for a file name.
     path = Path(os.path.expanduser(model))
     is_file, is_folder = os.path.isfile(path), os.path.isdir(path)
-    has_rows = is_file and path.suffix == ".json" and _holds_list(path)
+    has_rows = is_file and path.suffix == ".json" and holds_list(path)
     if has_rows or (is_file and path.suffix in (".jsonl", ".ndjson", ".csv", ".parquet", ".gz")):
         problem = f"{model!r} {'holds rows of data' if has_rows else 'is data'} and no model"
         raise ModelError(problem, hint=Call("train", settings={"data.dataset": model}))
@@ -205,7 +205,8 @@ def model_layer(model: str) -> tuple[str, Layer]:
     raise ModelError(f"unknown model {model!r}{did_you_mean(model, shipped_names('models'))}")
 
 
-def _holds_list(path: Path) -> bool:
+def holds_list(path: Path) -> bool:
+    """Return whether a JSON file holds a list, as data does and settings do not."""
     with suppress(OSError), path.open("rb") as file:
         return file.read(1000).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
     return False
