@@ -141,6 +141,8 @@ def _verb(rest: list[str], known: Sequence[str]) -> list[str]:
     near = get_close_matches(first, known, n=1)
     if near:
         return [near[0], *others]
+    if len(known) == 1 or ("inspect" in known and _is_data(first)):
+        return [known[-1], *rest]
     return ["show", *rest] if "show" in known and not others else rest
 
 
@@ -393,7 +395,7 @@ def _is_taken(words: list[str]) -> bool:
     """Return whether a command takes these words, whatever it then makes of their values."""
     from typer.exceptions import TyperException
 
-    if words[-1:] in (["--help"], ["--version"]):
+    if not {"--help", "--version"}.isdisjoint(words):  # which print at once
         return True
     verb = verb_of(words)
     command = click_command(verb)

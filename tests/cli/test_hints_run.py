@@ -73,6 +73,8 @@ WRONG = {
     "data inspect --dataset shop.jsonl": "data inspect shop.jsonl",
     "data inspect shop.csv more.csv": "data inspect together.csv",
     "data inspect shp.jsonl": "data inspect shop.jsonl",
+    "data shop.csv": "data inspect shop.csv",
+    "train --help --epoch 3": "train --help --epochs 3",
     "inspect shop.jsonl": "data inspect shop.jsonl",
     "generate nothing": "models list",
     "launch slurm train custom-nano --samples 5": "launch slurm -- train custom-nano --samples 5",
