@@ -1,4 +1,10 @@
-"""Commands and flags by the names that other tools give them, and what they are here."""
+"""Commands and flags by the names that other tools give them, and what they are here; and what a word is."""
+
+import os
+import re
+from pathlib import Path
+
+from dialogkit.config.paths import DEFAULT_OUTPUT, shipped_names
 
 GROUPS = {"run": "runs", "model": "models", "dataset": "data", "datasets": "data", "settings": "config"}
 """Groups of commands."""
@@ -99,3 +105,30 @@ WITHOUT_VALUE = {
     "--preset": "test",
 }
 """The value that is most likely meant where an option is typed without one."""
+
+
+def plain(flag: str) -> str:
+    """Return the name of a flag in small letters and with dashes, as `lr` for `--LR=1`."""
+    return flag.lstrip("-").partition("=")[0].lower().replace("_", "-").removeprefix("hparams.")
+
+
+def is_number(words: list[str]) -> bool:
+    """Return whether the first word is a number; False for no word."""
+    return bool(words) and re.fullmatch(r"-?[\d.]+(e-?\d+)?", words[0]) is not None
+
+
+def is_data(word: str) -> bool:
+    """Return whether a word can only be a file of data; a settings file is none."""
+    from dialogkit.config.load import holds_list
+    from dialogkit.data.hints import SUFFIXES
+
+    ending = Path(word.lower().removesuffix(".gz")).suffix
+    if ending == ".json":
+        return os.path.isfile(word) and holds_list(Path(word))
+    return ending in SUFFIXES
+
+
+def is_model(word: str) -> bool:
+    """Return whether a word is a model that has a name or a folder."""
+    named = word in shipped_names("models") or "/" in word or os.path.exists(word)
+    return named or any((Path(DEFAULT_OUTPUT) / inside / word).is_dir() for inside in ("runs", "."))

@@ -11,7 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from dialogkit.cli import complete
-from dialogkit.cli.foreign_words import COMMANDS, DEVICE, FLAGS, GIVE, GROUPS, LISTS, VERBS, WITHOUT_VALUE
+from dialogkit.cli.foreign_words import (
+    COMMANDS,
+    DEVICE,
+    FLAGS,
+    GIVE,
+    GROUPS,
+    LISTS,
+    VERBS,
+    WITHOUT_VALUE,
+    is_data,
+    is_model,
+    is_number,
+    plain,
+)
 from dialogkit.cli.hints import Command, Option, click_command, command_tree, verb_of
 from dialogkit.config.paths import DEFAULT_OUTPUT, shipped_names
 from dialogkit.errors import DialogKitError
@@ -34,7 +47,7 @@ def line_for(words: Sequence[str]) -> str | None:
     """Return what was most likely meant as a line to type; None if nothing better is known."""
     if (found := repaired(words)) is not None:
         return _on_device(words) + _line(found)
-    files = [word for word in words if _is_data(word) and os.path.isfile(word)]
+    files = [word for word in words if is_data(word) and os.path.isfile(word)]
     endings = {Path(file).suffix for file in files}
     if len(files) < 2 or len(endings) > 1 or (ending := endings.pop()) not in _JOINED:
         return None
@@ -50,7 +63,7 @@ def line_for(words: Sequence[str]) -> str | None:
 def _on_device(words: Sequence[str]) -> str:
     """Return what chooses the GPU that was typed, of several; the first is used by itself."""
     chosen = re.search(r"(?:^| )--?([\w-]+)[ =](?:cuda:)?([1-9]\d*)(?: |$)", " ".join(words))
-    return f"CUDA_VISIBLE_DEVICES={chosen[2]} " if chosen and _plain(chosen[1]) in DEVICE else ""
+    return f"CUDA_VISIBLE_DEVICES={chosen[2]} " if chosen and plain(chosen[1]) in DEVICE else ""
 
 
 _JOINED = {
@@ -104,7 +117,7 @@ def _command(words: list[str]) -> list[str] | None:
         return None
     first, *rest = words
     for flag, verb in LISTS.items():
-        if any(_plain(word) == flag for word in words):
+        if any(plain(word) == flag for word in words):
             return verb.split()
     if first in ("help", "-h"):
         return [*verb_of(rest).split(), "--help"]
@@ -141,22 +154,22 @@ def _verb(rest: list[str], known: Sequence[str]) -> list[str]:
     near = get_close_matches(first, known, n=1)
     if near:
         return [near[0], *others]
-    if len(known) == 1 or ("inspect" in known and _is_data(first)):
+    if len(known) == 1 or ("inspect" in known and is_data(first)):
         return [known[-1], *rest]
     return ["show", *rest] if "show" in known and not others else rest
 
 
 def _by_what_it_is(first: str, rest: list[str]) -> list[str] | None:
     """Return the command for a word that is no command, but a model, a run or data."""
-    if first in shipped_names("models") or (first.endswith(".json") and not _is_data(first)):
+    if first in shipped_names("models") or (first.endswith(".json") and not is_data(first)):
         return ["train", first, *rest]
-    if _is_data(first):
+    if is_data(first):
         return ["train", "--dataset", first, *rest]
     if first in complete.DATASETS:
         return ["train", "--dataset", first, *rest]
     if any((Path(DEFAULT_OUTPUT) / inside / first).is_dir() for inside in ("runs", ".")):
         return ["generate", first, *rest]
-    if first.startswith("-") and _plain(first) in ("model", "dataset", "epochs", "preset"):
+    if first.startswith("-") and plain(first) in ("model", "dataset", "epochs", "preset"):
         return ["train", first, *rest]
     return None
 
@@ -199,7 +212,7 @@ def _parts(command: Command, words: list[str]) -> Iterator[Part]:
             yield Part(flag, None)
         elif option is None and not flag.startswith("--") and _option(command, flag[:2]) is not None:
             yield Part(flag, None)  # -s5
-        elif _plain(flag) in GIVE or (_switch(command, flag) and not _is_number(rest[:1])):
+        elif plain(flag) in GIVE or (_switch(command, flag) and not is_number(rest[:1])):
             yield Part(flag, None)
         elif rest and not re.match(r"--?[A-Za-z]", rest[0]):
             yield Part(flag, rest.pop(0))
@@ -216,7 +229,7 @@ def _assignment(rest: list[str]) -> str | None:
         name, equals, value = name.partition(":")
     if not equals and rest and rest[0].startswith("="):
         equals, value = "=", rest.pop(0)[1:]
-    if not value and rest and (not rest[0].startswith("-") or _is_number(rest[:1])):
+    if not value and rest and (not rest[0].startswith("-") or is_number(rest[:1])):
         value = rest.pop(0)
     return f"{_setting(name) or name}={value}"
 
@@ -242,21 +255,21 @@ def _known(command: Command, part: Part) -> list[Part]:
         return [part]
     if not part.flag.startswith("--") and part.value is None and _option(command, part.flag[:2]) is not None:
         return [part]
-    plain = _plain(part.flag)
-    if plain in GIVE and _option(command, "--set") is not None:
-        flag, value = GIVE[plain]
+    name = plain(part.flag)
+    if name in GIVE and _option(command, "--set") is not None:
+        flag, value = GIVE[name]
         return [Part(flag, value)]
-    if plain in DEVICE and command.option("runtime.device") is not None:
+    if name in DEVICE and command.option("runtime.device") is not None:
         return _device(command, part)
-    if (option := _means(command, plain)) is not None:
+    if (option := _means(command, name)) is not None:
         return _given(option, part.value)
-    if (setting := _setting(plain)) is not None and part.value is not None:
+    if (setting := _setting(name)) is not None and part.value is not None:
         option = command.option(setting)
         if option is not None and option.sets is not None:
             return [Part(option.flag, part.value)]
         return [Part("--set", f"{setting}={part.value}")] if _option(command, "--set") is not None else [part]
     flags = [flag for option in command.options for flag in option.parameter.opts if flag.startswith("--")]
-    near = get_close_matches(f"--{plain}", flags, n=1, cutoff=0.75)
+    near = get_close_matches(f"--{name}", flags, n=1, cutoff=0.75)
     return [Part(near[0], part.value)] if near else [part]
 
 
@@ -279,16 +292,16 @@ def _hydra(command: Command, part: Part) -> Part:
     return part if setting is None else Part("--set", f"{setting}={value}")
 
 
-def _means(command: Command, plain: str) -> Option | None:
+def _means(command: Command, name: str) -> Option | None:
     """Return the option or argument that a flag of another tool means."""
-    own = command.option(plain.replace("-", "_"))
+    own = command.option(name.replace("-", "_"))
     if own is not None:
         return own
     metavars = [(option, str(getattr(option.parameter, "metavar", None) or "")) for option in command.options]
     for option, metavar in metavars:
-        if option.is_argument and plain in (metavar.lower(), f"{metavar.lower()}s"):
+        if option.is_argument and name in (metavar.lower(), f"{metavar.lower()}s"):
             return option
-    found = (command.option(name) for name, others in FLAGS.items() if plain in others)
+    found = (command.option(ours) for ours, others in FLAGS.items() if name in others)
     return next((option for option in found if option is not None), None)
 
 
@@ -306,13 +319,13 @@ def _placed(command: Command, parts: list[Part]) -> list[Part]:
     """Return the parts with each word where it belongs: data to `--dataset`, a preset to `--preset`, and so on."""
     option, words = _option(command, "--dataset"), [part for part in parts if part.flag is None]
     if option is not None:
-        parts = _with_data(parts, [part for part in words if _is_data(part.value or "")])
+        parts = _with_data(parts, [part for part in words if is_data(part.value or "")])
         words = [part for part in parts if part.flag is None]
     if _option(command, "--preset") is not None and len(words) > 1:
         for part in [part for part in words if part.value in shipped_names("presets")]:
             part.flag = "--preset"
     if command.verb == "generate":
-        named = words[:1] if words and _is_model(words[0].value or "") else []
+        named = words[:1] if words and is_model(words[0].value or "") else []
         texts = [part for part in words if part not in named]
         if len(words) > 1 and texts:
             prompt = Part("--prompt", " ".join(part.value or "" for part in texts))
@@ -355,10 +368,6 @@ def _together(files: list[Part]) -> list[Part]:
 # What words are
 
 
-def _plain(flag: str) -> str:
-    return flag.lstrip("-").partition("=")[0].lower().replace("_", "-").removeprefix("hparams.")
-
-
 def _option(command: Command, flag: str) -> Option | None:
     """Return the option with exactly this flag."""
     return next((option for option in command.options if flag in option.parameter.opts), None)
@@ -366,29 +375,8 @@ def _option(command: Command, flag: str) -> Option | None:
 
 def _switch(command: Command, flag: str) -> bool:
     """Return whether a flag that the command does not have means one without a value."""
-    option = _means(command, _plain(flag)) if _option(command, flag) is None else None
+    option = _means(command, plain(flag)) if _option(command, flag) is None else None
     return option is not None and bool(getattr(option.parameter, "is_flag", False))
-
-
-def _is_number(words: list[str]) -> bool:
-    return bool(words) and re.fullmatch(r"-?[\d.]+(e-?\d+)?", words[0]) is not None
-
-
-def _is_data(word: str) -> bool:
-    """Return whether a word can only be a file of data; a settings file is none."""
-    from dialogkit.config.load import holds_list
-    from dialogkit.data.hints import SUFFIXES
-
-    ending = Path(word.lower().removesuffix(".gz")).suffix
-    if ending == ".json":
-        return os.path.isfile(word) and holds_list(Path(word))
-    return ending in SUFFIXES
-
-
-def _is_model(word: str) -> bool:
-    """Return whether a word is a model that has a name or a folder."""
-    named = word in shipped_names("models") or "/" in word or os.path.exists(word)
-    return named or any((Path(DEFAULT_OUTPUT) / inside / word).is_dir() for inside in ("runs", "."))
 
 
 def _is_taken(words: list[str]) -> bool:

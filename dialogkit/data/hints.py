@@ -41,7 +41,7 @@ def first_dataset(files: Sequence[Path]) -> Path | None:
 
 
 def _holds_dialogs(path: Path) -> bool:
-    """Return whether a file is worth suggesting: no row is malformed, and two or more are dialogs."""
+    """Return whether a file is worth suggesting: it has a dialog and no malformed row."""
     from dialogkit.data.formats import RowError, RowParser
     from dialogkit.data.readers import read_rows
 
@@ -58,4 +58,4 @@ def _holds_dialogs(path: Path) -> bool:
         return False
     finally:
         _looking_beside.reset(token)
-    return dialogs > 1
+    return dialogs > 0

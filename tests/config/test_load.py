@@ -312,7 +312,7 @@ def test_what_other_tools_call_a_setting_names_one_that_is_there() -> None:
         ("runtime.sharding=fsdp", "--set train.optimizer=adamw"),
         ('tracking.trackers=["tensorbord"]', "--tracker tensorboard"),
         ("data.streaming=yes", "--set data.streaming=true"),
-        ("train.batch_size:4", "--set train.batch_size=4"),
+        ("train.batch_size:4", "--batch-size 4"),
     ],
 )
 def test_the_hint_is_a_value_that_is_taken(word: str, hint: str) -> None:
