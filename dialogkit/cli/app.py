@@ -28,7 +28,9 @@ from dialogkit.cli import (
     tokenizer,
     train,
 )
+from dialogkit.cli.foreign_words import DEVICE
 from dialogkit.cli.output import Output
+from dialogkit.cli.repair import line_for, line_for_error
 from dialogkit.distributed.rank import enter, require_sound_rank, silence, this_rank
 from dialogkit.errors import ConfigError, DialogKitError
 from dialogkit.redaction import redact
@@ -40,7 +42,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed while it ran, 2 wrong input, 3 the training diverged, "
     "130 or 143 stopped by a signal.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 models_app = typer.Typer(help="The catalogue of models: list, show.", no_args_is_help=True)
@@ -50,7 +51,7 @@ runs_app = typer.Typer(help="Training runs: list, show, compare, best, report, p
 launch_app = typer.Typer(help="Job files for clusters: slurm, kubernetes.", no_args_is_help=True)
 tokenizer_app = typer.Typer(help="Tokenizers: train.", no_args_is_help=True)
 
-app.command("train")(train.train_command)
+app.command("train", cls=train.TrainCommand)(train.train_command)
 app.command("generate")(generate.generate_command)
 app.command("chat")(chat.chat_command)
 app.command("evaluate", epilog=evaluate.LEGEND)(evaluate.evaluate_command)
@@ -124,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except DialogKitError as error:
         if os.environ.get("DIALOGKIT_DEBUG"):
             raise
+        error.hint = line_for_error(error, words) or error.hint
         output.error(error)
         raise SystemExit(error.exit_code) from None
     except TyperException as error:
@@ -170,6 +172,13 @@ def _one_of_several(words: list[str], output: Output) -> NoReturn:
     end_at_once(code if isinstance(code, int) else 0)
 
 
+def _suggests_only(part: str, line: str) -> bool:
+    """Return whether a part of a message suggests no word that a line does not have."""
+    return not part.startswith(" (did you mean") or any(
+        word in shlex.split(line) for word in re.findall(r"[\w-]+", part)
+    )
+
+
 def _usage_error(error: TyperException, words: list[str]) -> ConfigError:
     """Return typer's error as one sentence, with the value that typer leaves out."""
     context = getattr(error, "ctx", None)
@@ -188,15 +197,14 @@ def _usage_error(error: TyperException, words: list[str]) -> ConfigError:
     message = re.sub(r"^(?:Invalid value for )?'(--[\w-]+)'(?: / '-\w')?: ", r"\1: ", message)
     message = re.sub(r" \(Possible options: (.*)\)$", r" (did you mean \1?)", message)
     hint = f"{command} --help"
-    if (unknown := re.match(r"[Nn]o such option: --([\w-]+)", message)) and command == "dialogkit train":
-        from dialogkit.config.problems import setting_of
-
-        if (setting := setting_of(unknown[1].replace("-", "_"))) is not None:
-            message = f"no such option: --{unknown[1]}; it is the setting {setting}"
-            hint = f"--set {setting}=VALUE"
-    extra = re.search(r"unexpected extra argument(?:s|\(s\))? \((.*)\)$", message)
-    if extra and command == "dialogkit generate":
-        hint = f'dialogkit generate --prompt "{extra[1]}"'
+    if (line := line_for(words)) is not None:
+        hint = line
+        # What click finds alike may be less alike than what is suggested.
+        message = "".join(
+            part for part in re.split(r"( \(did you mean .*\))$", message) if _suggests_only(part, line)
+        )
+    if (unknown := re.match(r"[Nn]o such option: --?([\w-]+)", message)) and unknown[1] in DEVICE:
+        message = f"{message.partition(' (')[0]}; a GPU is used by itself if there is one"
     if command.startswith("dialogkit launch ") and "train" in words and "--" not in words:
         begins = words.index("train")  # without the --, options of the training are taken for the job's
         hint = f"dialogkit {shlex.join([*words[:begins], '--', *words[begins:]])}"

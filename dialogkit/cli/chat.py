@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dialogkit.cli import options
+from dialogkit.cli import complete, options
 from dialogkit.cli.generate import sampling
 from dialogkit.cli.output import Output, untrusted
 from dialogkit.errors import ConfigError, DialogKitError, did_you_mean
@@ -51,9 +51,16 @@ _ONE_PROMPT = 'dialogkit generate --prompt "Hello!"'
 def chat_command(
     context: typer.Context,
     model: options.ModelArgument = None,
+    model_option: options.ModelOption = None,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System text.")] = None,
     compare: Annotated[
-        str | None, typer.Option("--compare", metavar="MODEL", help="A second model that replies as well.")
+        str | None,
+        typer.Option(
+            "--compare",
+            metavar="MODEL",
+            help="A second model that replies as well.",
+            autocompletion=complete.models,
+        ),
     ] = None,
     max_new_tokens: options.MaxNewTokensOption = None,
     temperature: options.TemperatureOption = None,
@@ -69,6 +76,7 @@ def chat_command(
     if sys.stdin is None:
         raise ConfigError("standard input is closed, so there is nothing to reply to", hint=_ONE_PROMPT)
     config, device = sampling(context.params), "cpu" if no_cuda else "auto"
+    model = options.one_model(model, model_option)
     names = [model, compare] if compare else [model]
     with output.busy("loading the model"):
         chats = [Chat(name, system=system, config=config, output=output_dir, device=device) for name in names]

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from dialogkit.cli import complete
 from dialogkit.cli.options import ConfigOption, JsonOption, PresetOption, SetOption
 from dialogkit.cli.output import Output, options_table
 from dialogkit.errors import ConfigError
@@ -12,7 +13,9 @@ from dialogkit.text import counted, sanitize
 
 
 def show_command(
-    model: Annotated[str | None, typer.Argument(help=r"The model. \[custom-tiny]")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help=r"The model. \[custom-tiny]", autocompletion=complete.base_models)
+    ] = None,
     preset: PresetOption = None,
     config: ConfigOption = None,
     sets: SetOption = None,

@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from rich.table import Column, Table
 from rich.text import Text
 
+from dialogkit.cli import complete
 from dialogkit.cli.options import BadRowsOption, ColumnsOption, JsonOption, SetOption, Sets
 from dialogkit.cli.options import columns as parse_columns
 from dialogkit.cli.output import Output, table, untrusted, values_grid
@@ -39,11 +40,19 @@ def list_command(json_output: JsonOption = False) -> None:
 
 def inspect_command(
     dataset: Annotated[
-        str, typer.Argument(help="starter, alpaca-gpt4, a file or a hub id."), Sets("data.dataset")
+        str,
+        typer.Argument(help="starter, alpaca-gpt4, a file or a hub id.", autocompletion=complete.datasets),
+        Sets("data.dataset"),
     ] = "starter",
     model: Annotated[
         str,
-        typer.Option("--model", "-m", metavar="MODEL", help="Model whose tokenizer and context length to use."),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="Model whose tokenizer and context length to use.",
+            autocompletion=complete.base_models,
+        ),
     ] = "custom-tiny",
     samples: Annotated[
         int | None,

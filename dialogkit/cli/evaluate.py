@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dialogkit.cli import options
+from dialogkit.cli import complete, options
 from dialogkit.cli.evaluation_view import next_command, render_evaluation
 from dialogkit.cli.output import Output
 from dialogkit.errors import ConfigError
@@ -30,10 +30,15 @@ unigram            token frequencies of the training answers
 
 def evaluate_command(
     models: options.ModelsArgument = None,
+    more_models: options.ModelsOption = None,
     dataset: Annotated[
         str | None,
         typer.Option(
-            "--dataset", "-d", metavar="DATA", help="Default: the held-out dialogs of the run's dataset."
+            "--dataset",
+            "-d",
+            metavar="DATA",
+            help="Default: the held-out dialogs of the run's dataset.",
+            autocompletion=complete.datasets,
         ),
         options.Sets("data.dataset"),
     ] = None,
@@ -75,6 +80,7 @@ def evaluate_command(
     """Measure how well models predict held-out answers, use their prompts, and reply."""
     from dialogkit.services.evaluate import EvaluateRequest, evaluate_models
 
+    models = list(dict.fromkeys([*(models or []), *(more_models or [])]))
     if quick and (left_out := [name for name, given in (("--slices", slices), ("--worst", worst)) if given]):
         raise ConfigError(
             f"{left_out[0]} shows what --quick does not measure", hint=f"dialogkit evaluate {left_out[0]} ..."
@@ -82,7 +88,7 @@ def evaluate_command(
     if quick and use_model_settings:
         raise ConfigError(
             "--use-model-settings is for replies, which --quick does not measure",
-            hint=Call("evaluate", *(models or []), use_model_settings=True),
+            hint=Call("evaluate", *models, use_model_settings=True),
         )
     request = EvaluateRequest(
         models=tuple(models or [None]),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dialogkit.cli import options
+from dialogkit.cli import complete, options
 from dialogkit.cli.output import Output, replies_table
 from dialogkit.errors import ConfigError, os_reason
 from dialogkit.text import lines_of
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def generate_command(
     context: typer.Context,
     model: options.ModelArgument = None,
+    model_option: options.ModelOption = None,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="A prompt; may be repeated.")
     ] = None,
@@ -34,7 +35,10 @@ def generate_command(
         str | None, typer.Option("--system", metavar="TEXT", help="System text before each prompt.")
     ] = None,
     compare: Annotated[
-        list[str] | None, typer.Option("--compare", metavar="MODEL", help="Another model, side by side.")
+        list[str] | None,
+        typer.Option(
+            "--compare", metavar="MODEL", help="Another model, side by side.", autocompletion=complete.models
+        ),
     ] = None,
     max_new_tokens: options.MaxNewTokensOption = None,
     temperature: options.TemperatureOption = None,
@@ -50,7 +54,7 @@ def generate_command(
     """Let MODEL answer prompts, or the built-in test prompts if none is given."""
     from dialogkit.services.generate import generate
 
-    config = sampling(context.params)
+    config, model = sampling(context.params), options.one_model(model, model_option)
     prompts = read_prompts(prompt, prompts_file)
     models = [*([] if model is None else [model]), *(compare or [])]
     if twice := [name for name in models if models.count(name) > 1]:

@@ -225,6 +225,11 @@ def click_command(verb: str) -> Any:
     return command
 
 
+def command_tree() -> dict[str, tuple[str, ...]]:
+    """Return the commands, and for each group the commands inside it."""
+    return {name: tuple(getattr(each, "commands", ())) for name, each in _root().commands.items()}
+
+
 @cache
 def _root() -> Any:
     import typer.main

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dialogkit.cli import complete
 from dialogkit.cli.options import JsonOption, OutputOption
 from dialogkit.cli.output import Output, fitting, parameters, settings_table
 
@@ -21,7 +22,12 @@ def list_command(output_dir: OutputOption = "models", json_output: JsonOption = 
 
 
 def show_command(
-    name: Annotated[str, typer.Argument(help="A name, a model file (.json), a run, a folder or a hub id.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A name, a model file (.json), a run, a folder or a hub id.", autocompletion=complete.models
+        ),
+    ],
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:

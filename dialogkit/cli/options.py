@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from dialogkit.cli import complete
 from dialogkit.errors import ConfigError
-from dialogkit.hints import word_of
+from dialogkit.hints import Change, word_of
 from dialogkit.text import duration_word, parse_duration
 
 
@@ -56,6 +57,13 @@ def given_settings(command: Callable[..., Any], given: Mapping[str, Any]) -> dic
         for name, sets in sets_of(command).items()
         if given[name] is not None and given[name] is not False and given[name] not in ([], ())
     }
+
+
+def one_model(word: str | None, option: str | None) -> str | None:
+    """Return the model that was given as a word or by `--model`. Raises: ConfigError for two different ones."""
+    if word is not None and option not in (None, word):
+        raise ConfigError(f"MODEL is {word!r}, but --model is {option!r}", hint=Change({"model": option}))
+    return word if word is not None else option
 
 
 # How words are read
@@ -117,11 +125,24 @@ def columns(words: list[str]) -> list[str]:
 
 JsonOption = Annotated[bool, Option("--json", help="Print one JSON object for programs.")]
 PresetOption = Annotated[
-    str | None, Option("--preset", "-c", metavar="PRESET", help=r"test, development or production. \[test]")
+    str | None,
+    Option(
+        "--preset",
+        "-c",
+        metavar="PRESET",
+        help=r"test, development or production. \[test]",
+        autocompletion=complete.presets,
+    ),
 ]
 ConfigOption = Annotated[str | None, Option("--config", metavar="FILE", help="JSON file with any settings.")]
 SetOption = Annotated[
-    list[str] | None, Option("--set", metavar="NAME=VALUE", help="One setting, such as train.learning_rate=1e-3.")
+    list[str] | None,
+    Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="One setting, such as train.schedule=cosine; may be repeated.",
+        autocompletion=complete.settings,
+    ),
 ]
 OutputOption = Annotated[
     str, Option("--output-dir", metavar="DIR", help="Folder of models and runs."), Sets("runtime.output_dir")
@@ -135,11 +156,31 @@ ModelSettingsOption = Annotated[
 ModelsArgument = Annotated[
     list[str] | None,
     Argument(
-        metavar="MODEL", help="Name, run, RUN/checkpoint-N, folder or hub id. Default: the newest finished run."
+        metavar="MODEL",
+        help="Name, run, RUN/checkpoint-N, folder or hub id. Default: the newest finished run.",
+        autocompletion=complete.models,
     ),
 ]
 ModelArgument = Annotated[
-    str | None, Argument(help="Catalogue name, run, folder or hub id. Default: the newest finished run.")
+    str | None,
+    Argument(
+        help="Catalogue name, run, folder or hub id. Default: the newest finished run.",
+        autocompletion=complete.models,
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    Option("--model", "-m", metavar="MODEL", help="Another way to give MODEL.", autocompletion=complete.models),
+]
+ModelsOption = Annotated[
+    list[str] | None,
+    Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="Another way to give MODEL; may be repeated.",
+        autocompletion=complete.models,
+    ),
 ]
 BadRowsOption = Annotated[
     int, Option("--max-bad-rows", min=0, metavar="N", help="Malformed rows to skip."), Sets("data.max_bad_rows")
@@ -185,7 +226,32 @@ SeedOption = Annotated[
 # Of `train`
 
 BaseModelArgument = Annotated[
-    str | None, Argument(help=r"Catalogue name, model file (.json), folder, GGUF file or hub id. \[custom-tiny]")
+    str | None,
+    Argument(
+        help=r"Catalogue name, model file (.json), folder, GGUF file or hub id. \[custom-tiny]",
+        autocompletion=complete.base_models,
+    ),
+]
+BaseModelOption = Annotated[
+    str | None,
+    Option(
+        "--model", "-m", metavar="MODEL", help="Another way to give MODEL.", autocompletion=complete.base_models
+    ),
+]
+EpochsOption = Annotated[
+    float | None,
+    Option("--epochs", metavar="N", help=r"Passes over the training dialogs. \[the preset's]"),
+    Sets("train.epochs"),
+]
+LearningRateOption = Annotated[
+    float | None,
+    Option("--lr", metavar="X", help=r"Peak learning rate. \[the model's]"),
+    Sets("train.learning_rate"),
+]
+BatchSizeOption = Annotated[
+    int | None,
+    Option("--batch-size", metavar="N", help=r"Dialogs in one optimizer step. \[the preset's]"),
+    Sets("train.batch_size"),
 ]
 TrainSamplesOption = Annotated[
     int | None,
@@ -194,7 +260,13 @@ TrainSamplesOption = Annotated[
 ]
 TrainDatasetOption = Annotated[
     str | None,
-    Option("--dataset", "-d", metavar="DATA", help="starter, alpaca-gpt4, a file or a hub id."),
+    Option(
+        "--dataset",
+        "-d",
+        metavar="DATA",
+        help="starter, alpaca-gpt4, a file or a hub id.",
+        autocompletion=complete.datasets,
+    ),
     Sets("data.dataset"),
 ]
 TrainBadRowsOption = Annotated[
@@ -208,7 +280,12 @@ ProjectOption = Annotated[
 RunNameOption = Annotated[str | None, Option("--name", metavar="RUN", help="Name of the run."), Sets("name")]
 WandbOption = Annotated[
     str | None,
-    Option("--wandb", metavar="MODE", help="auto, online, offline or disabled."),
+    Option(
+        "--wandb",
+        metavar="MODE",
+        help="auto, online, offline or disabled.",
+        autocompletion=complete.one_of("auto", "online", "offline", "disabled"),
+    ),
     Sets("tracking.wandb"),
 ]
 TrainOutputOption = Annotated[
@@ -223,7 +300,12 @@ TagsOption = Annotated[
 ]
 TrackersOption = Annotated[
     list[str] | None,
-    Option("--tracker", metavar="NAME", help="Besides W&B: tensorboard, trackio or mlflow."),
+    Option(
+        "--tracker",
+        metavar="NAME",
+        help="Besides W&B: tensorboard, trackio or mlflow.",
+        autocompletion=complete.one_of("tensorboard", "trackio", "mlflow"),
+    ),
     Sets("tracking.trackers"),
 ]
 LogModelOption = Annotated[
@@ -232,7 +314,13 @@ LogModelOption = Annotated[
     Sets("tracking.log_model", to=True),
 ]
 ResumeOption = Annotated[
-    str | None, Option("--resume", metavar="RUN", help="Resume a run; last: the newest unfinished one.")
+    str | None,
+    Option(
+        "--resume",
+        metavar="RUN",
+        help="Resume a run; last: the newest unfinished one.",
+        autocompletion=complete.resumable,
+    ),
 ]
 BudgetOption = Annotated[
     str | None,
@@ -241,7 +329,12 @@ BudgetOption = Annotated[
 ]
 FromOption = Annotated[
     str | None,
-    Option("--from", metavar="RUN", help="Start a new run from the weights of a finished run or a checkpoint."),
+    Option(
+        "--from",
+        metavar="RUN",
+        help="Start a new run from the weights of a finished run or a checkpoint.",
+        autocompletion=complete.runs,
+    ),
 ]
 ForceOption = Annotated[
     bool, Option("--force", help="Resume despite changed settings, or restart if no checkpoint is usable.")
@@ -271,7 +364,12 @@ TrainRestartsOption = Annotated[
 ]
 MethodOption = Annotated[
     str | None,
-    Option("--method", metavar="METHOD", help=r"full, or lora: train small adapters only. \[full]"),
+    Option(
+        "--method",
+        metavar="METHOD",
+        help=r"full, or lora: train small adapters only. \[full]",
+        autocompletion=complete.one_of("full", "lora"),
+    ),
     Sets("train.method"),
 ]
 NoMergeOption = Annotated[
@@ -283,7 +381,14 @@ DryRunOption = Annotated[bool, Option("--dry-run", help="Measure two steps on th
 
 # Of `launch`
 
-WordsArgument = Annotated[list[str], Argument(metavar="-- train ...", help="The train command to run in the job.")]
+WordsArgument = Annotated[
+    list[str],
+    Argument(
+        metavar="-- train ...",
+        help="The train command to run in the job.",
+        autocompletion=complete.one_of("train"),
+    ),
+]
 NodesOption = Annotated[int, Option("--nodes", min=1, max=4096, metavar="N", help="Number of machines.")]
 GpusOption = Annotated[
     int, Option("--gpus", min=0, max=64, metavar="N", help="GPUs per machine, one process each; 0: CPU only.")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from dialogkit.cli import complete
 from dialogkit.cli.options import JsonOption, OutputOption, age
 from dialogkit.cli.output import Output, table, untrusted
 from dialogkit.errors import ConfigError, did_you_mean
@@ -22,7 +23,11 @@ _SHOWN = 10
 def prune_command(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN", help="Runs to delete. Default: only the checkpoints of finished runs."),
+        typer.Argument(
+            metavar="RUN",
+            help="Runs to delete. Default: only the checkpoints of finished runs.",
+            autocompletion=complete.runs,
+        ),
     ] = None,
     keep: Annotated[
         int | None, typer.Option("--keep", min=0, metavar="N", help="Keep only the newest N finished runs.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dialogkit.cli import hints
+from dialogkit.cli import complete, hints
 from dialogkit.cli.options import JsonOption, OutputOption
 from dialogkit.cli.output import Output, date, fitting, parameters, untrusted
 from dialogkit.hints import Call
@@ -50,7 +50,7 @@ def list_command(output_dir: OutputOption = "models", json_output: JsonOption = 
 
 
 def show_command(
-    name: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")],
+    name: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.", autocompletion=complete.runs)],
     everything: Annotated[bool, typer.Option("--all", help="Show the whole record, and replies in full.")] = False,
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
@@ -68,7 +68,9 @@ def show_command(
 
 
 def compare_command(
-    names: Annotated[list[str], typer.Argument(metavar="RUN", help="Two or more runs.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN", help="Two or more runs.", autocompletion=complete.runs)
+    ],
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
@@ -96,7 +98,10 @@ def best_command(output_dir: OutputOption = "models", json_output: JsonOption = 
 
 
 def report_command(
-    names: Annotated[list[str], typer.Argument(metavar="RUN", help="One run, or several side by side.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN", help="One run, or several side by side.", autocompletion=complete.runs),
+    ],
     to: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help=r"HTML file. \[for one run: in its folder]"),
@@ -115,7 +120,10 @@ def report_command(
 
 def sync_command(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN", help="Runs to upload. Default: all offline ones.")
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN", help="Runs to upload. Default: all offline ones.", autocompletion=complete.runs
+        ),
     ] = None,
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,

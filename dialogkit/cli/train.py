@@ -4,9 +4,10 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperCommand
 
 from dialogkit.cli import hints, options
 from dialogkit.cli.output import Output, untrusted
@@ -21,38 +22,63 @@ if TYPE_CHECKING:
     from dialogkit.config.run import RunConfig
     from dialogkit.tracking.run_dir import RunDir
 
+_PANELS = {
+    "Training": ("lr", "batch_size", "method", "no_merge", "from_run", "force", "fit_batch", "dry"),
+    "All settings": ("config", "sets"),
+    "Data": ("columns", "max_bad_rows"),
+    "Tracking": ("project", "wandb", "tags", "trackers", "log_model"),
+    "Devices": ("no_cuda", "devices", "nodes", "node_rank", "rendezvous", "max_restarts"),
+    "Output": ("output_dir", "json_output"),
+}
+"""Panels of the help by their parameters; what most people need first is in none of them, and shown above."""
+
+
+class TrainCommand(TyperCommand):
+    """The command with its help in panels."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        panels = {name: panel for panel, names in _PANELS.items() for name in names}
+        for parameter in self.params:
+            if parameter.name in panels:
+                parameter.rich_help_panel = panels[parameter.name]  # type: ignore[attr-defined]
+
 
 def train_command(
     context: typer.Context,
     model: options.BaseModelArgument = None,
+    model_option: options.BaseModelOption = None,
     preset: options.PresetOption = None,
-    samples: options.TrainSamplesOption = None,
     dataset: options.TrainDatasetOption = None,
-    columns: options.ColumnsOption = None,
-    max_bad_rows: options.TrainBadRowsOption = None,
-    project: options.ProjectOption = None,
-    name: options.RunNameOption = None,
-    no_cuda: options.NoCudaOption = False,
-    wandb: options.WandbOption = None,
-    output_dir: options.TrainOutputOption = None,
-    tags: options.TagsOption = None,
-    trackers: options.TrackersOption = None,
-    log_model: options.LogModelOption = False,
-    resume_run: options.ResumeOption = None,
+    samples: options.TrainSamplesOption = None,
+    epochs: options.EpochsOption = None,
     budget: options.BudgetOption = None,
+    resume_run: options.ResumeOption = None,
+    name: options.RunNameOption = None,
+    lr: options.LearningRateOption = None,
+    batch_size: options.BatchSizeOption = None,
+    method: options.MethodOption = None,
+    no_merge: options.NoMergeOption = False,
     from_run: options.FromOption = None,
     force: options.ForceOption = False,
     fit_batch: options.FitBatchOption = False,
+    dry: options.DryRunOption = False,
+    config: options.ConfigOption = None,
+    sets: options.SetOption = None,
+    columns: options.ColumnsOption = None,
+    max_bad_rows: options.TrainBadRowsOption = None,
+    project: options.ProjectOption = None,
+    wandb: options.WandbOption = None,
+    tags: options.TagsOption = None,
+    trackers: options.TrackersOption = None,
+    log_model: options.LogModelOption = False,
+    no_cuda: options.NoCudaOption = False,
     devices: options.DevicesOption = None,
     nodes: options.TrainNodesOption = None,
     node_rank: options.NodeRankOption = None,
     rendezvous: options.RendezvousOption = None,
     max_restarts: options.TrainRestartsOption = None,
-    method: options.MethodOption = None,
-    no_merge: options.NoMergeOption = False,
-    config: options.ConfigOption = None,
-    sets: options.SetOption = None,
-    dry: options.DryRunOption = False,
+    output_dir: options.TrainOutputOption = None,
     json_output: options.JsonOption = False,
 ) -> None:
     """Train MODEL, evaluate it, answer the test prompts with it, and save it."""
@@ -107,7 +133,7 @@ def _resume(output: Output, arguments: TrainArguments) -> None:
             "--resume keeps the run's own settings: leave out --preset, --config, --from and --dry-run",
             hint=Call("train", resume=name),
         )
-    run = find_resumable(name, model=given["model"], output=arguments.output)
+    run = find_resumable(name, model=arguments.model, output=arguments.output)
     if name == NEWEST and LAUNCH_FOLDER not in os.environ:  # otherwise the process that started this one says it
         output.skipped(skipped_runs(output=arguments.output))
     if (record := run.read()).status != "completed":

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dialogkit.cli.options import given_settings
+from dialogkit.cli.options import given_settings, one_model
 from dialogkit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +28,11 @@ class TrainArguments:
         return given_settings(self.command, self.given) | parse_sets(self.given["sets"] or [])
 
     @property
+    def model(self) -> str | None:
+        """MODEL, as a word or by its option. Raises: ConfigError for two different ones."""
+        return one_model(self.given["model"], self.given["model_option"])
+
+    @property
     def output(self) -> Path:
         """Folder of models and runs."""
         from dialogkit.config.paths import DEFAULT_OUTPUT
@@ -39,7 +44,7 @@ class TrainArguments:
         from dialogkit.config.load import load_with_origins
         from dialogkit.services.training.resume import find_start
 
-        model, settings = self.given["model"], self.settings
+        model, settings = self.model, self.settings
         if self.given["from_run"] is not None:
             start, trained = find_start(self.given["from_run"], output=self.output)
             model, settings = str(start), {"model.name": trained, **settings}

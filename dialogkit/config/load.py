@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
 from dialogkit.config.model import NAME_PATTERN
-from dialogkit.config.paths import configs_dir, holds_model, nearest_file, without_model
+from dialogkit.config.paths import configs_dir, holds_model, nearest_file, shipped_names, without_model
 from dialogkit.config.problems import config_error, known_settings, list_problems, suggestion
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, DialogKitError, ModelError, did_you_mean, os_reason
@@ -50,7 +49,7 @@ def model_names() -> list[str]:
     """Return the catalogue's names: pretrained first, then from scratch by size."""
     order = {"nano": -1, "tiny": 0, "small": 1, "medium": 2, "large": 3}
     return sorted(
-        _names("models"),
+        shipped_names("models"),
         key=lambda n: (n.startswith("custom"), n.split("-")[0] != "gpt2", order.get(n.split("-")[-1], 9), n),
     )
 
@@ -58,12 +57,7 @@ def model_names() -> list[str]:
 def preset_names() -> list[str]:
     """Return the presets' names, by effort."""
     order = {"test": 0, "development": 1, "production": 2}
-    return sorted(_names("presets"), key=lambda n: (order.get(n, 9), n))
-
-
-@cache
-def _names(kind: str) -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in (configs_dir() / kind).glob("*.json")))
+    return sorted(shipped_names("presets"), key=lambda n: (order.get(n, 9), n))
 
 
 def describe(kind: str, name: str) -> str:
@@ -177,13 +171,13 @@ def model_layer(model: str) -> tuple[str, Layer]:
 
     Raises: ModelError if it is no catalogue name, file, folder or hub id.
     """
-    if model in _names("models"):
+    if model in shipped_names("models"):
         layer = _read_json(configs_dir() / "models" / f"{model}.json")
         return f"model {model}", _with_model_name(layer, model)
     # Unlike pathlib's, these functions accept any text, even one that is too long for a file name.
     path = Path(os.path.expanduser(model))
     is_file, is_folder = os.path.isfile(path), os.path.isdir(path)
-    has_rows = is_file and path.suffix == ".json" and _holds_list(path)
+    has_rows = is_file and path.suffix == ".json" and holds_list(path)
     if has_rows or (is_file and path.suffix in (".jsonl", ".ndjson", ".csv", ".parquet", ".gz")):
         problem = f"{model!r} {'holds rows of data' if has_rows else 'is data'} and no model"
         raise ModelError(problem, hint=Call("train", settings={"data.dataset": model}))
@@ -208,10 +202,11 @@ def model_layer(model: str) -> tuple[str, Layer]:
         raise ModelError(f"{model!r} is a file, and neither a model file (.json) nor GGUF")
     if looks_like_path(model):
         raise ModelError(f"there is no file or folder {model!r}")
-    raise ModelError(f"unknown model {model!r}{did_you_mean(model, _names('models'))}")
+    raise ModelError(f"unknown model {model!r}{did_you_mean(model, shipped_names('models'))}")
 
 
-def _holds_list(path: Path) -> bool:
+def holds_list(path: Path) -> bool:
+    """Return whether a JSON file holds a list, as data does and settings do not."""
     with suppress(OSError), path.open("rb") as file:
         return file.read(1000).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
     return False

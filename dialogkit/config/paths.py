@@ -1,5 +1,6 @@
 """Paths of shipped settings and caches, and checks of files and folders by name."""
 
+import json
 import os
 import stat
 from collections.abc import Collection
@@ -7,6 +8,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from dialogkit.errors import os_reason
 from dialogkit.text import sanitize
@@ -36,6 +38,18 @@ def configs_dir() -> Path:
     """
     packaged = PACKAGE_DIR / "_configs"
     return packaged if packaged.is_dir() else PACKAGE_DIR.parent / "configs"
+
+
+@cache
+def shipped_names(kind: str) -> tuple[str, ...]:
+    """Return the names of the shipped `models` or `presets`, in alphabetical order."""
+    return tuple(sorted(path.stem for path in (configs_dir() / kind).glob("*.json")))
+
+
+def shipped_schema() -> dict[str, Any]:
+    """Return the JSON Schema of settings as it is shipped: their names and values without importing them."""
+    schema: dict[str, Any] = json.loads((configs_dir() / "schema.json").read_text(encoding="utf-8"))
+    return schema
 
 
 def holds_model(folder: Path) -> bool:

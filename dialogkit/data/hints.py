@@ -21,7 +21,9 @@ READ_INTO_MEMORY = Change({"data.streaming": False})
 
 
 _MOST_TRIED = 10
-"""Files that are tried, and rows of each."""
+"""Files that are tried."""
+_MOST_READ = 2_000
+"""Rows of each that are read."""
 _looking_beside: ContextVar[bool] = ContextVar("looking_beside", default=False)
 
 
@@ -39,20 +41,21 @@ def first_dataset(files: Sequence[Path]) -> Path | None:
 
 
 def _holds_dialogs(path: Path) -> bool:
-    """Return whether one of the first rows of a file is a dialog, so that it is worth suggesting."""
+    """Return whether a file is worth suggesting: it has a dialog and no malformed row."""
     from dialogkit.data.formats import RowError, RowParser
     from dialogkit.data.readers import read_rows
 
     if _looking_beside.get():  # the error of a file that was tried suggests nothing
         return False
-    token, parser = _looking_beside.set(True), RowParser()
+    token, parser, dialogs = _looking_beside.set(True), RowParser(), 0
     try:
-        for _, row, problem in islice(read_rows(path), _MOST_TRIED):
+        for _, row, problem in islice(read_rows(path), _MOST_READ):
+            if problem is not None:
+                return False
             with suppress(RowError):
-                if problem is None and (parser.expects_trees(row) or parser.parse(row)):
-                    return True
+                dialogs += bool(parser.expects_trees(row) or parser.parse(row))
     except DataError:
-        pass
+        return False
     finally:
         _looking_beside.reset(token)
-    return False
+    return dialogs > 0

@@ -144,7 +144,7 @@ def test_what_an_encoding_lacks_is_escaped(
 
 
 @pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": name} for name in ENCODINGS] + [{"PYTHONUTF8": "0"}])
-def test_a_process_of_its_own_is_no_different(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_process_of_its_own_is_no_different(environment: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "данные.json").write_text('{"generate": {"test_prompts": ["你好 é"]}}', encoding="utf-8")
     words = ["config", "show", "custom-nano", "--config", "данные.json", "--set", "tracking.notes=ü", "--json"]
     done = run_process(*words, **{"LC_ALL": "C", **environment})
@@ -157,6 +157,6 @@ def test_a_spinner_is_drawn_in_what_the_terminal_has() -> None:
     drawn = {}
     for encoding in ("utf-8", "ascii"):
         console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-        drawn[encoding] = "".join(SPINNERS[spinner(console)]["frames"])
+        drawn[encoding] = str(SPINNERS[spinner(console)]["frames"])
     assert drawn["ascii"].isascii()
     assert not drawn["utf-8"].isascii()

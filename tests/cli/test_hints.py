@@ -68,7 +68,8 @@ def test_every_setting_is_given_by_words_that_train_reads_as_the_same_value(name
     ("settings", "words"),
     [
         ({"data.samples": 100}, "--samples 100"),
-        ({"train.batch_size": 4}, "--set train.batch_size=4"),
+        ({"train.batch_size": 4}, "--batch-size 4"),
+        ({"train.learning_rate": 1e-3, "train.seed": 1}, "--lr 0.001 --set train.seed=1"),
         ({"train.budget_s": 5400}, "--budget 1h30m"),
         ({"train.budget_s": 90.0}, "--budget 1m30s"),
         ({"runtime.device": "cpu"}, "--no-cuda"),
@@ -85,7 +86,7 @@ def test_every_setting_is_given_by_words_that_train_reads_as_the_same_value(name
         ({"tracking.notes": "5"}, "--set 'tracking.notes=\"5\"'"),
         ({"runtime.threads": None}, "--set runtime.threads=null"),
         ({"force": True}, "--force"),
-        ({"preset": "test", "train.epochs": 2.0}, "--preset test --set train.epochs=2.0"),
+        ({"preset": "test", "train.epochs": 2.0}, "--preset test --epochs 2.0"),
         ({"name": "my-run"}, "--name my-run"),
         ({"nodes": 2, "node_rank": 0, "rendezvous": "a:1"}, "--nodes 2 --node-rank 0 --rendezvous a:1"),
         ({"resume": "last"}, "--resume last"),
@@ -111,7 +112,7 @@ def test_a_change_is_given_by_the_flags_of_train(settings: dict[str, Any], words
         ("data inspect", {"data.max_tokens": 8}, "--set data.max_tokens=8"),
         ("tokenizer train a.txt", {"vocab_size": 300}, "--vocab-size 300"),
         ("launch slurm -- train x", {"gpus": 0}, "--gpus 0"),
-        ("launch slurm -- train x", {"train.batch_size": 8}, "--set train.batch_size=8"),
+        ("launch slurm -- train x", {"train.batch_size": 8}, "--batch-size 8"),
         ("launch slurm -- train x", {"data.samples": 8, "memory": "64G"}, "--samples 8 --memory 64G"),
         ("config show", {"train.epochs": 1}, "--set train.epochs=1"),
     ],
@@ -158,7 +159,7 @@ FROM: dict[str, Any] = {"from": "it"}  # a word of Python
         (Call("train", **FROM, name="it-2"), "dialogkit train --from it --name it-2"),
         (
             Call("train", "gpt2-small", settings={"train.method": "lora", "train.epochs": 1}),
-            "dialogkit train gpt2-small --method lora --set train.epochs=1",
+            "dialogkit train gpt2-small --method lora --epochs 1",
         ),
         (Call("train", settings={"runtime.output_dir": "models"}), "dialogkit train"),
         (Call("generate", "it", prompt="Hello!"), "dialogkit generate it --prompt 'Hello!'"),
@@ -264,8 +265,8 @@ def test_a_message_names_the_flag_that_was_typed(typed: str, setting: str, expec
 
 def test_a_setting_is_known_by_its_flag() -> None:
     hints.remember(["train"])
-    assert [name_of(name) for name in ("data.samples", "tracking.log_model", "train.epochs", "name")] == [
-        *("--samples", "--log-model", "train.epochs", "--name")
+    assert [name_of(name) for name in ("data.samples", "tracking.log_model", "train.seed", "name")] == [
+        *("--samples", "--log-model", "train.seed", "--name")
     ]
 
 

@@ -51,7 +51,7 @@ def test_the_json_is_the_result_and_holds_the_texts_as_they_are(dialogkit: Run) 
     assert (done.code, done.err) == (0, "")
     assert not [mark for mark in MARKS if mark in done.out]
     assert done.json["data"] == inspect_data("rows.jsonl", show=9).model_dump(mode="json")
-    assert done.json["hint"] == "dialogkit train custom-tiny --dataset rows.jsonl --set train.epochs=19"
+    assert done.json["hint"] == "dialogkit train custom-tiny --dataset rows.jsonl --epochs 19"
 
 
 def tokens_of(lines: list[str]) -> list[tuple[bool, str]]:
@@ -122,5 +122,5 @@ def test_the_next_command_trains_on_what_was_inspected(dialogkit: Run) -> None:
     done = dialogkit("data", "inspect", *words)
     assert done.err == (
         "next: dialogkit train custom-nano --dataset 'my rows.jsonl' --samples 9 --set data.max_tokens=64 "
-        "--set train.epochs=30\n"
+        "--epochs 30\n"
     )

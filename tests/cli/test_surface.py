@@ -22,16 +22,16 @@ from tests.conftest import REPOSITORY, SMALL, Finished, Trained, run_line, run_p
 Run = Callable[..., Finished]
 
 SURFACE = {
-    "train": "[model] --preset -c --samples -s --dataset -d --columns --max-bad-rows --project -p --name "
-    "--no-cuda --wandb --output-dir --tag --tracker --log-model --resume --budget --from --force --fit-batch "
-    "--devices "
-    "--nodes --node-rank --rendezvous --max-restarts --method --no-merge --config --set --dry-run --json",
-    "generate": "[model] --prompt -p --prompts-file --system --compare --max-new-tokens --temperature --top-k "
-    "--top-p --repetition-penalty --seed --use-model-settings --no-cuda --output-dir --json",
-    "chat": "[model] --system --compare --max-new-tokens --temperature --seed --use-model-settings --no-cuda "
-    "--output-dir",
-    "evaluate": "[models] --dataset -d --samples -s --max-bad-rows --whole --quick --slices --worst --tasks "
-    "--batch-size --use-model-settings --wandb --no-cuda --output-dir --json",
+    "train": "[model] --model -m --preset -c --dataset -d --samples -s --epochs --budget --resume --name --lr "
+    "--batch-size --method --no-merge --from --force --fit-batch --dry-run --config --set --columns "
+    "--max-bad-rows --project -p --wandb --tag --tracker --log-model --no-cuda --devices --nodes --node-rank "
+    "--rendezvous --max-restarts --output-dir --json",
+    "generate": "[model] --model -m --prompt -p --prompts-file --system --compare --max-new-tokens --temperature "
+    "--top-k --top-p --repetition-penalty --seed --use-model-settings --no-cuda --output-dir --json",
+    "chat": "[model] --model -m --system --compare --max-new-tokens --temperature --seed --use-model-settings "
+    "--no-cuda --output-dir",
+    "evaluate": "[models] --model -m --dataset -d --samples -s --max-bad-rows --whole --quick --slices --worst "
+    "--tasks --batch-size --use-model-settings --wandb --no-cuda --output-dir --json",
     "models list": "--output-dir --json",
     "models show": "name --output-dir --json",
     "runs list": "--output-dir --json",

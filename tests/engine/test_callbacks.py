@@ -63,7 +63,7 @@ def test_a_loss_that_is_no_number_ends_the_training_at_its_step(small: Any, pois
             small.model(), small.train, max_steps=9, eval_every_steps=1, log_every_steps=1, learning_rate=3e-3
         )
     assert f"loss is {value} at step 3" in error.value.message
-    assert (typed(error.value), error.value.exit_code) == ("--set train.learning_rate=0.001", 3)
+    assert (typed(error.value), error.value.exit_code) == ("--lr 0.001", 3)
     assert sorted(path.name for path in Path("fit").iterdir()) == ["checkpoint-1", "checkpoint-2"]
 
 

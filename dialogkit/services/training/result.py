@@ -37,10 +37,9 @@ class TrainResult(Result):
     @property
     def wandb_place(self) -> str | None:
         """The page of the W&B run, or the shell command that uploads all of it; None without W&B."""
-        folders = self.wandb_dirs or [self.wandb_dir]
-        return self.wandb_url or (
-            shlex.join(["wandb", "sync", *filter(None, folders)]) if self.wandb_dir else None
-        )
+        if self.wandb_url or self.wandb_dir is None:
+            return self.wandb_url
+        return shlex.join(["wandb", "sync", *(self.wandb_dirs or [self.wandb_dir])])
 
 
 def closing_lines(result: TrainResult) -> list[str]:

@@ -490,7 +490,7 @@ def test_a_batch_that_cannot_be_split_is_refused_with_one_that_can() -> None:
     config = load_run_config(overrides={"train.batch_size": 12, "train.accumulation_steps": 2})
     with pytest.raises(ConfigError) as refused:
         plan(config, [], Resources(nodes=2, gpus=4))
-    assert typed(refused.value, "launch", "slurm") == "--set train.batch_size=16"
+    assert typed(refused.value, "launch", "slurm") == "--batch-size 16"
 
 
 def test_every_option_of_train_gives_a_setting_or_is_known_to_a_job() -> None:
