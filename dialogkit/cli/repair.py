@@ -234,8 +234,8 @@ def _assignment(rest: list[str]) -> str | None:
     return f"{_setting(name) or name}={value}"
 
 
-def _setting(name: str) -> str | None:
-    """Return the setting that a name means, with or without its section."""
+def _setting(name: str, *, alike: bool = True) -> str | None:
+    """Return the setting that a name means, with or without its section; `alike`: also a misspelt one."""
     from dialogkit.config.problems import known_settings, setting_of
 
     key = name.strip().lower().replace("-", "_")
@@ -243,7 +243,8 @@ def _setting(name: str) -> str | None:
         return key
     if (found := setting_of(key.rpartition(".")[2])) is not None:
         return found
-    near = get_close_matches(key, known_settings(), n=1, cutoff=0.8)
+    known = [setting for setting in known_settings() if "." in setting]
+    near = get_close_matches(key, known, n=1, cutoff=0.8) if alike else []
     return near[0] if near else None
 
 
@@ -263,13 +264,14 @@ def _known(command: Command, part: Part) -> list[Part]:
         return _device(command, part)
     if (option := _means(command, name)) is not None:
         return _given(option, part.value)
-    if (setting := _setting(name)) is not None and part.value is not None:
+    flags = [flag for option in command.options for flag in option.parameter.opts if flag.startswith("--")]
+    near = get_close_matches(f"--{name}", flags, n=1, cutoff=0.75)
+    setting = _setting(name, alike=not near)
+    if setting is not None and part.value is not None:
         option = command.option(setting)
         if option is not None and option.sets is not None:
             return [Part(option.flag, part.value)]
         return [Part("--set", f"{setting}={part.value}")] if _option(command, "--set") is not None else [part]
-    flags = [flag for option in command.options for flag in option.parameter.opts if flag.startswith("--")]
-    near = get_close_matches(f"--{name}", flags, n=1, cutoff=0.75)
     return [Part(near[0], part.value)] if near else [part]
 
 
