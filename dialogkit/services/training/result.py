@@ -37,10 +37,8 @@ class TrainResult(Result):
     @property
     def wandb_place(self) -> str | None:
         """The page of the W&B run, or the shell command that uploads all of it; None without W&B."""
-        folders = self.wandb_dirs or [self.wandb_dir]
-        return self.wandb_url or (
-            shlex.join(["wandb", "sync", *filter(None, folders)]) if self.wandb_dir else None
-        )
+        folders = self.wandb_dirs or ([self.wandb_dir] if self.wandb_dir else [])
+        return self.wandb_url or (shlex.join(["wandb", "sync", *folders]) if folders else None)
 
 
 def closing_lines(result: TrainResult) -> list[str]:
