@@ -357,7 +357,7 @@ def test_an_upload_is_told_once(
     (folder,) = offline_folders(Path(output))
     upload_by('touch "$5/run.wandb.synced"', tmp_path, monkeypatch)
     done = dialogkit("runs", "sync", "shared-run", "--output-dir", output)
-    assert (done.code, done.out) == (0, f"uploaded  {folder}\n")
+    assert (done.code, done.out.split()) == (0, ["uploaded", str(folder)])
     assert done.err == f"uploading {folder.name}, at most 600 s ...\n"
 
 
