@@ -46,11 +46,37 @@ class Span(NamedTuple):
     supervised: bool = False
 
 
+SYSTEM_FOLDED = "the chat template has no system role; the system text is put before the first user message"
+GREETING_LEFT_OUT = "the chat template wants the user first; the opening message of the assistant is left out"
+SHOWN_OTHERWISE = "the template shows them otherwise once more turns follow"
+NOT_AFTER_PROMPT = "the template does not show them after its prompt for a reply"
+NOT_ENDED = "the template does not end them"
+
+
+class Remarks(NamedTuple):
+    """What is to be said about the encoding of a dialog."""
+
+    refused: str | None = None
+    """Why the chat template refuses the dialog, which then has no tokens."""
+    notes: tuple[str, ...] = ()
+    """What was changed in the dialog to fit the template."""
+    not_learned: tuple[str, ...] = ()
+    """For each answer that is to be learned and is not, the reason."""
+
+
 class Encoded(NamedTuple):
     """Token ids of a dialog, and which of them are supervised (same length)."""
 
     input_ids: list[int]
     supervised: list[bool]
+    remarks: Remarks = Remarks()
+
+
+class Rendered(NamedTuple):
+    """The spans of a dialog, and what is to be said about them."""
+
+    spans: list[Span]
+    remarks: Remarks = Remarks()
 
 
 class ChatTokenizer(Protocol):
@@ -74,7 +100,7 @@ class ChatTokenizer(Protocol):
         """SHA-256 over the vocabulary and the chat format."""
 
     def encode_dialogs(self, dialogs: Sequence[Dialog]) -> list[Encoded]:
-        """Return ids and supervision of each dialog."""
+        """Return ids and supervision of each dialog, and what is to be said about it."""
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids after which a reply to `messages` starts."""
@@ -135,6 +161,14 @@ class TurnFormat:
         if context:
             spans.append(Span(tuple(context)))
         return [span for span in spans if span.pieces]
+
+    def render(self, messages: Sequence[Message], *, reply: bool = False) -> Rendered:
+        """Return `spans`, about which there is nothing to say."""
+        return Rendered(self.spans(messages, reply=reply))
+
+    def changes(self, messages: Sequence[Message]) -> tuple[str, ...]:
+        """Return what is changed in a dialog to fit the format: nothing."""
+        return ()
 
     def without_label(self, text: str) -> str:
         """Return the decoded text of a turn without the label of its role."""

@@ -19,6 +19,8 @@ from dialogkit.dialog import (
     Dialog,
     Encoded,
     Message,
+    Remarks,
+    Rendered,
     Span,
     TurnFormat,
     native_format,
@@ -28,7 +30,7 @@ from dialogkit.dialog import (
 from dialogkit.errors import ConfigError, ModelError
 from dialogkit.hints import Call, Change
 from dialogkit.models.adapters import tokenizer_source
-from dialogkit.models.chat_template import PLAIN_FORMAT, TemplateFormat
+from dialogkit.models.chat_template import PLAIN_FORMAT, Refused, TemplateFormat
 from dialogkit.models.folder import require_sound
 from dialogkit.models.generation import read_stop_ids
 from dialogkit.models.limits import panics_raised
@@ -91,6 +93,10 @@ class ChatTokenizer:
         """The highest id of the vocabulary, which may have gaps."""
         return max(self._ids.values(), default=-1)
 
+    def tokens_from(self, lowest: int) -> list[tuple[int, str]]:
+        """Return ids and names of the tokens whose id is at least `lowest`, by id."""
+        return sorted((number, token) for token, number in self._ids.items() if number >= lowest)
+
     @property
     def end_of_turn_id(self) -> int:
         """The id that ends an answer."""
@@ -114,15 +120,32 @@ class ChatTokenizer:
     def encode_dialogs(self, dialogs: Sequence[Dialog]) -> list[Encoded]:
         """Return the ids of each dialog; supervised are its answers, each with its end of turn.
 
-        Raises: DataError if the model's own template rejects a dialog.
+        A dialog that the model's own template refuses has no ids, and the reason among its remarks.
+
+        Raises: DataError if the template takes too much time or memory.
         """
-        return self._encode([self._format.spans(dialog) for dialog in dialogs])
+        rendered = [self._rendered(dialog) for dialog in dialogs]
+        encoded = self._encode([spans for spans, _ in rendered])
+        return [each._replace(remarks=remarks) for each, (_, remarks) in zip(encoded, rendered, strict=True)]
+
+    def _rendered(self, dialog: Dialog) -> Rendered:
+        try:
+            return self._format.render(dialog)
+        except Refused as error:
+            return Rendered([], Remarks(refused=error.message))
+
+    def changes(self, messages: Sequence[Message]) -> tuple[str, ...]:
+        """Return what is changed in a dialog to fit the model's own template, in words."""
+        return self._format.changes(messages)
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids after which the reply to `messages` starts, a prefix of what training would see."""
+        """Return the ids after which the reply to `messages` starts, a prefix of what training would see.
+
+        Raises: DataError if the model's own template refuses the dialog.
+        """
         # A terminal may pass invalid UTF-8; data was checked when it was read.
         clean = [Message(m.role, m.content.encode("utf-8", "replace").decode()) for m in messages]
-        return self._encode([self._format.spans(clean, reply=True)])[0].input_ids
+        return self._encode([self._format.render(clean, reply=True).spans])[0].input_ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids without special tokens and surrounding white space."""
