@@ -1,11 +1,11 @@
-# Targets: setup, demo, test, faults, check, bench, reference. Needs python3 (3.11 or newer) and a package index, nothing else.
+# Targets: setup, demo, test, faults, versions, check, bench, reference. Needs python3 (3.11 or newer) and a package index, nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Made again only when what it was made from changes; a second run re-uses the environment as it is.
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test faults check bench reference clean
+.PHONY: setup demo test faults versions check bench reference clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,18 @@ test: setup
 
 faults: setup
 	$(BIN)/python -m pytest -m faults
+
+# The suite with the oldest and the newest transformers that pyproject.toml allows, each in an environment of its own.
+OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+versions:
+	mkdir -p build
+	grep -vE '^(transformers|huggingface.hub)==' constraints.txt >build/constraints.txt
+	for version in "==$(OLDEST)" ""; do \
+		$(PYTHON) -m venv --clear build/versions && \
+		build/versions/bin/python -m pip install --quiet --disable-pip-version-check \
+			--constraint build/constraints.txt --editable '.[dev]' "transformers$$version" && \
+		build/versions/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder || exit 1; \
+	done
 
 check: setup
 	$(BIN)/ruff check .

@@ -49,6 +49,13 @@ def named_file(path: Path) -> DataError | None:
     return None if b"\0" in head else _almost_json(path, text) or wrong_encoding(path)
 
 
+_ENCODINGS = [
+    *("cp1252", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1250", "cp1251", "cp1253", "cp1254"),
+    *("cp1255", "cp1256", "koi8_r", "mac_roman"),
+]
+"""What texts are in, if not in UTF-8 or UTF-16. Of all encodings there are, a short text fits many."""
+
+
 def wrong_encoding(path: Path) -> DataError | None:
     """Return the error of a text in another encoding than UTF-8, with the likely one, else None."""
     from charset_normalizer import from_bytes
@@ -65,11 +72,11 @@ def wrong_encoding(path: Path) -> DataError | None:
                 sample += text[:HEAD_BYTES]
     if not line:
         return None
-    best = (guesses := from_bytes(sample)).best()
+    best = (guesses := from_bytes(sample, cp_isolation=_ENCODINGS)).best()
     if best is None or b"\0" in sample:
         return DataError(f"{path.name}:{line}: not UTF-8 text", hint=Either("save it as UTF-8", USE_STARTER))
     # The Latin code pages differ in few letters; Windows writes 1252 in most of the world.
-    equal = {guess.encoding for guess in guesses if guess.chaos <= best.chaos}
+    equal = {name for guess in guesses if guess.chaos <= best.chaos for name in guess.could_be_from_charset}
     encoding = "cp1252" if "cp1252" in equal else best.encoding
     return DataError(
         f"{path.name}:{line}: not UTF-8 text, but most likely {encoding.replace('_', '-')}",

@@ -99,7 +99,6 @@ def unknown_columns(columns: Collection[str], *, source: str) -> DataError:
     """Return the error of rows whose columns match no format."""
     # An unclosed quote in the header of a CSV file includes line ends.
     names = [shortened(" ".join(name.split()), 60) for name in columns]
-    shapes = "; ".join(f"{form.name}: {form.columns}" for form in FORMATS.values())
     hint: Hint = USE_STARTER
     if len(usable := [name for name in names if re.fullmatch(r"[^\s=,'\"]+", name)]) > 1:
         hint = Either(Change({"data.columns": [f"prompt={usable[0]}", f"response={usable[1]}"]}), USE_STARTER)
@@ -109,7 +108,7 @@ def unknown_columns(columns: Collection[str], *, source: str) -> DataError:
             return DataError(message, hint=USE_STARTER)
     return DataError(
         f"{source} has the columns {', '.join(names[:12]) or 'none'}, which match none of the known formats "
-        f"({shapes})",
+        f"({', '.join(FORMATS)})",
         hint=hint,
     )
 

@@ -1,5 +1,6 @@
 """Hints that several errors about data share."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from itertools import islice
@@ -29,8 +30,13 @@ def use_another_file(path: Path) -> Change:
     """Return the hint to use the most similarly named dataset beside `path`, else any other, else starter."""
     near = nearest_file(path, SUFFIXES)
     others = [*([near] if near else []), *files_beside(path, SUFFIXES)]
-    other = next(filter(_holds_dialogs, others[:_MOST_TRIED]), None)
+    other = first_dataset(others)
     return Change({"data.dataset": str(other)}) if other else USE_STARTER
+
+
+def first_dataset(files: Sequence[Path]) -> Path | None:
+    """Return the first of some files that can be trained on; None if none of the first ones can."""
+    return next(filter(_holds_dialogs, files[:_MOST_TRIED]), None)
 
 
 def _holds_dialogs(path: Path) -> bool:

@@ -14,7 +14,7 @@ from dialogkit.config.load import HUB_ID
 from dialogkit.config.paths import nearest_file
 from dialogkit.data.foreign_files import named_file
 from dialogkit.data.formats import RowError, RowParser, tree_paths
-from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, SUFFIXES, USE_STARTER, use_another_file
+from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, SUFFIXES, USE_STARTER, first_dataset, use_another_file
 from dialogkit.data.open_files import STREAMED, Row, suffix_of
 from dialogkit.data.readers import read_rows
 from dialogkit.dialog import Dialog
@@ -90,7 +90,8 @@ def find_source(config: DataConfig) -> DataSource:
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         inside = sorted(file for file in os.listdir(path) if suffix_of(Path(file)) in SUFFIXES)
-        hint = Change({"data.dataset": os.path.join(name, inside[0])}) if inside else None
+        first = first_dataset([path / file for file in inside])
+        hint = Change({"data.dataset": str(first)}) if first else None
         if len(inside) > 1 and any(suffix_of(Path(file)) in STREAMED for file in inside):
             hint = Change({"data.dataset": name, "data.streaming": True})
         raise DataError(f"{name!r} is a folder, not a file", hint=hint)

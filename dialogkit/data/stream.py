@@ -1,8 +1,8 @@
 """A dataset that is read as a stream during training and can be resumed at any dialog.
 
-A pass visits the shards in an order that the seed determines, and the blocks of each shard likewise where random
-access is cheap, else from first to last. Rank n mod P reads block n of a pass; worker i mod W prepares block i of
-its rank. Blocks are returned in order, so the dialogs and their order do not depend on the number of workers.
+Each pass visits the shards in a seeded order, and their blocks too where random access is cheap, otherwise from
+first to last. Rank n mod P reads block n of a pass; worker i mod W prepares block i of its rank. Blocks are
+returned in order, so the dialogs and their order do not depend on the number of workers.
 Consecutive blocks form groups of at least `data.shuffle_dialogs` dialogs, and each group is shuffled as a whole
 with a key made of its place. Four numbers and an offset therefore identify a place in the stream: to resume, the
 first block of the group is found directly, and the group is read again.

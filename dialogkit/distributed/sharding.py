@@ -18,6 +18,16 @@ def within_sharded(model: Any) -> Callable[[Callable[[], Any]], Any]:
     return run
 
 
+def inside(module: Any, function: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor) -> torch.Tensor:
+    """Call a function as the forward of a module, with the module's hooks, which gather sharded weights."""
+    module.__dict__["forward"] = function
+    try:
+        result: torch.Tensor = module(value)
+        return result
+    finally:
+        del module.__dict__["forward"]
+
+
 def is_sharded(model: Any) -> bool:
     """Return whether this rank has only shards of a model's weights."""
     return any(is_shard(parameter) for parameter in model.parameters())

@@ -58,6 +58,9 @@ def training_arguments(task: "FitTask") -> Any:
         max_steps=schedule.total_steps,
         per_device_train_batch_size=config.batch_size // (config.accumulation_steps * process_group.world_size()),
         gradient_accumulation_steps=config.accumulation_steps,
+        # The loss is a mean over the supervised tokens of the step, in all micro-batches and ranks: HF sums their
+        # number and multiplies the loss by the number of ranks, as DDP takes the mean of the gradients.
+        average_tokens_across_devices=True,
         learning_rate=config.learning_rate,
         lr_scheduler_type=names[config.schedule],
         warmup_steps=round(config.warmup_fraction * schedule.total_steps),

@@ -167,7 +167,7 @@ class EvaluationAborted(Exception):
 
 
 class StopAtSignal(TrainerCallback):
-    """On Ctrl-C or SIGTERM finishes the step, or aborts the evaluation; a second signal ends the process at once.
+    """On Ctrl-C or SIGTERM finishes the step, or aborts the evaluation; at a second signal nothing more is saved.
 
     Args:
         heard: called at the first signal, from within its handler.

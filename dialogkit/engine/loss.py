@@ -3,7 +3,7 @@
 Shapes: S supervised tokens, D width, V vocabulary. The [S, V] matrix of logits is never held whole.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy, embedding, linear, pad
 
 from dialogkit.distributed import process_group
+from dialogkit.distributed.sharding import inside
 
 CHUNK_TOKENS = 512
 """Rows of logits held at once; 512 x 32,768 in bf16 are 32 MB."""
@@ -165,16 +166,6 @@ def chunked_cross_entropy(
 def compiles_shapes(dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether matrix products are compiled for each shape, as those in bf16 on a CPU are."""
     return dtype == torch.bfloat16 and device.type == "cpu"
-
-
-def inside(module: Any, function: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor) -> torch.Tensor:
-    """Call a function as the forward of a module, with the module's hooks."""
-    module.__dict__["forward"] = function
-    try:
-        result: torch.Tensor = module(value)
-        return result
-    finally:
-        del module.__dict__["forward"]
 
 
 class TokenCounter:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from dialogkit.engine.loss import inside
+from dialogkit.distributed.sharding import inside
 
 CHUNK_TOKENS = 256
 LIKELY = 5
@@ -136,7 +136,7 @@ def _score_batch(base: Any, head: Any, batch: dict[str, Any], targets_S: torch.T
         chunks = zip(torch.split(hidden_SD, CHUNK_TOKENS), torch.split(targets_S, CHUNK_TOKENS), strict=True)
         return torch.cat([_score(plain(hidden).float(), targets) for hidden, targets in chunks])
 
-    return inside(head, score, hidden)  # with the head's hooks, which gather sharded weights
+    return inside(head, score, hidden)
 
 
 def _score(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:

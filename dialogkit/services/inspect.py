@@ -55,7 +55,7 @@ ODD_CHARACTERS = 32
 """Shortest text that can be the oddest: a few characters always differ from the rest."""
 REPETITIVE_BYTES = 256
 """Shortest text that can be the most repetitive: zlib's overhead dominates shorter ones."""
-_NAMES_AND_NUMBERS = re.compile(r"\d+(?:[.,:]\d+)*|(?<=[^.!?\s] )[^\W\d_a-z]\w*")
+_NAMES_AND_NUMBERS = re.compile(r"\b\d+(?:[.,:]\d+)*\b|(?<=[^.!?\s] )[^\W\d_a-z]\w*")
 """Numbers, and words with a capital inside a sentence."""
 BEGINNING = 200
 """Characters of a dialog that are shown of it."""

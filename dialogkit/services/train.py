@@ -28,12 +28,12 @@ def train(
     """Train, evaluate, answer the test prompts, and publish the model.
 
     Args:
-        config: everything that decides the run.
+        config: the settings of the run.
         origins: where each setting came from; kept with the run.
-        command: the words typed; kept with the run.
-        reporter: receives what happens; None logs it.
+        command: the command line as typed; kept with the run.
+        reporter: receives progress and notes; None logs them.
 
-    Raises: DialogKitError; the record of the run says how it ended.
+    Raises: DialogKitError; the run's record holds the reason.
     """
     request = TrainRequest(
         config=config, origins=origins or {}, command=command or (), reporter=reporter or LogReporter()
@@ -58,8 +58,8 @@ def train_single_model(
         project_name: W&B project.
         overrides: further settings by dotted names, such as `{"train.learning_rate": 1e-3}`.
     """
-    words = {"data.samples": max_samples, "tracking.project": project_name}
-    chosen = {name: value for name, value in words.items() if value is not None} | dict(overrides or {})
+    given = {"data.samples": max_samples, "tracking.project": project_name}
+    chosen = {name: value for name, value in given.items() if value is not None} | dict(overrides or {})
     config = load_run_config(model_name, preset=config_type, overrides=chosen)
     show_log()
     result, trainer = run_training(TrainRequest(config=config))
@@ -74,17 +74,17 @@ def resume(
     command: list[str] | None = None,
     reporter: TrainReporter | None = None,
 ) -> TrainResult | None:
-    """Resume an unfinished run from its newest valid checkpoint, bit for bit as if it had not stopped.
+    """Resume an unfinished run from its newest valid checkpoint; on a CPU, bit for bit as if it had not stopped.
 
     Args:
         run: the run.
         changes: settings that differ, by dotted names.
         force: resume despite changed settings, or restart if no checkpoint is usable.
-        command: the words typed; kept with the run.
-        reporter: receives what happens; None logs it.
+        command: the command line as typed; kept with the run.
+        reporter: receives progress and notes; None logs them.
 
     Returns None, and changes nothing, if the run is finished.
-    Raises: what `train` raises; ConfigError for settings or a machine that change the training.
+    Raises: what `train` raises; ConfigError for settings or a machine that would change the result.
     """
     rendezvous.join()
     if process_group.broadcast(process_group.is_main_process() and run.read().status == "completed"):
@@ -96,7 +96,7 @@ def resume(
 
 
 def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
-    """Run a training, on every rank of it; return the result and HF's trainer."""
+    """Train on every rank; return the result and HF's trainer."""
     from dialogkit.engine.fit import fit
     from dialogkit.services.training.learner import Learner
     from dialogkit.services.training.measure import measure_trained, measure_untrained, plan_budget
@@ -116,7 +116,7 @@ def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
             split = split_to_fit(learner)
             recorder = Recorder(run, learner)
             recorder.begin(split)
-            # A resumed budget knows from its checkpoint how long an evaluation takes.
+            # On resume, the checkpoint holds the time that an evaluation takes.
             evaluation_s = 0.0 if run.checkpoint else measure_untrained(run, learner, recorder)
             budget = plan_budget(run, learner, evaluation_s)
             checkpoint = run.checkpoint
@@ -129,7 +129,7 @@ def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
                     problem = split_finer(learner, error)
                 finally:
                     run.record.data = DataInfo(**data_info(learner))  # for a stream it is known only now
-                # The error must be gone by now: its traceback would keep the memory in use.
+                # Outside the handler, as the traceback keeps the tensors of the failed step alive.
                 checkpoint = resume_split(run, learner, problem)
             learner.merge_adapter()
             measured = measure_trained(run, learner, recorder, fitted)

@@ -24,6 +24,7 @@ VALUES: dict[str, Any] = {
     "tracking.project": "5",
     "name": "my-run",
     "data.samples": 100,
+    "data.columns": ["prompt=die Frage", "response=a,b"],
     "runtime.devices": "auto",
     "train.merge": False,
 }

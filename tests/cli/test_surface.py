@@ -22,8 +22,9 @@ from tests.conftest import REPOSITORY, SMALL, Finished, Trained, run_process
 Run = Callable[..., Finished]
 
 SURFACE = {
-    "train": "[model] --preset -c --samples -s --dataset -d --max-bad-rows --project -p --name --no-cuda "
-    "--wandb --output-dir --tag --tracker --log-model --resume --budget --from --force --fit-batch --devices "
+    "train": "[model] --preset -c --samples -s --dataset -d --columns --max-bad-rows --project -p --name "
+    "--no-cuda --wandb --output-dir --tag --tracker --log-model --resume --budget --from --force --fit-batch "
+    "--devices "
     "--nodes --node-rank --rendezvous --max-restarts --method --no-merge --config --set --dry-run --json",
     "generate": "[model] --prompt -p --prompts-file --system --compare --max-new-tokens --temperature --top-k "
     "--top-p --repetition-penalty --seed --use-model-settings --no-cuda --output-dir --json",
@@ -41,7 +42,7 @@ SURFACE = {
     "runs prune": "[names] --keep --older-than --status --checkpoints-only --yes -y --output-dir --json",
     "runs sync": "[names] --output-dir --json",
     "data list": "--json",
-    "data inspect": "[dataset] --model -m --samples -s --show --max-bad-rows --set --json",
+    "data inspect": "[dataset] --model -m --samples -s --show --columns --max-bad-rows --set --json",
     "config show": "[model] --preset -c --config --set --json",
     "config validate": "file",
     "config schema": "",

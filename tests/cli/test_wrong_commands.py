@@ -21,7 +21,7 @@ PACKED = gzip.compress((LINE * 50).encode(), mtime=0)
 FILES: dict[str, str | bytes] = {
     "good.jsonl": "".join(json.dumps({**ROW, "instruction": f"Say {word}."}) + "\n" for word in "abcdefgh"),
     "empty.jsonl": "",
-    "columns.jsonl": '{"question": "Why?", "reply": "So."}\n',
+    "columns.jsonl": '{"topic": "Why?", "remark": "So."}\n',
     "one.jsonl": LINE,
     "same.jsonl": LINE * 9,
     "no-answer.jsonl": '{"instruction": "Say nothing.", "output": ""}\n' * 3,
@@ -112,7 +112,7 @@ WRONG = {
     f"{TRAIN} --dataset folder": "'folder'",
     f"{TRAIN} --dataset plain.txt": "'plain.txt'",
     f"{TRAIN} --dataset empty.jsonl": "empty.jsonl",
-    f"{TRAIN} --dataset columns.jsonl": "question, reply",
+    f"{TRAIN} --dataset columns.jsonl": "topic, remark",
     f"{TRAIN} --dataset one.jsonl": "one.jsonl leaves 1",
     f"{TRAIN} --dataset same.jsonl": "same.jsonl",
     f"{TRAIN} --dataset no-answer.jsonl": "no-answer.jsonl:1",
@@ -128,7 +128,7 @@ WRONG = {
     "data inspect nowhere.jsonl": "'nowhere.jsonl'",
     "data inspect startr": "'startr'",
     "data inspect folder": "'folder'",
-    "data inspect columns.jsonl": "question, reply",
+    "data inspect columns.jsonl": "topic, remark",
     "data inspect --show=-1": "--show: must be greater than or equal to 0",
     "data inspect --samples 0": "--samples: must be greater than or equal to 1",
     "data inspect --model custom-huge": "'custom-huge'",
@@ -144,7 +144,7 @@ WRONG = {
     "tokenizer train nowhere.txt --output new": "'nowhere.txt'",
     "tokenizer train latin.txt --output new": "'latin.txt'",
     "tokenizer train blank.txt --output new": "blank.txt",
-    "tokenizer train columns.jsonl --output new": "question, reply",
+    "tokenizer train columns.jsonl --output new": "topic, remark",
     "tokenizer train plain.txt --output folder": "'folder'",
     "tokenizer train plain.txt --output good.jsonl/inside": "'good.jsonl/inside'",
     "tokenizer train plain.txt --output new --vocab-size 5": "5",
@@ -200,7 +200,7 @@ def check_refused(done: Finished, shown: str) -> None:
     assert not error.endswith(".")
     assert all(detail.startswith("       ") for detail in details)
     assert hint.startswith("try: ")
-    assert re.search(r"dialogkit \w|--\w", hint), "there is nothing to type in it"
+    assert re.search(r"dialogkit \w|--\w|iconv ", hint), "there is nothing to type in it"
 
 
 @pytest.mark.parametrize(("words", "shown"), WRONG.items(), ids=WRONG)
@@ -343,7 +343,7 @@ def test_a_program_gets_the_same_error_as_one_object(words: str, dialogkit: Run)
 
 @pytest.mark.parametrize(
     ("words", "shown"),
-    [("train custom-huge", "'custom-huge'"), (f"{TRAIN} --dataset columns.jsonl", "question, reply")],
+    [("train custom-huge", "'custom-huge'"), (f"{TRAIN} --dataset columns.jsonl", "topic, remark")],
 )
 def test_a_process_of_its_own_refuses_in_the_same_way(
     words: str, shown: str, dialogkit: Run, in_temporary_folder: Path

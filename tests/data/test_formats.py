@@ -272,8 +272,7 @@ def test_unknown_columns_are_listed_with_the_shapes_that_are_understood(columns:
     with pytest.raises(DataError) as refused:
         recognise_format(columns, source="data.csv")
     assert f"data.csv has the columns {', '.join(columns) or 'none'}, " in refused.value.message
-    for form in FORMATS.values():
-        assert f"{form.name}: {form.columns}" in refused.value.message
+    assert ", ".join(FORMATS) in refused.value.message
     mapped = "--columns prompt=a --columns response=b, or: " if len(columns) > 1 else ""
     assert typed(refused.value) == f"{mapped}--dataset starter"
 

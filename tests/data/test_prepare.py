@@ -371,7 +371,7 @@ def test_hashes_tell_dialogs_apart_by_what_they_say_and_who_says_it() -> None:
         (Message("user", "a"), Message("assistant", "b")),
         (Message("user", "ab"), Message("assistant", "")),
         (Message("system", "a"), Message("assistant", "b")),
-        (Message("user", 'a"],["assistant","b')),
+        (Message("user", 'a"],["assistant","b'),),
     ]
     assert len({hash_dialog(dialog) for dialog in dialogs}) == 4
     unlearned = (dialogs[0][0], dialogs[0][1]._replace(learned=False))

@@ -389,7 +389,7 @@ def test_a_folder_with_several_gguf_files_asks_for_one() -> None:
 
 def test_gguf_without_its_package_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("model.gguf").touch()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("dialogkit.models.sources.find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match="need the package gguf") as refused:
         load_tokenizer(ModelConfig(source="model.gguf"))
     assert typed(refused.value) == "pip install 'dialogkit[gguf]'"

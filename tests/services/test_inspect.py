@@ -240,7 +240,7 @@ DEFECTS: dict[str, tuple[list[Row], str]] = {
     "broken": ([*numbered(100), row("a\x07b", "c")], "the first at rows.jsonl:101: "),
     "few": (
         numbered(20),
-        "^only 20 dialogs: enough to try everything out|^8 of only 20 dialogs are held out|^only 8 dialogs held",
+        "^only 20 dialogs: enough to try everything out|^10 of only 20 dialogs are held out",
     ),
     "very few": (numbered(3), "^only 3 dialogs: enough to try everything out|^only 1 dialog held out: "),
 }
@@ -250,11 +250,11 @@ DEFECTS: dict[str, tuple[list[Row], str]] = {
 def test_a_defect_is_told_and_nothing_else(defect: str, by_bytes: dict[str, Any]) -> None:
     rows, told = DEFECTS[defect]
     steps = {"train.batch_size": 8} if defect == "few steps" else {"train.max_steps": 1000}
-    remarks = inspect_data(write(rows), overrides={**by_bytes, **steps}).remarks
+    remarks = inspect_data(write(rows), overrides={**by_bytes, **steps, "data.eval_min_dialogs": 10}).remarks
     of_bytes = [remark for remark in remarks if remark.startswith("a token covers only 1.0 bytes")]
     others = [remark for remark in remarks if remark not in of_bytes]
     assert len(of_bytes) == 1
-    number = {"nothing": 0, "few": 3, "very few": 2}.get(defect, 1)
+    number = {"nothing": 0, "few": 2, "very few": 2}.get(defect, 1)
     assert [bool(re.search(told, remark)) for remark in others] == [True] * number
 
 
