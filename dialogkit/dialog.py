@@ -48,6 +48,7 @@ class Span(NamedTuple):
 
 SYSTEM_FOLDED = "the chat template has no system role; the system text is put before the first user message"
 GREETING_LEFT_OUT = "the chat template wants the user first; the opening message of the assistant is left out"
+ANSWERS_CHANGED = "the chat template leaves out or changes a part of their answers"
 SHOWN_OTHERWISE = "the template shows them otherwise once more turns follow"
 NOT_AFTER_PROMPT = "the template does not show them after its prompt for a reply"
 NOT_ENDED = "the template does not end them"

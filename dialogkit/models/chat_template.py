@@ -6,6 +6,7 @@ from itertools import takewhile
 from typing import Any
 
 from dialogkit.dialog import (
+    ANSWERS_CHANGED,
     GREETING_LEFT_OUT,
     NOT_AFTER_PROMPT,
     NOT_ENDED,
@@ -51,7 +52,9 @@ class TemplateFormat:
         self._special = special
         self._masked = re.compile(f"{special.pattern}|[{MARK_OPEN}{MARK_CLOSE}]")
         probe = (Message("user", "ping"), Message("assistant", "pong"))
-        tail = self._render(probe).rpartition("pong")[2]
+        _, said, tail = self._render(probe).rpartition("pong")
+        if not said:
+            raise ModelError("the model's chat template does not show the text of an answer", hint=PLAIN_FORMAT)
         end = special.search(tail)
         if end is None:
             raise ModelError(
@@ -128,13 +131,16 @@ class TemplateFormat:
             if problem := self._problem(full, until, done, start, end):
                 not_learned += [problem] * message.learned
                 continue
-            if unopened and message.learned and unopened not in notes:
-                notes.append(unopened)
+            if message.learned:
+                changed = None if _holds(until[done:end], message.content) else ANSWERS_CHANGED
+                notes += filter(None, (unopened, changed))
             spans.append(Span(self._pieces(full[done:start], texts)))
             spans.append(Span(self._pieces(full[start:end], texts), supervised=message.learned))
             done = end
         spans.append(Span(self._pieces(full[done:], texts)))
-        return Rendered([span for span in spans if span.pieces], Remarks(None, tuple(notes), tuple(not_learned)))
+        return Rendered(
+            [span for span in spans if span.pieces], Remarks(None, tuple(dict.fromkeys(notes)), tuple(not_learned))
+        )
 
     def _start(self, before: Sequence[Message], until: str) -> tuple[int, str | None]:
         """Return where the last answer of `until` starts (-1: unknown), and a note if the prompt differs."""
@@ -222,3 +228,8 @@ def _folded(messages: Sequence[Message]) -> list[Message]:
 def _shared(one: str, other: str) -> str:
     """Return the beginning that two texts share."""
     return one[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))]
+
+
+def _holds(text: str, part: str) -> bool:
+    """Return whether a text holds another, whatever space is between their words."""
+    return part in text or "".join(part.split()) in "".join(text.split())

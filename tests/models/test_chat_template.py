@@ -9,7 +9,7 @@ from tokenizers import processors
 
 from dialogkit.config.data import DataConfig
 from dialogkit.data.prepare import PreparedData, prepare_data
-from dialogkit.dialog import GREETING_LEFT_OUT, SHOWN_OTHERWISE, SYSTEM_FOLDED, Message
+from dialogkit.dialog import ANSWERS_CHANGED, GREETING_LEFT_OUT, SHOWN_OTHERWISE, SYSTEM_FOLDED, Message
 from dialogkit.errors import DataError
 from dialogkit.models.tokenizer import ChatTokenizer
 from tests.conftest import typed
@@ -138,6 +138,15 @@ def test_an_answer_that_begins_as_the_prompt_opens_it_is_learned_from_there() ->
     notes = [encoded.remarks.notes for encoded in tokenizer.encode_dialogs([planned, QUESTION])]
     assert notes[0] == ()
     assert "opens each reply with '[plan]'" in notes[1][0]
+
+
+def test_an_answer_of_which_the_template_leaves_out_a_part_is_told() -> None:
+    tokenizer = tokenizer_with(TURNS.replace("m['content']", "m['content'].split('[/plan]')[-1]") + REPLY)
+    planned = (QUESTION[0], Message("assistant", "[plan]Think.[/plan]  Far\n\nup."))
+    plain = (QUESTION[0], Message("assistant", "Far\n\nup."))
+    assert learned(tokenizer, planned) == learned(tokenizer, plain) == "Far\n\nup.<|im_end|>"
+    notes = [encoded.remarks.notes for encoded in tokenizer.encode_dialogs([planned, plain])]
+    assert notes == [(ANSWERS_CHANGED,), ()]
 
 
 @pytest.mark.parametrize("name", ["refuses system texts", "ignores system texts"])

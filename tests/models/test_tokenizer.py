@@ -232,8 +232,12 @@ def test_generation_ends_at_the_end_of_turn_and_at_the_end_of_text() -> None:
         ("{{ raise_exception('not for you') }}", "not for you"),
         ("{% for m in messages %}{{ m.content + 1 }}{% endfor %}", "refuses a dialog"),
         ("{% for m in messages %}", "refuses a dialog"),
+        (
+            "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>{% endfor %}",
+            "does not show the text",
+        ),
     ],
-    ids=["no special token after an answer", "raises", "type error", "syntax error"],
+    ids=["no special token after an answer", "raises", "type error", "syntax error", "wants parts"],
 )
 def test_a_template_that_cannot_be_trained_with_is_refused(template: str, told: str) -> None:
     with pytest.raises((ModelError, DataError), match=told) as refused:
