@@ -127,13 +127,15 @@ class TurnFormat:
     """Special token and plain label before a system text."""
     user: tuple[str, str] = ("", "")
     assistant: tuple[str, str] = ("", "")
+    start: str = ""
+    """Special token before the first turn."""
     separator: str = ""
     """Plain text between label and content; it is part of the content, so a reply starts with it."""
 
     @property
     def special_tokens(self) -> frozenset[str]:
         """All special tokens of the format."""
-        return frozenset({self.system[0], self.user[0], self.assistant[0], self.end_of_turn} - {""})
+        return frozenset({self.start, self.system[0], self.user[0], self.assistant[0], self.end_of_turn} - {""})
 
     def _opening(self, role: Role) -> tuple[Piece, ...]:
         special, label = getattr(self, role)
@@ -142,7 +144,7 @@ class TurnFormat:
     def spans(self, messages: Sequence[Message], *, reply: bool = False) -> list[Span]:
         """Return the spans of a dialog; with `reply`, ending where the next answer starts."""
         spans: list[Span] = []
-        context: list[Piece] = []
+        context: list[Piece] = [Piece(self.start, True)] if self.start else []
         for message in messages:
             body = Piece(self.separator + message.content)
             end = Piece(self.end_of_turn, True)
@@ -190,7 +192,8 @@ class TurnFormat:
             )
         reply = "".join(self.assistant)
         return (
-            "{%- for message in messages -%}"
+            (f"{{{{- {_jinja(self.start)} -}}}}" if self.start else "")
+            + "{%- for message in messages -%}"
             + "".join(branches)
             + "{%- else -%}{{- raise_exception('unknown role ' + message['role']) -}}{%- endif -%}"
             + "{%- endfor -%}"
@@ -218,14 +221,16 @@ def native_format() -> TurnFormat:
     return TurnFormat("dialogkit", END_OF_TURN, (SYSTEM_TOKEN, ""), (USER_TOKEN, ""), (ASSISTANT_TOKEN, ""))
 
 
-def plain_format(eos_token: str) -> TurnFormat:
+def plain_format(eos_token: str, start: str = "") -> TurnFormat:
     """Return a format for models without roles, such as GPT-2: plain labels, and turns ended by eos."""
-    return TurnFormat("plain", eos_token, ("", "System:"), ("", "User:"), ("", "Assistant:"), separator=" ")
+    return TurnFormat(
+        "plain", eos_token, ("", "System:"), ("", "User:"), ("", "Assistant:"), start=start, separator=" "
+    )
 
 
-def turns_format(eos_token: str) -> TurnFormat:
+def turns_format(eos_token: str, start: str = "") -> TurnFormat:
     """Return DialoGPT's format: the turns, each ended by eos (Zhang et al. 2020, section 3.1)."""
-    return TurnFormat(name="turns", end_of_turn=eos_token)
+    return TurnFormat(name="turns", end_of_turn=eos_token, start=start)
 
 
 def check_dialog(messages: Sequence[Message]) -> str | None:

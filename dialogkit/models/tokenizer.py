@@ -342,7 +342,7 @@ def with_format(hf: Any, config: ModelConfig) -> ChatTokenizer:
                     f"{config.chat_format!r}"
                 )
             make = plain_format if config.chat_format == "plain" else turns_format
-            return ChatTokenizer(hf, make(hf.eos_token))
+            return ChatTokenizer(hf, make(hf.eos_token, _first_token(hf)))
         case "auto":
             return ChatTokenizer(hf, _recognised_format(hf))
 
@@ -351,7 +351,8 @@ def _recognised_format(hf: Any) -> TurnFormat | None:
     """Return our format that matches the tokenizer's template; None for any other template."""
     formats = [native_format()]
     if hf.eos_token is not None:
-        formats += [plain_format(hf.eos_token), turns_format(hf.eos_token)]
+        starts = dict.fromkeys((_first_token(hf), ""))
+        formats += [make(hf.eos_token, start) for start in starts for make in (plain_format, turns_format)]
     if hf.chat_template is not None:
         return next((f for f in formats if f.template() == hf.chat_template), None)
     if formats[0].special_tokens <= hf.get_vocab().keys():
@@ -359,6 +360,12 @@ def _recognised_format(hf: Any) -> TurnFormat | None:
     if hf.eos_token is None:
         raise ModelError("the tokenizer has neither a chat template nor an end-of-text token")
     return formats[1]
+
+
+def _first_token(hf: Any) -> str:
+    """Return the token that a tokenizer puts before each text, which its model saw there; empty for none."""
+    bos = hf.bos_token_id
+    return str(hf.bos_token) if bos is not None and hf("a")["input_ids"][:1] == [bos] else ""
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary: int, output: Path) -> int:

@@ -8,10 +8,18 @@ import pytest
 from tokenizers import processors
 
 from dialogkit.config.data import DataConfig
+from dialogkit.config.model import ModelConfig
 from dialogkit.data.prepare import PreparedData, prepare_data
-from dialogkit.dialog import ANSWERS_CHANGED, GREETING_LEFT_OUT, SHOWN_OTHERWISE, SYSTEM_FOLDED, Message
+from dialogkit.dialog import (
+    ANSWERS_CHANGED,
+    GREETING_LEFT_OUT,
+    SHOWN_OTHERWISE,
+    SYSTEM_FOLDED,
+    Message,
+    plain_format,
+)
 from dialogkit.errors import DataError
-from dialogkit.models.tokenizer import ChatTokenizer
+from dialogkit.models.tokenizer import ChatTokenizer, with_format
 from tests.conftest import typed
 from tests.models.foreign import CHATML, INST, byte_level, sentencepiece_like
 
@@ -68,6 +76,10 @@ DIALOGS = (QUESTION, LONGER, SYSTEM + QUESTION, SYSTEM + LONGER)
 
 
 def tokenizer_with(template: str, *, kind: str = "byte level") -> ChatTokenizer:
+    return ChatTokenizer(adding_bos(template, kind), None)
+
+
+def adding_bos(template: str | None = None, kind: str = "byte level") -> Any:
     """Return a tokenizer that adds a token before each text that is tokenized, as Llama's does."""
     if kind == "byte level":
         hf = byte_level("<|endoftext|>", "<|im_start|>", "<|im_end|>", eos="<|im_end|>", template=template)
@@ -78,7 +90,7 @@ def tokenizer_with(template: str, *, kind: str = "byte level") -> ChatTokenizer:
     bos = (hf.bos_token, hf.bos_token_id)
     hf.backend_tokenizer.post_processor = processors.TemplateProcessing(f"{bos[0]} $A", None, [bos])
     assert hf("Hi")["input_ids"][0] == hf.bos_token_id
-    return ChatTokenizer(hf, None)
+    return hf
 
 
 def others_see(tokenizer: ChatTokenizer, dialog: Any, *, reply: bool = False) -> list[int]:
@@ -111,6 +123,28 @@ def test_what_is_trained_and_prompted_is_what_other_tools_see(name: str, kind: s
         bos = tokenizer.hf.bos_token_id
         assert (encoded.input_ids[:2] + prompt[:2]).count(bos) in (0, 2)
         assert encoded.input_ids[:2] != [bos, bos]
+
+
+@pytest.mark.parametrize("kind", ["byte level", "sentencepiece"])
+@pytest.mark.parametrize("chat_format", ["plain", "turns"])
+def test_a_token_that_begins_each_text_begins_a_dialog_in_formats_of_ours(chat_format: Any, kind: str) -> None:
+    config = ModelConfig(source="somewhere", chat_format=chat_format)
+    tokenizer = with_format(adding_bos(kind=kind), config)
+    bos = tokenizer.hf.bos_token_id
+    (encoded,) = tokenizer.encode_dialogs([SYSTEM + LONGER])
+    prompt = tokenizer.encode_prompt(SYSTEM + LONGER[:-1])
+    assert encoded.input_ids == others_see(tokenizer, SYSTEM + LONGER)
+    assert prompt == others_see(tokenizer, SYSTEM + LONGER[:-1], reply=True)
+    assert (encoded.input_ids.count(bos), prompt.count(bos), prompt[0]) == (1, 1, bos)
+    assert (
+        tokenizer.prompt_text(tokenizer.encode_prompt(SYSTEM + LONGER[:1])) == "(system: Be brief.) Where is Oslo?"
+    )
+    # A saved model keeps its format, also one that was saved without the token.
+    older = plain_format(tokenizer.hf.eos_token).template()
+    for template in (str(tokenizer.hf.chat_template), older):
+        again = with_format(adding_bos(template, kind), ModelConfig(source="somewhere"))
+        assert again.hf.chat_template == template
+        assert again.prompt_text(again.encode_prompt(LONGER[:1])) == "Where is Oslo?"
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
