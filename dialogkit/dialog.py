@@ -46,11 +46,38 @@ class Span(NamedTuple):
     supervised: bool = False
 
 
+SYSTEM_FOLDED = "the chat template has no system role; the system text is put before the first user message"
+GREETING_LEFT_OUT = "the chat template wants the user first; the opening message of the assistant is left out"
+ANSWERS_CHANGED = "the chat template leaves out or changes a part of their answers"
+SHOWN_OTHERWISE = "the template shows them otherwise once more turns follow"
+NOT_AFTER_PROMPT = "the template does not show them after its prompt for a reply"
+NOT_ENDED = "the template does not end them"
+
+
+class Remarks(NamedTuple):
+    """What is to be said about the encoding of a dialog."""
+
+    refused: str | None = None
+    """Why the chat template refuses the dialog, which then has no tokens."""
+    notes: tuple[str, ...] = ()
+    """What was changed in the dialog to fit the template."""
+    not_learned: tuple[str, ...] = ()
+    """For each answer that is to be learned and is not, the reason."""
+
+
 class Encoded(NamedTuple):
     """Token ids of a dialog, and which of them are supervised (same length)."""
 
     input_ids: list[int]
     supervised: list[bool]
+    remarks: Remarks = Remarks()
+
+
+class Rendered(NamedTuple):
+    """The spans of a dialog, and what is to be said about them."""
+
+    spans: list[Span]
+    remarks: Remarks = Remarks()
 
 
 class ChatTokenizer(Protocol):
@@ -74,7 +101,7 @@ class ChatTokenizer(Protocol):
         """SHA-256 over the vocabulary and the chat format."""
 
     def encode_dialogs(self, dialogs: Sequence[Dialog]) -> list[Encoded]:
-        """Return ids and supervision of each dialog."""
+        """Return ids and supervision of each dialog, and what is to be said about it."""
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids after which a reply to `messages` starts."""
@@ -100,13 +127,15 @@ class TurnFormat:
     """Special token and plain label before a system text."""
     user: tuple[str, str] = ("", "")
     assistant: tuple[str, str] = ("", "")
+    start: str = ""
+    """Special token before the first turn."""
     separator: str = ""
     """Plain text between label and content; it is part of the content, so a reply starts with it."""
 
     @property
     def special_tokens(self) -> frozenset[str]:
         """All special tokens of the format."""
-        return frozenset({self.system[0], self.user[0], self.assistant[0], self.end_of_turn} - {""})
+        return frozenset({self.start, self.system[0], self.user[0], self.assistant[0], self.end_of_turn} - {""})
 
     def _opening(self, role: Role) -> tuple[Piece, ...]:
         special, label = getattr(self, role)
@@ -115,7 +144,7 @@ class TurnFormat:
     def spans(self, messages: Sequence[Message], *, reply: bool = False) -> list[Span]:
         """Return the spans of a dialog; with `reply`, ending where the next answer starts."""
         spans: list[Span] = []
-        context: list[Piece] = []
+        context: list[Piece] = [Piece(self.start, True)] if self.start else []
         for message in messages:
             body = Piece(self.separator + message.content)
             end = Piece(self.end_of_turn, True)
@@ -136,6 +165,14 @@ class TurnFormat:
             spans.append(Span(tuple(context)))
         return [span for span in spans if span.pieces]
 
+    def render(self, messages: Sequence[Message], *, reply: bool = False) -> Rendered:
+        """Return `spans`, about which there is nothing to say."""
+        return Rendered(self.spans(messages, reply=reply))
+
+    def changes(self, messages: Sequence[Message]) -> tuple[str, ...]:
+        """Return what is changed in a dialog to fit the format: nothing."""
+        return ()
+
     def without_label(self, text: str) -> str:
         """Return the decoded text of a turn without the label of its role."""
         for _, label in (self.system, self.user):
@@ -155,7 +192,8 @@ class TurnFormat:
             )
         reply = "".join(self.assistant)
         return (
-            "{%- for message in messages -%}"
+            (f"{{{{- {_jinja(self.start)} -}}}}" if self.start else "")
+            + "{%- for message in messages -%}"
             + "".join(branches)
             + "{%- else -%}{{- raise_exception('unknown role ' + message['role']) -}}{%- endif -%}"
             + "{%- endfor -%}"
@@ -183,14 +221,16 @@ def native_format() -> TurnFormat:
     return TurnFormat("dialogkit", END_OF_TURN, (SYSTEM_TOKEN, ""), (USER_TOKEN, ""), (ASSISTANT_TOKEN, ""))
 
 
-def plain_format(eos_token: str) -> TurnFormat:
+def plain_format(eos_token: str, start: str = "") -> TurnFormat:
     """Return a format for models without roles, such as GPT-2: plain labels, and turns ended by eos."""
-    return TurnFormat("plain", eos_token, ("", "System:"), ("", "User:"), ("", "Assistant:"), separator=" ")
+    return TurnFormat(
+        "plain", eos_token, ("", "System:"), ("", "User:"), ("", "Assistant:"), start=start, separator=" "
+    )
 
 
-def turns_format(eos_token: str) -> TurnFormat:
+def turns_format(eos_token: str, start: str = "") -> TurnFormat:
     """Return DialoGPT's format: the turns, each ended by eos (Zhang et al. 2020, section 3.1)."""
-    return TurnFormat(name="turns", end_of_turn=eos_token)
+    return TurnFormat(name="turns", end_of_turn=eos_token, start=start)
 
 
 def check_dialog(messages: Sequence[Message]) -> str | None:

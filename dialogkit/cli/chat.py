@@ -131,17 +131,22 @@ def read_lines(output: Output) -> Iterator[str]:
             yield line
 
 
+def _told(chat: "Chat", text: str) -> str:
+    """Return text with what is changed in the dialog to fit the chat template of the model."""
+    return "; ".join([text, *chat.changes()])
+
+
 def _answer(output: Output, chats: "list[Chat]", line: str) -> None:
     """Run a command, or reply."""
     word, _, rest = line.partition(" ")
     rest = rest.strip()
     commands: dict[str, Callable[[Chat], str]] = {
-        "/system": lambda chat: "system text set" if chat.set_system(rest) else "no system text",
+        "/system": lambda chat: _told(chat, "system text set" if chat.set_system(rest) else "no system text"),
         "/set": lambda chat: _set(chat, rest),
         "/undo": lambda chat: f"removed: {chat.undo()}",
         "/reset": lambda chat: f"new dialog, {counted(chat.reset(), 'message')} forgotten",
         "/save": lambda chat: _save(chats, rest),
-        "/load": lambda chat: f"{counted(chat.load(_file(word, rest)), 'turn')} loaded",
+        "/load": lambda chat: _told(chat, f"{counted(chat.load(_file(word, rest)), 'turn')} loaded"),
     }
     if word == "/help":
         output.text(HELP)

@@ -109,6 +109,9 @@ def evaluate_command(
         result = evaluate_models(request, on_progress=on_progress)
     for note in (row.model_settings for row in result.rows if row.model_settings):
         shown.note(note)
+    for row in result.rows:
+        for note in row.data_notes:
+            shown.note(f"{row.model}: {note}")
     shown.result(
         result,
         lambda out: render_evaluation(out, result, request, slices=slices, worst=worst),

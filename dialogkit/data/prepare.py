@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from dialogkit.config.data import DataConfig
 from dialogkit.data.cache import read_entry, write_entry
-from dialogkit.data.hints import USE_STARTER
+from dialogkit.data.formats import GREETING
+from dialogkit.data.hints import PLAIN_FORMAT, USE_STARTER
 from dialogkit.data.sources import file_digest, find_source, read_dialogs
 from dialogkit.data.split import split_by_hash
-from dialogkit.data.tokens import DialogTokens, encode
-from dialogkit.dialog import ChatTokenizer
+from dialogkit.data.tokens import DialogTokens, Encoding, encode
+from dialogkit.dialog import GREETING_LEFT_OUT, ChatTokenizer
 from dialogkit.errors import DataError, shortened
 from dialogkit.hints import Either
 from dialogkit.text import counted
 
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 """Increased whenever the meaning of a cached file changes."""
 
 _ARRAYS = {
@@ -55,6 +58,12 @@ class Ledger:
     notes: dict[str, int] = field(default_factory=dict)
     """What of the rows was repaired or left out, with the number of dialogs."""
     unused_columns: list[str] = field(default_factory=list)
+    template_notes: dict[str, int] = field(default_factory=dict)
+    """What of the dialogs was changed to fit the chat template of the model, with the number of dialogs."""
+    answers: int = 0
+    """Answers to learn in the dialogs that the chat template takes."""
+    not_learned: dict[str, int] = field(default_factory=dict)
+    """Those that are not learned under the template, by reason."""
 
     @property
     def kept(self) -> int:
@@ -63,11 +72,26 @@ class Ledger:
 
     def remarks(self) -> list[str]:
         """Return in words what was repaired, left out or not used."""
-        lines = [f"{counted(number, 'dialog')}: {note}" for note, number in self.notes.items()]
+        lines = _of_dialogs(self.notes) + self.of_template()
         if names := [shortened(name, 40) for name in self.unused_columns]:
             more = f" and {len(names) - 12} more" if len(names) > 12 else ""
             lines.append(f"columns not used: {', '.join(names[:12])}{more}")
         return lines
+
+    def of_template(self) -> list[str]:
+        """Return in words what the chat template of the model does not take as it is."""
+        return _of_dialogs(self.template_notes) + [
+            f"{number:,} of {counted(self.answers, 'answer')} {_are(number)} not learned: {reason}"
+            for reason, number in self.not_learned.items()
+        ]
+
+
+def _of_dialogs(notes: Mapping[str, int]) -> list[str]:
+    return [f"{counted(number, 'dialog')}: {note}" for note, number in notes.items()]
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 @dataclass(frozen=True)
@@ -155,25 +179,54 @@ def _tokens(
             if (ledger.dataset, ledger.license, ledger.revision) == (source.name, source.license, revision):
                 return *cached, True
     raw = read_dialogs(source, config)
-    tokens, dropped, cut = encode(raw.dialogs, tokenizer, longest)
+    encoding = encode(raw.dialogs, tokenizer, longest)
+    tokens, unfit = encoding.tokens, [f"{raw.places[index]}: {reason}" for index, reason in encoding.unfit]
+    if len(unfit) == len(raw.dialogs):
+        raise none_fits(raw.name, len(unfit), unfit[0])
     ledger = Ledger(
         dataset=raw.name,
         format=raw.format,
         license=raw.license,
         revision=raw.revision,
         rows=raw.rows,
-        unusable=raw.unusable,
-        cut=cut,
-        dropped=dropped,
-        first_bad_row=raw.bad_rows[0] if raw.bad_rows else None,
-        notes=raw.notes,
+        unusable=raw.unusable + len(unfit),
+        cut=encoding.cut,
+        dropped=encoding.dropped,
+        first_bad_row=next(chain(raw.bad_rows, unfit), None),
+        **all_notes(raw.notes, encoding, unfit if raw.bad_rows else []),
         unused_columns=raw.unused_columns,
+        answers=encoding.answers,
+        not_learned=dict(encoding.not_learned),
     )
     # A file that changed while it was read does not match the key.
     with suppress(DataError):
         if source.path is not None and raw.revision == revision == file_digest(source.path):
             write_entry(path, key, {**vars(tokens), "ledger": np.array(json.dumps(asdict(ledger)))})
     return tokens, ledger, False
+
+
+def none_fits(dataset: str, number: int, first: str) -> DataError:
+    """Return the error of a dataset of which the chat template of the model takes no dialog."""
+    return DataError(
+        f"none of the {counted(number, 'dialog')} of {dataset} can be learned; the first: {first}",
+        hint=PLAIN_FORMAT,
+    )
+
+
+def all_notes(
+    of_rows: Mapping[str, int], encoding: Encoding, unfit: Sequence[str] = ()
+) -> dict[str, dict[str, int]]:
+    """Return `notes` and `template_notes` of a ledger.
+
+    What a row keeps as context and the template cannot show is reported as left out only. `unfit` are the dialogs
+    that the template does not suit, if another row is shown as the first unusable one.
+    """
+    notes, of_template = dict(of_rows), dict(encoding.notes)
+    if GREETING in notes:
+        notes[GREETING] -= encoding.notes[GREETING_LEFT_OUT]
+    if unfit:
+        of_template[f"left out; the first: {unfit[0]}"] = len(unfit)
+    return {"notes": {note: number for note, number in notes.items() if number > 0}, "template_notes": of_template}
 
 
 def _restored(

@@ -58,7 +58,7 @@ class Counts:
     rows: int = 0
     malformed: int = 0
     refused: int = 0
-    """Well-formed rows without a dialog."""
+    """Well-formed rows without a dialog that can be learned."""
     cut: int = 0
     dropped: int = 0
     held_out: int = 0
@@ -158,22 +158,30 @@ class _Blocks(IterableDataset[Any]):
         plan, counts = self._plan, Counts()
         parser = RowParser(plan.format, plan.config.column_of)
         dialogs: list[Dialog] = []
+        numbers: list[int] = []
+
+        def show(kind: str, first: list[tuple[int, str]], number: int, problem: str) -> None:
+            if place.epoch == 0 and self._shown[kind] < SHOWN_ROWS:
+                self._shown[kind] += 1  # limited, as finding a line number takes reading the file up to it
+                first.append((place.number, f"{reader.place(block, number)}: {problem}"))
+
         for number, content, problem in reader.rows(block):
             counts.rows += 1
             if problem is None:
                 try:
                     dialogs.append(parser.parse(content))
-                    continue
+                    numbers.append(number)
                 except RowError as error:
                     counts.refused += 1
-                    kind, first, problem = "refused", counts.refused_first, str(error)
+                    show("refused", counts.refused_first, number, str(error))
             else:
                 counts.malformed += 1
-                kind, first = "malformed", counts.malformed_first
-            if place.epoch == 0 and self._shown[kind] < SHOWN_ROWS:
-                self._shown[kind] += 1  # limited, as finding a line number takes reading the file up to it
-                first.append((place.number, f"{reader.place(block, number)}: {problem}"))
-        tokens, counts.dropped, counts.cut = encode(dialogs, plan.tokenizer, plan.longest)
+                show("malformed", counts.malformed_first, number, problem)
+        encoding = encode(dialogs, plan.tokenizer, plan.longest)
+        tokens, counts.dropped, counts.cut = encoding.tokens, encoding.dropped, encoding.cut
+        counts.refused += len(encoding.unfit)
+        for index, problem in encoding.unfit:
+            show("refused", counts.refused_first, numbers[index], problem)
         train = np.flatnonzero(tokens.hashes >= np.uint64(plan.below))
         counts.held_out = len(tokens) - len(train)
         return Prepared(place, share, tokens.select(train), counts)

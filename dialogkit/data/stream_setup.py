@@ -20,12 +20,12 @@ import numpy as np
 from dialogkit.config.data import DataConfig
 from dialogkit.data.formats import TREES, RowError, RowParser
 from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, READ_INTO_MEMORY, USE_STARTER
-from dialogkit.data.prepare import Ledger, PreparedData
+from dialogkit.data.prepare import Ledger, PreparedData, all_notes, none_fits
 from dialogkit.data.shards import Reader, Stream, StreamRow, find_stream
 from dialogkit.data.sources import SHOWN_ROWS, malformed_rows_error
 from dialogkit.data.split import hash_dialog, split_by_hash
 from dialogkit.data.stream import DialogStream, Plan, shuffled
-from dialogkit.data.tokens import DialogTokens, encode
+from dialogkit.data.tokens import DialogTokens, Encoding, encode
 from dialogkit.dialog import ChatTokenizer, Dialog
 from dialogkit.errors import DataError
 
@@ -50,12 +50,18 @@ class StreamedData:
     stream: DialogStream
     parser: RowParser
     """The parser of the first rows."""
+    first: Encoding
+    """What is to be said about the encoding of the first dialogs."""
     from_cache: bool = False
 
     @property
     def ledger(self) -> Ledger:
         """The ledger of the rows of the first pass so far."""
         counts, source = self.stream.counts, self.stream.plan.source
+        notes = {
+            name: {f"{note} (in the first rows)": number for note, number in found.items()}
+            for name, found in all_notes(self.parser.notes, self.first).items()
+        }
         return Ledger(
             dataset=source.name,
             format=self.stream.plan.format,
@@ -66,8 +72,10 @@ class StreamedData:
             cut=counts.cut,
             dropped=counts.dropped,
             first_bad_row=next((text for _, text in counts.malformed_first + counts.refused_first), None),
-            notes={f"{note} (in the first rows)": number for note, number in self.parser.notes.items()},
+            **notes,
             unused_columns=self.parser.unused,
+            answers=self.first.answers,
+            not_learned={f"{reason} (in the first rows)": n for reason, n in self.first.not_learned.items()},
         )
 
     def known(self) -> PreparedData:
@@ -87,9 +95,11 @@ def prepare_stream(config: DataConfig, tokenizer: ChatTokenizer, *, context: int
     first = _FirstRows(source, config)
     first.read()
     below = first.boundary()
-    evaluation, _, _ = encode(first.held_out(below), tokenizer, longest)
-    training = [dialog for hash, dialog in first.sample if hash >= below]
-    sample, _, _ = encode(training, tokenizer, longest)
+    held_out = encode(first.held_out(below), tokenizer, longest)
+    training = encode([dialog for hash, dialog in first.sample if hash >= below], tokenizer, longest)
+    evaluation, sample, encoded = held_out.tokens, training.tokens, held_out + training
+    if encoded.unfit and not len(evaluation) + len(sample) + encoded.dropped:
+        raise none_fits(f"the first rows of {source.name}", len(encoded.unfit), encoded.unfit[0][1])
     if not len(evaluation) or not len(sample):
         raise DataError(
             f"{source.name} leaves {len(evaluation)} dialogs to evaluate and {len(sample)} to train on; at least "
@@ -98,7 +108,7 @@ def prepare_stream(config: DataConfig, tokenizer: ChatTokenizer, *, context: int
         )
     stream = DialogStream(Plan(source, config, first.parser.format, tokenizer, longest, below, seed))
     sizes = [size for size in (first.size(below), config.samples) if size is not None]
-    return StreamedData(stream, evaluation, sample, min(sizes, default=None), stream, first.parser)
+    return StreamedData(stream, evaluation, sample, min(sizes, default=None), stream, first.parser, encoded)
 
 
 class _FirstRows:

@@ -1,7 +1,8 @@
 """Dialogs as token arrays: encoded, cut to the context, packed one after another."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Self
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dialogkit.data.split import hash_dialog
-from dialogkit.dialog import ChatTokenizer, Dialog, Encoded
+from dialogkit.dialog import ChatTokenizer, Dialog, Encoded, Remarks
 
 _CHUNK_DIALOGS, _CHUNK_CHARACTERS = 4096, 4 * 2**20
 """Limits of a batch to tokenize: meanwhile, a token takes a hundred times the memory of its text."""
@@ -72,24 +73,64 @@ class DialogTokens:
         return int(self.supervised.sum())
 
 
-def encode(dialogs: Sequence[Dialog], tokenizer: ChatTokenizer, longest: int) -> tuple[DialogTokens, int, int]:
-    """Return dialogs as at most `longest` tokens each, and the numbers of dropped and cut dialogs.
+@dataclass
+class Encoding:
+    """Dialogs as tokens, and what is to be said about them."""
 
-    Raises: DataError if the model's own template refuses a dialog.
+    tokens: DialogTokens
+    dropped: int = 0
+    """Dialogs without a supervised token among the first `longest`."""
+    cut: int = 0
+    unfit: list[tuple[int, str]] = field(default_factory=list)
+    """Index and reason of each dialog that the chat template refuses, or of which no answer can be learned."""
+    answers: int = 0
+    """Answers to learn in all dialogs that the template takes."""
+    not_learned: Counter[str] = field(default_factory=Counter)
+    """Those that are not learned, by reason."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """What was changed to fit the template, with the number of dialogs."""
+
+    def __add__(self, other: "Encoding") -> "Encoding":
+        """Return what is to be said about both; the tokens are not joined."""
+        sums = {
+            each.name: getattr(self, each.name) + getattr(other, each.name)
+            for each in fields(self)
+            if each.name != "tokens"
+        }
+        return Encoding(self.tokens, **sums)
+
+    def count(self, dialog: Dialog, remarks: Remarks) -> None:
+        """Add what is to be said about a dialog."""
+        self.notes.update(remarks.notes)
+        self.not_learned.update(remarks.not_learned)
+        if remarks.refused is None:
+            self.answers += sum(message.role == "assistant" and message.learned for message in dialog)
+
+
+def encode(dialogs: Sequence[Dialog], tokenizer: ChatTokenizer, longest: int) -> Encoding:
+    """Return dialogs as at most `longest` tokens each, with what is to be said about them.
+
+    Raises: DataError if the model's own template takes too much time or memory.
     """
     rows: list[dict[str, Any]] = []
-    cut = dropped = 0
-    for chunk in _chunks(dialogs):
-        for dialog, encoded in zip(chunk, tokenizer.encode_dialogs(chunk), strict=True):
+    result = Encoding(DialogTokens.from_dialogs(()))
+    for start, chunk in _chunks(dialogs):
+        for number, (dialog, encoded) in enumerate(
+            zip(chunk, tokenizer.encode_dialogs(chunk), strict=True), start
+        ):
+            result.count(dialog, encoded.remarks)
+            if problem := _unfit(encoded):
+                result.unfit.append((number, problem))
+                continue
             whole = len(encoded.input_ids)
             shortened = whole > longest
             if shortened:
                 encoded = cut_dialog(encoded, longest)
             # The first token is never predicted.
             if not any(encoded.supervised[1:]):
-                dropped += 1
+                result.dropped += 1
                 continue
-            cut += shortened
+            result.cut += shortened
             rows.append(
                 {
                     "input_ids": np.array(encoded.input_ids, dtype=np.int32),
@@ -99,17 +140,29 @@ def encode(dialogs: Sequence[Dialog], tokenizer: ChatTokenizer, longest: int) ->
                     "whole_tokens": whole,
                 }
             )
-    return DialogTokens.from_dialogs(rows), dropped, cut
+    result.tokens = DialogTokens.from_dialogs(rows)
+    return result
 
 
-def _chunks(dialogs: Sequence[Dialog]) -> Iterator[Sequence[Dialog]]:
+def _unfit(encoded: Encoded) -> str | None:
+    """Return why a dialog cannot be learned under the template of the model, whatever its length, or None."""
+    remarks = encoded.remarks
+    if remarks.refused is not None:
+        return remarks.refused
+    if remarks.not_learned and not any(encoded.supervised):
+        return f"no answer can be learned: {remarks.not_learned[0]}"
+    return None
+
+
+def _chunks(dialogs: Sequence[Dialog]) -> Iterator[tuple[int, Sequence[Dialog]]]:
+    """Yield consecutive chunks of dialogs, each with the index of its first."""
     start = characters = 0
     for number, dialog in enumerate(dialogs):
         characters += sum(len(message.content) for message in dialog)
         if number > start and (number - start == _CHUNK_DIALOGS or characters > _CHUNK_CHARACTERS):
-            yield dialogs[start:number]
+            yield start, dialogs[start:number]
             start, characters = number, sum(len(message.content) for message in dialog)
-    yield dialogs[start:]
+    yield start, dialogs[start:]
 
 
 def cut_dialog(encoded: Encoded, longest: int) -> Encoded:

@@ -9,17 +9,20 @@ from typing import Any
 import torch
 
 from dialogkit.config.model import ModelConfig
-from dialogkit.errors import ModelError, UnavailableError
+from dialogkit.errors import ModelError, UnavailableError, shortened
 from dialogkit.hints import Call, Change
 from dialogkit.models.adapters import find_adapter, merge_into, require_finite
 from dialogkit.models.generation import without_generation_settings
 from dialogkit.models.limits import time_limit
 from dialogkit.models.sources import load_from_source, size_of, unusable
 from dialogkit.models.tokenizer import ChatTokenizer
+from dialogkit.text import counted
 
 BUILD_SECONDS = 15.0
 """Time limit for building a config on the meta device; models of hundreds of layers take 1-2 s."""
 SHORTEST_CONTEXT = 16
+_NAMED_TOKENS = 5
+"""Tokens without an embedding that an error names."""
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -73,12 +76,7 @@ def build_model(
                 "another shape"
             )
         _remove_quantization_marks(model)
-        entries = model.get_input_embeddings().weight.shape[0]
-        has, only = f"the tokenizer of {config.source!r} has", f"but its model has only {entries}"
-        if tokenizer.vocabulary > entries:
-            raise ModelError(f"{has} {tokenizer.vocabulary} entries, {only}")
-        if tokenizer.highest_id >= entries:
-            raise ModelError(f"{has} the id {tokenizer.highest_id}, {only} entries")
+        _require_embeddings(tokenizer, model.get_input_embeddings().weight.shape[0], config)
         require_finite(repr(source.source), model.named_parameters())
         if adapter is not None:
             merge_into(model, adapter)
@@ -86,6 +84,22 @@ def build_model(
         _set_dropout(model, dropout)
     end_at_turn(model, tokenizer)
     return model
+
+
+def _require_embeddings(tokenizer: ChatTokenizer, rows: int, config: ModelConfig) -> None:
+    """Raise ModelError if the ids of a tokenizer reach beyond the embeddings of its model."""
+    surplus = tokenizer.tokens_from(rows)
+    if not surplus:
+        return
+    named = ", ".join(f"{shortened(token, 40)!r} ({number})" for number, token in surplus[:_NAMED_TOKENS])
+    more = f" and {len(surplus) - _NAMED_TOKENS:,} more" if len(surplus) > _NAMED_TOKENS else ""
+    one = len(surplus) == 1
+    raise ModelError(
+        f"the tokenizer of {config.source!r} has {counted(len(surplus), 'token')} for which its model, with "
+        f"{rows:,} embeddings, has none: {named}{more}",
+        hint=f"remove {'it' if one else 'them'} from the tokenizer, or save the model with "
+        f"{tokenizer.highest_id + 1:,} embeddings (resize_token_embeddings in transformers)",
+    )
 
 
 def end_at_turn(model: Any, tokenizer: ChatTokenizer) -> None:

@@ -19,6 +19,8 @@ from dialogkit.dialog import (
     Dialog,
     Encoded,
     Message,
+    Remarks,
+    Rendered,
     Span,
     TurnFormat,
     native_format,
@@ -28,7 +30,7 @@ from dialogkit.dialog import (
 from dialogkit.errors import ConfigError, ModelError
 from dialogkit.hints import Call, Change
 from dialogkit.models.adapters import tokenizer_source
-from dialogkit.models.chat_template import PLAIN_FORMAT, TemplateFormat
+from dialogkit.models.chat_template import PLAIN_FORMAT, Refused, TemplateFormat
 from dialogkit.models.folder import require_sound
 from dialogkit.models.generation import read_stop_ids
 from dialogkit.models.limits import panics_raised
@@ -91,6 +93,10 @@ class ChatTokenizer:
         """The highest id of the vocabulary, which may have gaps."""
         return max(self._ids.values(), default=-1)
 
+    def tokens_from(self, lowest: int) -> list[tuple[int, str]]:
+        """Return ids and names of the tokens whose id is at least `lowest`, by id."""
+        return sorted((number, token) for token, number in self._ids.items() if number >= lowest)
+
     @property
     def end_of_turn_id(self) -> int:
         """The id that ends an answer."""
@@ -114,15 +120,32 @@ class ChatTokenizer:
     def encode_dialogs(self, dialogs: Sequence[Dialog]) -> list[Encoded]:
         """Return the ids of each dialog; supervised are its answers, each with its end of turn.
 
-        Raises: DataError if the model's own template rejects a dialog.
+        A dialog that the model's own template refuses has no ids, and the reason among its remarks.
+
+        Raises: DataError if the template takes too much time or memory.
         """
-        return self._encode([self._format.spans(dialog) for dialog in dialogs])
+        rendered = [self._rendered(dialog) for dialog in dialogs]
+        encoded = self._encode([spans for spans, _ in rendered])
+        return [each._replace(remarks=remarks) for each, (_, remarks) in zip(encoded, rendered, strict=True)]
+
+    def _rendered(self, dialog: Dialog) -> Rendered:
+        try:
+            return self._format.render(dialog)
+        except Refused as error:
+            return Rendered([], Remarks(refused=error.message))
+
+    def changes(self, messages: Sequence[Message]) -> tuple[str, ...]:
+        """Return what is changed in a dialog to fit the model's own template, in words."""
+        return self._format.changes(messages)
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids after which the reply to `messages` starts, a prefix of what training would see."""
+        """Return the ids after which the reply to `messages` starts, a prefix of what training would see.
+
+        Raises: DataError if the model's own template refuses the dialog.
+        """
         # A terminal may pass invalid UTF-8; data was checked when it was read.
         clean = [Message(m.role, m.content.encode("utf-8", "replace").decode()) for m in messages]
-        return self._encode([self._format.spans(clean, reply=True)])[0].input_ids
+        return self._encode([self._format.render(clean, reply=True).spans])[0].input_ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids without special tokens and surrounding white space."""
@@ -319,7 +342,7 @@ def with_format(hf: Any, config: ModelConfig) -> ChatTokenizer:
                     f"{config.chat_format!r}"
                 )
             make = plain_format if config.chat_format == "plain" else turns_format
-            return ChatTokenizer(hf, make(hf.eos_token))
+            return ChatTokenizer(hf, make(hf.eos_token, _first_token(hf)))
         case "auto":
             return ChatTokenizer(hf, _recognised_format(hf))
 
@@ -328,7 +351,8 @@ def _recognised_format(hf: Any) -> TurnFormat | None:
     """Return our format that matches the tokenizer's template; None for any other template."""
     formats = [native_format()]
     if hf.eos_token is not None:
-        formats += [plain_format(hf.eos_token), turns_format(hf.eos_token)]
+        starts = dict.fromkeys((_first_token(hf), ""))
+        formats += [make(hf.eos_token, start) for start in starts for make in (plain_format, turns_format)]
     if hf.chat_template is not None:
         return next((f for f in formats if f.template() == hf.chat_template), None)
     if formats[0].special_tokens <= hf.get_vocab().keys():
@@ -336,6 +360,12 @@ def _recognised_format(hf: Any) -> TurnFormat | None:
     if hf.eos_token is None:
         raise ModelError("the tokenizer has neither a chat template nor an end-of-text token")
     return formats[1]
+
+
+def _first_token(hf: Any) -> str:
+    """Return the token that a tokenizer puts before each text, which its model saw there; empty for none."""
+    bos = hf.bos_token_id
+    return str(hf.bos_token) if bos is not None and hf("a")["input_ids"][:1] == [bos] else ""
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary: int, output: Path) -> int:

@@ -53,7 +53,8 @@ class Chat:
         messages: the dialog so far, the system text included.
         left_out: turns at its beginning that did not fit into the context of the last reply.
         config: the sampling settings.
-        notes: what was used of the model's own sampling settings, if `use_model_settings` is on.
+        notes: what was used of the model's own sampling settings, if `use_model_settings` is on, and what the chat
+            template does not take as it is.
     """
 
     @alone()
@@ -87,6 +88,11 @@ class Chat:
         )
         if system:
             self.set_system(system)
+            self.notes += self.changes()
+
+    def changes(self) -> list[str]:
+        """Return what is changed in the dialog to fit the model's chat template, in words."""
+        return [f"{self.name}: {change}" for change in self._tokenizer.changes(self.messages)]
 
     @property
     def turns(self) -> int:

@@ -23,7 +23,8 @@ class GenerateResult(Result):
 
     replies: list[ReplyResult]
     notes: list[str] = Field(default_factory=list)
-    """What was used of each model's own sampling settings, if `use_model_settings` is on."""
+    """What was used of each model's own sampling settings, if `use_model_settings` is on, and what was changed to
+    fit its chat template."""
 
     @property
     def text(self) -> str:
@@ -70,6 +71,8 @@ def generate(
     for loadable, config in zip(chosen, settings, strict=True):
         with hints_for(loadable):
             loaded = load_for_inference(loadable, device=device)
+            changes = loaded.tokenizer.changes([*start, Message("user", texts[0])])
+            notes += [f"{loadable.known_as}: {change}" for change in changes]
             made = continue_prompts(
                 loaded.model,
                 loaded.tokenizer,

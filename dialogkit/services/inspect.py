@@ -155,12 +155,13 @@ class _Texts:
     """The texts of the prepared dialogs in the order of `data`: those to train on, then those held out."""
 
     def __init__(self, raw: RawData, data: PreparedData) -> None:
-        self.unusable_rows = raw.bad_rows[:EXAMPLES]
-        first: dict[int, int] = {}
+        first = data.ledger.first_bad_row  # one that only the chat template refuses is not among the others
+        self.unusable_rows = raw.bad_rows[:EXAMPLES] or ([first] if first is not None else [])
+        known: dict[int, int] = {}
         for number, dialog in enumerate(raw.dialogs):
-            first.setdefault(hash_dialog(dialog), number)
+            known.setdefault(hash_dialog(dialog), number)
         hashes = np.concatenate([data.train.hashes, data.evaluation.hashes])
-        rows = [first.get(value) for value in hashes.tolist()]
+        rows = [known.get(value) for value in hashes.tolist()]
         self.rows = found = [row for row in rows if row is not None]
         if len(found) < len(rows):
             raise DataError(f"{raw.name} changed while it was read", hint="repeat this once the file is complete")

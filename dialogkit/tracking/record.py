@@ -132,6 +132,12 @@ class DataInfo(Info):
     notes: dict[str, int] | None = None
     """What of the rows was repaired or left out, with the number of dialogs."""
     unused_columns: list[str] | None = None
+    template_notes: dict[str, int] | None = None
+    """What of the dialogs was changed to fit the chat template, with the number of dialogs."""
+    answers: int | None = None
+    """Answers to learn in the dialogs that the chat template takes."""
+    not_learned: dict[str, int] | None = None
+    """Those that are not learned under the template, by reason."""
     kept: int | None = None
     train_dialogs: int | None = None
     train_tokens: int | None = None

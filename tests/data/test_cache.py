@@ -133,7 +133,7 @@ IMPOSSIBLE: dict[str, Callable[[dict[str, Any]], object]] = {
     "another dataset": ledger_with(dataset="other.jsonl"),
     "another file": ledger_with(revision="0" * 64),
     "another key": become("key", lambda _: np.array("{}")),
-    "an older version": become("key", lambda key: np.array(str(key).replace('"version": 4', '"version": 3'))),
+    "an older version": become("key", lambda key: np.array(str(key).replace('"version": 5', '"version": 4'))),
 }
 """Changes of the arrays after which they can be no preparation of the file."""
 
@@ -315,7 +315,7 @@ def test_an_entry_replaces_that_of_an_older_version_in_its_place(
 ) -> None:
     prepare(ROWS, tokenizer)
     before = entry()
-    monkeypatch.setattr("dialogkit.data.prepare.CACHE_VERSION", 5)
+    monkeypatch.setattr("dialogkit.data.prepare.CACHE_VERSION", 6)
     assert not prepare(ROWS, tokenizer).from_cache
     assert entry() == before
     assert prepare(ROWS, tokenizer).from_cache

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -166,11 +167,24 @@ def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(build: Any, tokenize
     assert build(vocabulary=tokenizer.vocabulary).config.vocab_size == tokenizer.vocabulary
 
 
-def test_a_tokenizer_with_more_entries_than_the_model_is_refused(build: Any, tokenizer: ChatTokenizer) -> None:
-    folder = write(build(), tokenizer)
-    tokenizer_of = load_tokenizer(ModelConfig(layers=1, width=8, heads=1, context=64))
-    with pytest.raises(ModelError, match="has 32768 entries, but its model has only 270"):
-        build_model(ModelConfig(source=str(folder)), tokenizer_of)
+@pytest.mark.parametrize(
+    ("added", "told"),
+    [
+        (["[PAD]"], "has 1 token for which its model, with 270 embeddings, has none: '[PAD]' (270)"),
+        ([f"<{n}>" for n in range(9)], "has 9 tokens .* none: '<0>' (270), .* '<4>' (274) and 4 more"),
+    ],
+    ids=["one", "many"],
+)
+def test_the_tokens_without_an_embedding_are_named(added: list[str], told: str, build: Any, shape: Any) -> None:
+    mine = load_tokenizer(ModelConfig(**shape))
+    mine.hf.add_special_tokens({"additional_special_tokens": added})
+    folder = write(build(), mine)
+    with pytest.raises(ModelError, match=re.escape(told).replace(r"\.\*", ".*")) as refused:
+        load(folder)
+    assert typed(refused.value) == (
+        f"remove {'it' if len(added) == 1 else 'them'} from the tokenizer, or save the model with "
+        f"{270 + len(added)} embeddings (resize_token_embeddings in transformers)"
+    )
 
 
 def test_the_context_is_the_shorter_of_positions_and_window(build: Any) -> None:

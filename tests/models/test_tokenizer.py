@@ -232,8 +232,12 @@ def test_generation_ends_at_the_end_of_turn_and_at_the_end_of_text() -> None:
         ("{{ raise_exception('not for you') }}", "not for you"),
         ("{% for m in messages %}{{ m.content + 1 }}{% endfor %}", "refuses a dialog"),
         ("{% for m in messages %}", "refuses a dialog"),
+        (
+            "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>{% endfor %}",
+            "does not show the text",
+        ),
     ],
-    ids=["no special token after an answer", "raises", "type error", "syntax error"],
+    ids=["no special token after an answer", "raises", "type error", "syntax error", "wants parts"],
 )
 def test_a_template_that_cannot_be_trained_with_is_refused(template: str, told: str) -> None:
     with pytest.raises((ModelError, DataError), match=told) as refused:
@@ -241,14 +245,16 @@ def test_a_template_that_cannot_be_trained_with_is_refused(template: str, told: 
     assert typed(refused.value) == "--set model.chat_format=plain"
 
 
-def test_a_dialog_that_the_template_refuses_is_an_error_with_its_reason() -> None:
-    template = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
-    )
+def test_a_dialog_that_the_template_refuses_has_no_ids_and_the_reason() -> None:
+    template = "{% if messages[0]['content'] == 'Hush' %}{{ raise_exception('not that') }}{% endif %}" + CHATML
     tokenizer = ChatTokenizer(chatml(template), None)
-    with pytest.raises(DataError, match="no system role") as refused:
-        tokenizer.encode_dialogs([dialog("Hello", "Hi", system="Be brief.")])
-    assert typed(refused.value) == "--set model.chat_format=plain"
+    refused, taken = tokenizer.encode_dialogs([dialog("Hush", "Hi"), dialog("Hello", "Hi")])
+    assert (refused.input_ids, refused.supervised) == ([], [])
+    assert refused.remarks.refused == "the model's chat template refuses a dialog: not that"
+    assert tokenizer.decode(taken.input_ids).endswith("Hi")
+    with pytest.raises(DataError, match="not that") as error:
+        tokenizer.encode_prompt([Message("user", "Hush")])
+    assert typed(error.value) == "--set model.chat_format=plain"
 
 
 def test_answers_that_a_template_shortens_later_are_not_supervised() -> None:

@@ -214,7 +214,7 @@ def test_a_model_gives_its_own_tokenizer_and_context(trained: Trained) -> None:
 
 DEFECTS: dict[str, tuple[list[Row], str]] = {
     "nothing": (numbered(100), "^$"),
-    "unusable": ([*numbered(100), row("a", "")], "without a dialog, left out"),
+    "unusable": ([*numbered(100), row("a", "")], "without a usable dialog, left out"),
     "dropped": ([*numbered(100), row("c" * 150, "never seen")], "without supervision, left out"),
     "cut": ([*numbered(100), *(row(f"ask{n}", f"{n} " * 100) for n in range(5))], "are cut at 100 tokens"),
     "copies": ([*numbered(100), *numbered(9)], "^9 exact duplicates"),

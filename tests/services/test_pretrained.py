@@ -10,7 +10,7 @@ import pytest
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.load import load_run_config
-from dialogkit.dialog import plain_format, turns_format
+from dialogkit.dialog import SHOWN_OTHERWISE, SYSTEM_FOLDED, plain_format, turns_format
 from dialogkit.errors import ModelError, UnavailableError
 from dialogkit.services.chat import Chat
 from dialogkit.services.evaluate import evaluate
@@ -299,3 +299,45 @@ def test_a_chat_takes_the_settings_of_the_model_where_it_is_asked_to(plain_base:
     chat.set("temperature", "0.5")
     assert (chat.get("temperature"), chat.get("top_k")) == (0.5, 9)
     assert Chat("base").notes == []
+
+
+FORGETFUL = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system texts') }}{% endif %}"
+    "{% for m in messages %}{{ '<|' + m.role + '|>' + (m.content if loop.last or m.role == 'user' else 'Hm.') }}"
+    "<|end_of_turn|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""A template without a system role, under which only the last answer is told as it is."""
+
+
+def test_what_a_template_does_to_the_dialogs_is_said_wherever_they_are_used(
+    plain_base: Path, dialogkit: Callable[..., Finished]
+) -> None:
+    base = copy_with(plain_base, "generation_config.json", {})
+    (base / "chat_template.jinja").write_text(FORGETFUL)
+    turns = [("system", "Be brief."), ("user", "Why?"), ("assistant", "So."), ("user", "And?"), ("assistant", "")]
+    Path("rows.jsonl").write_text(
+        "".join(
+            json.dumps({"messages": [{"role": role, "content": text or f"Number {n}."} for role, text in turns]})
+            + "\n"
+            for n in range(4)
+        )
+    )
+    folded = f"4 dialogs: {SYSTEM_FOLDED}"
+    lost = f"4 of 8 answers are not learned: {SHOWN_OTHERWISE}"
+    few = ["--set", "train.max_steps=2", "--set", "train.batch_size=2", "--no-cuda"]
+    for words in (
+        ["data", "inspect", "rows.jsonl", "--model", "base"],
+        ["train", "base", "-d", "rows.jsonl", "--dry-run", *few],
+        ["train", "base", "-d", "rows.jsonl", "--name", "new", *few],
+        ["evaluate", "base", "-d", "rows.jsonl", "--quick", "--no-cuda"],
+    ):
+        done = dialogkit(*words)
+        assert done.code == 0, done.err
+        told = " ".join((done.out + done.err).split())
+        assert (folded in told, lost in told) == (True, True), words
+    said = generate("base", "Hello!", system="Be brief.", config=GenerateConfig(max_new_tokens=4))
+    assert said.notes == [f"base: {SYSTEM_FOLDED}"]
+    assert generate("base", "Hello!", config=GenerateConfig(max_new_tokens=4)).notes == []
+    chat = Chat("base", system="Be brief.", config=GenerateConfig(max_new_tokens=4))
+    assert (chat.notes, chat.changes()) == ([f"base: {SYSTEM_FOLDED}"], [f"base: {SYSTEM_FOLDED}"])
+    assert chat.say("Hello!").reply == said.replies[0].reply

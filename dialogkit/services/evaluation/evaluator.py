@@ -69,6 +69,7 @@ def evaluate_model(
         "dialogs": len(dialogs),
         "held_out": len(data.evaluation),
         "of_dialogs": data.ledger.kept,
+        "data_notes": data.ledger.of_template(),
     }
     evaluator = _Evaluator(model, dialogs, common, sampling, request.batch_size, _Progress(on_progress))
     if request.quick:

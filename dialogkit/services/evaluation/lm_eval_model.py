@@ -54,7 +54,7 @@ class LmEvalModel:
         prefill = "" if add_generation_prompt else messages.pop().content
         try:
             ids = self._loaded.tokenizer.encode_prompt(messages)
-        except DataError:  # the template has no system role; the harness drops the text as well
+        except DataError:  # the template refuses the system text; the harness drops it as well
             messages = [message for message in messages if message.role != "system"]
             ids = self._loaded.tokenizer.encode_prompt(messages)
         prompt = ChatPrompt(self._loaded.tokenizer.hf.decode(ids) + prefill)
@@ -152,8 +152,10 @@ class LmEvalModel:
         """Return the ids of an answer with its prefill, as a training has them, without the end of turn."""
         dialog = (*prompt.messages, Message("assistant", prompt.prefill + answer))
         encoded = self._loaded.tokenizer.encode_dialogs([dialog])[0]
-        start = len(self._loaded.tokenizer.encode_prompt(prompt.messages))
-        end = max((i for i, supervised in enumerate(encoded.supervised) if supervised), default=start)
+        supervised = encoded.supervised
+        start = end = max((i for i, learned in enumerate(supervised) if learned), default=0)
+        while start and supervised[start - 1]:
+            start -= 1
         return encoded.input_ids[start:end]
 
     def _fitting(self, request: Any, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:

@@ -121,6 +121,8 @@ class EvaluateRow(Result):
     """The diagnosis: what is wrong with the model, in words."""
     model_settings: str | None = None
     """What its replies used of the model's own sampling settings, if that was requested."""
+    data_notes: list[str] = Field(default_factory=list)
+    """What of the dialogs the model's chat template does not take as it is."""
     tasks: list[TaskRow] = Field(default_factory=list)
 
     def figures(self) -> dict[str, float]:

@@ -33,9 +33,10 @@ def remarks(result: InspectResult, config: RunConfig) -> Iterator[str]:
 def _lost(result: InspectResult, config: RunConfig) -> Iterator[str]:
     """Yield what a training leaves out."""
     if result.unusable:
+        share = share_of(result.unusable, result.rows)
         yield (
-            f"{counted(result.unusable, 'row')} ({share_of(result.unusable, result.rows)}) without a dialog, left "
-            f"out; the first: {result.unusable_rows[0]}"
+            f"{counted(result.unusable, 'row')} ({share}) without a usable dialog, left out; the first: "
+            f"{result.unusable_rows[0]}"
         )
     if result.dropped:
         yield (
