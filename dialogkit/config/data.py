@@ -37,7 +37,9 @@ class DataConfig(Section):
         "auto"
     )
     """Format of the rows. auto: recognised by their columns."""
-    columns: tuple[str, ...] = Field((), examples=[["prompt=frage", "response=antwort"]], max_length=10)
+    columns: tuple[str, ...] = Field(
+        (), examples=[["prompt=frage", "response=antwort"]], max_length=10, strict=False
+    )
     """What the columns of the rows mean, as ROLE=COLUMN; all others are not used. Empty: known by their names."""
     max_bad_rows: int = Field(0, ge=0, le=1_000_000_000)
     """Malformed rows of a file to skip. Well-formed rows without a dialog are always skipped."""
