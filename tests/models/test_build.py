@@ -173,11 +173,11 @@ def test_a_tokenizer_with_more_entries_than_the_model_is_refused(build: Any, tok
         build_model(ModelConfig(source=str(folder)), tokenizer_of)
 
 
-def test_the_context_is_the_shorter_of_positions_and_window(build: Any) -> None:
+def test_a_window_of_attention_does_not_shorten_the_context(build: Any) -> None:
     model = build("llama")
     assert context_length(model.config) == context_length(build("gpt2").config) == 64
-    model.config.sliding_window = 32
-    assert context_length(model.config) == 32
+    model.config.sliding_window = 32  # of attention, which reaches further from layer to layer
+    assert context_length(model.config) == 64
 
 
 @both
@@ -190,7 +190,7 @@ def test_the_context_is_known_without_the_weights(
     (folder / "model.safetensors").unlink()
     assert read_context(ModelConfig(source=str(folder))) == context_length(model.config) == 64
     change_config(folder, sliding_window=32)
-    assert read_context(ModelConfig(source=str(folder))) == 32
+    assert read_context(ModelConfig(source=str(folder))) == 64
     with pytest.raises(UnavailableError, match="'somebody/else' is not in its cache"):
         read_context(ModelConfig(source="somebody/else"))
 
@@ -375,7 +375,7 @@ def test_a_folder_with_several_gguf_files_asks_for_one() -> None:
 
 def test_gguf_without_its_package_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("model.gguf").touch()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("dialogkit.models.sources.find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match="need the package gguf") as refused:
         load_tokenizer(ModelConfig(source="model.gguf"))
     assert typed(refused.value) == "pip install 'dialogkit[gguf]'"
