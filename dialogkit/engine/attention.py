@@ -1,10 +1,15 @@
 """Attention inside each dialog of a padding-free batch.
 
-Shapes: query [1, H, T, D]; key and value [1, H_kv, T, D]; T tokens of all dialogs of the batch.
+Most architectures take attention as a function, and `packed_attention` computes each dialog on its own. For the
+others, the dialogs are put into rows of one length for as long as the model computes.
+
+Shapes: query [1, H, T, D]; key and value [1, H_kv, T, D]; T tokens of all
+B dialogs of the batch, L of the longest.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -12,8 +17,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dialogkit.errors import ModelError
 from dialogkit.hints import Call
+from dialogkit.logits import final_logits
 
 PACKED = "dialogkit_packed"
+_ALTERS_SCORES = ("softcap", "s_aux")
+"""Arguments of attention, None where unused, that torch's kernel does not have: capped scores, and sinks."""
 
 
 # Not part of a compiled model, which would be compiled again for the lengths of every batch.
@@ -28,24 +36,74 @@ def packed_attention(
     scaling: float | None = None,
     *,
     dialog_lengths: tuple[int, ...],
+    sliding_window: int | None = None,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return causal attention inside each dialog, [1, T, H, D].
 
     One call of torch's kernel a dialog: exact, without a mask, and no dialog can see another. Tokens after the
-    last dialog are padding; nothing is computed for them.
+    last dialog are padding; nothing is computed for them. Within a window, a token attends to that many, with
+    itself; only then is a mask needed, for dialogs that are longer.
+
+    Raises: NotImplementedError for attention that the kernel does not compute.
     """
+    if altered := [name for name in _ALTERS_SCORES if unused.get(name) is not None]:
+        raise NotImplementedError(altered[0])
     grouped = key.shape[1] != query.shape[1]
     lengths = (*dialog_lengths, query.shape[2] - sum(dialog_lengths))
     *dialogs, (padding, _, _) = zip(
         query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True
     )
-    attended = [
-        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        for q, k, v in dialogs
-    ]
+    attended = []
+    for q, k, v in dialogs:
+        mask = _window(q.shape[2], sliding_window, q.device)
+        attended.append(
+            scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+            )
+        )
     attended.append(padding)
     return torch.cat(attended, 2).transpose(1, 2).contiguous(), None
+
+
+def _window(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Return which tokens attend to which, [L, L]; None if a dialog fits into the window."""
+    if window is None or length <= window:
+        return None
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
+
+
+def _forward_in_rows(
+    self: Any,
+    input_ids: torch.Tensor | None = None,
+    inputs_embeds: torch.Tensor | None = None,
+    *,
+    dialog_lengths: tuple[int, ...],
+    position_ids: torch.Tensor | None = None,  # every row starts at 0, as the model does by itself
+    **more: Any,
+) -> tuple[torch.Tensor]:
+    """Return the hidden states of a padding-free batch, [1, T, D], computed with a row for each dialog.
+
+    Needs no mask: the padding comes last, and a causal model's states depend on earlier tokens only.
+    """
+    text = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+    ((name, packed),) = text.items()
+    assert packed is not None
+    lengths = torch.tensor(dialog_lengths, device=packed.device)
+    within = torch.arange(max(dialog_lengths), device=packed.device)
+    places_BL = (lengths.cumsum(0) - lengths)[:, None] + within
+    rows = packed[0][places_BL.clamp_max(packed.shape[1] - 1)]
+    hidden_TD = type(self).forward(self, **{name: rows}, **more)[0][within < lengths[:, None]]
+    padding = packed.shape[1] - hidden_TD.shape[0]
+    return (torch.nn.functional.pad(hidden_TD, (0, 0, 0, padding))[None],)
+
+
+def _pack(model: Any) -> None:
+    model.set_attn_implementation(PACKED)
+
+
+def _put_in_rows(model: Any) -> None:
+    model.base_model.forward = MethodType(_forward_in_rows, model.base_model)
 
 
 def use_packed_attention(model: Any) -> None:
@@ -55,51 +113,62 @@ def use_packed_attention(model: Any) -> None:
     """
     from transformers import AttentionInterface
 
-    if model.config._attn_implementation == PACKED:
+    if model.config._attn_implementation == PACKED or "forward" in model.base_model.__dict__:
         return
     AttentionInterface.register(PACKED, packed_attention)
-    if not getattr(model, "_supports_attention_backend", False) or not _is_same_when_packed(model):
+    if model._can_set_attn_implementation() and _is_same(model, _pack):
+        _pack(model)
+    elif _is_same(model, _put_in_rows):
+        _put_in_rows(model)
+    else:
         raise ModelError(
-            f"{type(model).__name__} is not supported: its results change when several dialogs are in one row",
+            f"{type(model).__name__} is not supported: its results change when several dialogs are in one batch",
             hint=Call("models list"),
         )
-    model.set_attn_implementation(PACKED)
 
 
 @torch.no_grad()
-def _is_same_when_packed(model: Any) -> bool:
-    """Return whether two short dialogs in a row get the same logits as each alone.
+def _is_same(model: Any, prepare: Callable[[Any], None]) -> bool:
+    """Return whether a prepared model gives two short dialogs in a batch the logits of each alone.
 
-    They do not if positions also interact outside attention (convolutions, state spaces), if attention involves
-    more than queries, keys and values (capped scores, sinks), or if the logits are not just the output layer.
+    Packed, it does not if positions also interact outside attention (convolutions, state spaces), or if attention
+    involves more than queries, keys and values (capped scores, sinks). In rows, it does not if it is not
+    causal, or if its logits are more than `final_logits`.
     """
     lengths = (3, 2)
     ids = torch.arange(sum(lengths), device=model.device)[None]
     positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])[None]
-    was_training, plain = model.training, model.config._attn_implementation
+    was_training = model.training
     model.eval()
     try:
         alone = torch.cat([model(input_ids=dialog, use_cache=False).logits for dialog in ids.split(lengths, 1)], 1)
-        model.set_attn_implementation(PACKED)
-        row = model.base_model(input_ids=ids, position_ids=positions, dialog_lengths=lengths, use_cache=False)
-        difference = (model.get_output_embeddings()(row[0]) - alone).abs().max()
-        return bool(difference <= 1e-3 * alone.abs().max())
+        prepare(model)
+        hidden = model.base_model(input_ids=ids, position_ids=positions, dialog_lengths=lengths, use_cache=False)[
+            0
+        ]
+        logits = final_logits(model)(model.get_output_embeddings()(hidden))
+        return bool((logits - alone).abs().max() <= 1e-3 * alone.abs().max())
+    except (NotImplementedError, TypeError, AttributeError, ValueError, RuntimeError, IndexError):
+        return False  # not made for such input
     finally:
-        model.set_attn_implementation(plain)
+        use_plain_attention(model)
         model.train(was_training)
 
 
 def use_plain_attention(model: Any) -> None:
     """Restore the attention that `generate` and other tools expect."""
-    model.set_attn_implementation("sdpa")
+    model.base_model.__dict__.pop("forward", None)
+    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
 
 
 @contextmanager
 def plain_attention(model: Any) -> Iterator[None]:
     """Use plain attention within a context, as generation needs it."""
-    before = model.config._attn_implementation
+    before, in_rows = model.config._attn_implementation, "forward" in model.base_model.__dict__
     use_plain_attention(model)
     try:
         yield
     finally:
         model.set_attn_implementation(before)
+        if in_rows:
+            _put_in_rows(model)

@@ -3,16 +3,18 @@
 Shapes: S supervised tokens, D width, V vocabulary. The [S, V] matrix of logits is never held whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy, embedding, linear, pad
+from torch.utils.checkpoint import checkpoint
 
 from dialogkit.distributed import process_group
 from dialogkit.distributed.sharding import inside
+from dialogkit.logits import alters_logits, final_logits
 
 CHUNK_TOKENS = 512
 """Rows of logits held at once; 512 x 32,768 in bf16 are 32 MB."""
@@ -163,6 +165,20 @@ def chunked_cross_entropy(
         return total
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _any_cross_entropy(
+    hidden_SD: torch.Tensor, head: Any, finish: Callable[[torch.Tensor], torch.Tensor], targets_S: torch.Tensor
+) -> torch.Tensor:
+    """Return the sum of -log p(target) in nats for an output layer with a bias, or whose logits are altered."""
+
+    def part(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(finish(linear(hidden, head.weight, head.bias)).float(), targets, reduction="sum")
+
+    chunks = zip(torch.split(hidden_SD, CHUNK_TOKENS), torch.split(targets_S, CHUNK_TOKENS), strict=True)
+    parts = [checkpoint(part, hidden, targets, use_reentrant=False) for hidden, targets in chunks]
+    return torch.stack(parts).sum()
+
+
 def compiles_shapes(dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether matrix products are compiled for each shape, as those in bf16 on a CPU are."""
     return dtype == torch.bfloat16 and device.type == "cpu"
@@ -209,7 +225,9 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
     is used outside of its module.
     """
     head, words = model.get_output_embeddings(), model.get_input_embeddings()
-    tied = head.bias is None and not sharded and _is_plainly_tied(words, head)
+    plain = head.bias is None and not alters_logits(model)  # the loss needs no more than the weight
+    finish = final_logits(model)
+    tied = plain and not sharded and _is_plainly_tied(words, head)
 
     def forward(
         self: Any,
@@ -229,14 +247,13 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
         text = {"input_ids": input_ids} if shared is None else {"inputs_embeds": _embed(words, input_ids, shared)}
         hidden = self.base_model(**text, position_ids=position_ids, use_cache=False, **kwargs)[0][0]
         hidden = hidden.index_select(0, label_positions)
-        if head.bias is None:
 
-            def loss(hidden_SD: torch.Tensor) -> Any:
+        def loss(hidden_SD: torch.Tensor) -> Any:
+            if plain:
                 return chunked_cross_entropy(hidden_SD, head.weight, labels, dtype=dtype, shared=shared)
+            return _any_cross_entropy(hidden_SD, head, finish, labels)
 
-            total = inside(head, loss, hidden) if sharded else loss(hidden)
-        else:
-            total = cross_entropy(linear(hidden, head.weight, head.bias).float(), labels, reduction="sum")
+        total = inside(head, loss, hidden) if sharded else loss(hidden)
         return {"loss": total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)}
 
     model.forward = MethodType(forward, model)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from dialogkit.distributed.sharding import inside
+from dialogkit.logits import final_logits
 
 CHUNK_TOKENS = 256
 LIKELY = 5
@@ -97,7 +98,7 @@ def score_batches(
     """
     was_training = model.training
     model.eval()
-    base, head = model.base_model, model.get_output_embeddings()
+    base, head, finish = model.base_model, model.get_output_embeddings(), final_logits(model)
     ends = torch.tensor(sorted(stop_ids), device=device)
     batch_sums: list[torch.Tensor] = []
     answer_bytes: list[int] = []
@@ -105,7 +106,7 @@ def score_batches(
         for batch, sizes in batches:
             with autocast or nullcontext():
                 targets = batch["labels"].to(device)
-                scores_S3 = within(partial(_score_batch, base, head, batch, targets))
+                scores_S3 = within(partial(_score_batch, base, head, finish, batch, targets))
             is_end, nats, ranks = torch.isin(targets, ends)[:, None], scores_S3[:, :1], scores_S3[:, 1:]
             answer_nats = torch.where(is_end, 0.0, nats)
             columns = torch.cat([nats, torch.ones_like(nats), answer_nats, is_end.double(), ranks], 1)
@@ -121,7 +122,13 @@ def score_batches(
     return Likelihood(nats, tokens, answer_nats, sized, number_of_ends, correct, likely)
 
 
-def _score_batch(base: Any, head: Any, batch: dict[str, Any], targets_S: torch.Tensor) -> torch.Tensor:
+def _score_batch(
+    base: Any,
+    head: Any,
+    finish: Callable[[torch.Tensor], torch.Tensor],
+    batch: dict[str, Any],
+    targets_S: torch.Tensor,
+) -> torch.Tensor:
     """Return `_score` of each target of a batch, [S, 3]; calls each module once."""
     device = targets_S.device
     hidden = base(
@@ -134,7 +141,7 @@ def _score_batch(base: Any, head: Any, batch: dict[str, Any], targets_S: torch.T
 
     def score(hidden_SD: torch.Tensor) -> torch.Tensor:
         chunks = zip(torch.split(hidden_SD, CHUNK_TOKENS), torch.split(targets_S, CHUNK_TOKENS), strict=True)
-        return torch.cat([_score(plain(hidden).float(), targets) for hidden, targets in chunks])
+        return torch.cat([_score(finish(plain(hidden)).float(), targets) for hidden, targets in chunks])
 
     return inside(head, score, hidden)
 

@@ -81,16 +81,27 @@ def add_adapter(model: Any, config: TrainConfig, source: ModelConfig) -> None:
                 f"{did_you_mean(target, suffixes)}; it has {', '.join(suffixes)}",
                 hint=Change({"train.lora_targets": suffixes[:2]}),
             )
+    targets = sorted(config.lora_targets) or [name for name in suffixes if name not in _untouchable(model)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        _inject(
-            model,
-            rank=config.lora_rank,
-            alpha=2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,
-            targets=sorted(config.lora_targets) or suffixes,
-            lora_dropout=config.lora_dropout,
-        )
+        try:
+            _inject(
+                model,
+                rank=config.lora_rank,
+                alpha=2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,
+                targets=targets,
+                lora_dropout=config.lora_dropout,
+            )
+        except ValueError as error:  # peft knows layers of some architectures that it must not touch
+            raise ConfigError(
+                f"train.lora_targets: {error}", hint=Change({"train.lora_targets": list[str]()})
+            ) from None
     model.adapter_base = _identify_base(source)
+
+
+def _untouchable(model: Any) -> frozenset[str]:
+    """Return the linear layers that fused kernels of a state-space model read past their modules."""
+    return frozenset({"out_proj"}) if "mamba" in model.config.model_type else frozenset()
 
 
 def _identify_base(source: ModelConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dialogkit.config.model import ModelConfig
 from dialogkit.errors import ModelError, UnavailableError, shortened
 from dialogkit.hints import Call, Change
 from dialogkit.models.adapters import find_adapter, merge_into, require_finite
+from dialogkit.models.folder import CONTEXT
 from dialogkit.models.generation import without_generation_settings
 from dialogkit.models.limits import time_limit
 from dialogkit.models.sources import load_from_source, size_of, unusable
@@ -131,11 +132,9 @@ def require_savable(model: Any, source: ModelConfig) -> None:
 
 
 def context_length(config: Any) -> int:
-    """Return the context length, in tokens, that attention and positions of a transformers config allow."""
-    longest: int = getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 1024)
-    window: int | None = getattr(config, "sliding_window", None)
-    # Attention here is full inside a dialog, which is the same up to the window.
-    return min(longest, window) if window else longest
+    """Return the context length, in tokens, of a transformers config; 1024 if it names none."""
+    named = (getattr(config, name, None) for name in CONTEXT)
+    return next((length for length in named if isinstance(length, int) and length > 0), 1024)
 
 
 def read_context(config: ModelConfig) -> int:
@@ -186,7 +185,7 @@ def _require_buildable(config: ModelConfig, described: Any, room: int | None) ->
 
 
 def _require_context(source: str, described: Any) -> None:
-    for name in ("max_position_embeddings", "n_positions", "sliding_window"):
+    for name in (*CONTEXT, "sliding_window"):
         value = getattr(described, name, None)
         if value is not None and (not isinstance(value, int) or value < SHORTEST_CONTEXT):
             raise ModelError(

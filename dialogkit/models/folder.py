@@ -34,12 +34,14 @@ _WEIGHTS = (
 )
 """Weight files in the order in which transformers looks for them; the first that exists counts."""
 
+CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+"""Settings with the context of a model, in tokens."""
 _SIZES = {
     "architecture": ("model_type",),
-    "layers": ("num_hidden_layers", "n_layer"),
-    "width": ("hidden_size", "n_embd"),
-    "heads": ("num_attention_heads", "n_head"),
-    "context": ("max_position_embeddings", "n_positions"),
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "width": ("hidden_size", "n_embd", "d_model"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "context": CONTEXT,
     "vocabulary": ("vocab_size",),
 }
 _TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken")

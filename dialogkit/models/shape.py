@@ -22,7 +22,7 @@ from dialogkit.models.folder import (
 
 _EMBEDDINGS = frozenset(
     {
-        *("wte", "embed_tokens", "embed_in", "word_embeddings", "tok_embeddings"),
+        *("wte", "embed_tokens", "embed_in", "word_embeddings", "tok_embeddings", "embeddings"),
         *("wpe", "embed_positions", "position_embeddings"),
     }
 )

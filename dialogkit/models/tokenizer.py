@@ -34,7 +34,8 @@ from dialogkit.models.chat_template import PLAIN_FORMAT, Refused, TemplateFormat
 from dialogkit.models.folder import require_sound
 from dialogkit.models.generation import read_stop_ids
 from dialogkit.models.limits import panics_raised
-from dialogkit.models.sources import find_gguf, load_from_source, unusable
+from dialogkit.models.sources import find_gguf, unusable
+from dialogkit.models.vocabulary import load_vocabulary
 
 SHIPPED_TOKENIZER = Path(__file__).parent / "shipped_tokenizer"
 
@@ -289,7 +290,7 @@ def load_tokenizer(config: ModelConfig) -> ChatTokenizer:
 
     Raises: ModelError if it cannot be found or read; UnavailableError if it is on an unreachable hub.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     if config.tokenizer is not None or config.from_scratch:
         folder = Path(config.tokenizer).expanduser() if config.tokenizer else SHIPPED_TOKENIZER
@@ -303,7 +304,7 @@ def load_tokenizer(config: ModelConfig) -> ChatTokenizer:
             raise unusable(str(folder), error) from None
         return with_format(hf, config)
     source = tokenizer_source(config)
-    hf = load_from_source(AutoTokenizer.from_pretrained, source)
+    hf = load_vocabulary(source)
     tokenizer = with_format(hf if find_gguf(source) is None else _without_strays(hf), source)
     tokenizer.reply_stop_ids |= {token for token in read_stop_ids(config) if token <= tokenizer.highest_id}
     return tokenizer

@@ -140,11 +140,28 @@ def with_bias(model: Any) -> Any:
     return model
 
 
-@pytest.fixture(params=["gpt2", "llama", "llama with bias"])
+def with_capped_logits(model: Any) -> Any:
+    """Cap the logits, as Gemma 2 does."""
+    cap = 2.0  # reached by these weights
+    forward = type(model).forward
+
+    class Capped(type(model)):  # type: ignore[misc]
+        def forward(self, *args: Any, labels: Any = None, **more: Any) -> Any:
+            made = forward(self, *args, **more)
+            made.logits = cap * torch.tanh(made.logits / cap)
+            if labels is not None:
+                made.loss = self.loss_function(made.logits, labels, vocab_size=self.config.vocab_size)
+            return made
+
+    model.__class__, model.config.final_logit_softcapping = Capped, cap
+    return model
+
+
+@pytest.fixture(params=["gpt2", "llama", "llama with bias", "llama with capped logits"])
 def model(request: pytest.FixtureRequest, small: Any) -> Any:
-    architecture, *bias = request.param.split(maxsplit=1)
+    architecture, _, more = request.param.partition(" with ")
     made = small.model(architecture, initializer_range=0.2).eval()
-    return with_bias(made) if bias else made
+    return {"": lambda same: same, "bias": with_bias, "capped logits": with_capped_logits}[more](made)
 
 
 def test_loss_and_gradients_are_those_of_a_padded_batch_of_HF(model: Any, small: Any) -> None:

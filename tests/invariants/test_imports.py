@@ -29,6 +29,7 @@ LEVELS = {
             "distributed",
             "errors",
             "hints",
+            "logits",
             "redaction",
             "system",
             "text",

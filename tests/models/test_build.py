@@ -187,11 +187,11 @@ def test_the_tokens_without_an_embedding_are_named(added: list[str], told: str, 
     )
 
 
-def test_the_context_is_the_shorter_of_positions_and_window(build: Any) -> None:
+def test_a_window_of_attention_does_not_shorten_the_context(build: Any) -> None:
     model = build("llama")
     assert context_length(model.config) == context_length(build("gpt2").config) == 64
-    model.config.sliding_window = 32
-    assert context_length(model.config) == 32
+    model.config.sliding_window = 32  # of attention, which reaches further from layer to layer
+    assert context_length(model.config) == 64
 
 
 @both
@@ -204,7 +204,7 @@ def test_the_context_is_known_without_the_weights(
     (folder / "model.safetensors").unlink()
     assert read_context(ModelConfig(source=str(folder))) == context_length(model.config) == 64
     change_config(folder, sliding_window=32)
-    assert read_context(ModelConfig(source=str(folder))) == 32
+    assert read_context(ModelConfig(source=str(folder))) == 64
     with pytest.raises(UnavailableError, match="'somebody/else' is not in its cache"):
         read_context(ModelConfig(source="somebody/else"))
 

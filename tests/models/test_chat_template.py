@@ -254,7 +254,7 @@ def test_a_dialog_that_the_template_refuses_costs_its_row_alone() -> None:
     assert ledger.first_bad_row == refused
     wordless = (QUESTION[0],)
     ledger = prepared([wordless, QUESTION, named(QUESTION, "Bern"), lima], tokenizer).ledger
-    assert ledger.first_bad_row.startswith("rows.jsonl:1: ")
+    assert str(ledger.first_bad_row).startswith("rows.jsonl:1: ")
     assert ledger.remarks()[-1] == f"1 dialog: left out; the first: {refused.replace(':3:', ':4:')}"
     with pytest.raises(
         DataError, match=r"none of the 2 dialogs of rows\.jsonl can be learned; the first: rows"
