@@ -96,7 +96,7 @@ def parsed(row: Any, kind: str = "") -> tuple[Dialog, dict[str, int], list[str]]
     return parser.parse(row), dict(parser.notes), parser.unused
 
 
-@pytest.mark.parametrize("form", FORMATS.values(), ids=str)
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 def test_the_example_of_every_shape_is_recognised_as_it_and_read(form: Format) -> None:
     assert recognise_format(form.example.keys(), source="data.jsonl") == form.name
     if form.name != "oasst":  # one row is no dialog there
