@@ -82,6 +82,21 @@ WRONG = {
     "launch slurm -- custom-nano": "-- train custom-nano",
     "runs show nothing": "runs list",
     "doctor --ntwork": "doctor --network",
+    "train settings.json": "train --config settings.json",
+    "train --from nothing": "runs list",
+    "train --resume nothing": "runs list",
+    "train nothing": "models list",
+    "train --config setings.json": "config validate settings.json",
+    "generate ./nothing": "models list",
+    "runs report nothing": "runs list",
+    "runs prune --status wrong": "runs list",
+    "config show nothing": "models list",
+    "config show --preset prod": "--preset production",
+    "config show --set train.optimizer=adam": "--set train.optimizer=adamw",
+    "config show --set data.streaming=yes": "--set data.streaming=true",
+    "config show --set runtime.sharding=fsdp --set train.optimizer=muon": "--set train.optimizer=adamw",
+    "data inspect startr": "data list",
+    "data inspect broken.jsonl": "--max-bad-rows 1",
 }
 # The same, where there is a finished run.
 WITH_RUN = {
