@@ -66,7 +66,7 @@ SMALL: dict[str, Any] = {
 """Overrides that make a whole training of custom-nano last about a second: 4 steps, one prompt, no W&B or page."""
 
 
-LONGEST = ("test_readme.py", "test_notebook.py", "test_probes.py")
+LONGEST = ("test_readme.py", "test_notebook.py", "test_probes.py", "test_hints_run.py", "test_shapes.py")
 """Files that take minutes: begun first, they do not keep one of two processes busy at the end, alone."""
 
 
