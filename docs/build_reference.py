@@ -17,19 +17,8 @@ from dialogkit.cli.app import app
 from dialogkit.config.data import COLUMN_ROLES
 from dialogkit.config.load import flatten, schema_text
 from dialogkit.config.paths import configs_dir
-from dialogkit.data.formats import (
-    CONTENT_KEYS,
-    CONTEXT,
-    FORMATS,
-    LEARNED_KEYS,
-    PROMPT,
-    REASONING_KEYS,
-    RESPONSE,
-    ROLE_KEYS,
-    ROLES,
-    SYSTEM,
-    TURNS,
-)
+from dialogkit.data.formats import CONTEXT, FORMATS, PROMPT, RESPONSE, SYSTEM, TURNS
+from dialogkit.data.turns import CONTENT_KEYS, LEARNED_KEYS, REASONING_KEYS, ROLE_KEYS, ROLES
 from dialogkit.hints import Change
 
 REFERENCE = Path(__file__).parent / "reference"

@@ -43,8 +43,9 @@ def first_dataset(files: Sequence[Path]) -> Path | None:
 
 def _holds_dialogs(path: Path) -> bool:
     """Return whether a file is worth suggesting: it has a dialog and no malformed row."""
-    from dialogkit.data.formats import RowError, RowParser
     from dialogkit.data.readers import read_rows
+    from dialogkit.data.row_parser import RowParser
+    from dialogkit.data.turns import RowError
 
     if _looking_beside.get():  # the error of a file that was tried suggests nothing
         return False

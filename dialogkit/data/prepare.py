@@ -15,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from dialogkit.config.data import DataConfig
 from dialogkit.data.cache import read_entry, write_entry
-from dialogkit.data.formats import GREETING
 from dialogkit.data.hints import PLAIN_FORMAT, USE_STARTER
+from dialogkit.data.row_parser import GREETING
 from dialogkit.data.sources import file_digest, find_source, read_dialogs
 from dialogkit.data.split import split_by_hash
 from dialogkit.data.tokens import DialogTokens, Encoding, encode

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from dialogkit.data.formats import CONTENT_KEYS, ROLE_KEYS, TURNS, kind_of
+from dialogkit.data.formats import TURNS
 from dialogkit.data.hints import FIX_LINE
 from dialogkit.data.open_files import (
     CHUNK_BYTES,
@@ -29,6 +29,7 @@ from dialogkit.data.open_files import (
     suffix_of,
 )
 from dialogkit.data.parquet import parquet_rows
+from dialogkit.data.turns import CONTENT_KEYS, ROLE_KEYS, kind_of
 from dialogkit.errors import DataError, shortened
 from dialogkit.text import json_problem
 

@@ -13,10 +13,12 @@ from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
 from dialogkit.config.paths import nearest_file
 from dialogkit.data.foreign_files import named_file
-from dialogkit.data.formats import RowError, RowParser, tree_paths
+from dialogkit.data.formats import tree_paths
 from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, SUFFIXES, USE_STARTER, first_dataset, use_another_file
 from dialogkit.data.open_files import STREAMED, Row, suffix_of
 from dialogkit.data.readers import read_rows
+from dialogkit.data.row_parser import RowParser
+from dialogkit.data.turns import RowError
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, UnavailableError, did_you_mean, os_reason
 from dialogkit.hints import Change, Either

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dialogkit.config.data import DataConfig
-from dialogkit.data.formats import RowError, RowParser
 from dialogkit.data.hints import READ_INTO_MEMORY, USE_STARTER
+from dialogkit.data.row_parser import RowParser
 from dialogkit.data.shards import Reader, Stream
 from dialogkit.data.sources import SHOWN_ROWS, malformed_rows_error
 from dialogkit.data.tokens import DialogTokens, encode
+from dialogkit.data.turns import RowError
 from dialogkit.dialog import ChatTokenizer, Dialog
 from dialogkit.distributed import process_group
 from dialogkit.errors import ConfigError, DataError, DialogKitError

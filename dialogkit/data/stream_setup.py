@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 
 from dialogkit.config.data import DataConfig
-from dialogkit.data.formats import TREES, RowError, RowParser
+from dialogkit.data.formats import TREES
 from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, READ_INTO_MEMORY, USE_STARTER
 from dialogkit.data.prepare import Ledger, PreparedData, all_notes, none_fits
+from dialogkit.data.row_parser import RowParser
 from dialogkit.data.shards import Reader, Stream, StreamRow, find_stream
 from dialogkit.data.sources import SHOWN_ROWS, malformed_rows_error
 from dialogkit.data.split import hash_dialog, split_by_hash
 from dialogkit.data.stream import DialogStream, Plan, shuffled
 from dialogkit.data.tokens import DialogTokens, Encoding, encode
+from dialogkit.data.turns import RowError
 from dialogkit.dialog import ChatTokenizer, Dialog
 from dialogkit.errors import DataError
 

@@ -114,7 +114,7 @@ def test_bash_gets_lines_and_nothing_slow_is_loaded(words: list[str], expected: 
 
 
 def test_the_script_for_a_shell_calls_this_program(monkeypatch: pytest.MonkeyPatch, dialogkit: Any) -> None:
-    monkeypatch.setattr("typer.completion._get_shell_name", lambda: "bash")
+    monkeypatch.setattr("shellingham.detect_shell", lambda: ("bash", "/bin/bash"))
     done: Finished = dialogkit("--show-completion")
     assert (done.code, done.err) == (0, "")
     assert "_DIALOGKIT_COMPLETE=complete_bash" in done.out

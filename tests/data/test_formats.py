@@ -5,23 +5,18 @@ from typing import Any, get_args
 import pytest
 
 from dialogkit.config.data import COLUMN_ROLES, DataConfig
-from dialogkit.data.formats import (
-    FORMATS,
+from dialogkit.data.formats import FORMATS, Format, recognise_format, tree_paths
+from dialogkit.data.row_parser import (
     GREETING,
     JOINED,
     MARKED_BAD,
     PREFERENCES,
-    REASONING,
     TOOLS,
     UNANSWERED,
-    UNWEIGHTED,
-    Format,
-    RowError,
     RowParser,
     parse_row,
-    recognise_format,
-    tree_paths,
 )
+from dialogkit.data.turns import REASONING, UNWEIGHTED, RowError
 from dialogkit.dialog import Dialog, Message
 from dialogkit.errors import DataError
 from tests.conftest import typed

@@ -1,0 +1,123 @@
+"""Parses the rows of a dataset into dialogs, and counts what it repairs or leaves out."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from dialogkit.data.formats import FORMATS, REJECTED, SYSTEM, TREES, column_name, recognise_format, renamed
+from dialogkit.data.turns import Notes, Row, RowError, is_false, text_of
+from dialogkit.dialog import Dialog, Message, check_dialog
+from dialogkit.errors import DataError, did_you_mean
+
+_MAX_COLUMNS = 1000
+JOINED = "consecutive messages of one role joined"
+GREETING = "opening message of the assistant kept as context, not learned"
+UNANSWERED = "messages after the last answer left out"
+TOOLS = "tool definitions left out"
+PREFERENCES = "preference data: the chosen answer is learned, the rejected one left out"
+MARKED_BAD = "marked as bad by `label`"
+
+
+class RowParser:
+    """Parses the rows of one dataset.
+
+    Attributes:
+        format: the name of the format; empty until `recognise` has found one.
+        notes: what was repaired or left out, in words, with the number of dialogs.
+        columns: columns of the rows that were parsed.
+        unknown: the error of the first row whose columns match no format.
+    """
+
+    def __init__(
+        self, format: str = "", columns: Mapping[str, str] | None = None, *, source: str = "the dataset"
+    ) -> None:
+        """Parse rows of a format (empty: recognised) with the columns renamed by `data.columns`."""
+        self.format = format
+        self.notes: Notes = Counter()
+        self.columns: dict[str, None] = {}
+        self.unknown: DataError | None = None
+        self._mapped = {role: column_name(column) for role, column in (columns or {}).items()}
+        self._source = source
+
+    @property
+    def unused(self) -> list[str]:
+        """Columns that are not used, in the order of the rows."""
+        used = set(self._mapped.values()) or {*FORMATS[self.format].uses, *SYSTEM, *REJECTED, "label", "tools"}
+        return [name for name in self.columns if name and name not in used]
+
+    def expects_trees(self, row: Row) -> bool:
+        """Return whether rows like this are messages of trees, so that `tree_paths` makes the rows to parse."""
+        if not self.format and FORMATS[TREES].matches({*map(column_name, row)}) and not self._mapped:
+            self.format = TREES
+        return self.format == TREES
+
+    def parse(self, row: Row) -> Dialog:
+        """Return the dialog of a row. The first row of a known format decides the format.
+
+        Raises: RowError if the row has no dialog.
+        """
+        if not self.format:
+            try:
+                self.format = self._recognised(row)
+            except DataError as error:
+                self.unknown = self.unknown or error
+                raise RowError(f"its columns ({', '.join(map(column_name, row))}) match no known format") from None
+        if len(self.columns) < _MAX_COLUMNS:
+            self.columns.update(dict.fromkeys(map(column_name, row)))
+        notes: Notes = Counter()
+        dialog = self._dialog(renamed(row, self._mapped), notes)
+        self.notes.update(dict.fromkeys(notes, 1))
+        return dialog
+
+    def _recognised(self, row: Row) -> str:
+        columns = {column_name(column) for column in row}
+        for column in self._mapped.values():
+            if column not in columns:
+                meant = did_you_mean(column, sorted(columns))
+                raise DataError(f"{self._source} has no column {column!r}{meant}; it has {', '.join(row)}")
+        return recognise_format(self._mapped or row.keys(), source=self._source)
+
+    def _dialog(self, row: Row, notes: Notes) -> Dialog:
+        if is_false(row.get("label")):
+            self.notes[MARKED_BAD] += 1
+            raise RowError(MARKED_BAD)
+        messages = FORMATS[self.format].read(row, notes)
+        if system := next((text for name in SYSTEM if (text := text_of(row, name, optional=True))), ""):
+            messages.insert(0, Message("system", system))
+        if row.get("tools"):
+            notes[TOOLS] += 1
+        if any(row.get(name) for name in REJECTED):
+            notes[PREFERENCES] += 1
+        return _repaired(messages, notes)
+
+
+def parse_row(row: Row, kind: str) -> Dialog:
+    """Return the dialog of a single row of a format. Raises: RowError if it has none."""
+    return RowParser(kind).parse(row)
+
+
+def _repaired(messages: list[Message], notes: Notes) -> Dialog:
+    """Return messages as a dialog. Raises: RowError if no answer is left."""
+    system = [message.content for message in messages if message.role == "system" and message.content]
+    turns: list[Message] = []
+    for message in messages:
+        if message.role == "system":
+            continue
+        if turns and turns[-1].role == message.role:
+            notes[JOINED] += 1
+            before = turns.pop()
+            message = Message(
+                message.role, f"{before.content}\n\n{message.content}".strip(), before.learned and message.learned
+            )
+        turns.append(message)
+    while turns and turns[-1].role != "assistant":
+        turns.pop()
+        notes[UNANSWERED] += 1
+    if turns and turns[0].role == "assistant":
+        turns[0] = turns[0]._replace(learned=False)
+        notes[GREETING] += 1
+    dialog = tuple([Message("system", "\n\n".join(dict.fromkeys(system))), *turns] if system else turns)
+    if problem := check_dialog(dialog):
+        raise RowError(problem)
+    if not any(turn.learned for turn in turns if turn.role == "assistant"):
+        raise RowError("no answer to learn")
+    return dialog
