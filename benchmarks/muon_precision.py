@@ -22,7 +22,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 def seconds_of(optimizer: Any, device: str) -> float:
     """Return the seconds of a step of Muon alone, without AdamW's."""
-    muon = optimizer._parts[0]
+    muon = optimizer.optimizers[0]
     started = time.perf_counter()
     muon.step()
     if device == "cuda":

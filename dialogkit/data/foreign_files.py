@@ -75,9 +75,10 @@ def wrong_encoding(path: Path) -> DataError | None:
     best = (guesses := from_bytes(sample, cp_isolation=_ENCODINGS)).best()
     if best is None or b"\0" in sample:
         return DataError(f"{path.name}:{line}: not UTF-8 text", hint=Either("save it as UTF-8", USE_STARTER))
-    # The Latin code pages differ in few letters; Windows writes 1252 in most of the world.
+    # The Latin code pages differ in few letters; Windows writes 1252 in most of the world. Short
+    # Chinese texts are valid in other encodings too.
     equal = {name for guess in guesses if guess.chaos <= best.chaos for name in guess.could_be_from_charset}
-    encoding = "cp1252" if "cp1252" in equal else best.encoding
+    encoding = next((name for name in ("cp1252", "gb18030") if name in equal), best.encoding)
     return DataError(
         f"{path.name}:{line}: not UTF-8 text, but most likely {encoding.replace('_', '-')}",
         hint=convert_command(path, encoding.upper().replace("_", "-")),

@@ -47,9 +47,9 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError:
-        from dialogkit.data.foreign_files import wrong_encoding
+        from dialogkit.data.foreign_files import named_file, wrong_encoding
 
-        raise wrong_encoding(path) or DataError(f"{path.name}: not UTF-8 text") from None
+        raise (named_file(path) or wrong_encoding(path) or DataError(f"{path.name}: not UTF-8 text")) from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
         hint = Either("pack it again", use_another_file(path))
         raise DataError(f"{path.name} is not a valid gzip file", hint=hint) from None

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dialogkit.data.foreign_files import named_file
 from dialogkit.data.hints import use_another_file
 from dialogkit.data.open_files import (
     MAX_ROW,
@@ -97,7 +98,7 @@ class ParquetRows:
                 source = pa.BufferReader(stored.read()) if self.path.suffix == ".gz" else stored
                 file = closing.enter_context(pq.ParquetFile(source))
             except (pa.ArrowException, OverflowError, OSError, ValueError) as error:
-                raise self._explained(error, "is not a valid Parquet file") from None
+                raise named_file(self.path) or self._explained(error, "is not a valid Parquet file") from None
             require_different(file.schema_arrow.names, self.path.name)
             groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
             largest = max((group.total_byte_size for group in groups), default=0)

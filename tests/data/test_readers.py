@@ -92,6 +92,72 @@ def test_text_of_any_script_is_not_taken_for_another_encoding() -> None:
     assert len(read(b"prompt,response\na,\0\0\0\0b\n", "rows.csv").dialogs) == 1
 
 
+TABLE = [{"prompt": f"ask {number}", "response": f"say {number}"} for number in range(3)]
+PRINTED = "\n".join(json.dumps(row, indent=2) for row in TABLE)
+CHINESE = "".join(f'{{"prompt": "奥斯陆在哪里呢{n}", "response": "是城市。"}}\n' for n in range(2))
+COLUMNS = {name: {str(number): row[name] for number, row in enumerate(TABLE)} for name in ("prompt", "response")}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", PRINTED),
+        ("a.json", PRINTED),
+        ("a.jsonl", "\r".join(map(json.dumps, TABLE))),
+        ("a.json", json.dumps({"data": TABLE})),
+        ("a.json", json.dumps({"version": "1.0", "size": 3, "train": TABLE, "licence": "CC0"}, indent=1)),
+        ("a.json", json.dumps(COLUMNS)),
+        ("a.json", json.dumps(COLUMNS, indent=1)),
+        ("a.json", json.dumps({name: list(column.values()) for name, column in COLUMNS.items()})),
+        ("a.json", json.dumps({"columns": list(COLUMNS), "data": [list(row.values()) for row in TABLE]})),
+        ("a.csv", "sep=;\nprompt;response\n" + "".join(f"{r['prompt']};{r['response']}\n" for r in TABLE)),
+        ("a.TSV", " Prompt\tresponse \n" + "".join(f"{r['prompt']}\t{r['response']}\n" for r in TABLE)),
+        ("a.csv", "prompt|response\n" + "".join(f"{r['prompt']}|{r['response']}\n" for r in TABLE)),
+    ],
+)
+def test_rows_are_read_in_every_layout(name: str, text: str) -> None:
+    dialogs = read(text.encode(), name).dialogs
+    assert [[message.content for message in dialog] for dialog in dialogs] == [list(r.values()) for r in TABLE]
+
+
+def test_a_lone_object_and_turns_under_data_are_dialogs() -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    for content in ({"messages": turns}, {"data": turns}, {"id": "0", "data": ["Hi", "Hello."]}):
+        assert len(read(json.dumps(content, indent=1).encode(), "a.json").dialogs) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told", "hint"),
+    [
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer", "git lfs"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer", "git lfs"),
+        ("a.json", b"\n<html><body>404</body></html>", "a web page", "download the file"),
+        ("a.jsonl", b'{"prompt": "a", "response": "b"},\n' * 2, "the lines end in commas", "sed "),
+        ("a.jsonl", b"{'prompt': 'a', 'response': 'b'}\n" * 2, "single quotes", "python3 -c"),
+        ("a.json", b'[{"prompt": "a", "response": "b"},\n]', "a comma after the last row", "fix that line"),
+        ("a.csv", "prompt,response\nO\xf9 ?,l\xe0\n".encode("latin-1"), "most likely cp1252", "iconv -f CP1252"),
+        ("a.jsonl", CHINESE.encode("gbk"), "most likely gb18030", "iconv -f GB18030"),
+        ("a.txt", b"Hello . __eou__ Hi . __eou__\n", "DailyDialog text", "convert it to JSONL"),
+        ("a.txt", b"[01/02/24, 10:00:01] Ann: Hi\n", "a WhatsApp chat export", "convert it to JSONL"),
+        ("a.yml", b"categories:\n- greetings\nconversations:\n- - Hi\n", "YAML", "convert it to JSONL"),
+        ("a.xlsx", b"PK\x03\x04rest", "a spreadsheet", "save it as CSV"),
+    ],
+)
+def test_a_file_that_is_no_dataset_is_named_for_what_it_is(
+    name: str, content: bytes, told: str, hint: str
+) -> None:
+    Path(name).write_bytes(content)
+    config = DataConfig(dataset=name)
+    with pytest.raises(DataError, match=told) as error:
+        read_dialogs(find_source(config), config)
+    assert hint in (typed(error.value) or "")
+    assert "--max-bad-rows" not in (typed(error.value) or "")
+    if hint.startswith(("sed", "python3", "iconv")) and shutil.which(hint.split()[0]):
+        subprocess.run(["sh", "-c", str(error.value.hint)], check=True)
+        [made] = [path for path in Path().iterdir() if path.stem != "a"]
+        assert read_dialogs(find_source(DataConfig(dataset=str(made))), config).dialogs
+
+
 def test_a_row_that_is_too_long_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "MAX_ROW", 1000)
     raw = read(f"{GOOD}\n{'x' * 5000}\n{GOOD}\n".encode(), max_bad_rows=1)

@@ -122,6 +122,6 @@ def test_indivisible_batches_are_refused_with_the_numbers_that_work(
     assert message in refused.value.message
     hint = typed(refused.value)
     assert hint is not None
-    better = int(hint.rpartition("=")[2])
+    better = int(hint.rpartition(" ")[2])
     config.model_copy(update={"batch_size": better}).require_divisible(processes)
     config.require_divisible(1)
