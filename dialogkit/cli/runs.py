@@ -11,7 +11,7 @@ from dialogkit.cli import complete, hints
 from dialogkit.cli.options import JsonOption, OutputOption
 from dialogkit.cli.output import Output, date, fitting, parameters, untrusted
 from dialogkit.hints import Call
-from dialogkit.text import counted, duration
+from dialogkit.text import counted, duration, sanitize
 
 if TYPE_CHECKING:
     from dialogkit.services.runs.compare import SyncRow
@@ -152,7 +152,7 @@ def _render_uploads(out: Output, rows: "Sequence[SyncRow]") -> None:
     said: set[str] = set()
     for row in rows:
         if row.uploaded or len(rows) > 1:
-            out.print(untrusted(f"{'uploaded' if row.uploaded else 'skipped'}  {row.folder}"))
+            out.text(sanitize(f"{'uploaded' if row.uploaded else 'skipped'}  {row.folder}"))
         reason = row.reason.replace(Path(row.folder).name, "")
         if reason and reason not in said:
             out.note(f"warning: {row.reason}")
