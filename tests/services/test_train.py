@@ -375,8 +375,8 @@ def test_of_a_run_folder_that_was_moved_the_list_shows_the_new_name(
 
 
 def test_refused_data_leaves_nothing_behind(small_config: SmallConfig, tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text('{"question": "Hi", "reply": "Hello"}\n')
-    with pytest.raises(DataError, match="question"):
+    (tmp_path / "bad.jsonl").write_text('{"topic": "Hi", "remark": "Hello"}\n')
+    with pytest.raises(DataError, match="topic"):
         train(small_config({"data.dataset": "bad.jsonl", "name": "bad"}))
     assert names(tmp_path) == {"bad.jsonl"}
 

@@ -264,7 +264,7 @@ def test_an_adapter_does_not_take_the_place_of_its_base(base: Path) -> None:
 
 
 def test_a_dry_run_tells_how_much_learns(base: Path) -> None:
-    measured = dry_run(config_of(base, "dry"))
+    measured = dry_run(config_of(base, "dry", **{"runtime.output_dir": "elsewhere"}))
     assert 0 < measured.trainable_parameters < measured.parameters / 10
 
 

@@ -201,7 +201,7 @@ def test_a_run_keeps_its_name(run: RunDir, dialogkit: Run) -> None:
         ("--force", ", and --force has no effect", "dialogkit train --from done"),
         (
             "--set train.batch_size=4 --wandb offline --force",
-            ", and --wandb, train.batch_size and --force have no effect",
+            ", and --wandb, --batch-size and --force have no effect",
             "dialogkit train --from done",
         ),
         ("--name other", ", and --name has no effect", "dialogkit train --from done --name other"),
