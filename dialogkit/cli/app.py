@@ -30,7 +30,6 @@ from dialogkit.cli import (
 )
 from dialogkit.cli.foreign_words import DEVICE
 from dialogkit.cli.output import Output
-from dialogkit.cli.repair import line_for, line_for_error
 from dialogkit.distributed.rank import enter, require_sound_rank, silence, this_rank
 from dialogkit.errors import ConfigError, DialogKitError
 from dialogkit.redaction import redact
@@ -125,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except DialogKitError as error:
         if os.environ.get("DIALOGKIT_DEBUG"):
             raise
+        from dialogkit.cli.repair import line_for_error
+
         error.hint = line_for_error(error, words) or error.hint
         output.error(error)
         raise SystemExit(error.exit_code) from None
@@ -181,6 +182,8 @@ def _suggests_only(part: str, line: str) -> bool:
 
 def _usage_error(error: TyperException, words: list[str]) -> ConfigError:
     """Return typer's error as one sentence, with the value that typer leaves out."""
+    from dialogkit.cli.repair import line_for
+
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else f"dialogkit {hints.verb_of(words)}".strip()
     message = error.format_message().strip().rstrip(".")
