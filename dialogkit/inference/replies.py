@@ -4,10 +4,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any, Literal
 
 import torch
+from packaging.version import Version
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import ChatTokenizer, Message
@@ -91,7 +93,7 @@ class _Choice:
         steps: list[Any] = []
         if config.repetition_penalty != 1:
             padded = torch.tensor(padding, device=device)
-            steps.append(hf.RepetitionPenaltyLogitsProcessor(config.repetition_penalty, padded))
+            steps.append(partial(_penalised, penalty=config.repetition_penalty, padding=padded))
         if config.temperature not in (0, 1):
             steps.append(hf.TemperatureLogitsWarper(config.temperature))
         if config.temperature > 0 and config.top_k > 0:
@@ -111,6 +113,18 @@ class _Choice:
         rows = zip(scores.softmax(dim=-1), self._generators, strict=True)
         chosen = torch.stack([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+
+def _penalised(ids: torch.Tensor, scores: torch.Tensor, *, penalty: float, padding: torch.Tensor) -> torch.Tensor:
+    """Return scores [B, V] with those of earlier tokens lowered (Keskar et al. 2019, section 4.1).
+
+    HF's processor skips the padding [B] only in newer releases.
+    """
+    vocabulary = scores.shape[1]
+    is_padding = torch.arange(ids.shape[1], device=ids.device) < padding[:, None]
+    seen = torch.zeros((len(ids), vocabulary + 1), dtype=torch.bool, device=ids.device)
+    seen.scatter_(1, ids.masked_fill(is_padding, vocabulary), value=True)
+    return torch.where(seen[:, :-1], torch.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
 @dataclass(frozen=True)
@@ -193,8 +207,10 @@ def _generate(
     cache: Any = None,
 ) -> list[tuple[list[int], Reply]]:
     """Return the new ids and the reply for each prompt of a batch; all prompts have the same limit."""
-    from transformers import LogitsProcessorList, StoppingCriteriaList
+    from transformers import LogitsProcessorList, StoppingCriteriaList, __version__
 
+    # Renamed in transformers 5.24.
+    held = {"cache" if Version(__version__) >= Version("5.24") else "past_key_values": cache}
     longest, limit = max(len(prompt.ids) for prompt in prompts), prompts[0].limit
     inputs = torch.full((len(prompts), longest), tokenizer.pad_id)
     mask = torch.zeros_like(inputs)
@@ -206,7 +222,7 @@ def _generate(
     output = model.generate(
         input_ids=inputs.to(device),
         attention_mask=mask.to(device),
-        past_key_values=cache,
+        **held,
         logits_processor=LogitsProcessorList([choice]),
         stopping_criteria=StoppingCriteriaList([clock]),
         streamer=_TextStreamer(tokenizer, on_text) if on_text else None,
