@@ -4,21 +4,12 @@
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dialogkit.data.hints import USE_STARTER
-from dialogkit.data.turns import (
-    Notes,
-    Row,
-    RowError,
-    first_given,
-    read_chat_text,
-    read_turns,
-    text_of,
-)
+from dialogkit.data.turns import Notes, Row, first_given, read_chat_text, read_turns, text_of
 from dialogkit.dialog import Message
 from dialogkit.errors import DataError, shortened
 from dialogkit.hints import Change, Either, Hint
@@ -94,13 +85,9 @@ def column_name(column: Any) -> str:
     return str(column).strip().lower()
 
 
-def renamed(row: Row, mapped: Mapping[str, str]) -> Row:
-    """Return a row with its columns as the formats name them."""
-    clean = {column_name(column): value for column, value in row.items()}
-    if len(clean) < len(row):
-        twice = next(name for name, number in Counter(map(column_name, row)).items() if number > 1)
-        raise RowError(f"two columns are called {twice!r}")
-    return {role: clean.get(column) for role, column in mapped.items()} if mapped else clean
+def by_column(row: Row) -> dict[str, Any]:
+    """Return the values of a row by `column_name`; of columns with the same name, only the last."""
+    return {column_name(column): value for column, value in row.items()}
 
 
 def _alpaca(row: Row, notes: Notes) -> list[Message]:
@@ -115,8 +102,7 @@ def _prompt_response(row: Row, notes: Notes) -> list[Message]:
     # Conversational prompt/completion rows hold lists of messages.
     if isinstance(row.get(asked), list):
         return [*read_turns(row, asked, notes), *read_turns(row, answer, notes, first="assistant")]
-    context = "" if asked == "context" else text_of(row, "context", optional=True)
-    prompt = "\n\n".join(filter(None, [text_of(row, asked), context]))
+    prompt = "\n\n".join(filter(None, [text_of(row, asked), text_of(row, "context", optional=True)]))
     return [*_history(row, notes), Message("user", prompt), Message("assistant", text_of(row, answer))]
 
 
@@ -157,25 +143,38 @@ def _preference(row: Row, notes: Notes) -> list[Message]:
 def tree_paths(rows: Iterable[tuple[str, Row]]) -> list[tuple[str, Row]]:
     """Return place and row of the dialogs of OpenAssistant's message trees: of each tree the best-ranked path.
 
+    Rows in which two columns have the same name come as they are, for the parser to refuse.
+
     Args:
         rows: place and content of rows with message_id, parent_id, role, text, and rank (0 is the best).
     """
-    places: dict[str, str] = {}
-    children: dict[str | None, list[Row]] = {}
+    roots: list[tuple[str, Row]] = []
+    unclear: list[tuple[str, Row]] = []
+    best: dict[str, Row] = {}
     for place, content in rows:
-        row = renamed(content, {})
-        places.setdefault(str(row.get("message_id")), place)
-        children.setdefault(row.get("parent_id") or None, []).append(row)
-    dialogs: list[tuple[str, Row]] = []
-    for root in children.get(None, []):
-        path, seen = [root], {root.get("message_id")}
-        while replies := [
-            r for r in children.get(path[-1].get("message_id"), []) if r.get("message_id") not in seen
-        ]:
-            path.append(min(replies, key=_rank))
-            seen.add(path[-1].get("message_id"))
-        dialogs.append((places[str(root.get("message_id"))], {"messages": path}))
+        row = by_column(content)
+        if len(row) < len(content):
+            unclear.append((place, content))
+        elif (parent := _identifier(row, "parent_id")) is None:
+            roots.append((place, row))
+        elif parent not in best or _rank(row) < _rank(best[parent]):
+            best[parent] = row
+    dialogs = unclear
+    used: set[str | None] = set()  # ends circles, and keeps the work linear where trees share identifiers
+    for place, message in roots:
+        path, reply = [message], best.get(_identifier(message, "message_id") or "")
+        used.add(_identifier(message, "message_id"))
+        while reply is not None and (name := _identifier(reply, "message_id")) not in used:
+            path.append(reply)
+            used.add(name)
+            reply = best.get(name or "")
+        dialogs.append((place, {"messages": path}))
     return dialogs
+
+
+def _identifier(row: Row, column: str) -> str | None:
+    """Return the identifier in a column, of whatever type it is; None for none."""
+    return str(row[column]) if row.get(column) else None
 
 
 def _rank(row: Row) -> float:

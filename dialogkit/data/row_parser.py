@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from dialogkit.data.formats import FORMATS, REJECTED, SYSTEM, TREES, column_name, recognise_format, renamed
+from dialogkit.data.formats import FORMATS, REJECTED, SYSTEM, TREES, by_column, column_name, recognise_format
 from dialogkit.data.turns import Notes, Row, RowError, is_false, text_of
 from dialogkit.dialog import Dialog, Message, check_dialog
 from dialogkit.errors import DataError, did_you_mean
@@ -21,7 +21,7 @@ class RowParser:
     """Parses the rows of one dataset.
 
     Attributes:
-        format: the name of the format; empty until `recognise` has found one.
+        format: the name of the format; empty until a row of a known format was parsed.
         notes: what was repaired or left out, in words, with the number of dialogs.
         columns: columns of the rows that were parsed.
         unknown: the error of the first row whose columns match no format.
@@ -48,6 +48,8 @@ class RowParser:
         """Return whether rows like this are messages of trees, so that `tree_paths` makes the rows to parse."""
         if not self.format and FORMATS[TREES].matches({*map(column_name, row)}) and not self._mapped:
             self.format = TREES
+        if self.format == TREES:
+            self.columns.update(dict.fromkeys(by_column(row)))
         return self.format == TREES
 
     def parse(self, row: Row) -> Dialog:
@@ -61,10 +63,16 @@ class RowParser:
             except DataError as error:
                 self.unknown = self.unknown or error
                 raise RowError(f"its columns ({', '.join(map(column_name, row))}) match no known format") from None
+        values = by_column(row)
         if len(self.columns) < _MAX_COLUMNS:
-            self.columns.update(dict.fromkeys(map(column_name, row)))
+            self.columns.update(dict.fromkeys(values))
+        if len(values) < len(row):
+            twice = next(name for name, number in Counter(map(column_name, row)).items() if number > 1)
+            raise RowError(f"two columns are called {twice!r}")
+        if self._mapped:
+            values = {role: values.get(column) for role, column in self._mapped.items()}
         notes: Notes = Counter()
-        dialog = self._dialog(renamed(row, self._mapped), notes)
+        dialog = self._dialog(values, notes)
         self.notes.update(dict.fromkeys(notes, 1))
         return dialog
 

@@ -152,14 +152,14 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
             if malformed.number > max(config.max_bad_rows, _MAX_COUNTED):
                 return
 
-    found = sound_rows()
+    found: Iterator[tuple[str, Any]] = sound_rows()
     first = next(found, None)
-    if first is not None and parser.expects_trees(first[1]):
-        # A dialog is a path through many rows.
-        parser.columns.update(dict.fromkeys(first[1]))
-        trees = tree_paths(chain([first], found))
-        raw.rows, found, first = malformed.number + len(trees), iter(trees), None
-    for place, row in found if first is None else chain([first], found):
+    if first is not None:
+        found = chain([first], found)
+        if parser.expects_trees(first[1]):  # a dialog is a path through many rows
+            found = iter(trees := tree_paths(found))
+            raw.rows = malformed.number + len(trees)
+    for place, row in found:
         try:
             raw.dialogs.append(parser.parse(row))
             raw.places.append(place)

@@ -263,6 +263,21 @@ def test_of_a_message_tree_the_best_ranked_path_is_used() -> None:
     assert [message.content for message in parse_row(row, "messages")] == ["a", "c", "d", "e"]
 
 
+def test_trees_of_any_content_are_read_or_refused_row_by_row() -> None:
+    rows: list[Any] = [
+        {"message_id": ["a"], "parent_id": None, "role": "prompter", "text": "one"},
+        {"message_id": {"b": 1}, "parent_id": ["a"], "role": "assistant", "text": "two"},
+        {"message_id": "c", "parent_id": {"b": 1}, "role": "prompter", "text": "three"},
+        {"message_id": ["a"], "parent_id": "c", "role": "assistant", "text": "in a circle"},
+        {"message_id": "d", "parent_id": None, "role": "prompter", "text": "x", "Text": "y"},
+    ]
+    (twice, unclear), (place, row) = tree_paths((f"line {number}", row) for number, row in enumerate(rows, 1))
+    assert (twice, place) == ("line 5", "line 1")
+    with pytest.raises(RowError, match="two columns are called 'text'"):
+        parse_row(unclear, "oasst")
+    assert [message["text"] for message in row["messages"]] == ["one", "two", "three"]
+
+
 @pytest.mark.parametrize("columns", [["a", "b"], ["instruction"], ["prompt"], ["output"], []])
 def test_unknown_columns_are_listed_with_the_shapes_that_are_understood(columns: list[str]) -> None:
     with pytest.raises(DataError) as refused:
