@@ -33,8 +33,11 @@ _KINDS: tuple[tuple[str, str, Hint], ...] = (
 """Beginnings of files that are no data: a pattern, what it is, and what to do."""
 
 
-def named_file(path: Path) -> DataError | None:
-    """Return the error that says what a file is if it is known not to be a dataset, else None."""
+def named_file(path: Path, *, not_utf8: bool = False) -> DataError | None:
+    """Return the error that says what a file is if its beginning shows that it is no dataset, else None.
+
+    A file that is known not to be UTF-8 is read further, for its encoding.
+    """
     try:
         with open_file(path) as file:
             head = file.read(HEAD_BYTES)
@@ -46,7 +49,9 @@ def named_file(path: Path) -> DataError | None:
     for pattern, kind, hint in _KINDS:
         if re.match(pattern, text, re.IGNORECASE):
             return DataError(f"{path.name} is {kind}", hint=hint)
-    return None if b"\0" in head else _almost_json(path, text) or wrong_encoding(path)
+    if b"\0" in head:
+        return None
+    return _almost_json(path, text) or (wrong_encoding(path) if not_utf8 else None)
 
 
 _ENCODINGS = [

@@ -22,6 +22,8 @@ MAX_ROW = 4 * 2**20
 """Longest row in bytes or characters: a book as one dialog, about what the longest context can hold."""
 TOO_LONG = f"longer than {MAX_ROW // 2**20} MiB"
 
+NOT_UTF8 = "not UTF-8 text"
+
 _FREE_UNPACKED, _MAX_RATIO = 64 * 2**20, 200
 """A gzipped file may unpack to this many bytes, or to its size times this ratio. Text has a ratio of 3 to 20."""
 

@@ -10,6 +10,7 @@ from dialogkit.data.foreign_files import named_file
 from dialogkit.data.hints import use_another_file
 from dialogkit.data.open_files import (
     MAX_ROW,
+    NOT_UTF8,
     TOO_LONG,
     Row,
     most_unpacked,
@@ -126,4 +127,4 @@ def _values(batch: Any) -> Iterator[tuple[Any, str | None]]:
         try:
             yield row.to_pylist()[0], None
         except UnicodeDecodeError:
-            yield None, "not UTF-8 text"
+            yield None, NOT_UTF8

@@ -21,6 +21,7 @@ from dialogkit.data.hints import FIX_LINE
 from dialogkit.data.open_files import (
     CHUNK_BYTES,
     MAX_ROW,
+    NOT_UTF8,
     TOO_LONG,
     Row,
     open_text,
@@ -186,7 +187,7 @@ def parse_line(line: bytes, decoder: Decoder, *, first: bool) -> tuple[Any, str 
         content, end = decoder.decode(text, 0)
         return content, "not valid JSON: extra data" if text[end:] else decoder.problem(content)
     except UnicodeDecodeError:
-        return None, "not UTF-8 text"
+        return None, NOT_UTF8
     except json.JSONDecodeError as error:
         return None, json_problem(error)
     except (RecursionError, ValueError) as error:

@@ -15,7 +15,7 @@ from dialogkit.config.paths import nearest_file
 from dialogkit.data.foreign_files import named_file
 from dialogkit.data.formats import tree_paths
 from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, SUFFIXES, USE_STARTER, first_dataset, use_another_file
-from dialogkit.data.open_files import STREAMED, Row, suffix_of
+from dialogkit.data.open_files import NOT_UTF8, STREAMED, Row, suffix_of
 from dialogkit.data.readers import read_rows
 from dialogkit.data.row_parser import RowParser
 from dialogkit.data.turns import RowError
@@ -166,7 +166,8 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
         except RowError as error:
             refused.add(place, str(error))
     if malformed.number > config.max_bad_rows:
-        named = named_file(source.path) if source.path is not None else None
+        not_utf8 = NOT_UTF8 in malformed.counted
+        named = named_file(source.path, not_utf8=not_utf8) if source.path is not None else None
         raise named or malformed_rows_error(malformed.number, malformed.first, all_rows=not raw.dialogs)
     raw.unusable, raw.bad_rows = malformed.number + refused.number, malformed.first + refused.first
     if not raw.rows:
@@ -193,21 +194,21 @@ class _BadRows:
 
     number: int = 0
     first: list[str] = field(default_factory=list)
-    _counted: dict[str, tuple[int, str]] = field(default_factory=dict)
+    counted: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Number of rows and the first place by reason, of the first `SHOWN_ROWS` reasons."""
 
     def reasons(self) -> list[str]:
         """Return each reason with its first place and the number of further rows."""
         return [
             f"{place}: {reason}" + (f" (and {number - 1:,} more such rows)" if number > 1 else "")
-            for reason, (number, place) in self._counted.items()
+            for reason, (number, place) in self.counted.items()
         ]
 
     def add(self, place: str, reason: str) -> None:
         self.number += 1
-        if reason in self._counted or len(self._counted) < SHOWN_ROWS:
-            number, first = self._counted.get(reason, (0, place))
-            self._counted[reason] = (number + 1, first)
+        if reason in self.counted or len(self.counted) < SHOWN_ROWS:
+            number, first = self.counted.get(reason, (0, place))
+            self.counted[reason] = (number + 1, first)
         if len(self.first) < SHOWN_ROWS:
             self.first.append(f"{place}: {reason}")
 
