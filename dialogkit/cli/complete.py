@@ -8,9 +8,8 @@ from typing import Any
 
 import typer
 
-from dialogkit.config.paths import DEFAULT_OUTPUT, shipped_names, shipped_schema
+from dialogkit.config.paths import DEFAULT_OUTPUT, NEWEST, shipped_names, shipped_schema
 
-NEWEST = "last"
 DATASETS = ("starter", "alpaca-gpt4")
 """Datasets with a short name; their module takes too long to import here."""
 

@@ -10,8 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from dialogkit.cli import complete
-from dialogkit.cli.options import BadRowsOption, ColumnsOption, JsonOption, SetOption, Sets
-from dialogkit.cli.options import columns as parse_columns
+from dialogkit.cli.options import BadRowsOption, ColumnsOption, JsonOption, SetOption, Sets, given_settings
 from dialogkit.cli.output import Output, table, untrusted, values_grid
 from dialogkit.hints import Call
 from dialogkit.text import counted, percent, sanitize, share_of
@@ -39,6 +38,7 @@ def list_command(json_output: JsonOption = False) -> None:
 
 
 def inspect_command(
+    context: typer.Context,
     dataset: Annotated[
         str,
         typer.Argument(help="starter, alpaca-gpt4, a file or a hub id.", autocompletion=complete.datasets),
@@ -76,10 +76,8 @@ def inspect_command(
         result = inspect_data(
             dataset,
             model=model,
-            samples=samples,
             show=show,
-            max_bad_rows=max_bad_rows,
-            overrides={**parse_sets(sets or []), **({"data.columns": parse_columns(columns)} if columns else {})},
+            overrides=given_settings(inspect_command, context.params) | parse_sets(sets or []),
         )
     training = Call(
         "train",

@@ -88,7 +88,7 @@ GIVE = {
     "lora": ["--method", "lora"],
     "peft": ["--method", "lora"],
     "bf16": ["--set", "runtime.precision=bf16"],
-    "fp16": ["--set", "runtime.precision=fp16"],
+    "fp16": ["--set", "runtime.precision=bf16"],  # fp16 is not supported
     "fp32": ["--set", "runtime.precision=fp32"],
     "compile": ["--set", "runtime.compile=true"],
     "torch-compile": ["--set", "runtime.compile=true"],
@@ -128,7 +128,11 @@ def is_data(word: str) -> bool:
     return ending in SUFFIXES
 
 
+def is_trained(word: str) -> bool:
+    """Return whether a word is a run or a published model in the default folder."""
+    return any((Path(DEFAULT_OUTPUT) / inside / word).is_dir() for inside in ("runs", "."))
+
+
 def is_model(word: str) -> bool:
     """Return whether a word is a model that has a name or a folder."""
-    named = word in shipped_names("models") or "/" in word or os.path.exists(word)
-    return named or any((Path(DEFAULT_OUTPUT) / inside / word).is_dir() for inside in ("runs", "."))
+    return word in shipped_names("models") or "/" in word or os.path.exists(word) or is_trained(word)

@@ -126,7 +126,7 @@ def _training(words: list[str], name: str | None) -> "tuple[RunConfig, list[str]
 
 def _require_fit_for_a_job(arguments: TrainArguments, words: list[str]) -> None:
     """Raise ConfigError for an option that has no place in a job."""
-    from dialogkit.config.load import NEWEST
+    from dialogkit.config.paths import NEWEST
 
     resumed = arguments.given["resume_run"]
     instead: dict[str, Hint] = {

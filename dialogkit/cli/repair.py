@@ -23,10 +23,11 @@ from dialogkit.cli.foreign_words import (
     is_data,
     is_model,
     is_number,
+    is_trained,
     plain,
 )
 from dialogkit.cli.hints import Command, Option, click_command, command_tree, verb_of
-from dialogkit.config.paths import DEFAULT_OUTPUT, shipped_names
+from dialogkit.config.paths import shipped_names
 from dialogkit.errors import DialogKitError
 
 
@@ -167,7 +168,7 @@ def _by_what_it_is(first: str, rest: list[str]) -> list[str] | None:
         return ["train", "--dataset", first, *rest]
     if first in complete.DATASETS:
         return ["train", "--dataset", first, *rest]
-    if any((Path(DEFAULT_OUTPUT) / inside / first).is_dir() for inside in ("runs", ".")):
+    if is_trained(first):
         return ["generate", first, *rest]
     if first.startswith("-") and plain(first) in ("model", "dataset", "epochs", "preset"):
         return ["train", first, *rest]

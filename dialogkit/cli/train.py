@@ -120,7 +120,7 @@ def _dry_run(output: Output, arguments: TrainArguments) -> None:
 
 
 def _resume(output: Output, arguments: TrainArguments) -> None:
-    from dialogkit.config.load import NEWEST
+    from dialogkit.config.paths import NEWEST
     from dialogkit.services.cluster.launch import leave_processes
     from dialogkit.services.runs.listing import skipped_runs
     from dialogkit.services.train import resume

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
 from dialogkit.config.model import NAME_PATTERN
-from dialogkit.config.paths import configs_dir, holds_model, nearest_file, shipped_names, without_model
+from dialogkit.config.paths import NEWEST, configs_dir, holds_model, nearest_file, shipped_names, without_model
 from dialogkit.config.problems import config_error, known_settings, list_problems, suggestion
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, DialogKitError, ModelError, did_you_mean, os_reason
@@ -27,9 +27,6 @@ from dialogkit.text import convert_command, json_problem, read_small, wide_encod
 
 MAX_FILE_BYTES = 1_000_000
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-
-NEWEST = "last"
-"""Stands for the newest unfinished run wherever a run can be named, so no run can have this name."""
 
 LORA_LEARNING_RATE = 1e-3
 """Peak learning rate of LoRA: matrices that start at zero take larger steps than trained weights."""

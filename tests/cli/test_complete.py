@@ -12,7 +12,8 @@ from typer._completion_classes import BashComplete
 
 from dialogkit.cli import complete
 from dialogkit.cli.app import app
-from dialogkit.config.load import NEWEST, model_names, parse_sets, preset_names
+from dialogkit.config.load import model_names, parse_sets, preset_names
+from dialogkit.config.paths import NEWEST
 from dialogkit.config.problems import known_settings
 from dialogkit.data.sources import NAMED
 from tests.conftest import REPOSITORY, Finished

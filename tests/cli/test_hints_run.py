@@ -70,6 +70,7 @@ WRONG = {
     "config show --set epochs=3": "config show --set train.epochs=3",
     "config show --set train.zzz=1": "config show",
     "config validate wrong.json": "config schema",
+    f"{TRAIN} --fp16": f"{TRAIN} --set runtime.precision=bf16",
     "data inspect --dataset shop.jsonl": "data inspect shop.jsonl",
     "data inspect shop.csv more.csv": "data inspect together.csv",
     "data inspect shp.jsonl": "data inspect shop.jsonl",

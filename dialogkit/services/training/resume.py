@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dialogkit.config.load import NEWEST, flatten, folder_name, load_changed
-from dialogkit.config.paths import holds_model
+from dialogkit.config.load import flatten, folder_name, load_changed
+from dialogkit.config.paths import NEWEST, holds_model
 from dialogkit.config.run import RunConfig
 from dialogkit.distributed import process_group
 from dialogkit.errors import CheckpointError, ConfigError, ModelError
