@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from dialogkit.engine.memory import is_out_of_memory
 from dialogkit.errors import ModelError
 from dialogkit.hints import Call
 from dialogkit.logits import final_logits
@@ -148,7 +149,9 @@ def _is_same(model: Any, prepare: Callable[[Any], None]) -> bool:
         ]
         logits = final_logits(model)(model.get_output_embeddings()(hidden))
         return bool((logits - alone).abs().max() <= 1e-3 * alone.abs().max())
-    except (NotImplementedError, TypeError, AttributeError, ValueError, RuntimeError, IndexError):
+    except (NotImplementedError, TypeError, AttributeError, ValueError, RuntimeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         return False  # not made for such input
     finally:
         use_plain_attention(model)

@@ -176,3 +176,19 @@ def test_an_architecture_that_is_not_the_same_in_a_batch_is_refused() -> None:
         use_packed_attention(model)
     assert model.config._attn_implementation == before
     assert "forward" not in model.base_model.__dict__
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no room"), RuntimeError("DefaultCPUAllocator: no room")]
+)
+def test_too_little_memory_is_not_taken_for_an_architecture(
+    error: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(llama)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(type(model.base_model), "forward", forward)
+    with pytest.raises(RuntimeError, match="no room"):
+        use_packed_attention(model)
