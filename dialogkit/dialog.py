@@ -12,6 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+from dialogkit.hints import Change
+
+PLAIN_FORMAT = Change({"model.chat_format": "plain"})
+"""What to do about a chat template that cannot be used."""
+
 Role = Literal["system", "user", "assistant"]
 
 

@@ -104,6 +104,14 @@ def nearest_file(path: Path, endings: Collection[str]) -> Path | None:
     return next((stems[stem] for stem in get_close_matches(path.name.partition(".")[0], stems, n=1)), None)
 
 
+def existing_part(path: Path) -> Path:
+    """Return the longest beginning of a path that exists. Raises: OSError if a folder may not be looked into."""
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
 def cache_dir() -> Path:
     """Return the folder for prepared data: `DIALOGKIT_CACHE`, or the user's cache folder."""
     if own := os.environ.get("DIALOGKIT_CACHE"):

@@ -17,7 +17,6 @@ USE_STARTER = Change({"data.dataset": "starter"})
 FIX_LINE = Either("fix that line", USE_STARTER)
 FIX_ROWS = Either("fix the rows", USE_STARTER)
 DETECT_FORMAT = Change({"data.format": "auto"})
-PLAIN_FORMAT = Change({"model.chat_format": "plain"})
 READ_INTO_MEMORY = Change({"data.streaming": False})
 
 

@@ -15,12 +15,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from dialogkit.config.data import DataConfig
 from dialogkit.data.cache import read_entry, write_entry
-from dialogkit.data.hints import PLAIN_FORMAT, USE_STARTER
+from dialogkit.data.hints import USE_STARTER
 from dialogkit.data.row_parser import GREETING
 from dialogkit.data.sources import file_digest, find_source, read_dialogs
 from dialogkit.data.split import split_by_hash
 from dialogkit.data.tokens import DialogTokens, Encoding, encode
-from dialogkit.dialog import GREETING_LEFT_OUT, ChatTokenizer
+from dialogkit.dialog import GREETING_LEFT_OUT, PLAIN_FORMAT, ChatTokenizer
 from dialogkit.errors import DataError, shortened
 from dialogkit.hints import Either
 from dialogkit.text import counted

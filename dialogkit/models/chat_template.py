@@ -10,6 +10,7 @@ from dialogkit.dialog import (
     GREETING_LEFT_OUT,
     NOT_AFTER_PROMPT,
     NOT_ENDED,
+    PLAIN_FORMAT,
     SHOWN_OTHERWISE,
     SYSTEM_FOLDED,
     Dialog,
@@ -20,7 +21,6 @@ from dialogkit.dialog import (
     Span,
 )
 from dialogkit.errors import DataError, ModelError, shortened
-from dialogkit.hints import Change
 from dialogkit.models.limits import memory_limit, time_limit
 
 _ROLE_LINE = re.compile(r"^(?:system|user)\s*\n\s*")
@@ -31,10 +31,6 @@ TEMPLATE_BYTES = 2**30
 """Most memory that rendering a dialog may take."""
 TEMPLATE_CHARACTERS = 1_000_000
 """Most characters that a template may add to four times those of the dialog."""
-
-
-PLAIN_FORMAT = Change({"model.chat_format": "plain"})
-"""What to do about a template that cannot be used."""
 
 # Private-use characters stand for text that only looks like a special token while a foreign template is rendered.
 MARK_OPEN, MARK_CLOSE = "\ue0f0", "\ue0f1"

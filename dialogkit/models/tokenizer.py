@@ -15,6 +15,7 @@ from dialogkit.config.model import ModelConfig
 from dialogkit.dialog import (
     END_OF_TURN,
     PAD_TOKEN,
+    PLAIN_FORMAT,
     SPECIAL_TOKENS,
     Dialog,
     Encoded,
@@ -30,7 +31,7 @@ from dialogkit.dialog import (
 from dialogkit.errors import ConfigError, ModelError
 from dialogkit.hints import Call, Change
 from dialogkit.models.adapters import tokenizer_source
-from dialogkit.models.chat_template import PLAIN_FORMAT, Refused, TemplateFormat
+from dialogkit.models.chat_template import Refused, TemplateFormat
 from dialogkit.models.folder import require_sound
 from dialogkit.models.generation import read_stop_ids
 from dialogkit.models.limits import panics_raised

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
-from dialogkit.config.paths import cache_dir
+from dialogkit.config.paths import cache_dir, existing_part
 from dialogkit.errors import os_reason
 from dialogkit.system.cpu import processor_flags, processor_name, usable_cores
 from dialogkit.system.credentials import Credentials, find_credentials, is_open_dotenv, server_problem
@@ -230,9 +230,7 @@ def place(path: Path) -> Place:
         shown = str(Path("~", path.relative_to(home)))  # hides the user's name
     free = None
     try:
-        nearest = path.expanduser().absolute()
-        while not nearest.exists():
-            nearest = nearest.parent
+        nearest = existing_part(path.expanduser())
         free = shutil.disk_usage(nearest).free
         if not nearest.is_dir():
             return Place(shown, free, f"{str(nearest)!r} is not a folder")

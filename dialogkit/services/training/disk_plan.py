@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dialogkit.config.paths import existing_part
 from dialogkit.errors import StorageError
 from dialogkit.hints import Call, Change, Either
 from dialogkit.services.runs.resolve import output_of
@@ -41,7 +42,7 @@ def require_disk(learner: "Learner", output: Path, checkpoint: "tuple[Path, Prog
         return count, count * each + model
 
     count, total = needed(train.keep_checkpoints)
-    free = shutil.disk_usage(_existing(output)).free
+    free = shutil.disk_usage(existing_part(output)).free
     if total <= free:
         return
     keeps_fewer = train.keep_checkpoints > _FEWEST and needed(_FEWEST)[1] <= free
@@ -62,14 +63,6 @@ def _due(learner: "Learner", step: int) -> int:
         return EVALUATIONS_PER_RUN
     schedule = learner.schedule
     return math.ceil(max(0, schedule.total_steps - step) / schedule.eval_every_steps)
-
-
-def _existing(path: Path) -> Path:
-    """Return the nearest folder that exists."""
-    path = path.absolute()
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
 
 
 def _size(count: float) -> str:
