@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -92,6 +92,14 @@ def frozen_libraries() -> None:
     """Spare the collector the objects of the libraries once they are loaded: each training calls it at its end."""
     if "transformers.trainer" in sys.modules and not gc.get_freeze_count():
         gc.freeze()
+
+
+def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+    """Write files, by their paths in a folder."""
+    for name, content in contents.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 class Finished(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SMALL, Finished, Trained
+from tests.conftest import SMALL, Finished, Trained, write_files
 
 Run = Callable[..., Finished]
 
@@ -121,9 +121,7 @@ WITH_RUN = {
 
 @pytest.fixture(autouse=True)
 def files(in_temporary_folder: Path) -> None:
-    for name, content in FILES.items():
-        Path(name).parent.mkdir(exist_ok=True)
-        Path(name).write_text(content)
+    write_files(in_temporary_folder, FILES)
 
 
 def small(words: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Finished, Trained, run_process
+from tests.conftest import Finished, Trained, run_process, write_files
 
 Run = Callable[..., Finished]
 
@@ -180,10 +180,7 @@ WRONG = {
 
 @pytest.fixture(autouse=True)
 def files(in_temporary_folder: Path) -> None:
-    for name, content in FILES.items():
-        path = in_temporary_folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    write_files(in_temporary_folder, FILES)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
