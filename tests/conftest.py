@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import io
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +28,7 @@ os.environ.update(
     DIALOGKIT_CACHE=str(HOME / ".cache/dialogkit"),
     HF_HOME=str(HOME / ".cache/huggingface"),
     NETRC=str(HOME / ".netrc"),
+    MPLCONFIGDIR=str(REPOSITORY / "build/matplotlib"),  # kept: to look for fonts anew takes seconds
     OMP_NUM_THREADS="1",
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
@@ -37,7 +40,11 @@ os.environ.update(
 for name in ("WANDB_API_KEY", "HF_TOKEN", "FORCE_COLOR"):
     os.environ.pop(name, None)
 
+TOKENIZER = REPOSITORY / "tests/tokenizer"
+"""A tokenizer of 512 entries. Nearly all weights are embeddings with the 32,768 of the shipped one."""
+
 TINY: dict[str, Any] = {
+    "model.tokenizer": str(TOKENIZER),
     "model.layers": 2,
     "model.width": 32,
     "model.heads": 2,
@@ -60,18 +67,42 @@ SMALL: dict[str, Any] = {
     "runtime.device": "cpu",
     "tracking.wandb": "disabled",
     "tracking.report": False,
+    "tracking.histogram_every_steps": 0,
+    "tracking.held_out_replies": 0,
     "generate.test_prompts": ["Hello!"],
     "generate.max_new_tokens": 8,
 }
-"""Overrides that make a whole training of custom-nano last about a second: 4 steps, one prompt, no W&B or page."""
+"""Overrides that make a whole training of custom-nano last a second: 4 steps, one prompt, no W&B, no page."""
 
 
 LONGEST = ("test_readme.py", "test_notebook.py", "test_probes.py", "test_hints_run.py", "test_shapes.py")
 """Files that take minutes: begun first, they do not keep one of two processes busy at the end, alone."""
 
 
+@cache
+def forks(path: Path) -> bool:
+    """Return whether tests of a file fork a process that has the libraries loaded."""
+    text = path.read_text(encoding="utf-8")
+    return "tests.forks" in text or "tests.faults.training" in text
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    items.sort(key=lambda item: item.path.name not in LONGEST and not forks(item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker a file at a time, and all that fork to one of them: to load the libraries takes seconds."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "forking" if forks(REPOSITORY / file) else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -115,13 +146,15 @@ class Finished(NamedTuple):
 
 
 @pytest.fixture
-def dialogkit(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+def dialogkit(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Finished]:
     """Run the shipped entry point in this process."""
 
-    def run(*words: str) -> Finished:
+    def run(*words: str, stdin: str | None = None) -> Finished:
         from dialogkit.cli.app import main
 
         capfd.readouterr()
+        if stdin is not None:
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
         with pytest.raises(SystemExit) as exit_info:
             main(list(words))
         out, err = capfd.readouterr()
@@ -142,14 +175,6 @@ def run_process(*words: str, cwd: Path | None = None, stdin: str = "", **environ
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
     )
     return Finished(done.returncode, done.stdout, done.stderr)
-
-
-def run_line(*words: str, cwd: Path | None = None, stdin: str = "") -> Finished:
-    """Run `dialogkit WORDS` in a process of its own that has the libraries loaded."""
-    from tests.forks import command_line, run_forked
-
-    folder = cwd or Path.cwd()
-    return Finished(*run_forked(command_line, words, stdin, folder=folder, timeout=240, **os.environ))
 
 
 class Trained(NamedTuple):

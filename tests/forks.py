@@ -44,10 +44,19 @@ def run_forked(
     return result
 
 
-def command_line(words: Sequence[str], stdin: str) -> tuple[int, str, str]:
-    """Run `dialogkit WORDS` in this process; return exit code, output and errors."""
+def command_line(words: Sequence[str]) -> int:
+    """Run `dialogkit WORDS` in this process; return its exit code."""
     from dialogkit.cli.app import main
 
+    try:
+        main(list(words))
+    except SystemExit as done:
+        return int(done.code or 0)
+    return 0
+
+
+def heard(function: Callable[..., Any], *args: Any, stdin: str = "") -> tuple[Any, str, str]:
+    """Return what a function returns, and what it writes to this process's output and errors."""
     reading, writing = os.pipe()
     os.write(writing, stdin.encode())
     os.close(writing)
@@ -59,17 +68,23 @@ def command_line(words: Sequence[str], stdin: str) -> tuple[int, str, str]:
     ):
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
-        try:
-            main(list(words))
-        except SystemExit as done:
-            code = int(done.code or 0)
-        else:
-            code = 0
+        result = function(*args)
         sys.stdout.flush()
         sys.stderr.flush()
         out.seek(0)
         err.seek(0)
-        return code, out.read().decode(), err.read().decode()
+        return result, out.read().decode(), err.read().decode()
+
+
+def command_line_into(words: Sequence[str], file: str) -> None:
+    """Run `dialogkit WORDS` in this process and end it; all that it says is in a file."""
+    with open(file, "wb") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    code = command_line(words)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _call(

@@ -4,6 +4,7 @@ import gc
 
 import torch
 import transformers.integrations
+import wandb.sdk.launch
 from transformers import Trainer
 
 import dialogkit.engine.fit
@@ -12,6 +13,6 @@ import dialogkit.inference.replies
 import dialogkit.models.build
 import dialogkit.services.train
 
-__all__ = ["Trainer", "dialogkit", "torch", "transformers"]
+__all__ = ["Trainer", "dialogkit", "torch", "transformers", "wandb"]
 
 gc.freeze()  # each training calls the collector at its end: it need not look through the libraries

@@ -93,6 +93,8 @@ def shortened(words: list[str]) -> list[str]:
     if words[0] != "train":
         return words
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in BRIEF.items()}
+    if any(word.startswith("model.tokenizer=") for word in words):
+        del texts["model.tokenizer"]
     return [*words, *(word for name, text in texts.items() for word in ("--set", f"{name}={text}"))]
 
 

@@ -17,7 +17,8 @@ from dialogkit.config.load import load_with_origins, model_names, preset_names, 
 from dialogkit.config.paths import configs_dir
 from dialogkit.config.problems import known_settings
 from dialogkit.errors import did_you_mean
-from tests.conftest import REPOSITORY, SMALL, Finished, Trained, run_line, run_process
+from tests.conftest import REPOSITORY, SMALL, Finished, Trained, run_process
+from tests.forks import command_line, heard, run_forked
 
 Run = Callable[..., Finished]
 
@@ -233,7 +234,7 @@ def test_every_shipped_file_is_valid(file: str, dialogkit: Run) -> None:
 # Replies
 
 
-def test_prompts_come_from_standard_input_one_a_line(trained: Trained) -> None:
+def test_prompts_come_from_standard_input_one_a_line(trained: Trained, dialogkit: Run) -> None:
     words = [
         "generate",
         "--prompts-file",
@@ -244,7 +245,7 @@ def test_prompts_come_from_standard_input_one_a_line(trained: Trained) -> None:
         "--output-dir",
         str(trained.output),
     ]
-    done = run_line(*words, "--json", stdin="Hello!\n\n  \nAnd   you?\r\n")
+    done = dialogkit(*words, "--json", stdin="Hello!\n\n  \nAnd   you?\r\n")
     assert (done.code, done.err) == (0, "")
     assert [reply["prompt"] for reply in done.json["data"]["replies"]] == ["Hello!", "And   you?"]
 
@@ -291,21 +292,27 @@ def test_a_reader_that_left_is_no_error_worth_a_word(words: str) -> None:
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-def test_a_training_goes_on_when_the_reader_of_its_talk_leaves(tmp_path: Path) -> None:
+def unheard(words: list[str]) -> int:
+    """Run `dialogkit WORDS` where nobody reads its errors."""
     reading, writing = os.pipe()
     os.close(reading)
+    os.dup2(writing, 2)
+    code = command_line(words)
+    os.dup2(1, 2)
+    return code
+
+
+def test_a_training_goes_on_when_the_reader_of_its_talk_leaves(tmp_path: Path) -> None:
     small = [word for key, value in SMALL.items() for word in ("--set", f"{key}={json.dumps(value)}")]
-    command = [sys.executable, "-m", "dialogkit", "train", "custom-nano", *small, "--name", "unheard"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=writing, env=environment, check=False)
-    os.close(writing)
-    assert (done.returncode, b"models/custom_nano" in done.stdout) == (0, True)
+    words = ["train", "custom-nano", *small, "--name", "unheard"]
+    code, out, _ = run_forked(heard, unheard, words, folder=tmp_path)
+    assert (code, "models/custom_nano" in out) == (0, True)
     assert "> 'Hello!'" in (tmp_path / "models/runs/unheard/console.log").read_text()
 
 
-def test_what_is_piped_and_not_read_is_told(trained: Trained) -> None:
+def test_what_is_piped_and_not_read_is_told(trained: Trained, dialogkit: Run) -> None:
     words = ["generate", "shared-run", "--output-dir", str(trained.output), "--max-new-tokens", "2"]
-    done = run_line(*words, stdin="Hello!\n")
+    done = dialogkit(*words, stdin="Hello!\n")
     assert done.code == 0
     assert "dialogkit generate --prompts-file -" in done.err
 

@@ -16,6 +16,10 @@ ROUNDS = int(os.environ.get("DIALOGKIT_FAULT_ROUNDS", "0"))
 """How often each long test ends a process; 0: as often as it says itself."""
 
 
+SETTINGS = {**SMALL, "model.tokenizer": None}
+"""With the shipped tokenizer a checkpoint is of megabytes, and it takes a moment to write that can be met."""
+
+
 def train_or_go_on(steps: int) -> str:
     """Train the run `it` to its end, or go on with it; return the SHA-256 of weights, optimizer and history."""
     from dialogkit.config.load import load_run_config
@@ -26,7 +30,7 @@ def train_or_go_on(steps: int) -> str:
         resume(run)
     else:
         settings = {"train.max_steps": steps, "train.eval_every_steps": 1, "name": "it"}
-        train(load_run_config("custom-nano", overrides={**SMALL, **settings}))
+        train(load_run_config("custom-nano", overrides={**SETTINGS, **settings}))
     told = [
         {name: value for name, value in point.items() if name.startswith(("step", "train/", "eval/"))}
         for point in run.metrics()

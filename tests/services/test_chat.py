@@ -20,7 +20,7 @@ from dialogkit.errors import ConfigError, DataError, StorageError
 from dialogkit.hints import Call
 from dialogkit.inference.replies import Conversation, continue_prompts
 from dialogkit.services.chat import SETTINGS, Chat
-from tests.conftest import REPOSITORY, Finished, Trained, run_line
+from tests.conftest import REPOSITORY, Finished, Trained
 
 SAID = ["Hello!", "What is the capital of France?", "Thank you."]
 
@@ -192,9 +192,9 @@ def test_a_reply_that_is_stopped_is_kept_as_far_as_it_came(chat: Chat) -> None:
 # The command
 
 
-def test_what_is_piped_is_answered_line_by_line(trained: Trained) -> None:
+def test_what_is_piped_is_answered_line_by_line(trained: Trained, dialogkit: Callable[..., Finished]) -> None:
     words = ["chat", "shared-run", "--output-dir", str(trained.output), "--max-new-tokens", "4"]
-    done = run_line(*words, stdin="Hello!\n\n/set top_k 0\n/nope\n/undo\n/undo\n/exit\nnever\n")
+    done = dialogkit(*words, stdin="Hello!\n\n/set top_k 0\n/nope\n/undo\n/undo\n/exit\nnever\n")
     assert done.code == 0
     assert len(done.out.splitlines()) == 1
     told = done.err.splitlines()

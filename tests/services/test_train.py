@@ -34,7 +34,7 @@ from dialogkit.services.training.result import TrainResult
 from dialogkit.system.ownership import FILE_LIST
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
-from tests.conftest import SMALL, Finished, Trained, run_line, typed
+from tests.conftest import SMALL, TOKENIZER, Finished, Trained, typed
 
 MODEL_FILES = {
     FILE_LIST,
@@ -139,7 +139,7 @@ def test_the_record_tells_everything_about_the_run(trained: Trained) -> None:
     assert record.duration_s == pytest.approx(trained.result.duration_s)
     assert record.environment.cpu_count == os.cpu_count()
     config = RunConfig.model_validate_json(json.dumps(record.config))
-    counts = config.model.parameter_counts()
+    counts = config.model.parameter_counts(record.model.vocabulary)
     assert counts is not None
     assert record.model.parameters == record.model.trainable_parameters == counts.total
     assert record.model.parameters_without_embeddings == counts.without_embeddings
@@ -158,12 +158,12 @@ def test_points_of_training_and_evaluation_are_logged_and_the_loss_falls(trained
     held_out = {point["step"]: point["eval/nats_per_token"] for point in points if "eval/nats_per_token" in point}
     assert list(losses) == list(range(1, 21))
     assert list(held_out) == [0, 5, 10, 15, 20]
-    assert sum(losses[step] for step in range(16, 21)) < sum(losses[step] for step in range(1, 6)) - 1
+    assert sum(losses[step] for step in range(16, 21)) < sum(losses[step] for step in range(1, 6)) - 2.5
     metrics = trained.result.metrics
     assert held_out[0] == metrics["before/nats_per_token"]
     # The best weights are kept. In the course of a run they are scored in its precision, at the end in float32.
     assert metrics["final/nats_per_token"] == pytest.approx(min(held_out.values()), rel=0.01)
-    assert metrics["final/nats_per_token"] < metrics["before/nats_per_token"] - 1
+    assert metrics["final/nats_per_token"] < metrics["before/nats_per_token"] - 0.5
 
 
 def test_the_rates_are_those_of_the_kept_samples(trained: Trained) -> None:
@@ -439,10 +439,10 @@ def test_a_stop_that_a_library_lost_is_heard_before_the_first_step(
 # On the command line
 
 
-def test_with_json_stdout_is_one_envelope_and_stderr_plain_lines(tmp_path: Path) -> None:
+def test_with_json_stdout_is_one_envelope_and_stderr_plain_lines(dialogkit: Callable[..., Finished]) -> None:
     settings = {name: value for name, value in SMALL.items() if name != "data.samples"}
     words = ["train", "custom-nano", "--json", "--samples", "8", *sets(settings)]
-    done = run_line(*words, cwd=tmp_path)
+    done = dialogkit(*words)
     assert (done.code, done.json.keys()) == (0, {"data", "hint"})
     result = TrainResult.model_validate(done.json["data"])
     assert record_of(result).command == ["dialogkit", *words]
@@ -493,7 +493,14 @@ def test_a_model_file_with_a_tokenizer_of_its_own_trains(
 
 
 def test_a_model_of_the_gpt2_architecture_trains_from_scratch(small_config: SmallConfig, tmp_path: Path) -> None:
-    shape = {"architecture": "gpt2", "layers": 1, "width": 16, "heads": 2, "context": 64}
+    shape = {
+        "architecture": "gpt2",
+        "layers": 1,
+        "width": 16,
+        "heads": 2,
+        "context": 64,
+        "tokenizer": str(TOKENIZER),
+    }
     (tmp_path / "mine.json").write_text(json.dumps({"model": shape}))
     rest = {name: value for name, value in SMALL.items() if not name.startswith("model.")}
     config = load_run_config("mine.json", overrides={**rest, "train.learning_rate": 0.02})
@@ -501,7 +508,7 @@ def test_a_model_of_the_gpt2_architecture_trains_from_scratch(small_config: Smal
     saved = json.loads((Path(result.model_dir) / "config.json").read_text())
     assert (saved["model_type"], saved["n_layer"], saved["n_embd"]) == ("gpt2", 1, 16)
     assert result.metrics["final/nats_per_token"] < result.metrics["before/nats_per_token"]
-    counts = config.model.parameter_counts()
+    counts = config.model.parameter_counts(record_of(result).model.vocabulary)
     assert counts is not None
     assert record_of(result).model.parameters == counts.total
 

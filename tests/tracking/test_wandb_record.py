@@ -1,13 +1,15 @@
 """A real offline run, read back from W&B's own files: everything that it should hold, item by item."""
 
 import json
+import os
 from typing import Any, NamedTuple
 
 import pytest
 
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
-from tests.conftest import TINY, run_line
+from tests.conftest import TINY, Finished
+from tests.forks import command_line, heard, run_forked
 from tests.wandb_log import history, only_offline_run, records, values
 
 
@@ -76,7 +78,8 @@ SUMMARY = [
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     folder = tmp_path_factory.mktemp("recorded")
     sets = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={json.dumps(value)}")]
-    done = run_line("train", "custom-nano", "--no-cuda", "--name", "a-run", "--tag", "mine", *sets, cwd=folder)
+    words = ["train", "custom-nano", "--no-cuda", "--name", "a-run", "--tag", "mine", *sets]
+    done = Finished(*run_forked(heard, command_line, words, folder=folder, timeout=240, **os.environ))
     assert done.code == 0, done.err
     wandb_folder = only_offline_run(folder / "models")
     found = records(wandb_folder)

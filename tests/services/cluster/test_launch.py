@@ -22,6 +22,7 @@ from dialogkit.services.training.agreement import require_same_request
 from dialogkit.services.training.lifecycle import TrainRequest
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import REPOSITORY, Finished, run_process
+from tests.forks import command_line_into, start_forked
 
 SETTINGS: dict[str, Any] = {
     "runtime.precision": "fp32",
@@ -138,15 +139,33 @@ def test_the_ledger_of_a_stream_has_the_rows_of_all_processes(
         "train.batch_size": 4,
     }
     train(small_config({**settings, "name": "alone"}))
-    finished = run_process("train", "custom-nano", "--devices", "2", "--name", "together", *words_of(settings))
-    assert finished.code == 0, finished.err
+    errors = in_two_processes("train", "custom-nano", "--name", "together", *words_of(settings))
     one, other = (RunDir(Path("models/runs") / name).read() for name in ("alone", "together"))
     assert other.data == one.data
     assert (one.data.rows, one.data.unusable, one.data.kept) == (80, 6, 74)
     assert str(one.data.first_bad_row).startswith("3.jsonl:7: not valid JSON")
     told = "80 rows so far, 74 kept"
-    assert told in " ".join(finished.err.split())
+    assert told in " ".join(errors.split())
     assert told in Path("models/runs/together/console.log").read_text()
+
+
+def in_two_processes(*words: str) -> str:
+    """Run `dialogkit WORDS` in two processes, as another launcher starts them; return what they say."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    ranks = [
+        start_forked(
+            command_line_into, words, f"{rank}.txt", folder=Path.cwd(), **group, RANK=rank, LOCAL_RANK=rank
+        )
+        for rank in ("0", "1")
+    ]
+    for process in ranks:
+        process.join(120)
+    said = "".join(Path(f"{rank}.txt").read_text() for rank in "01")
+    assert [process.exitcode for process in ranks] == [0, 0], said
+    return said
 
 
 def in_every_process(folder: Path, code: str) -> dict[str, Any]:

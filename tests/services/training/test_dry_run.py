@@ -17,6 +17,9 @@ from dialogkit.services.train import train
 from dialogkit.services.training.dry_run import DryRunResult, dry_run
 from tests.conftest import SMALL, Finished, typed
 
+LARGE: dict[str, Any] = {"model.tokenizer": None}
+"""With the shipped tokenizer, a checkpoint is of megabytes."""
+
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -147,7 +150,7 @@ def test_a_disk_that_will_be_full_is_foreseen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # 4 evaluations, of which 2 are kept: a third checkpoint is complete before the first is removed.
-    config = small_config({"train.eval_every_steps": 1, "train.max_steps": 4, "name": "foreseen"})
+    config = small_config({**LARGE, "train.eval_every_steps": 1, "train.max_steps": 4, "name": "foreseen"})
     with_free(20 * 2**20, monkeypatch)
     with pytest.raises(StorageError) as refused:
         attempt(config)
@@ -170,7 +173,9 @@ def test_a_disk_that_will_be_full_is_foreseen(
 def test_fewer_checkpoints_are_proposed_where_they_fit(
     small_config: Callable[..., RunConfig], scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small_config({"train.eval_every_steps": 1, "train.max_steps": 4, "train.keep_checkpoints": 4})
+    config = small_config(
+        {**LARGE, "train.eval_every_steps": 1, "train.max_steps": 4, "train.keep_checkpoints": 4}
+    )
     with_free(70 * 2**20, monkeypatch)
     with pytest.raises(StorageError, match="for 4 checkpoints") as refused:
         dry_run(config)
