@@ -40,8 +40,11 @@ os.environ.update(
 for name in ("WANDB_API_KEY", "HF_TOKEN", "FORCE_COLOR"):
     os.environ.pop(name, None)
 
-TOKENIZER = REPOSITORY / "tests/tokenizer"
-"""A tokenizer of 512 entries. Nearly all weights are embeddings with the 32,768 of the shipped one."""
+TOKENIZER, VOCABULARY = REPOSITORY / "tests/tokenizer", 512
+"""A tokenizer that was trained on the starter dialogs, and its entries.
+
+With the 32,768 entries of the shipped one, nearly all weights of a small model are embeddings.
+"""
 
 TINY: dict[str, Any] = {
     "model.tokenizer": str(TOKENIZER),
@@ -215,7 +218,7 @@ class Small:
     """The parts of a small training, made by the package itself: 512 token ids, dialogs, models, fits, scores.
 
     Attributes:
-        tokenizer: trained on the starter dialogs.
+        vocabulary, tokenizer: the small tokenizer of the tests, and its entries.
         train, evaluation: the starter dialogs as its ids.
     """
 
@@ -223,18 +226,11 @@ class Small:
         from dialogkit.config.data import DataConfig
         from dialogkit.config.model import ModelConfig
         from dialogkit.data.prepare import prepare_data
-        from dialogkit.data.sources import find_source, read_dialogs
-        from dialogkit.models.tokenizer import load_tokenizer, train_tokenizer
+        from dialogkit.models.tokenizer import load_tokenizer
 
-        dialogs = read_dialogs(find_source(DataConfig()), DataConfig()).dialogs
-        texts = [message.content for dialog in dialogs for message in dialog]
-        self.vocabulary = train_tokenizer(texts, vocabulary=512, output=folder / "tokenizer")
-        self.shape: dict[str, Any] = {
-            "layers": 2,
-            "width": 32,
-            "heads": 2,
-            "context": 256,
-            "tokenizer": str(folder / "tokenizer"),
+        self.vocabulary = VOCABULARY
+        self.shape = {
+            name.removeprefix("model."): value for name, value in TINY.items() if name.startswith("model.")
         }
         self.tokenizer = load_tokenizer(ModelConfig(**self.shape))
         prepared = prepare_data(DataConfig(), self.tokenizer, context=256, cache=folder)

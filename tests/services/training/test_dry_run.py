@@ -15,7 +15,7 @@ from dialogkit.distributed.rank import Rank
 from dialogkit.errors import InterruptedRunError, StorageError, UnavailableError
 from dialogkit.services.train import train
 from dialogkit.services.training.dry_run import DryRunResult, dry_run
-from tests.conftest import SMALL, Finished, typed
+from tests.conftest import SMALL, VOCABULARY, Finished, typed
 
 LARGE: dict[str, Any] = {"model.tokenizer": None}
 """With the shipped tokenizer, a checkpoint is of megabytes."""
@@ -36,7 +36,7 @@ def test_a_dry_run_measures_and_writes_nothing(small_config: Callable[..., RunCo
     measured = dry_run(config)
     assert list(Path.cwd().iterdir()) == []
     assert [path for path in scratch.rglob("*") if path.is_file()] == []
-    counts = config.model.parameter_counts()
+    counts = config.model.parameter_counts(VOCABULARY)
     assert counts is not None
     assert measured.parameters == counts.total
     assert (measured.device, measured.train_dialogs, measured.total_steps) == ("cpu", 8, 1000)
