@@ -2,14 +2,14 @@
 
 import atexit
 import gc
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -148,17 +148,26 @@ class Finished(NamedTuple):
         return json.loads(self.out)
 
 
+@contextmanager
+def piped(text: str) -> Iterator[None]:
+    """Make a text the standard input of this process, in a pipe."""
+    reading, writing = os.pipe()
+    os.write(writing, text.encode())
+    os.close(writing)
+    with os.fdopen(reading, encoding="utf-8") as stdin, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", stdin)
+        yield
+
+
 @pytest.fixture
-def dialogkit(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Finished]:
+def dialogkit(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     """Run the shipped entry point in this process."""
 
     def run(*words: str, stdin: str | None = None) -> Finished:
         from dialogkit.cli.app import main
 
         capfd.readouterr()
-        if stdin is not None:
-            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
-        with pytest.raises(SystemExit) as exit_info:
+        with nullcontext() if stdin is None else piped(stdin), pytest.raises(SystemExit) as exit_info:
             main(list(words))
         out, err = capfd.readouterr()
         return Finished(int(exit_info.value.code or 0), out, err)

@@ -297,8 +297,10 @@ def unheard(words: list[str]) -> int:
     reading, writing = os.pipe()
     os.close(reading)
     os.dup2(writing, 2)
-    code = command_line(words)
-    os.dup2(1, 2)
+    with open(2, "w", buffering=1, closefd=False) as sys.stderr:
+        code = command_line(words)
+        os.dup2(1, 2)
+    sys.stderr = sys.__stderr__
     return code
 
 

@@ -113,7 +113,7 @@ def test_a_prompt_longer_than_the_context_still_gets_a_reply(two: Path) -> None:
 def test_a_reply_says_how_long_it_is_and_why_it_ended(two: Path) -> None:
     (wild,) = generate("newer", "Hello!", config=GREEDY, output=two).replies
     assert (wild.tokens, wild.stop_reason, wild.succeeded) == (12, "length", True)
-    long = GenerateConfig(max_new_tokens=64)
+    long = GenerateConfig(max_new_tokens=64, temperature=1.5)
     ended = [r for r in generate("shared-run", config=long, output=two).replies if r.stop_reason == "end of turn"]
     assert ended
     assert len({reply.tokens for reply in ended}) == len({reply.seconds for reply in ended}) > 1
