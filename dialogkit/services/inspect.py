@@ -120,10 +120,10 @@ def _inspect(config: RunConfig, show: int) -> InspectResult:
     # Report a wrong file before loading the libraries of models, which takes seconds.
     raw = read_dialogs(find_source(config.data), config.data)
 
-    from dialogkit.models.build import read_context
-    from dialogkit.models.tokenizer import load_tokenizer
+    from dialogkit.models.context import read_context
+    from dialogkit.models.shipped import load_encoder
 
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_encoder(config.model)
     context = read_context(config.model)
     data = prepare_data(config.data, tokenizer, context=context, cache=cache_dir())
     texts = _Texts(raw, data)
