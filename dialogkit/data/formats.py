@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,48 +138,6 @@ def _preference(row: Row, notes: Notes) -> list[Message]:
     if asked and asked[-1].role == "assistant":  # the dialog with its chosen answer
         asked = asked[:-1] if asked[-1] == answer[-1] else asked
     return [*asked, *answer]
-
-
-def tree_paths(rows: Iterable[tuple[str, Row]]) -> list[tuple[str, Row]]:
-    """Return place and row of the dialogs of OpenAssistant's message trees: of each tree the best-ranked path.
-
-    Rows in which two columns have the same name come as they are, for the parser to refuse.
-
-    Args:
-        rows: place and content of rows with message_id, parent_id, role, text, and rank (0 is the best).
-    """
-    roots: list[tuple[str, Row]] = []
-    unclear: list[tuple[str, Row]] = []
-    best: dict[str, Row] = {}
-    for place, content in rows:
-        row = by_column(content)
-        if len(row) < len(content):
-            unclear.append((place, content))
-        elif (parent := _identifier(row, "parent_id")) is None:
-            roots.append((place, row))
-        elif parent not in best or _rank(row) < _rank(best[parent]):
-            best[parent] = row
-    dialogs = unclear
-    used: set[str | None] = set()  # ends circles, and keeps the work linear where trees share identifiers
-    for place, message in roots:
-        path, reply = [message], best.get(_identifier(message, "message_id") or "")
-        used.add(_identifier(message, "message_id"))
-        while reply is not None and (name := _identifier(reply, "message_id")) not in used:
-            path.append(reply)
-            used.add(name)
-            reply = best.get(name or "")
-        dialogs.append((place, {"messages": path}))
-    return dialogs
-
-
-def _identifier(row: Row, column: str) -> str | None:
-    """Return the identifier in a column, of whatever type it is; None for none."""
-    return str(row[column]) if row.get(column) else None
-
-
-def _rank(row: Row) -> float:
-    rank = row.get("rank")
-    return rank if isinstance(rank, int | float) else float("inf")
 
 
 _EXCHANGE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]

@@ -45,7 +45,7 @@ class RowParser:
         return [name for name in self.columns if name and name not in used]
 
     def expects_trees(self, row: Row) -> bool:
-        """Return whether rows like this are messages of trees, so that `tree_paths` makes the rows to parse."""
+        """Return whether rows like this are messages of trees, so that `read_trees` makes the rows to parse."""
         if not self.format and FORMATS[TREES].matches({*map(column_name, row)}) and not self._mapped:
             self.format = TREES
         if self.format == TREES:

@@ -13,11 +13,11 @@ from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
 from dialogkit.config.paths import nearest_file
 from dialogkit.data.foreign_files import named_file
-from dialogkit.data.formats import tree_paths
 from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, SUFFIXES, USE_STARTER, first_dataset, use_another_file
 from dialogkit.data.open_files import NOT_UTF8, STREAMED, Row, suffix_of
 from dialogkit.data.readers import read_rows
 from dialogkit.data.row_parser import RowParser
+from dialogkit.data.trees import LOST, read_trees
 from dialogkit.data.turns import RowError
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, UnavailableError, did_you_mean, os_reason
@@ -157,8 +157,12 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
     if first is not None:
         found = chain([first], found)
         if parser.expects_trees(first[1]):  # a dialog is a path through many rows
-            found = iter(trees := tree_paths(found))
-            raw.rows = malformed.number + len(trees)
+            trees = read_trees(found)
+            found = iter(trees.rows)
+            parser.notes.update(trees.notes)
+            for place in trees.lost:
+                refused.add(place, LOST)
+            raw.rows = malformed.number + len(trees.rows) + len(trees.lost)
     for place, row in found:
         try:
             raw.dialogs.append(parser.parse(row))

@@ -5,7 +5,7 @@ from typing import Any, get_args
 import pytest
 
 from dialogkit.config.data import COLUMN_ROLES, DataConfig
-from dialogkit.data.formats import FORMATS, Format, recognise_format, tree_paths
+from dialogkit.data.formats import FORMATS, Format, recognise_format
 from dialogkit.data.row_parser import (
     GREETING,
     JOINED,
@@ -244,38 +244,6 @@ def test_a_wrong_mapping_is_refused(words: list[str], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         DataConfig(columns=tuple(words))
     assert DataConfig(columns=tuple(f"{role}=x" for role in COLUMN_ROLES)).column_of["label"] == "x"
-
-
-def test_of_a_message_tree_the_best_ranked_path_is_used() -> None:
-    def message(name: str, parent: str | None, role: str, rank: int | None = None) -> dict[str, Any]:
-        return {"message_id": name, "parent_id": parent, "role": role, "text": name, "rank": rank}
-
-    rows = [
-        message("a", None, "prompter"),
-        message("b", "a", "assistant", 1),
-        message("c", "a", "assistant", 0),
-        message("d", "c", "prompter"),
-        message("e", "d", "assistant"),
-        message("loop", "loop", "prompter"),
-    ]
-    [(place, row)] = tree_paths((f"line {number}", row) for number, row in enumerate(rows, 1))
-    assert place == "line 1"
-    assert [message.content for message in parse_row(row, "messages")] == ["a", "c", "d", "e"]
-
-
-def test_trees_of_any_content_are_read_or_refused_row_by_row() -> None:
-    rows: list[Any] = [
-        {"message_id": ["a"], "parent_id": None, "role": "prompter", "text": "one"},
-        {"message_id": {"b": 1}, "parent_id": ["a"], "role": "assistant", "text": "two"},
-        {"message_id": "c", "parent_id": {"b": 1}, "role": "prompter", "text": "three"},
-        {"message_id": ["a"], "parent_id": "c", "role": "assistant", "text": "in a circle"},
-        {"message_id": "d", "parent_id": None, "role": "prompter", "text": "x", "Text": "y"},
-    ]
-    (twice, unclear), (place, row) = tree_paths((f"line {number}", row) for number, row in enumerate(rows, 1))
-    assert (twice, place) == ("line 5", "line 1")
-    with pytest.raises(RowError, match="two columns are called 'text'"):
-        parse_row(unclear, "oasst")
-    assert [message["text"] for message in row["messages"]] == ["one", "two", "three"]
 
 
 @pytest.mark.parametrize("columns", [["a", "b"], ["instruction"], ["prompt"], ["output"], []])
