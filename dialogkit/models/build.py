@@ -18,7 +18,7 @@ from dialogkit.models.generation import without_generation_settings
 from dialogkit.models.limits import time_limit
 from dialogkit.models.sources import load_from_source, size_of, unusable
 from dialogkit.models.tokenizer import ChatTokenizer
-from dialogkit.text import counted
+from dialogkit.text import byte_size, counted
 
 BUILD_SECONDS = 15.0
 """Time limit for building a config on the meta device; models of hundreds of layers take 1-2 s."""
@@ -157,8 +157,7 @@ def _require_buildable(config: ModelConfig, described: Any, room: int | None) ->
         )
     if room is not None and 4 * numbers > room:
         raise UnavailableError(
-            f"the weights of {source!r} take {4 * numbers / 2**30:,.1f} GiB of memory; {room / 2**30:,.1f} GiB "
-            "are free",
+            f"the weights of {source!r} take {byte_size(4 * numbers)} of memory; {byte_size(room)} are free",
             hint=Call("models list"),
         )
 

@@ -12,7 +12,7 @@ from dialogkit.distributed import process_group
 from dialogkit.errors import OutOfMemoryError
 from dialogkit.hints import Call, Change
 from dialogkit.system.memory import free_bytes
-from dialogkit.text import counted
+from dialogkit.text import byte_size, counted
 
 if TYPE_CHECKING:
     from dialogkit.engine.checkpoints import Progress
@@ -52,8 +52,7 @@ def require_room(model: ModelConfig, vocabulary: int) -> None:
     counts, free = model.parameter_counts(vocabulary), free_bytes()
     if counts is not None and free is not None and 4 * counts.total > free:
         raise OutOfMemoryError(
-            f"the weights of {model.name} alone take {4 * counts.total / 2**30:,.1f} GiB and "
-            f"{free / 2**30:,.1f} GiB are free",
+            f"the weights of {model.name} alone take {byte_size(4 * counts.total)} and {byte_size(free)} are free",
             hint=Call("models list"),
         )
 
@@ -72,7 +71,7 @@ def split_to_fit(learner: "Learner") -> str | None:
         return None
     rank_batch = train.batch_size // process_group.world_size()
     count = fewest_micro_batches(rank_batch, train.accumulation_steps, lambda n: bytes_of_step(learner, n) <= free)
-    problem = f"a step takes about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
+    problem = f"a step takes about {byte_size(needed)} and {byte_size(free)} are free"
     if count is None:
         recompute = Change({"train.activation_checkpointing": True})
         raise OutOfMemoryError(
