@@ -6,17 +6,30 @@
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from dialogkit.data.hints import USE_STARTER
-from dialogkit.data.turns import Notes, Row, first_given, read_chat_text, read_turns, text_of
+from dialogkit.data.turns import Notes, Row, RowError, first_given, read_chat_text, read_turns, text_of
 from dialogkit.dialog import Message
 from dialogkit.errors import DataError, shortened
 from dialogkit.hints import Change, Either, Hint
 
-TURNS = ("messages", "conversations", "conversation", "dialog", "dialogue", "turns", "data")
+TURNS = (
+    "messages",
+    "conversations",
+    "conversation",
+    "dialog",
+    "dialogue",
+    "turns",
+    "data",
+    "contents",
+    "chat_messages",
+)
 PROMPT = ("prompt", "question", "query", "input", "instruction")
 RESPONSE = ("response", "completion", "output", "answer", "reply", "target")
+PAIRS = (("user", "assistant"), ("human", "assistant"), ("human", "gpt"), ("human", "ai"), ("q", "a"))
+"""Columns that are a prompt and its answer only together."""
 CONTEXT = ("input", "context")
 SYSTEM = ("system", "system_prompt", "system_message")
 REJECTED = ("rejected", "rejected_response")
@@ -76,6 +89,13 @@ def unknown_columns(columns: Collection[str], *, source: str) -> DataError:
 _OTHER_SHAPES = {
     "PersonaChat data with candidate replies": {"personality", "utterances"},
     "a chat export of Telegram": {"type", "name", "messages"},
+    "a chat export of Discord": {"guild", "channel", "messages"},
+    "a chat export of Slack": {"type", "user", "text", "ts"},
+    "a chat export of ChatGPT": {"title", "mapping"},
+    "SQuAD data": {"title", "paragraphs"},
+    "SQuAD data of questions with answers in a text": {"context", "question", "answers"},
+    "preference data as OpenAI takes it": {"preferred_output", "non_preferred_output"},
+    "UltraFeedback data of rated completions": {"instruction", "completions"},
 }
 """Shapes that are known but cannot be read, by their columns."""
 
@@ -98,7 +118,10 @@ def _alpaca(row: Row, notes: Notes) -> list[Message]:
 
 
 def _prompt_response(row: Row, notes: Notes) -> list[Message]:
-    asked, answer = first_given(row, PROMPT) or "prompt", first_given(row, RESPONSE) or "response"
+    pair = next((pair for pair in PAIRS if {*pair} <= row.keys()), ("prompt", "response"))
+    asked, answer = first_given(row, PROMPT) or pair[0], first_given(row, RESPONSE) or pair[1]
+    if row.get("choices") and isinstance(row.get(answer), int):
+        raise RowError(f"{answer} is the number of one of its choices, not its text")
     # Conversational prompt/completion rows hold lists of messages.
     if isinstance(row.get(asked), list):
         return [*read_turns(row, asked, notes), *read_turns(row, answer, notes, first="assistant")]
@@ -140,6 +163,14 @@ def _preference(row: Row, notes: Notes) -> list[Message]:
     return [*asked, *answer]
 
 
+def _is_chat_export(found: set[str]) -> bool:
+    return any(marks <= found for marks in ({"type", "name"}, {"guild", "channel"}, {"user", "ts"}))
+
+
+def _is_prompt_response(found: set[str]) -> bool:
+    return bool(found & {*PROMPT} and found & {*RESPONSE}) or any({*pair} <= found for pair in PAIRS)
+
+
 _EXCHANGE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 
 FORMATS: dict[str, Format] = {
@@ -165,7 +196,7 @@ FORMATS: dict[str, Format] = {
             "messages",
             "messages (or dialog, dialogue, conversation, turns, data) with role and content, or texts in turn",
             TURNS,
-            lambda found: bool(found & {*TURNS} - {"conversations"}) and not {"type", "name"} <= found,
+            lambda found: bool(found & {*TURNS} - {"conversations"}) and not _is_chat_export(found),
             _messages,
             {"messages": _EXCHANGE},
         ),
@@ -187,9 +218,9 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             "prompt-response",
-            f"{', '.join(PROMPT[:4])} with {', '.join(RESPONSE[:4])}",
-            (*PROMPT, "context", "history", *RESPONSE),
-            lambda found: bool(found & {*PROMPT}) and bool(found & {*RESPONSE}),
+            f"{', '.join(PROMPT[:4])} with {', '.join(RESPONSE[:4])}; user or human with assistant, q with a",
+            (*PROMPT, "context", "history", *RESPONSE, *chain(*PAIRS)),
+            _is_prompt_response,
             _prompt_response,
             {"prompt": "Hi", "response": "Hello."},
         ),
@@ -197,7 +228,7 @@ FORMATS: dict[str, Format] = {
             "text",
             "text with chat markers, such as ChatML or ### Human:",
             ("text",),
-            lambda found: "text" in found,
+            lambda found: "text" in found and not _is_chat_export(found),
             read_chat_text,
             {"text": "### Human: Hi\n### Assistant: Hello."},
         ),

@@ -1,5 +1,6 @@
 """The shapes of dataset rows."""
 
+import json
 from typing import Any, get_args
 
 import pytest
@@ -106,6 +107,23 @@ def test_the_settings_know_every_shape() -> None:
     ("row", "dialog"),
     [
         ({"question": "Hi", "answer": "Hello."}, (U, A)),
+        ({"question": "Hi", "answer": "Hello.", "choices": ["Hello.", "Go."]}, (U, A)),
+        ({"Human": "Hi", "assistant": "Hello."}, (U, A)),
+        ({"Q": "Hi", "A": "Hello."}, (U, A)),
+        ({"user": "u1", "prompt": "Hi", "response": "Hello."}, (U, A)),
+        ({"messages": json.dumps([turn("user", "Hi"), turn("assistant", "Hello.")])}, (U, A)),
+        (
+            {"contents": [{"role": r, "parts": [{"text": t}]} for r, t in (("user", "Hi"), ("model", "Hello."))]},
+            (U, A),
+        ),
+        (
+            {"chat_messages": [{"sender": s, "text": t} for s, t in (("human", "Hi"), ("assistant", "Hello."))]},
+            (U, A),
+        ),
+        (
+            {"system": [{"text": "Be kind."}], "messages": [turn("user", "Hi"), turn("assistant", "Hello.")]},
+            (S, U, A),
+        ),
         ({"input": "Hi", "output": "Hello."}, (U, A)),
         ({" Prompt ": "Hi", "RESPONSE": "Hello."}, (U, A)),
         ({"prompt": "Hi", "response": 5}, (U, Message("assistant", "5"))),
@@ -205,6 +223,19 @@ def test_what_is_said_of_an_answer_is_heeded() -> None:
     assert parsed({"messages": [turn("user", "Hi"), reasoned], "tools": [{}]})[1] == {REASONING: 1, TOOLS: 1}
 
 
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"question": "Which?", "choices": ["a", "b"], "answer": 1}, "answer is the number of one of its choices"),
+        ({"prompt": "Hi", "response": float("nan")}, "response is NaN, not text"),
+        ({"messages": "[not JSON]"}, "messages is text, not a list"),
+    ],
+)
+def test_a_value_that_is_no_text_is_named_for_what_it_is(row: Any, problem: str) -> None:
+    with pytest.raises(RowError, match=problem):
+        parsed(row)
+
+
 @pytest.mark.parametrize("label", [False, "False", 0])
 def test_rows_marked_as_bad_are_left_out_and_counted(label: Any) -> None:
     parser = RowParser()
@@ -259,6 +290,10 @@ def test_unknown_columns_are_listed_with_the_shapes_that_are_understood(columns:
 def test_a_known_shape_that_is_no_dialog_is_named() -> None:
     with pytest.raises(DataError, match="is a chat export of Telegram"):
         recognise_format(["name", "type", "id", "messages"], source="result.json")
+    with pytest.raises(DataError, match="is a chat export of Discord"):
+        recognise_format(["guild", "channel", "messages"], source="result.json")
+    with pytest.raises(DataError, match="is a chat export of Slack"):
+        recognise_format(["type", "user", "text", "ts", "team"], source="day.json")
     with pytest.raises(DataError, match="is PersonaChat data"):
         recognise_format(["personality", "utterances"], source="data.jsonl")
 

@@ -108,6 +108,8 @@ COLUMNS = {name: {str(number): row[name] for number, row in enumerate(TABLE)} fo
         ("a.jsonl", "\r".join(map(json.dumps, TABLE))),
         ("a.json", json.dumps({"data": TABLE})),
         ("a.json", json.dumps({"version": "1.0", "size": 3, "train": TABLE, "licence": "CC0"}, indent=1)),
+        ("a.json", json.dumps({"status": "ok", "meta": {"page": 1}, "results": TABLE})),
+        ("a.json", json.dumps(dict(enumerate(TABLE)))),
         ("a.json", json.dumps(COLUMNS)),
         ("a.json", json.dumps(COLUMNS, indent=1)),
         ("a.json", json.dumps({name: list(column.values()) for name, column in COLUMNS.items()})),
@@ -124,6 +126,8 @@ def test_rows_are_read_in_every_layout(name: str, text: str) -> None:
 
 def test_a_lone_object_and_turns_under_data_are_dialogs() -> None:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    with pytest.raises(DataError, match=r"a.json:1: data is an object, not a list"):
+        read(json.dumps({"data": {"prompt": "Hi", "response": "Hello."}}).encode(), "a.json")
     for content in ({"messages": turns}, {"data": turns}, {"id": "0", "data": ["Hi", "Hello."]}):
         assert len(read(json.dumps(content, indent=1).encode(), "a.json").dialogs) == 1
 
