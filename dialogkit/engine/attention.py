@@ -175,6 +175,11 @@ def use_plain_attention(model: Any) -> None:
     model.set_attn_implementation(plain_attention_of(model))
 
 
+def keeps_scores(model: Any) -> bool:
+    """Return whether a model keeps the scores of its attention for the backward pass; kernels of torch do not."""
+    return attention_of(model) == "eager"
+
+
 @contextmanager
 def plain_attention(model: Any) -> Iterator[None]:
     """Use plain attention within a context, as generation needs it."""
