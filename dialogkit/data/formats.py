@@ -163,8 +163,9 @@ def _preference(row: Row, notes: Notes) -> list[Message]:
     return [*asked, *answer]
 
 
-def _is_chat_export(found: set[str]) -> bool:
-    return any(marks <= found for marks in ({"type", "name"}, {"guild", "channel"}, {"user", "ts"}))
+def _is_messages(found: set[str]) -> bool:
+    exported = {"type", "name"} <= found or {"guild", "channel"} <= found  # Telegram, Discord
+    return bool(found & {*TURNS} - {"conversations"}) and not exported
 
 
 def _is_prompt_response(found: set[str]) -> bool:
@@ -196,7 +197,7 @@ FORMATS: dict[str, Format] = {
             "messages",
             "messages (or dialog, dialogue, conversation, turns, data) with role and content, or texts in turn",
             TURNS,
-            lambda found: bool(found & {*TURNS} - {"conversations"}) and not _is_chat_export(found),
+            _is_messages,
             _messages,
             {"messages": _EXCHANGE},
         ),
@@ -228,7 +229,7 @@ FORMATS: dict[str, Format] = {
             "text",
             "text with chat markers, such as ChatML or ### Human:",
             ("text",),
-            lambda found: "text" in found and not _is_chat_export(found),
+            lambda found: "text" in found and not {"user", "ts"} <= found,
             read_chat_text,
             {"text": "### Human: Hi\n### Assistant: Hello."},
         ),
