@@ -168,6 +168,11 @@ def percent(share: float) -> str:
     return "over 99.9%" if share > 0.5 else "under 0.1%"
 
 
+def byte_size(count: float) -> str:
+    """Return a number of bytes as MiB or GiB."""
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
+
+
 def share_of(part: int, whole: int) -> str:
     """Return `part` of `whole` in percent."""
     return percent(part / whole if whole else 0.0)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dialogkit.cli.metrics_table import HELD_OUT
 from dialogkit.cli.output import Output, settings_table, table, untrusted
-from dialogkit.text import counted, duration
+from dialogkit.text import byte_size, counted, duration
 
 if TYPE_CHECKING:
     from dialogkit.services.training.dry_run import DryRunResult
@@ -71,7 +71,7 @@ def render_dry_run(output: Output, result: "DryRunResult") -> None:
         + ("a stream" if result.train_dialogs is None else counted(result.train_dialogs, "dialog")),
         "longest batch": f"{result.longest_batch_tokens:,} tokens",
         "speed": f"{result.tokens_per_s:,.0f} tokens/s",
-        "peak memory": f"{result.peak_memory_bytes / 2**20:,.0f} MiB",
+        "peak memory": byte_size(result.peak_memory_bytes),
         "held-out loss": f"{result.eval_nats_per_token:.3f} nats/token before training",
         "one reply": shorten(result.reply, 120) or "(empty)",
         "expected time": f"{duration(result.expected_s)}, {duration(result.training_s)} of it in training steps",

@@ -5,11 +5,12 @@ import json
 import re
 import shlex
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 
 from dialogkit.data.hints import USE_STARTER
 from dialogkit.data.open_files import MAX_ROW, open_file
-from dialogkit.errors import DataError
+from dialogkit.errors import DataError, shortened
 from dialogkit.hints import Either, Hint, Shell
 from dialogkit.text import convert_command, wide_encoding
 
@@ -59,6 +60,13 @@ _ENCODINGS = [
     *("cp1255", "cp1256", "koi8_r", "mac_roman"),
 ]
 """What texts are in, if not in UTF-8 or UTF-16. Of all encodings there are, a short text fits many."""
+_LATIN = ("cp1252", "cp1250", "cp1254", "mac_roman")
+"""The Latin alphabet in Windows in most of the world, in Central Europe and in Turkey, and in old Macs."""
+_ALIKE = 0.1
+"""Most by which the disorder of a text differs between code pages of Windows that may both be right."""
+_SYMBOL_IN_WORD = re.compile(
+    r"[^\W\d_](?:[\xb2\xb3\xb9\xbc-\xbe]|[^\x00-\x7f\w\s\xab\xad\xb7\xbb\u2010-\u2026])[^\W\d_]"
+)
 
 
 def wrong_encoding(path: Path) -> DataError | None:
@@ -80,14 +88,43 @@ def wrong_encoding(path: Path) -> DataError | None:
     best = (guesses := from_bytes(sample, cp_isolation=_ENCODINGS)).best()
     if best is None or b"\0" in sample:
         return DataError(f"{path.name}:{line}: not UTF-8 text", hint=Either("save it as UTF-8", USE_STARTER))
-    # The Latin code pages differ in few letters; Windows writes 1252 in most of the world. Short
-    # Chinese texts are valid in other encodings too.
+    # Short Chinese texts are valid in other encodings too.
     equal = {name for guess in guesses if guess.chaos <= best.chaos for name in guess.could_be_from_charset}
-    encoding = next((name for name in ("cp1252", "gb18030") if name in equal), best.encoding)
+    encoding = "gb18030" if "gb18030" in equal else best.encoding
+    names, shown = [encoding], encoding.replace("_", "-")
+    if equal & {*_LATIN}:
+        close = {name for g in guesses if g.chaos <= best.chaos + _ALIKE for name in g.could_be_from_charset}
+        readings = _latin_readings(sample, close - {"mac_roman"} | equal)
+        names = list(readings)
+        shown = " or ".join(
+            f"{name.replace('_', '-')} ({word!r})" if word else name.replace("_", "-")
+            for name, word in readings.items()
+        )
+    commands = [convert_command(path, name.upper().replace("_", "-")) for name in names]
     return DataError(
-        f"{path.name}:{line}: not UTF-8 text, but most likely {encoding.replace('_', '-')}",
-        hint=convert_command(path, encoding.upper().replace("_", "-")),
+        f"{path.name}:{line}: not UTF-8 text, but most likely {shown}",
+        hint=commands[0] if len(commands) == 1 else Either(*commands),
     )
+
+
+def _latin_readings(sample: bytes, names: Collection[str]) -> dict[str, str]:
+    """Return each of the Latin code pages in which a text reads differently, with a word that shows it.
+
+    They differ in few letters, so that only people see which is right. One in which a symbol stands inside a word
+    is wrong if another fits.
+    """
+    texts: dict[str, str] = {}
+    for name in _LATIN:
+        if name in names and (text := sample.decode(name, "replace")) not in texts.values():
+            texts[name] = text
+    words = {name: text for name, text in texts.items() if not _SYMBOL_IN_WORD.search(text)} or texts
+    if len(words) > 1:
+        words.pop("mac_roman", None)
+    if len(words) == 1:
+        return dict.fromkeys(words, "")
+    read = zip(*(re.findall(r"[^\s\"',;]+", text) for text in words.values()), strict=False)
+    shown = max(read, key=lambda readings: len(set(readings)))
+    return dict(zip(words, (shortened(word.strip(".:!?()[]{}"), 30) for word in shown), strict=True))
 
 
 def _almost_json(path: Path, text: str) -> DataError | None:

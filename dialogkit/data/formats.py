@@ -4,19 +4,32 @@
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from dialogkit.data.hints import USE_STARTER
-from dialogkit.data.turns import Notes, Row, first_given, read_chat_text, read_turns, text_of
+from dialogkit.data.turns import Notes, Row, RowError, first_given, read_chat_text, read_turns, text_of
 from dialogkit.dialog import Message
 from dialogkit.errors import DataError, shortened
 from dialogkit.hints import Change, Either, Hint
 
-TURNS = ("messages", "conversations", "conversation", "dialog", "dialogue", "turns", "data")
+TURNS = (
+    "messages",
+    "conversations",
+    "conversation",
+    "dialog",
+    "dialogue",
+    "turns",
+    "data",
+    "contents",
+    "chat_messages",
+)
 PROMPT = ("prompt", "question", "query", "input", "instruction")
 RESPONSE = ("response", "completion", "output", "answer", "reply", "target")
+PAIRS = (("user", "assistant"), ("human", "assistant"), ("human", "gpt"), ("human", "ai"), ("q", "a"))
+"""Columns that are a prompt and its answer only together."""
 CONTEXT = ("input", "context")
 SYSTEM = ("system", "system_prompt", "system_message")
 REJECTED = ("rejected", "rejected_response")
@@ -76,6 +89,13 @@ def unknown_columns(columns: Collection[str], *, source: str) -> DataError:
 _OTHER_SHAPES = {
     "PersonaChat data with candidate replies": {"personality", "utterances"},
     "a chat export of Telegram": {"type", "name", "messages"},
+    "a chat export of Discord": {"guild", "channel", "messages"},
+    "a chat export of Slack": {"type", "user", "text", "ts"},
+    "a chat export of ChatGPT": {"title", "mapping"},
+    "SQuAD data": {"title", "paragraphs"},
+    "SQuAD data of questions with answers in a text": {"context", "question", "answers"},
+    "preference data as OpenAI takes it": {"preferred_output", "non_preferred_output"},
+    "UltraFeedback data of rated completions": {"instruction", "completions"},
 }
 """Shapes that are known but cannot be read, by their columns."""
 
@@ -98,7 +118,10 @@ def _alpaca(row: Row, notes: Notes) -> list[Message]:
 
 
 def _prompt_response(row: Row, notes: Notes) -> list[Message]:
-    asked, answer = first_given(row, PROMPT) or "prompt", first_given(row, RESPONSE) or "response"
+    pair = next((pair for pair in PAIRS if {*pair} <= row.keys()), ("prompt", "response"))
+    asked, answer = first_given(row, PROMPT) or pair[0], first_given(row, RESPONSE) or pair[1]
+    if row.get("choices") and isinstance(row.get(answer), int):
+        raise RowError(f"{answer} is the number of one of its choices, not its text")
     # Conversational prompt/completion rows hold lists of messages.
     if isinstance(row.get(asked), list):
         return [*read_turns(row, asked, notes), *read_turns(row, answer, notes, first="assistant")]
@@ -140,46 +163,13 @@ def _preference(row: Row, notes: Notes) -> list[Message]:
     return [*asked, *answer]
 
 
-def tree_paths(rows: Iterable[tuple[str, Row]]) -> list[tuple[str, Row]]:
-    """Return place and row of the dialogs of OpenAssistant's message trees: of each tree the best-ranked path.
-
-    Rows in which two columns have the same name come as they are, for the parser to refuse.
-
-    Args:
-        rows: place and content of rows with message_id, parent_id, role, text, and rank (0 is the best).
-    """
-    roots: list[tuple[str, Row]] = []
-    unclear: list[tuple[str, Row]] = []
-    best: dict[str, Row] = {}
-    for place, content in rows:
-        row = by_column(content)
-        if len(row) < len(content):
-            unclear.append((place, content))
-        elif (parent := _identifier(row, "parent_id")) is None:
-            roots.append((place, row))
-        elif parent not in best or _rank(row) < _rank(best[parent]):
-            best[parent] = row
-    dialogs = unclear
-    used: set[str | None] = set()  # ends circles, and keeps the work linear where trees share identifiers
-    for place, message in roots:
-        path, reply = [message], best.get(_identifier(message, "message_id") or "")
-        used.add(_identifier(message, "message_id"))
-        while reply is not None and (name := _identifier(reply, "message_id")) not in used:
-            path.append(reply)
-            used.add(name)
-            reply = best.get(name or "")
-        dialogs.append((place, {"messages": path}))
-    return dialogs
+def _is_messages(found: set[str]) -> bool:
+    exported = {"type", "name"} <= found or {"guild", "channel"} <= found  # Telegram, Discord
+    return bool(found & {*TURNS} - {"conversations"}) and not exported
 
 
-def _identifier(row: Row, column: str) -> str | None:
-    """Return the identifier in a column, of whatever type it is; None for none."""
-    return str(row[column]) if row.get(column) else None
-
-
-def _rank(row: Row) -> float:
-    rank = row.get("rank")
-    return rank if isinstance(rank, int | float) else float("inf")
+def _is_prompt_response(found: set[str]) -> bool:
+    return bool(found & {*PROMPT} and found & {*RESPONSE}) or any({*pair} <= found for pair in PAIRS)
 
 
 _EXCHANGE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
@@ -207,7 +197,7 @@ FORMATS: dict[str, Format] = {
             "messages",
             "messages (or dialog, dialogue, conversation, turns, data) with role and content, or texts in turn",
             TURNS,
-            lambda found: bool(found & {*TURNS} - {"conversations"}) and not {"type", "name"} <= found,
+            _is_messages,
             _messages,
             {"messages": _EXCHANGE},
         ),
@@ -229,9 +219,9 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             "prompt-response",
-            f"{', '.join(PROMPT[:4])} with {', '.join(RESPONSE[:4])}",
-            (*PROMPT, "context", "history", *RESPONSE),
-            lambda found: bool(found & {*PROMPT}) and bool(found & {*RESPONSE}),
+            f"{', '.join(PROMPT[:4])} with {', '.join(RESPONSE[:4])}; user or human with assistant, q with a",
+            (*PROMPT, "context", "history", *RESPONSE, *chain(*PAIRS)),
+            _is_prompt_response,
             _prompt_response,
             {"prompt": "Hi", "response": "Hello."},
         ),
@@ -239,7 +229,7 @@ FORMATS: dict[str, Format] = {
             "text",
             "text with chat markers, such as ChatML or ### Human:",
             ("text",),
-            lambda found: "text" in found,
+            lambda found: "text" in found and not {"user", "ts"} <= found,
             read_chat_text,
             {"text": "### Human: Hi\n### Assistant: Hello."},
         ),

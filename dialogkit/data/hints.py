@@ -31,13 +31,13 @@ def use_another_file(path: Path) -> Change:
     """Return the hint to use the most similarly named dataset beside `path`, else any other, else starter."""
     near = nearest_file(path, SUFFIXES)
     others = [*([near] if near else []), *files_beside(path, SUFFIXES)]
-    other = first_dataset(others)
+    other = next(iter(datasets_of(others, most=1)), None)
     return Change({"data.dataset": str(other)}) if other else USE_STARTER
 
 
-def first_dataset(files: Sequence[Path]) -> Path | None:
-    """Return the first of some files that can be trained on; None if none of the first ones can."""
-    return next(filter(_holds_dialogs, files[:_MOST_TRIED]), None)
+def datasets_of(files: Sequence[Path], *, most: int = 3) -> list[Path]:
+    """Return the first of some files that can be trained on, as far as a few are tried."""
+    return list(islice(filter(_holds_dialogs, files[:_MOST_TRIED]), most))
 
 
 def _holds_dialogs(path: Path) -> bool:

@@ -20,6 +20,7 @@ from dialogkit.data.open_files import (
     unpacks_too_far,
 )
 from dialogkit.errors import DataError
+from dialogkit.text import byte_size
 
 MAX_GROUP_BYTES = 4 * 2**30
 """Largest row group, which is unpacked as a whole."""
@@ -105,7 +106,7 @@ class ParquetRows:
             largest = max((group.total_byte_size for group in groups), default=0)
             if largest > MAX_GROUP_BYTES:
                 raise DataError(
-                    f"{self.path.name} has a row group of {largest / 2**30:.0f} GiB",
+                    f"{self.path.name} has a row group of {byte_size(largest)}",
                     hint=use_another_file(self.path),
                 )
             if sum(group.total_byte_size for group in groups) > self._most:

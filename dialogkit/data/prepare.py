@@ -25,7 +25,7 @@ from dialogkit.errors import DataError, shortened
 from dialogkit.hints import Either
 from dialogkit.text import counted
 
-CACHE_VERSION = 5
+CACHE_VERSION = 6
 """Increased whenever the meaning of a cached file changes."""
 
 _ARRAYS = {

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from dialogkit.data.formats import TURNS
+from dialogkit.data.formats import FORMATS, TURNS, column_name
 from dialogkit.data.hints import FIX_LINE
 from dialogkit.data.open_files import (
     CHUNK_BYTES,
@@ -94,8 +94,8 @@ def _decoded(file: BinaryIO) -> TextIO:
 
 
 _WRAPPED = re.compile(
-    r'\s*\{(?:\s*"[^"]*"\s*:\s*(?:"[^"]*"|[-+.\w]+)\s*,)*'
-    r'\s*"(?:data|rows|train|examples|items|dialogs|records)"\s*:\s*(?=\[\s*\{)'
+    r'\s*\{(?:\s*"[^"]*"\s*:\s*(?:"[^"]*"|[-+.\w]+|\{[^{}]*\})\s*,)*'
+    r'\s*"(?:data|rows|train|examples|items|dialogs|records|results|samples)"\s*:\s*(?=\[\s*\{)'
 )
 
 
@@ -141,10 +141,14 @@ def _spread(first: Row, others: Iterator[Row]) -> Iterator[Row]:
 
 
 def _from_columns(content: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """Return the rows of a table by columns: the orients columns, split and list of `pandas.DataFrame.to_json`."""
+    """Return the rows of a table by columns: the orients of `pandas.DataFrame.to_json`, and lists."""
     values = list(content.values())
     if values and all(isinstance(value, dict) for value in values):
         if any(value.keys() != values[0].keys() for value in values):
+            return None
+        if _is_known(values[0]) and not _is_known(content):  # the orient index
+            return values
+        if len(values) == 1 and not all(key.isdigit() for key in values[0]):  # an object in a row
             return None
         return [{name: column[key] for name, column in content.items()} for key in values[0]]
     if isinstance(columns := content.get("columns"), list) and isinstance(rows := content.get("data"), list):
@@ -153,6 +157,11 @@ def _from_columns(content: dict[str, Any]) -> list[dict[str, Any]] | None:
     if not texts or len(values) < 2 or {*content} & {*TURNS} or len({*map(len, values)}) > 1:
         return None
     return [dict(zip(content, row, strict=True)) for row in zip(*values, strict=True)]
+
+
+def _is_known(row: dict[str, Any]) -> bool:
+    columns = {column_name(column) for column in row}
+    return any(form.matches(columns) for form in FORMATS.values())
 
 
 def _line_rows(name: str, file: BinaryIO) -> Iterator[Row]:

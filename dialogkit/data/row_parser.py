@@ -45,7 +45,7 @@ class RowParser:
         return [name for name in self.columns if name and name not in used]
 
     def expects_trees(self, row: Row) -> bool:
-        """Return whether rows like this are messages of trees, so that `tree_paths` makes the rows to parse."""
+        """Return whether rows like this are messages of trees, so that `read_trees` makes the rows to parse."""
         if not self.format and FORMATS[TREES].matches({*map(column_name, row)}) and not self._mapped:
             self.format = TREES
         if self.format == TREES:
@@ -89,13 +89,21 @@ class RowParser:
             self.notes[MARKED_BAD] += 1
             raise RowError(MARKED_BAD)
         messages = FORMATS[self.format].read(row, notes)
-        if system := next((text for name in SYSTEM if (text := text_of(row, name, optional=True))), ""):
+        if system := next((text for name in SYSTEM if (text := _system_text(row, name))), ""):
             messages.insert(0, Message("system", system))
         if row.get("tools"):
             notes[TOOLS] += 1
         if any(row.get(name) for name in REJECTED):
             notes[PREFERENCES] += 1
         return _repaired(messages, notes)
+
+
+def _system_text(row: Row, name: str) -> str:
+    """Return the system text of a column, which may come in parts."""
+    parts = row.get(name)
+    if not isinstance(parts, list):
+        return text_of(row, name, optional=True)
+    return "\n".join(text_of(part if isinstance(part, Mapping) else {"text": part}, "text") for part in parts)
 
 
 def parse_row(row: Row, kind: str) -> Dialog:

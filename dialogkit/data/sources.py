@@ -13,11 +13,11 @@ from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
 from dialogkit.config.paths import nearest_file
 from dialogkit.data.foreign_files import named_file
-from dialogkit.data.formats import tree_paths
-from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, SUFFIXES, USE_STARTER, first_dataset, use_another_file
+from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, SUFFIXES, USE_STARTER, datasets_of, use_another_file
 from dialogkit.data.open_files import NOT_UTF8, STREAMED, Row, suffix_of
 from dialogkit.data.readers import read_rows
 from dialogkit.data.row_parser import RowParser
+from dialogkit.data.trees import LOST, read_trees
 from dialogkit.data.turns import RowError
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, UnavailableError, did_you_mean, os_reason
@@ -91,10 +91,10 @@ def find_source(config: DataConfig) -> DataSource:
     # Unlike pathlib's, these functions accept any text, even one that is too long for a file name.
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
-        inside = sorted(file for file in os.listdir(path) if suffix_of(Path(file)) in SUFFIXES)
-        first = first_dataset([path / file for file in inside])
+        inside = _data_files(path)
+        first = next(iter(datasets_of(inside, most=1)), None)
         hint = Change({"data.dataset": str(first)}) if first else None
-        if len(inside) > 1 and any(suffix_of(Path(file)) in STREAMED for file in inside):
+        if len(inside) > 1 and any(suffix_of(file) in STREAMED for file in inside):
             hint = Change({"data.dataset": name, "data.streaming": True})
         raise DataError(f"{name!r} is a folder, not a file", hint=hint)
     if os.path.isfile(path):
@@ -116,6 +116,16 @@ def find_source(config: DataConfig) -> DataSource:
         hint = None if beside == USE_STARTER else beside
         raise DataError(f"the dataset file {name!r} does not exist{meant}", hint=hint)
     raise DataError(f"unknown dataset {name!r}{did_you_mean(name, NAMED)}")
+
+
+def _data_files(folder: Path) -> list[Path]:
+    return [folder / name for name in sorted(os.listdir(folder)) if suffix_of(Path(name)) in SUFFIXES]
+
+
+def datasets_in(folder: str) -> list[Path]:
+    """Return the first files of a folder that can be trained on, as far as a few are tried."""
+    path = Path(os.path.expanduser(folder))
+    return datasets_of(_data_files(path)) if os.path.isdir(path) else []
 
 
 def file_digest(path: Path) -> str:
@@ -157,8 +167,12 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
     if first is not None:
         found = chain([first], found)
         if parser.expects_trees(first[1]):  # a dialog is a path through many rows
-            found = iter(trees := tree_paths(found))
-            raw.rows = malformed.number + len(trees)
+            trees = read_trees(found)
+            found = iter(trees.rows)
+            parser.notes.update(trees.notes)
+            for place in trees.lost:
+                refused.add(place, LOST)
+            raw.rows = malformed.number + len(trees.rows) + len(trees.lost)
     for place, row in found:
         try:
             raw.dialogs.append(parser.parse(row))

@@ -1,8 +1,10 @@
 """The turns of a dialog as files hold them: lists of messages, and texts with chat markers."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from dialogkit.dialog import Message, Role
@@ -27,8 +29,8 @@ TOOL_ROLES = frozenset(
     {"tool", "function", "observation", "function_call", "function-call", "tool_call", "ipython"}
 )
 
-ROLE_KEYS = ("role", "from", "speaker", "author")
-CONTENT_KEYS = ("content", "value", "text", "message")
+ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
+CONTENT_KEYS = ("content", "value", "text", "message", "parts")
 LEARNED_KEYS = ("weight", "train", "loss")
 """Keys of a turn with which OpenAI, axolotl and ms-swift mark an answer that is context only."""
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -49,6 +51,8 @@ def text_of(row: Row, name: str, *, optional: bool = False) -> str:
         return ""
     if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
         return str(value)
+    if value != value:
+        raise RowError(f"{name} is NaN, not text")
     if not isinstance(value, str):
         raise RowError(f"{name} is {kind_of(value) if name in row else 'missing'}, not text")
     try:
@@ -93,6 +97,9 @@ def read_turns(row: Row, column: str, notes: Notes, *, first: Role = "user") -> 
     Turns without roles alternate, beginning with `first`.
     """
     turns = row.get(column)
+    if isinstance(turns, str) and turns.lstrip().startswith("["):  # a list in a table
+        with suppress(ValueError, RecursionError):
+            turns = json.loads(turns)
     if not isinstance(turns, Sequence) or isinstance(turns, str):
         raise RowError(f"{column} is {kind_of(turns) if column in row else 'missing'}, not a list")
     others: Role = "assistant" if first == "user" else "user"

@@ -9,18 +9,22 @@ B dialogs of the batch, L of the longest.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from types import MethodType
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from dialogkit.engine.hf_model import attention_of, plain_attention_of, takes_attention
 from dialogkit.engine.memory import is_out_of_memory
 from dialogkit.errors import ModelError
 from dialogkit.hints import Call
 from dialogkit.logits import final_logits
 
 PACKED = "dialogkit_packed"
+_ALIGNED = 16
+"""The rows of a mask start at multiples of this, as kernels on GPUs need it."""
 _ALTERS_SCORES = ("softcap", "s_aux")
 """Arguments of attention, None where unused, that torch's kernel does not have: capped scores, and sinks."""
 
@@ -55,9 +59,11 @@ def packed_attention(
     *dialogs, (padding, _, _) = zip(
         query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True
     )
-    attended = []
+    longest, attended = max(dialog_lengths), []
     for q, k, v in dialogs:
-        mask = _window(q.shape[2], sliding_window, q.device)
+        mask, length = None, q.shape[2]
+        if sliding_window is not None and length > sliding_window:
+            mask = _window(longest, sliding_window, q.dtype, q.device)[:length, :length]
         attended.append(
             scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
@@ -67,11 +73,15 @@ def packed_attention(
     return torch.cat(attended, 2).transpose(1, 2).contiguous(), None
 
 
-def _window(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """Return which tokens attend to which, [L, L]; None if a dialog fits into the window."""
-    if window is None or length <= window:
-        return None
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
+# Each layer keeps its mask for the backward pass, and a shorter dialog's is a part of the longest one's. So all
+# layers and dialogs of a batch share one, in the form into which torch would otherwise copy it.
+@lru_cache(maxsize=1)
+def _window(length: int, window: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return what to add to the scores of `length` tokens or more: 0 within the window, else minus infinity."""
+    side = -(-length // _ALIGNED) * _ALIGNED
+    with torch.inference_mode(mode=False):  # an evaluation may make what the next step trains with
+        outside = torch.ones(side, side, dtype=torch.bool, device=device).tril_().triu_(1 - window).logical_not_()
+        return torch.zeros(side, side, dtype=dtype, device=device).masked_fill_(outside, float("-inf"))
 
 
 def _forward_in_rows(
@@ -114,10 +124,10 @@ def use_packed_attention(model: Any) -> None:
     """
     from transformers import AttentionInterface
 
-    if model.config._attn_implementation == PACKED or "forward" in model.base_model.__dict__:
+    if attention_of(model) == PACKED or "forward" in model.base_model.__dict__:
         return
     AttentionInterface.register(PACKED, packed_attention)
-    if model._can_set_attn_implementation() and _is_same(model, _pack):
+    if takes_attention(model) and _is_same(model, _pack):
         _pack(model)
     elif _is_same(model, _put_in_rows):
         _put_in_rows(model)
@@ -161,13 +171,19 @@ def _is_same(model: Any, prepare: Callable[[Any], None]) -> bool:
 def use_plain_attention(model: Any) -> None:
     """Restore the attention that `generate` and other tools expect."""
     model.base_model.__dict__.pop("forward", None)
-    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    _window.cache_clear()
+    model.set_attn_implementation(plain_attention_of(model))
+
+
+def keeps_scores(model: Any) -> bool:
+    """Return whether a model keeps the scores of its attention for the backward pass; kernels of torch do not."""
+    return attention_of(model) == "eager"
 
 
 @contextmanager
 def plain_attention(model: Any) -> Iterator[None]:
     """Use plain attention within a context, as generation needs it."""
-    before, in_rows = model.config._attn_implementation, "forward" in model.base_model.__dict__
+    before, in_rows = attention_of(model), "forward" in model.base_model.__dict__
     use_plain_attention(model)
     try:
         yield

@@ -8,6 +8,7 @@ from typing import Any
 from dialogkit.config.train import TrainConfig
 from dialogkit.engine.adapter_checkpoints import has_adapter
 from dialogkit.engine.optimizer import muon_matrices
+from dialogkit.text import byte_size
 
 _BESIDE_BYTES = 4 * 2**20
 _BESIDE_ADAPTER_BYTES = 16 * 2**20
@@ -33,4 +34,4 @@ def model_bytes(model: Any, config: TrainConfig) -> int:
 def require_space(run: Path, needed: int) -> None:
     """Raise OSError if the disk of a run has less space free than these bytes."""
     if (free := shutil.disk_usage(run).free) < needed:
-        raise OSError(errno.ENOSPC, f"{needed / 2**20:,.0f} MiB are needed and {free / 2**20:,.0f} MiB are free")
+        raise OSError(errno.ENOSPC, f"{byte_size(needed)} are needed and {byte_size(free)} are free")

@@ -8,53 +8,28 @@ and its safetensors; peft itself would load a pickle, import a module that a con
 import os
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from hashlib import file_digest, sha256
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dialogkit.config.load import HUB_ID
 from dialogkit.config.model import ModelConfig
-from dialogkit.config.paths import ADAPTER_CONFIG
 from dialogkit.config.train import TrainConfig
-from dialogkit.errors import ConfigError, ModelError, UnavailableError, did_you_mean
-from dialogkit.hints import Call, Change, Shell
-from dialogkit.models.folder import named, read_object, require_sound
+from dialogkit.errors import ConfigError, ModelError, did_you_mean
+from dialogkit.hints import Change
+from dialogkit.models.adapter_source import (
+    ADAPTER_WEIGHTS,
+    Adapter,
+    find_adapter,
+    model_file,
+    require_peft,
+    set_base,
+)
 from dialogkit.models.sources import find_gguf, local_source, unusable
-from dialogkit.system.hub import from_hub
-from dialogkit.system.network import hub_reachable
 
-_WEIGHTS = "adapter_model.safetensors"
 _DIGEST = "base_sha256"
 """The header entry of an adapter's weights that identifies the base it was trained on."""
-
-# Settings that are read, follow from the model and the weights, or matter only in training.
-_ACCEPTED = frozenset(
-    {
-        "base_model_name_or_path", "revision", "peft_type", "r", "lora_alpha", "use_rslora",
-        "auto_mapping", "ensure_weight_tying", "fan_in_fan_out", "inference_mode", "init_lora_weights",
-        "lora_dropout", "peft_version", "target_modules", "task_type",
-    }
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter on disk, and its base model."""
-
-    folder: Path
-    base: ModelConfig
-    settings: dict[str, Any]
-    """Its config, checked."""
-
-
-def require_peft() -> None:
-    """Raise UnavailableError if peft is not installed."""
-    if find_spec("peft") is None:
-        raise UnavailableError("LoRA needs the package peft", hint=Shell("pip install 'dialogkit[lora]'"))
 
 
 def add_adapter(model: Any, config: TrainConfig, source: ModelConfig) -> None:
@@ -143,36 +118,6 @@ def merge_adapter(model: Any) -> None:
     model._hf_peft_config_loaded = False
 
 
-def find_adapter(config: ModelConfig) -> Adapter | None:
-    """Return the adapter at a model's source, a folder or hub id; None if the source is a complete model.
-
-    Raises: ModelError for an adapter that is not LoRA, or whose base is missing.
-    """
-    source = config.source or ""
-    local = local_source(source)
-    if local is None and not HUB_ID.match(source):
-        return None
-    path = model_file(config, ADAPTER_CONFIG)
-    if path is None:
-        return None
-    folder = path.parent
-    if local is None and model_file(config, _WEIGHTS) is None:
-        raise ModelError(f"{source!r} is an adapter without {_WEIGHTS}, the only file its weights are read from")
-    if local is not None and [*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")]:
-        raise ModelError(f"{source!r} holds a complete model and an adapter; keep them in separate folders")
-    settings = _read_settings(source, folder / ADAPTER_CONFIG)
-    require_sound(folder)
-    return Adapter(folder, _base_of(source, config, folder, settings), settings)
-
-
-def tokenizer_source(config: ModelConfig) -> ModelConfig:
-    """Return the source to read the tokenizer from: the adapter's base if the adapter brings none."""
-    adapter = find_adapter(config)
-    if adapter is None or (adapter.folder / "tokenizer.json").is_file():
-        return config
-    return adapter.base if model_file(config, "tokenizer.json") is None else config
-
-
 def merge_into(model: Any, adapter: Adapter) -> None:
     """Merge an adapter into its base model.
 
@@ -183,7 +128,7 @@ def merge_into(model: Any, adapter: Adapter) -> None:
     require_peft()
     place = str(adapter.folder)
     try:
-        with safe_open(adapter.folder / _WEIGHTS, framework="pt") as file:
+        with safe_open(adapter.folder / ADAPTER_WEIGHTS, framework="pt") as file:
             trained_on = (file.metadata() or {}).get(_DIGEST)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except Exception as error:
@@ -191,7 +136,7 @@ def merge_into(model: Any, adapter: Adapter) -> None:
     if trained_on is not None and trained_on != digest_of(adapter.base):
         raise ModelError(
             f"the adapter {place!r} was trained on other weights than {adapter.base.source!r} holds now",
-            hint=f"restore them, or {_set_base(adapter.folder)}",
+            hint=f"restore them, or {set_base(adapter.folder)}",
         )
     require_finite(f"the adapter {place!r}", tensors.items())
     _merge_tensors(model, adapter, tensors)
@@ -266,93 +211,3 @@ def _linear_layers(model: Any) -> set[str]:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
     }
-
-
-def _read_settings(source: str, path: Path) -> dict[str, Any]:
-    """Return an adapter's config. Raises: ModelError unless it is plain LoRA."""
-    try:
-        settings = read_object(path)
-    except ModelError as error:
-        raise ModelError(f"{error.message}: not a readable adapter config") from None
-    kind = settings.get("peft_type")
-    if kind != "LORA":
-        raise ModelError(f"{source!r} is an adapter of type {kind!r}; only LORA is supported")
-    rank, alpha, scaled = settings.get("r"), settings.get("lora_alpha"), settings.get("use_rslora", False)
-    sound = (
-        isinstance(rank, int)
-        and isinstance(alpha, int | float)
-        and bool not in (type(rank), type(alpha))
-        and 1 <= rank <= 65_536
-        and -1e9 < alpha < 1e9  # false for NaN
-    )
-    if not sound or not isinstance(scaled, bool):
-        raise ModelError(
-            f"the adapter {source!r} has no usable rank and alpha (r {named(rank)}, lora_alpha {named(alpha)})"
-        )
-    _refuse_variants(source, settings)
-    return {**settings, "use_rslora": scaled}
-
-
-def _refuse_variants(source: str, settings: dict[str, Any]) -> None:
-    """Raise ModelError if an adapter is anything but pairs of matrices beside linear layers."""
-    require_peft()
-    from peft import LoraConfig
-
-    plain = LoraConfig().to_dict()
-    for name, value in settings.items():
-        if name in _ACCEPTED or not value or value == plain.get(name) or (name, value) == ("bias", "none"):
-            continue
-        raise ModelError(f"the adapter {source!r} is not plain LoRA: it sets {name}")
-
-
-def _base_of(source: str, config: ModelConfig, folder: Path, settings: dict[str, Any]) -> ModelConfig:
-    name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
-    if not isinstance(name, str) or not name or not isinstance(revision, str | None):
-        raise ModelError(f"the adapter {source!r} does not name its base model", hint=_set_base(folder))
-    base = config.model_copy(update={"source": name, "revision": revision or None})
-    is_local = local_source(name) is not None
-    if not is_local and not HUB_ID.match(name):
-        raise ModelError(
-            f"the adapter {source!r} needs its base model {name!r}, which does not exist",
-            hint=f"restore it, or {_set_base(folder)}",
-        )
-    if model_file(base, ADAPTER_CONFIG) is not None:
-        raise ModelError(
-            f"the adapter {source!r} needs its base {name!r}, which is an adapter itself and not a complete model"
-        )
-    if not is_local and not hub_reachable() and model_file(base, "config.json") is None:
-        raise UnavailableError(
-            f"the hub cannot be reached, and {name!r}, the base of the adapter {source!r}, is not in its cache",
-            hint=Shell(f"hf download {name}"),
-        )
-    return base
-
-
-def _set_base(folder: Path) -> str:
-    return f"set base_model_name_or_path in {folder / ADAPTER_CONFIG} to its location"
-
-
-def model_file(config: ModelConfig, file: str) -> Path | None:
-    """Return a file of a model, local, fetched or cached; None if it has none or the hub cannot be asked."""
-    if (local := local_source(config.source or "")) is not None:
-        return local / file if os.path.isfile(local / file) else None
-    from transformers.utils import cached_file
-
-    try:
-        found = from_hub(
-            lambda online: cached_file(
-                config.source or "",
-                file,
-                revision=config.revision,
-                local_files_only=not online,
-                _raise_exceptions_for_gated_repo=False,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-            ),
-            lacking=f"{config.source!r} is not in its cache",
-            hint=Call("doctor", network=True),
-        )
-    # No such model, or no answer: the loading that follows reports it.
-    except (OSError, ValueError, UnavailableError):
-        return None
-    return None if found is None else Path(found)

@@ -11,17 +11,17 @@ import torch
 from dialogkit.config.model import ModelConfig
 from dialogkit.errors import ModelError, UnavailableError, shortened
 from dialogkit.hints import Call, Change
-from dialogkit.models.adapters import find_adapter, merge_into, require_finite
-from dialogkit.models.folder import CONTEXT
+from dialogkit.models.adapter_source import find_adapter
+from dialogkit.models.adapters import merge_into, require_finite
+from dialogkit.models.context import SHORTEST_CONTEXT, require_context
 from dialogkit.models.generation import without_generation_settings
 from dialogkit.models.limits import time_limit
 from dialogkit.models.sources import load_from_source, size_of, unusable
 from dialogkit.models.tokenizer import ChatTokenizer
-from dialogkit.text import counted
+from dialogkit.text import byte_size, counted
 
 BUILD_SECONDS = 15.0
 """Time limit for building a config on the meta device; models of hundreds of layers take 1-2 s."""
-SHORTEST_CONTEXT = 16
 _NAMED_TOKENS = 5
 """Tokens without an embedding that an error names."""
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -131,27 +131,6 @@ def require_savable(model: Any, source: ModelConfig) -> None:
             raise unusable(source.source or source.name, error) from None
 
 
-def context_length(config: Any) -> int:
-    """Return the context length, in tokens, of a transformers config; 1024 if it names none."""
-    named = (getattr(config, name, None) for name in CONTEXT)
-    return next((length for length in named if isinstance(length, int) and length > 0), 1024)
-
-
-def read_context(config: ModelConfig) -> int:
-    """Return the context length of a model from its configuration, without loading it.
-
-    Raises: ModelError if the source cannot be read; UnavailableError if it is on an unreachable hub.
-    """
-    if config.from_scratch and config.context is not None:
-        return config.context
-    from transformers import AutoConfig
-
-    adapter = find_adapter(config)
-    described = load_from_source(AutoConfig.from_pretrained, config if adapter is None else adapter.base)
-    _require_context(config.source or "", described)
-    return context_length(described)
-
-
 def _require_buildable(config: ModelConfig, described: Any, room: int | None) -> None:
     """Build a source's model on the meta device; raise if that takes too long or it would need too much memory.
 
@@ -160,7 +139,7 @@ def _require_buildable(config: ModelConfig, described: Any, room: int | None) ->
     from transformers import AutoModelForCausalLM
 
     source = config.source or ""
-    _require_context(source, described)
+    require_context(source, described)
     try:
         with time_limit(BUILD_SECONDS), torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(described, trust_remote_code=False)
@@ -178,19 +157,9 @@ def _require_buildable(config: ModelConfig, described: Any, room: int | None) ->
         )
     if room is not None and 4 * numbers > room:
         raise UnavailableError(
-            f"the weights of {source!r} take {4 * numbers / 2**30:,.1f} GiB of memory; {room / 2**30:,.1f} GiB "
-            "are free",
+            f"the weights of {source!r} take {byte_size(4 * numbers)} of memory; {byte_size(room)} are free",
             hint=Call("models list"),
         )
-
-
-def _require_context(source: str, described: Any) -> None:
-    for name in (*CONTEXT, "sliding_window"):
-        value = getattr(described, name, None)
-        if value is not None and (not isinstance(value, int) or value < SHORTEST_CONTEXT):
-            raise ModelError(
-                f"{name} of {source!r} is {value!r}, and a dialog needs at least {SHORTEST_CONTEXT} tokens"
-            )
 
 
 def _require_all_layers(config: ModelConfig, model: Any, unexpected: Iterable[str]) -> None:

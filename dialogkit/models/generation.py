@@ -18,7 +18,7 @@ from dialogkit.config.model import ModelConfig
 from dialogkit.config.problems import list_problems
 from dialogkit.errors import ModelError, os_reason
 from dialogkit.hints import Hint
-from dialogkit.models.adapters import find_adapter, model_file
+from dialogkit.models.adapter_source import find_adapter, model_file
 from dialogkit.models.sources import find_gguf, local_source
 from dialogkit.text import read_small
 

@@ -30,7 +30,7 @@ from dialogkit.dialog import (
 )
 from dialogkit.errors import ConfigError, ModelError
 from dialogkit.hints import Call, Change
-from dialogkit.models.adapters import tokenizer_source
+from dialogkit.models.adapter_source import tokenizer_source
 from dialogkit.models.chat_template import Refused, TemplateFormat
 from dialogkit.models.folder import require_sound
 from dialogkit.models.generation import read_stop_ids

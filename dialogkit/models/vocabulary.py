@@ -8,7 +8,7 @@ from typing import Any
 from dialogkit.config.model import ModelConfig
 from dialogkit.errors import ModelError, UnavailableError
 from dialogkit.hints import Shell
-from dialogkit.models.adapters import model_file
+from dialogkit.models.adapter_source import model_file
 from dialogkit.models.sources import find_gguf, load_from_source
 
 _READ_WITHOUT_PACKAGES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json")

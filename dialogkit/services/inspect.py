@@ -15,7 +15,7 @@ from dialogkit.config.paths import cache_dir
 from dialogkit.config.run import RunConfig
 from dialogkit.data.duplicates import NEAR, SHINGLE_WORDS, group_labels, near_pairs
 from dialogkit.data.prepare import PreparedData, prepare_data
-from dialogkit.data.sources import RawData, find_source, read_dialogs
+from dialogkit.data.sources import RawData, datasets_in, find_source, read_dialogs
 from dialogkit.data.split import hash_dialog
 from dialogkit.data.statistics import (
     count_characters,
@@ -57,6 +57,7 @@ REPETITIVE_BYTES = 256
 """Shortest text that can be the most repetitive: zlib's overhead dominates shorter ones."""
 _NAMES_AND_NUMBERS = re.compile(r"\b\d+(?:[.,:]\d+)*\b|(?<=[^.!?\s] )[^\W\d_a-z]\w*")
 """Numbers, and words with a capital inside a sentence."""
+_OTHER_FILE = "inspect one of its files"
 BEGINNING = 200
 """Characters of a dialog that are shown of it."""
 
@@ -98,7 +99,8 @@ def _to_inspect(hint: Hint) -> Hint:
     """Return the hint of a training as one of an inspection, whose dataset is an argument."""
     match hint:
         case Change(settings) if "data.streaming" in settings:
-            return "inspect one of its files"
+            files = datasets_in(settings.get("data.dataset", ""))
+            return Either(*(_inspection({"data.dataset": file}) for file in files)) if files else _OTHER_FILE
         case Change(settings):
             return _inspection(settings) if "data.dataset" in settings else hint
         case Call("train") if "data.dataset" in hint.options:
@@ -120,10 +122,10 @@ def _inspect(config: RunConfig, show: int) -> InspectResult:
     # Report a wrong file before loading the libraries of models, which takes seconds.
     raw = read_dialogs(find_source(config.data), config.data)
 
-    from dialogkit.models.build import read_context
-    from dialogkit.models.tokenizer import load_tokenizer
+    from dialogkit.models.context import read_context
+    from dialogkit.models.shipped import load_encoder
 
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_encoder(config.model)
     context = read_context(config.model)
     data = prepare_data(config.data, tokenizer, context=context, cache=cache_dir())
     texts = _Texts(raw, data)

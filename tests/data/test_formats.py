@@ -1,11 +1,12 @@
 """The shapes of dataset rows."""
 
+import json
 from typing import Any, get_args
 
 import pytest
 
 from dialogkit.config.data import COLUMN_ROLES, DataConfig
-from dialogkit.data.formats import FORMATS, Format, recognise_format, tree_paths
+from dialogkit.data.formats import FORMATS, Format, recognise_format
 from dialogkit.data.row_parser import (
     GREETING,
     JOINED,
@@ -106,6 +107,23 @@ def test_the_settings_know_every_shape() -> None:
     ("row", "dialog"),
     [
         ({"question": "Hi", "answer": "Hello."}, (U, A)),
+        ({"question": "Hi", "answer": "Hello.", "choices": ["Hello.", "Go."]}, (U, A)),
+        ({"Human": "Hi", "assistant": "Hello."}, (U, A)),
+        ({"Q": "Hi", "A": "Hello."}, (U, A)),
+        ({"user": "u1", "prompt": "Hi", "response": "Hello."}, (U, A)),
+        ({"messages": json.dumps([turn("user", "Hi"), turn("assistant", "Hello.")])}, (U, A)),
+        (
+            {"contents": [{"role": r, "parts": [{"text": t}]} for r, t in (("user", "Hi"), ("model", "Hello."))]},
+            (U, A),
+        ),
+        (
+            {"chat_messages": [{"sender": s, "text": t} for s, t in (("human", "Hi"), ("assistant", "Hello."))]},
+            (U, A),
+        ),
+        (
+            {"system": [{"text": "Be kind."}], "messages": [turn("user", "Hi"), turn("assistant", "Hello.")]},
+            (S, U, A),
+        ),
         ({"input": "Hi", "output": "Hello."}, (U, A)),
         ({" Prompt ": "Hi", "RESPONSE": "Hello."}, (U, A)),
         ({"prompt": "Hi", "response": 5}, (U, Message("assistant", "5"))),
@@ -205,6 +223,19 @@ def test_what_is_said_of_an_answer_is_heeded() -> None:
     assert parsed({"messages": [turn("user", "Hi"), reasoned], "tools": [{}]})[1] == {REASONING: 1, TOOLS: 1}
 
 
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"question": "Which?", "choices": ["a", "b"], "answer": 1}, "answer is the number of one of its choices"),
+        ({"prompt": "Hi", "response": float("nan")}, "response is NaN, not text"),
+        ({"messages": "[not JSON]"}, "messages is text, not a list"),
+    ],
+)
+def test_a_value_that_is_no_text_is_named_for_what_it_is(row: Any, problem: str) -> None:
+    with pytest.raises(RowError, match=problem):
+        parsed(row)
+
+
 @pytest.mark.parametrize("label", [False, "False", 0])
 def test_rows_marked_as_bad_are_left_out_and_counted(label: Any) -> None:
     parser = RowParser()
@@ -246,38 +277,6 @@ def test_a_wrong_mapping_is_refused(words: list[str], problem: str) -> None:
     assert DataConfig(columns=tuple(f"{role}=x" for role in COLUMN_ROLES)).column_of["label"] == "x"
 
 
-def test_of_a_message_tree_the_best_ranked_path_is_used() -> None:
-    def message(name: str, parent: str | None, role: str, rank: int | None = None) -> dict[str, Any]:
-        return {"message_id": name, "parent_id": parent, "role": role, "text": name, "rank": rank}
-
-    rows = [
-        message("a", None, "prompter"),
-        message("b", "a", "assistant", 1),
-        message("c", "a", "assistant", 0),
-        message("d", "c", "prompter"),
-        message("e", "d", "assistant"),
-        message("loop", "loop", "prompter"),
-    ]
-    [(place, row)] = tree_paths((f"line {number}", row) for number, row in enumerate(rows, 1))
-    assert place == "line 1"
-    assert [message.content for message in parse_row(row, "messages")] == ["a", "c", "d", "e"]
-
-
-def test_trees_of_any_content_are_read_or_refused_row_by_row() -> None:
-    rows: list[Any] = [
-        {"message_id": ["a"], "parent_id": None, "role": "prompter", "text": "one"},
-        {"message_id": {"b": 1}, "parent_id": ["a"], "role": "assistant", "text": "two"},
-        {"message_id": "c", "parent_id": {"b": 1}, "role": "prompter", "text": "three"},
-        {"message_id": ["a"], "parent_id": "c", "role": "assistant", "text": "in a circle"},
-        {"message_id": "d", "parent_id": None, "role": "prompter", "text": "x", "Text": "y"},
-    ]
-    (twice, unclear), (place, row) = tree_paths((f"line {number}", row) for number, row in enumerate(rows, 1))
-    assert (twice, place) == ("line 5", "line 1")
-    with pytest.raises(RowError, match="two columns are called 'text'"):
-        parse_row(unclear, "oasst")
-    assert [message["text"] for message in row["messages"]] == ["one", "two", "three"]
-
-
 @pytest.mark.parametrize("columns", [["a", "b"], ["instruction"], ["prompt"], ["output"], []])
 def test_unknown_columns_are_listed_with_the_shapes_that_are_understood(columns: list[str]) -> None:
     with pytest.raises(DataError) as refused:
@@ -291,6 +290,10 @@ def test_unknown_columns_are_listed_with_the_shapes_that_are_understood(columns:
 def test_a_known_shape_that_is_no_dialog_is_named() -> None:
     with pytest.raises(DataError, match="is a chat export of Telegram"):
         recognise_format(["name", "type", "id", "messages"], source="result.json")
+    with pytest.raises(DataError, match="is a chat export of Discord"):
+        recognise_format(["guild", "channel", "messages"], source="result.json")
+    with pytest.raises(DataError, match="is a chat export of Slack"):
+        recognise_format(["type", "user", "text", "ts", "team"], source="day.json")
     with pytest.raises(DataError, match="is PersonaChat data"):
         recognise_format(["personality", "utterances"], source="data.jsonl")
 

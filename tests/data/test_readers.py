@@ -94,6 +94,8 @@ def test_text_of_any_script_is_not_taken_for_another_encoding() -> None:
 
 TABLE = [{"prompt": f"ask {number}", "response": f"say {number}"} for number in range(3)]
 PRINTED = "\n".join(json.dumps(row, indent=2) for row in TABLE)
+READ_TWICE = r"likely cp1252 \('Épülõ'\) or cp1250 \('Épülő'\)$"
+"""A Hungarian word that is one in either."""
 CHINESE = "".join(f'{{"prompt": "奥斯陆在哪里呢{n}", "response": "是城市。"}}\n' for n in range(2))
 COLUMNS = {name: {str(number): row[name] for number, row in enumerate(TABLE)} for name in ("prompt", "response")}
 
@@ -106,6 +108,8 @@ COLUMNS = {name: {str(number): row[name] for number, row in enumerate(TABLE)} fo
         ("a.jsonl", "\r".join(map(json.dumps, TABLE))),
         ("a.json", json.dumps({"data": TABLE})),
         ("a.json", json.dumps({"version": "1.0", "size": 3, "train": TABLE, "licence": "CC0"}, indent=1)),
+        ("a.json", json.dumps({"status": "ok", "meta": {"page": 1}, "results": TABLE})),
+        ("a.json", json.dumps(dict(enumerate(TABLE)))),
         ("a.json", json.dumps(COLUMNS)),
         ("a.json", json.dumps(COLUMNS, indent=1)),
         ("a.json", json.dumps({name: list(column.values()) for name, column in COLUMNS.items()})),
@@ -122,6 +126,8 @@ def test_rows_are_read_in_every_layout(name: str, text: str) -> None:
 
 def test_a_lone_object_and_turns_under_data_are_dialogs() -> None:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    with pytest.raises(DataError, match=r"a.json:1: data is an object, not a list"):
+        read(json.dumps({"data": {"prompt": "Hi", "response": "Hello."}}).encode(), "a.json")
     for content in ({"messages": turns}, {"data": turns}, {"id": "0", "data": ["Hi", "Hello."]}):
         assert len(read(json.dumps(content, indent=1).encode(), "a.json").dialogs) == 1
 
@@ -135,7 +141,14 @@ def test_a_lone_object_and_turns_under_data_are_dialogs() -> None:
         ("a.jsonl", b'{"prompt": "a", "response": "b"},\n' * 2, "the lines end in commas", "sed "),
         ("a.jsonl", b"{'prompt': 'a', 'response': 'b'}\n" * 2, "single quotes", "python3 -c"),
         ("a.json", b'[{"prompt": "a", "response": "b"},\n]', "a comma after the last row", "fix that line"),
-        ("a.csv", "prompt,response\nO\xf9 ?,l\xe0\n".encode("latin-1"), "most likely cp1252", "iconv -f CP1252"),
+        ("a.csv", "prompt,response\nGr\xfc\xdfe,Gut\n".encode("latin-1"), "likely cp1252$", "iconv -f CP1252"),
+        (
+            "a.csv",
+            "prompt,response\nZa\u017c\xf3\u0142\u0107,No\n".encode("cp1250"),
+            "likely cp1250$",
+            "iconv -f CP1250",
+        ),
+        ("a.csv", "prompt,response\n\xc9p\xfcl\u0151,Ki\n".encode("cp1250"), READ_TWICE, "iconv -f CP1252"),
         ("a.jsonl", CHINESE.encode("gbk"), "most likely gb18030", "iconv -f GB18030"),
         ("a.txt", b"Hello . __eou__ Hi . __eou__\n", "DailyDialog text", "convert it to JSONL"),
         ("a.txt", b"[01/02/24, 10:00:01] Ann: Hi\n", "a WhatsApp chat export", "convert it to JSONL"),
@@ -153,7 +166,7 @@ def test_a_file_that_is_no_dataset_is_named_for_what_it_is(
     assert hint in (typed(error.value) or "")
     assert "--max-bad-rows" not in (typed(error.value) or "")
     if hint.startswith(("sed", "python3", "iconv")) and shutil.which(hint.split()[0]):
-        subprocess.run(["sh", "-c", str(error.value.hint)], check=True)
+        subprocess.run(["sh", "-c", str(error.value.hint).partition(", or: ")[0]], check=True)
         [made] = [path for path in Path().iterdir() if path.stem != "a"]
         assert read_dialogs(find_source(DataConfig(dataset=str(made))), config).dialogs
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from dialogkit.engine.attention import use_packed_attention, use_plain_attention
+from dialogkit.engine.attention import packed_attention, use_packed_attention, use_plain_attention
 from dialogkit.errors import ModelError
 
 VOCABULARY = 97
@@ -192,3 +192,24 @@ def test_too_little_memory_is_not_taken_for_an_architecture(
     monkeypatch.setattr(type(model.base_model), "forward", forward)
     with pytest.raises(RuntimeError, match="no room"):
         use_packed_attention(model)
+
+
+def test_all_layers_and_dialogs_of_a_batch_share_one_mask() -> None:
+    torch.manual_seed(0)
+    query = torch.randn(1, 2, 40, 8, requires_grad=True)
+    masks: dict[int, int] = {}
+
+    def note(saved: torch.Tensor) -> torch.Tensor:
+        if saved.shape[-1] == saved.shape[-2]:
+            masks[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+        return saved
+
+    with torch.inference_mode():  # as an evaluation before the step
+        packed_attention(torch.nn.Identity(), query, query, query, None, dialog_lengths=(24, 16), sliding_window=5)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        for _ in range(3):
+            attended, _ = packed_attention(
+                torch.nn.Identity(), query, query, query, None, dialog_lengths=(24, 16), sliding_window=5
+            )
+    attended.sum().backward()
+    assert list(masks.values()) == [4 * 32 * 32]  # float32, its side a multiple of 16

@@ -1,13 +1,14 @@
-"""The private names of HF's Trainer that the engine needs are what they were."""
+"""The private names of HF's Trainer and models that the engine needs are what they were."""
 
 import ast
 import inspect
 from importlib.metadata import version
+from types import ModuleType
 
 import pytest
-from transformers import Trainer
+from transformers import LlamaConfig, PreTrainedModel, Trainer
 
-from dialogkit.engine import hf_private
+from dialogkit.engine import hf_model, hf_private
 from tests.conftest import REPOSITORY
 
 METHODS = {
@@ -21,6 +22,7 @@ METHODS = {
     "_determine_best_metric": ["self", "metrics", "trial"],
 }
 ATTRIBUTES = ["_tr_loss", "_globalstep_last_logged", "_train_batch_size"]
+OF_MODELS = {"_can_set_attn_implementation", "_supports_sdpa", "_attn_implementation"}
 RELEASE = f"transformers {version('transformers')} has changed"
 
 
@@ -37,13 +39,21 @@ def test_a_private_attribute_of_the_trainer_is_still_used(name: str) -> None:
     assert f"self.{name}" in inspect.getsource(inspect.getmodule(Trainer)), f"{RELEASE} Trainer.{name}"  # type: ignore[arg-type]
 
 
-def test_only_one_module_uses_private_names_of_the_trainer() -> None:
-    private = {*METHODS, *ATTRIBUTES}
+def test_the_private_names_of_models_are_what_they_were() -> None:
+    assert PreTrainedModel._supports_sdpa is False, f"{RELEASE} PreTrainedModel._supports_sdpa"
+    assert isinstance(PreTrainedModel._can_set_attn_implementation(), bool), RELEASE
+    assert LlamaConfig(attn_implementation="eager")._attn_implementation == "eager", RELEASE
+
+
+@pytest.mark.parametrize(
+    ("private", "owner"), [({*METHODS, *ATTRIBUTES}, hf_private), (OF_MODELS, hf_model)], ids=["trainer", "models"]
+)
+def test_only_one_module_uses_private_names(private: set[str], owner: ModuleType) -> None:
     users = set()
     for path in (REPOSITORY / "dialogkit").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in private and ast.unparse(node.value) != "self":
                 users.add(path.name)
-            if isinstance(node, ast.FunctionDef) and node.name in METHODS.keys() - {"_save"}:
+            if isinstance(node, ast.FunctionDef) and node.name in (METHODS.keys() & private) - {"_save"}:
                 users.add(path.name)
-    assert users == {inspect.getsourcefile(hf_private).rpartition("/")[2]}  # type: ignore[union-attr]
+    assert users == {f"{owner.__name__.rpartition('.')[2]}.py"}

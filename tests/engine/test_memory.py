@@ -38,6 +38,28 @@ def test_the_estimate_is_near_what_was_measured() -> None:
         assert (estimate + 4 * parameters) / 2**20 == pytest.approx(peak, rel=0.12, abs=30)
 
 
+def test_where_attention_keeps_its_scores_the_context_counts_twice() -> None:
+    # Growth of the process in MiB at a Llama of 8 heads and width 64, with 1,536 tokens and eager attention.
+    measured = {("fp32", 2): 311, ("fp32", 6): 619, ("bf16", 2): 350, ("bf16", 6): 810}
+    for (precision, layers), peak in measured.items():
+        shape = {"parameters": 0, "layers": layers, "width": 64, "tokens": 1536}
+        estimate = step_bytes(**shape, precision=precision, scores=8 * 1536**2)
+        assert estimate / 2**20 == pytest.approx(peak, rel=0.15)
+
+
+def test_the_scores_of_eager_attention_are_planned_for(small_config: Callable[..., Any]) -> None:
+    from dialogkit.engine.device import resolve_runtime
+    from dialogkit.services.training.learner import Learner
+
+    config = small_config(BATCH)
+    learner = Learner(config, resolve_runtime(config.runtime))
+    by_kernel = memory_plan.bytes_of_step(learner, 1)
+    learner.model.set_attn_implementation("eager")
+    longest, info = int(learner.data.sample.lengths.max()), learner.model_info
+    scores = 4 * info["heads"] * longest**2
+    assert memory_plan.bytes_of_step(learner, 1) - by_kernel == scores * (4 * info["layers"] + 8)
+
+
 def test_the_free_memory_is_less_than_the_machine_has() -> None:
     free = free_bytes()
     assert free is None or 0 < free < 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

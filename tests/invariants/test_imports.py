@@ -250,3 +250,10 @@ def test_a_list_of_runs_loads_nothing_that_measures_or_tracks() -> None:
         f"dialogkit.services.{name}" for name in ("evaluate", "evaluation.evaluator", "evaluation.store")
     } & set(loaded)
     assert not {"dialogkit.tracking.wandb_run", "dialogkit.data"} & set(loaded)
+
+
+def test_an_inspection_loads_only_the_library_that_tokenizes(in_temporary_folder: Path) -> None:
+    rows = [{"prompt": f"ask {number}", "response": f"say {number}"} for number in range(30)]
+    Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    loaded = set(loaded_by("data", "inspect", "rows.jsonl"))
+    assert (HEAVY | {"pyarrow", "huggingface_hub", "charset_normalizer"}) & loaded == {"tokenizers"}

@@ -15,9 +15,10 @@ from dialogkit.config.model import ModelConfig
 from dialogkit.config.train import TrainConfig
 from dialogkit.engine.adapter_checkpoints import complete_adapter, load_adapter
 from dialogkit.errors import CheckpointError, ConfigError, ModelError, UnavailableError
-from dialogkit.models import adapters
+from dialogkit.models import adapter_source
 from dialogkit.models.adapters import add_adapter, merge_adapter
-from dialogkit.models.build import build_model, read_context
+from dialogkit.models.build import build_model
+from dialogkit.models.context import read_context
 from dialogkit.models.tokenizer import load_tokenizer
 from tests.conftest import Architecture, Small, typed
 from tests.hub import COMMIT, snapshot, write_gpt2
@@ -133,7 +134,7 @@ def test_a_target_that_is_no_linear_layer_is_told_with_those_that_are(small: Sma
 def test_without_peft_the_command_that_brings_it_is_told(
     adapter: Path, small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapters, "find_spec", lambda name: None)
+    monkeypatch.setattr(adapter_source, "find_spec", lambda name: None)
     for run in (
         lambda: add_adapter(small.model(), TrainConfig(method="lora"), ModelConfig(**small.shape)),
         lambda: build_model(source(adapter), small.tokenizer),

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 from dialogkit.config.model import ModelConfig
 from dialogkit.dialog import Message, native_format
 from dialogkit.errors import ModelError, UnavailableError
-from dialogkit.models.build import build_model, context_length, read_context
+from dialogkit.models.build import build_model
+from dialogkit.models.context import context_length, read_context
 from dialogkit.models.tokenizer import ChatTokenizer, load_tokenizer, train_tokenizer
 from tests.conftest import typed
 

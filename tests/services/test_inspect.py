@@ -284,6 +284,9 @@ def test_what_is_advised_against_cutting_helps(settings: dict[str, Any], by_byte
     assert not any("are cut at" in r for r in inspect_data(path, overrides={**overrides, **advised}).remarks)
 
 
+GOOD = {"a.jsonl": '{"prompt": "a", "response": "b"}\n', "b.csv": "prompt,response\na,b\n"}
+
+
 @pytest.mark.parametrize(
     ("of_training", "of_inspection"),
     [
@@ -297,7 +300,11 @@ def test_what_is_advised_against_cutting_helps(settings: dict[str, Any], by_byte
             Change({"data.dataset": "a.csv", "data.max_bad_rows": 3}),
             "dialogkit data inspect a.csv --max-bad-rows 3",
         ),
-        (Change({"data.dataset": "folder", "data.streaming": True}), "inspect one of its files"),
+        (Change({"data.dataset": "nothing", "data.streaming": True}), "inspect one of its files"),
+        (
+            Change({"data.dataset": "folder", "data.streaming": True}),
+            "dialogkit data inspect folder/a.jsonl, or: dialogkit data inspect folder/b.csv",
+        ),
         (Call("train", settings={"data.dataset": "a.csv"}), "dialogkit data inspect a.csv"),
         (Call("train", "mine.json"), "dialogkit data inspect --model mine.json"),
         (Call("data list"), "dialogkit data list"),
@@ -309,6 +316,9 @@ def test_the_hint_of_a_training_becomes_one_of_an_inspection(
     def refuse(*_: Any, **__: Any) -> None:
         raise DataError("it cannot be read", hint=of_training)
 
+    Path("folder").mkdir()
+    for name, text in {**GOOD, "c.jsonl": "{}\n"}.items():
+        Path("folder", name).write_text(text)
     monkeypatch.setattr("dialogkit.services.inspect.load_run_config", refuse)
     with pytest.raises(DataError) as refused:
         inspect_data("rows.jsonl")

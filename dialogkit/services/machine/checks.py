@@ -12,7 +12,7 @@ from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.hints import Call, Hint, Shell
 from dialogkit.services.machine.probe import MachineInfo, Place, read_machine
 from dialogkit.system.network import is_on
-from dialogkit.text import counted
+from dialogkit.text import byte_size, counted
 
 Verdict = Literal["ok", "could be better", "wrong"]
 ORDER: tuple[Verdict, ...] = ("ok", "could be better", "wrong")
@@ -338,9 +338,7 @@ def _shm(machine: MachineInfo) -> Iterator[Finding]:
 
 
 def _size(count: int | None) -> str:
-    if count is None:
-        return "?"
-    return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / 2**20:,.0f} MiB"
+    return "?" if count is None else byte_size(count)
 
 
 CHECKS: tuple[Callable[[MachineInfo], Iterator[Finding]], ...] = (

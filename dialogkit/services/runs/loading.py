@@ -26,7 +26,8 @@ def load_for_inference(loadable: Loadable, *, device: str) -> LoadedModel:
     """
     from dialogkit.config.runtime import RuntimeConfig
     from dialogkit.engine.device import resolve_runtime
-    from dialogkit.models.build import build_model, context_length
+    from dialogkit.models.build import build_model
+    from dialogkit.models.context import context_length
     from dialogkit.models.tokenizer import load_tokenizer
     from dialogkit.system.memory import free_bytes
 

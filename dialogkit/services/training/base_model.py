@@ -16,7 +16,7 @@ def with_lasting_base(config: RunConfig) -> RunConfig:
     """
     if config.train.method != "lora":
         return config
-    from dialogkit.models.adapters import require_peft
+    from dialogkit.models.adapter_source import require_peft
 
     model, output = config.model, Path(config.runtime.output_dir)
     published = published_dir(output, model.name)

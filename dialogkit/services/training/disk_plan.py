@@ -9,7 +9,7 @@ from dialogkit.config.paths import existing_part
 from dialogkit.errors import StorageError
 from dialogkit.hints import Call, Change, Either
 from dialogkit.services.runs.resolve import output_of
-from dialogkit.text import counted
+from dialogkit.text import byte_size, counted
 
 if TYPE_CHECKING:
     from dialogkit.engine.checkpoints import Progress
@@ -49,8 +49,9 @@ def require_disk(learner: "Learner", output: Path, checkpoint: "tuple[Path, Prog
     prune = Call("runs prune", checkpoints_only=True, **output_of(output))
     elsewhere = "choose an output folder on a disk with more space"
     raise StorageError(
-        f"the training needs {_size(total)} on the disk of {str(output)!r}, for {counted(count, 'checkpoint')} of "
-        f"{_size(each)} and the model of {_size(model)}, and {_size(free)} are free",
+        f"the training needs {byte_size(total)} on the disk of {str(output)!r}, for "
+        f"{counted(count, 'checkpoint')} of {byte_size(each)} and the model of {byte_size(model)}, and "
+        f"{byte_size(free)} are free",
         hint=Either(*([Change({"train.keep_checkpoints": _FEWEST})] if keeps_fewer else []), prune, elsewhere),
     )
 
@@ -63,7 +64,3 @@ def _due(learner: "Learner", step: int) -> int:
         return EVALUATIONS_PER_RUN
     schedule = learner.schedule
     return math.ceil(max(0, schedule.total_steps - step) / schedule.eval_every_steps)
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"

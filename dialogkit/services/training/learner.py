@@ -43,7 +43,7 @@ class Learner:
         """
         from dialogkit.data.prepare import prepare_data
         from dialogkit.engine.arguments import resolve_schedule
-        from dialogkit.models.build import context_length
+        from dialogkit.models.context import context_length
         from dialogkit.models.generation import choose_settings
         from dialogkit.models.tokenizer import load_tokenizer
 

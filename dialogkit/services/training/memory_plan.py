@@ -12,7 +12,7 @@ from dialogkit.distributed import process_group
 from dialogkit.errors import OutOfMemoryError
 from dialogkit.hints import Call, Change
 from dialogkit.system.memory import free_bytes
-from dialogkit.text import counted
+from dialogkit.text import byte_size, counted
 
 if TYPE_CHECKING:
     from dialogkit.engine.checkpoints import Progress
@@ -24,11 +24,18 @@ _LAYER_BYTES, _WIDTH_BYTES = 55, 224
 
 Fitted to the peak memory of custom-nano, -tiny and -small in bf16 with 1,000 to 6,000 tokens (within 10%).
 """
+_SCORE_BYTES = {"bf16": 6, "fp32": 4}
+"""Bytes kept of each score of each layer where attention keeps them: in float32, and a copy in a shorter type."""
+_SCORE_BYTES_AT_ONCE = 8
+"""Bytes that the one layer that is computed takes of each score besides.
+
+Measured: the peaks of a Llama of 2 and of 6 layers with 1,536 tokens and eager attention (within 13%).
+"""
 _OPTIMIZER_BYTES = 12
 """A parameter's gradient and Adam's two moments, in float32; the weights themselves are already in memory."""
 
 
-def step_bytes(*, parameters: int, layers: int, width: int, tokens: int, precision: str) -> int:
+def step_bytes(*, parameters: int, layers: int, width: int, tokens: int, precision: str, scores: int = 0) -> int:
     """Return about how many bytes a training takes beyond the model itself.
 
     Args:
@@ -37,9 +44,11 @@ def step_bytes(*, parameters: int, layers: int, width: int, tokens: int, precisi
         width: width of the hidden states.
         tokens: tokens of the largest micro-batch.
         precision: bf16 or fp32; the latter keeps twice as much.
+        scores: scores of attention in each layer for the largest micro-batch, if they are kept.
     """
     kept = tokens * width * (_LAYER_BYTES * layers + _WIDTH_BYTES)
-    return _OPTIMIZER_BYTES * parameters + kept * (1 if precision == "bf16" else 2)
+    of_scores = scores * (_SCORE_BYTES[precision] * layers + _SCORE_BYTES_AT_ONCE)
+    return _OPTIMIZER_BYTES * parameters + kept * (1 if precision == "bf16" else 2) + of_scores
 
 
 def fewest_micro_batches(batch_size: int, at_least: int, fits: Callable[[int], bool]) -> int | None:
@@ -52,8 +61,7 @@ def require_room(model: ModelConfig, vocabulary: int) -> None:
     counts, free = model.parameter_counts(vocabulary), free_bytes()
     if counts is not None and free is not None and 4 * counts.total > free:
         raise OutOfMemoryError(
-            f"the weights of {model.name} alone take {4 * counts.total / 2**30:,.1f} GiB and "
-            f"{free / 2**30:,.1f} GiB are free",
+            f"the weights of {model.name} alone take {byte_size(4 * counts.total)} and {byte_size(free)} are free",
             hint=Call("models list"),
         )
 
@@ -72,7 +80,7 @@ def split_to_fit(learner: "Learner") -> str | None:
         return None
     rank_batch = train.batch_size // process_group.world_size()
     count = fewest_micro_batches(rank_batch, train.accumulation_steps, lambda n: bytes_of_step(learner, n) <= free)
-    problem = f"a step takes about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
+    problem = f"a step takes about {byte_size(needed)} and {byte_size(free)} are free"
     if count is None:
         recompute = Change({"train.activation_checkpointing": True})
         raise OutOfMemoryError(
@@ -118,13 +126,18 @@ def resume_split(run: "TrainingRun", learner: "Learner", problem: str) -> "tuple
 
 def bytes_of_step(learner: "Learner", micro_batches: int) -> int:
     """Return about how many bytes of the CPU's memory a step takes on each rank."""
+    from dialogkit.engine.attention import keeps_scores
+
     train, info = learner.config.train, learner.model_info
     at_once = train.batch_size // (micro_batches * learner.runtime.processes)
     longest = sorted(learner.data.sample.lengths.tolist())[-at_once:]
+    # Such a model computes the dialogs in rows of one length.
+    scores = info.get("heads", 0) * len(longest) * longest[-1] ** 2 if keeps_scores(learner.model) else 0
     return step_bytes(
         parameters=info["trainable_parameters"],
         layers=1 if train.activation_checkpointing else info.get("layers", 0),
         width=info.get("width", 0),
         tokens=sum(longest),
         precision=learner.runtime.precision,
+        scores=scores,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from dialogkit.text import duration
+from dialogkit.text import byte_size, duration
 from dialogkit.tracking.evaluation_files import best_evaluations, task_results
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
@@ -175,9 +175,7 @@ def short(value: float | None) -> str:
 
 def in_bytes(value: float | None) -> str:
     """Format bytes as MiB or GiB."""
-    if value is None or not math.isfinite(value):
-        return NOTHING
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:,.0f} MiB"
+    return NOTHING if value is None or not math.isfinite(value) else byte_size(value)
 
 
 def headline_of(run: PageRun) -> dict[str, Any]:

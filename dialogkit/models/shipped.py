@@ -1,0 +1,54 @@
+"""The shipped tokenizer without transformers, whose import takes longer than most datasets take to encode."""
+
+import json
+from functools import cached_property
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from dialogkit.config.model import ModelConfig
+from dialogkit.dialog import native_format
+from dialogkit.models.tokenizer import SHIPPED_TOKENIZER, ChatTokenizer, load_tokenizer
+
+
+def load_encoder(config: ModelConfig) -> ChatTokenizer:
+    """Return the tokenizer of a model to encode and decode with, which cannot be saved.
+
+    Raises: as `load_tokenizer`.
+    """
+    if config.from_scratch and config.tokenizer is None and config.chat_format in ("auto", "dialogkit"):
+        return ChatTokenizer(_Shipped(), native_format())
+    return load_tokenizer(config)
+
+
+class _Shipped:
+    """The shipped tokenizer under the names of transformers', as far as encoding and decoding need them."""
+
+    def __init__(self) -> None:
+        self.backend_tokenizer = Tokenizer.from_file(str(SHIPPED_TOKENIZER / "tokenizer.json"))
+        config = json.loads((SHIPPED_TOKENIZER / "tokenizer_config.json").read_bytes())
+        self.special_tokens_map = {name: config[name] for name in ("eos_token", "pad_token")}
+        self.all_special_tokens = list(self.special_tokens_map.values())
+        self.added_tokens_decoder = self.backend_tokenizer.get_added_tokens_decoder()
+        self.chat_template: str | None = None
+        self.pad_token_id = self._ids[config["pad_token"]]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return self.backend_tokenizer.get_vocab(with_added_tokens=True)
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        return [self._ids[token] for token in self.all_special_tokens]
+
+    def get_vocab(self) -> dict[str, int]:
+        return self._ids
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> Any:
+        return self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str | None]:
+        return [self.backend_tokenizer.id_to_token(number) for number in ids]
