@@ -8,6 +8,16 @@ from numpy.typing import NDArray
 
 from dialogkit.dialog import Dialog
 
+TRAIN, HELD_OUT = "train", "held-out"
+"""What `split` of a row says, as worlds write it."""
+_NAMES = {
+    **dict.fromkeys((TRAIN, "training"), False),
+    **dict.fromkeys(
+        (HELD_OUT, "heldout", "test", "validation", "valid", "val", "dev", "eval", "evaluation"), True
+    ),
+}
+"""Names of both sets, and whether they are held out."""
+
 
 def split_by_hash(
     hashes: NDArray[np.uint64], fraction: float, at_least: int, at_most: int
