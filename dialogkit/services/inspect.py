@@ -185,7 +185,7 @@ class _Texts:
 
 
 def _ledger(data: PreparedData, texts: _Texts) -> dict[str, Any]:
-    names = ("dataset", "format", "license", "revision", "rows", "kept", "cut", "dropped", "unusable")
+    names = ("dataset", "format", "license", "revision", "rows", "kept", "cut", "dropped", "unusable", "split_by")
     train, held_out = _figures(data.train), _figures(data.evaluation)
     learned = train.supervised_tokens + held_out.supervised_tokens
     return {

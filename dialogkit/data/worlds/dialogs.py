@@ -9,11 +9,12 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dialogkit.data.split import HELD_OUT, TRAIN
 from dialogkit.data.worlds.templates import Facts, Template
-from dialogkit.data.worlds.topics import PLAIN, Exchange, Topic, World, fill_check
+from dialogkit.data.worlds.topics import PLAIN, Exchange, Topic, World, fill_check, world_digest
 from dialogkit.data.worlds.variation import Dice, normal_form, vary
 
 VERSION = 1
@@ -78,6 +79,12 @@ def make_dialogs(world: World, number: int = DIALOGS, seed: int = SEED) -> Itera
     """
     maker = _Maker(world, Dice(seed))
     return (maker.dialog() for _ in range(number))
+
+
+def dataset_digest(folder: Path) -> str:
+    """Return the SHA-256 of what a world is as a dataset. Raises: DataError if a file cannot be read."""
+    made_from = f"{world_digest(folder)} {VERSION} {DIALOGS} {SEED}"
+    return hashlib.sha256(made_from.encode()).hexdigest()
 
 
 def held_out_phrasings(world: World) -> set[str]:
@@ -158,46 +165,37 @@ class _Maker:
                 pass
 
     def _draw(self, kind: str) -> dict[str, Any]:
-        """Return a dialog; of a kind that is held out, one in which something is new. Raises: _Impossible."""
-        dice = self._dice
-        length = 1 + dice.pick_weighted(_LENGTHS)
+        """Return a dialog; of a kind that is held out, one that begins with something new. Raises: _Impossible."""
+        length = 1 + self._dice.pick_weighted(_LENGTHS)
         manner, messages = self._system()
         checks: list[Any] = []
         may_follow: list[_Asked] = []
         seen: set[tuple[int, int]] = set()
-        topic, is_new = "", False
+        topic = ""
         for at in range(length):
-            last = at == length - 1
-            asked, follows = self._next(may_follow, manner, first=not at, last=last)
-            other = None
-            if asked.exchange.moves:
-                other = asked.row
-                while other is asked.row:
-                    other = dice.pick(asked.topic.table.rows)
+            asked, follows = self._next(may_follow, manner, first=not at, last=at == length - 1)
+            other = self._other(asked) if asked.exchange.moves else None
             fact = other or asked.row
-            if (subject := (id(asked.exchange), id(fact))) in seen:
+            question, is_new = self._question(asked, other, kind, follows=follows)
+            if (not at and is_new != bool(kind)) or (id(asked.exchange), id(fact)) in seen:
                 raise _Impossible
-            seen.add(subject)
-            question, new = self._question(asked, other, kind)
-            is_new |= new
+            seen.add((id(asked.exchange), id(fact)))
+            topic = topic or asked.topic.name
             answers = asked.exchange.manners[manner] if manner not in ("", PLAIN) else asked.exchange.answer
             messages.append({"role": "user", "content": question})
-            messages.append({"role": "assistant", "content": dice.pick(answers).fill(asked.row, other)})
+            messages.append({"role": "assistant", "content": self._dice.pick(answers).fill(asked.row, other)})
             right = asked.exchange.right
             checks.append(None if right is None else fill_check(right, asked.row, other))
-            topic = topic or asked.topic.name
-            kept = [
-                each
-                for each in may_follow
-                if (follows or each.exchange.later)
-                and (each.exchange is not asked.exchange or each.exchange.moves)
-            ]
-            same = [_Asked(e.exchange, e.topic, fact) if e.topic is asked.topic and follows else e for e in kept]
-            may_follow = [*(_Asked(each, asked.topic, fact) for each in asked.exchange.then), *same]
-        if bool(kind) != is_new:
-            raise _Impossible
+            may_follow = _following(may_follow, asked, fact, follows=follows)
         split = {"split": HELD_OUT, "new": kind} if kind else {"split": TRAIN}
         return {"messages": messages, "topic": topic, **split, "check": checks}
+
+    def _other(self, asked: _Asked) -> Facts:
+        """Return another row of the table."""
+        other = asked.row
+        while other is asked.row:
+            other = self._dice.pick(asked.topic.table.rows)
+        return other
 
     def _system(self) -> tuple[str, list[dict[str, str]]]:
         """Return a manner, empty for none, and the system message that asks for it."""
@@ -231,40 +229,48 @@ class _Maker:
             raise _Impossible
         return _Asked(exchange, topic, dice.pick(topic.table.rows)), False
 
-    def _question(self, asked: _Asked, other: Facts | None, kind: str) -> tuple[str, bool]:
-        """Return a question about a fact, and whether it is of the kind that is held out. Raises: _Impossible."""
-        fact = other or asked.row
-        rule = asked.topic.table
-        key = self._key(fact)
-        is_new_fact = rule.is_rule and _share(FACT, rule.name, key) < _HELD_OUT_FACTS
+    def _question(self, asked: _Asked, other: Facts | None, kind: str, *, follows: bool) -> tuple[str, bool]:
+        """Return a question about a fact, and whether it is new in the wanted way. Raises: _Impossible."""
+        row, fact, table = asked.row, other or asked.row, asked.topic.table
+        is_new_fact = table.is_rule and _share(FACT, table.name, self._key(fact)) < _HELD_OUT_FACTS
         if is_new_fact and kind != FACT:
             raise _Impossible
         phrasings = self._phrasings[id(asked.exchange)]
-        new: Sequence[_Phrasing] = ()
+        new: list[_Phrasing] = []
         if kind == PHRASING:
             new = phrasings.held_out
-        elif kind == PAIR and fact:
-            new = [phrasing for phrasing in phrasings.trained if self._is_held_out(phrasing, key)]
-        if new:
-            template = self._dice.pick(new).template
-        else:
-            # The plainest phrasing is never held out, so this ends.
+        elif kind == PAIR:
+            new = [each for each in phrasings.trained if self._is_held_out(each, fact, follows=follows)]
+        phrasing = self._dice.pick(new or phrasings.trained)
+        # The plainest phrasing is never held out, so this ends.
+        while not new and self._is_held_out(phrasing, fact, follows=follows):
             phrasing = self._dice.pick(phrasings.trained)
-            while fact and self._is_held_out(phrasing, key):
-                phrasing = self._dice.pick(phrasings.trained)
-            template = phrasing.template
-        row = asked.row
+        template = phrasing.template
         text = vary(template, row, other, self._dice) if asked.exchange.vary else template.fill(row, other)
         return text, bool(new) or is_new_fact
 
-    def _is_held_out(self, phrasing: _Phrasing, key: str) -> bool:
-        return not phrasing.plainest and _share(PAIR, phrasing.key, key) < _HELD_OUT_PAIRS
+    def _is_held_out(self, phrasing: _Phrasing, fact: Facts, *, follows: bool) -> bool:
+        """Return whether a phrasing is never trained with a fact that it names, or means as one that follows."""
+        if phrasing.plainest or not (phrasing.template.slots or (fact and follows)):
+            return False
+        return _share(PAIR, phrasing.key, self._key(fact)) < _HELD_OUT_PAIRS
 
     def _key(self, row: Facts) -> str:
         """Return the text by which a fact is known."""
         if (key := self._keys.get(id(row))) is None:
             key = self._keys[id(row)] = json.dumps(list(row.values()), ensure_ascii=False)
         return key
+
+
+def _following(may_follow: Sequence[_Asked], asked: _Asked, fact: Facts, *, follows: bool) -> list[_Asked]:
+    """Return what may follow an exchange: its own `then`, and of what could follow before, what still can."""
+    kept = [
+        each
+        for each in may_follow
+        if (follows or each.exchange.later) and (each.exchange is not asked.exchange or each.exchange.moves)
+    ]
+    still = [_Asked(e.exchange, e.topic, fact) if follows and e.topic is asked.topic else e for e in kept]
+    return [*(_Asked(each, asked.topic, fact) for each in asked.exchange.then), *still]
 
 
 class _Openers:

@@ -14,9 +14,11 @@ from dialogkit.data.checks import PATTERN, Check, check_problem, is_right
 from dialogkit.data.hints import FIX_WORLD, WORLD_FILES
 from dialogkit.data.worlds.tables import TABLES
 from dialogkit.data.worlds.templates import OTHER, Facts, Template, value_of
-from dialogkit.data.worlds.yaml_nodes import Node, read_yaml
+from dialogkit.data.worlds.yaml_nodes import Node, read_bytes, read_yaml
 from dialogkit.errors import DataError, did_you_mean, os_reason, shortened
 
+WORLDS = Path(__file__).parent
+"""The folder of the worlds that ship with the package."""
 SETTINGS = "world"
 """Name of the file, without its ending, that holds what all topics share."""
 PLAIN = "plain"
@@ -93,17 +95,11 @@ class World:
         name: that of the folder.
         topics: in the order of their files' names.
         systems: system prompts by the manner that they ask for.
-        license: SPDX identifier, or None.
-        description: in one line.
-        revision: SHA-256 of the files.
     """
 
     name: str
     topics: tuple[Topic, ...]
     systems: dict[str, tuple[str, ...]]
-    license: str | None
-    description: str
-    revision: str
 
 
 def holds_world(folder: str | Path) -> bool:
@@ -114,60 +110,76 @@ def holds_world(folder: str | Path) -> bool:
         return False
 
 
+def world_digest(folder: Path) -> str:
+    """Return the SHA-256 of the files of a world. Raises: DataError if one cannot be read."""
+    digest = hashlib.sha256()
+    for path in _files(folder):
+        content = read_bytes(path)
+        digest.update(f"{path.name}\0{len(content)}\0".encode("utf-8", "surrogatepass") + content)
+    return digest.hexdigest()
+
+
+def license_of(folder: Path) -> str | None:
+    """Return the licence that a world states. Raises: DataError."""
+    return _settings(_files(folder)).license
+
+
 def read_world(folder: Path) -> World:
     """Return the world of a folder. Raises: DataError with the file, the line and the value that is wrong."""
-    shown = str(folder)
-    try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix in WORLD_FILES and path.name[0] != ".")
-    except OSError as error:
-        raise DataError(f"the folder {shown!r} cannot be read: {os_reason(error)}", hint=FIX_WORLD) from None
-    topic_paths = [path for path in paths if path.stem != SETTINGS]
-    if not topic_paths:
-        endings = ", ".join(WORLD_FILES)
-        raise DataError(f"the folder {shown!r} holds no topics, which are files with {endings}", hint=FIX_WORLD)
-    digest, settings = hashlib.sha256(), _Settings()
-    for path in paths:
-        if path.stem == SETTINGS:
-            root, content = read_yaml(path)
-            settings = _settings(root)
-            digest.update(content + b"\0")
+    paths = _files(folder)
+    settings = _settings(paths)
     topics: dict[str, Topic] = {}
     files: dict[str, str] = {}
-    for path in topic_paths:
-        root, content = read_yaml(path)
-        digest.update(content + b"\0")
+    for path in paths:
+        if path.stem == SETTINGS:
+            continue
+        root = read_yaml(path)
         topic = _topic(root, settings.systems)
         if topic.name in topics:
-            node = root.value["topic"]
-            raise node.wrong(f"the topic {topic.name!r} is in {files[topic.name]} already")
+            raise root.value["topic"].wrong(f"the topic {topic.name!r} is in {files[topic.name]} already")
         topics[topic.name], files[topic.name] = topic, path.name
-    return World(
-        folder.resolve().name,
-        tuple(topics.values()),
-        settings.systems,
-        settings.license,
-        settings.description,
-        digest.hexdigest(),
+    if not topics:
+        raise no_topics(folder)
+    return World(folder.resolve().name, tuple(topics.values()), settings.systems)
+
+
+def no_topics(folder: Path) -> DataError:
+    """Return the error of a folder that is no world."""
+    return DataError(
+        f"the folder {str(folder)!r} holds no topics, which are files ending in {', '.join(WORLD_FILES)}",
+        hint=FIX_WORLD,
     )
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix in WORLD_FILES and path.name[0] != ".")
+    except OSError as error:
+        problem = f"the folder {str(folder)!r} cannot be read: {os_reason(error)}"
+        raise DataError(problem, hint=FIX_WORLD) from None
 
 
 @dataclass(frozen=True)
 class _Settings:
     systems: dict[str, tuple[str, ...]] = field(default_factory=dict)
     license: str | None = None
-    description: str = ""
 
 
-def _settings(root: Node) -> _Settings:
-    fields = root.fields(("description", "license", "systems"))
+def _settings(paths: Sequence[Path]) -> _Settings:
+    """Return what the topics share. Raises: DataError."""
+    found = [path for path in paths if path.stem == SETTINGS]
+    if len(found) > 1:
+        raise DataError(f"{found[0].name} and {found[1].name} are in the same world", hint=FIX_WORLD)
+    if not found:
+        return _Settings()
+    fields = read_yaml(found[0]).fields(("license", "systems"))
     systems: dict[str, tuple[str, ...]] = {}
     if "systems" in fields:
         node = fields["systems"]
         if not isinstance(node.value, dict):
             raise node.wrong(f"{node.shown} where manners with their system prompts are expected")
         systems = {name: tuple(each.value for each in texts.texts()) for name, texts in node.value.items()}
-    texts = {name: fields[name].text() for name in ("description", "license") if name in fields}
-    return _Settings(systems, **texts)
+    return _Settings(systems, fields["license"].text() if "license" in fields else None)
 
 
 def _topic(root: Node, systems: dict[str, tuple[str, ...]]) -> Topic:

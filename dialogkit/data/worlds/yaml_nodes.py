@@ -133,15 +133,20 @@ class Node:
                 return value
 
 
-def read_yaml(path: Path) -> tuple[Node, bytes]:
-    """Return the content of a YAML or JSON file, and its bytes. Raises: DataError with the line."""
-    name = path.name
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file of a world. Raises: DataError if it cannot be read, or is too long."""
     try:
         content = read_small(path, _LONGEST)
     except OSError as error:
         raise DataError(f"{str(path)!r} cannot be read: {os_reason(error)}", hint=FIX_WORLD) from None
     if len(content) > _LONGEST:
-        raise DataError(f"{name} is longer than {_LONGEST // 2**20} MiB", hint=FIX_WORLD)
+        raise DataError(f"{path.name} is longer than {_LONGEST // 2**20} MiB", hint=FIX_WORLD)
+    return content
+
+
+def read_yaml(path: Path) -> Node:
+    """Return the content of a YAML or JSON file. Raises: DataError with the line."""
+    name, content = path.name, read_bytes(path)
     try:
         text = content.decode("utf-8-sig")
         loader = _LOADER(text)
@@ -149,7 +154,7 @@ def read_yaml(path: Path) -> tuple[Node, bytes]:
             root = loader.get_single_node()
             if root is None:
                 raise DataError(f"{name} is empty", hint=FIX_WORLD)
-            return _node(root, name, set(), 0), content
+            return _node(root, name, set(), 0)
         finally:
             loader.dispose()
     except UnicodeDecodeError:
