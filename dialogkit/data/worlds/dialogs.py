@@ -21,7 +21,7 @@ VERSION = 1
 """Increased whenever the same world and seed give other dialogs."""
 
 DIALOGS, SEED = 50_000, 1
-"""What a world is as a dataset."""
+"""How many dialogs a world is as a dataset, and their seed."""
 
 PHRASING, PAIR, FACT = "phrasing", "pair", "fact"
 """What is new in a held-out dialog: a phrasing, a phrasing of a fact that others ask for, or the fact."""
@@ -71,14 +71,14 @@ class _Asked:
     row: Facts
 
 
-def make_dialogs(world: World, number: int = DIALOGS, seed: int = SEED) -> Iterator[dict[str, Any]]:
+def make_dialogs(world: World, number: int | None = None, seed: int = SEED) -> Iterator[dict[str, Any]]:
     """Yield rows of dialogs, the same everywhere for the same world and seed; fewer are the first of more.
 
     A row has `messages`; `topic`, that of its first exchange; `split`; `new`, what is new in a held-out one; and
     `check`, what each right answer contains.
     """
     maker = _Maker(world, Dice(seed))
-    return (maker.dialog() for _ in range(number))
+    return (maker.dialog() for _ in range(DIALOGS if number is None else number))
 
 
 def dataset_digest(folder: Path) -> str:

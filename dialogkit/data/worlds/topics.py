@@ -16,6 +16,7 @@ from dialogkit.data.worlds.tables import TABLES
 from dialogkit.data.worlds.templates import OTHER, Facts, Template, value_of
 from dialogkit.data.worlds.yaml_nodes import Node, read_bytes, read_yaml
 from dialogkit.errors import DataError, did_you_mean, os_reason, shortened
+from dialogkit.text import counted
 
 WORLDS = Path(__file__).parent
 """The folder of the worlds that ship with the package."""
@@ -212,7 +213,7 @@ def _table(node: Node, topic: str) -> Table:
         row = replace(row, where=f"row {number} of the facts")
         values = [each.value for each in row.items()]
         if len(values) != len(columns):
-            raise row.wrong(f"{len(values)} values for the {len(columns)} columns {', '.join(columns)}")
+            raise row.wrong(f"{counted(len(values), 'value')} for the {len(columns)} columns {', '.join(columns)}")
         for column, each in zip(columns, row.items(), strict=True):
             if isinstance(each.value, bool) or not isinstance(each.value, str | int | float) or each.value == "":
                 raise row.wrong(f"{column} is {each.shown}, neither a text nor a number")
@@ -224,11 +225,10 @@ def _table(node: Node, topic: str) -> Table:
 
 
 def _built_in(node: Node) -> Table:
-    name = node.value["table"].named("table").text()
+    named = replace(node.value["table"], where=f"{node.where}, table")
+    name = named.text()
     if (table := TABLES.get(name)) is None:
-        raise node.value["table"].wrong(
-            f"no such table: {name!r}{did_you_mean(name, TABLES)}; known are {', '.join(TABLES)}"
-        )
+        raise named.wrong(f"no such table: {name!r}{did_you_mean(name, TABLES)}; known are {', '.join(TABLES)}")
     code = table.make.__code__
     parameters = code.co_varnames[: code.co_argcount]
     given = {key: each for key, each in node.fields(("table", *parameters)).items() if key != "table"}

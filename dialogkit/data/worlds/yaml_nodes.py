@@ -60,21 +60,19 @@ class Node:
         where = f"{self.where}: " if self.where else ""
         return DataError(f"{self.file}:{self.line}: {where}{problem}", hint=FIX_WORLD)
 
-    def named(self, where: str) -> "Node":
-        """Return the node with another place in words."""
-        return Node(self.file, self.line, f"{self.where}, {where}" if self.where else where, self.value)
-
     def fields(self, known: Sequence[str], required: Sequence[str] = ()) -> "dict[str, Node]":
         """Return the values by their names. Raises: DataError for an unknown name, or one that lacks."""
         if not isinstance(self.value, dict):
             raise self.wrong(f"{self.shown} where {', '.join(known)} are expected")
         for name, node in self.value.items():
             if name not in known:
-                raise node.wrong(f"unknown key {name!r}{did_you_mean(name, known)}; known are {', '.join(known)}")
+                meant = did_you_mean(name, known)
+                problem = f"unknown key {name!r}{meant}; known are {', '.join(known)}"
+                raise replace(node, where=self.where).wrong(problem)
         for name in required:
             if name not in self.value:
                 raise self.wrong(f"{name!r} is missing")
-        return {name: node.named(name) for name, node in self.value.items()}
+        return {name: replace(node, where=_joined(self.where, name)) for name, node in self.value.items()}
 
     def items(self) -> "list[Node]":
         """Return the values of a list that is not empty. Raises: DataError."""
@@ -89,7 +87,7 @@ class Node:
         nodes = self.items() if isinstance(self.value, list) else [self]
         for number, node in enumerate(nodes, 1):
             if not isinstance(node.value, str) or not node.value.strip():
-                where = ", ".join(filter(None, [self.where, f"text {number}" if node is not self else ""]))
+                where = self.where if node is self else _joined(self.where, f"text {number}")
                 raise replace(node, where=where).wrong(f"{node.shown} where a text is expected")
         return nodes
 
@@ -131,6 +129,10 @@ class Node:
                 return {name: node.plain() for name, node in self.value.items()}
             case value:
                 return value
+
+
+def _joined(where: str, name: str) -> str:
+    return f"{where}, {name}" if where else name
 
 
 def read_bytes(path: Path) -> bytes:
