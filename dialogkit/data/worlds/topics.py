@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dialogkit.data.checks import PATTERN, Check, check_problem, is_right
-from dialogkit.data.hints import FIX_WORLD, WORLD_FILES
+from dialogkit.data.hints import FIX_WORLD, SUFFIXES, WORLD_FILES
+from dialogkit.data.open_files import suffix_of
 from dialogkit.data.worlds.tables import TABLES
 from dialogkit.data.worlds.templates import OTHER, Facts, Template, value_of
 from dialogkit.data.worlds.yaml_nodes import Node, read_bytes, read_yaml
@@ -104,11 +105,12 @@ class World:
 
 
 def holds_world(folder: str | Path) -> bool:
-    """Return whether a folder holds topics in YAML."""
+    """Return whether a folder holds topics in YAML, and no data files beside."""
     try:
-        return any(Path(name).suffix in WORLD_FILES[:2] for name in os.listdir(folder))
+        endings = {suffix_of(Path(name)) for name in os.listdir(folder) if not name.startswith(".")}
     except OSError:
         return False
+    return bool(endings & set(WORLD_FILES[:2])) and not endings & (set(SUFFIXES) - set(WORLD_FILES))
 
 
 def world_digest(folder: Path) -> str:

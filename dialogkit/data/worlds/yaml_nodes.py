@@ -110,7 +110,7 @@ class Node:
             case list():
                 return "a list"
             case dict():
-                return "named values"
+                return "named values (a text with a colon, or that begins with a brace, needs quotes)"
             case None:
                 return "nothing"
             case bool():
@@ -150,44 +150,56 @@ def read_yaml(path: Path) -> Node:
     """Return the content of a YAML or JSON file. Raises: DataError with the line."""
     name, content = path.name, read_bytes(path)
     try:
-        text = content.decode("utf-8-sig")
-        loader = _LOADER(text)
-        try:
-            root = loader.get_single_node()
-            if root is None:
-                raise DataError(f"{name} is empty", hint=FIX_WORLD)
-            return _node(root, name, set(), 0)
-        finally:
-            loader.dispose()
+        # Events instead of nodes: libyaml composes deeply nested nodes until the stack overflows.
+        events = yaml.parse(content.decode("utf-8-sig"), Loader=_LOADER)
+        found = [next(events), next(events)]
+        if isinstance(found[1], yaml.StreamEndEvent):
+            raise DataError(f"{name} is empty", hint=FIX_WORLD)
+        root = _node(events, next(events), name, 0)
+        found = [next(events), next(events)]
+        if not isinstance(found[1], yaml.StreamEndEvent):
+            raise Node(name, found[1].start_mark.line + 1, "", None).wrong("a second document")
+        return root
     except UnicodeDecodeError:
         raise DataError(f"{name} is not UTF-8 text", hint=FIX_WORLD) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark is not None else ""
-        raise DataError(
-            f"{name}{line}: not valid YAML: {error.problem or error.context}", hint=FIX_WORLD
-        ) from None
+        problem = f"{name}{line}: not valid YAML: {error.problem or error.context}"
+        raise DataError(problem, hint=FIX_WORLD) from None
     except yaml.YAMLError as error:  # a control character
         raise DataError(f"{name}: not valid YAML: {str(error).splitlines()[0]}", hint=FIX_WORLD) from None
-    except RecursionError:
-        raise DataError(f"{name}: not valid YAML: nested too deep", hint=FIX_WORLD) from None
 
 
-def _node(node: Any, file: str, seen: set[int], depth: int) -> Node:
-    line = node.start_mark.line + 1
-    here = Node(file, line, "", None)
-    if id(node) in seen:
+def _node(events: Iterator[Any], event: Any, file: str, depth: int) -> Node:
+    """Return the value that an event begins."""
+    here = Node(file, event.start_mark.line + 1, "", None)
+    if isinstance(event, yaml.AliasEvent):
         raise here.wrong("an alias; write the value again")
-    seen.add(id(node))
+    if event.tag not in (None, "!"):
+        raise here.wrong(f"the tag {event.tag!r}; only texts, numbers, lists and named values are read")
     if depth > _DEEPEST:
         raise here.wrong("nested too deep")
-    if isinstance(node, yaml.SequenceNode):
-        value: Any = [_node(each, file, seen, depth + 1) for each in node.value]
-    elif isinstance(node, yaml.MappingNode):
-        value = dict(_pairs(node, file, seen, depth))
-    else:
-        value = _scalar(node.value, quoted=node.style in _QUOTES)
-    return Node(file, line, "", value)
+    if isinstance(event, yaml.ScalarEvent):
+        return replace(here, value=_scalar(event.value, quoted=event.style in _QUOTES))
+    if isinstance(event, yaml.SequenceStartEvent):
+        values = _until(events, yaml.SequenceEndEvent)
+        return replace(here, value=[_node(events, each, file, depth + 1) for each in values])
+    named: dict[str, Node] = {}
+    for key in _until(events, yaml.MappingEndEvent):
+        place = Node(file, key.start_mark.line + 1, "", None)
+        if not isinstance(key, yaml.ScalarEvent):
+            raise place.wrong("a name that is no text (a text that begins with a brace needs quotes)")
+        if key.value in named:
+            raise place.wrong(f"{key.value!r} stands here twice")
+        named[key.value] = _node(events, next(events), file, depth + 1)
+    return replace(here, value=named)
+
+
+def _until(events: Iterator[Any], end: type) -> Iterator[Any]:
+    """Yield the events that begin a value, up to the end of the list or of the named values."""
+    while not isinstance(event := next(events), end):
+        yield event
 
 
 def _scalar(text: str, *, quoted: bool) -> str | int | float | bool | None:
@@ -197,15 +209,3 @@ def _scalar(text: str, *, quoted: bool) -> str | int | float | bool | None:
     if _NUMBER.fullmatch(text):
         return Written(text) if "." in text else int(text)
     return {"true": True, "false": False, "": None, "~": None, "null": None}.get(text, text)
-
-
-def _pairs(node: Any, file: str, seen: set[int], depth: int) -> Iterator[tuple[str, Node]]:
-    names: set[str] = set()
-    for key, value in node.value:
-        name = str(key.value)
-        if not isinstance(key, yaml.ScalarNode):
-            raise Node(file, key.start_mark.line + 1, "", None).wrong("a name that is no text")
-        if name in names:
-            raise Node(file, key.start_mark.line + 1, "", None).wrong(f"{name!r} stands here twice")
-        names.add(name)
-        yield name, _node(value, file, seen, depth + 1)

@@ -8,7 +8,7 @@ import pytest
 
 from dialogkit.data.worlds.tables import TABLES
 from dialogkit.data.worlds.templates import Template
-from dialogkit.data.worlds.topics import read_world
+from dialogkit.data.worlds.topics import holds_world, read_world
 from dialogkit.errors import DataError
 from tests.conftest import Finished, typed
 
@@ -74,7 +74,7 @@ WRONG = [
     (
         "{price} euros",
         "{prize} euros",
-        "a.yaml:9: exchange 1, answer: unknown slot 'prize' (did you mean 'price'?)",
+        "a.yaml:9: exchange 1, answer: unknown slot 'prize' (did you mean",
     ),
     ('"How much is the {product}?"', "[]", "a.yaml:8: exchange 1, ask: the list is empty"),
     ('"How much is the {product}?"', '["a", ""]', "a.yaml:8: exchange 1, ask, text 2: an empty text"),
@@ -99,7 +99,7 @@ WRONG = [
     ('right: "{price}"', "right: {pattern: '('}", "is not a regular expression"),
     ("{product}?", "{other.product}?", "the slot 'other.product' is for a question that follows another one"),
     ("facts:", "weight: 0\nfacts:", "a.yaml:2: weight: 0 is not a number above 0"),
-    ("    right:", "    manners: {rude: 'No.'}\n    right:", "unknown manner 'rude'; world.yaml has none"),
+    ("    right:", "    manners: {rude: 'No.'}\n    right:", "unknown manner 'rude'; world.yaml gives none"),
     ("    right:", "    place: middle\n    right:", "place: 'middle' is neither start nor end"),
     ("    right:", "    vary: never\n    right:", "vary: 'never' is neither true nor false"),
     ("    right:", "    later: true\n    right:", "only what follows another exchange can come later"),
@@ -120,6 +120,14 @@ def test_a_wrong_topic_is_named_by_file_line_and_value(
     assert message in error.value.message
     assert typed(error.value, "data", "make", "my-shop") == "fix that, or: dialogkit data make smalltalk"
     assert typed(error.value) == "fix that, or: --dataset smalltalk"
+
+
+def test_a_folder_of_data_with_a_note_in_yaml_is_no_world(tmp_path: Path) -> None:
+    assert not holds_world(tmp_path)
+    assert holds_world(write(tmp_path, prices=TOPIC))
+    (tmp_path / "0.jsonl.gz").touch()
+    assert not holds_world(tmp_path)
+    assert not holds_world(tmp_path / "nowhere")
 
 
 def test_a_topic_stands_once(tmp_path: Path) -> None:
