@@ -77,7 +77,7 @@ def inspect_data(
     first `samples` to train on, and those held out.
 
     Args:
-        dataset: starter, alpaca-gpt4, a file or a hub id.
+        dataset: starter, smalltalk, alpaca-gpt4, a file, a world or a hub id.
         model: a model as `train` takes it; provides tokenizer and context.
         samples: training dialogs to use, the same as `train` would; None is all.
         show: return this many of the first training dialogs token by token.

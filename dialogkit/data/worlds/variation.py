@@ -91,7 +91,7 @@ def vary(template: Template, row: Facts, other: Facts | None, dice: Dice) -> str
     if dice.chance(LOWER):
         text = text.lower()
     if dice.chance(UNMARKED):
-        text = text.rstrip("?.!") or text
+        text = text.rstrip("?.! ") or text
     return text
 
 
