@@ -2,7 +2,7 @@
 
 import re
 
-_SMALL = re.findall(
+_SMALL: list[str] = re.findall(
     r"\w+",
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen",

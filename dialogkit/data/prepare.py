@@ -201,6 +201,7 @@ def _tokens(
         raise none_fits(raw.name, len(unfit), unfit[0])
     held_out = _held_out_hashes(raw)
     said = np.isin(tokens.hashes, held_out)
+    notes = all_notes(raw.notes, encoding, unfit if raw.bad_rows else [])
     ledger = Ledger(
         dataset=raw.name,
         format=raw.format,
@@ -211,7 +212,8 @@ def _tokens(
         cut=encoding.cut,
         dropped=encoding.dropped,
         first_bad_row=next(chain(raw.bad_rows, unfit), None),
-        **all_notes(raw.notes, encoding, unfit if raw.bad_rows else []),
+        notes=notes["notes"],
+        template_notes=notes["template_notes"],
         unused_columns=raw.unused_columns,
         answers=encoding.answers,
         not_learned=dict(encoding.not_learned),

@@ -210,7 +210,8 @@ def _table(node: Node, topic: str) -> Table:
             raise each.wrong(f"the column {column!r} stands here twice")
         if not column.replace("_", "a").replace(" ", "a").isalnum():
             raise each.wrong(f"the column {column!r} has other characters than letters, digits, blanks and _")
-    rows, known = [], {}
+    rows: list[Facts] = []
+    known: dict[str, int] = {}
     for number, row in enumerate(fields["rows"].items(), 1):
         row = replace(row, where=f"row {number} of the facts")
         values = [each.value for each in row.items()]
