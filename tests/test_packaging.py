@@ -73,6 +73,8 @@ def test_the_wheel_holds_the_package_its_settings_and_nothing_else(installed: In
         "py.typed",
         "data/samples/starter.jsonl",
         "data/samples/LICENSE",
+        "data/worlds/smalltalk/capitals.yaml",
+        "examples/shop/prices.yaml",
         "models/shipped_tokenizer/tokenizer.json",
         "models/shipped_tokenizer/tokenizer_config.json",
         "models/shipped_tokenizer/chat_template.jinja",
@@ -96,7 +98,8 @@ def test_the_sdist_holds_what_tests_and_builds_need(installed: Installed) -> Non
 
 def test_the_licences_are_installed(installed: Installed) -> None:
     licences = {name.partition("/licenses/")[2] for name in installed.in_wheel if "/licenses/" in name}
-    assert licences == {"LICENSE", "dialogkit/data/samples/LICENSE"}
+    shipped = {"dialogkit/data/samples/LICENSE", "dialogkit/data/worlds/smalltalk/LICENSE"}
+    assert licences == {"LICENSE", *shipped}
 
 
 def test_the_installed_command_lists_the_models_away_from_the_checkout(installed: Installed) -> None:

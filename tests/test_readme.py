@@ -74,7 +74,7 @@ def blocks(page: str) -> list[Block]:
 
 def files() -> dict[str, str]:
     """Return the files whose content the pages show, by name."""
-    pattern = r"`([\w.-]+\.(?:jsonl?|csv))`[^`]*?:?\n\n```(?:json|csv)\n(.*?)^```$"
+    pattern = r"`([\w./-]+\.(?:jsonl?|csv|yaml))`[^`]*?:?\n\n```(?:json|csv|yaml)\n(.*?)^```$"
     return {name: text for page in PAGES.values() for name, text in re.findall(pattern, page, re.M | re.S)}
 
 
@@ -108,6 +108,7 @@ class Reader:
         self.folder = folder
         self.typed: set[str] = set()
         for name, text in files().items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
         (folder / "shards").mkdir()
         rows = json.loads((folder / "my-dialogs.json").read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ import typer
 
 from dialogkit.config.paths import DEFAULT_OUTPUT, NEWEST, shipped_names, shipped_schema
 
-DATASETS = ("starter", "alpaca-gpt4")
+DATASETS = ("starter", "smalltalk", "alpaca-gpt4")
 """Datasets with a short name; their module takes too long to import here."""
 
 
@@ -58,6 +58,11 @@ def datasets(incomplete: str) -> list[str]:
 
     endings = [*SUFFIXES, *(f"{suffix}.gz" for suffix in SUFFIXES)]
     return [*_begun(DATASETS, incomplete), *_files(incomplete, endings)]
+
+
+def worlds(incomplete: str) -> list[str]:
+    """Return the shipped world, and folders."""
+    return [*_begun(("smalltalk",), incomplete), *_files(incomplete, ())]
 
 
 def settings(incomplete: str) -> list[str]:

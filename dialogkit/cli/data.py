@@ -18,12 +18,14 @@ from dialogkit.text import counted, percent, sanitize, share_of
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
 
+    from dialogkit.services.data import MadeDialogs
     from dialogkit.services.inspection.results import InspectResult, ShownDialog, Token
 
 BAR = 40
 """Maximum width of a histogram bar, in columns."""
 SMALLEST_SHARE = 0.001
 """Scripts with a smaller fraction of the letters are not named one by one."""
+_SPLIT = {"hash": "chosen by a hash of their text", "rows": "chosen by the column split"}
 
 
 def list_command(json_output: JsonOption = False) -> None:
@@ -37,11 +39,58 @@ def list_command(json_output: JsonOption = False) -> None:
     Output(json_mode=json_output).result(rows, lambda out: out.print(drawn))
 
 
+def make_command(
+    world: Annotated[
+        str,
+        typer.Argument(help="smalltalk, or a folder of topics.", autocompletion=complete.worlds),
+        Sets("data.dataset"),
+    ],
+    output_file: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help=r"JSON Lines file to write; - for stdout. \[WORLD.jsonl]"
+        ),
+    ] = None,
+    dialogs: Annotated[
+        int, typer.Option("--dialogs", "-n", min=1, max=10_000_000, metavar="N", help="Number of dialogs.")
+    ] = 50_000,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", min=0, max=2**32 - 1, metavar="S", help="The same seed makes the same dialogs."),
+    ] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Make dialogs of WORLD, a folder of facts and questions about them."""
+    from dialogkit.services.data import dialog_lines, write_dialogs
+
+    output = Output(json_mode=json_output)
+    if output_file == "-":
+        output.lines(dialog_lines(world, dialogs=dialogs, seed=seed))
+        return
+    with output.busy(f"making {counted(dialogs, 'dialog')} of {world}"):
+        made = write_dialogs(world, output_file, dialogs=dialogs, seed=seed, force=force)
+    output.result(made, lambda out: _render_made(out, made), hint=Call("data inspect", made.file))
+
+
+def _render_made(output: Output, made: "MadeDialogs") -> None:
+    held_out = [f"{number:,} by {new}" for new, number in made.held_out.items()]
+    values = {
+        "file": f"{made.file}: {counted(made.dialogs, 'dialog')} of {made.world}, seed {made.seed}",
+        "held out": f"{sum(made.held_out.values()):,}" + (f" ({', '.join(held_out)})" if held_out else ""),
+        "topics": ", ".join(f"{topic} {share_of(number, made.dialogs)}" for topic, number in made.topics.items()),
+        "answers": f"{made.answers:,}, {made.checked:,} of them with a check",
+    }
+    output.print(values_grid(values))
+
+
 def inspect_command(
     context: typer.Context,
     dataset: Annotated[
         str,
-        typer.Argument(help="starter, alpaca-gpt4, a file or a hub id.", autocompletion=complete.datasets),
+        typer.Argument(
+            help="starter, smalltalk, alpaca-gpt4, a file, a world or a hub id.", autocompletion=complete.datasets
+        ),
         Sets("data.dataset"),
     ] = "starter",
     model: Annotated[
@@ -122,7 +171,7 @@ def _overview(result: "InspectResult") -> Table:
         "rows": f"{result.rows:,}: {result.kept:,} kept ({result.cut:,} of them cut at {result.limit:,} tokens), "
         f"{result.dropped:,} without supervision, {result.unusable:,} unusable",
         "to train on": _set(result.train),
-        "held out": _set(result.held_out),
+        "held out": f"{_set(result.held_out)}; {_SPLIT[result.split_by]}",
         "tokens": f"{result.model}'s, {result.bytes_per_token:.2f} bytes of text each; "
         f"{result.supervised_share:.1%} of all are learned",
         "turns": _turns(result.turns, dialogs)

@@ -264,7 +264,7 @@ TrainDatasetOption = Annotated[
         "--dataset",
         "-d",
         metavar="DATA",
-        help="starter, alpaca-gpt4, a file or a hub id.",
+        help="starter, smalltalk, alpaca-gpt4, a file, a world or a hub id.",
         autocompletion=complete.datasets,
     ),
     Sets("data.dataset"),

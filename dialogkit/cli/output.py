@@ -28,19 +28,26 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row")
 
+_ESCAPES = {code: json.dumps(chr(code))[1:-1] for code in UNSAFE if code >= 127}
+
 REPLY_COLUMN = 32
 """Minimum width of a column of replies; a narrower terminal shows them below each other."""
 
 
 def _write_json(content: Mapping[str, Any]) -> None:
-    """Print JSON; what could steer a terminal is written as an escape, which reads back as the same text.
+    """Print JSON."""
+    sys.stdout.write(_printable(json.dumps(content, ensure_ascii=False, indent=2)) + "\n")
+
+
+def _printable(drawn: str) -> str:
+    """Return JSON as it can be printed: what could steer a terminal is an escape, which reads back the same.
 
     So is all that is not ASCII unless stdout is UTF-8: the escapes of other encodings are not JSON's.
     """
-    escapes = {code: json.dumps(chr(code))[1:-1] for code in UNSAFE if code >= 127}
     is_utf8 = str(sys.stdout.encoding).lower().startswith("utf")
-    drawn = json.dumps(content, ensure_ascii=not is_utf8, indent=2)
-    sys.stdout.write(drawn.translate(escapes) + "\n")
+    if not is_utf8 and not drawn.isascii():
+        drawn = "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in drawn)
+    return drawn.translate(_ESCAPES)
 
 
 def untrusted(text: str, style: str = "") -> Text:
@@ -146,6 +153,11 @@ class Output:
         """Print items to stdout, below each other."""
         for item in items:
             print_item(self.out, item)
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """Print lines of JSON as they come."""
+        for line in lines:
+            sys.stdout.write(_printable(line))
 
     def text(self, text: str) -> None:
         """Print text as it is to stdout, whatever the width of the terminal."""

@@ -132,7 +132,9 @@ def _data(data: "DataInfo") -> list[str | None]:
     return [
         data.dataset,
         f"{data.train_dialogs:,} to train on" if data.train_dialogs is not None else None,
-        f"{data.eval_dialogs:,} held out" if data.eval_dialogs is not None else None,
+        f"{data.eval_dialogs:,} held out" + (", as the rows say" if data.split_by == "rows" else "")
+        if data.eval_dialogs is not None
+        else None,
         f"{_listed(lost)} of {data.rows:,} rows" if data.rows is not None and lost else None,
     ]
 

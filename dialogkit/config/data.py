@@ -26,7 +26,7 @@ class DataConfig(Section):
     """Which dialogs to use and how to prepare them."""
 
     dataset: str = Field("starter", min_length=1, max_length=4096)
-    """starter (shipped), alpaca-gpt4 (hub), a JSON, JSONL, CSV, TSV or Parquet file, or a hub id."""
+    """starter or smalltalk (shipped), alpaca-gpt4 (hub), a data file, the folder of a world, or a hub id."""
     streaming: bool = False
     """Read JSONL or Parquet (file, folder or hub id) during training, for data larger than memory."""
     shuffle_dialogs: int = Field(10_000, ge=1, le=10_000_000)
@@ -46,7 +46,7 @@ class DataConfig(Section):
     samples: int | None = Field(None, examples=[100], ge=1, le=1_000_000_000)
     """Training dialogs to use, chosen by content hash; the evaluation set does not change. None: all."""
     eval_fraction: float = Field(0.05, gt=0, le=0.5)
-    """Fraction of the dialogs held out for evaluation, chosen by content hash."""
+    """Fraction of the dialogs held out for evaluation, chosen by content hash, unless the rows have a `split`."""
     eval_min_dialogs: int = Field(8, ge=1, le=100_000)
     """Fewest dialogs to hold out, but never more than half."""
     eval_max_dialogs: int = Field(1000, ge=1, le=10_000_000)

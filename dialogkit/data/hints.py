@@ -13,9 +13,14 @@ from dialogkit.hints import Change, Either
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 """Endings of data files; `.gz` may follow each."""
 
+WORLD_FILES = (".yaml", ".yml", ".json")
+"""Endings of the files of a world."""
+
 USE_STARTER = Change({"data.dataset": "starter"})
 FIX_LINE = Either("fix that line", USE_STARTER)
 FIX_ROWS = Either("fix the rows", USE_STARTER)
+USE_SMALLTALK = Change({"data.dataset": "smalltalk"})
+FIX_WORLD = Either("fix that", USE_SMALLTALK)
 DETECT_FORMAT = Change({"data.format": "auto"})
 READ_INTO_MEMORY = Change({"data.streaming": False})
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from dialogkit.config.data import DataConfig
 from dialogkit.data.cache import read_entry, write_entry
 from dialogkit.data.hints import USE_STARTER
 from dialogkit.data.row_parser import GREETING
-from dialogkit.data.sources import file_digest, find_source, read_dialogs
-from dialogkit.data.split import split_by_hash
+from dialogkit.data.sources import RawData, find_source, read_dialogs, source_digest
+from dialogkit.data.split import BY_HASH, BY_ROWS, hash_dialog, split_by_hash, split_by_rows
 from dialogkit.data.tokens import DialogTokens, Encoding, encode
 from dialogkit.dialog import GREETING_LEFT_OUT, PLAIN_FORMAT, ChatTokenizer
 from dialogkit.errors import DataError, shortened
@@ -36,6 +36,9 @@ _ARRAYS = {
     "hashes": np.dtype(np.uint64),
     "whole_tokens": np.dtype(np.int64),
 }
+_HELD_OUT = "held_out"
+_OF_ROWS = {_HELD_OUT: np.dtype(np.uint64)}
+"""The hashes of the dialogs that their rows hold out."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,10 @@ class Ledger:
     """Answers to learn in the dialogs that the chat template takes."""
     not_learned: dict[str, int] = field(default_factory=dict)
     """Those that are not learned under the template, by reason."""
+    split_by: str = BY_HASH
+    """How the dialogs are split: by a `hash` of their text, or as their `rows` say."""
+    spare: int = 0
+    """Dialogs that their rows hold out, but that are more than are evaluated."""
 
     @property
     def kept(self) -> int:
@@ -76,6 +83,11 @@ class Ledger:
         if names := [shortened(name, 40) for name in self.unused_columns]:
             more = f" and {len(names) - 12} more" if len(names) > 12 else ""
             lines.append(f"columns not used: {', '.join(names[:12])}{more}")
+        if self.spare:
+            lines.append(
+                f"{counted(self.spare, 'more dialog')} held out by the rows, neither trained on nor evaluated "
+                "(data.eval_max_dialogs)"
+            )
         return lines
 
     def of_template(self) -> list[str]:
@@ -117,21 +129,26 @@ class PreparedData:
 def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, cache: Path) -> PreparedData:
     """Return the prepared dialogs of a dataset.
 
-    The dialogs with the `eval_fraction` lowest hashes form the evaluation set: at least `eval_min_dialogs` and at
-    most `eval_max_dialogs`, but never more than half of the distinct dialogs. Both sets are sorted by hash,
-    whatever the order of the rows. `samples` takes the first training dialogs, so a smaller sample is part of a
-    larger one. Dialogs of more than `context` tokens, the longest that the model takes, are cut. `cache` is the
-    folder for the token arrays; their key includes the fingerprint of the tokenizer.
+    Rows that say in `split` which set they are of are followed, with at most `eval_max_dialogs` to evaluate.
+    Otherwise the dialogs with the `eval_fraction` lowest hashes form the evaluation set: at least
+    `eval_min_dialogs` and at most `eval_max_dialogs`, but never more than half of the distinct dialogs. Both sets
+    are sorted by hash, whatever the order of the rows. `samples` takes the first training dialogs, so a smaller
+    sample is part of a larger one. Dialogs of more than `context` tokens, the longest that the model takes, are
+    cut. `cache` is the folder for the token arrays; their key includes the fingerprint of the tokenizer.
 
     Raises: DataError if nothing is left to train on or to evaluate.
     """
     longest = min(config.max_tokens or context, context)
-    tokens, ledger, from_cache = _tokens(config, tokenizer, longest, cache)
+    tokens, held_out, ledger, from_cache = _tokens(config, tokenizer, longest, cache)
     if ledger.kept < 2 or len(np.unique(tokens.hashes)) < 2:
         raise _too_few(ledger, config.dataset, longest)
-    train, evaluation = split_by_hash(
-        tokens.hashes, config.eval_fraction, config.eval_min_dialogs, config.eval_max_dialogs
-    )
+    if ledger.split_by == BY_ROWS:
+        train, evaluation, spare = split_by_rows(tokens.hashes, held_out, config.eval_max_dialogs)
+        ledger = replace(ledger, spare=spare)
+    else:
+        train, evaluation = split_by_hash(
+            tokens.hashes, config.eval_fraction, config.eval_min_dialogs, config.eval_max_dialogs
+        )
     return PreparedData(tokens.select(train[: config.samples]), tokens.select(evaluation), ledger, from_cache)
 
 
@@ -154,12 +171,11 @@ def _too_few(ledger: Ledger, dataset: str, longest: int) -> DataError:
 
 def _tokens(
     config: DataConfig, tokenizer: ChatTokenizer, longest: int, cache: Path
-) -> tuple[DialogTokens, Ledger, bool]:
+) -> tuple[DialogTokens, NDArray[np.uint64], Ledger, bool]:
     source = find_source(config)
-    # Only files are cached here, by their bytes. Hub datasets have their own cache, with a fingerprint.
-    path, key, revision = cache, "", ""
-    if source.path is not None:
-        revision = file_digest(source.path)
+    # Only files and worlds are cached here, by their bytes. Hub datasets have their own cache, with a fingerprint.
+    path, key, revision = cache, "", source_digest(source)
+    if revision is not None:
         made_from = {
             "bytes": revision,
             "name": source.name,
@@ -175,7 +191,7 @@ def _tokens(
         key = json.dumps({"version": CACHE_VERSION, **made_from}, sort_keys=True)
         cached = _restored(read_entry(path, key), tokenizer, longest)
         if cached is not None:
-            ledger = cached[1]
+            ledger = cached[2]
             if (ledger.dataset, ledger.license, ledger.revision) == (source.name, source.license, revision):
                 return *cached, True
     raw = read_dialogs(source, config)
@@ -183,6 +199,9 @@ def _tokens(
     tokens, unfit = encoding.tokens, [f"{raw.places[index]}: {reason}" for index, reason in encoding.unfit]
     if len(unfit) == len(raw.dialogs):
         raise none_fits(raw.name, len(unfit), unfit[0])
+    held_out = _held_out_hashes(raw)
+    said = np.isin(tokens.hashes, held_out)
+    notes = all_notes(raw.notes, encoding, unfit if raw.bad_rows else [])
     ledger = Ledger(
         dataset=raw.name,
         format=raw.format,
@@ -193,16 +212,25 @@ def _tokens(
         cut=encoding.cut,
         dropped=encoding.dropped,
         first_bad_row=next(chain(raw.bad_rows, unfit), None),
-        **all_notes(raw.notes, encoding, unfit if raw.bad_rows else []),
+        notes=notes["notes"],
+        template_notes=notes["template_notes"],
         unused_columns=raw.unused_columns,
         answers=encoding.answers,
         not_learned=dict(encoding.not_learned),
+        split_by=BY_ROWS if said.any() and not said.all() else BY_HASH,
     )
     # A file that changed while it was read does not match the key.
     with suppress(DataError):
-        if source.path is not None and raw.revision == revision == file_digest(source.path):
-            write_entry(path, key, {**vars(tokens), "ledger": np.array(json.dumps(asdict(ledger)))})
-    return tokens, ledger, False
+        if revision is not None and raw.revision == revision == source_digest(source):
+            entry = {**vars(tokens), _HELD_OUT: held_out, "ledger": np.array(json.dumps(asdict(ledger)))}
+            write_entry(path, key, entry)
+    return tokens, held_out, ledger, False
+
+
+def _held_out_hashes(raw: RawData) -> NDArray[np.uint64]:
+    """Return the hashes of the dialogs that their rows hold out."""
+    pairs = zip(raw.dialogs, raw.held_out or (), strict=raw.held_out is not None)
+    return np.array([hash_dialog(dialog) for dialog, is_held_out in pairs if is_held_out], dtype=np.uint64)
 
 
 def none_fits(dataset: str, number: int, first: str) -> DataError:
@@ -231,11 +259,11 @@ def all_notes(
 
 def _restored(
     arrays: dict[str, NDArray[Any]] | None, tokenizer: ChatTokenizer, longest: int
-) -> tuple[DialogTokens, Ledger] | None:
+) -> tuple[DialogTokens, NDArray[np.uint64], Ledger] | None:
     """Return prepared data from the cache, or None if `encode` cannot have produced the arrays."""
-    if arrays is None or arrays.keys() != {*_ARRAYS, "ledger"}:
+    if arrays is None or arrays.keys() != {*_ARRAYS, _HELD_OUT, "ledger"}:
         return None
-    if any(arrays[name].dtype != dtype or arrays[name].ndim != 1 for name, dtype in _ARRAYS.items()):
+    if any(arrays[name].dtype != dtype or arrays[name].ndim != 1 for name, dtype in (_ARRAYS | _OF_ROWS).items()):
         return None
     tokens = DialogTokens(**{name: arrays[name] for name in _ARRAYS})
     ids, supervised, offsets, whole_tokens = tokens.ids, tokens.supervised, tokens.offsets, tokens.whole_tokens
@@ -260,4 +288,4 @@ def _restored(
             # The first token of a dialog is never predicted.
             and bool((np.add.reduceat(supervised, offsets[:-1], dtype=np.int64) > supervised[offsets[:-1]]).all())
         )
-    return (tokens, ledger) if valid else None
+    return (tokens, arrays[_HELD_OUT], ledger) if valid else None

@@ -21,6 +21,7 @@ from dialogkit.data.open_files import STREAMED, open_file, open_text, readable, 
 from dialogkit.data.parquet import ParquetRows
 from dialogkit.data.readers import Decoder, parse_line, read_line
 from dialogkit.data.sources import NAMED, DataSource, fetch_file, hub_files
+from dialogkit.data.worlds.topics import holds_world
 from dialogkit.errors import DataError, did_you_mean
 from dialogkit.hints import Shell
 
@@ -84,6 +85,8 @@ def find_stream(config: DataConfig) -> Stream:
     """Return the shards of a dataset. Raises: DataError if it does not exist or cannot be streamed."""
     name = config.dataset
     named = NAMED.get(name, DataSource("", hub_id=name))
+    if named.world is not None or holds_world(os.path.expanduser(name)):
+        raise DataError(f"{name!r} is a world, which is made in memory and not streamed", hint=READ_INTO_MEMORY)
     path = named.path or Path(os.path.expanduser(name))
     if os.path.isdir(path):
         files = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]

@@ -1,4 +1,4 @@
-"""Finds datasets by name (shipped ones, files, hub ids) and reads their dialogs."""
+"""Finds datasets by name (shipped ones, files, worlds, hub ids) and reads their dialogs."""
 
 import hashlib
 import os
@@ -13,12 +13,24 @@ from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
 from dialogkit.config.paths import nearest_file
 from dialogkit.data.foreign_files import named_file
-from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, SUFFIXES, USE_STARTER, datasets_of, use_another_file
+from dialogkit.data.formats import by_column
+from dialogkit.data.hints import (
+    DETECT_FORMAT,
+    FIX_ROWS,
+    SUFFIXES,
+    USE_SMALLTALK,
+    USE_STARTER,
+    datasets_of,
+    use_another_file,
+)
 from dialogkit.data.open_files import NOT_UTF8, STREAMED, Row, suffix_of
 from dialogkit.data.readers import read_rows
 from dialogkit.data.row_parser import RowParser
+from dialogkit.data.split import SPLIT, held_out_by_rows
 from dialogkit.data.trees import LOST, read_trees
 from dialogkit.data.turns import RowError
+from dialogkit.data.worlds.dialogs import dataset_digest, make_dialogs
+from dialogkit.data.worlds.topics import WORLDS, holds_world, license_of, read_world
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, UnavailableError, did_you_mean, os_reason
 from dialogkit.hints import Change, Either
@@ -27,6 +39,7 @@ from dialogkit.system.hub import from_hub
 T = TypeVar("T")
 
 STARTER = Path(__file__).parent / "samples" / "starter.jsonl"
+SMALLTALK = WORLDS / "smalltalk"
 
 SHOWN_ROWS = 10
 """Malformed rows that an error shows."""
@@ -36,23 +49,30 @@ _MAX_COUNTED = 100_000
 
 @dataclass(frozen=True)
 class DataSource:
-    """A dataset that was found but not read: a file, or a hub dataset."""
+    """A dataset that was found but not read: a file, the folder of a world, or a hub dataset."""
 
     name: str
     path: Path | None = None
+    world: Path | None = None
     hub_id: str = ""
     license: str | None = None
     description: str = ""
 
 
 _SHIPPED = DataSource("starter", STARTER, license="CC0-1.0", description="dialogs that ship with the package")
+_SMALLTALK = DataSource(
+    "smalltalk",
+    world=SMALLTALK,
+    license="CC0-1.0",
+    description="greetings, facts, sums and short talk, made when needed: a small model learns it in minutes",
+)
 _ALPACA = DataSource(
     "alpaca-gpt4",
     hub_id="vicgalle/alpaca-gpt4",
     license="CC BY-NC 4.0 (research only)",
     description="52,000 instructions answered by GPT-4",
 )
-NAMED = {source.name: source for source in (_SHIPPED, _ALPACA)}
+NAMED = {source.name: source for source in (_SHIPPED, _SMALLTALK, _ALPACA)}
 """Datasets with a short name."""
 
 
@@ -64,11 +84,13 @@ class RawData:
     format: str
     license: str | None
     revision: str
-    """SHA-256 of the file's bytes, or the fingerprint of the hub dataset."""
+    """SHA-256 of the file's bytes or of the world, or the fingerprint of the hub dataset."""
     rows: int = 0
     dialogs: list[Dialog] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
     """Where each dialog is, as `file:line` or `file[number]`."""
+    held_out: list[bool] | None = None
+    """Whether each dialog is held out, if the rows say so in `split`."""
     unusable: int = 0
     """Rows without a dialog, or that could not be read."""
     bad_rows: list[str] = field(default_factory=list)
@@ -76,6 +98,23 @@ class RawData:
     notes: dict[str, int] = field(default_factory=dict)
     """What was repaired or left out, with the number of dialogs."""
     unused_columns: list[str] = field(default_factory=list)
+
+
+def find_world(name: str) -> Path:
+    """Return the folder of a world by its name or path. Raises: DataError if there is none."""
+    shipped = {source.name: source.world for source in NAMED.values() if source.world is not None}
+    if name in shipped:
+        return shipped[name]
+    folder = Path(os.path.expanduser(name))
+    if os.path.isdir(folder):
+        return folder
+    known = ", ".join(shipped)
+    if name in NAMED or os.path.lexists(folder):
+        raise DataError(f"{name!r} is no world; a world is a folder of topics, or {known}", hint=USE_SMALLTALK)
+    meant = did_you_mean(name, [*shipped, *(entry for entry in os.listdir() if os.path.isdir(entry))])
+    raise DataError(
+        f"there is no world {name!r}{meant}; a world is a folder of topics, or {known}", hint=USE_SMALLTALK
+    )
 
 
 def looks_like_file(name: str) -> bool:
@@ -91,6 +130,8 @@ def find_source(config: DataConfig) -> DataSource:
     # Unlike pathlib's, these functions accept any text, even one that is too long for a file name.
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
+        if holds_world(path):
+            return DataSource(path.resolve().name, world=path, license=license_of(path))
         inside = _data_files(path)
         first = next(iter(datasets_of(inside, most=1)), None)
         hint = Change({"data.dataset": str(first)}) if first else None
@@ -137,6 +178,16 @@ def file_digest(path: Path) -> str:
         raise DataError(f"{path.name} cannot be read: {os_reason(error)}") from None
 
 
+def source_digest(source: DataSource) -> str | None:
+    """Return the SHA-256 of what a source is made of; None for a hub dataset.
+
+    Raises: DataError if it cannot be read.
+    """
+    if source.world is not None:
+        return dataset_digest(source.world)
+    return None if source.path is None else file_digest(source.path)
+
+
 def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
     """Return all dialogs of a source.
 
@@ -146,6 +197,8 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
     if source.path is not None:
         rows = read_rows(source.path)
         revision = file_digest(source.path)
+    elif source.world is not None:
+        rows, revision = _world_rows(source.world), dataset_digest(source.world)
     else:
         rows, revision = _hub_rows(source.hub_id, config.revision)
     raw = RawData(source.name, "", source.license, revision)
@@ -173,10 +226,12 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
             for place in trees.lost:
                 refused.add(place, LOST)
             raw.rows = malformed.number + len(trees.rows) + len(trees.lost)
+        splits: list[Any] = []
     for place, row in found:
         try:
             raw.dialogs.append(parser.parse(row))
             raw.places.append(place)
+            splits.append(None if config.columns else by_column(row).get(SPLIT))
         except RowError as error:
             refused.add(place, str(error))
     if malformed.number > config.max_bad_rows:
@@ -199,6 +254,9 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
             details=reasons[1:SHOWN_ROWS],
         )
     raw.format, raw.notes, raw.unused_columns = parser.format, dict(parser.notes), parser.unused
+    raw.held_out = held_out_by_rows(splits)
+    if raw.held_out is not None:
+        raw.unused_columns = [column for column in raw.unused_columns if column != SPLIT]
     return raw
 
 
@@ -277,6 +335,13 @@ def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[Row], str]:
     dataset = _from_hub(hub_id, lambda datasets: datasets.load_dataset(hub_id, revision=revision, split="train"))
     rows = (Row(f"{hub_id}[{number}]", row) for number, row in enumerate(dataset, 1))
     return rows, str(dataset._fingerprint)
+
+
+def _world_rows(folder: Path) -> Iterator[Row]:
+    """Yield the rows of a world; what only an evaluation uses is left out."""
+    world = read_world(folder)
+    for number, row in enumerate(make_dialogs(world), 1):
+        yield Row(f"{world.name}[{number}]", {"messages": row["messages"], SPLIT: row[SPLIT]})
 
 
 def hub_files(hub_id: str, revision: str | None) -> tuple[list[str], str, int | None]:

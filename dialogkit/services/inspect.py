@@ -78,7 +78,7 @@ def inspect_data(
     first `samples` to train on, and those held out.
 
     Args:
-        dataset: starter, alpaca-gpt4, a file or a hub id.
+        dataset: starter, smalltalk, alpaca-gpt4, a file, a world or a hub id.
         model: a model as `train` takes it; provides tokenizer and context.
         samples: training dialogs to use, the same as `train` would; None is all.
         show: return this many of the first training dialogs token by token.
@@ -187,7 +187,7 @@ class _Texts:
 
 
 def _ledger(data: PreparedData, texts: _Texts) -> dict[str, Any]:
-    names = ("dataset", "format", "license", "revision", "rows", "kept", "cut", "dropped", "unusable")
+    names = ("dataset", "format", "license", "revision", "rows", "kept", "cut", "dropped", "unusable", "split_by")
     train, held_out = _figures(data.train), _figures(data.evaluation)
     learned = train.supervised_tokens + held_out.supervised_tokens
     return {

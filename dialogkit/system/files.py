@@ -2,19 +2,20 @@
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from dialogkit.errors import StorageError, os_reason
 from dialogkit.system.ownership import free_name, is_signed, signed
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically, by renaming a temporary one. Raises: StorageError."""
+def write_text(path: Path, text: str | Iterable[str]) -> None:
+    """Write a text, or its parts, to a file atomically, by renaming a temporary one. Raises: StorageError."""
     try:
         descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+                file.writelines([text] if isinstance(text, str) else text)
             os.chmod(beside, 0o666 & ~umask())
             os.replace(beside, path)
         finally:

@@ -138,6 +138,10 @@ class DataInfo(Info):
     """Answers to learn in the dialogs that the chat template takes."""
     not_learned: dict[str, int] | None = None
     """Those that are not learned under the template, by reason."""
+    split_by: str | None = None
+    """`hash`: by a hash of their text; `rows`: as their rows say."""
+    spare: int | None = None
+    """Dialogs that their rows hold out, but that are more than are evaluated."""
     kept: int | None = None
     train_dialogs: int | None = None
     train_tokens: int | None = None

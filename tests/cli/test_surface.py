@@ -44,6 +44,7 @@ SURFACE = {
     "runs sync": "[names] --output-dir --json",
     "data list": "--json",
     "data inspect": "[dataset] --model -m --samples -s --show --columns --max-bad-rows --set --json",
+    "data make": "world --output -o --dialogs -n --seed --force --json",
     "config show": "[model] --preset -c --config --set --json",
     "config validate": "file",
     "config schema": "",

@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 
 from dialogkit.config.data import DataConfig
 from dialogkit.data.prepare import PreparedData, prepare_data
-from dialogkit.data.split import hash_dialog, split_by_hash
+from dialogkit.data.shards import find_stream
+from dialogkit.data.split import hash_dialog, held_out_by_rows, split_by_hash
 from dialogkit.data.tokens import DialogTokens, cut_dialog
+from dialogkit.data.worlds.dialogs import make_dialogs
+from dialogkit.data.worlds.topics import read_world
 from dialogkit.dialog import Dialog, Encoded, Message, plain_format, turns_format
 from dialogkit.errors import DataError
 from dialogkit.models.tokenizer import ChatTokenizer
-from tests.conftest import typed
+from tests.conftest import REPOSITORY, typed
 from tests.models.foreign import CHATS, chatml, gpt2_like
 
 few = settings(max_examples=60, derandomize=True, deadline=None, database=None)
@@ -389,3 +392,59 @@ def test_a_selection_is_a_copy_in_its_own_order(tokenizer: ChatTokenizer) -> Non
     assert chosen.supervised_tokens == sum(int(tokens[i]["supervised"].sum()) for i in (3, 1))
     assert not np.shares_memory(chosen.ids, tokens.ids)
     assert len(tokens.select([])) == 0
+
+
+@pytest.mark.parametrize(
+    ("splits", "held_out"),
+    [
+        (["train", "test"], [False, True]),
+        (["Held_Out", " training "], [True, False]),
+        (["train", "validation", "dev"], [False, True, True]),
+        (["train", "train"], None),
+        (["test", "test"], None),
+        (["train", "test", None], None),
+        (["train", "test", "shard-1"], None),
+        ([1, 0], None),
+        ([], None),
+    ],
+)
+def test_rows_say_which_set_they_are_of_only_if_all_do(splits: list[Any], held_out: list[bool] | None) -> None:
+    assert held_out_by_rows(splits) == held_out
+
+
+def test_the_split_of_the_rows_is_followed_and_said(tokenizer: ChatTokenizer) -> None:
+    rows = [{**r, "split": "test" if number % 4 == 0 else "train"} for number, r in enumerate(numbered(40))]
+    rows.append({**rows[0], "split": "train"})  # known to be held out by another row
+    for from_cache in (False, True):
+        data = prepare(rows, tokenizer, eval_max_dialogs=6)
+        assert data.from_cache is from_cache
+        assert (data.ledger.split_by, data.ledger.spare) == ("rows", 5)
+        assert len(data.train) == 30
+        held_out = {f"answer {number}" for number in range(0, 40, 4)}
+        assert set(answers(data.evaluation, tokenizer)) < held_out
+        assert not held_out & set(answers(data.train, tokenizer))
+        assert data.ledger.unused_columns == []
+        assert any("5 more dialogs held out by the rows" in line for line in data.ledger.remarks())
+
+
+def test_rows_that_do_not_all_say_their_set_are_split_by_hash(tokenizer: ChatTokenizer) -> None:
+    data = prepare([{**r, "split": "train"} for r in numbered(40)], tokenizer)
+    assert (data.ledger.split_by, data.ledger.spare, len(data.evaluation)) == ("hash", 0, 8)
+    assert data.ledger.unused_columns == ["split"]
+
+
+def test_a_world_is_a_dataset_that_holds_out_what_its_dialogs_say(
+    tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dialogkit.data.worlds.dialogs.DIALOGS", 300)
+    config = DataConfig(dataset=str(REPOSITORY / "dialogkit/examples/shop"))
+    made = list(make_dialogs(read_world(Path(config.dataset))))
+    for from_cache in (False, True):
+        data = prepare_data(config, tokenizer, context=1024, cache=Path("cache"))
+        assert data.from_cache is from_cache
+        assert (data.ledger.dataset, data.ledger.license, data.ledger.split_by) == ("shop", "CC0-1.0", "rows")
+        assert len(data.evaluation) == sum(r["split"] == "held-out" for r in made)
+        assert len(data.train) + len(data.evaluation) == data.ledger.rows == 300
+    with pytest.raises(DataError, match="made in memory") as error:
+        find_stream(config)
+    assert typed(error.value) == "--set data.streaming=false"

@@ -118,6 +118,8 @@ class InspectResult(Result):
     """What of the rows was repaired, left out or not used."""
     train: SetFigures
     held_out: SetFigures
+    split_by: str
+    """How the dialogs are split: by a `hash` of their text, or as their `rows` say."""
     supervised_share: float
     """Supervised fraction of the tokens of both sets."""
     cut_share: float

@@ -244,7 +244,7 @@ def find_dataset(record: RunRecord) -> str:
     data = record.settings("data")
     name = str(data["dataset"])
     original = Path(record.environment.folder or "") / name
-    if data.get("streaming") and not Path(name).expanduser().exists() and original.is_dir():
+    if name not in NAMED and not Path(name).expanduser().exists() and original.is_dir():
         return str(original)
     if name in NAMED or Path(name).expanduser().exists() or not looks_like_file(name):
         return name

@@ -44,7 +44,8 @@ def model_card(record: RunRecord) -> str:
         *([f"- licence of the base weights: {model['license']}"] if model.get("license") else []),
         f"- {counted(data.train_dialogs or 0, 'training dialog')}, "
         f"{counted(data.train_supervised_tokens or 0, 'supervised token')}; "
-        f"{counted(data.eval_dialogs or 0, 'dialog')} held out by content hash",
+        f"{counted(data.eval_dialogs or 0, 'dialog')} held out "
+        + ("as the rows of the dataset say" if data.split_by == "rows" else "by content hash"),
         "",
         "## Settings",
         "",

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.train import TrainConfig
-from dialogkit.data.split import held_out_remark
+from dialogkit.data.split import BY_ROWS, held_out_remark
 from dialogkit.engine import flops
 from dialogkit.hints import Change, Hint
 from dialogkit.text import counted
@@ -20,6 +20,7 @@ def header(learner: "Learner", run: RunDir, wandb_run: WandbRun) -> dict[str, st
     """Return the information to show before the first step."""
     info = learner.model_info
     train = learner.config.train
+    said = ", as the rows say" if learner.data.ledger.split_by == BY_ROWS else ""
     return {
         "model": f"{info['name']}, {info['parameters']:,} parameters "
         f"({info['parameters_without_embeddings']:,} without embeddings), "
@@ -29,7 +30,7 @@ def header(learner: "Learner", run: RunDir, wandb_run: WandbRun) -> dict[str, st
         + (f", {learner.runtime.processes} processes" if learner.runtime.processes > 1 else ""),
         "precision": f"{learner.runtime.precision}, because {learner.runtime.precision_reason}",
         "data": f"{_dialogs_of(learner)} dialogs to train, "
-        f"{len(learner.data.evaluation):,} held out ({learner.data.ledger.dataset})",
+        f"{len(learner.data.evaluation):,} held out{said} ({learner.data.ledger.dataset})",
         "steps": (
             f"{learner.schedule.total_steps:,}"
             if train.budget_s is None
@@ -127,7 +128,7 @@ def _dialogs_of(learner: "Learner") -> str:
     """Return the number of training dialogs, and of all available ones if not all are used."""
     if learner.data.size is None:
         return "a stream of"
-    available = learner.data.ledger.kept - len(learner.data.evaluation)
+    available = learner.data.ledger.kept - learner.data.ledger.spare - len(learner.data.evaluation)
     return f"{learner.data.size:,}" + (f" of {available:,}" if available > learner.data.size else "")
 
 

@@ -1,0 +1,1 @@
+"""Worlds: folders of topics, from which dialogs are made."""

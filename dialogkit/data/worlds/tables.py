@@ -1,0 +1,106 @@
+"""The built-in tables of facts: those that are computed, so that nobody writes them down.
+
+Each is a function whose parameters a topic may give: `facts: {table: sums, to: 20}`. It returns the columns and
+the rows.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import NamedTuple
+
+from dialogkit.data.numerals import in_words
+
+Value = str | int | float
+Rows = tuple[list[str], list[list[Value]]]
+
+
+class BuiltIn(NamedTuple):
+    """A built-in table.
+
+    Attributes:
+        make: returns the columns and the rows.
+        is_rule: whether its facts follow from each other, so that a part of them can be held out of training.
+    """
+
+    make: Callable[..., Rows]
+    is_rule: bool
+
+
+_DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+_MONTHS = {
+    "January": 31, "February": 28, "March": 31, "April": 30, "May": 31, "June": 30, "July": 31, "August": 31,
+    "September": 30, "October": 31, "November": 30, "December": 31,
+}  # fmt: skip
+_WORDS = re.findall(
+    r"\w+",
+    """
+    apple ball bird boat book bread cake cat chair cloud corn dog door duck fish flag frog game garden gold hand
+    hat horse house ice jam key kite lamp leaf lemon lion milk moon mouse nest ocean orange owl paper pen pig rain
+    ring river road rose salt sea ship snow star stone sun table tree water wind wolf zebra
+    """,
+)
+_ORDINALS = re.findall(r"\w+", "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth")
+
+
+def sums(to: int = 100) -> Rows:
+    """Return a, b and sum, for all sums up to `to`."""
+    return ["a", "b", "sum"], [[a, b, a + b] for a in range(to + 1) for b in range(to + 1 - a)]
+
+
+def differences(to: int = 100) -> Rows:
+    """Return a, b and difference, for all a up to `to` that are not less than b."""
+    return ["a", "b", "difference"], [[a, b, a - b] for a in range(to + 1) for b in range(a + 1)]
+
+
+def products(to: int = 10) -> Rows:
+    """Return a, b and product, for factors up to `to`."""
+    numbers = range(to + 1)
+    return ["a", "b", "product"], [[a, b, a * b] for a, b in product(numbers, numbers)]
+
+
+def comparisons(to: int = 100) -> Rows:
+    """Return a, b, greater and smaller, for all different numbers up to `to`."""
+    numbers = range(to + 1)
+    pairs = [(a, b) for a, b in product(numbers, numbers) if a != b]
+    return ["a", "b", "greater", "smaller"], [[a, b, max(a, b), min(a, b)] for a, b in pairs]
+
+
+def numbers(to: int = 100) -> Rows:
+    """Return number, words, before and after, for 1 to `to`, which is at most 99."""
+    rows: list[list[Value]] = [[n, in_words(n), n - 1, n + 1] for n in range(1, min(to, 99) + 1)]
+    return ["number", "words", "before", "after"], rows
+
+
+def letters(words: Sequence[str] = _WORDS) -> Rows:
+    """Return word, spelled (as `c-a-t`), letters (their number), first, last and backwards."""
+    columns = ["word", "spelled", "letters", "first", "last", "backwards"]
+    return columns, [[word, "-".join(word), len(word), word[0], word[-1], word[::-1]] for word in words]
+
+
+def days() -> Rows:
+    """Return day, before, after and position (as `first`), of the days of the week."""
+    return ["day", "before", "after", "position"], _circle(_DAYS)
+
+
+def months() -> Rows:
+    """Return month, before, after, position, number and days (of a year that is no leap year)."""
+    rows = [[*row, at, _MONTHS[str(row[0])]] for at, row in enumerate(_circle(list(_MONTHS)), 1)]
+    return ["month", "before", "after", "position", "number", "days"], rows
+
+
+def _circle(names: Sequence[str]) -> list[list[Value]]:
+    return [[name, names[at - 1], names[(at + 1) % len(names)], _ORDINALS[at]] for at, name in enumerate(names)]
+
+
+TABLES: dict[str, BuiltIn] = {
+    "sums": BuiltIn(sums, True),
+    "differences": BuiltIn(differences, True),
+    "products": BuiltIn(products, False),
+    "comparisons": BuiltIn(comparisons, True),
+    "numbers": BuiltIn(numbers, False),
+    "letters": BuiltIn(letters, False),
+    "days": BuiltIn(days, False),
+    "months": BuiltIn(months, False),
+}
+"""The built-in tables by their names."""

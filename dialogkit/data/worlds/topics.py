@@ -1,0 +1,382 @@
+"""What a world consists of, and how its topics are read: tables of facts, and exchanges about them."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dialogkit.data.checks import PATTERN, Check, check_problem, is_right
+from dialogkit.data.hints import FIX_WORLD, SUFFIXES, WORLD_FILES
+from dialogkit.data.open_files import suffix_of
+from dialogkit.data.worlds.tables import TABLES
+from dialogkit.data.worlds.templates import OTHER, Facts, Template, value_of
+from dialogkit.data.worlds.yaml_nodes import Node, read_bytes, read_yaml
+from dialogkit.errors import DataError, did_you_mean, os_reason, shortened
+from dialogkit.text import counted
+
+WORLDS = Path(__file__).parent
+"""The folder of the worlds that ship with the package."""
+SETTINGS = "world"
+"""Name of the file, without its ending, that holds what all topics share."""
+PLAIN = "plain"
+"""The manner of system prompts that change nothing."""
+_TOPIC = ("topic", "weight", "facts", "exchanges")
+_EXCHANGE = ("ask", "answer", "right", "then", "manners", "place", "vary", "later")
+_MOST_CHECKED = 60
+"""Rows of a computed table whose answers are checked as it is read."""
+_MOST_FACTS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Table:
+    """The facts of a topic.
+
+    Attributes:
+        name: that of the built-in table, else that of the topic.
+        columns: the names of the slots.
+        rows: the values.
+        is_rule: whether the facts follow from each other.
+    """
+
+    name: str
+    columns: tuple[str, ...] = ()
+    rows: tuple[Facts, ...] = ({},)
+    is_rule: bool = False
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question in many phrasings, its answers, and what may follow.
+
+    Attributes:
+        ask: phrasings; the first is the plainest.
+        answer: answers, all of them right.
+        right: what a right answer contains, with slots in its texts; None for anything.
+        then: exchanges that may follow, about the same fact.
+        manners: answers in another manner, by its name.
+        place: `start` or `end` of a dialog, or empty for anywhere.
+        vary: whether politeness, case, marks and typos may change a phrasing.
+        later: whether it may follow after other subjects too.
+    """
+
+    ask: tuple[Template, ...]
+    answer: tuple[Template, ...]
+    right: Any = None
+    then: "tuple[Exchange, ...]" = ()
+    manners: dict[str, tuple[Template, ...]] = field(default_factory=dict)
+    place: str = ""
+    vary: bool = True
+    later: bool = False
+
+    @cached_property
+    def moves(self) -> bool:
+        """Whether it is about another row than the exchange before it."""
+        return any(template.moves for template in self.ask)
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A table of facts, and exchanges about them."""
+
+    name: str
+    table: Table
+    exchanges: tuple[Exchange, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class World:
+    """The topics of a folder.
+
+    Attributes:
+        name: that of the folder.
+        topics: in the order of their files' names.
+        systems: system prompts by the manner that they ask for.
+    """
+
+    name: str
+    topics: tuple[Topic, ...]
+    systems: dict[str, tuple[str, ...]]
+
+
+def holds_world(folder: str | Path) -> bool:
+    """Return whether a folder holds topics in YAML, and no data files beside."""
+    try:
+        endings = {suffix_of(Path(name)) for name in os.listdir(folder) if not name.startswith(".")}
+    except OSError:
+        return False
+    return bool(endings & set(WORLD_FILES[:2])) and not endings & (set(SUFFIXES) - set(WORLD_FILES))
+
+
+def world_digest(folder: Path) -> str:
+    """Return the SHA-256 of the files of a world. Raises: DataError if one cannot be read."""
+    digest = hashlib.sha256()
+    for path in _files(folder):
+        content = read_bytes(path)
+        digest.update(f"{path.name}\0{len(content)}\0".encode("utf-8", "surrogatepass") + content)
+    return digest.hexdigest()
+
+
+def license_of(folder: Path) -> str | None:
+    """Return the licence that a world states. Raises: DataError."""
+    return _settings(_files(folder)).license
+
+
+def read_world(folder: Path) -> World:
+    """Return the world of a folder. Raises: DataError with the file, the line and the value that is wrong."""
+    paths = _files(folder)
+    settings = _settings(paths)
+    topics: dict[str, Topic] = {}
+    files: dict[str, str] = {}
+    for path in paths:
+        if path.stem == SETTINGS:
+            continue
+        root = read_yaml(path)
+        topic = _topic(root, settings.systems)
+        if topic.name in topics:
+            raise root.value["topic"].wrong(f"the topic {topic.name!r} is in {files[topic.name]} already")
+        topics[topic.name], files[topic.name] = topic, path.name
+    if not topics:
+        raise no_topics(folder)
+    return World(folder.resolve().name, tuple(topics.values()), settings.systems)
+
+
+def no_topics(folder: Path) -> DataError:
+    """Return the error of a folder that is no world."""
+    return DataError(
+        f"the folder {str(folder)!r} holds no topics, which are files ending in {', '.join(WORLD_FILES)}",
+        hint=FIX_WORLD,
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix in WORLD_FILES and path.name[0] != ".")
+    except OSError as error:
+        problem = f"the folder {str(folder)!r} cannot be read: {os_reason(error)}"
+        raise DataError(problem, hint=FIX_WORLD) from None
+
+
+@dataclass(frozen=True)
+class _Settings:
+    systems: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    license: str | None = None
+
+
+def _settings(paths: Sequence[Path]) -> _Settings:
+    """Return what the topics share. Raises: DataError."""
+    found = [path for path in paths if path.stem == SETTINGS]
+    if len(found) > 1:
+        raise DataError(f"{found[0].name} and {found[1].name} are in the same world", hint=FIX_WORLD)
+    if not found:
+        return _Settings()
+    fields = read_yaml(found[0]).fields(("license", "systems"))
+    systems: dict[str, tuple[str, ...]] = {}
+    if "systems" in fields:
+        node = fields["systems"]
+        if not isinstance(node.value, dict):
+            raise node.wrong(f"{node.shown} where manners with their system prompts are expected")
+        systems = {name: tuple(each.value for each in texts.texts()) for name, texts in node.value.items()}
+    return _Settings(systems, fields["license"].text() if "license" in fields else None)
+
+
+def _topic(root: Node, systems: dict[str, tuple[str, ...]]) -> Topic:
+    fields = root.fields(_TOPIC, ("topic", "exchanges"))
+    name = fields["topic"].text()
+    table = _table(fields["facts"], name) if "facts" in fields else Table(name)
+    weight = fields["weight"].value if "weight" in fields else 1
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 1000:
+        raise fields["weight"].wrong(f"{fields['weight'].shown} is not a number above 0 and up to 1000")
+    reader = _ExchangeReader(table, systems)
+    exchanges = tuple(
+        reader.read(replace(node, where=f"exchange {number}"))
+        for number, node in enumerate(fields["exchanges"].items(), 1)
+    )
+    return Topic(name, table, exchanges, float(weight))
+
+
+def _table(node: Node, topic: str) -> Table:
+    if isinstance(node.value, dict) and "table" in node.value:
+        return _built_in(node)
+    fields = node.fields(("columns", "rows"), ("columns", "rows"))
+    columns = [each.value for each in fields["columns"].texts()]
+    for column, each in zip(columns, fields["columns"].texts(), strict=True):
+        if columns.count(column) > 1:
+            raise each.wrong(f"the column {column!r} stands here twice")
+        if not column.replace("_", "a").replace(" ", "a").isalnum():
+            raise each.wrong(f"the column {column!r} has other characters than letters, digits, blanks and _")
+    rows: list[Facts] = []
+    known: dict[str, int] = {}
+    for number, row in enumerate(fields["rows"].items(), 1):
+        row = replace(row, where=f"row {number} of the facts")
+        values = [each.value for each in row.items()]
+        if len(values) != len(columns):
+            raise row.wrong(f"{counted(len(values), 'value')} for the {len(columns)} columns {', '.join(columns)}")
+        for column, each in zip(columns, row.items(), strict=True):
+            if isinstance(each.value, bool) or not isinstance(each.value, str | int | float) or each.value == "":
+                raise row.wrong(f"{column} is {each.shown}, neither a text nor a number")
+        if (first := str(values[0])) in known:
+            raise row.wrong(f"{columns[0]} {first!r} is in row {known[first]} already")
+        known[first] = number
+        rows.append(dict(zip(columns, values, strict=True)))
+    return Table(topic, tuple(columns), tuple(rows))
+
+
+def _built_in(node: Node) -> Table:
+    named = replace(node.value["table"], where=f"{node.where}, table")
+    name = named.text()
+    if (table := TABLES.get(name)) is None:
+        raise named.wrong(f"no such table: {name!r}{did_you_mean(name, TABLES)}; known are {', '.join(TABLES)}")
+    code = table.make.__code__
+    parameters = code.co_varnames[: code.co_argcount]
+    given = {key: each for key, each in node.fields(("table", *parameters)).items() if key != "table"}
+    for key, each in given.items():
+        if key == "to" and not (type(each.value) is int and 1 <= each.value <= 1000):
+            raise each.wrong(f"{each.shown} is not a whole number from 1 to 1000")
+        if key == "words":
+            each.texts()
+    columns, rows = table.make(**{key: each.plain() for key, each in given.items()})
+    if len(rows) > _MOST_FACTS:
+        raise node.wrong(f"{len(rows):,} facts; {_MOST_FACTS:,} are the most")
+    return Table(name, tuple(columns), tuple(dict(zip(columns, row, strict=True)) for row in rows), table.is_rule)
+
+
+class _ExchangeReader:
+    """Reads the exchanges of a topic."""
+
+    def __init__(self, table: Table, systems: dict[str, tuple[str, ...]]) -> None:
+        self._table = table
+        self._systems = systems
+
+    def read(self, node: Node, *, follows: bool = False) -> Exchange:
+        """Return an exchange, and those that may follow it. Raises: DataError."""
+        fields = node.fields(_EXCHANGE, ("ask", "answer"))
+        ask = self._templates(fields["ask"], other=follows)
+        moves = any(template.moves for template in ask)
+        place = fields["place"].text() if "place" in fields else ""
+        if place not in ("", "start", "end"):
+            raise fields["place"].wrong(f"{place!r} is neither start nor end")
+        if follows and place == "start":
+            raise fields["place"].wrong("what follows cannot stand at the start")
+        if not follows and "later" in fields:
+            raise fields["later"].wrong("only what follows another exchange can come later")
+        exchange = Exchange(
+            ask=ask,
+            answer=self._templates(fields["answer"], other=moves),
+            right=self._right(fields["right"], other=moves) if "right" in fields else None,
+            then=tuple(
+                self.read(replace(each, where=f"{node.where}, then {number}"), follows=True)
+                for number, each in enumerate(fields["then"].items(), 1)
+            )
+            if "then" in fields
+            else (),
+            manners=self._manners(fields["manners"], other=moves) if "manners" in fields else {},
+            place=place,
+            vary=fields["vary"].flag() if "vary" in fields else True,
+            later=fields["later"].flag() if "later" in fields else False,
+        )
+        if "right" in fields:
+            self._check_answers(exchange, fields["right"])
+        return exchange
+
+    def _templates(self, node: Node, *, other: bool) -> tuple[Template, ...]:
+        templates = []
+        for number, each in enumerate(texts := node.texts(), 1):
+            template = Template.parse(each.value.strip())
+            if template in templates:
+                raise replace(each, where=node.where).wrong(
+                    f"{shortened(template.source, 60)!r} stands here twice"
+                )
+            place = f"{node.where}, text {number}" if len(texts) > 1 else node.where
+            self._check_slots(replace(each, where=place), template, other=other)
+            templates.append(template)
+        return tuple(templates)
+
+    def _check_slots(self, node: Node, template: Template, *, other: bool) -> None:
+        columns = self._table.columns
+        for slot in template.slots:
+            name = slot.removeprefix(OTHER)
+            if name not in columns:
+                known = f"the slots are {', '.join(columns)}" if columns else "the topic has no facts"
+                raise node.wrong(f"unknown slot {slot!r}{did_you_mean(name, columns)}; {known}")
+            if slot.startswith(OTHER) and not other:
+                raise node.wrong(f"the slot {slot!r} is for a question that follows another one, and its answers")
+            if slot.startswith(OTHER) and len(self._table.rows) < 2:
+                raise node.wrong(f"the slot {slot!r} needs a second row of facts")
+
+    def _right(self, node: Node, *, other: bool) -> Any:
+        match node.value:
+            case str():
+                template = Template.parse(node.text())
+                self._check_slots(node, template, other=other)
+                return template
+            case list():
+                return [self._right(replace(each, where=node.where), other=other) for each in node.items()]
+            case dict():
+                pattern = node.fields((PATTERN,), (PATTERN,))[PATTERN]
+                return {PATTERN: self._right(replace(pattern, value=pattern.text()), other=other)}
+            case int() | float() if not isinstance(node.value, bool):
+                return node.value
+            case _:
+                raise node.wrong(f"{node.shown} is no check; it must be a text, a number, a list or pattern: ...")
+
+    def _manners(self, node: Node, *, other: bool) -> dict[str, tuple[Template, ...]]:
+        if not isinstance(node.value, dict):
+            raise node.wrong(f"{node.shown} where manners with their answers are expected")
+        for name, each in node.value.items():
+            known = [manner for manner in self._systems if manner != PLAIN]
+            if name not in known:
+                listed = f"known are {', '.join(known)}" if known else f"{SETTINGS}.yaml gives none under systems"
+                raise replace(each, where=node.where).wrong(
+                    f"unknown manner {name!r}{did_you_mean(name, known)}; {listed}"
+                )
+        named = {name: replace(each, where=f"{node.where}, {name}") for name, each in node.value.items()}
+        return {name: self._templates(each, other=other) for name, each in named.items()}
+
+    def _check_answers(self, exchange: Exchange, right: Node) -> None:
+        """Raise DataError if a check is none, or an answer is wrong by it."""
+        rows = self._table.rows
+        for number, row in enumerate(rows if not self._table.is_rule else spread(rows, _MOST_CHECKED)):
+            other = rows[number - 1] if rows[number - 1] is not row else rows[-1]
+            check = fill_check(exchange.right, row, other)
+            if problem := check_problem(check):
+                raise right.wrong(problem)
+            for manner, answers in {"": exchange.answer, **exchange.manners}.items():
+                for text in (answer.fill(row, other) for answer in answers):
+                    if not is_right(text, check):
+                        kind = f"the {manner} answer" if manner else "the answer"
+                        expected = shortened(json.dumps(check, ensure_ascii=False), 80)
+                        raise right.wrong(f"{kind} {shortened(text, 80)!r} is wrong by its own check {expected}")
+
+
+def spread(rows: Sequence[Facts], most: int) -> Iterator[Facts]:
+    """Yield at most about `most` rows, from the whole table."""
+    yield from rows[:: max(1, len(rows) // most)]
+
+
+def fill_check(right: Any, row: Facts, other: Facts | None) -> Check:
+    """Return a check with the values of a row. A text that is one slot of a number is a check of that number."""
+    match right:
+        case Template(parts=("", slot, "")):
+            return value_of(slot, row, other)
+        case Template():
+            return _filled(right, row, other)
+        case list():
+            return [fill_check(each, row, other) for each in right]
+        case dict():
+            return {PATTERN: _filled(right[PATTERN], row, other, escaped=True)}
+        case _:
+            number: float = right
+            return number
+
+
+def _filled(text: Template, row: Facts, other: Facts | None, *, escaped: bool = False) -> str:
+    """Return a text of a check with the values of a row; in a pattern they stand for themselves."""
+    values = (str(value_of(slot, row, other)) for slot in text.slots)
+    filled = [re.escape(value) if escaped else value for value in values]
+    return "".join(part for pair in zip(text.parts[::2], [*filled, ""], strict=True) for part in pair)
