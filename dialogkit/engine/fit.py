@@ -72,7 +72,8 @@ def fit(
         callbacks.append(HistogramCallback(histograms, every=task.histogram_every))
     plan = None
     if task.budget:
-        plan = BudgetPlan(config.schedule, config.warmup_fraction, task.budget)
+        from_zero = task.resume_from is not None  # unless the checkpoint says otherwise
+        plan = BudgetPlan(config.schedule, config.warmup_fraction, task.budget, from_zero=from_zero)
         callbacks.append(BudgetCallback(config, task.budget, plan, planned))
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
