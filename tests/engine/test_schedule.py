@@ -42,11 +42,15 @@ def test_every_step_learns_and_the_decay_is_that_of_hf(schedule: Any, steps: int
 def test_a_resumed_run_keeps_the_warm_up_that_it_began_with(small: Any, is_old: bool) -> None:
     rates: dict[int, float] = {}
 
+    def sink(step: int, metrics: dict[str, float]) -> None:
+        if "train/learning_rate" in metrics:
+            rates[step] = metrics["train/learning_rate"]
+
     def fit(resume_from: Path | None = None) -> None:
         small.fit(
-            small.model(), small.train.select(range(8)), resume_from=resume_from, max_steps=6, warmup_fraction=0.99,
-            learning_rate=1e-2, batch_size=2, log_every_steps=1, eval_every_steps=1, keep="last", keep_checkpoints=9,
-            sink=lambda step, metrics: rates.update({step: r for n, r in metrics.items() if n == "train/learning_rate"}),
+            small.model(), small.train.select(range(8)), sink=sink, resume_from=resume_from, max_steps=6,
+            warmup_fraction=0.99, learning_rate=1e-2, batch_size=2, log_every_steps=1, eval_every_steps=1,
+            keep="last", keep_checkpoints=9,
         )  # fmt: skip
 
     fit()
@@ -58,7 +62,10 @@ def test_a_resumed_run_keeps_the_warm_up_that_it_began_with(small: Any, is_old: 
         state = torch.load(path, weights_only=True)
         torch.save(state | {"lr_lambdas": [{} for _ in state["lr_lambdas"]]}, path)  # as HF's scheduler writes it
         commit(checkpoint, progress)
-    for checkpoint in (Path("fit/checkpoint-3"), Path("fit/checkpoint-5")):  # the second was written by a resumed run
+    for checkpoint in (
+        Path("fit/checkpoint-3"),
+        Path("fit/checkpoint-5"),
+    ):  # the second was written by a resumed run
         fit(checkpoint)
         after = [rates[step] for step in (5, 6)]
         assert after == pytest.approx([1e-2 * (step - is_old) / 6 for step in (5, 6)])
