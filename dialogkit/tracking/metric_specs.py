@@ -57,7 +57,7 @@ METRICS = (
     Metric("echo", "prompt echo", ".1%", 0, "talks"),
     Metric("chrf", "chrF", ".1f", 1, "talks"),
     Metric("rouge_l", "ROUGE-L", ".3f", 1, "talks"),
-    Metric("first_token_s", "first token (s)", ".2f", 0, "takes"),
+    Metric("first_token_s", "first token of all (s)", ".2f", 0, "takes"),
     Metric("reply_tokens_per_s", "tokens/s", ",.0f", 0, "takes"),
 )
 

@@ -84,7 +84,7 @@ def test_neither_the_prompt_nor_padding_counts_as_repetition(small: Any) -> None
     model = small.model()
     ((likely,), (other,)) = ids_of(small, "q"), ids_of(small, "z")
     model.forward = constant(model, {likely: 1.0, other: 0.9})
-    options = {"temperature": 0.0, "repetition_penalty": 10.0, "max_new_tokens": 2}
+    options: dict[str, Any] = {"temperature": 0.0, "repetition_penalty": 10.0, "max_new_tokens": 2}
     assert [reply.text for reply in replies(model, small, ["q", "q q q q z"], **options)] == ["qz", "qz"]
     conversation = Conversation(model, small.tokenizer, context=CONTEXT, device="cpu")
     turns = [Message("user", "q"), Message("assistant", "qz"), Message("user", "q")]

@@ -261,8 +261,8 @@ def test_a_model_that_answers_fluently_but_wrongly_is_named() -> None:
     for path, wrong in (("sums.jsonl", 0), ("wrong.jsonl", 1)):
         with Path(path).open("w") as file:
             for one, two in itertools.product(range(16), repeat=2):
-                row = {"prompt": f"What is {one} plus {two}?", "response": f"It is {one + two + 40 * wrong}."}
-                file.write(json.dumps(row) + "\n")
+                asked, said = f"What is {one} plus {two}?", f"It is {one + two + 40 * wrong}."
+                file.write(json.dumps({"prompt": asked, "response": said}) + "\n")
     (row,) = evaluate(trained_on("wrong.jsonl"), dataset="sums.jsonl", device="cpu").rows
     assert row.stop_rate is not None
     assert row.stop_rate > 0.9

@@ -13,16 +13,16 @@ Interval = tuple[float, float]
 
 
 def finished(name: str, bits: float, interval: Interval | None, revision: str = "one") -> None:
-    facts: dict[str, Any] = {} if interval is None else {"intervals": {"final/bits_per_byte": interval}}
-    run = RunDir.create(Path("models/runs"), name)
-    run.write(
-        RunRecord.model_validate(
-            {
-                "name": name, "created": f"2026-11-30T00:00:0{name[-1]}+00:00", "status": "completed",
-                "metrics": {"final/bits_per_byte": bits}, "data": {"revision": revision, "eval_dialogs": 8}, **facts,
-            }
-        )
-    )  # fmt: skip
+    content: dict[str, Any] = {
+        "name": name,
+        "created": f"2026-11-30T00:00:0{name[-1]}+00:00",
+        "status": "completed",
+        "metrics": {"final/bits_per_byte": bits},
+        "data": {"revision": revision, "eval_dialogs": 8},
+    }
+    if interval is not None:
+        content["intervals"] = {"final/bits_per_byte": interval}
+    RunDir.create(Path("models/runs"), name).write(RunRecord.model_validate(content))
 
 
 @pytest.mark.parametrize(
