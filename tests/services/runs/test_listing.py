@@ -22,7 +22,7 @@ def finished(name: str, bits: float, interval: Interval | None, revision: str = 
     }
     if interval is not None:
         content["intervals"] = {"final/bits_per_byte": interval}
-    RunDir.create(Path("models/runs"), name).write(RunRecord.model_validate(content))
+    RunDir.create(Path("models"), name).write(RunRecord.model_validate(content))
 
 
 @pytest.mark.parametrize(
