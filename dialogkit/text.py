@@ -6,6 +6,7 @@ import select
 import shlex
 import stat
 import time
+from collections.abc import Sequence
 from json import JSONDecodeError
 from pathlib import Path
 
@@ -152,6 +153,18 @@ def duration_word(seconds: float) -> str:
         count, rest = divmod(rest, _UNITS_S[letter])
         words += f"{count}{letter}" if count else ""
     return words or "0s"
+
+
+def known_from_training(dialogs: str, prompts: int | None, answers: int | None) -> str | None:
+    """Return how many of some dialogs training has the prompt or the answer of; None if of none, or unknown."""
+    parts = [f"the {what} of {n:,}" for what, n in (("answer", answers), ("prompt", prompts)) if n]
+    return f"of {dialogs}, training has {' and '.join(parts)}" if parts else None
+
+
+def no_fault(checks: Sequence[str]) -> str:
+    """Return what it means that none of the checks that were made on a model found a fault."""
+    listed = f" ({', '.join(checks)})" if checks else ""
+    return f"none of the checks made{listed} found a fault; whether what it says is true is not measured"
 
 
 def counted(number: int, thing: str) -> str:

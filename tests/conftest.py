@@ -273,17 +273,20 @@ class Small:
 
     def fit(
         self, model: Any, dialogs: Any, *, folder: Path | None = None, score: Any = None, sink: Any = None,
-        collate: Any = None, workers: int = 0, device: str = "cpu", precision: str = "fp32", **settings: Any,
+        collate: Any = None, workers: int = 0, device: str = "cpu", precision: str = "fp32",
+        resume_from: Path | None = None, **settings: Any,
     ) -> Any:  # fmt: skip
         """Train a model in place; `settings` are those of `TrainConfig`."""
         from dialogkit.config.train import TrainConfig
         from dialogkit.data.collate import collate_dialogs
         from dialogkit.engine.arguments import resolve_schedule
+        from dialogkit.engine.checkpoints import read_progress
         from dialogkit.engine.device import Runtime
         from dialogkit.engine.fit import fit
         from dialogkit.engine.task import FitTask
 
         config = TrainConfig.model_validate(settings)
+        progress = None if resume_from is None else read_progress(resume_from)
         task = FitTask(
             model=model,
             train_set=dialogs,
@@ -294,6 +297,7 @@ class Small:
             score=score or (lambda: {"nats_per_token": 1.0}),
             folder=folder or Path("fit"),
             workers=workers,
+            resume_from=None if resume_from is None or progress is None else (resume_from, progress),
         )
         return fit(task, sink or (lambda step, metrics: None))
 

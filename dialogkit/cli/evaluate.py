@@ -15,7 +15,7 @@ LEGEND = """
 loss, perplexity   how improbable the true answers are to the model
 bits/byte          the same, comparable between models with other tokenizers
 token accuracy     how often the true token is the most probable
-prompt gain        bits/byte saved by knowing the prompt; 0: prompt ignored
+prompt gain        bits/byte saved by the own prompt over another one; 0: ignored
 hits@1 of 10       the true answer is the most probable of ten; 10% by chance
 repeated 4-grams   sequences of four words that occur earlier in the reply
 distinct-1, -2     distinct words, or word pairs, as a fraction of all

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from dialogkit.cli.metrics_table import best_of, letters_of, print_side_by_side, print_tasks
+from dialogkit.cli.metrics_table import letters_of, print_side_by_side, print_tasks
 from dialogkit.cli.output import Output, encodes, fits, fitting, table, untrusted
 from dialogkit.hints import Call
-from dialogkit.text import counted
-from dialogkit.tracking.metric_specs import ANCHORS, GROUPS, METRICS, Metric
+from dialogkit.text import counted, known_from_training, no_fault
+from dialogkit.tracking.metric_specs import ANCHORS, GROUPS, METRICS, Metric, best_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dialogkit.services.evaluate import EvaluateRequest, EvaluateResult, EvaluateRow
 
 FEW = 10
-"""Dialogs below which metrics and their intervals say little."""
+"""Dialogs below which metrics say little, and their intervals are too narrow (`benchmarks/intervals.py`)."""
 _LONGEST = 800
 
 
@@ -42,7 +42,7 @@ def render_evaluation(
         for remark in row.remarks:
             output.print(untrusted(f"{row.model} {remark}."))
         if result.anchors and not row.remarks and row.dialogs >= FEW:
-            output.print(untrusted(f"{row.model} shows none of the known faults."))
+            output.print(untrusted(f"{row.model}: {no_fault(row.checks)}."))
     for row in result.rows:
         if slices:
             _render_slices(output, row)
@@ -98,7 +98,11 @@ def _whole_for_more(row: "EvaluateRow", request: "EvaluateRequest") -> bool | No
 
 
 def size_notes(row: "EvaluateRow", request: "EvaluateRequest") -> "Iterator[str]":
-    """Yield a note if there were fewer dialogs than asked for, and if there were too few to say much."""
+    """Yield notes if training knows dialogs, if there were fewer than asked for, or too few to say much."""
+    if not row.trained_on and (
+        known := known_from_training(counted(row.dialogs, "dialog"), row.known_prompts, row.known_answers)
+    ):
+        yield f"{row.model}: {known}: the metrics say less about new questions."
     whole = f"; --whole takes all {row.of_dialogs:,}" if _whole_for_more(row, request) else ""
     whole += ", including the training dialogs" if whole and request.dataset is None else ""
     there, what = (row.of_dialogs, "there") if request.whole else (row.held_out, "held out")
@@ -265,8 +269,10 @@ def _cell(metric: Metric, row: "EvaluateRow", *, bold: bool, short: bool) -> Tex
 
 
 def _best(rows: "Sequence[EvaluateRow]") -> dict[str, str]:
-    """Return the best model by metric, if its interval does not overlap any other."""
+    """Return the best model by metric, if its interval does not overlap any other on the same dialogs."""
     best: dict[str, str] = {}
+    if len({(row.dataset, row.dialogs) for row in rows}) > 1:
+        return best
     for metric in METRICS:
         bounds = {row.model: row.intervals[metric.name] for row in rows if metric.name in row.intervals}
         if len(bounds) == len(rows) and (first := best_of(bounds, metric.better)) is not None:

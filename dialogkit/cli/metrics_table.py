@@ -7,6 +7,8 @@ from rich.text import Text
 
 from dialogkit.cli.output import Output, fits, table, untrusted
 from dialogkit.text import counted
+from dialogkit.tracking.metric_specs import HELD_OUT as HELD_OUT
+from dialogkit.tracking.metric_specs import best_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,28 +16,6 @@ if TYPE_CHECKING:
     from dialogkit.services.evaluation.results import TaskFigure, TaskRow
 
 Column = TypeVar("Column")
-
-HELD_OUT = {
-    "bits_per_byte": ("bits per byte", ",.3f"),
-    "nats_per_token": ("loss (nats/token)", ",.3f"),
-    "perplexity": ("perplexity", ",.1f"),
-    "accuracy": ("token accuracy", ".1%"),
-}
-"""Titles and number formats of the metrics on held-out dialogs."""
-
-
-def best_of(bounds: Mapping[str, tuple[float, float]], better: int) -> str | None:
-    """Return the best one, if its interval does not overlap any other.
-
-    Args:
-        bounds: the interval of each.
-        better: whether more (1) or less (-1) is better; 0: neither.
-    """
-    if not better or len(bounds) < 2:
-        return None
-    turned = {name: (low, high) if better > 0 else (-high, -low) for name, (low, high) in bounds.items()}
-    first = max(turned, key=lambda name: turned[name][0])
-    return first if all(turned[first][0] > high for name, (_, high) in turned.items() if name != first) else None
 
 
 def letters_of(number: int) -> list[str]:

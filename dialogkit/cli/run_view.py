@@ -19,7 +19,7 @@ from dialogkit.cli.output import (
     untrusted,
     values_grid,
 )
-from dialogkit.text import counted, duration, percent
+from dialogkit.text import counted, duration, known_from_training, no_fault, percent
 
 if TYPE_CHECKING:
     from dialogkit.services.runs.compare import RunDetails
@@ -136,6 +136,7 @@ def _data(data: "DataInfo") -> list[str | None]:
         if data.eval_dialogs is not None
         else None,
         f"{_listed(lost)} of {data.rows:,} rows" if data.rows is not None and lost else None,
+        known_from_training("these held-out dialogs", data.known_prompts, data.known_answers),
     ]
 
 
@@ -144,8 +145,10 @@ def _training(shown: "RunDetails") -> list[str | None]:
     planned, metrics = shown.schedule.total_steps, shown.metrics
     of_all = f" of {planned:,}" if planned is not None and planned != made else ""
     tokens, speed = metrics.get("train/tokens"), metrics.get("perf/tokens_per_s")
+    kept_step = metrics.get("train/kept_step", made)
     return [
         f"{made:,.0f}{of_all} steps",
+        None if kept_step == made else f"kept that of step {kept_step:,.0f}",
         None if tokens is None else f"{tokens:,.0f} tokens",
         None if speed is None else f"{speed:,.0f} tokens/s",
         _time(metrics.get("train/seconds")),
@@ -204,10 +207,11 @@ def _render_replies(output: Output, shown: "RunDetails", *, whole: bool) -> None
     """Print the final replies with their prompts: whole, or one per line, cut to the width."""
     if not shown.answers:
         return
-    success, stopped = shown.replies.get("success_rate"), shown.replies.get("stop_rate")
+    replies = shown.replies
+    answered, stopped = replies.get("reply_rate", replies.get("success_rate")), replies.get("stop_rate")
     rates = ""
-    if success is not None and stopped is not None:
-        rates = f"  {percent(success)} of the test prompts answered, {percent(stopped)} ended by themselves"
+    if answered is not None and stopped is not None:
+        rates = f"  {percent(answered)} of the test prompts got a reply, {percent(stopped)} ended by themselves"
     output.print("", Text.assemble(("replies", "bold"), rates))
     if whole:
         for answer in shown.answers:
@@ -245,6 +249,8 @@ def _render_evaluations(output: Output, shown: "RunDetails") -> None:
         render_figures(output, named, only=_MAIN_FIGURES)
         for remark in row.remarks:
             output.print(untrusted(f"{shown.name} {remark}."))
+        if row.checks and not row.remarks:
+            output.print(untrusted(f"{shown.name}: {no_fault(row.checks)}."))
     if shown.tasks:
         output.print("")
         print_tasks(output, {shown.name: shown.tasks})

@@ -38,7 +38,7 @@ class GenerateConfig(Section):
     top_p: float = Field(0.95, gt=0, le=1)
     """Sample from the most probable tokens that together have this probability."""
     repetition_penalty: float = Field(1.1, ge=1, le=10)
-    """Lower the probability of tokens that already occurred. 1: off."""
+    """Lower the probability of tokens that already occurred in the reply, not in the prompt. 1: off."""
     seed: int = Field(42, ge=0, le=2**32 - 1)
     """Seed of the sampling."""
     use_model_settings: bool = False

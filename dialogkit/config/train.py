@@ -46,7 +46,7 @@ class TrainConfig(Section):
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Decay of the learning rate after warm-up: to zero, linearly or along a cosine, or none."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
-    """Fraction of the steps during which the learning rate rises from zero."""
+    """Fraction of the steps during which the learning rate rises to its peak."""
     weight_decay: float = Field(0.0, ge=0, le=10)
     """Decoupled weight decay of AdamW; not applied to norms and biases."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)

@@ -21,6 +21,8 @@ EVALUATION_FRACTION = 0.15
 """Fraction of the budget that evaluations may take."""
 MEASURED_FRACTION = 0.02
 """Fraction of the budget after which the measured speed is used, given enough steps."""
+ASSUMED_FRACTION = 0.001
+"""Fraction of the budget that the first step is assumed to take."""
 FEW_STEPS = 5
 """If the first step shows that no more than this many fit, none is spent on measuring the speed."""
 
@@ -46,8 +48,12 @@ class BudgetPlan:
     All attributes are plain numbers or strings, so torch's `LambdaLR` saves and restores them with a checkpoint.
     """
 
-    def __init__(self, schedule: str, warmup_fraction: float, budget: Budget) -> None:
+    def __init__(self, schedule: str, warmup_fraction: float, budget: Budget, *, from_zero: bool = False) -> None:
         self.schedule, self.warmup_fraction = schedule, warmup_fraction
+        self.from_zero = from_zero
+        """As in `StepSchedule`."""
+        self.step_fraction = ASSUMED_FRACTION
+        """Fraction of the schedule that a step takes, until the first fit."""
         self.since, self.reached, self.end = 0, 0.0, UNPLANNED
         self.eval_every = 0
         """Steps between evaluations; 0 before the first fit."""
@@ -77,7 +83,11 @@ class BudgetPlan:
         """Return the factor of the learning rate at a step."""
         progress = self.progress(step)
         if progress < self.warmup_fraction:
-            return progress / self.warmup_fraction
+            if not self.from_zero:
+                # As the other steps of the warm-up, the first one has the factor of its end.
+                is_planned = self.end != UNPLANNED
+                progress = self.progress(step + 1) if is_planned else progress + self.step_fraction
+            return min(1.0, progress / self.warmup_fraction)
         decayed = (progress - self.warmup_fraction) / max(1e-9, 1.0 - self.warmup_fraction)
         match self.schedule:
             case "linear":
@@ -164,6 +174,8 @@ class BudgetCallback(TrainerCallback):
             self._set(state)
         elif total < known:  # until the speed is known, the schedule follows the clock
             plan.since, plan.reached = step, max(plan.progress(step), (now - self._began) / self._budget.seconds)
+            if plan.measured:  # the first step says nothing about the others
+                plan.step_fraction = plan.step_s / self._budget.seconds
 
     def _eval_every(self, total: int) -> int:
         return self._config.eval_every_steps or max(1, math.ceil(total / self._evaluations()))

@@ -43,6 +43,8 @@ class FitResult:
     train_s: float
     """Seconds in training steps, without evaluations and saving."""
     best_step: int | None
+    kept_step: int
+    """The step whose weights the model has."""
 
 
 def fit(
@@ -72,7 +74,8 @@ def fit(
         callbacks.append(HistogramCallback(histograms, every=task.histogram_every))
     plan = None
     if task.budget:
-        plan = BudgetPlan(config.schedule, config.warmup_fraction, task.budget)
+        from_zero = task.resume_from is not None  # unless the checkpoint says otherwise
+        plan = BudgetPlan(config.schedule, config.warmup_fraction, task.budget, from_zero=from_zero)
         callbacks.append(BudgetCallback(config, task.budget, plan, planned))
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
@@ -117,13 +120,15 @@ def fit(
     counter = metrics.counter
     counter.all_reduce()
     stop.raise_if_stopped(trainer.state.global_step)
+    steps, best = trainer.state.global_step, trainer.state.best_global_step or None
     return FitResult(
         trainer=trainer,
-        steps=trainer.state.global_step,
+        steps=steps,
         supervised_tokens=counter.supervised,
         tokens=counter.all,
         train_s=metrics.train_s,
-        best_step=trainer.state.best_global_step or None,
+        best_step=best,
+        kept_step=best if best is not None and config.keep == "best" else steps,
     )
 
 

@@ -35,6 +35,7 @@ from dialogkit.engine.checkpoints import (
 from dialogkit.engine.disk import checkpoint_bytes, require_space
 from dialogkit.engine.hf_private import OpenTrainer
 from dialogkit.engine.optimizer import muon_with_adamw
+from dialogkit.engine.schedule import StepSchedule
 from dialogkit.engine.task import FitTask
 from dialogkit.errors import CheckpointError
 
@@ -153,11 +154,14 @@ class DialogTrainer(OpenTrainer):
         return super().create_optimizer(*args, **kwargs)
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the schedule of the learning rate; HF's need to know the number of steps."""
-        if self.lr_scheduler is None and self._plan is not None:
-            self.lr_scheduler: Any = torch.optim.lr_scheduler.LambdaLR(
-                kwargs.get("optimizer") or self.optimizer, self._plan
-            )
+        """Make the schedule of the learning rate; HF's give the first step none, and know no budget."""
+        if self.lr_scheduler is None:
+            # A checkpoint of an older version does not say that its warm-up began with 0.
+            from_zero = self._task.resume_from is not None
+            steps = self._task.schedule.total_steps
+            factor = self._plan or StepSchedule(self._config, steps, from_zero=from_zero)
+            optimizer = kwargs.get("optimizer") or self.optimizer
+            self.lr_scheduler: Any = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return super().create_scheduler(*args, **kwargs)
 
     def save_unevaluated(self) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from dialogkit.distributed.sharding import inside
+from dialogkit.inference.intervals import Interval, Quotient, intervals
 from dialogkit.logits import final_logits
 
 CHUNK_TOKENS = 256
@@ -57,27 +58,36 @@ class Likelihood:
         """Return the sums of some dialogs, given by indices or a mask."""
         return Likelihood(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
-    def resampled(self, weights_RN: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-        """Return each metric in R resamples, in which dialog n counts weights[r, n] times.
+    def quotients(self) -> dict[str, Quotient]:
+        """Return the metrics that are quotients of sums.
 
-        Means over all supervised tokens: nats per token, perplexity, accuracies; nats per end of turn; and bits
-        per UTF-8 byte of the answers' text, which compares models with different tokenizers.
+        Means over all supervised tokens: nats per token, accuracies; nats per end of turn; and bits per UTF-8 byte
+        of the answers' text, which compares models with different tokenizers.
         """
-        sums = {field.name: weights_RN @ getattr(self, field.name) for field in fields(self)}
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            per_token = sums["nats"] / sums["tokens"]
-            return {
-                "nats_per_token": per_token,
-                "perplexity": np.exp(np.minimum(per_token, 700.0)),
-                "bits_per_byte": sums["answer_nats"] / (sums["answer_bytes"] * math.log(2)),
-                "accuracy": sums["correct"] / sums["tokens"],
-                "top5_accuracy": sums["likely"] / sums["tokens"],
-                "end_of_turn_nats": (sums["nats"] - sums["answer_nats"]) / sums["ends"],
-            }
+        return {
+            "nats_per_token": Quotient(self.nats, self.tokens),
+            "bits_per_byte": Quotient(self.answer_nats, self.answer_bytes * math.log(2)),
+            "accuracy": Quotient(self.correct, self.tokens, 1.0),
+            "top5_accuracy": Quotient(self.likely, self.tokens, 1.0),
+            "end_of_turn_nats": Quotient(self.nats - self.answer_nats, self.ends),
+        }
 
     def figures(self) -> dict[str, float]:
-        """Return the metrics by name."""
-        return {name: float(value[0]) for name, value in self.resampled(np.ones((1, len(self.nats)))).items()}
+        """Return the metrics by name, with the perplexity: that of the mean nats per token."""
+        values = {name: quotient.value for name, quotient in self.quotients().items()}
+        return {**values, "perplexity": _perplexity(values["nats_per_token"])}
+
+    def intervals(self) -> dict[str, Interval]:
+        """Return the interval of each metric over the dialogs."""
+        bounds = intervals(self.quotients())
+        if (of_nats := bounds.get("nats_per_token")) is not None:
+            low, high = of_nats
+            bounds["perplexity"] = (_perplexity(low), _perplexity(high))
+        return bounds
+
+
+def _perplexity(nats: float) -> float:
+    return math.nan if math.isnan(nats) else math.exp(min(nats, 700.0))
 
 
 @torch.no_grad()

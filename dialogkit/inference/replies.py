@@ -84,16 +84,17 @@ class _Choice:
     """HF logits processor that chooses the next token of each reply and leaves it as the only possible one.
 
     HF draws the tokens of a batch from one stream of random numbers. Here each reply has its own generator, with
-    the same seed, so its draws depend on no other reply. The repetition penalty skips the padding.
+    the same seed, so its draws depend on no other reply. The repetition penalty counts the tokens of the reply
+    alone, as many answers have to name what the prompt asks about; that of HF counts those of the prompt as well.
     """
 
-    def __init__(self, config: GenerateConfig, padding: Sequence[int], device: str) -> None:
+    def __init__(self, config: GenerateConfig, replies: int, prompt_tokens: int, device: str) -> None:
         from transformers.generation import logits_process as hf
 
         steps: list[Any] = []
         if config.repetition_penalty != 1:
-            padded = torch.tensor(padding, device=device)
-            steps.append(partial(_penalised, penalty=config.repetition_penalty, padding=padded))
+            penalty = config.repetition_penalty
+            steps.append(partial(_penalised, penalty=penalty, prompt_tokens=prompt_tokens))
         if config.temperature not in (0, 1):
             steps.append(hf.TemperatureLogitsWarper(config.temperature))
         if config.temperature > 0 and config.top_k > 0:
@@ -102,7 +103,9 @@ class _Choice:
             steps.append(hf.TopPLogitsWarper(config.top_p))
         self._steps = steps
         self._generators = (
-            [torch.Generator(device).manual_seed(config.seed) for _ in padding] if config.temperature > 0 else []
+            [torch.Generator(device).manual_seed(config.seed) for _ in range(replies)]
+            if config.temperature > 0
+            else []
         )
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -115,16 +118,10 @@ class _Choice:
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
 
-def _penalised(ids: torch.Tensor, scores: torch.Tensor, *, penalty: float, padding: torch.Tensor) -> torch.Tensor:
-    """Return scores [B, V] with those of earlier tokens lowered (Keskar et al. 2019, section 4.1).
-
-    HF's processor skips the padding [B] only in newer releases.
-    """
-    vocabulary = scores.shape[1]
-    is_padding = torch.arange(ids.shape[1], device=ids.device) < padding[:, None]
-    seen = torch.zeros((len(ids), vocabulary + 1), dtype=torch.bool, device=ids.device)
-    seen.scatter_(1, ids.masked_fill(is_padding, vocabulary), value=True)
-    return torch.where(seen[:, :-1], torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+def _penalised(ids: torch.Tensor, scores: torch.Tensor, *, penalty: float, prompt_tokens: int) -> torch.Tensor:
+    """Return scores [B, V] with those of earlier tokens of the reply lowered (Keskar et al. 2019, section 4.1)."""
+    seen = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, ids[:, prompt_tokens:], value=True)
+    return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
 @dataclass(frozen=True)
@@ -218,7 +215,7 @@ def _generate(
         inputs[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
         mask[row, longest - len(prompt.ids) :] = 1
     clock = _Clock(leave)
-    choice = _Choice(config, [longest - len(prompt.ids) for prompt in prompts], device)
+    choice = _Choice(config, len(prompts), longest, device)
     output = model.generate(
         input_ids=inputs.to(device),
         attention_mask=mask.to(device),

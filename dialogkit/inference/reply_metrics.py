@@ -1,40 +1,12 @@
-"""Metrics of replies, and bootstrap intervals of metrics."""
+"""Metrics of replies."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-RESAMPLES = 1000
-_WEIGHTS_AT_ONCE = 4_000_000
-"""Resampling weights that are in memory at once."""
-
-Metrics = dict[str, NDArray[np.float64]]
-
-
-def intervals(
-    of_resamples: Callable[[NDArray[np.float64]], Metrics], count: int, *, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """Return the 95% bootstrap interval of each metric (Efron 1979, percentiles of the resampled metrics).
-
-    `of_resamples` takes weights [R, N], how often each of N = `count` observations counts in a resample, and
-    returns metrics [R]. The same metrics have the same intervals.
-    """
-    if count < 2:
-        return {}
-    random, made = np.random.default_rng(seed), []
-    at_once = max(1, min(RESAMPLES, _WEIGHTS_AT_ONCE // count))
-    for start in range(0, RESAMPLES, at_once):
-        rounds = min(at_once, RESAMPLES - start)
-        weights = random.multinomial(count, np.full(count, 1 / count), size=rounds)
-        made.append(of_resamples(weights.astype(np.float64)))
-    bounds = {}
-    for name in made[0]:
-        low, high = np.nanpercentile(np.concatenate([part[name] for part in made]), [2.5, 97.5])
-        bounds[name] = (float(low), float(high))
-    return bounds
+from dialogkit.inference.intervals import Interval, Quotient, intervals, mean
 
 
 @dataclass(frozen=True)
@@ -52,38 +24,31 @@ class ReplyMetrics:
     """Metrics of replies to prompts whose true answers are known."""
 
     def __init__(self, answered: Sequence[Answered]) -> None:
-        self._count = len(answered)
         self._words = [reply.text.split() for reply in answered]
         similarity = [similarities(reply.text, reply.reference) for reply in answered]
-        self._means: Metrics = {
-            name: np.array(values, dtype=np.float64)
-            for name, values in {
-                "stop_rate": [reply.stopped for reply in answered],
-                "empty_rate": [not reply.text.strip() for reply in answered],
-                "cut_rate": [not reply.stopped for reply in answered],
-                "repetition": [repeated_share(words, 4) for words in self._words],
-                "echo": [echoed_share(reply.text, reply.prompt) for reply in answered],
-                "chrf": [chrf for chrf, _ in similarity],
-                "rouge_l": [rouge for _, rouge in similarity],
-            }.items()
+        size, true_size = (
+            np.array([len(text.encode()) for text in texts], dtype=np.float64)
+            for texts in ([reply.text for reply in answered], [reply.reference for reply in answered])
+        )
+        self._quotients = {
+            "stop_rate": mean([reply.stopped for reply in answered], 1.0),
+            "empty_rate": mean([not reply.text.strip() for reply in answered], 1.0),
+            "cut_rate": mean([not reply.stopped for reply in answered], 1.0),
+            "repetition": mean([repeated_share(words, 4) for words in self._words], 1.0),
+            "echo": mean([echoed_share(reply.text, reply.prompt) for reply in answered], 1.0),
+            "chrf": mean([chrf for chrf, _ in similarity], 100.0),
+            "rouge_l": mean([rouge for _, rouge in similarity], 1.0),
+            "length_ratio": Quotient(size, true_size),
         }
-        self._bytes = np.array([len(reply.text.encode()) for reply in answered], dtype=np.float64)
-        self._reference_bytes = np.array([len(reply.reference.encode()) for reply in answered], dtype=np.float64)
-
-    def resampled(self, weights_RN: NDArray[np.float64]) -> Metrics:
-        """Return each mean, and the length ratio, in R resamples of the replies."""
-        means = {name: weights_RN @ values / weights_RN.sum(1) for name, values in self._means.items()}
-        lengths = (weights_RN @ self._bytes) / np.maximum(weights_RN @ self._reference_bytes, 1)
-        return {**means, "length_ratio": lengths}
 
     def figures(self) -> dict[str, float]:
         """Return the metrics by name: fractions from 0 to 1, chrF from 0 to 100."""
-        means = {name: float(value[0]) for name, value in self.resampled(np.ones((1, self._count))).items()}
-        return {**means, "distinct_1": distinct(self._words, 1), "distinct_2": distinct(self._words, 2)}
+        values = {name: quotient.value for name, quotient in self._quotients.items()}
+        return {**values, "distinct_1": distinct(self._words, 1), "distinct_2": distinct(self._words, 2)}
 
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        """Return the intervals of the means."""
-        return intervals(self.resampled, self._count)
+    def intervals(self) -> dict[str, Interval]:
+        """Return the intervals of the means and of the length ratio."""
+        return intervals(self._quotients)
 
 
 def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:

@@ -12,7 +12,7 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.config.problems import list_problems
 from dialogkit.data.sources import find_source
-from dialogkit.errors import ConfigError
+from dialogkit.errors import ConfigError, DataError
 from dialogkit.hints import Call
 from dialogkit.services.evaluation.evaluator import ProgressSink, evaluate_model
 from dialogkit.services.evaluation.lm_eval import TaskSuite
@@ -47,6 +47,8 @@ class _Planned(NamedTuple):
     note: str | None
     """What was used of the model's own sampling settings."""
     store: EvaluationStore
+    trained_with: DataConfig | None
+    """The data settings of its training; None if they are unknown."""
 
 
 def evaluate(
@@ -133,7 +135,8 @@ def _plan(request: EvaluateRequest) -> list[_Planned]:
     wandb = request.wandb if request.stores_results else "disabled"
     stores = [EvaluationStore(loadable, wandb=wandb, output=request.output) for loadable in chosen]
     noted: Sequence[str | None] = notes or [None] * len(chosen)
-    return list(map(_Planned, chosen, datasets, sampling, noted, stores))
+    own = [_own_data_config(loadable) for loadable in chosen]
+    return list(map(_Planned, chosen, datasets, sampling, noted, stores, own))
 
 
 def _evaluate_one(
@@ -149,7 +152,14 @@ def _evaluate_one(
     loadable = model.loadable
     tasks: list[TaskRow] = []
     with hints_for(loadable):
-        evaluation = evaluate_model(loadable, model.data, request, sampling=model.sampling, on_progress=report)
+        evaluation = evaluate_model(
+            loadable,
+            model.data,
+            request,
+            trained_with=model.trained_with,
+            sampling=model.sampling,
+            on_progress=report,
+        )
         if suite is not None:
             tasks = suite.run(
                 load_for_inference(loadable, device=request.device),
@@ -175,6 +185,17 @@ def _includes_training_dialogs(row: EvaluateRow, loadable: Loadable, request: Ev
     if not request.whole or row.dialogs <= (row.held_out or 0) or loadable.run is None:
         return False
     return bool(row.dataset == loadable.run.read().data.dataset)
+
+
+def _own_data_config(loadable: Loadable) -> DataConfig | None:
+    """Return the data settings of a model's training; None if they are unknown or its dataset is not there."""
+    if loadable.run is None:
+        return None
+    record = loadable.run.read()
+    try:
+        return DataConfig.model_validate({**record.settings("data"), "dataset": find_dataset(record)})
+    except (KeyError, ValidationError, DataError):
+        return None
 
 
 def _data_config(loadable: Loadable, request: EvaluateRequest) -> DataConfig:

@@ -1,6 +1,9 @@
 """The metrics of an evaluation: their titles, their formats, and which direction is better."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Hashable, Mapping
+from typing import Literal, NamedTuple, TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 Group = Literal["predicts", "listens", "talks", "takes"]
 
@@ -54,6 +57,28 @@ METRICS = (
     Metric("echo", "prompt echo", ".1%", 0, "talks"),
     Metric("chrf", "chrF", ".1f", 1, "talks"),
     Metric("rouge_l", "ROUGE-L", ".3f", 1, "talks"),
-    Metric("first_token_s", "first token (s)", ".2f", 0, "takes"),
+    Metric("first_token_s", "first token of all (s)", ".2f", 0, "takes"),
     Metric("reply_tokens_per_s", "tokens/s", ",.0f", 0, "takes"),
 )
+
+HELD_OUT = {
+    "bits_per_byte": ("bits per byte", ",.3f"),
+    "nats_per_token": ("loss (nats/token)", ",.3f"),
+    "perplexity": ("perplexity", ",.1f"),
+    "accuracy": ("token accuracy", ".1%"),
+}
+"""Titles and number formats of the metrics on held-out dialogs."""
+
+
+def best_of(bounds: Mapping[Name, tuple[float, float]], better: int) -> Name | None:
+    """Return the best one, if its interval does not overlap any other; one without a width is evidence of nothing.
+
+    Args:
+        bounds: the interval of each, on the same dialogs.
+        better: whether more (1) or less (-1) is better; 0: neither.
+    """
+    if not better or len(bounds) < 2 or any(low >= high for low, high in bounds.values()):
+        return None
+    turned = {name: (low, high) if better > 0 else (-high, -low) for name, (low, high) in bounds.items()}
+    first = max(turned, key=lambda name: turned[name][0])
+    return first if all(turned[first][0] > high for name, (_, high) in turned.items() if name != first) else None

@@ -148,6 +148,10 @@ class DataInfo(Info):
     train_supervised_tokens: int | None = None
     eval_dialogs: int | None = None
     eval_supervised_tokens: int | None = None
+    known_prompts: int | None = None
+    """Held-out dialogs whose prompt is that of a dialog to train on; None if unknown, as for a stream."""
+    known_answers: int | None = None
+    """Held-out dialogs whose first answer is that of a dialog to train on."""
 
 
 class GitInfo(Info):
@@ -248,6 +252,8 @@ class RunRecord(BaseModel):
     versions: dict[str, str] = {}
     schedule: ScheduleInfo = ScheduleInfo()
     metrics: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    """95% intervals of metrics over the held-out dialogs, by the names of the metrics."""
     replies: dict[str, float] = {}
     wandb: WandbInfo = WandbInfo()
     error: str | None = None

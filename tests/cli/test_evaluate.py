@@ -55,7 +55,8 @@ def drawn(
 
 
 def test_of_one_model_the_anchors_need_no_owner(capfd: pytest.CaptureFixture[str]) -> None:
-    result = EvaluateResult(rows=[row("a")], anchors=[row("what is no anchor"), *anchors("a")])
+    checked = row("a", checks=["by heart", "no end"])
+    result = EvaluateResult(rows=[checked], anchors=[row("what is no anchor"), *anchors("a")])
     out, err = drawn(capfd, result, EvaluateRequest(models=("custom-nano",)))
     assert out.startswith("a (custom-nano) on starter, 15 held-out dialogs\n")
     assert re.search(r"^95% interval in brackets +a +untrained +unigram +true answers$", out, re.MULTILINE)
@@ -63,7 +64,8 @@ def test_of_one_model_the_anchors_need_no_owner(capfd: pytest.CaptureFixture[str
         r"^How well it predicts\n\S loss .*\n\S perplexity +2,981 \[1,097, 8,103\] ", out, re.MULTILINE
     )
     assert out.index("bits/byte") < out.index("Whether it listens") < out.index("prompt gain")
-    assert "a shows none of the known faults." in out
+    none = "a: none of the checks made (by heart, no end) found a fault; whether what it says is true is not"
+    assert none in " ".join(out.split())
     assert "dialogkit evaluate --help explains the metrics" in err
     assert "a: not from a run folder, so nothing was saved" in err
 
@@ -138,6 +140,12 @@ FEW = {"dataset": "my-dialogs.json", "dialogs": 1, "held_out": 1, "of_dialogs": 
             None,
         ),
         ({}, EvaluateRequest(samples=15), "", None),
+        (
+            {"known_prompts": 0, "known_answers": 14},
+            EvaluateRequest(),
+            "a: of 15 dialogs, training has the answer of 14: the metrics say less about new questions.",
+            None,
+        ),
         (
             {},
             EvaluateRequest(samples=20),

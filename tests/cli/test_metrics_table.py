@@ -3,9 +3,10 @@
 import pytest
 from rich.console import Console
 
-from dialogkit.cli.metrics_table import best_of, print_side_by_side, print_tasks
+from dialogkit.cli.metrics_table import print_side_by_side, print_tasks
 from dialogkit.cli.output import Output, table
 from dialogkit.services.evaluation.results import TaskFigure, TaskRow
+from dialogkit.tracking.metric_specs import best_of
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,7 @@ from dialogkit.services.evaluation.results import TaskFigure, TaskRow
         ({"a": (1, 2), "b": (3, 4), "c": (3.5, 5)}, -1, "a"),
         ({"a": (1, 2), "b": (3, 4)}, 0, None),
         ({"a": (1, 2)}, 1, None),
+        ({"a": (0, 0.5), "b": (1, 1)}, 1, None),  # an interval without a width is evidence of nothing
         ({}, 1, None),
     ],
 )

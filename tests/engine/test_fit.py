@@ -37,7 +37,7 @@ def test_keeping_the_best_restores_the_weights_of_the_lowest_evaluation_loss(sma
     model = small.model()
     score = ScriptedScore(model, [5.0, 4.0, 4.5, 3.0, 3.5])
     fitted = small.fit(model, small.train, max_steps=5, eval_every_steps=1, keep="best", score=score)
-    assert (fitted.steps, fitted.best_step) == (5, 4)
+    assert (fitted.steps, fitted.best_step, fitted.kept_step) == (5, 4, 4)
     assert torch.equal(weights(model), score.seen[3])
     assert not torch.equal(score.seen[4], score.seen[3])
 
@@ -45,7 +45,8 @@ def test_keeping_the_best_restores_the_weights_of_the_lowest_evaluation_loss(sma
 def test_keeping_the_last_leaves_the_weights_of_the_last_step(small: Any) -> None:
     model = small.model()
     score = ScriptedScore(model, [5.0, 4.0, 4.5, 3.0, 3.5])
-    small.fit(model, small.train, max_steps=5, eval_every_steps=1, keep="last", score=score)
+    fitted = small.fit(model, small.train, max_steps=5, eval_every_steps=1, keep="last", score=score)
+    assert fitted.kept_step == 5
     assert torch.equal(weights(model), score.seen[4])
 
 

@@ -61,7 +61,7 @@ def print_results(output: Output, text: str) -> None:
     output.result(replies, lambda out: generate.render_replies(out, replies, streamed=False))
     run = RunRow(
         name=text, status=text, created=text, duration_s=1, model=text, preset=text, parameters=1, dataset=text,
-        steps=1, total_steps=2, bits_per_byte=1, nats_per_token=1, success_rate=1, stop_rate=1, tokens_per_s=1,
+        steps=1, total_steps=2, bits_per_byte=1, nats_per_token=1, reply_rate=1, stop_rate=1, tokens_per_s=1,
     )  # fmt: skip
     output.result([run], lambda out: runs.render_runs(out, [run]))
     output.result([], lambda out: runs.render_runs(out, [], none=text))
@@ -114,7 +114,8 @@ def print_results(output: Output, text: str) -> None:
         run=text, run_dir=text, model_dir=text, published_dir=text, steps=1, duration_s=1,
         metrics={f"{when}/{name}": 1.0 for when in ("before", "final") for name in figures}
         | {"perf/tokens_per_s": 1.0},
-        replies=[reply], success_rate=1, stop_rate=1, wandb_mode=text, wandb_dir=text, wandb_url=None, report=text,
+        replies=[reply], kept_step=1, reply_rate=1, stop_rate=1, wandb_mode=text, wandb_dir=text, wandb_url=None,
+        report=text,
     )  # fmt: skip
     output.result(trained, lambda out: train_view.render_training(out, trained))
     dry = DryRunResult(

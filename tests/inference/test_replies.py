@@ -80,14 +80,30 @@ def test_a_sampled_reply_is_the_same_whatever_is_beside_it(model: Any, small: An
         assert together == [alone[i] for i in order]
 
 
-def test_padding_counts_as_no_repetition(small: Any) -> None:
-    model, tokenizer = small.model(), copy.copy(small.tokenizer)
+def test_neither_the_prompt_nor_padding_counts_as_repetition(small: Any) -> None:
+    model = small.model()
     ((likely,), (other,)) = ids_of(small, "q"), ids_of(small, "z")
-    tokenizer.hf = copy.copy(small.tokenizer.hf)
-    tokenizer.hf.pad_token = small.tokenizer.hf.convert_ids_to_tokens(likely)
     model.forward = constant(model, {likely: 1.0, other: 0.9})
-    options = {"temperature": 0.0, "repetition_penalty": 10.0, "max_new_tokens": 1, "tokenizer": tokenizer}
-    assert [reply.text for reply in replies(model, small, ["a", "one two three"], **options)] == ["q", "q"]
+    options: dict[str, Any] = {"temperature": 0.0, "repetition_penalty": 10.0, "max_new_tokens": 2}
+    assert [reply.text for reply in replies(model, small, ["q", "q q q q z"], **options)] == ["qz", "qz"]
+    conversation = Conversation(model, small.tokenizer, context=CONTEXT, device="cpu")
+    turns = [Message("user", "q"), Message("assistant", "qz"), Message("user", "q")]
+    assert conversation.reply(turns, GenerateConfig(**options)).text == "qz"
+
+
+def test_the_repetition_penalty_is_that_of_transformers_without_the_prompt(model: Any, small: Any) -> None:
+    from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor as Penalty
+
+    prompt = small.tokenizer.encode_prompt([Message("user", PROMPTS[1])])
+    made = model.generate(
+        input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        logits_processor=[Penalty(1.3, prompt_ignore_length=len(prompt))], do_sample=False, max_new_tokens=40,
+        eos_token_id=sorted(small.tokenizer.reply_stop_ids), pad_token_id=small.tokenizer.pad_id,
+    )  # fmt: skip
+    (reply,) = replies(model, small, [PROMPTS[1]], temperature=0.0, repetition_penalty=1.3, max_new_tokens=40)
+    stops = small.tokenizer.reply_stop_ids
+    ids = [token for token in made[0, len(prompt) :].tolist() if token not in stops]
+    assert reply.text == small.tokenizer.decode(ids)
 
 
 def test_replies_are_drawn_by_their_probabilities(small: Any) -> None:

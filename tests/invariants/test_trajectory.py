@@ -155,9 +155,9 @@ def plain_step(model: Any, optimizer: torch.optim.Optimizer, step: int, dialogs:
 
 
 def rate(step: int, schedule: str, warmup: int = 2) -> float:
-    """Return the share of the peak learning rate: up by a line from zero, then down to zero or not."""
+    """Return the share of the peak learning rate: up by a line to the peak, then down to zero or not."""
     if step < warmup:
-        return step / warmup
+        return (step + 1) / warmup
     done = (step - warmup) / (RUN["max_steps"] - warmup)
     rates: dict[str, float] = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
     return rates[schedule]

@@ -132,7 +132,7 @@ def test_the_record_tells_everything_about_the_run(trained: Trained) -> None:
     assert record.command == ["dialogkit"]
     assert record.created <= str(record.finished)
     assert record.metrics == trained.result.metrics
-    assert record.replies["success_rate"] == trained.result.success_rate
+    assert record.replies["reply_rate"] == trained.result.reply_rate
     assert record.replies["stop_rate"] == trained.result.stop_rate
     assert record.replies["mean_tokens"] == sum(reply.tokens for reply in trained.result.replies) / 8
     assert record.exit_code == 0
@@ -178,7 +178,7 @@ def test_the_rates_are_those_of_the_kept_samples(trained: Trained) -> None:
     assert [sample["reply"] for sample in samples] == [reply.reply for reply in trained.result.replies]
     assert {sample["step"] for sample in samples} == {20}
     stopped = [sample for sample in samples if sample["stop_reason"] == "end of turn"]
-    assert trained.result.success_rate == sum(bool(sample["reply"]) for sample in samples) / 8
+    assert trained.result.reply_rate == sum(bool(sample["reply"]) for sample in samples) / 8
     assert trained.result.stop_rate == len(stopped) / 8
     assert trained.result.stop_rate > 0
     assert all(sample["tokens"] == 16 for sample in samples if sample["stop_reason"] == "length")

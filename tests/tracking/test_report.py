@@ -100,6 +100,26 @@ def test_the_diary_has_each_prompt_at_each_evaluation(trained: Trained, trained_
     assert "true answer" in told
 
 
+def test_the_diary_names_the_step_whose_weights_were_kept(tmp_path: Path) -> None:
+    run = made(tmp_path, metrics={"train/steps": 60.0, "train/kept_step": 15.0})
+    for step in (15, 30, 45, 60):
+        run.append_sample({"step": step, "table": "replies/evaluation", "prompt": "Hi", "reply": f"as of {step}"})
+    run.append_sample({"step": 15, "table": "replies/final", "prompt": "Hi", "reply": "the whole of it"})
+    page = page_of(run)
+    diary = page.text[page.text.index("The same prompts") : page.text.index("Replies at the end")]
+    assert "step 15, kept the whole of it step 30 as of 30 step 45 as of 45 step 60 as of 60" in diary
+    assert "steps 60 that of 15 kept" in page.text
+
+
+def test_what_training_knows_of_the_held_out_dialogs_is_said(tmp_path: Path) -> None:
+    figures = {"before/bits_per_byte": 4.0, "final/bits_per_byte": 1.0}
+    data = {"eval_dialogs": 115, "known_prompts": 0, "known_answers": 109}
+    text = page_of(made(tmp_path, metrics=figures, data=data)).text
+    assert (
+        "75% fewer bits for a byte of a held-out answer; of 115 held-out, training has the answer of 109" in text
+    )
+
+
 def test_the_curves_are_drawn_with_the_pages_colours(trained_page: Page) -> None:
     drawn = re.findall(r'<svg.*?aria-label="([^"]*)".*?</svg>', trained_page.html, re.DOTALL)
     talk = ["Replies that end by themselves", "Repetition"]

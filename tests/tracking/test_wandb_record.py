@@ -58,7 +58,7 @@ STEP_METRICS = [
 ]
 
 SUMMARY = [
-    "replies/success_rate",
+    "replies/reply_rate",
     "replies/stop_rate",
     "replies/mean_tokens",
     "replies/mean_seconds",

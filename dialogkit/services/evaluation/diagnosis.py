@@ -1,15 +1,24 @@
 """Says in words what is wrong with a model, from its metrics."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from textwrap import shorten
 from typing import NamedTuple
 
+from dialogkit.services.evaluation.alternatives import Alternative
 from dialogkit.services.evaluation.results import CANDIDATES, Interval
 
 LITTLE_GAIN = 0.02
 """Fraction of the answers' bits; a prompt that saves less counts for little."""
+
+FEWEST_PROMPTS = 5
+"""Different prompts below which equal replies say nothing."""
+FEWEST_SHORT, SHORT_WORDS = 10, 4
+"""True answers of at most so many words, below which their number says nothing; longer ones have many wordings."""
+FEW_RIGHT = 0.1
+"""Fraction of the short answers; a model of which at most so many are right answers wrongly."""
 
 TOO_SHORT, TOO_LONG = 0.5, 2.0
 """Bounds of the length ratio: replies whose whole interval is outside are far too short or too long."""
@@ -25,6 +34,7 @@ class Evidence(NamedTuple):
         trained_bits: bits per byte of dialogs that the model was trained on.
         before: metrics of the model before its training.
         replies: prompts, each with `reply` and `reference`.
+        alternative: how dialogs are written that the model predicts much better, if there is such a way.
     """
 
     figures: Mapping[str, float]
@@ -33,11 +43,37 @@ class Evidence(NamedTuple):
     trained_bits: float | None = None
     before: Mapping[str, float] = {}
     replies: Sequence[Mapping[str, str]] = ()
+    alternative: Alternative | None = None
 
 
 def diagnose(evidence: Evidence) -> list[str]:
     """Return the faults of a model that its metrics show, in words, each with what to try."""
-    return [*_learning_faults(evidence), *_listening_faults(evidence), *_reply_faults(evidence)]
+    return [
+        *_learning_faults(evidence),
+        *_writing_faults(evidence.alternative),
+        *_listening_faults(evidence),
+        *_reply_faults(evidence),
+    ]
+
+
+def checks_of(evidence: Evidence) -> list[str]:
+    """Return the faults that the evidence is enough to look for."""
+    looked_for = {
+        "less than token frequencies": evidence.unigram_bits is not None,
+        "nothing learned": "bits_per_byte" in evidence.before,
+        "by heart": evidence.trained_bits is not None,
+        "another chat template": True,
+        "swapped roles": True,
+        "not listening": "prompt_gain" in evidence.bounds,
+        "no end": "stop_rate" in evidence.figures,
+        "too short or long": "length_ratio" in evidence.bounds,
+        "empty": "empty_rate" in evidence.figures,
+        "always the same": len({row["prompt"] for row in evidence.replies}) >= FEWEST_PROMPTS,
+        "repetition": "repetition" in evidence.figures,
+        "echo": "echo" in evidence.figures,
+        "wrong short answers": len(_short_answers(evidence.replies)) >= FEWEST_SHORT,
+    }
+    return [name for name, is_looked_for in looked_for.items() if is_looked_for]
 
 
 def _learning_faults(evidence: Evidence) -> Iterator[str]:
@@ -45,17 +81,47 @@ def _learning_faults(evidence: Evidence) -> Iterator[str]:
     if evidence.unigram_bits is not None and bits >= evidence.unigram_bits:
         yield (
             f"knows no more than how frequent each token is: {bits:.2f} bits/byte, and frequencies alone reach "
-            f"{evidence.unigram_bits:.2f}; train longer, or with another learning rate"
+            f"{evidence.unigram_bits:.2f}; {_longer(evidence)}, or with another learning rate"
         )
     if before is not None and bits >= before:
         yield (
             f"has learned nothing that helps with held-out answers: {bits:.2f} bits/byte, and {before:.2f} before "
             "its training; try a lower learning rate, or more dialogs like these"
         )
-    if evidence.trained_bits is not None and evidence.trained_bits < 0.6 * bits:
+    if _is_by_heart(evidence):
         yield (
             f"knows its training dialogs by heart: {evidence.trained_bits:.2f} bits/byte on them, {bits:.2f} on "
             "held-out ones; train it on more dialogs, or fewer times on the same"
+        )
+
+
+def _is_by_heart(evidence: Evidence) -> bool:
+    """Return whether dialogs of the training cost far less than held-out ones, beyond their intervals."""
+    trained, bits = evidence.trained_bits, evidence.figures["bits_per_byte"]
+    of_trained, of_held_out = (evidence.bounds.get(name) for name in ("trained_bits_per_byte", "bits_per_byte"))
+    if trained is None or of_trained is None or of_held_out is None:
+        return False
+    return trained < 0.6 * bits and of_trained[1] < of_held_out[0]
+
+
+def _longer(evidence: Evidence) -> str:
+    """Return what to try where more steps would help; not against what else is said about the model."""
+    return "train it on more dialogs" if _is_by_heart(evidence) else "train it longer"
+
+
+def _writing_faults(better: Alternative | None) -> Iterator[str]:
+    """Yield the fault of a model that predicts dialogs better which are written otherwise."""
+    if better is None:
+        return
+    if better.name == "swapped":
+        yield (
+            f"answers as if the roles were swapped: a prompt after its answer costs {better.bits:.2f} bits/byte, "
+            f"and an answer after its prompt {better.as_written:.2f}; check which column of its data is the prompt"
+        )
+    else:
+        yield (
+            f"was trained with another chat template: answers cost {better.as_written:.2f} bits/byte under its "
+            f"own, and {better.bits:.2f} under that of {better.name}; restore the template of its training"
         )
 
 
@@ -71,11 +137,14 @@ def _listening_faults(evidence: Evidence) -> Iterator[str]:
     if not (nothing or little):
         return
     found = "" if hits is None else f", and the true answer is found among ten in {hits:.0%} (10% by chance)"
-    doubt = ", which may be none" if nothing else ""
+    if gain < 0:
+        worth = f"knowing it costs {-gain:.3f} bits/byte on top of {figures['bits_per_byte'] + gain:.2f}"
+    else:
+        doubt = ", which may be none" if nothing else ""
+        worth = f"knowing it saves {gain:.3f} bits a byte of {figures['bits_per_byte']:.2f}{doubt}"
     yield (
-        f"{'does not listen' if nothing else 'hardly listens'} to the prompt: knowing it saves {gain:.3f} bits a "
-        f"byte of {figures['bits_per_byte']:.2f}{doubt}{found}; train it longer, "
-        "and check whether the prompts and answers of its data belong together"
+        f"{'does not listen' if nothing else 'hardly listens'} to the prompt: {worth}{found}; "
+        f"{_longer(evidence)}, and check whether the prompts and answers of its data belong together"
     )
 
 
@@ -88,41 +157,58 @@ def _reply_faults(evidence: Evidence) -> Iterator[str]:
             f"ends of turn cost {end_nats:.1f} nats where tokens cost {figures['nats_per_token']:.1f}, "
             "as if they had not been supervised"
             if end_nats > figures["nats_per_token"] + 2
-            else "they run to the limit; train it longer, or on shorter answers"
+            else f"they run to the limit; {_longer(evidence)}, or on shorter answers"
         )
         yield f"does not come to an end: {stop_rate:.0%} of the replies end by themselves, {cause}"
     elif shortest > TOO_LONG:
         yield (
             f"answers far too long: its replies have {figures['length_ratio']:.1f} times the length of the true "
-            "answers; train it longer, or on answers of the desired length"
+            f"answers; {_longer(evidence)}, or on answers of the desired length"
         )
     if longest < TOO_SHORT:
         yield (
             f"answers far too short: its replies have {figures['length_ratio']:.0%} of the length of the true "
-            "answers; a model learns to stop before it learns to speak, so train it longer, or on longer answers"
+            f"answers; a model learns to stop before it learns to speak, so {_longer(evidence)}, or on longer "
+            "answers"
         )
     if figures.get("empty_rate", 0.0) > 0.1:
-        yield f"says nothing: {figures['empty_rate']:.0%} of the replies are empty; train it longer"
+        yield f"says nothing: {figures['empty_rate']:.0%} of the replies are empty; {_longer(evidence)}"
     if (said := same_reply(evidence.replies)) is not None:
         yield (
             f"says the same whatever it is asked: {said[1]:.0%} of its replies are "
-            f"{json.dumps(said[0], ensure_ascii=False)}; train it longer, or on answers that differ more"
+            f"{json.dumps(said[0], ensure_ascii=False)}; {_longer(evidence)}, or on answers that differ more"
         )
     if "chrf" in bounds and bounds["chrf"][1] <= evidence.before.get("chrf", -1.0):
         yield (
             f"answers less like the true answers than before its training: chrF {figures['chrf']:.1f}, and "
-            f"{evidence.before['chrf']:.1f} before; train it longer, or with another learning rate"
+            f"{evidence.before['chrf']:.1f} before; {_longer(evidence)}, or with another learning rate"
         )
     if figures.get("repetition", 0.0) > 0.3:
         yield (
             f"goes round in circles: {figures['repetition']:.0%} of its four-word sequences repeat an earlier "
-            "one; try a repetition penalty, or train it longer"
+            f"one; try a repetition penalty, or {_longer(evidence)}"
+        )
+    short = _short_answers(evidence.replies)
+    if len(short) >= FEWEST_SHORT and sum(short) <= FEW_RIGHT * len(short):
+        yield (
+            f"answers wrongly: of {len(short)} true answers of at most {SHORT_WORDS} words, {sum(short)} are in "
+            f"its replies; {_longer(evidence)}, or on more dialogs like these"
         )
     if figures.get("echo", 0.0) > 0.5:
         yield (
-            f"repeats the prompt: {figures['echo']:.0%} of its three-word sequences are from there; train it "
-            "longer, and check whether the answers of its data repeat their prompts"
+            f"repeats the prompt: {figures['echo']:.0%} of its three-word sequences are from there; "
+            f"{_longer(evidence)}, and check whether the answers of its data repeat their prompts"
         )
+
+
+def _short_answers(replies: Sequence[Mapping[str, str]]) -> list[bool]:
+    """Return for each short true answer whether its words, in their order, are in the reply."""
+    pairs = [(_words(row["reply"]), _words(row["reference"])) for row in replies]
+    return [f" {true} " in f" {said} " for said, true in pairs if true and len(true.split()) <= SHORT_WORDS]
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def same_reply(replies: Sequence[Mapping[str, str]]) -> tuple[str, float] | None:
@@ -132,7 +218,7 @@ def same_reply(replies: Sequence[Mapping[str, str]]) -> tuple[str, float] | None
     as uniform.
     """
     answered = {row["prompt"]: row for row in replies}.values()
-    if len(answered) < 5:
+    if len(answered) < FEWEST_PROMPTS:
         return None
     (reply, times), (_, alike) = (_most_frequent(row[what] for row in answered) for what in ("reply", "reference"))
     share = times / len(answered)

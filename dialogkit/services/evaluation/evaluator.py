@@ -1,15 +1,20 @@
 """Evaluates one model: how well it predicts held-out answers, how it replies, and the baselines beside it."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dialogkit.config.data import DataConfig
 from dialogkit.config.generate import GenerateConfig
-from dialogkit.data.tokens import concatenate
+from dialogkit.data.overlap import overlap_of
+from dialogkit.data.tokens import concatenate, pack
+from dialogkit.errors import DialogKitError
+from dialogkit.services.evaluation.alternatives import ALTERNATIVE_DIALOGS, better_alternative
 from dialogkit.services.evaluation.baselines import reference_row, unigram_likelihood, untrained_model
-from dialogkit.services.evaluation.diagnosis import Evidence, diagnose
+from dialogkit.services.evaluation.diagnosis import Evidence, checks_of, diagnose
 from dialogkit.services.evaluation.probes import (
     GAIN_DIALOGS,
     RANKED_DIALOGS,
@@ -50,10 +55,20 @@ def evaluate_model(
     data_config: DataConfig,
     request: EvaluateRequest,
     *,
+    trained_with: DataConfig | None,
     sampling: GenerateConfig,
     on_progress: ProgressSink,
 ) -> Evaluation:
-    """Return the metrics of one model of a request; `sampling` is for its replies."""
+    """Return the metrics of one model of a request.
+
+    Args:
+        loadable: the model.
+        data_config: the dialogs to evaluate it on.
+        request: what to measure.
+        trained_with: the data settings of its training; None if they are unknown.
+        sampling: for its replies.
+        on_progress: receives the current stage and the fraction of the work that is done.
+    """
     from dialogkit.services.runs.loading import load_for_inference
 
     on_progress("loading", 0.0)
@@ -71,14 +86,47 @@ def evaluate_model(
         "of_dialogs": data.ledger.kept,
         "data_notes": data.ledger.of_template(),
     }
+    own = data if trained_with == data_config else _read_own_data(None if request.quick else trained_with, model)
+    if own is not None and trained_with is not None and not trained_with.streaming:
+        known = overlap_of(dialogs, own.train)
+        common |= {"known_prompts": known.prompts, "known_answers": known.answers}
     evaluator = _Evaluator(model, dialogs, common, sampling, request.batch_size, _Progress(on_progress))
     if request.quick:
         return Evaluation(evaluator.quick_row(), [], [])
     trained = None
-    if request.own_data and not request.whole and loadable.run is not None and len(data.train):
-        trained = data.train.select(range(min(TRAINED_DIALOGS, len(data.train))))
-    frequencies_of = data.train if len(data.train) else dialogs
-    return evaluator.full(untrained_model(loadable, model), trained=trained, frequencies_of=frequencies_of)
+    if request.own_data and not request.whole and own is not None and _drew_all(loadable, len(own.train)):
+        trained = own.train.select(range(min(TRAINED_DIALOGS, len(own.train))))
+    others = None if request.whole or not len(data.train) else data.train
+    return evaluator.full(
+        untrained_model(loadable, model),
+        trained=trained,
+        frequencies_of=others if own is None else own.train,
+        frequencies_are_own=own is not None,
+    )
+
+
+def _read_own_data(config: DataConfig | None, model: "LoadedModel") -> "PreparedData | None":
+    """Return the data that a model was trained on; None where it is unknown, or not there any more."""
+    if config is None:
+        return None
+    try:
+        own = _read_data(config, model)
+    except DialogKitError:
+        return None
+    return own if len(own.train) else None
+
+
+def _drew_all(loadable: Loadable, dialogs: int) -> bool:
+    """Return whether a model was trained on each of its training dialogs at least once."""
+    if loadable.run is None:
+        return False
+    record = loadable.run.read()
+    checkpoint = re.fullmatch(r"checkpoint-(\d+)", Path(loadable.model.source or "").name)
+    metrics = record.metrics
+    steps = int(checkpoint[1]) if checkpoint else metrics.get("train/kept_step", metrics.get("train/steps", 0))
+    size = record.settings("train").get("batch_size")
+    # Of a stream, the dialogs are only a sample of those that were read.
+    return isinstance(size, int) and steps * size >= max(dialogs, record.data.train_dialogs or 0)
 
 
 def _read_data(config: DataConfig, model: "LoadedModel") -> "PreparedData":
@@ -135,36 +183,57 @@ class _Evaluator:
         return self._likelihood_row(likelihood, int(likelihood.tokens.sum()))
 
     def full(
-        self, untrained: "LoadedModel | None", *, trained: "DialogTokens | None", frequencies_of: "DialogTokens"
+        self,
+        untrained: "LoadedModel | None",
+        *,
+        trained: "DialogTokens | None",
+        frequencies_of: "DialogTokens | None",
+        frequencies_are_own: bool,
     ) -> Evaluation:
         """Return everything that can be measured, with a diagnosis.
 
         Args:
             untrained: the model before its training, where it can be had.
             trained: dialogs that the model was trained on, to see whether it memorised them.
-            frequencies_of: dialogs whose token frequencies are the unigram baseline.
+            frequencies_of: dialogs whose token frequencies are the unigram baseline; None leaves it out.
+            frequencies_are_own: whether the model was trained on these.
         """
         asked, ranked = len(self._exchanges[:GAIN_DIALOGS]), len(self._exchanges[:RANKED_DIALOGS])
-        per_model = len(self.dialogs) + 2 * asked + CANDIDATES * ranked + REPLIES
+        first = 0 if self._has_single_answers else len(self.dialogs)
+        per_model = len(self.dialogs) + first + asked + CANDIDATES * ranked + REPLIES
         self.progress.total = per_model * (1 if untrained is None else 2) + len(trained or ())
+        self.progress.total += 2 * len(self._exchanges[:ALTERNATIVE_DIALOGS])
         row, replies = self._measure(self.model)
         if trained is not None:
             self.progress.start("predicting dialogs of the training")
-            bits = self._score(self.model, trained).figures()["bits_per_byte"]
-            row = row.model_copy(update={"trained_bits_per_byte": bits})
+            of_trained = self._score(self.model, trained)
+            bounds = of_trained.intervals()
+            update: dict[str, Any] = {"trained_bits_per_byte": of_trained.figures()["bits_per_byte"]}
+            if "bits_per_byte" in bounds:
+                update["intervals"] = row.intervals | {"trained_bits_per_byte": bounds["bits_per_byte"]}
+            row = row.model_copy(update=update)
+        self.progress.start("predicting dialogs that are written otherwise")
+        alternative = better_alternative(self.model, self._exchanges, partial(self._score, self.model))
         before = None if untrained is None else self._untrained_row(untrained)
-        unigram = self._unigram_row(frequencies_of, row.tokens)
+        unigram = None if frequencies_of is None else self._unigram_row(frequencies_of, row.tokens)
         references = reference_row(self._exchanges[:REPLIES], self.common, row.tokens)
         evidence = Evidence(
             row.figures(),
             row.intervals,
-            unigram_bits=unigram.bits_per_byte,
+            unigram_bits=unigram.bits_per_byte if unigram is not None and frequencies_are_own else None,
             trained_bits=row.trained_bits_per_byte,
             before=before.figures() if before else {},
             replies=replies,
+            alternative=alternative,
         )
-        row = row.model_copy(update={"remarks": diagnose(evidence)})
-        return Evaluation(row, [*([before] if before else []), unigram, references], replies)
+        row = row.model_copy(update={"remarks": diagnose(evidence), "checks": checks_of(evidence)})
+        return Evaluation(row, [one for one in (before, unigram, references) if one is not None], replies)
+
+    @cached_property
+    def _has_single_answers(self) -> bool:
+        """Whether each dialog has one answer: then its likelihood is that of its first answer."""
+        pairs = zip(self._exchanges, self.dialogs.lengths, strict=True)
+        return all(len(one.prompt_ids) + len(one.answer_ids) == length for one, length in pairs)
 
     def _measure(self, model: "LoadedModel") -> tuple[EvaluateRow, list[dict[str, Any]]]:
         """Return all metrics of a model, and its replies."""
@@ -176,13 +245,14 @@ class _Evaluator:
         progress.start("predicting answers")
         likelihood = self._score(model, dialogs)
 
-        progress.start("predicting answers without their prompts")
+        progress.start("predicting answers after other prompts")
+        first = likelihood
+        if not self._has_single_answers:
+            sizes = [len(exchange.answer.encode()) for exchange in exchanges]
+            first = self._score(model, pack([(e.prompt_ids, e.answer_ids) for e in exchanges], sizes))
         asked = exchanges[:GAIN_DIALOGS]
-        single = all(
-            len(e.prompt_ids) + len(e.answer_ids) == n for e, n in zip(asked, dialogs.lengths, strict=False)
-        )
-        known = likelihood.select(np.arange(len(asked))) if single else None  # one answer a dialog
-        gain = prompt_gain(model.tokenizer, asked, partial(self._score, model), known=known)
+        known = first.select(np.arange(len(asked)))
+        gain = prompt_gain(asked, partial(self._score, model), context=model.context, known=known)
 
         progress.start("finding the true answer among ten")
         hits = hits_at_1(exchanges, partial(self._score, model))
@@ -197,9 +267,9 @@ class _Evaluator:
             hits,
             of_replies,
             peak_memory_bytes=peak_bytes(model.device),
-            slices=slices_of(likelihood, exchanges),
+            slices=slices_of(first, exchanges),
             scarce=scarce_kinds(exchanges),
-            worst=worst_rows(likelihood, exchanges),
+            worst=worst_rows(first, exchanges),
         )
         return row, replies
 
@@ -221,9 +291,7 @@ class _Evaluator:
         self, likelihood: "Likelihood", tokens: int, *measured: Measured, **fields: Any
     ) -> EvaluateRow:
         """Return the row of a model with this likelihood, further metrics and other fields."""
-        from dialogkit.inference.reply_metrics import intervals
-
-        metrics, bounds = likelihood.figures(), intervals(likelihood.resampled, len(self.dialogs))
+        metrics, bounds = likelihood.figures(), likelihood.intervals()
         for more in measured:
             metrics |= more.metrics
             bounds |= more.intervals

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.data.tokens import pack
-from dialogkit.dialog import Message
 from dialogkit.services.evaluation.results import CANDIDATES, Interval
 from dialogkit.services.evaluation.scoring import Exchange, replies_to
 
 if TYPE_CHECKING:
     from dialogkit.data.tokens import DialogTokens
     from dialogkit.inference.likelihood import Likelihood
-    from dialogkit.models.tokenizer import ChatTokenizer
     from dialogkit.services.runs.loading import LoadedModel
 
 GAIN_DIALOGS = 256
@@ -40,28 +38,47 @@ class Measured(NamedTuple):
 
 
 def prompt_gain(
-    tokenizer: "ChatTokenizer", exchanges: Sequence[Exchange], score: Scorer, *, known: "Likelihood | None" = None
+    exchanges: Sequence[Exchange], score: Scorer, *, context: int, known: "Likelihood | None" = None
 ) -> Measured:
-    """Return the bits per byte that the prompt saves: after an empty prompt minus after the dialog's own.
+    """Return the bits per byte that the prompt saves: after another dialog's prompt minus after the dialog's own.
+
+    After an empty prompt, which no training has shown, a model may be worse however little it listens. A prompt
+    that is too long for the context is cut at its start. It is not measured if all prompts are the same.
 
     `known` is the likelihood of the answers after their own prompts, if it was measured before.
     """
     import numpy as np
 
-    from dialogkit.inference.reply_metrics import intervals
+    from dialogkit.inference.intervals import Quotient, intervals
 
-    empty = tokenizer.encode_prompt([Message("user", "")])
+    others = other_prompts(exchanges)
+    if others is None:
+        return Measured({}, {})
     sizes = [len(exchange.answer.encode()) for exchange in exchanges]
-    with_prompt = known or score(pack([(e.prompt_ids, e.answer_ids) for e in exchanges], sizes))
-    without = score(pack([(empty, e.answer_ids) for e in exchanges], sizes))
-    saved = without.answer_nats - with_prompt.answer_nats
-    bytes_N = np.array(sizes, dtype=np.float64)
+    own = known or score(pack([(e.prompt_ids, e.answer_ids) for e in exchanges], sizes))
+    swapped = [
+        (exchanges[other].prompt_ids[-max(1, context - len(e.answer_ids)) :], e.answer_ids)
+        for e, other in zip(exchanges, others, strict=True)
+    ]
+    saved = score(pack(swapped, sizes)).answer_nats - own.answer_nats
+    gain = Quotient(saved, np.array(sizes, dtype=np.float64) * math.log(2))
+    return Measured({"prompt_gain": gain.value}, intervals({"prompt_gain": gain}))
 
-    def resampled(weights: Any) -> dict[str, Any]:
-        return {"prompt_gain": (weights @ saved) / (np.maximum(weights @ bytes_N, 1) * math.log(2))}
 
-    gain = float(resampled(np.ones((1, len(sizes))))["prompt_gain"][0])
-    return Measured({"prompt_gain": gain}, intervals(resampled, len(sizes)))
+def other_prompts(exchanges: Sequence[Exchange]) -> list[int] | None:
+    """Return for each exchange the next one with another prompt and, if there is one, another answer.
+
+    None if all prompts are the same.
+    """
+    count = len(exchanges)
+    chosen = []
+    for index, own in enumerate(exchanges):
+        following = [(index + shift) % count for shift in range(1, count)]
+        different = [n for n in following if exchanges[n].prompt_ids != own.prompt_ids]
+        if not different:
+            return None
+        chosen.append(next((n for n in different if exchanges[n].answer_ids != own.answer_ids), different[0]))
+    return chosen
 
 
 def hits_at_1(exchanges: Sequence[Exchange], score: Scorer) -> Measured:
@@ -70,9 +87,7 @@ def hits_at_1(exchanges: Sequence[Exchange], score: Scorer) -> Measured:
     The nine others are the true answers to other prompts, of similar length; the first 64 tokens of each are
     compared. Chance is 10%. It is not measured if there are fewer than ten different answers.
     """
-    import numpy as np
-
-    from dialogkit.inference.reply_metrics import intervals
+    from dialogkit.inference.intervals import intervals, mean
 
     others = candidates_of([exchange.answer for exchange in exchanges])
     if others is None:
@@ -84,12 +99,8 @@ def hits_at_1(exchanges: Sequence[Exchange], score: Scorer) -> Measured:
     ]
     scored = score(pack(compared, [1] * len(compared)))
     per_token = (scored.nats / scored.tokens).reshape(-1, CANDIDATES)
-    hit = (per_token[:, :1] < per_token[:, 1:]).all(1).astype(np.float64)
-
-    def resampled(weights: Any) -> dict[str, Any]:
-        return {"hits_at_1": weights @ hit / weights.sum(1)}
-
-    return Measured({"hits_at_1": float(hit.mean())}, intervals(resampled, hit.size))
+    hits = mean((per_token[:, :1] < per_token[:, 1:]).all(1), 1.0)
+    return Measured({"hits_at_1": hits.value}, intervals({"hits_at_1": hits}))
 
 
 def candidates_of(answers: Sequence[str]) -> list[list[int]] | None:

@@ -71,6 +71,10 @@ class EvaluateRow(Result):
     """All dialogs of the dataset, including those to train on."""
     trained_on: bool = False
     """Whether they include dialogs that the model was trained on."""
+    known_prompts: int | None = None
+    """Those whose prompt is in a dialog that the model was trained on; None if unknown."""
+    known_answers: int | None = None
+    """Those whose first answer is in a dialog that the model was trained on; None if unknown."""
     tokens: int
     """Supervised tokens, including ends of turn."""
     nats_per_token: float | None = None
@@ -83,7 +87,7 @@ class EvaluateRow(Result):
     """Fraction of supervised tokens that are among the model's five most probable ones."""
     end_of_turn_nats: float | None = None
     prompt_gain: float | None = None
-    """Bits per byte that the prompt saves, compared with an empty one."""
+    """Bits per byte that the prompt saves, compared with the prompt of another dialog."""
     hits_at_1: float | None = None
     """How often the true answer is the most probable of ten; chance is 0.1."""
     stop_rate: float | None = None
@@ -112,13 +116,15 @@ class EvaluateRow(Result):
     trained_bits_per_byte: float | None = None
     """Bits per byte of dialogs that the model was trained on."""
     intervals: dict[str, Interval] = Field(default_factory=dict)
-    """95% intervals by bootstrap over the dialogs."""
+    """95% intervals over the dialogs."""
     slices: list[SliceRow] = Field(default_factory=list)
     scarce: dict[str, int] = Field(default_factory=dict)
     """Kinds with too few dialogs for metrics of their own, and the number of dialogs in each."""
     worst: list[WorstRow] = Field(default_factory=list)
     remarks: list[str] = Field(default_factory=list)
     """The diagnosis: what is wrong with the model, in words."""
+    checks: list[str] = Field(default_factory=list)
+    """The faults that were looked for."""
     model_settings: str | None = None
     """What its replies used of the model's own sampling settings, if that was requested."""
     data_notes: list[str] = Field(default_factory=list)

@@ -22,8 +22,6 @@ def slices_of(likelihood: "Likelihood", exchanges: Sequence[Exchange]) -> list[S
     """Return the metrics by kind of dialog, without the kinds that have fewer than `LEAST` dialogs."""
     import numpy as np
 
-    from dialogkit.inference.reply_metrics import intervals
-
     kinds = _by_kind(exchanges)
     verbs = sorted((k for k in kinds if k.startswith(_VERB)), key=lambda k: (-len(kinds[k]), k))
     rows = []
@@ -36,7 +34,7 @@ def slices_of(likelihood: "Likelihood", exchanges: Sequence[Exchange]) -> list[S
                 name=kind,
                 dialogs=len(kinds[kind]),
                 bits_per_byte=part.figures()["bits_per_byte"],
-                interval=intervals(part.resampled, len(kinds[kind])).get("bits_per_byte"),
+                interval=part.intervals().get("bits_per_byte"),
             )
         )
     return rows

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from dialogkit.config.base import Result
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.tracking.record import RunRecord
@@ -31,11 +33,16 @@ class RunRow(Result):
     bits_per_byte: float | None
     """On the held-out dialogs: of the finished model, or of the last evaluation."""
     nats_per_token: float | None
-    success_rate: float | None
+    reply_rate: float | None
+    """Fraction of the test prompts with a non-empty reply, right or wrong."""
     stop_rate: float | None
     """Fraction of the replies to the test prompts that ended by themselves."""
     tokens_per_s: float | None
     """In training steps."""
+    interval: tuple[float, float] | None = None
+    """95% interval of the bits per byte of the finished model."""
+    tied_with: list[str] = Field(default_factory=list)
+    """Of the best run: the others on the same held-out dialogs that it may not be better than."""
 
 
 def list_run_rows(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:
@@ -49,16 +56,23 @@ def skipped_runs(*, output: str | Path = DEFAULT_OUTPUT) -> list[str]:
 
 
 def best_runs(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:
-    """Return the finished run with the fewest bits per byte on each dataset."""
-    best: dict[Any, RunRow] = {}
+    """Return the finished run with the fewest bits per byte on each dataset, and the runs it is not apart from."""
+    by_data: dict[Any, list[RunRow]] = {}
     for run, record in list_runs(Path(output)):
         row = _row(run, record)
-        dataset = held_out_identity(record)
         if record.status == "completed" and row.bits_per_byte is not None:
-            known = best.get(dataset)
-            if known is None or row.bits_per_byte < (known.bits_per_byte or 0):
-                best[dataset] = row
-    return list(best.values())
+            by_data.setdefault(held_out_identity(record), []).append(row)
+    best = []
+    for rows in by_data.values():
+        first, *others = sorted(rows, key=lambda row: row.bits_per_byte or 0)
+        tied = [other.name for other in others if not _is_below(first.interval, other.interval)]
+        best.append(first.model_copy(update={"tied_with": tied}))
+    return best
+
+
+def _is_below(one: tuple[float, float] | None, other: tuple[float, float] | None) -> bool:
+    """Return whether an interval is known to be below another."""
+    return one is not None and other is not None and one[1] < other[0]
 
 
 def held_out_identity(record: RunRecord) -> tuple[Any, Any]:
@@ -100,7 +114,8 @@ def _row(run: RunDir, record: RunRecord) -> RunRow:
         steps=steps,
         total_steps=total,
         **metrics,
-        success_rate=record.replies.get("success_rate"),
+        reply_rate=record.replies.get("reply_rate", record.replies.get("success_rate")),  # its name up to 0.2.0
         stop_rate=record.replies.get("stop_rate"),
         tokens_per_s=speed,
+        interval=record.intervals.get("final/bits_per_byte"),
     )

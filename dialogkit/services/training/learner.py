@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dialogkit.engine.checkpoints import Progress
     from dialogkit.engine.device import Runtime
     from dialogkit.engine.task import FitTask
+    from dialogkit.inference.likelihood import Likelihood
 
 
 class Learner:
@@ -136,6 +137,13 @@ class Learner:
 
         Raises: EvaluationAborted if a signal stops the training meanwhile.
         """
+        return self.likelihood(autocast=autocast).figures()
+
+    def likelihood(self, *, autocast: bool) -> "Likelihood":
+        """Return the likelihood of the held-out dialogs, on every rank; of several ranks only the sums.
+
+        Raises: EvaluationAborted if a signal stops the training meanwhile.
+        """
         from dialogkit.distributed.sharding import is_sharded, within_sharded
         from dialogkit.engine.attention import use_packed_attention
         from dialogkit.engine.callbacks import EvaluationAborted
@@ -155,7 +163,7 @@ class Learner:
                     **({"within": within_sharded(self.model)} if is_sharded(self.model) else {}),
                 )
                 if process_group.world_size() == 1:
-                    return likelihood.figures()
+                    return likelihood
                 sums = likelihood.sums()
         except EvaluationAborted:
             if process_group.world_size() == 1:
@@ -164,7 +172,7 @@ class Learner:
         *sums, any_aborted = process_group.all_reduce_floats([*sums, float(aborted)])
         if any_aborted:
             raise EvaluationAborted
-        return Likelihood.of_sums(sums).figures()
+        return Likelihood.of_sums(sums)
 
     @cached_property
     def _evaluated(self) -> "DialogTokens":
@@ -225,6 +233,15 @@ class Learner:
         del self.model
         gc.collect()
         self.model = self._build().to(self.runtime.device)
+
+    @cached_property
+    def known(self) -> tuple[int, int] | tuple[None, None]:
+        """Held-out dialogs whose prompt, and whose answer, training has; unknown for a stream."""
+        from dialogkit.data.overlap import overlap_of
+
+        if self.config.data.streaming:
+            return None, None
+        return overlap_of(self.data.evaluation, self.data.sample)
 
     @cached_property
     def model_info(self) -> dict[str, Any]:

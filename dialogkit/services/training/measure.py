@@ -85,11 +85,14 @@ def measure_trained(
     run.reporter.doing(f"measuring the trained model on {_held_out(learner)}")
     limited = learner.config.train.budget_s is not None
     run.record.schedule.total_steps = fitted.steps if limited else learner.schedule.total_steps
-    final = learner.score(autocast=False)
+    likelihood = learner.likelihood(autocast=False)
+    final = likelihood.figures()
+    run.record.intervals = {f"final/{name}": bounds for name, bounds in likelihood.intervals().items()}
     metrics = {
         **{name: value for name, value in run.record.metrics.items() if name.startswith("before/")},
         **{f"final/{name}": value for name, value in final.items()},
         "train/steps": fitted.steps,
+        "train/kept_step": fitted.kept_step,
         "train/tokens": fitted.tokens,
         "train/supervised_tokens": fitted.supervised_tokens,
         "train/seconds": fitted.train_s,
@@ -98,7 +101,7 @@ def measure_trained(
     run.reporter.doing("answering the test prompts")
     replies = reply_to_tests(learner)
     held_out = reply_to_held_out(learner, learner.config.tracking.held_out_replies)
-    recorder.replies(fitted.steps, replies + held_out, table="replies/final")
+    recorder.replies(fitted.steps, replies + held_out, table="replies/final", of_step=fitted.kept_step)
     return metrics, replies
 
 

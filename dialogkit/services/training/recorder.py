@@ -115,10 +115,13 @@ class Recorder:
         self._folder.append_histograms(step, histograms)
         self._wandb.log_histograms(step, histograms)
 
-    def replies(self, step: int, replies: Sequence[ReplyResult], *, table: str) -> None:
-        """Record replies under the name of a W&B table."""
+    def replies(
+        self, step: int, replies: Sequence[ReplyResult], *, table: str, of_step: int | None = None
+    ) -> None:
+        """Record replies under the name of a W&B table; `of_step` is that of the weights, if they are older."""
         for reply in replies:
-            self._folder.append_sample({"step": step, "table": table, **reply.model_dump()})
+            said_at = step if of_step is None else of_step
+            self._folder.append_sample({"step": said_at, "table": table, **reply.model_dump()})
         rows = [[getattr(reply, column) for column in REPLY_COLUMNS] for reply in replies]
         self._wandb.log_table(table, REPLY_COLUMNS, rows, step=step)
 
@@ -138,11 +141,11 @@ class Recorder:
 
 
 def reply_statistics(replies: Sequence[ReplyResult]) -> dict[str, float]:
-    """Return success rate, stop rate and means over replies; empty without any."""
+    """Return reply rate, stop rate and means over replies; empty without any."""
     if not replies:
         return {}
     return {
-        "success_rate": fmean(reply.succeeded for reply in replies),
+        "reply_rate": fmean(reply.succeeded for reply in replies),
         "stop_rate": fmean(reply.stop_reason == "end of turn" for reply in replies),
         "mean_tokens": fmean(reply.tokens for reply in replies),
         "mean_seconds": fmean(reply.seconds for reply in replies),

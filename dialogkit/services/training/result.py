@@ -20,12 +20,14 @@ class TrainResult(Result):
     report: str | None
     """Path of the HTML report; None if it was not requested or could not be written."""
     steps: int
+    kept_step: int
+    """The step whose weights the model has."""
     duration_s: float
     metrics: dict[str, float]
     """`final/...` metrics on the held-out dialogs in float32, `before/...` the same before the first step."""
     replies: list[ReplyResult]
-    success_rate: float
-    """Fraction of the test prompts with a non-empty reply."""
+    reply_rate: float
+    """Fraction of the test prompts with a non-empty reply, right or wrong."""
     stop_rate: float
     """Fraction of the replies that ended by themselves."""
     wandb_mode: str
@@ -33,6 +35,11 @@ class TrainResult(Result):
     wandb_url: str | None
     wandb_dirs: list[str] = Field(default_factory=list)
     """All folders of the W&B run that are not uploaded, oldest first; each start of a resumed run made one."""
+
+    @property
+    def success_rate(self) -> float:
+        """The reply rate, by its name up to 0.2.0."""
+        return self.reply_rate
 
     @property
     def wandb_place(self) -> str | None:
@@ -49,7 +56,8 @@ def closing_lines(result: TrainResult) -> list[str]:
         for name in ("nats_per_token", "perplexity", "bits_per_byte", "accuracy")
     ]
     replies = [f"> {reply.prompt!r} {reply.reply!r} ({reply.stop_reason})" for reply in result.replies]
-    places = [f"model: {result.published_dir}", f"run: {result.run_dir}"]
+    kept = "" if result.kept_step == result.steps else f"kept: the weights of step {result.kept_step:,}"
+    places = [*([kept] if kept else []), f"model: {result.published_dir}", f"run: {result.run_dir}"]
     places += [f"report: {result.report}"] if result.report else []
     wandb = result.wandb_place
     return [*metrics, *replies, *places, *([f"W&B: {wandb}"] if wandb else [])]

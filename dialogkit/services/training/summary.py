@@ -8,7 +8,7 @@ from dialogkit.config.train import TrainConfig
 from dialogkit.data.split import BY_ROWS, held_out_remark
 from dialogkit.engine import flops
 from dialogkit.hints import Change, Hint
-from dialogkit.text import counted
+from dialogkit.text import counted, known_from_training
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.wandb_run import WandbRun
 
@@ -71,6 +71,8 @@ def warnings(learner: "Learner", advice: Callable[[Hint], str]) -> list[str]:
 
     lines = [learner.settings_note] if learner.settings_note else []
     lines += learner.data.ledger.remarks()
+    if known := known_from_training(counted(len(learner.data.evaluation), "held-out dialog"), *learner.known):
+        lines.append(f"{known}: their metrics say less about new questions")
     remark = held_out_remark(len(learner.data.evaluation), learner.data.ledger.kept)
     if remark and not learner.config.data.streaming:
         lines.append(remark)
@@ -98,6 +100,7 @@ def data_info(learner: "Learner") -> dict[str, Any]:
         "train_supervised_tokens": supervised,
         "eval_dialogs": len(evaluation),
         "eval_supervised_tokens": evaluation.supervised_tokens,
+        **dict(zip(("known_prompts", "known_answers"), learner.known, strict=True)),
     }
 
 

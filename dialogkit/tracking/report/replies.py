@@ -53,29 +53,33 @@ def _answered(runs: Sequence[PageRun], asked: _Test, shown: _Test) -> list[Answe
     for prompt in prompts[:MOST_PROMPTS]:
         replies, reference = [], None
         for run in runs:
-            # The longer reply at the end replaces the one at the last evaluation.
+            # The longer reply at the end replaces the one at the evaluation whose weights were kept.
             by_step: dict[float, Mapping[str, Any]] = {}
             for sample in run.samples:
                 step = number(sample.get("step"))
                 if sample.get("prompt") == prompt and step is not None and shown(sample):
                     by_step[step] = sample
                     reference = sample.get("reference") if reference is None else reference
-            replies.append([_entry(step, by_step[step]) for step in _spread(sorted(by_step))])
+            kept = run.record.metrics.get("train/kept_step")
+            always = [] if kept is None else [kept]
+            chosen = _spread(sorted(by_step), always)
+            replies.append([_entry(step, by_step[step], is_kept=step == kept != run.steps) for step in chosen])
         true = None if reference is None else text_of(reference, LONGEST_REFERENCE)
         made.append(Answered(text_of(prompt), true, replies))
     return made
 
 
-def _spread(steps: list[float]) -> list[float]:
-    """Return a few of the steps, evenly spaced, with the first and the last."""
+def _spread(steps: list[float], always: Sequence[float]) -> list[float]:
+    """Return a few of the steps, evenly spaced, with the first and the last, and those that are always shown."""
     if len(steps) <= MOST_STEPS:
         return steps
-    return [steps[round(n * (len(steps) - 1) / (MOST_STEPS - 1))] for n in range(MOST_STEPS)]
+    spread = {steps[round(n * (len(steps) - 1) / (MOST_STEPS - 1))] for n in range(MOST_STEPS)}
+    return sorted(spread | {step for step in always if step in steps})
 
 
-def _entry(step: float, sample: Mapping[str, Any]) -> Entry:
+def _entry(step: float, sample: Mapping[str, Any], *, is_kept: bool) -> Entry:
     tokens, stopped_by = number(sample.get("tokens")), sample.get("stop_reason")
     how = [str(stopped_by)] if stopped_by else []
     if tokens is not None:
         how.append(f"{tokens:,.0f} token{'' if tokens == 1 else 's'}")
-    return Entry(f"step {step:,.0f}", text_of(sample.get("reply")), ", ".join(how))
+    return Entry(f"step {step:,.0f}{', kept' if is_kept else ''}", text_of(sample.get("reply")), ", ".join(how))

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from dialogkit.text import byte_size, duration
+from dialogkit.text import byte_size, duration, known_from_training
 from dialogkit.tracking.evaluation_files import best_evaluations, task_results
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
@@ -179,27 +179,37 @@ def in_bytes(value: float | None) -> str:
 
 
 def headline_of(run: PageRun) -> dict[str, Any]:
-    """Return bits per byte before and after, and the fraction that remains."""
+    """Return bits per byte before and after, the fraction that remains, and what training knows of the dialogs."""
     before, after = run.before("bits_per_byte"), run.after("bits_per_byte")
     share = None
     if before is not None and after is not None and math.isfinite(before) and math.isfinite(after) and before > 0:
         share = after / before
-    return {"before": written(before, ".2f"), "after": written(after, ".2f"), "share": share}
+    data = run.record.data
+    known = known_from_training(f"{data.eval_dialogs or 0:,} held-out", data.known_prompts, data.known_answers)
+    return {"before": written(before, ".2f"), "after": written(after, ".2f"), "share": share, "known": known}
 
 
 def tiles_of(run: PageRun) -> list[tuple[str, str, str]]:
     """Return name, value and remark of the main metrics of a run; skip unknown ones."""
-    planned, parameters = run.record.schedule.total_steps, run.record.model.parameters
+    parameters = run.record.model.parameters
     loss_before, accuracy_before = run.before("nats_per_token"), run.before("accuracy")
     tiles = [
         ("loss", written(run.after("nats_per_token"), ".3f"), f"from {written(loss_before, '.3f')}"),
         ("accuracy", written(run.after("accuracy"), ".1%"), f"from {written(accuracy_before, '.1%')}"),
         ("ends by itself", written(run.record.replies.get("stop_rate"), ".1%"), "of the test replies"),
         ("parameters", short(parameters), written(parameters, ",.0f")),
-        ("steps", written(run.steps, ",.0f"), "" if planned in (None, run.steps) else f"of {planned:,}"),
+        ("steps", written(run.steps, ",.0f"), _of_steps(run)),
         ("tokens", short(run.tokens), "seen in training"),
         ("speed", short(run.speed), "tokens/s"),
         ("time", run.took, "since it was resumed" if run.record.resumed else "in all"),
         ("memory", in_bytes(run.memory), "at most"),
     ]
     return [tile for tile in tiles if tile[1] != NOTHING]
+
+
+def _of_steps(run: PageRun) -> str:
+    """Return how many steps were planned, and which one was kept, where these are others."""
+    planned, kept = run.record.schedule.total_steps, run.record.metrics.get("train/kept_step")
+    of_planned = "" if planned in (None, run.steps) else f"of {planned:,}"
+    of_kept = "" if kept in (None, run.steps) else f"that of {kept:,.0f} kept"
+    return ", ".join(filter(None, (of_planned, of_kept)))

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dialogkit.config.load import flatten
-from dialogkit.tracking.metric_specs import ANCHORS, GROUPS, METRICS
+from dialogkit.text import known_from_training, no_fault
+from dialogkit.tracking.metric_specs import ANCHORS, GROUPS, METRICS, best_of
 from dialogkit.tracking.report.run import NOTHING, PageRun, in_bytes, number, short, text_of, written
 
 TO = "–"  # noqa: RUF001 - an en dash stands between bounds
@@ -22,6 +23,8 @@ _DATA_TITLES = {
     "train_supervised_tokens": "of these supervised",
     "eval_dialogs": "dialogs held out",
     "eval_supervised_tokens": "their supervised tokens",
+    "known_prompts": "of these with a prompt of training",
+    "known_answers": "of these with an answer of training",
 }
 
 
@@ -72,6 +75,7 @@ class Evaluation(NamedTuple):
 
     table: Table
     remarks: list[str]
+    """Faults, or what it means that none was found."""
     slices: list[Table]
 
 
@@ -160,16 +164,28 @@ def _evaluation(measured: str, models: list[_Column], anchors: list[_Column]) ->
             groups.append(Group(rows, title, subtitle))
     return Evaluation(
         Table([head for head, _ in columns], groups, measured),
-        [f"{head.text} {remark}" for head, values in models for remark in _items(values.get("remarks"))],
+        [remark for head, values in models for remark in _remarks(head.text, values)],
         [table for head, values in models if (table := _slices(head, values)).groups],
     )
+
+
+def _remarks(name: str, evaluation: Mapping[str, Any]) -> list[str]:
+    """Return what the evaluation says of a model in words."""
+    faults, checks = (_items(evaluation.get(what)) for what in ("remarks", "checks"))
+    said = [f"{name} {fault}" for fault in faults] or ([f"{name}: {no_fault(checks)}"] if checks else [])
+    known = [evaluation.get(what) for what in ("known_prompts", "known_answers")]
+    prompts, answers = (value if type(value) is int else None for value in known)
+    note = None if evaluation.get("trained_on") else known_from_training("these dialogs", prompts, answers)
+    return [*said, f"{name}: {note}"] if note else said
 
 
 def _row(
     title: str, values: Sequence[tuple[object, object]], form: str, better: int, *, models: int | None = None
 ) -> Row:
     """Return a metric with its intervals: of the models, which come first, and of the anchors."""
-    best = _best(better, [_bounds(interval) for _, interval in values[:models]])
+    of_models = values if models is None else values[:models]
+    bounds = {n: pair for n, (_, interval) in enumerate(of_models) if (pair := _bounds(interval)) is not None}
+    best = best_of(bounds, better) if len(bounds) == len(of_models) else None
     return Row(title, [_cell(*value, form, best=n == best) for n, value in enumerate(values)])
 
 
@@ -178,17 +194,6 @@ def _cell(value: object, interval: object, form: str, *, best: bool = False) -> 
     low, high = ("", "") if measured is None or bounds is None else (format(bound, form) for bound in bounds)
     note = f"{low} {TO} {high}" if low != high else ""  # a single value needs no interval
     return Cell(written(measured, form), note, best)
-
-
-def _best(better: int, bounds: Sequence[tuple[float, float] | None]) -> int | None:
-    """Return the index of the model whose interval is better than all others without overlap."""
-    if not better or len(bounds) < 2:
-        return None
-    ways = [(bound if better > 0 else (-bound[1], -bound[0])) for bound in bounds if bound]
-    if len(ways) < len(bounds):
-        return None
-    first = max(range(len(ways)), key=lambda n: ways[n][0])
-    return first if all(ways[first][0] > high for n, (_, high) in enumerate(ways) if n != first) else None
 
 
 def _slices(head: Head, evaluation: Mapping[str, Any]) -> Table:

@@ -1,5 +1,6 @@
 """What `evaluate` tells of a model is what the model does, in figures and in words."""
 
+import itertools
 import json
 import math
 import random
@@ -10,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from dialogkit.config.load import load_run_config
+from dialogkit.dialog import plain_format
 from dialogkit.services.evaluate import EvaluateResult, EvaluateRow, evaluate
+from dialogkit.services.evaluation.alternatives import Alternative
 from dialogkit.services.evaluation.diagnosis import Evidence, diagnose
 from dialogkit.services.evaluation.probes import candidates_of
 from dialogkit.services.evaluation.scoring import Exchange
@@ -87,12 +91,25 @@ FINE = {
 }
 BOUNDS = {"prompt_gain": (0.1, 0.3), "hits_at_1": (0.5, 0.9), "length_ratio": (0.7, 1.1), "chrf": (25.0, 35.0)}
 ANSWERED = [{"prompt": str(n), "reply": f"It is {n}.", "reference": f"{n}."} for n in range(10)]
+"""Right answers of one word each."""
+
+
+def short_answers(*, right: int) -> list[dict[str, str]]:
+    """Return replies to sums, so many of which are right."""
+    return [
+        {
+            "prompt": f"{n} plus 1?",
+            "reply": f"That is {n + 1 if n < right else 90 + n}, I think.",
+            "reference": f"{n + 1}.",
+        }
+        for n in range(10)
+    ]
 
 
 def repeated(reply: str, *, alike: int = 0) -> list[dict[str, str]]:
     """Return replies that are the same, as so many of their references are."""
     return [
-        {**row, "reply": reply, "reference": "Yes." if n < alike else row["reference"]}
+        {**row, "reply": reply, "reference": "Yes." if n < alike else f"It is as we said {n} times."}
         for n, row in enumerate(ANSWERED)
     ]
 
@@ -103,7 +120,42 @@ def repeated(reply: str, *, alike: int = 0) -> list[dict[str, str]]:
         ({}, []),
         ({"unigram_bits": 1.5}, ["knows no more than how frequent each token is: 1.50 bits/byte"]),
         ({"before": {"bits_per_byte": 1.4}}, ["has learned nothing that helps with held-out answers"]),
-        ({"trained_bits": 0.5}, ["knows its training dialogs by heart"]),
+        (
+            {"trained_bits": 0.5, "trained_bits_per_byte": (0.5, (0.3, 0.9)), "bits_per_byte": (1.5, (1.2, 1.8))},
+            ["knows its training dialogs by heart"],
+        ),
+        (
+            {"trained_bits": 0.5, "trained_bits_per_byte": (0.5, (0.3, 1.3)), "bits_per_byte": (1.5, (1.2, 1.8))},
+            [],
+        ),
+        (
+            {"alternative": Alternative("plain", 0.4, 1.5)},
+            ["was trained with another chat template: answers cost 1.5"],
+        ),
+        (
+            {"alternative": Alternative("swapped", 0.4, 1.5)},
+            ["answers as if the roles were swapped: a prompt after"],
+        ),
+        # What hurts is not said to save, and a model that knows its dialogs by heart is not to be trained longer.
+        (
+            {
+                "prompt_gain": (-0.25, (-0.4, -0.1)),
+                "hits_at_1": (0.1, (0.0, 0.3)),
+                "trained_bits": 0.5,
+                "trained_bits_per_byte": (0.5, (0.3, 0.9)),
+                "bits_per_byte": (1.5, (1.2, 1.8)),
+            },
+            [
+                "knows its training dialogs by heart",
+                "does not listen to the prompt: knowing it costs 0.250 bits/byte on top of 1.25, and the true "
+                "answer is found among ten in 10% (10% by chance); train it on more dialogs, and check",
+            ],
+        ),
+        (
+            {"replies": short_answers(right=0)},
+            ["answers wrongly: of 10 true answers of at most 4 words, 0 are in its"],
+        ),
+        ({"replies": short_answers(right=2)}, []),
         # A small gain is none where the answer is not found, and enough where it is.
         (
             {"prompt_gain": (0.01, (0.004, 0.02)), "hits_at_1": (0.133, (0.0, 0.3))},
@@ -157,6 +209,8 @@ def test_a_model_that_has_learned_its_dialogs_has_nothing_wrong() -> None:
     result = evaluate(trained_on("rows.jsonl"), device="cpu")
     (row,) = result.rows
     assert row.remarks == []
+    assert {"by heart", "another chat template", "swapped roles"} < set(row.checks)
+    assert (row.known_prompts, row.known_answers) == (0, row.dialogs)
     assert (row.hits_at_1, row.stop_rate) == (1.0, 1.0)
     assert row.prompt_gain is not None
     assert row.prompt_gain > 0.2
@@ -167,6 +221,77 @@ def test_a_model_that_has_learned_its_dialogs_has_nothing_wrong() -> None:
     assert untrained.bits_per_byte > unigram.bits_per_byte > row.bits_per_byte  # type: ignore[operator]
     assert (untrained.stop_rate, answers.stop_rate) == (0.0, 1.0)
     assert answers.chrf == pytest.approx(100)
+
+
+def test_a_model_with_another_template_than_that_of_its_training_is_named() -> None:
+    write_dialogs("rows.jsonl")
+    model = Path(RunDir(Path("models/runs") / trained_on("rows.jsonl")).model_dir)
+    shutil.copytree(model, "spoiled")
+    hf = AutoTokenizer.from_pretrained("spoiled")
+    hf.chat_template = plain_format(hf.eos_token).template()
+    hf.save_pretrained("spoiled")
+    (row,) = evaluate("./spoiled", dataset="rows.jsonl", device="cpu").rows
+    (remark,) = [remark for remark in row.remarks if "another chat template" in remark]
+    assert "under that of dialogkit; restore the template of its training" in remark
+    (row,) = evaluate("./" + str(model), dataset="rows.jsonl", device="cpu").rows
+    assert row.remarks == []
+
+
+def test_a_model_that_learned_the_prompts_as_answers_is_named() -> None:
+    write_dialogs("rows.jsonl")
+    rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    swapped = [{"prompt": row["response"], "response": row["prompt"]} for row in rows]
+    Path("swapped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in swapped))
+    (row,) = evaluate(trained_on("swapped.jsonl"), dataset="rows.jsonl", device="cpu").rows
+    assert any("answers as if the roles were swapped" in remark for remark in row.remarks)
+
+
+@pytest.mark.faults
+def test_a_model_that_learned_one_answer_to_everything_is_named() -> None:
+    write_dialogs("rows.jsonl")
+    rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    Path("same.jsonl").write_text(
+        "".join(json.dumps({**row, "response": "I do not know."}) + "\n" for row in rows)
+    )
+    (row,) = evaluate(trained_on("same.jsonl"), dataset="rows.jsonl", device="cpu").rows
+    assert any('says the same whatever it is asked: 100% of its replies are "I do' in r for r in row.remarks)
+
+
+@pytest.mark.faults
+def test_a_model_that_answers_fluently_but_wrongly_is_named() -> None:
+    for path, wrong in (("sums.jsonl", 0), ("wrong.jsonl", 1)):
+        with Path(path).open("w") as file:
+            for one, two in itertools.product(range(16), repeat=2):
+                asked, said = f"What is {one} plus {two}?", f"It is {one + two + 40 * wrong}."
+                file.write(json.dumps({"prompt": asked, "response": said}) + "\n")
+    (row,) = evaluate(trained_on("wrong.jsonl"), dataset="sums.jsonl", device="cpu").rows
+    assert row.stop_rate is not None
+    assert row.stop_rate > 0.9
+    assert any("answers wrongly: of" in remark for remark in row.remarks)
+
+
+def test_a_run_that_has_not_drawn_all_of_its_dialogs_is_not_said_to_know_them_by_heart() -> None:
+    write_dialogs("rows.jsonl")
+    row = judged(trained_on("rows.jsonl", **{"train.max_steps": 4}))
+    assert row.trained_bits_per_byte is None
+    assert "by heart" not in row.checks
+
+
+def test_the_unigram_baseline_is_that_of_the_training_whatever_is_scored(trained: Trained) -> None:
+    write_dialogs("rows.jsonl")
+    run = shutil.copytree(trained.result.run_dir, "models/runs/shared-run")
+    model = shutil.copytree(f"{run}/model", "stranger")
+    known, stranger = (
+        evaluate(name, dataset="rows.jsonl", whole=True, wandb="disabled", device="cpu")
+        for name in ("shared-run", f"./{model}")
+    )
+    (unigram,) = [anchor for anchor in known.anchors if anchor.anchor == "unigram"]
+    assert unigram.bits_per_byte is not None
+    assert unigram.bits_per_byte > 3
+    assert "less than token frequencies" in known.rows[0].checks
+    # What another model was trained on is unknown, and the scored dialogs themselves are no baseline.
+    assert [anchor.anchor for anchor in stranger.anchors] == ["answers"]
+    assert (stranger.rows[0].known_answers, known.rows[0].known_answers) == (None, 0)
 
 
 def test_a_model_whose_prompts_and_answers_were_shuffled_does_not_listen() -> None:
@@ -267,7 +392,6 @@ def test_hits_and_gain_are_those_of_a_plain_loop_over_transformers(
     from dialogkit.config.model import ModelConfig
     from dialogkit.config.paths import cache_dir
     from dialogkit.data.prepare import prepare_data
-    from dialogkit.dialog import Message
     from dialogkit.models.tokenizer import load_tokenizer
     from dialogkit.services.evaluation.probes import RANKED_TOKENS
     from dialogkit.services.evaluation.scoring import first_exchanges
@@ -282,11 +406,10 @@ def test_hits_and_gain_are_those_of_a_plain_loop_over_transformers(
         return [-logits[len(prompt) + n - 1, token].item() for n, token in enumerate(answer)]
 
     pairs = first_exchanges(data.evaluation, tokenizer)
-    empty = tokenizer.encode_prompt([Message("user", "")])
     saved = size = 0.0
-    for pair in pairs[:256]:
+    for pair, other in zip(pairs, [*pairs[1:], pairs[0]], strict=True):  # no two share a prompt or an answer
         answer = [token for token in pair.answer_ids if token not in tokenizer.stop_ids]
-        saved += sum(nats(empty, answer)) - sum(nats(pair.prompt_ids, answer))
+        saved += sum(nats(other.prompt_ids, answer)) - sum(nats(pair.prompt_ids, answer))
         size += len(pair.answer.encode())
     row = judged_run.rows[0]
     assert row.prompt_gain == pytest.approx(saved / size / math.log(2), abs=1e-5)

@@ -9,6 +9,7 @@ import yaml
 
 from dialogkit.data.sources import NAMED
 from dialogkit.services.training.model_card import model_card
+from dialogkit.tracking.metric_specs import HELD_OUT
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import Trained
@@ -48,7 +49,7 @@ def test_the_front_matter_is_what_the_hub_knows(record: RunRecord) -> None:
 
     data = ModelCard(model_card(record)).data.to_dict()
     assert (data["library_name"], data["pipeline_tag"]) == ("transformers", "text-generation")
-    assert (data["license"], data["tags"]) == ("other", ["dialogkit", "conversational"])
+    assert (data["license"], data["tags"]) == ("cc0-1.0", ["dialogkit", "conversational"])
     assert "base_model" not in data
 
 
@@ -68,10 +69,24 @@ def test_data_and_settings_are_those_of_the_record(record: RunRecord) -> None:
 
 def test_the_results_are_the_figures_before_and_after(record: RunRecord) -> None:
     shown = rows(model_card(record))
-    for name in ("nats_per_token", "perplexity", "bits_per_byte", "accuracy"):
-        before, after = map(float, shown[name.replace("_", " ")])
-        assert before == pytest.approx(record.metrics[f"before/{name}"], rel=1e-3)
-        assert after == pytest.approx(record.metrics[f"final/{name}"], rel=1e-3)
+    for name, (title, form) in HELD_OUT.items():
+        assert shown[title] == [format(record.metrics[f"{when}/{name}"], form) for when in ("before", "final")]
+
+
+def test_the_card_says_which_step_was_kept_and_what_training_knows_of_the_held_out_dialogs(
+    record: RunRecord,
+) -> None:
+    kept = record.model_copy(update={"metrics": {**record.metrics, "train/kept_step": 5.0}})
+    assert rows(model_card(kept))["steps"] == ["20; these are the weights of step 5"]
+    card = model_card(changed(record, data={"eval_dialogs": 115, "known_prompts": 3, "known_answers": 109}))
+    assert "of 115 held-out dialogs, training has the answer of 109 and the prompt of 3." in card
+
+
+def test_the_card_says_what_each_published_file_is(trained: Trained, record: RunRecord) -> None:
+    card = model_card(record)
+    published = {path.name for path in Path(trained.result.published_dir).iterdir() if path.is_file()}
+    assert {name for name in published if f"`{name}`" not in card and not name.startswith(".")} == {"README.md"}
+    assert re.search(r"`training_args.bin`: .* as a Python pickle", card)
 
 
 def test_a_model_trained_on_alpaca_gpt4_is_for_research_only(record: RunRecord) -> None:
@@ -83,7 +98,9 @@ def test_a_model_trained_on_alpaca_gpt4_is_for_research_only(record: RunRecord) 
 
 
 def test_data_of_unknown_licence_is_called_that(record: RunRecord) -> None:
-    assert "licence of the data: unknown" in model_card(changed(record, data={"license": None}))
+    card = model_card(changed(record, data={"license": None}))
+    assert "licence of the data: unknown" in card
+    assert front_matter(card)["license"] == "other"
 
 
 def test_a_base_model_of_the_hub_is_named_with_its_licence(record: RunRecord) -> None:

@@ -1,0 +1,34 @@
+"""The factor of the learning rate at each step of a training whose number of steps is known."""
+
+import math
+
+from dialogkit.config.train import TrainConfig
+
+
+class StepSchedule:
+    """Warm-up over W steps, 1/W at the first and 1 at the last, then decay towards 0 after the last step.
+
+    torch's `LambdaLR` keeps the attributes in `__dict__` with a checkpoint and restores them. Only `from_zero` is
+    there: the other settings are those of the run.
+    """
+
+    __slots__ = ("__dict__", "_schedule", "_total", "_warmup")
+
+    def __init__(self, config: TrainConfig, total_steps: int, *, from_zero: bool = False) -> None:
+        self._schedule, self._total = config.schedule, total_steps
+        self._warmup = round(config.warmup_fraction * total_steps)
+        self.from_zero = from_zero
+        """Whether the first step has a factor of 0, as in a run that dialogkit 0.2.0 or an older version began."""
+
+    def __call__(self, step: int) -> float:
+        """Return the factor after `step` completed steps."""
+        if step < self._warmup:
+            return (step if self.from_zero else step + 1) / self._warmup
+        left = max(1, self._total - self._warmup)
+        match self._schedule:
+            case "linear":
+                return max(0.0, (self._total - step) / left)
+            case "cosine":
+                return 0.5 * (1.0 + math.cos(math.pi * ((step - self._warmup) / left)))
+            case _:
+                return 1.0
