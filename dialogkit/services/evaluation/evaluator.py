@@ -1,6 +1,6 @@
 """Evaluates one model: how well it predicts held-out answers, how it replies, and the baselines beside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,8 +21,8 @@ from dialogkit.services.evaluation.probes import (
     prompt_gain,
 )
 from dialogkit.services.evaluation.request import EvaluateRequest
-from dialogkit.services.evaluation.results import CANDIDATES, EvaluateRow
-from dialogkit.services.evaluation.scoring import Exchange, first_exchanges, score
+from dialogkit.services.evaluation.results import CANDIDATES, EvaluateRow, WorstRow
+from dialogkit.services.evaluation.scoring import Exchange, first_exchanges, replies_to, score, scores_of
 from dialogkit.services.evaluation.slices import scarce_kinds, slices_of, worst_rows
 from dialogkit.services.runs.resolve import Loadable
 
@@ -71,7 +71,8 @@ def evaluate_model(
         "of_dialogs": data.ledger.kept,
         "data_notes": data.ledger.of_template(),
     }
-    evaluator = _Evaluator(model, dialogs, common, sampling, request.batch_size, _Progress(on_progress))
+    progress = _Progress(on_progress)
+    evaluator = _Evaluator(model, dialogs, common, sampling, request.batch_size, progress, request.worst)
     if request.quick:
         return Evaluation(evaluator.quick_row(), [], [])
     trained = None
@@ -122,6 +123,8 @@ class _Evaluator:
     sampling: GenerateConfig
     batch_size: int
     progress: _Progress
+    worst: int
+    """The worst dialogs whose prompts are answered, too."""
 
     @cached_property
     def _exchanges(self) -> list[Exchange]:
@@ -132,7 +135,8 @@ class _Evaluator:
         self.progress.total = len(self.dialogs)
         self.progress.start("predicting answers")
         likelihood = self._score(self.model, self.dialogs)
-        return self._likelihood_row(likelihood, int(likelihood.tokens.sum()))
+        scores = scores_of(likelihood, self.dialogs)
+        return self._likelihood_row(likelihood, int(likelihood.tokens.sum()), scores=scores)
 
     def full(
         self, untrained: "LoadedModel | None", *, trained: "DialogTokens | None", frequencies_of: "DialogTokens"
@@ -148,6 +152,7 @@ class _Evaluator:
         per_model = len(self.dialogs) + 2 * asked + CANDIDATES * ranked + REPLIES
         self.progress.total = per_model * (1 if untrained is None else 2) + len(trained or ())
         row, replies = self._measure(self.model)
+        row = row.model_copy(update={"worst": self._answered(row.worst, replies)})
         if trained is not None:
             self.progress.start("predicting dialogs of the training")
             bits = self._score(self.model, trained).figures()["bits_per_byte"]
@@ -200,13 +205,26 @@ class _Evaluator:
             slices=slices_of(likelihood, exchanges),
             scarce=scarce_kinds(exchanges),
             worst=worst_rows(likelihood, exchanges),
+            scores=scores_of(likelihood, dialogs),
         )
         return row, replies
+
+    def _answered(self, worst: Sequence[WorstRow], replies: Sequence[dict[str, Any]]) -> list[WorstRow]:
+        """Return the worst dialogs with what the model says to their prompts, as far as it was asked."""
+        said = {(row["prompt"], row["reference"]): row["reply"] for row in replies}
+        wanted = {(dialog.prompt, dialog.answer) for dialog in worst[: self.worst]} - said.keys()
+        if unasked := [one for one in self._exchanges if (one.prompt, one.answer) in wanted]:
+            self.progress.start("answering the worst prompts")
+            made = replies_to(self.model, [one.prompt_ids for one in unasked], self.sampling)
+            said |= {(one.prompt, one.answer): reply.text for one, reply in zip(unasked, made, strict=True)}
+        return [
+            dialog.model_copy(update={"reply": said.get((dialog.prompt, dialog.answer))}) for dialog in worst
+        ]
 
     def _untrained_row(self, untrained: "LoadedModel") -> EvaluateRow:
         self.progress.prefix = "untrained, "
         row, _ = self._measure(untrained)
-        cleared: dict[str, Any] = {"anchor": "untrained", "slices": [], "scarce": {}, "worst": []}
+        cleared: dict[str, Any] = {"anchor": "untrained", "slices": [], "scarce": {}, "worst": [], "scores": {}}
         # It has the size of the trained model, whose row has the speed.
         cleared |= dict.fromkeys(("first_token_s", "reply_tokens_per_s", "peak_memory_bytes"))
         return row.model_copy(update=cleared)
