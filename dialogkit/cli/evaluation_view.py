@@ -89,7 +89,7 @@ def _measured_on(row: "EvaluateRow") -> str:
 
 
 def _whole_for_more(row: "EvaluateRow", request: "EvaluateRequest") -> bool | None:
-    """Return whether it takes --whole to evaluate more dialogs; None if all others are training dialogs, or none."""
+    """Return whether more dialogs take --whole; None if there are no more, or only training ones."""
     if row.held_out is None or row.of_dialogs is None:
         return None
     if request.samples is not None and row.dialogs == request.samples and row.held_out > row.dialogs:

@@ -65,7 +65,7 @@ def all_evaluations(run: RunDir) -> list[dict[str, Any]]:
 
 
 def dialog_scores(run: RunDir, dataset: str, dialogs: int) -> dict[str, tuple[float, float]]:
-    """Return the nats and bytes of the answers of each dialog of a stored evaluation; empty if not all are known."""
+    """Return the nats and bytes of the answers of each dialog of a stored evaluation; empty if not known."""
     path = scores_beside(run.path / EVALUATION_FOLDER / _file_of(dataset, dialogs))
     with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

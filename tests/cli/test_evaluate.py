@@ -151,7 +151,8 @@ FEW = {"dataset": "my-dialogs.json", "dialogs": 1, "held_out": 1, "of_dialogs": 
         (
             {"own_data": True, "of_dialogs": 24, "held_out": 15},
             EvaluateRequest(samples=20),
-            "a: 20 dialogs were asked for, and 15 are held out; it can be tested on another file (--dataset FILE).",
+            "a: 20 dialogs were asked for, and 15 are held out; it can be tested on another file "
+            "(--dataset FILE).",
             None,
         ),
     ],

@@ -217,9 +217,7 @@ class _Evaluator:
             self.progress.start("answering the worst prompts")
             made = replies_to(self.model, [one.prompt_ids for one in unasked], self.sampling)
             said |= {(one.prompt, one.answer): reply.text for one, reply in zip(unasked, made, strict=True)}
-        return [
-            dialog.model_copy(update={"reply": said.get((dialog.prompt, dialog.answer))}) for dialog in worst
-        ]
+        return [dialog.model_copy(update={"reply": said.get((dialog.prompt, dialog.answer))}) for dialog in worst]
 
     def _untrained_row(self, untrained: "LoadedModel") -> EvaluateRow:
         self.progress.prefix = "untrained, "

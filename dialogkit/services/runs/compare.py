@@ -119,7 +119,7 @@ class Comparison(Result):
 
     @property
     def conclusion(self) -> str:
-        """The verdict in words; empty where different held-out dialogs are said to be the reason that there is none."""
+        """The verdict in words; empty if there is none as the held-out dialogs differ, which is said apart."""
         return self.verdict.text if self.same_data or self.verdict.best is not None else ""
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dialogkit.config.base import Result
@@ -61,7 +62,7 @@ class Contender(NamedTuple):
     name: str
     bits_per_byte: float | None
     interval: Interval | None = None
-    scores: Scores = {}
+    scores: Scores = MappingProxyType({})
     trained_on: bool = False
 
 
