@@ -38,8 +38,12 @@ def render_evaluation(
         _render_likelihood(output, result.rows)
     if result.verdict is not None:
         output.print(untrusted(result.verdict.text), "")
+    said: dict[str, list[str]] = {}
     for row in result.rows:
-        output.print(*map(untrusted, size_notes(row, request)))
+        for note in size_notes(row, request):
+            said.setdefault(note.removeprefix(f"{row.model}: "), []).append(row.model)
+    for note, names in said.items():
+        output.print(untrusted(f"{', '.join(names)}: {note}"))
     for row in result.rows:
         for remark in row.remarks:
             output.print(untrusted(f"{row.model} {remark}."))
