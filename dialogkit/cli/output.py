@@ -119,6 +119,7 @@ class Output:
 
     def error(self, error: DialogKitError) -> None:
         """Print an error: one sentence, its details, and what to try."""
+        self._growing = None  # a reply that failed has no end
         hint = hints.render(error.hint)
         hint = redact(hint) if hint else None
         settings = [*error.settings, *[""] * (1 + len(error.details) - len(error.settings))]

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -333,6 +334,13 @@ class Shown:
         before, _, self._rest = self._rest.partition(text)
         return before
 
+    def begin(self, *, seconds: float = 60) -> None:
+        """Wait until the first word is shown."""
+        end = time.monotonic() + seconds
+        while not re.search(r"\w", self._rest):
+            assert select.select([self._terminal], [], [], max(0, end - time.monotonic()))[0], self._rest
+            self._rest += os.read(self._terminal, 65536).decode(errors="replace")
+
     def within(self, text: str, *, seconds: float) -> bool:
         """Return whether a text is shown within a time; it can be waited for afterwards."""
         end = time.monotonic() + seconds
@@ -401,14 +409,16 @@ def test_in_a_terminal_ctrl_c_stops_a_reply_and_ctrl_d_leaves(trained: Trained) 
     typing.says("Tell me\\\nmore.\n", "stopped by ")
     typing.says("/undo\n", "removed: Tell me\r\nmore.")
     typing.says("/set temperature 0\n", "temperature is 0")
-    typing.type("Hello!\n")
-    shown.until("Hello!\r\n")
-    time.sleep(0.3)  # until the terminal is that of a reply
-    typing.type("/undo\n\x03")
-    told = shown.until("stopped by ")
-    assert "/undo" not in told
-    assert "^C" not in told
-    shown.until("removed: Hello!")
-    shown.until("> ")
+    for keys in ("/undo\n", "\x03"):
+        typing.type("Hello!\n")
+        shown.until("\x1b[?2004l")  # the end of the prompt
+        shown.begin()
+        typing.type(keys)
+        told = shown.until("stopped by ")
+        assert "/undo" not in told
+        assert "^C" not in told
+        if keys == "/undo\n":
+            shown.until("removed: Hello!")
+        shown.until("> ")
     typing.type("\x04")
     assert typing.ends() == 0
