@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from dialogkit.cli.chat import read_lines
 from dialogkit.cli.generate import read_prompts
-from dialogkit.cli.output import Output
+from dialogkit.cli.terminal import read_turns
 from dialogkit.config.data import DataConfig
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.data.sources import find_source, read_dialogs
@@ -101,7 +100,7 @@ def test_a_value_of_a_dotenv_file_does_not_begin_another_setting() -> None:
 def test_a_turn_that_is_piped_into_a_chat_keeps_its_characters(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
     piped = io.TextIOWrapper(io.BytesIO(end.join(WORDS).encode()), encoding="utf-8")
     monkeypatch.setattr("sys.stdin", piped)
-    assert list(read_lines(Output())) == WORDS
+    assert list(read_turns(print, on_interrupt="", on_unreadable=print)) == WORDS
 
 
 def test_replies_to_a_prompts_file_are_as_many_as_its_lines(

@@ -1,11 +1,9 @@
 """`dialogkit chat`."""
 
-import codecs
-import io
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +11,7 @@ import typer
 from dialogkit.cli import complete, options
 from dialogkit.cli.generate import sampling
 from dialogkit.cli.output import Output, untrusted
+from dialogkit.cli.terminal import no_echo, read_turns
 from dialogkit.errors import ConfigError, DialogKitError, did_you_mean
 from dialogkit.hints import Call, Hint
 from dialogkit.text import counted
@@ -32,6 +31,7 @@ HELP = """\
 /save FILE       append the dialog to a JSONL file, which train --dataset reads
 /load FILE       continue the last dialog of a file
 /help            show this list
+A line that ends with \\ goes on in the next one; pasted lines are one turn.
 Ctrl-C stops a reply; Ctrl-D or /exit leaves the chat."""
 
 
@@ -84,7 +84,7 @@ def chat_command(
     for note in (note for chat in chats for note in chat.notes):
         output.note(note)
     line = None
-    for line in read_lines(output):
+    for line in _turns(output):
         if line in ("/exit", "/quit"):
             break
         try:
@@ -103,32 +103,13 @@ def _in_dialog(hint: Hint | None) -> Hint | None:
     return " ".join([f"/{hint.verb.removeprefix('chat ')}", *hint.arguments])
 
 
-def read_lines(output: Output) -> Iterator[str]:
-    """Yield each line of the input, until its end or Ctrl-D."""
-    with suppress(ImportError):
-        import readline  # noqa: F401  # gives `input` the arrow keys and a history
-    prompt = "> " if sys.stdin.isatty() else ""
-    if isinstance(sys.stdin, io.TextIOWrapper) and not prompt:
-        sys.stdin.reconfigure(newline="\n")  # a carriage return does not end a line
-    encoding = str(getattr(sys.stdin, "encoding", "utf-8"))
-    if isinstance(sys.stdin, io.TextIOWrapper) and codecs.lookup(encoding).name == "ascii":
-        sys.stdin.reconfigure(encoding="utf-8")  # which ASCII is a part of
-        encoding = "utf-8"
-    while True:
-        try:
-            line = input(prompt).strip()
-        except KeyboardInterrupt:
-            output.note("\nCtrl-D leaves")
-            continue
-        except EOFError:
-            if prompt:
-                output.text("")
-            return
-        except UnicodeDecodeError:
-            output.error(ConfigError(f"what was typed is not {encoding.upper()} text", hint="/help"))
-            continue
-        if line:
-            yield line
+def _turns(output: Output) -> Iterator[str]:
+    """Yield what is typed, turn by turn."""
+
+    def unreadable(encoding: str) -> None:
+        output.error(ConfigError(f"what was typed is not {encoding} text", hint="/help"))
+
+    return read_turns(output.note, on_interrupt="Ctrl-D leaves", on_unreadable=unreadable)
 
 
 def _told(chat: "Chat", text: str) -> str:
@@ -157,7 +138,7 @@ def _answer(output: Output, chats: "list[Chat]", line: str) -> None:
     elif word in commands:
         answers = [commands[word](chat) for chat in (chats[:1] if word == "/save" else chats)]
         output.note(answers[0])
-    elif word.startswith("/"):
+    elif word.startswith("/") and "\n" not in line:  # otherwise a text that was pasted
         known = [*commands, "/help", "/history", "/retry", "/exit"]
         meant = f" (did you mean {_MEANT[word]!r}?)" if word in _MEANT else did_you_mean(word, known)
         raise ConfigError(f"unknown command {word!r}{meant}", hint="/help")
@@ -213,9 +194,9 @@ def _reply(output: Output, chats: "list[Chat]", how: "Callable[[Chat], Callable[
     for chat in chats:
         if len(chats) > 1:
             output.print(untrusted(f"[{chat.name}]", "cyan"))
-        with _ctrl_c() as stopped:
+        with no_echo(), _ctrl_c() as stopped:
             reply = how(chat)(on_text=output.stream, leave=lambda: bool(stopped))
-        output.text("" if reply.reply else "(empty)")
+        output.end_stream(instead="" if reply.reply else "(empty)")
         output.reply_statistics(reply, model=chat.name if len(chats) > 1 else None)
         if chat.left_out:
             output.note(f"the context is full: the first {counted(chat.left_out, 'turn')} were left out")

@@ -18,6 +18,8 @@ def render_comparison(output: Output, compared: "Comparison") -> None:
     letters = letters_of(len(compared.runs))
     for letter, name in zip(letters, compared.runs, strict=True):
         output.print(untrusted(f"{letter}  {name}"))
+    if compared.conclusion:
+        output.print("", untrusted(compared.conclusion))
     for title, rows in (
         ("figure", compared.figures),
         ("setting", compared.settings),

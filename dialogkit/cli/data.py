@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 BAR = 40
 """Maximum width of a histogram bar, in columns."""
+_WIDEST = 200
+"""Maximum width of lines of tokens, in columns; a file or a pipe has no edge."""
 SMALLEST_SHARE = 0.001
 """Scripts with a smaller fraction of the letters are not named one by one."""
 _SPLIT = {"hash": "chosen by a hash of their text", "rows": "chosen by the column split"}
@@ -271,7 +273,8 @@ def _render_dialog(output: Output, dialog: "ShownDialog") -> None:
     """Print a dialog token by token; lines of supervised tokens begin with `+`, with or without colours."""
     learned = sum(token.supervised for token in dialog.tokens)
     title = f"{dialog.place}: {counted(len(dialog.tokens), 'token')}, {learned:,} learned (the lines with +)"
-    lines = _token_lines(dialog.tokens, output.out.width, ascii_only=output.out.options.ascii_only)
+    width = min(output.out.width, _WIDEST)
+    lines = _token_lines(dialog.tokens, width, ascii_only=output.out.options.ascii_only)
     output.print(untrusted(title, "bold"), *lines, "")
 
 

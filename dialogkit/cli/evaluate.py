@@ -97,6 +97,7 @@ def evaluate_command(
         max_bad_rows=max_bad_rows,
         whole=whole,
         batch_size=batch_size,
+        worst=worst,
         quick=quick,
         tasks=tuple(name for name in map(str.strip, (tasks or "").split(",")) if name),
         use_model_settings=use_model_settings,

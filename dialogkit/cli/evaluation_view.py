@@ -1,5 +1,6 @@
 """Prints the result of an evaluation."""
 
+import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from dialogkit.cli.metrics_table import letters_of, print_side_by_side, print_tasks
-from dialogkit.cli.output import Output, encodes, fits, fitting, table, untrusted
+from dialogkit.cli.output import Output, encodes, fits, fitting, table, untrusted, values_grid
 from dialogkit.hints import Call
+from dialogkit.services.runs.verdict import FEW
 from dialogkit.text import counted, known_from_training, no_fault
 from dialogkit.tracking.metric_specs import ANCHORS, GROUPS, METRICS, Metric, best_of
 
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
 
     from dialogkit.services.evaluate import EvaluateRequest, EvaluateResult, EvaluateRow
 
-FEW = 10
-"""Dialogs below which metrics say little, and their intervals are too narrow (`benchmarks/intervals.py`)."""
 _LONGEST = 800
 
 
@@ -36,8 +36,14 @@ def render_evaluation(
         output.print("")
     else:
         _render_likelihood(output, result.rows)
+    if result.verdict is not None:
+        output.print(untrusted(result.verdict.text), "")
+    said: dict[str, list[str]] = {}
     for row in result.rows:
-        output.print(*map(untrusted, size_notes(row, request)))
+        for note in size_notes(row, request):
+            said.setdefault(note.removeprefix(f"{row.model}: "), []).append(row.model)
+    for note, names in said.items():
+        output.print(untrusted(f"{', '.join(names)}: {note}"))
     for row in result.rows:
         for remark in row.remarks:
             output.print(untrusted(f"{row.model} {remark}."))
@@ -51,8 +57,6 @@ def render_evaluation(
     if any(row.tasks for row in result.rows):
         output.print("")
         print_tasks(output, {row.model: row.tasks for row in result.rows})
-    if len({row.dataset for row in result.rows}) > 1:
-        output.note("results on different datasets cannot be compared; choose one with --dataset DATA")
     _render_kept(output, result)
     for tracked in result.tracked:
         output.note(f"W&B: {tracked.url or shlex.join(['wandb', 'sync', *tracked.folders])}")
@@ -89,12 +93,12 @@ def _measured_on(row: "EvaluateRow") -> str:
 
 
 def _whole_for_more(row: "EvaluateRow", request: "EvaluateRequest") -> bool | None:
-    """Return whether it takes --whole to evaluate more dialogs; None if there are no more."""
+    """Return whether more dialogs take --whole; None if there are no more, or only training ones."""
     if row.held_out is None or row.of_dialogs is None:
         return None
     if request.samples is not None and row.dialogs == request.samples and row.held_out > row.dialogs:
         return request.whole
-    return True if row.dialogs < row.of_dialogs else None
+    return True if row.dialogs < row.of_dialogs and not row.own_data else None
 
 
 def size_notes(row: "EvaluateRow", request: "EvaluateRequest") -> "Iterator[str]":
@@ -104,7 +108,8 @@ def size_notes(row: "EvaluateRow", request: "EvaluateRequest") -> "Iterator[str]
     ):
         yield f"{row.model}: {known}: the metrics say less about new questions."
     whole = f"; --whole takes all {row.of_dialogs:,}" if _whole_for_more(row, request) else ""
-    whole += ", including the training dialogs" if whole and request.dataset is None else ""
+    if row.own_data and row.dialogs >= (row.held_out or 0):
+        whole = f"; it can be tested on another file (--dataset FILE){_more_held_out(row)}"
     there, what = (row.of_dialogs, "there") if request.whole else (row.held_out, "held out")
     if request.samples is not None and row.dialogs < request.samples and there is not None:
         are = "is" if there == 1 else "are"
@@ -116,10 +121,22 @@ def size_notes(row: "EvaluateRow", request: "EvaluateRequest") -> "Iterator[str]
         yield f"{row.model}: results on only {dialogs} say little about a model, and {intervals}{whole}."
 
 
+def _more_held_out(row: "EvaluateRow") -> str:
+    """Return how a training holds out some twenty dialogs; empty if it already holds out half of them."""
+    if row.of_dialogs is None or row.held_out is None or 2 * row.held_out >= row.of_dialogs:
+        return ""
+    fraction = min(0.5, math.ceil(200 / row.of_dialogs) / 10)
+    return f", or trained with more held out (train --set data.eval_fraction={fraction:g})"
+
+
 def next_command(result: "EvaluateResult", request: "EvaluateRequest") -> Call | None:
     """Return the next command: one that evaluates more dialogs if there were too few, or shows what was saved."""
+    if result.same_dialogs is not None:
+        return result.same_dialogs
     few = next((row for row in result.rows if row.dialogs < FEW), None)
-    if few is not None and (whole := _whole_for_more(few, request)) is not None:
+    more = None if few is None else _whole_for_more(few, request)
+    # What one of several models was trained on is no test of it.
+    if few is not None and (whole := more) is not None and not (whole and any(r.own_data for r in result.rows)):
         models = [word or row.model for row, word in zip(result.rows, request.models, strict=True)]
         return Call("evaluate", *models, dataset=request.dataset, whole=whole, output_dir=str(request.output))
     runs = [kept.run for kept in result.kept]
@@ -301,7 +318,10 @@ def _render_worst(output: Output, row: "EvaluateRow", number: int) -> None:
     for place, worst in enumerate(row.worst[:number], 1):
         title = f"{row.model}, worst {place}: {worst.bits_per_byte:.2f} bits/byte for the true answer"
         output.print("", untrusted(title, "bold"))
-        output.print(untrusted(f"> {_beginning(worst.prompt)}"), untrusted(_beginning(worst.answer)))
+        output.print(untrusted(f"> {_beginning(worst.prompt)}"))
+        reply = {} if worst.reply is None else {"its reply": worst.reply or "(empty)"}
+        texts = {"true answer": worst.answer, **reply}
+        output.print(values_grid({name: _beginning(text) for name, text in texts.items()}))
 
 
 def _beginning(text: str) -> str:

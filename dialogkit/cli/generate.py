@@ -146,7 +146,7 @@ def render_replies(output: Output, result: "GenerateResult", *, streamed: bool) 
     for reply in result.replies:
         by_prompt.setdefault(reply.prompt, []).append(reply)
     if streamed:
-        output.text("")
+        output.end_stream()
         output.reply_statistics(result.replies[0])
     elif len(models) == 1:
         for reply in result.replies:

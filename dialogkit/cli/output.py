@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from dialogkit.cli import hints
+from dialogkit.cli.terminal import WordWrap, no_echo
 from dialogkit.errors import DialogKitError
 from dialogkit.hints import Hint
 from dialogkit.redaction import redact
@@ -30,6 +31,8 @@ Row = TypeVar("Row")
 
 _ESCAPES = {code: json.dumps(chr(code))[1:-1] for code in UNSAFE if code >= 127}
 
+UNBOUNDED = 10_000
+"""Width of a file or a pipe, which has no edge: no line of a table is folded, and no column is left out."""
 REPLY_COLUMN = 32
 """Minimum width of a column of replies; a narrower terminal shows them below each other."""
 
@@ -94,11 +97,12 @@ class Output:
     def __init__(self, *, json_mode: bool = False) -> None:
         escape_unencodable()
         self.json_mode = json_mode
+        self._growing: WordWrap | None = None
         self.out = Console(highlight=False, soft_wrap=False)
         self.err: Console = _Aside(stderr=True, highlight=False)
         for console in (self.out, self.err):
             if not console.is_terminal and "COLUMNS" not in os.environ:
-                console.width = 200  # a file or a pipe has no edge at 80
+                console.width = UNBOUNDED
 
     def result(
         self,
@@ -122,6 +126,7 @@ class Output:
 
     def error(self, error: DialogKitError) -> None:
         """Print an error: one sentence, its details, and what to try."""
+        self._growing = None  # a reply that failed has no end
         hint = hints.render(error.hint)
         hint = redact(hint) if hint else None
         settings = [*error.settings, *[""] * (1 + len(error.details) - len(error.settings))]
@@ -186,7 +191,7 @@ class Output:
         if self.json_mode or not self.err.is_terminal:
             yield lambda: None
             return
-        with self.err.status(untrusted(text), spinner=spinner(self.err)) as status:
+        with no_echo(), self.err.status(untrusted(text), spinner=spinner(self.err)) as status:
             yield status.stop
 
     @contextmanager
@@ -233,9 +238,20 @@ class Output:
         return update
 
     def stream(self, text: str) -> None:
-        """Print a piece of a growing text to stdout."""
-        sys.stdout.write(sanitize(text))
+        """Print a piece of a growing text to stdout; in a terminal up to its last whole word."""
+        if self.out.is_terminal:
+            self._growing = self._growing or WordWrap(sys.stdout.write, self.out.width)
+            self._growing.add(sanitize(text))
+        else:
+            sys.stdout.write(sanitize(text))
         sys.stdout.flush()
+
+    def end_stream(self, *, instead: str = "") -> None:
+        """Print the rest of a growing text and end its line; if it stayed empty, print `instead`."""
+        if self._growing is not None:
+            self._growing.end()
+            self._growing = None
+        self.text(instead)
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -275,7 +291,7 @@ def fitting(
 
 def fits(console: Console, drawn: Table) -> bool:
     """Return whether a table fits the width of a console."""
-    return console.measure(drawn, options=console.options.update(width=10_000)).maximum <= console.width
+    return console.measure(drawn, options=console.options.update(width=UNBOUNDED)).maximum <= console.width
 
 
 def encodes(console: Console, text: str) -> bool:
@@ -295,8 +311,11 @@ def spinner(console: Console) -> str:
 def replies_table(
     console: Console, models: Sequence[str], rows: Iterable[tuple[str, Iterable[str]]]
 ) -> Table | None:
-    """Return a table of prompts and the replies of models side by side; None if the console is too narrow."""
-    if console.width < REPLY_COLUMN * (len(models) + 1):
+    """Return a table of prompts and the replies of models side by side.
+
+    None if the console is too narrow, or has no width to which whole replies could be folded.
+    """
+    if console.width < REPLY_COLUMN * (len(models) + 1) or console.width == UNBOUNDED:
         return None
     made = table("prompt", *models)
     for prompt, replies in rows:

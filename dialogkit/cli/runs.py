@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.padding import Padding
 
 from dialogkit.cli import complete, hints
 from dialogkit.cli.options import JsonOption, OutputOption
-from dialogkit.cli.output import Output, date, fitting, parameters, untrusted
+from dialogkit.cli.output import Output, date, fits, fitting, parameters, untrusted
 from dialogkit.hints import Call
 from dialogkit.text import counted, duration, sanitize
 
@@ -18,13 +19,8 @@ if TYPE_CHECKING:
     from dialogkit.services.runs.listing import RunRow
 
 
-_DISPENSABLE = (
-    *("parameters", "preset", "model", "data", "date", "time", "loss", "steps", "tokens/s", "stop rate"),
-)
-_WITH_DATASET = (
-    *("parameters", "preset", "model", "date", "time", "loss", "status", "steps", "tokens/s", "stop rate"),
-)
-"""Columns that are left out in a narrow terminal, the first ones first."""
+_DISPENSABLE = ("parameters", "preset", "stop rate", "tokens/s", "loss", "steps", "time", "status")
+"""Columns that are left out in a narrow terminal, the first ones first; `status` only if all are completed."""
 _FIRST_TRAINING = Call("train", "custom-tiny", preset="test")
 
 
@@ -92,9 +88,7 @@ def best_command(output_dir: OutputOption = "models", json_output: JsonOption = 
     rows = best_runs(output=output_dir)
     hint = Call("generate", rows[0].name) if rows else _FIRST_TRAINING
     none = f"there is no finished run in {output_dir!r} yet"
-    Output(json_mode=json_output).result(
-        rows, lambda out: render_runs(out, rows, _WITH_DATASET, none=none), hint=hint
-    )
+    Output(json_mode=json_output).result(rows, lambda out: render_runs(out, rows, none=none), hint=hint)
 
 
 def report_command(
@@ -161,10 +155,8 @@ def _render_uploads(out: Output, rows: "Sequence[SyncRow]") -> None:
         out.print(f"{sum(row.uploaded for row in rows)} of {counted(len(rows), 'offline run')} uploaded")
 
 
-def render_runs(
-    output: Output, rows: "list[RunRow]", dispensable: Sequence[str] = _DISPENSABLE, *, none: str = "no run"
-) -> None:
-    """Print one run per line, or `none`."""
+def render_runs(output: Output, rows: "list[RunRow]", *, none: str = "no run") -> None:
+    """Print one run per line, or `none`; where a line is too narrow, one run per paragraph."""
     if not rows:
         output.print(untrusted(none))
         return
@@ -184,7 +176,24 @@ def render_runs(
         "data": lambda row: row.dataset,
     }
     right = ("steps", "bits/byte", "loss", "stop rate", "tokens/s", "time", "parameters")
-    output.print(fitting(output.out, columns, rows, right=right, dispensable=dispensable))
+    dispensable = [name for name in _DISPENSABLE if name != "status" or _all_completed(rows)]
+    drawn = fitting(output.out, columns, rows, right=right, dispensable=dispensable)
+    if not fits(output.out, drawn):
+        columns["date"] = lambda row: date(row.created).partition(" ")[0]
+        drawn = fitting(output.out, columns, rows, right=right, dispensable=dispensable)
+    if fits(output.out, drawn):
+        output.print(drawn)
+        return
+    for row in rows:
+        output.print(untrusted(row.name, "bold"))
+        bits = "" if row.bits_per_byte is None else f"{row.bits_per_byte:.3f} bits/byte"
+        model = f"{row.model} on {row.dataset}" if row.dataset else row.model
+        for line in (", ".join(filter(None, (row.status, bits))), model, date(row.created)):
+            output.print(Padding(untrusted(line), (0, 0, 0, 2)))
+
+
+def _all_completed(rows: "Sequence[RunRow]") -> bool:
+    return all(row.status == "completed" for row in rows)
 
 
 def _steps(row: "RunRow") -> str:

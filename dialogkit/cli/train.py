@@ -20,6 +20,7 @@ from dialogkit.hints import Call
 
 if TYPE_CHECKING:
     from dialogkit.config.run import RunConfig
+    from dialogkit.services.training.result import TrainResult
     from dialogkit.tracking.run_dir import RunDir
 
 _PANELS = {
@@ -102,7 +103,7 @@ def train_command(
         output.result(
             result,
             lambda out: render_training(out, result),
-            hint=chat_command(loaded.config.model.name, result.run_dir),
+            hint=_next(loaded.config.model.name, result),
         )
 
 
@@ -145,8 +146,13 @@ def _resume(output: Output, arguments: TrainArguments) -> None:
     if result is None:
         _render_finished(output, arguments, run, model)
     else:
-        output.result(result, lambda out: render_training(out, result), hint=chat_command(model, run.path))
+        output.result(result, lambda out: render_training(out, result), hint=_next(model, result))
     leave_processes()
+
+
+def _next(model: str, result: "TrainResult") -> str:
+    """Return the command that tries the trained model, with a prompt that fits its data."""
+    return chat_command(model, result.run_dir, result.held_out_replies if result.shows_held_out else ())
 
 
 def _render_finished(output: Output, arguments: TrainArguments, run: "RunDir", model: str) -> None:

@@ -1,20 +1,31 @@
 """Prints the result of a training or a dry run."""
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from dialogkit.cli.metrics_table import HELD_OUT
-from dialogkit.cli.output import Output, settings_table, table, untrusted
-from dialogkit.text import byte_size, counted, duration
+from dialogkit.cli.output import Output, settings_table, table, untrusted, values_grid
+from dialogkit.redaction import redact
+from dialogkit.text import byte_size, counted, duration, sanitize
 
 if TYPE_CHECKING:
+    from dialogkit.inference.results import ReplyResult
     from dialogkit.services.training.dry_run import DryRunResult
     from dialogkit.services.training.result import TrainResult
 
 
-def chat_command(model: str, run: Path | str) -> str:
-    """Return the command that prompts the finished model of a run."""
+_GREETING = '"Hello!"'
+_LONGEST_PROMPT = 80
+"""Characters of a prompt that is shown in a command."""
+_UNSURE = 100.0
+"""Perplexity above which sentences do not hold together."""
+
+
+def chat_command(model: str, run: Path | str, replies: "Sequence[ReplyResult]" = ()) -> str:
+    """Return the command that prompts the finished model of a run, with a short prompt of its data if any."""
     from dialogkit.cli.hints import known_as, output_option
     from dialogkit.services.runs.resolve import name_to_type
     from dialogkit.tracking.run_dir import RunDir
@@ -23,22 +34,41 @@ def chat_command(model: str, run: Path | str) -> str:
     name = known_as(made)
     if made.output is not None and name_to_type(model, made, made.output) == model:
         name = f"{model}{output_option(made.output)}"
-    return f'dialogkit generate {name} --prompt "Hello!"'
+    prompts = (shlex.quote(reply.prompt) for reply in replies if _is_typed_easily(reply.prompt))
+    return f"dialogkit generate {name} --prompt {next(prompts, _GREETING)}"
+
+
+def _is_typed_easily(prompt: str) -> bool:
+    """Return whether a prompt is one short line without a system text, which stands before it in parentheses."""
+    return (
+        len(prompt) <= _LONGEST_PROMPT
+        and "\n" not in prompt
+        and sanitize(prompt) == prompt == redact(prompt)
+        and not prompt.startswith("(system: ")
+    )
 
 
 def render_training(output: Output, result: "TrainResult") -> None:
     """Print the metrics before and after a training, its replies, and where everything is."""
-    figures = table("held out, in float32", "before", "after", right=("before", "after"))
+    figures = table("on the held-out dialogs", "before", "after", right=("before", "after"))
     for name in ("nats_per_token", "perplexity", "bits_per_byte", "accuracy"):
         label, form = HELD_OUT[name]
         figures.add_row(label, *(format(result.metrics[f"{when}/{name}"], form) for when in ("before", "final")))
-    output.print(figures, "")
-    for reply in result.replies:
-        output.reply(reply, prompt=True)
+    output.print(figures)
+    output.note("bits per byte: what the true answers still cost to predict; fewer is better", "dim")
+    output.print("")
+    for reply in result.held_out_replies if result.shows_held_out else result.replies:
+        _render_reply(output, reply)
+    if (perplexity := result.metrics["final/perplexity"]) > _UNSURE:
+        output.note(
+            f"a perplexity of {perplexity:,.0f} is a choice among {perplexity:,.0f} tokens for each next one: "
+            "sentences do not hold together yet; more training helps (--epochs, --preset development)"
+        )
     output.print(
         "",
-        f"{result.success_rate:.0%} of the test prompts got a reply, {result.stop_rate:.0%} ended by themselves; "
-        f"{counted(result.steps, 'step')}, {result.metrics['perf/tokens_per_s']:,.0f} tokens/s, "
+        f"{result.success_rate:.0%} of the test prompts got a reply, and {result.stop_rate:.0%} ended by "
+        f"themselves (the stop rate); {counted(result.steps, 'step')}, "
+        f"{result.metrics['perf/tokens_per_s']:,.0f} tokens/s, "
         f"{duration(result.duration_s)} in all",
     )
     places = {
@@ -48,6 +78,16 @@ def render_training(output: Output, result: "TrainResult") -> None:
         "W&B": _wandb(result),
     }
     output.print(*(untrusted(f"{name + ':':8}{place}") for name, place in places.items() if place))
+
+
+def _render_reply(output: Output, reply: "ReplyResult") -> None:
+    """Print a reply, below its prompt and beside the true answer where there is one."""
+    if reply.reference is None:
+        output.reply(reply, prompt=True)
+        return
+    output.print(untrusted(f"> {reply.prompt}", "bold"))
+    output.print(values_grid({"true answer": reply.reference, "reply": reply.reply or "(empty)"}))
+    output.reply_statistics(reply)
 
 
 def _wandb(result: "TrainResult") -> str | None:

@@ -31,7 +31,7 @@ class GenerateConfig(Section):
 
     max_new_tokens: int = Field(128, ge=1, le=1_000_000)
     """Longest reply, in tokens."""
-    temperature: float = Field(0.7, ge=0, le=10)
+    temperature: float = Field(0.7, ge=0, le=2)
     """Higher is more varied. 0: always the most probable token."""
     top_k: int = Field(50, ge=0, le=1_000_000)
     """Sample from this many most probable tokens. 0: all."""

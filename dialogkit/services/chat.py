@@ -82,6 +82,8 @@ class Chat:
         self.messages: list[Message] = []
         self.left_out = 0
         self._attempt = 0
+        self._finished: tuple[GenerateConfig, list[Message]] | None = None
+        """The dialog after the last reply that was not stopped, and the settings of that reply."""
         self._tokenizer = loaded.tokenizer
         self._conversation = Conversation(
             loaded.model, loaded.tokenizer, context=loaded.context, device=loaded.device
@@ -120,10 +122,21 @@ class Chat:
         return self._reply([*self.messages, said], on_text, leave)
 
     def retry(self, *, on_text: StreamSink | None = None, leave: StopCheck | None = None) -> ReplyResult:
-        """Replace the last reply by one with another seed, and return it. Raises: ConfigError without a turn."""
+        """Replace the last reply by one with another seed, and return it.
+
+        Raises: ConfigError without a turn, or if the reply would be the same.
+        """
         self._require_turn()
+        if self._finished == (self.config, self.messages) and (name := self._greedy_setting()):
+            problem = f"{name} {getattr(self.config, name):g} always takes the most probable token"
+            usual = getattr(GenerateConfig(), name)
+            raise ConfigError(f"{problem}: the reply would be the same", hint=Call("chat set", name, usual))
         self._attempt += 1
         return self._reply(self.messages[:-1], on_text, leave)
+
+    def _greedy_setting(self) -> str | None:
+        """Return the setting that makes every reply to the same dialog the same; None if replies are sampled."""
+        return "temperature" if self.config.temperature == 0 else "top_k" if self.config.top_k == 1 else None
 
     def undo(self) -> str:
         """Remove the last turn with its reply, and return what the user said. Raises: ConfigError."""
@@ -164,7 +177,7 @@ class Chat:
             self.config = GenerateConfig.model_validate({**self.config.model_dump(), name: number})
         except ValidationError as error:
             hint = Call("chat set", name, getattr(self.config, name))
-            raise ConfigError(list_problems(error)[0], hint=hint) from None
+            raise ConfigError(f"{list_problems(error)[0]}; {_range_of(name)}", hint=hint) from None
         return number
 
     def save(self, path: str | Path) -> Saved:
@@ -222,6 +235,7 @@ class Chat:
             made = self._conversation.reply(seen, config, on_text=on_text, leave=leave)
         self.left_out = len(messages) - len(seen)
         self.messages = [*messages, Message("assistant", made.text)]
+        self._finished = None if made.stop_reason == "interruption" else (self.config, self.messages)
         return reply_results(self.name, [messages[-1].content], [made])[0]
 
     def _fitting(self, messages: list[Message]) -> list[Message]:
@@ -231,6 +245,13 @@ class Chat:
         while len(seen) > first + 2 and len(self._tokenizer.encode_prompt(seen)) > room:
             seen = [*seen[:first], *seen[first + 2 :]]
         return seen
+
+
+def _range_of(name: str) -> str:
+    """Return which values a setting takes, in words."""
+    field = GenerateConfig.model_json_schema()["properties"][name]
+    low = f"more than {field['exclusiveMinimum']:g}" if "exclusiveMinimum" in field else f"{field['minimum']:g}"
+    return f"it takes {field['type']}s from {low} to {field['maximum']:,}"
 
 
 def _read(path: Path) -> tuple[int, list[Any], str]:

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field, InstanceOf, ValidationError
 
 from dialogkit.config.base import Result
 from dialogkit.config.data import DataConfig
 from dialogkit.config.generate import GenerateConfig
+from dialogkit.config.load import flatten
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.config.problems import list_problems
 from dialogkit.data.sources import find_source
@@ -21,6 +22,7 @@ from dialogkit.services.evaluation.results import EvaluateRow, TaskRow
 from dialogkit.services.evaluation.store import EvaluationStore, KeptRow, TrackedRow
 from dialogkit.services.inference import hints_for, names_of, sampling_of
 from dialogkit.services.runs.resolve import Loadable, find_dataset, resolve_model
+from dialogkit.services.runs.verdict import Contender, Verdict, differing, judge
 from dialogkit.system.compute_lock import alone
 
 __all__ = ["EvaluateRequest", "EvaluateResult", "EvaluateRow", "evaluate", "evaluate_models", "find_dataset"]
@@ -36,6 +38,10 @@ class EvaluateResult(Result):
     """Where the metrics of models of runs were stored."""
     tracked: list[TrackedRow] = Field(default_factory=list)
     """The W&B runs that received them."""
+    verdict: Verdict | None = None
+    """Which of several models predicts best."""
+    same_dialogs: InstanceOf[Call] | None = Field(default=None, exclude=True)
+    """The call that evaluates all models on the same dialogs; None if they were."""
 
 
 class _Planned(NamedTuple):
@@ -59,6 +65,7 @@ def evaluate(
     max_bad_rows: int = 0,
     whole: bool = False,
     batch_size: int = 8,
+    worst: int = 0,
     quick: bool = False,
     tasks: str | Sequence[str] = (),
     use_model_settings: bool = False,
@@ -79,6 +86,7 @@ def evaluate(
         max_bad_rows: malformed rows of another dataset's file to skip.
         whole: score every dialog of the dataset, the held-out ones first.
         batch_size: dialogs per batch; does not change the metrics.
+        worst: the worst dialogs whose prompts are answered too, as replies to all are not made.
         quick: score the answers only: no replies, no baselines.
         tasks: tasks of the lm-evaluation-harness, by name or file; `samples` limits their questions as well.
         use_model_settings: sample replies with the settings that come with each model; tasks keep their own.
@@ -97,6 +105,7 @@ def evaluate(
         max_bad_rows=max_bad_rows,
         whole=whole,
         batch_size=batch_size,
+        worst=worst,
         quick=quick,
         tasks=tuple([tasks] if isinstance(tasks, str) and tasks else tasks),
         use_model_settings=use_model_settings,
@@ -120,7 +129,28 @@ def evaluate_models(request: EvaluateRequest, *, on_progress: ProgressSink) -> E
             on_progress(f"{name}: {stage}", (number + fraction) / len(planned))
 
         _evaluate_one(model, request, suite, report, result)
+    if len(planned) > 1:
+        verdict, again = _judge(result.rows, [model.loadable for model in planned]), None
+        if len({row.dataset for row in result.rows}) > 1:
+            names = [word or row.model for word, row in zip(request.models, result.rows, strict=True)]
+            again = Call("evaluate", *names, dataset=planned[0].data.dataset, output_dir=str(request.output))
+        result = result.model_copy(update={"verdict": verdict, "same_dialogs": again})
     return result
+
+
+def _judge(rows: Sequence[EvaluateRow], loadables: Sequence[Loadable]) -> Verdict:
+    """Return which of several models predicts best, and how the settings of their runs differ."""
+    settings = [dict(flatten(one.run.read().config)) for one in loadables if one.run is not None]
+    same = len({(row.dataset, row.dialogs) for row in rows}) == 1
+    contenders = [
+        Contender(row.model, row.bits_per_byte, row.intervals.get("bits_per_byte"), row.scores, row.trained_on)
+        for row in rows
+    ]
+    return judge(
+        contenders,
+        dialogs=rows[0].dialogs if same else None,
+        differing=differing(settings) if len(settings) == len(rows) else (),
+    )
 
 
 def _plan(request: EvaluateRequest) -> list[_Planned]:
@@ -168,9 +198,16 @@ def _evaluate_one(
                 report=report,
             )
             model.store.add_tasks(tasks)
-    trained_on = _includes_training_dialogs(evaluation.row, loadable, request)
-    others = {"model_settings": model.note, "tasks": tasks, "trained_on": trained_on}
-    row = evaluation.row.model_copy(update=others)
+    row, run = evaluation.row, loadable.run
+    own_data = run is not None and row.dataset == run.read().data.dataset
+    row = row.model_copy(
+        update={
+            "model_settings": model.note,
+            "tasks": tasks,
+            "own_data": own_data,
+            "trained_on": own_data and request.whole and row.dialogs > (row.held_out or 0),
+        }
+    )
     result.rows.append(row)
     result.anchors.extend(evaluation.baselines)
     if not request.quick and (kept := model.store.add_evaluation(row, evaluation.baselines, evaluation.replies)):
@@ -178,13 +215,6 @@ def _evaluate_one(
     report("storing the results", 1.0)
     if tracked := model.store.publish():
         result.tracked.append(tracked)
-
-
-def _includes_training_dialogs(row: EvaluateRow, loadable: Loadable, request: EvaluateRequest) -> bool:
-    """Return whether a model was evaluated on dialogs that it was trained on."""
-    if not request.whole or row.dialogs <= (row.held_out or 0) or loadable.run is None:
-        return False
-    return bool(row.dataset == loadable.run.read().data.dataset)
 
 
 def _own_data_config(loadable: Loadable) -> DataConfig | None:

@@ -23,18 +23,18 @@ TASKS_FOLDER = "tasks"
 Rows = Sequence[dict[str, Any]]
 
 
-def write_evaluation(run: RunDir, dataset: str, result: dict[str, Any], *, worst: Rows, replies: Rows) -> Path:
+def write_evaluation(
+    run: RunDir, dataset: str, result: dict[str, Any], *, worst: Rows, replies: Rows, scores: Rows = ()
+) -> Path:
     """Store an evaluation, replacing one on the same dataset and number of dialogs; return its file.
 
     Raises: StorageError.
     """
-    stem = _stem(dataset, "dataset")
-    if isinstance(dialogs := result.get("dialogs"), int):
-        stem += f"-{dialogs}-dialogs" if dialogs != 1 else "-1-dialog"
     folder = _made(run)
-    path = folder / f"{stem}.json"
+    path = folder / _file_of(dataset, result.get("dialogs"))
     _write_listed(folder, path, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
-    for rows, beside in ((worst, worst_beside(path)), (replies, replies_beside(path))):
+    besides = ((worst, worst_beside(path)), (replies, replies_beside(path)), (scores, scores_beside(path)))
+    for rows, beside in besides:
         _write_listed(folder, beside, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path
 
@@ -62,6 +62,16 @@ def best_evaluations(run: RunDir) -> list[dict[str, Any]]:
 def all_evaluations(run: RunDir) -> list[dict[str, Any]]:
     """Return all stored evaluations; skip unreadable ones."""
     return _read_objects(run.path / EVALUATION_FOLDER)
+
+
+def dialog_scores(run: RunDir, dataset: str, dialogs: int) -> dict[str, tuple[float, float]]:
+    """Return the nats and bytes of the answers of each dialog of a stored evaluation; empty if not known."""
+    path = scores_beside(run.path / EVALUATION_FOLDER / _file_of(dataset, dialogs))
+    with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        rows = [json.loads(line) for line in lines]
+        return {str(row["dialog"]): (float(row["nats"]), float(row["bytes"])) for row in rows}
+    return {}
 
 
 def task_results(run: RunDir) -> list[dict[str, Any]]:
@@ -114,6 +124,19 @@ def worst_beside(evaluation: Path) -> Path:
 def replies_beside(evaluation: Path) -> Path:
     """Return the file with the replies of an evaluation."""
     return evaluation.with_name(f"{evaluation.stem}-replies.jsonl")
+
+
+def scores_beside(evaluation: Path) -> Path:
+    """Return the file with the score of each dialog of an evaluation."""
+    return evaluation.with_name(f"{evaluation.stem}-scores.jsonl")
+
+
+def _file_of(dataset: str, dialogs: object) -> str:
+    """Return the name of the file of an evaluation."""
+    stem = _stem(dataset, "dataset")
+    if isinstance(dialogs, int):
+        stem += f"-{dialogs}-dialogs" if dialogs != 1 else "-1-dialog"
+    return f"{stem}.json"
 
 
 def _weight(evaluation: Mapping[str, Any]) -> tuple[bool, float]:

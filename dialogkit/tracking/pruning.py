@@ -178,7 +178,7 @@ def _is_own(path: Path, place: str, entries: dict[str, Entry] | None, *, exact: 
     if place == "model" and path.name == "README.md":
         return CARD_MARK in (read_regular(path) or b"")
     if place.startswith(EVALUATION_FOLDER) and not path.name.startswith("."):
-        stem = path.name.removesuffix(".json").removesuffix("-worst.jsonl").removesuffix("-replies.jsonl")
+        stem = re.sub(r"(\.json|-worst\.jsonl|-replies\.jsonl|-scores\.jsonl)$", "", path.name)
         return _is_evaluation(path.with_name(f"{stem}.json"))
     return True
 

@@ -12,8 +12,10 @@ from rich.console import Console
 from dialogkit.cli.evaluation_view import next_command, render_evaluation, size_notes
 from dialogkit.cli.hints import render
 from dialogkit.cli.output import Output
+from dialogkit.hints import Call
 from dialogkit.services.evaluate import EvaluateRequest, EvaluateResult, EvaluateRow
 from dialogkit.services.evaluation.store import KeptRow
+from dialogkit.services.runs.verdict import Contender, judge
 from tests.conftest import Finished
 
 FIGURES: dict[str, Any] = {
@@ -129,8 +131,16 @@ FEW = {"dataset": "my-dialogs.json", "dialogs": 1, "held_out": 1, "of_dialogs": 
             {"dialogs": 5, "held_out": 5, "of_dialogs": 40},
             EvaluateRequest(output=Path("there")),
             "a: results on only 5 dialogs say little about a model, and their intervals are too narrow; --whole "
-            "takes all 40, including the training dialogs.",
+            "takes all 40.",
             "dialogkit evaluate a --whole --output-dir there",
+        ),
+        (
+            {"dialogs": 5, "held_out": 5, "of_dialogs": 40, "own_data": True},
+            EvaluateRequest(),
+            "a: results on only 5 dialogs say little about a model, and their intervals are too narrow; it can be "
+            "tested on another file (--dataset FILE), or trained with more held out (train --set "
+            "data.eval_fraction=0.5).",
+            None,
         ),
         (
             {"dialogs": 3, "held_out": 1, "of_dialogs": 3},
@@ -147,10 +157,10 @@ FEW = {"dataset": "my-dialogs.json", "dialogs": 1, "held_out": 1, "of_dialogs": 
             None,
         ),
         (
-            {},
+            {"own_data": True, "of_dialogs": 24, "held_out": 15},
             EvaluateRequest(samples=20),
-            "a: 20 dialogs were asked for, and 15 are held out; --whole takes all 314, including the "
-            "training dialogs.",
+            "a: 20 dialogs were asked for, and 15 are held out; it can be tested on another file "
+            "(--dataset FILE).",
             None,
         ),
     ],
@@ -187,12 +197,26 @@ def test_what_is_kept_is_told_with_the_next_command(capfd: pytest.CaptureFixture
 
 
 def test_long_texts_of_the_worst_dialogs_are_cut(capfd: pytest.CaptureFixture[str]) -> None:
-    worst = [{"bits_per_byte": 9.5, "prompt": "\x1b[31mWhy?", "answer": "x" * 900}]
+    worst = [{"bits_per_byte": 9.5, "prompt": "\x1b[31mWhy?", "answer": "x" * 900, "reply": "No.\x07"}]
     result = EvaluateResult(rows=[row("a", worst=worst)], anchors=anchors("a"))
     out, _ = drawn(capfd, result, worst=3)
     assert "a, worst 1: 9.50 bits/byte for the true answer\n> \\x1b[31mWhy?\n" in out
     assert out.count("x" * 50) >= 8
     assert "(100 more characters)" in " ".join(out.split())
+    assert re.search(r"^its reply +No\.\\x07$", out, re.MULTILINE)
+
+
+def test_models_on_different_data_are_told_apart_with_the_command_that_compares_them(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    verdict = judge([Contender("a", 1.0), Contender("b", 2.0)], dialogs=None)
+    again = Call("evaluate", "a", "b", dataset="my dialogs.jsonl")
+    rows = [row("a", dialogs=5), row("b", dataset="mine")]
+    result = EvaluateResult(rows=rows, verdict=verdict, same_dialogs=again)
+    out, _ = drawn(capfd, result)
+    assert "a and b cannot be compared: they were not evaluated on the same dialogs.\n" in out
+    command = render(next_command(result, EvaluateRequest()))
+    assert command == "dialogkit evaluate a b --dataset 'my dialogs.jsonl'"
 
 
 @pytest.mark.parametrize("option", ["--slices", "--worst=3"])

@@ -166,7 +166,7 @@ def test_a_model_that_does_not_sample_is_greedy_unless_a_temperature_is_given(
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"temperature": 50}, "temperature: must be less than or equal to 10 (got 50)"),
+        ({"temperature": 50}, "temperature: must be less than or equal to 2 (got 50)"),
         ({"top_p": "all"}, 'top_p: must be a valid number (got "all")'),
         ({"top_k": -1}, "top_k: must be greater than or equal to 0 (got -1)"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty: must be a finite number (got NaN)"),

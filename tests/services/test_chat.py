@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -254,6 +255,19 @@ def test_settings_are_shown_and_set_with_a_blank_or_an_equals_sign(talk: Callabl
     assert dict(told[4:]) == {name: str(getattr(settings, name)) for name in SETTINGS}
 
 
+def test_a_retry_that_would_repeat_the_reply_is_refused(talk: Callable[..., Finished]) -> None:
+    done = talk("Hello!", "/set temperature 0", "/retry", "/retry", "/set temperature 1", "/retry")
+    *_, error, tried, _, counts = done.err.splitlines()
+    assert error == "error: temperature 0 always takes the most probable token: the reply would be the same"
+    assert tried == "try: /set temperature 0.7"
+    assert counts.startswith("3 tokens")
+    assert len(done.out.splitlines()) == 3
+
+
+def test_a_pasted_text_that_begins_with_a_slash_is_no_command(talk: Callable[..., Finished]) -> None:
+    assert "3 tokens" in talk("// a comment\nx = 1").err
+
+
 @pytest.mark.parametrize(
     ("line", "told", "hint"),
     [
@@ -262,7 +276,11 @@ def test_settings_are_shown_and_set_with_a_blank_or_an_equals_sign(talk: Callabl
         ("/save", "/save needs the name of a file", "/save FILE, such as /save chat.jsonl"),
         ("/load", "/load needs the name of a file", "/load FILE, such as /load chat.jsonl"),
         ("/save notes.txt", "nothing was said yet", "/help"),
-        ("/set top_p 7", "top_p: must be less than or equal to 1 (got 7)", "/set top_p 0.95"),
+        (
+            "/set temperature 9",
+            "temperature: must be less than or equal to 2 (got 9); it takes numbers from 0 to 2",
+            "/set temperature 0.7",
+        ),
         ("/load nope.jsonl", "the dataset file 'nope.jsonl' does not exist", "/load FILE"),
         ("/clear", "unknown command '/clear' (did you mean '/reset'?)", "/help"),
         ("/hist", "unknown command '/hist' (did you mean '/history'?)", "/help"),
@@ -307,13 +325,21 @@ class Shown:
     def __init__(self, terminal: int) -> None:
         self._terminal, self._rest = terminal, ""
 
-    def until(self, text: str, *, seconds: float = 60) -> None:
-        """Wait until a text is shown."""
+    def until(self, text: str, *, seconds: float = 60) -> str:
+        """Wait until a text is shown, and return what was shown before it."""
         end = time.monotonic() + seconds
         while text not in self._rest:
             assert select.select([self._terminal], [], [], max(0, end - time.monotonic()))[0], self._rest
             self._rest += os.read(self._terminal, 65536).decode(errors="replace")
-        self._rest = self._rest.partition(text)[2]
+        before, _, self._rest = self._rest.partition(text)
+        return before
+
+    def begin(self, *, seconds: float = 60) -> None:
+        """Wait until the first word is shown."""
+        end = time.monotonic() + seconds
+        while not re.search(r"\w", self._rest):
+            assert select.select([self._terminal], [], [], max(0, end - time.monotonic()))[0], self._rest
+            self._rest += os.read(self._terminal, 65536).decode(errors="replace")
 
     def within(self, text: str, *, seconds: float) -> bool:
         """Return whether a text is shown within a time; it can be waited for afterwards."""
@@ -325,39 +351,74 @@ class Shown:
         return text in self._rest
 
 
+class Typing:
+    """`chat` in a pseudo-terminal of 40 columns, as a shell starts it."""
+
+    def __init__(self, trained: Trained) -> None:
+        words = ["chat", "shared-run", "--output-dir", str(trained.output), "--max-new-tokens", "200"]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm", "COLUMNS": "40"}
+        self.process, self.terminal = pty.fork()
+        if self.process == 0:
+            # The process of the tests may ignore or hold back Ctrl-C.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])
+            os.execve(sys.executable, [sys.executable, "-m", "dialogkit", *words], environment)
+        self.shown = Shown(self.terminal)
+
+    def type(self, keys: str) -> None:
+        os.write(self.terminal, keys.encode())
+
+    def says(self, keys: str, answer: str) -> str:
+        """Type keys, and return what is shown before an answer; then wait for the prompt."""
+        self.type(keys)
+        before = self.shown.until(answer)
+        self.shown.until("> ")
+        return before
+
+    def ends(self) -> int:
+        """Return the exit code."""
+        end = time.monotonic() + 60
+        done, status = 0, 0
+        while not done and time.monotonic() < end:
+            time.sleep(0.1)
+            done, status = os.waitpid(self.process, os.WNOHANG)
+        os.close(self.terminal)
+        if not done:
+            os.kill(self.process, signal.SIGKILL)
+            os.waitpid(self.process, 0)
+        assert done == self.process
+        return os.waitstatus_to_exitcode(status)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_in_a_terminal_ctrl_c_stops_a_reply_and_ctrl_d_leaves(trained: Trained) -> None:
-    words = ["chat", "shared-run", "--output-dir", str(trained.output), "--max-new-tokens", "200"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm"}
-    process, terminal = pty.fork()
-    if process == 0:
-        # As a shell starts it: the process of the tests may ignore or hold back Ctrl-C.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        os.execve(sys.executable, [sys.executable, "-m", "dialogkit", *words], environment)
-    shown = Shown(terminal)
+    typing = Typing(trained)
+    shown = typing.shown
     shown.until("> ")
     # One that comes in the moment between the prompt and the wait for a key is only seen with the next key.
     for _ in range(20):
-        os.write(terminal, b"\x03")
+        typing.type("\x03")
         if shown.within("Ctrl-D leaves", seconds=3):
             break
     shown.until("Ctrl-D leaves")
     shown.until("> ")
-    os.write(terminal, b"Hello!\n")
-    shown.until("stopped by ")
-    shown.until("> ")
-    os.write(terminal, b"/undo\n")
-    shown.until("removed: Hello!")
-    shown.until("> ")
-    os.write(terminal, b"\x04")
-    end = time.monotonic() + 60
-    done, status = 0, 0
-    while not done and time.monotonic() < end:
-        time.sleep(0.1)
-        done, status = os.waitpid(process, os.WNOHANG)
-    os.close(terminal)
-    if not done:
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-    assert (done, os.waitstatus_to_exitcode(status)) == (process, 0)
+    # What is pasted is one turn, and what is typed during the reply waits for the next prompt.
+    reply = typing.says("\x1b[200~Hello!\rHow are\ryou?\x1b[201~\n", "stopped by ")
+    assert "^C" not in reply
+    typing.says("/undo\n", "removed: Hello!\r\nHow are\r\nyou?")
+    typing.says("Tell me\\\nmore.\n", "stopped by ")
+    typing.says("/undo\n", "removed: Tell me\r\nmore.")
+    typing.says("/set temperature 0\n", "temperature is 0")
+    for keys in ("/undo\n", "\x03"):
+        typing.type("Hello!\n")
+        shown.until("\x1b[?2004l")  # the end of the prompt
+        shown.begin()
+        typing.type(keys)
+        told = shown.until("stopped by ")
+        assert "/undo" not in told
+        assert "^C" not in told
+        if keys == "/undo\n":
+            shown.until("removed: Hello!")
+        shown.until("> ")
+    typing.type("\x04")
+    assert typing.ends() == 0

@@ -1,7 +1,7 @@
 """Evaluates one model: how well it predicts held-out answers, how it replies, and the baselines beside it."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,8 +26,8 @@ from dialogkit.services.evaluation.probes import (
     prompt_gain,
 )
 from dialogkit.services.evaluation.request import EvaluateRequest
-from dialogkit.services.evaluation.results import CANDIDATES, EvaluateRow
-from dialogkit.services.evaluation.scoring import Exchange, first_exchanges, score
+from dialogkit.services.evaluation.results import CANDIDATES, EvaluateRow, WorstRow
+from dialogkit.services.evaluation.scoring import Exchange, first_exchanges, replies_to, score, scores_of
 from dialogkit.services.evaluation.slices import scarce_kinds, slices_of, worst_rows
 from dialogkit.services.runs.resolve import Loadable
 
@@ -90,7 +90,8 @@ def evaluate_model(
     if own is not None and trained_with is not None and not trained_with.streaming:
         known = overlap_of(dialogs, own.train)
         common |= {"known_prompts": known.prompts, "known_answers": known.answers}
-    evaluator = _Evaluator(model, dialogs, common, sampling, request.batch_size, _Progress(on_progress))
+    progress = _Progress(on_progress)
+    evaluator = _Evaluator(model, dialogs, common, sampling, request.batch_size, progress, request.worst)
     if request.quick:
         return Evaluation(evaluator.quick_row(), [], [])
     trained = None
@@ -170,6 +171,8 @@ class _Evaluator:
     sampling: GenerateConfig
     batch_size: int
     progress: _Progress
+    worst: int
+    """The worst dialogs whose prompts are answered, too."""
 
     @cached_property
     def _exchanges(self) -> list[Exchange]:
@@ -180,7 +183,8 @@ class _Evaluator:
         self.progress.total = len(self.dialogs)
         self.progress.start("predicting answers")
         likelihood = self._score(self.model, self.dialogs)
-        return self._likelihood_row(likelihood, int(likelihood.tokens.sum()))
+        scores = scores_of(likelihood, self.dialogs)
+        return self._likelihood_row(likelihood, int(likelihood.tokens.sum()), scores=scores)
 
     def full(
         self,
@@ -204,6 +208,7 @@ class _Evaluator:
         self.progress.total = per_model * (1 if untrained is None else 2) + len(trained or ())
         self.progress.total += 2 * len(self._exchanges[:ALTERNATIVE_DIALOGS])
         row, replies = self._measure(self.model)
+        row = row.model_copy(update={"worst": self._answered(row.worst, replies)})
         if trained is not None:
             self.progress.start("predicting dialogs of the training")
             of_trained = self._score(self.model, trained)
@@ -270,13 +275,24 @@ class _Evaluator:
             slices=slices_of(first, exchanges),
             scarce=scarce_kinds(exchanges),
             worst=worst_rows(first, exchanges),
+            scores=scores_of(likelihood, dialogs),
         )
         return row, replies
+
+    def _answered(self, worst: Sequence[WorstRow], replies: Sequence[dict[str, Any]]) -> list[WorstRow]:
+        """Return the worst dialogs with what the model says to their prompts, as far as it was asked."""
+        said = {(row["prompt"], row["reference"]): row["reply"] for row in replies}
+        wanted = {(dialog.prompt, dialog.answer) for dialog in worst[: self.worst]} - said.keys()
+        if unasked := [one for one in self._exchanges if (one.prompt, one.answer) in wanted]:
+            self.progress.start("answering the worst prompts")
+            made = replies_to(self.model, [one.prompt_ids for one in unasked], self.sampling)
+            said |= {(one.prompt, one.answer): reply.text for one, reply in zip(unasked, made, strict=True)}
+        return [dialog.model_copy(update={"reply": said.get((dialog.prompt, dialog.answer))}) for dialog in worst]
 
     def _untrained_row(self, untrained: "LoadedModel") -> EvaluateRow:
         self.progress.prefix = "untrained, "
         row, _ = self._measure(untrained)
-        cleared: dict[str, Any] = {"anchor": "untrained", "slices": [], "scarce": {}, "worst": []}
+        cleared: dict[str, Any] = {"anchor": "untrained", "slices": [], "scarce": {}, "worst": [], "scores": {}}
         # It has the size of the trained model, whose row has the speed.
         cleared |= dict.fromkeys(("first_token_s", "reply_tokens_per_s", "peak_memory_bytes"))
         return row.model_copy(update=cleared)

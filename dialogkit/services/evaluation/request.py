@@ -30,6 +30,8 @@ class EvaluateRequest:
     """Score every dialog of the dataset, the held-out ones first."""
     batch_size: int = 8
     """Dialogs per batch; does not change the metrics."""
+    worst: int = 0
+    """Answer the prompts of this many of the worst dialogs, too."""
     quick: bool = False
     """Score the answers only: no replies, no baselines."""
     tasks: tuple[str, ...] = ()

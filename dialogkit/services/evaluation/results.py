@@ -1,5 +1,6 @@
 """The rows of an evaluation: what is measured of a model, of its baselines, and in tasks."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -10,6 +11,8 @@ CANDIDATES = 10
 """Answers among which the true one is to be found."""
 
 Interval = tuple[float, float]
+Scores = Mapping[str, tuple[float, float]]
+"""Nats and UTF-8 bytes of the answers of each dialog, by the dialog's content hash."""
 
 
 class SliceRow(Result):
@@ -27,6 +30,8 @@ class WorstRow(Result):
     bits_per_byte: float
     prompt: str
     answer: str
+    reply: str | None = None
+    """What the model said instead; None if it was not asked."""
 
 
 class TaskFigure(Result):
@@ -75,6 +80,8 @@ class EvaluateRow(Result):
     """Those whose prompt is in a dialog that the model was trained on; None if unknown."""
     known_answers: int | None = None
     """Those whose first answer is in a dialog that the model was trained on; None if unknown."""
+    own_data: bool = False
+    """Whether the model was trained on the other dialogs of the dataset."""
     tokens: int
     """Supervised tokens, including ends of turn."""
     nats_per_token: float | None = None
@@ -121,6 +128,8 @@ class EvaluateRow(Result):
     scarce: dict[str, int] = Field(default_factory=dict)
     """Kinds with too few dialogs for metrics of their own, and the number of dialogs in each."""
     worst: list[WorstRow] = Field(default_factory=list)
+    scores: Scores = Field(default_factory=dict, exclude=True, repr=False)
+    """Kept beside an evaluation, to compare models dialog by dialog; too long for its JSON."""
     remarks: list[str] = Field(default_factory=list)
     """The diagnosis: what is wrong with the model, in words."""
     checks: list[str] = Field(default_factory=list)

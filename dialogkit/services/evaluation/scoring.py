@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dialogkit.services.evaluation.results import Scores
+
 if TYPE_CHECKING:
     from dialogkit.config.generate import GenerateConfig
     from dialogkit.data.tokens import DialogTokens
@@ -53,6 +55,12 @@ def score(
 
     use_packed_attention(model.model)
     return score_batches(model.model, batches(), model.tokenizer.stop_ids, device=model.device)
+
+
+def scores_of(likelihood: "Likelihood", dialogs: "DialogTokens") -> Scores:
+    """Return the nats and the bytes of the answers of each dialog whose content hash is known."""
+    rows = zip(dialogs.hashes, likelihood.answer_nats, likelihood.answer_bytes, strict=True)
+    return {f"{hashed:016x}": (round(float(nats), 6), float(size)) for hashed, nats, size in rows if hashed}
 
 
 def replies_to(model: "LoadedModel", prompts: Sequence[Sequence[int]], config: "GenerateConfig") -> "list[Reply]":

@@ -111,8 +111,9 @@ class EvaluationStore:
         exclude = {"slices", "worst", "tasks"}
         result["anchors"] = [baseline.model_dump(mode="json", exclude=exclude) for baseline in baselines]
         worst = [dialog.model_dump() for dialog in row.worst]
+        scores = [{"dialog": dialog, "nats": nats, "bytes": size} for dialog, (nats, size) in row.scores.items()]
         try:
-            path = write_evaluation(run, row.dataset, result, worst=worst, replies=replies)
+            path = write_evaluation(run, row.dataset, result, worst=worst, replies=replies, scores=scores)
         except StorageError as error:  # for example, a read-only run folder
             logger.warning("the evaluation of the run %s is not kept: %s", run.name, error.message)
             return None

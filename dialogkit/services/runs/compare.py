@@ -1,6 +1,6 @@
 """Show and compare runs from their folders, and upload offline W&B runs."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,11 +17,12 @@ from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
 from dialogkit.services.evaluation.results import TaskRow
 from dialogkit.services.runs.listing import held_out_identity, series_of
 from dialogkit.services.runs.resolve import output_of
+from dialogkit.services.runs.verdict import Contender, Differing, Verdict, differing, judge
 from dialogkit.system.credentials import find_credentials
 from dialogkit.system.network import plain_url, problems
 from dialogkit.text import counted
 from dialogkit.tracking import wandb_sync
-from dialogkit.tracking.evaluation_files import all_evaluations, best_evaluations, task_results
+from dialogkit.tracking.evaluation_files import all_evaluations, best_evaluations, dialog_scores, task_results
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.run_list import find_run
@@ -71,13 +72,6 @@ class SyncRow(Result):
     """Why the upload failed; empty if it succeeded."""
 
 
-class Differing(Result):
-    """A setting, a version or a metric with its value in each run; None if a run has none."""
-
-    name: str
-    values: list[Any]
-
-
 class ComparedEvaluation(Result):
     """The evaluations of several runs on the same dialogs."""
 
@@ -120,6 +114,13 @@ class Comparison(Result):
     """Task results of each run."""
     replies: list[AnsweredPrompt]
     """Prompts that all runs answered at the end."""
+    verdict: Verdict
+    """Which run's model predicts best."""
+
+    @property
+    def conclusion(self) -> str:
+        """The verdict in words; empty if there is none as the held-out dialogs differ, which is said apart."""
+        return self.verdict.text if self.same_data or self.verdict.best is not None else ""
 
 
 def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -> Comparison:
@@ -136,12 +137,13 @@ def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -
     machine = [{**r.versions, "device": r.runtime.device_name, "precision": r.runtime.precision} for r in records]
     same_data = len({held_out_identity(record) for record in records}) == 1
     evaluations = _compared_evaluations(runs)
+    settings = differing([dict(flatten(record.config)) for record in records], leave={"name"})
     return Comparison(
         runs=[run.name for run in runs],
         figures=[row for row in figures if any(value is not None for value in row.values)],
         same_data=same_data,
-        settings=_differing([dict(flatten(record.config)) for record in records], leave={"name"}),
-        versions=_differing(machine),
+        settings=settings,
+        versions=differing(machine),
         evaluations=evaluations,
         held_out=[_held_out(record) for record in records],
         evaluated_on=[
@@ -156,7 +158,37 @@ def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -
         else _evaluation_of_all(runs, records, same_data=same_data),
         tasks=[_valid(TaskRow, task_results(run)) for run in runs],
         replies=_common_replies(runs),
+        verdict=_judge(runs, records, evaluations, settings),
     )
+
+
+def _judge(
+    runs: Sequence[RunDir],
+    records: Sequence[RunRecord],
+    evaluations: "Sequence[ComparedEvaluation]",
+    settings: Sequence[Differing],
+) -> Verdict:
+    """Return which run's model predicts best: by their evaluations on the same dialogs, or by their trainings."""
+    for evaluation in evaluations:
+        rows = [row for row in evaluation.rows if row is not None]
+        if len(rows) == len(runs):
+            contenders = [
+                Contender(
+                    run.name,
+                    row.bits_per_byte,
+                    row.intervals.get("bits_per_byte"),
+                    dialog_scores(run, row.dataset, row.dialogs),
+                    row.trained_on,
+                )
+                for run, row in zip(runs, rows, strict=True)
+            ]
+            return judge(contenders, dialogs=evaluation.dialogs, differing=settings)
+    contenders = [
+        Contender(run.name, record.metrics.get("final/bits_per_byte"))
+        for run, record in zip(runs, records, strict=True)
+    ]
+    same = len({held_out_identity(record) for record in records}) == 1
+    return judge(contenders, dialogs=records[0].data.eval_dialogs if same else None, differing=settings)
 
 
 def _held_out(record: RunRecord) -> HeldOut | None:
@@ -210,14 +242,6 @@ def _valid(kind: type[Kept], contents: Iterable[object]) -> list[Kept]:
         with suppress(ValidationError):
             found.append(kind.model_validate(content))
     return found
-
-
-def _differing(settings: Sequence[Mapping[str, Any]], *, leave: Collection[str] = ()) -> list[Differing]:
-    names = dict.fromkeys(name for one in settings for name in one)
-    rows = [
-        Differing(name=name, values=[one.get(name) for one in settings]) for name in names if name not in leave
-    ]
-    return [row for row in rows if any(value != row.values[0] for value in row.values)]
 
 
 def _common_replies(runs: Sequence[RunDir]) -> list[AnsweredPrompt]:

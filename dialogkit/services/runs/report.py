@@ -51,13 +51,22 @@ def write_report(
         target = Path(REPORT_FILE if to is None else to).expanduser()
         _require_report(target)
     _require_writable(target)
-    page = render_report(runs, output=runs[0].output or Path(output))
+    page = render_report(runs, output=runs[0].output or Path(output), verdict=_verdict_on(names, runs, output))
     try:
         _write(target, page)
     except StorageError as error:
         error.hint = _ELSEWHERE
         raise
     return ReportResult(path=str(target), runs=[run.name for run in runs], bytes=target.stat().st_size)
+
+
+def _verdict_on(names: Sequence[str], runs: Sequence[RunDir], output: str | Path) -> str:
+    """Return which of several runs is best, in words; empty for one."""
+    if len(runs) == 1:
+        return ""
+    from dialogkit.services.runs.compare import compare_runs  # which imports this module
+
+    return compare_runs(names, output=output).conclusion
 
 
 def write_run_report(run: RunDir) -> str | None:

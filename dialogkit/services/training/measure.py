@@ -1,7 +1,7 @@
 """Metrics and replies of the model before its first step and after its last one."""
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dialogkit.distributed import process_group
 from dialogkit.errors import ConfigError
@@ -17,6 +17,20 @@ if TYPE_CHECKING:
     from dialogkit.engine.fit import FitResult
     from dialogkit.services.training.learner import Learner
     from dialogkit.services.training.recorder import Recorder
+
+
+class Measured(NamedTuple):
+    """What is known of a trained model.
+
+    Attributes:
+        metrics: of the training, and on the held-out dialogs before and after it.
+        replies: to the test prompts.
+        held_out_replies: to held-out prompts, with the answers of the dataset.
+    """
+
+    metrics: dict[str, float]
+    replies: list[ReplyResult]
+    held_out_replies: list[ReplyResult]
 
 
 def measure_untrained(run: TrainingRun, learner: "Learner", recorder: "Recorder") -> float:
@@ -76,10 +90,8 @@ def costly_evaluations(budget_s: float, evaluation_s: float, dialogs: int) -> tu
     return fewer, f"three evaluations of {dialogs:,} dialogs take {min(fraction, 1):.0%} of the budget"
 
 
-def measure_trained(
-    run: TrainingRun, learner: "Learner", recorder: "Recorder", fitted: "FitResult"
-) -> tuple[dict[str, float], list[ReplyResult]]:
-    """Return the metrics of the trained model and its replies to the test prompts."""
+def measure_trained(run: TrainingRun, learner: "Learner", recorder: "Recorder", fitted: "FitResult") -> Measured:
+    """Return the metrics of the trained model and its replies."""
     if learner.config.data.streaming:
         run.note(ledger_line(learner))
     run.reporter.doing(f"measuring the trained model on {_held_out(learner)}")
@@ -102,7 +114,7 @@ def measure_trained(
     replies = reply_to_tests(learner)
     held_out = reply_to_held_out(learner, learner.config.tracking.held_out_replies)
     recorder.replies(fitted.steps, replies + held_out, table="replies/final", of_step=fitted.kept_step)
-    return metrics, replies
+    return Measured(metrics, replies, held_out)
 
 
 def _held_out(learner: "Learner") -> str:

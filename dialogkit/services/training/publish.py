@@ -7,10 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dialogkit.config.data import DataConfig
+from dialogkit.config.generate import TEST_PROMPTS
 from dialogkit.distributed import process_group
 from dialogkit.errors import CheckpointError, StorageError
 from dialogkit.hints import Call, Hint, Shell, Then
-from dialogkit.inference.results import ReplyResult
 from dialogkit.services.runs.report import write_run_report
 from dialogkit.services.training.lifecycle import TrainingRun
 from dialogkit.services.training.model_card import model_card
@@ -32,13 +33,14 @@ from dialogkit.tracking.wandb_sync import folders_of_run
 if TYPE_CHECKING:
     from dialogkit.engine.fit import FitResult
     from dialogkit.services.training.learner import Learner
+    from dialogkit.services.training.measure import Measured
 
 
 def publish_model(
     run: TrainingRun,
     learner: "Learner",
     fitted: "FitResult",
-    measured: tuple[dict[str, float], list[ReplyResult]],
+    measured: "Measured",
 ) -> TrainResult:
     """Write and publish the trained model, close the run, and return the result on every rank.
 
@@ -49,9 +51,8 @@ def publish_model(
     weights = gather_weights(fitted.trainer.model)
     result = None
     if process_group.is_main_process():
-        metrics, replies = measured
         run.folder.require_there()  # saving the model would create a removed folder again
-        run.record.metrics, run.record.replies = metrics, reply_statistics(replies)
+        run.record.metrics, run.record.replies = measured.metrics, reply_statistics(measured.replies)
 
         def save(folder: Path) -> None:
             if weights is None:
@@ -64,7 +65,7 @@ def publish_model(
 
         published = _publish(run, save)
         _close(run)
-        result = _result(run, fitted, replies, published)
+        result = _result(run, fitted, measured, published)
         for line in closing_lines(result):
             run.folder.append_console(line)
     result = process_group.broadcast(result)
@@ -128,8 +129,9 @@ def _write_report(run: TrainingRun) -> str | None:
     return None
 
 
-def _result(run: TrainingRun, fitted: "FitResult", replies: list[ReplyResult], published: Path) -> TrainResult:
+def _result(run: TrainingRun, fitted: "FitResult", measured: "Measured", published: Path) -> TrainResult:
     report, wandb_run = _write_report(run), run.wandb_run
+    usual = run.config.generate.test_prompts == TEST_PROMPTS and run.config.data.dataset != DataConfig().dataset
     return TrainResult(
         run=run.folder.name,
         run_dir=str(run.folder.path),
@@ -140,7 +142,9 @@ def _result(run: TrainingRun, fitted: "FitResult", replies: list[ReplyResult], p
         kept_step=fitted.kept_step,
         duration_s=run.record.duration_s or 0.0,
         metrics=run.record.metrics,
-        replies=replies,
+        replies=measured.replies,
+        held_out_replies=measured.held_out_replies,
+        shows_held_out=usual and bool(measured.held_out_replies),
         reply_rate=run.record.replies.get("reply_rate", 0.0),
         stop_rate=run.record.replies.get("stop_rate", 0.0),
         wandb_mode=wandb_run.mode,

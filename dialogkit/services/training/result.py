@@ -26,6 +26,10 @@ class TrainResult(Result):
     metrics: dict[str, float]
     """`final/...` metrics on the held-out dialogs in float32, `before/...` the same before the first step."""
     replies: list[ReplyResult]
+    held_out_replies: list[ReplyResult] = Field(default_factory=list)
+    """Replies to held-out prompts, with the answers of the dataset."""
+    shows_held_out: bool = False
+    """Whether these say more than `replies`: the usual test prompts are meant for the starter set."""
     reply_rate: float
     """Fraction of the test prompts with a non-empty reply, right or wrong."""
     stop_rate: float

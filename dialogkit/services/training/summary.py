@@ -30,7 +30,7 @@ def header(learner: "Learner", run: RunDir, wandb_run: WandbRun) -> dict[str, st
         + (f", {learner.runtime.processes} processes" if learner.runtime.processes > 1 else ""),
         "precision": f"{learner.runtime.precision}, because {learner.runtime.precision_reason}",
         "data": f"{_dialogs_of(learner)} dialogs to train, "
-        f"{len(learner.data.evaluation):,} held out{said} ({learner.data.ledger.dataset})",
+        f"{len(learner.data.evaluation):,} held out to measure it on{said} ({learner.data.ledger.dataset})",
         "steps": (
             f"{learner.schedule.total_steps:,}"
             if train.budget_s is None
@@ -53,7 +53,7 @@ def ledger_line(learner: "Learner") -> str:
         f"{ledger.dataset}: {counted(ledger.rows, 'row')}{' so far' if learner.config.data.streaming else ''}, "
         f"{ledger.kept:,} kept, {ledger.cut:,} cut, "
         f"{ledger.dropped + ledger.unusable:,} dropped; to train on: {counted(dialogs, 'dialog')} with "
-        f"{counted(supervised, 'supervised token')} ({supervised / max(1, tokens):.0%} of theirs)"
+        f"{counted(supervised, 'supervised token')} ({supervised / max(1, tokens):.0%}: those of the answers)"
         + (" - from the cache" if learner.data.from_cache else "")
         + (f"; first dropped: {ledger.first_bad_row}" if ledger.first_bad_row else "")
     )

@@ -51,12 +51,13 @@ def is_own_report(path: Path) -> bool:
     return is_signed(path) or (is_unsigned and MARK.encode() in content[:1024])
 
 
-def render_report(runs: Sequence[RunDir], *, output: Path | None = None) -> str:
+def render_report(runs: Sequence[RunDir], *, output: Path | None = None, verdict: str = "") -> str:
     """Return the page of a run, or of several side by side.
 
     Args:
         runs: the runs.
         output: their folder of models and runs; None is the default one.
+        verdict: which of several runs is best, in words.
 
     Raises: ModelError if a record cannot be read.
     """
@@ -68,6 +69,7 @@ def render_report(runs: Sequence[RunDir], *, output: Path | None = None) -> str:
         headlines=[headline_of(run) for run in seen],
         tiles=tiles_of(seen[0]),
         summary=summary_of(seen),
+        verdict=verdict,
         comparable=len({(run.record.data.revision, run.record.data.eval_dialogs) for run in seen}) == 1,
         charts=charts_of(seen),
         evaluations=evaluations_of(seen),

@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,39 +43,63 @@ def test_the_list_has_the_figures_of_the_record(dialogkit: Run, output: str, tra
 
 
 COLUMNS = {
-    80: "run status steps bits/byte loss stop rate tokens/s time",
+    64: "run bits/byte date model data",
+    80: "run status time bits/byte date model data",
     120: "run status steps bits/byte loss stop rate tokens/s time date model data",
     200: "run status steps bits/byte loss stop rate tokens/s time date model parameters preset data",
 }
 
 
-@pytest.mark.parametrize("width", COLUMNS)
+@pytest.mark.parametrize("width", [*COLUMNS, None])
 def test_the_list_shows_what_there_is_room_for(
-    width: int, dialogkit: Run, output: str, trained: Trained, monkeypatch: pytest.MonkeyPatch
+    width: int | None, dialogkit: Run, output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
+    if width is None:
+        monkeypatch.delenv("COLUMNS")  # as in a pipe
+    else:
+        monkeypatch.setenv("COLUMNS", str(width))
     header, row = dialogkit("runs", "list", "--output-dir", output).out.splitlines()
-    assert header.split() == COLUMNS[width].split()
-    assert len(header.rstrip()) <= width
-    assert f"{trained.result.metrics['perf/tokens_per_s']:,.0f}" in row.split()
-    if width > 100:
-        assert re.search(r" \d{4}-\d\d-\d\d \d\d:\d\d ", row)
-        assert {"custom-nano", "starter"} <= set(row.split())
+    assert sorted(header.split()) == sorted(COLUMNS[width or 200].split())
+    assert len(header.rstrip()) <= (width or 200)
+    assert re.search(r" \d{4}-\d\d-\d\d( \d\d:\d\d)? ", row)
+    assert {"custom-nano", "starter"} <= set(row.split())
 
 
-def keep_evaluation(output: str, name: str, **figures: Any) -> None:
+def test_in_a_very_narrow_terminal_each_run_has_a_paragraph(
+    dialogkit: Run, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    name, status, model, date = dialogkit("runs", "list", "--output-dir", output).out.splitlines()
+    assert (name, model) == ("shared-run", "  custom-nano on starter")
+    assert re.fullmatch(r"  completed, \d\.\d{3} bits/byte", status)
+    assert re.fullmatch(r"  \d{4}-\d\d-\d\d \d\d:\d\d", date)
+
+
+def test_the_status_of_a_run_that_is_not_completed_is_shown_in_every_width(
+    dialogkit: Run, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(Path(output) / "runs/shared-run")
+    run.write(run.read().model_copy(update={"status": "interrupted"}))
+    for width in (40, 64, 80):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert "interrupted" in dialogkit("runs", "list", "--output-dir", output).out
+
+
+def keep_evaluation(output: str, name: str, nats_of_dialogs: Sequence[float] = (), **figures: Any) -> None:
     """Keep an evaluation of a run on the starter set, as `evaluate` does."""
     run = RunDir(Path(output) / "runs" / name)
     row = EvaluateRow(model="custom-nano", dataset="starter", dialogs=15, tokens=484, **figures)
     anchor = EvaluateRow(model="custom-nano", anchor="unigram", dataset="starter", dialogs=15, tokens=484)
     anchors = [anchor.model_copy(update={"bits_per_byte": 2.8053}).model_dump(mode="json")]
     kept = {**row.model_dump(mode="json"), "anchors": anchors}
-    write_evaluation(run, "starter", kept, worst=[], replies=[])
+    scores = [{"dialog": f"{n}", "nats": nats, "bytes": 2.0} for n, nats in enumerate(nats_of_dialogs)]
+    write_evaluation(run, "starter", kept, worst=[], replies=[], scores=scores)
 
 
 def test_the_stop_rate_is_that_of_the_test_prompts_wherever_it_is_shown(
-    dialogkit: Run, two: str, trained: Trained
+    dialogkit: Run, two: str, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     keep_evaluation(two, "shared-run", stop_rate=0.4375)
     assert {row.stop_rate for row in list_run_rows(output=two)} == {trained.result.stop_rate}
     shown = f"{trained.result.stop_rate:.1%}"
@@ -116,7 +140,7 @@ def test_the_name_of_a_run_is_whole_in_a_narrow_terminal(
         shown = dialogkit(*words, "--output-dir", output).out
         assert name in shown.split()
         assert max(map(len, shown.splitlines())) <= 80
-        assert len(shown.splitlines()) == (2 if words[0] == "runs" else 3)  # under what was measured
+        assert len(shown.splitlines()) == (4 if words[0] == "runs" else 3)  # under what was measured
 
 
 @pytest.fixture
@@ -398,6 +422,11 @@ def test_what_differs_between_runs_is_told_and_nothing_else(two: str, trained: T
     bits = trained.result.metrics["final/bits_per_byte"]
     assert {row.name: row.values for row in compared.figures}["bits per byte"] == [bits, bits - 0.5]
     assert compared.same_data
+    assert compared.verdict.text == (
+        f"other-run predicts better than shared-run, {bits - 0.5:.3f} against {bits:.3f} bits/byte on the same 15 "
+        "dialogs: 0.500 fewer, and whether that is more than chance was not measured. Settings that differ: "
+        f"train.learning_rate {learning_rate:g} / 0.5."
+    )
     prompts = {reply.prompt: reply.reply for reply in trained.result.replies}
     answered = {row.prompt: row.replies for row in compared.replies}
     assert {prompt: answered[prompt] for prompt in prompts} == {p: [reply] * 2 for p, reply in prompts.items()}
@@ -436,6 +465,23 @@ def test_kept_evaluations_stand_side_by_side_with_their_intervals(
     data = dialogkit("runs", "compare", "other-run", "shared-run", "--output-dir", two, "--json").json["data"]
     assert [row["bits_per_byte"] for row in data["evaluations"][0]["rows"]] == [2.5, 3.5]
     assert [[task["name"] for task in tasks] for tasks in data["tasks"]] == [["t"], []]
+    assert "1.000 fewer, more than chance." in " ".join(done.out.split())
+
+
+def test_kept_scores_of_dialogs_make_the_verdict_sharp_on_the_screen_and_on_the_page(
+    two: str, dialogkit: Run
+) -> None:
+    wide = {"bits_per_byte": 3.0, "intervals": {"bits_per_byte": (1.0, 5.0)}}
+    nats = [float(n) for n in range(15)]
+    keep_evaluation(two, "shared-run", nats, **wide)
+    keep_evaluation(two, "other-run", [n - 0.5 for n in nats], **wide)
+    verdict = compare_runs(["shared-run", "other-run"], output=two).verdict
+    assert (verdict.best, verdict.dialogs, verdict.behind[0].clear) == ("other-run", 15, True)
+    dialogkit("runs", "report", "shared-run", "other-run", "--output-dir", two, "--output", "two.html")
+    assert f'<p class="verdict" dir="auto">{verdict.text}</p>' in Path("two.html").read_text()
+    path = Path(two) / "runs/other-run/evaluation/starter-15-dialogs-scores.jsonl"
+    path.write_text(path.read_text().replace('"nats"', '"nots"', 1))
+    assert compare_runs(["shared-run", "other-run"], output=two).verdict.behind[0].interval is None
 
 
 def test_evaluations_on_other_dialogs_are_not_set_side_by_side_and_that_is_said(two: str, dialogkit: Run) -> None:

@@ -1,0 +1,155 @@
+"""The terminal of a dialog: turns that are typed or pasted, and replies that grow by whole words."""
+
+import codecs
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from rich.cells import cell_len
+
+_PROMPT, _CONTINUED = "> ", "  "
+
+
+def read_turns(
+    said: Callable[[str], None], *, on_interrupt: str, on_unreadable: Callable[[str], None]
+) -> Iterator[str]:
+    r"""Yield each turn of the input, until its end or Ctrl-D.
+
+    A turn is one line; a backslash at its end continues it on the next one. Lines that are pasted into a terminal
+    are one turn, if Python was built with GNU readline.
+
+    Args:
+        said: prints a line to stderr.
+        on_interrupt: what is said at Ctrl-C.
+        on_unreadable: receives the encoding that a line was not in.
+    """
+    terminal = sys.stdin.isatty()
+    if terminal:
+        _use_readline()
+    encoding = _read_as_text(terminal=terminal)
+    begun: list[str] = []
+    while True:
+        try:
+            line = input((_CONTINUED if begun else _PROMPT) if terminal else "").removesuffix("\r")
+        except KeyboardInterrupt:
+            said(f"\n{on_interrupt}")
+            begun = []
+            continue
+        except EOFError:
+            if terminal:
+                sys.stdout.write("\n")
+            if turn := "\n".join(begun).strip():
+                yield turn
+            return
+        except UnicodeDecodeError:
+            on_unreadable(encoding.upper())
+            continue
+        if line.endswith("\\"):
+            begun.append(line[:-1])
+            continue
+        turn, begun = "\n".join([*begun, line]).strip(), []
+        if turn:
+            yield turn
+
+
+def _use_readline() -> None:
+    """Give `input` the arrow keys, a history, and pastes of several lines."""
+    with suppress(ImportError):
+        import readline
+
+        # libedit, in its place on macOS, knows no bracketed paste; a dumb terminal would show its marks.
+        if "libedit" not in (readline.__doc__ or "") and os.environ.get("TERM", "dumb") != "dumb":
+            readline.parse_and_bind("set enable-bracketed-paste on")
+
+
+def _read_as_text(*, terminal: bool) -> str:
+    """Set how standard input is read, and return its encoding."""
+    encoding = str(getattr(sys.stdin, "encoding", "utf-8"))
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        if not terminal:
+            sys.stdin.reconfigure(newline="\n")  # a carriage return does not end a line
+        if codecs.lookup(encoding).name == "ascii":
+            sys.stdin.reconfigure(encoding="utf-8")  # which ASCII is a part of
+            encoding = "utf-8"
+    return encoding
+
+
+@contextmanager
+def no_echo() -> Iterator[None]:
+    """Keep what is typed meanwhile, and the `^C` of Ctrl-C, off the screen; the next prompt shows it."""
+    restore = _without_echo()
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _without_echo() -> Callable[[], None]:
+    """Stop the echo of the terminal, and return what restores it; both do nothing without a terminal."""
+    try:
+        import termios
+    except ImportError:  # Windows
+        return lambda: None
+    try:
+        terminal = sys.stdin.fileno()
+        before = termios.tcgetattr(terminal)
+        if os.tcgetpgrp(terminal) != os.getpgrp():  # in the background, a change would stop this process
+            return lambda: None
+        changed: list[Any] = list(before)
+        changed[3] &= ~termios.ECHO
+        termios.tcsetattr(terminal, termios.TCSANOW, changed)
+    except (AttributeError, ValueError, OSError, termios.error):  # closed, or no terminal
+        return lambda: None
+
+    def restore() -> None:
+        with suppress(OSError, termios.error):  # it may be gone
+            termios.tcsetattr(terminal, termios.TCSANOW, before)
+
+    return restore
+
+
+class WordWrap:
+    """Writes a growing text so that no word is broken at the edge of the terminal."""
+
+    def __init__(self, write: Callable[[str], None], width: int) -> None:
+        self._write, self._width = write, width
+        self._column = 0
+        self._blanks = self._word = ""
+        """Blanks and the word behind them that are not written yet: the word may grow."""
+
+    def add(self, text: str) -> None:
+        """Write a piece of the text, up to its last whole word."""
+        for letter in text:
+            if letter == "\n":
+                self._end_word()
+                self._write("\n")
+                self._column, self._blanks = 0, ""
+            elif letter in " \t":
+                self._end_word()
+                self._blanks += "    " if letter == "\t" else letter
+            elif cell_len(letter) > 1:  # scripts of wide letters have no blanks, and break between any two
+                self._end_word()
+                self._word = letter
+                self._end_word()
+            else:
+                self._word += letter
+
+    def end(self) -> None:
+        """Write the last word."""
+        self._end_word()
+
+    def _end_word(self) -> None:
+        if not self._word:
+            return
+        word = self._blanks + self._word
+        if self._column and self._column + cell_len(word) > self._width:
+            self._write("\n")
+            self._column, word = 0, self._word
+        self._write(word)
+        self._column += cell_len(word)
+        if self._column > self._width:  # longer than a line: the terminal breaks it
+            self._column %= self._width
+        self._blanks = self._word = ""

@@ -1,0 +1,36 @@
+"""Replies grow by whole words, and turns may have several lines."""
+
+import io
+import sys
+
+import pytest
+
+from dialogkit.cli.terminal import WordWrap, read_turns
+
+ONE = "\N{CJK UNIFIED IDEOGRAPH-4E00}"  # two columns wide
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 100])
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("the top_p of it", "the top_p\nof it"),
+        ("exactly ten", "exactly\nten"),
+        ("a\n\n  b c\n", "a\n\n  b c\n"),
+        ("a  long-long-long word", "a\nlong-long-long word"),
+        (ONE * 7, ONE * 5 + "\n" + ONE * 2),
+        ("", ""),
+    ],
+)
+def test_no_word_is_broken_at_the_edge(text: str, shown: str, pieces: int) -> None:
+    written: list[str] = []
+    wrap = WordWrap(written.append, 10)
+    for start in range(0, len(text), pieces):
+        wrap.add(text[start : start + pieces])
+    wrap.end()
+    assert "".join(written) == shown
+
+
+def test_a_backslash_continues_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a\\\n  b\\\nc\n\nnext\nlast\\\n"))
+    assert list(read_turns(print, on_interrupt="", on_unreadable=print)) == ["a\n  b\nc", "next", "last"]
