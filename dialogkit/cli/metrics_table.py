@@ -15,14 +15,6 @@ if TYPE_CHECKING:
 
 Column = TypeVar("Column")
 
-HELD_OUT = {
-    "bits_per_byte": ("bits per byte", ",.3f"),
-    "nats_per_token": ("loss (nats/token)", ",.3f"),
-    "perplexity": ("perplexity", ",.1f"),
-    "accuracy": ("token accuracy", ".1%"),
-}
-"""Titles and number formats of the metrics on held-out dialogs."""
-
 
 def best_of(bounds: Mapping[str, tuple[float, float]], better: int) -> str | None:
     """Return the best one, if its interval does not overlap any other.

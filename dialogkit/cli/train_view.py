@@ -4,9 +4,9 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-from dialogkit.cli.metrics_table import HELD_OUT
 from dialogkit.cli.output import Output, settings_table, table, untrusted
 from dialogkit.text import counted, duration
+from dialogkit.tracking.metric_specs import HELD_OUT
 
 if TYPE_CHECKING:
     from dialogkit.services.training.dry_run import DryRunResult

@@ -19,7 +19,9 @@ PACKAGE = REPOSITORY / "dialogkit"
 HEAVY = {"torch", "transformers", "datasets", "wandb", "tokenizers", "accelerate", "matplotlib"}
 
 LEVELS = {
+    "api": 4,
     "cli": 3,
+    "examples": 1,
     "services": 2,
     **dict.fromkeys(["data", "models", "engine", "inference", "tracking"], 1),
     **dict.fromkeys(

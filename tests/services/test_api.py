@@ -70,11 +70,16 @@ def test_a_result_can_be_kept_as_json(trained: Trained) -> None:
     assert dialogkit.TrainResult.model_validate_json(text) == trained.result
 
 
-def test_a_notebook_without_logging_sees_how_the_training_goes(tmp_path: Path) -> None:
+def test_each_training_of_a_process_says_each_thing_once(tmp_path: Path) -> None:
     script = (
-        "import sys, dialogkit\n"
+        "import logging, sys, dialogkit\n"
         "assert 'torch' not in sys.modules\n"
         f"dialogkit.train_single_model('custom-nano', overrides={SMALL!r})\n"
+        "dialogkit.evaluate(samples=2)\n"
+        "assert logging.getLogger().handlers == []\n"
+        "logging.basicConfig(level='INFO')  # as libraries do while they work\n"
+        "print('AGAIN')\n"
+        f"dialogkit.train(dialogkit.load_run_config('custom-nano', overrides={SMALL!r}))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -84,9 +89,11 @@ def test_a_notebook_without_logging_sees_how_the_training_goes(tmp_path: Path) -
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    lines = done.stdout.splitlines()
-    assert lines[0].split()[:2] == ["model", "custom-nano,"]
-    assert [line.split()[1] for line in lines if line.startswith("step ") and "held-out" not in line] == [
-        f"{step}/4" for step in (1, 2, 3, 4)
-    ]
+    assert "loss" not in done.stderr
+    for part in done.stdout.split("AGAIN\n"):
+        lines = part.splitlines()
+        assert lines[0].split()[:2] == ["model", "custom-nano,"]
+        assert [line.split()[1] for line in lines if line.startswith("step ") and "held-out" not in line] == [
+            f"{step}/4" for step in (1, 2, 3, 4)
+        ]
+        assert sum(line.startswith("bits per byte") for line in lines) == 1
