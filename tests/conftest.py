@@ -94,6 +94,8 @@ def log_as_found() -> Iterator[None]:
     logger = logging.getLogger("dialogkit")
     before = logger.handlers[:], logger.propagate, logger.level
     yield
+    for handler in set(logger.handlers) - set(before[0]):
+        handler.close()
     logger.handlers[:], logger.propagate = before[:2]
     logger.setLevel(before[2])
 

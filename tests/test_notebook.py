@@ -19,6 +19,7 @@ import threading
 from dialogkit.services.training.progress import TrainReporter
 
 BRIEF = {SMALL!r}
+OF_ANY_MODEL = {{name: value for name, value in BRIEF.items() if not name.startswith("model.")}}
 reached, asked = threading.Event(), threading.Event()
 
 
@@ -33,7 +34,7 @@ class Waiting(TrainReporter):
 SMALLER = {
     "overrides={": "overrides={**BRIEF, ",
     "max_samples=50": "max_samples=8, overrides=BRIEF",
-    "{**BRIEF, **settings}": "{**settings, **BRIEF, **{'data.dataset': 'hours.jsonl'}}",
+    "overrides=settings": "overrides={**settings, **OF_ANY_MODEL}",
     "submit(train, longer)": "submit(train, longer, reporter=Waiting())",
     "stop()\n": "reached.wait(60)\nstop()\nasked.set()\n",
     "samples=40": "samples=2",
