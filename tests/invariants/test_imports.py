@@ -206,13 +206,8 @@ def test_only_the_run_folder_knows_the_names_of_its_files(file: str) -> None:
 
 
 def test_below_the_services_no_function_takes_the_whole_configuration() -> None:
-    assert {path.split("/")[0] for path in owners("RunConfig")} <= {
-        "config",
-        "services",
-        "cli",
-        "api",
-        "__init__.py",
-    }
+    parts = {path.split("/")[0] for path in owners("RunConfig")}
+    assert parts <= {"config", "services", "cli", "api", "__init__.py"}
 
 
 def loaded_by(*words: str) -> list[str]:
