@@ -3,17 +3,23 @@
 Importing this module imports no torch: each public name is loaded when it is first used.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from dialogkit.api.training import resume as resume
+    from dialogkit.api.training import stop as stop
+    from dialogkit.api.training import train as train
+    from dialogkit.api.training import train_single_model as train_single_model
     from dialogkit.config.load import load_run_config as load_run_config
     from dialogkit.config.run import RunConfig as RunConfig
     from dialogkit.dialog import Dialog as Dialog
     from dialogkit.dialog import Message as Message
     from dialogkit.errors import DialogKitError as DialogKitError
+    from dialogkit.examples import copy_examples as copy_examples
     from dialogkit.services.evaluate import EvaluateResult as EvaluateResult
     from dialogkit.services.evaluate import evaluate as evaluate
     from dialogkit.services.generate import GenerateResult as GenerateResult
@@ -21,20 +27,19 @@ if TYPE_CHECKING:
     from dialogkit.services.inspect import InspectResult as InspectResult
     from dialogkit.services.inspect import inspect_data as inspect_data
     from dialogkit.services.models import list_models as list_models
-    from dialogkit.services.train import train as train
-    from dialogkit.services.train import train_single_model as train_single_model
     from dialogkit.services.training.result import TrainResult as TrainResult
 
 _MODULES = {
+    "api.training": ("resume", "stop", "train", "train_single_model"),
     "config.load": ("load_run_config",),
     "config.run": ("RunConfig",),
     "dialog": ("Dialog", "Message"),
     "errors": ("DialogKitError",),
+    "examples": ("copy_examples",),
     "services.evaluate": ("EvaluateResult", "evaluate"),
     "services.generate": ("GenerateResult", "generate"),
     "services.inspect": ("InspectResult", "inspect_data"),
     "services.models": ("list_models",),
-    "services.train": ("train", "train_single_model"),
     "services.training.result": ("TrainResult",),
 }
 _EXPORTS = {name: module for module, names in _MODULES.items() for name in names}
@@ -52,3 +57,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+if "IPython" in sys.modules:
+    from dialogkit.api.shell import show_sentences
+
+    show_sentences()

@@ -3,6 +3,7 @@
 import atexit
 import gc
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -119,6 +120,18 @@ def in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     """Each test runs in an empty folder of its own."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def log_as_found() -> Iterator[None]:
+    """Each test leaves the log of the package as it found it: a training from Python shows it."""
+    logger = logging.getLogger("dialogkit")
+    before = logger.handlers[:], logger.propagate, logger.level
+    yield
+    for handler in set(logger.handlers) - set(before[0]):
+        handler.close()
+    logger.handlers[:], logger.propagate = before[:2]
+    logger.setLevel(before[2])
 
 
 @pytest.fixture(scope="module", autouse=True)

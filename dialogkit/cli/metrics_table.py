@@ -7,7 +7,6 @@ from rich.text import Text
 
 from dialogkit.cli.output import Output, fits, table, untrusted
 from dialogkit.text import counted
-from dialogkit.tracking.metric_specs import HELD_OUT as HELD_OUT
 from dialogkit.tracking.metric_specs import best_of
 
 if TYPE_CHECKING:

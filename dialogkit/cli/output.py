@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -94,12 +94,26 @@ def print_item(console: Console, item: RenderableType) -> None:
 class Output:
     """Prints results as tables for people or as one JSON envelope for programs."""
 
-    def __init__(self, *, json_mode: bool = False) -> None:
-        escape_unencodable()
+    out: Console
+    err: Console
+
+    def __init__(self, *, json_mode: bool = False, file: IO[str] | None = None) -> None:
+        """Prepare to print.
+
+        Args:
+            json_mode: print for programs.
+            file: where to print everything, as plain text; None: stdout and stderr.
+        """
         self.json_mode = json_mode
         self._growing: WordWrap | None = None
+        if file is not None:
+            # In a notebook rich would display instead of writing to the file.
+            plain = Console(file=file, force_terminal=False, force_jupyter=False, highlight=False, width=100)
+            self.out = self.err = plain
+            return
+        escape_unencodable()
         self.out = Console(highlight=False, soft_wrap=False)
-        self.err: Console = _Aside(stderr=True, highlight=False)
+        self.err = _Aside(stderr=True, highlight=False)
         for console in (self.out, self.err):
             if not console.is_terminal and "COLUMNS" not in os.environ:
                 console.width = UNBOUNDED

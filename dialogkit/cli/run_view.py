@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Column, Table
 from rich.text import Text
 
-from dialogkit.cli.metrics_table import HELD_OUT, print_tasks
+from dialogkit.cli.metrics_table import print_tasks
 from dialogkit.cli.output import (
     Output,
     date,
@@ -20,6 +20,7 @@ from dialogkit.cli.output import (
     values_grid,
 )
 from dialogkit.text import counted, duration, known_from_training, no_fault, percent
+from dialogkit.tracking.metric_specs import HELD_OUT
 
 if TYPE_CHECKING:
     from dialogkit.services.runs.compare import RunDetails

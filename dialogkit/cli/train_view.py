@@ -6,10 +6,10 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-from dialogkit.cli.metrics_table import HELD_OUT
 from dialogkit.cli.output import Output, settings_table, table, untrusted, values_grid
 from dialogkit.redaction import redact
 from dialogkit.text import byte_size, counted, duration, sanitize
+from dialogkit.tracking.metric_specs import HELD_OUT
 
 if TYPE_CHECKING:
     from dialogkit.inference.results import ReplyResult

@@ -1,5 +1,6 @@
 """The bases of settings sections and of what services return."""
 
+from collections.abc import Iterable, Sized
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -42,7 +43,42 @@ class Section(BaseModel):
         return value
 
 
+_LONGEST_REPR, _LONGEST_VALUE = 180, 40
+
+
 class Result(BaseModel):
     """Frozen, printable, JSON-able; holds no tensors."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, arbitrary_types_allowed=False)
+
+    def facts(self) -> Iterable[tuple[str, Any]]:
+        """Return what `repr` shows of the result, the most important first."""
+        return ((name, getattr(self, name)) for name in type(self).model_fields)
+
+    def __repr__(self) -> str:
+        """Return one short line; `model_dump` has everything."""
+        shown = ""
+        for name, value in self.facts():
+            if value is None or (isinstance(value, Sized) and not len(value)):
+                continue
+            word = f"{name}={_brief(value)}"
+            if len(shown) + len(word) > _LONGEST_REPR - len(type(self).__name__):
+                shown += ", ..."
+                break
+            shown += f", {word}" if shown else word
+        return f"{type(self).__name__}({shown})"
+
+    __str__ = __repr__
+
+
+def _brief(value: Any) -> str:
+    """Return a value in a few characters: the length of what is long."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, str):
+        return repr(value if len(value) <= _LONGEST_VALUE else f"{value[: _LONGEST_VALUE - 3]}...")
+    if isinstance(value, Result):
+        return f"{type(value).__name__}(...)"
+    if isinstance(value, Sized):
+        return f"<{len(value):,}>"
+    return repr(value)

@@ -18,6 +18,7 @@ from dialogkit.engine.checkpoints import Progress
 from dialogkit.engine.loss import TokenCounter
 from dialogkit.errors import DivergedError, InterruptedRunError, ProcessLostError
 from dialogkit.hints import Change
+from dialogkit.system import stopping
 from dialogkit.system.signals import name_of
 
 logger = logging.getLogger(__name__)
@@ -169,6 +170,8 @@ class EvaluationAborted(Exception):
 class StopAtSignal(TrainerCallback):
     """On Ctrl-C or SIGTERM finishes the step, or aborts the evaluation; at a second signal nothing more is saved.
 
+    A request by `dialogkit.system.stopping`, which needs no signal, counts as a Ctrl-C.
+
     Args:
         heard: called at the first signal, from within its handler.
         lost: raises the error of a signal that a library swallowed before the first step.
@@ -182,6 +185,7 @@ class StopAtSignal(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Handle both signals, where Python allows it (in the main thread)."""
+        stopping.raise_if_asked()
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._previous[number] = signal.signal(number, self._handle)
@@ -208,17 +212,21 @@ class StopAtSignal(TrainerCallback):
 
     def _received_by_any(self) -> int | None:
         """Return the signal that any rank received; every rank calls this at the same step."""
+        mine = self._mine()
         if process_group.world_size() == 1:
-            return self._received
-        mine = self._received
+            return mine
         interrupts, terminations = process_group.all_reduce_ints(
             [int(mine == n) for n in (signal.SIGINT, signal.SIGTERM)]
         )
         return signal.SIGTERM if terminations else signal.SIGINT if interrupts else None
 
+    def _mine(self) -> int | None:
+        """Return the signal that this rank received."""
+        return signal.SIGINT if self._received is None and stopping.is_asked() else self._received
+
     def aborts(self) -> bool:
         """Return whether to abort an evaluation or its replies; those of the last step are never aborted."""
-        return self._received is not None and not self._is_last_step
+        return self._mine() is not None and not self._is_last_step
 
     def release(self) -> None:
         """Restore the previous signal handlers."""
@@ -229,7 +237,8 @@ class StopAtSignal(TrainerCallback):
     def raise_if_stopped(self, step: int) -> None:
         """Raise InterruptedRunError if a signal ended the training."""
         if (received := self._received_by_any()) is not None:
+            by = stopping.STOPPED if self._received is None and stopping.is_asked() else name_of(received)
             raise InterruptedRunError(
-                f"stopped by {name_of(received)} after step {step}; its checkpoint is kept",
+                f"stopped by {by} after step {step}; its checkpoint is kept",
                 exit_code=128 + received,
             )

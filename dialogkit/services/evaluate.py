@@ -1,6 +1,6 @@
 """How good models are: how well they predict held-out answers, whether they use the prompt, and how they reply."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +42,17 @@ class EvaluateResult(Result):
     """Which of several models predicts best."""
     same_dialogs: InstanceOf[Call] | None = Field(default=None, exclude=True)
     """The call that evaluates all models on the same dialogs; None if they were."""
+
+    def facts(self) -> Iterable[tuple[str, Any]]:
+        """Return the models with their bits per byte."""
+        yield "models", ", ".join(row.model for row in self.rows)
+        yield "bits_per_byte", ", ".join(f"{row.bits_per_byte:.3f}" for row in self.rows if row.bits_per_byte)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        from dialogkit.services import display
+
+        return display.evaluation(self)
 
 
 class _Planned(NamedTuple):

@@ -1,7 +1,8 @@
 """Generates replies to prompts, with one model or several side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -30,6 +31,16 @@ class GenerateResult(Result):
     def text(self) -> str:
         """The first reply's text."""
         return self.replies[0].reply
+
+    def facts(self) -> Iterable[tuple[str, Any]]:
+        """Return the first reply, and the number of all."""
+        yield from (("text", self.text), ("replies", self.replies)) if self.replies else ()
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        from dialogkit.services import display
+
+        return display.generation(self.replies, self.notes)
 
 
 @alone()

@@ -4,19 +4,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dialogkit.config.load import load_run_config
 from dialogkit.config.run import RunConfig
 from dialogkit.distributed import process_group, rendezvous
 from dialogkit.errors import OutOfMemoryError
 from dialogkit.services.training.agreement import require_same_request
 from dialogkit.services.training.lifecycle import TrainRequest, open_run
-from dialogkit.services.training.progress import LogReporter, TrainReporter, show_log
+from dialogkit.services.training.progress import LogReporter, TrainReporter
 from dialogkit.services.training.result import TrainResult
 from dialogkit.system.compute_lock import alone
+from dialogkit.system.stopping import raise_if_asked, stoppable
 from dialogkit.tracking.record import DataInfo
 from dialogkit.tracking.run_dir import RunDir
 
-__all__ = ["TrainRequest", "TrainResult", "resume", "run_training", "train", "train_single_model"]
+__all__ = ["TrainRequest", "TrainResult", "resume", "run_training", "train"]
 
 
 def train(
@@ -40,31 +40,6 @@ def train(
         config=config, origins=origins or {}, command=command or (), reporter=reporter or LogReporter()
     )
     return run_training(request)[0]
-
-
-def train_single_model(
-    model_name: str = "custom-tiny",
-    config_type: str = "test",
-    *,
-    max_samples: int | None = None,
-    project_name: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> tuple[Any, dict[str, float]]:
-    """Train one model from a notebook and return HF's trainer and the metrics.
-
-    Args:
-        model_name: a model of the catalogue, a model file, a folder or a hub id.
-        config_type: the preset: test, development or production.
-        max_samples: training dialogs to use; None is the preset's.
-        project_name: W&B project.
-        overrides: further settings by dotted names, such as `{"train.learning_rate": 1e-3}`.
-    """
-    given = {"data.samples": max_samples, "tracking.project": project_name}
-    chosen = {name: value for name, value in given.items() if value is not None} | dict(overrides or {})
-    config = load_run_config(model_name, preset=config_type, overrides=chosen)
-    show_log()
-    result, trainer = run_training(TrainRequest(config=config))
-    return trainer, result.metrics
 
 
 def resume(
@@ -108,11 +83,12 @@ def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
     from dialogkit.services.training.resume import restore_checkpoint
     from dialogkit.services.training.summary import data_info
 
-    with alone(request.reporter.note):
+    with alone(request.reporter.note), stoppable():
         rendezvous.join()
         request = require_same_request(request)
         with open_run(request) as run:
             learner = Learner(run.config, run.runtime, raise_missed_signal=run.raise_missed_signal)
+            raise_if_asked()
             run.checkpoint = None if run.is_new else restore_checkpoint(run, learner)
             if process_group.is_main_process():
                 require_disk(learner, Path(run.config.runtime.output_dir), run.checkpoint)

@@ -16,6 +16,15 @@ GROUPS: dict[Group, tuple[str, str]] = {
 """Title and subtitle of each group of metrics."""
 
 
+HELD_OUT = {
+    "bits_per_byte": ("bits per byte", ",.3f"),
+    "nats_per_token": ("loss (nats/token)", ",.3f"),
+    "perplexity": ("perplexity", ",.1f"),
+    "accuracy": ("token accuracy", ".1%"),
+}
+"""Titles and number formats of the metrics of a training on held-out dialogs."""
+
+
 ANCHORS = {"untrained": "untrained", "unigram": "unigram", "answers": "true answers"}
 """Titles of the anchors shown beside a model."""
 

@@ -27,6 +27,7 @@ EXCEPTIONS: dict[str, str] = {
     "engine/device.py": "the arguments of nvidia-smi",
     "services/machine/checks.py": "the arguments of pip and docker",
     "services/machine/probe.py": "the arguments of nvidia-smi",
+    "services/display.py": "custom properties of CSS",
     "system/git.py": "the arguments of git",
     "distributed/rank.py": "the arguments of torchrun and accelerate, which start ranks",
     "services/training/lifecycle.py": "the arguments of torchrun, which starts ranks",

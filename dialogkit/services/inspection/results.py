@@ -155,3 +155,9 @@ class InspectResult(Result):
     epochs: int | None
     """Passes that make sense where the preset makes too few steps to learn; None where it makes enough."""
     shown: list[ShownDialog]
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        from dialogkit.services import display
+
+        return display.inspection(self)

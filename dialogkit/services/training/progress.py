@@ -69,12 +69,27 @@ def step_line(step: int, total: int | None, metrics: Mapping[str, float]) -> str
     return f"step {step}{of_all}  loss {metrics['train/loss']:.3f}  {metrics['perf/tokens_per_s']:,.0f} tokens/s"
 
 
+class _StdoutHandler(logging.Handler):
+    """Prints to what `sys.stdout` is at the time: a notebook exchanges it, and so does `redirect_stdout`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message."""
+        with suppress(OSError, ValueError):  # a closed pipe or stream ends no training
+            sys.stdout.write(f"{self.format(record)}\n")
+            sys.stdout.flush()
+
+
 def show_log() -> None:
-    """Show the log if logging is not set up, as in a notebook."""
-    if not logger.hasHandlers():
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
+    """Show the log on stdout, unless the logger `dialogkit` has handlers of its own.
+
+    The root logger is left as it is, and receives nothing: libraries add handlers to it while they work, and each
+    line would appear twice.
+    """
+    if logger.handlers:
+        return
+    logger.addHandler(_StdoutHandler())
+    logger.propagate = False
+    if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
 
 

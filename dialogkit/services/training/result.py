@@ -1,11 +1,15 @@
 """The result of a training."""
 
 import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from dialogkit.config.base import Result
 from dialogkit.inference.results import ReplyResult
+from dialogkit.tracking.run_dir import RunDir
 
 
 class TrainResult(Result):
@@ -44,6 +48,31 @@ class TrainResult(Result):
     def success_rate(self) -> float:
         """The reply rate, by its name up to 0.2.0."""
         return self.reply_rate
+
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        """The logged points by step, each with its metrics by name (`train/loss`, `eval/nats_per_token` ...).
+
+        Read from the run's folder: empty once that is gone. `pandas.DataFrame(result.curve)` makes a table of it.
+        """
+        points: dict[int, dict[str, float]] = {}
+        for line in RunDir(Path(self.run_dir)).metrics():
+            found = {name: float(value) for name, value in line.items() if name not in ("step", "time")}
+            points.setdefault(line["step"], {"step": line["step"]}).update(found)
+        return [points[step] for step in sorted(points)]
+
+    def facts(self) -> Iterable[tuple[str, Any]]:
+        """Return the run, what it learned, and how long it took."""
+        yield "run", self.run
+        for when in ("before", "final"):
+            yield f"{when}_bits_per_byte", self.metrics.get(f"{when}/bits_per_byte")
+        yield from (("steps", self.steps), ("duration_s", self.duration_s), ("published_dir", self.published_dir))
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        from dialogkit.services import display
+
+        return display.training(self)
 
     @property
     def wandb_place(self) -> str | None:

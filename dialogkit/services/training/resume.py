@@ -7,12 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dialogkit.config.load import flatten, folder_name, load_changed
+from dialogkit.config.load import flatten, folder_name, load_changed, load_run_config
 from dialogkit.config.paths import NEWEST, holds_model
 from dialogkit.config.run import RunConfig
 from dialogkit.distributed import process_group
-from dialogkit.errors import CheckpointError, ConfigError, ModelError
-from dialogkit.hints import Call
+from dialogkit.errors import CheckpointError, ConfigError, ModelError, wrong_setting
+from dialogkit.hints import Call, Change
+from dialogkit.models.shape import read_shape
 from dialogkit.services.runs.resolve import call_on, output_of, refuse_sharded, require_finished_model
 from dialogkit.system.packages import package_versions
 from dialogkit.text import counted
@@ -82,6 +83,25 @@ def find_start(name: str, *, output: Path) -> tuple[Path, str]:
     run = _named(name, output)
     require_finished_model(run)
     return run.model_dir, run.read().model_name
+
+
+def started_from(config: RunConfig, name: str) -> RunConfig:
+    """Return settings that start from the weights of a finished run or a checkpoint; the model keeps its name.
+
+    Raises: what `find_start` raises; ConfigError if the settings describe a model of another shape.
+    """
+    start, _ = find_start(name, output=Path(config.runtime.output_dir))
+    shape = read_shape(start)
+    for field in ("layers", "width", "heads", "context"):
+        wanted, there = getattr(config.model, field), shape.get(field)
+        if None not in (wanted, there) and wanted != there:
+            raise wrong_setting(
+                f"model.{field}",
+                f"{wanted} in the settings, but {name!r} has a model with {there}",
+                Change({f"model.{field}": there}),
+            )
+    model = load_run_config(str(start), overrides={"model.name": config.model.name}).model
+    return config.model_copy(update={"model": model})
 
 
 def _require_valid_checkpoint(checkpoint: Path, run: RunDir) -> None:

@@ -1,0 +1,49 @@
+"""Whether this is IPython or a notebook, and how an error is shown there."""
+
+import os
+import sys
+from typing import Any
+
+from dialogkit.errors import DialogKitError
+
+HOOK = "_render_traceback_"
+"""The method of an exception that IPython asks for its traceback."""
+
+
+def ipython() -> Any:
+    """Return the running shell of IPython; None without one."""
+    module = sys.modules.get("IPython")
+    return module.get_ipython() if module is not None else None
+
+
+def is_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook."""
+    return hasattr(ipython(), "kernel")
+
+
+def show_sentences() -> None:
+    """Let IPython show an error of this package as a sentence and what to do about it, without its traceback."""
+    setattr(DialogKitError, HOOK, _rendered)
+
+
+def _rendered(error: DialogKitError) -> list[str]:
+    """Return what IPython prints of an error: `%tb`, in a later cell, or `DIALOGKIT_DEBUG` have the traceback."""
+    shell = ipython()
+    # IPython asks more than once in the cell of the error.
+    cell = error.__dict__.setdefault("shown_in_cell", shell.execution_count)
+    if cell != shell.execution_count or os.environ.get("DIALOGKIT_DEBUG"):
+        lines: list[str] = shell.InteractiveTB.structured_traceback(type(error), error, error.__traceback__)
+        return lines
+    return [*sentences(error), "(%tb shows the traceback)"]
+
+
+def sentences(error: DialogKitError) -> list[str]:
+    """Return an error as lines: what is wrong, its details, and what to do in Python."""
+    from dialogkit.api import hints
+    from dialogkit.redaction import redact
+    from dialogkit.text import sanitize
+
+    lines = [f"{type(error).__name__}: {error.message}", *(f"    {detail}" for detail in error.details[:10])]
+    if advice := hints.render(error.hint):
+        lines.append(f"try: {redact(advice)}")
+    return list(map(sanitize, lines))
