@@ -7,7 +7,7 @@ import shlex
 import zlib
 from pathlib import Path
 
-from dialogkit.data.hints import USE_STARTER
+from dialogkit.data.hints import USE_STARTER, use_rewritten
 from dialogkit.data.open_files import MAX_ROW, open_file
 from dialogkit.errors import DataError
 from dialogkit.hints import Either, Hint, Shell
@@ -86,7 +86,7 @@ def wrong_encoding(path: Path) -> DataError | None:
     encoding = next((name for name in ("cp1252", "gb18030") if name in equal), best.encoding)
     return DataError(
         f"{path.name}:{line}: not UTF-8 text, but most likely {encoding.replace('_', '-')}",
-        hint=convert_command(path, encoding.upper().replace("_", "-")),
+        hint=use_rewritten(*convert_command(path, encoding.upper().replace("_", "-"))),
     )
 
 
@@ -95,17 +95,18 @@ def _almost_json(path: Path, text: str) -> DataError | None:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if path.suffix == ".gz" or not lines or not lines[0].startswith("{"):
         return None
-    source, fixed = shlex.quote(str(path)), shlex.quote(str(path.with_name(f"{path.stem}-fixed.jsonl")))
+    target = path.with_name(f"{path.stem}-fixed.jsonl")
+    source, fixed = shlex.quote(str(path)), shlex.quote(str(target))
     if lines[0].endswith(",") and _is_json(lines[0].rstrip(",")):
         return DataError(
             f"{path.name}:1: the lines end in commas, which is neither JSONL nor a JSON array",
-            hint=Shell(f"sed 's/,[[:space:]]*$//' {source} > {fixed}"),
+            hint=use_rewritten(f"sed 's/,[[:space:]]*$//' {source} > {fixed}", target),
         )
     if re.match(r"\{\s*'", lines[0]):
         program = "import ast, json, sys; [print(json.dumps(ast.literal_eval(line))) for line in sys.stdin]"
         return DataError(
             f"{path.name}:1: written with single quotes, as Python prints it, which is not JSON",
-            hint=Shell(f'python3 -c "{program}" < {source} > {fixed}'),
+            hint=use_rewritten(f'python3 -c "{program}" < {source} > {fixed}', target),
         )
     return None
 

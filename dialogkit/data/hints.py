@@ -8,12 +8,13 @@ from pathlib import Path
 
 from dialogkit.config.paths import files_beside, nearest_file
 from dialogkit.errors import DataError
-from dialogkit.hints import Change, Either
+from dialogkit.hints import Change, Either, Shell, Then
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 """Endings of data files; `.gz` may follow each."""
 
 USE_STARTER = Change({"data.dataset": "starter"})
+AS_ROWS = 'write it as JSONL, one {"prompt": "...", "response": "..."} per line'
 FIX_LINE = Either("fix that line", USE_STARTER)
 FIX_ROWS = Either("fix the rows", USE_STARTER)
 DETECT_FORMAT = Change({"data.format": "auto"})
@@ -33,6 +34,11 @@ def use_another_file(path: Path) -> Change:
     others = [*([near] if near else []), *files_beside(path, SUFFIXES)]
     other = first_dataset(others)
     return Change({"data.dataset": str(other)}) if other else USE_STARTER
+
+
+def use_rewritten(command: str, target: Path) -> Then:
+    """Return the hint to run a shell command that writes a dataset, and to use that."""
+    return Then(Shell(command), Change({"data.dataset": str(target)}))
 
 
 def first_dataset(files: Sequence[Path]) -> Path | None:

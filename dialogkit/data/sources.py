@@ -14,7 +14,15 @@ from dialogkit.config.load import HUB_ID
 from dialogkit.config.paths import nearest_file
 from dialogkit.data.foreign_files import named_file
 from dialogkit.data.formats import tree_paths
-from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, SUFFIXES, USE_STARTER, first_dataset, use_another_file
+from dialogkit.data.hints import (
+    AS_ROWS,
+    DETECT_FORMAT,
+    FIX_ROWS,
+    SUFFIXES,
+    USE_STARTER,
+    first_dataset,
+    use_another_file,
+)
 from dialogkit.data.open_files import NOT_UTF8, STREAMED, Row, suffix_of
 from dialogkit.data.readers import read_rows
 from dialogkit.data.row_parser import RowParser
@@ -101,7 +109,7 @@ def find_source(config: DataConfig) -> DataSource:
         if suffix_of(path) not in SUFFIXES:
             raise named_file(path) or DataError(
                 f"{name!r} has none of the endings {', '.join(SUFFIXES)} (or .gz after them)",
-                hint=use_another_file(path),
+                hint=Either(AS_ROWS, use_another_file(path)),
             )
         return DataSource(path.name, path)
     if os.path.lexists(path):

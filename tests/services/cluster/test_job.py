@@ -402,7 +402,7 @@ def test_a_slurm_job_with_data_of_the_hub_asks_nobody(dialogkit: Run, monkeypatc
             "runtime.device is 'cuda', and no GPU",
         ),
         ([], ["train", "--set", "runtime.devices=4"], "runtime.devices is in the job file already"),
-        ([], ["train", "--resume", "last"], "try: --name my-run"),
+        ([], ["train", "--resume", "last"], "-- train --name my-run"),
         ([], ["train", "--set", "tracking.notes=WANDB_API_KEY=01234567"], "hold what seems to be a secret"),
         ([], ["train", "--tag", "hf_" + "a" * 30], "hold what seems to be a secret"),
         ([], ["train", "--project", "0123456789" * 4], "hold what seems to be a secret"),
