@@ -12,6 +12,7 @@ from dialogkit.cli.output import Output
 from dialogkit.cli.train import train_command
 from dialogkit.cli.train_arguments import TrainArguments
 from dialogkit.errors import ConfigError, StorageError
+from dialogkit.hints import Change
 
 if TYPE_CHECKING:
     from dialogkit.config.run import RunConfig
@@ -176,7 +177,7 @@ def _write(text: str, file: Path | None, submit: str, usual: str, *, warning: st
         try:
             write_signed(file, text, comment="# {}")
         except StorageError as error:
-            error.hint = f"--output {usual}"
+            error.hint = Change({"output": usual})
             raise
     if warning:
         output.note(f"warning: {warning}")
@@ -188,10 +189,9 @@ def _require_replaceable(file: Path, usual: str) -> None:
     from dialogkit.system.ownership import is_signed
 
     if file.is_dir():
-        hint = f"--output {shlex.quote(str(file / usual))}"
-        raise StorageError(f"--output {str(file)!r} is a folder", hint=hint)
+        raise StorageError(f"--output {str(file)!r} is a folder", hint=Change({"output": file / usual}))
     if os.path.lexists(file) and not is_signed(file):
         raise StorageError(
             f"{str(file)!r} exists, and is not a job file as dialogkit wrote it: it is left as it is",
-            hint=f"--output {shlex.quote(str(file.with_name(f'{file.stem}-2{file.suffix}')))}",
+            hint=Change({"output": file.with_name(f"{file.stem}-2{file.suffix}")}),
         )

@@ -242,7 +242,7 @@ def _assignment(rest: list[str]) -> str | None:
         equals, value = "=", rest.pop(0)[1:]
     if not value and rest and (not rest[0].startswith("-") or is_number(rest[:1])):
         value = rest.pop(0)
-    return f"{_setting(name) or name}={value}"
+    return f"{_setting(name) or name}={value}" if equals or value else name
 
 
 def _setting(name: str, *, alike: bool = True) -> str | None:

@@ -47,7 +47,7 @@ def first_dataset(files: Sequence[Path]) -> Path | None:
 
 
 def _holds_dialogs(path: Path) -> bool:
-    """Return whether a file is worth suggesting: it has a dialog and no malformed row."""
+    """Return whether a file is worth suggesting: it has enough dialogs to train on, and no malformed row."""
     from dialogkit.data.readers import read_rows
     from dialogkit.data.row_parser import RowParser
     from dialogkit.data.turns import RowError
@@ -65,4 +65,4 @@ def _holds_dialogs(path: Path) -> bool:
         return False
     finally:
         _looking_beside.reset(token)
-    return dialogs > 0
+    return dialogs > 1  # one to train on, one to evaluate

@@ -39,6 +39,7 @@ LEADS_ON = {
     "config validate deep.json": "deep.json is nested too deeply",
     "config validate list.json": "list.json holds no JSON object",
     "config validate models/runs/shared-run/run.json": "train.epochs: must be greater than 0",
+    "--nodes 2": "several machines need a rendezvous",
     "--method lora --no-merge": "starts from random weights",
 }
 """Hints after which the same file or another reason is told, by what they end in."""
@@ -88,7 +89,7 @@ def type_hint(hint: str, words: list[str], dialogkit: Run) -> Finished | None:
         for name in hint.split()[1:]:
             os.environ.pop(name)
         return dialogkit(*small(words))
-    if not line.startswith(("dialogkit ", "--")):
+    if not line.startswith(("dialogkit ", "--")) or "--rendezvous" in [*words, *line.split()]:
         return None
     hinted = shlex.split(line)
     RAN.append(hint)
