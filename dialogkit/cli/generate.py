@@ -61,7 +61,7 @@ def generate_command(
     if twice := [name for name in models if models.count(name) > 1]:
         raise ConfigError(f"{twice[0]!r} cannot be compared with itself", hint=Call("generate", twice[0]))
     if compare and model is None:
-        hint = Call("generate", "custom-tiny", compare=compare)
+        hint = Call("generate", compare[0], compare=compare[1:] or None)
         raise ConfigError("--compare needs a MODEL to compare with", hint=hint)
     output = Output(json_mode=json_output)
     streams = (

@@ -230,7 +230,8 @@ def malformed_rows_error(
     """
     is_bound = streamed or number > _MAX_COUNTED
     more = f" (and {'at least ' if is_bound else ''}{number - 1:,} more such rows)" if number > 1 else ""
-    allow = Either("fix that line", Change({"data.max_bad_rows": "N" if streamed else number}))
+    enough = max(100, 10 * number) if streamed else number
+    allow = Either("fix that line", Change({"data.max_bad_rows": enough}))
     hint = USE_STARTER if (is_bound and not streamed) or all_rows else allow
     return DataError(f"{first[0]}{more}", hint=hint, details=first[1:])
 

@@ -36,8 +36,11 @@ FILES: dict[str, str | bytes] = {
     "persona.jsonl": '{"personality": ["a"], "utterances": ["b"]}\n',
     "wordy.jsonl": LINES.replace("Say", "Say, please, if you can, this or another word: "),
     "alone.jsonl": '{"prompt": "Why?", "response": "So."}\n',
-    "trees.jsonl": '{"message_id": "a", "parent_id": null, "text": "Hi", "role": "prompter"}\n'
-    '{"message_id": "b", "parent_id": "a", "text": "Hi!", "role": "assistant"}\n',
+    "trees.jsonl": "".join(
+        f'{{"message_id": "{name}", "parent_id": null, "text": "Hi {name}", "role": "prompter"}}\n'
+        f'{{"message_id": "{name}2", "parent_id": "{name}", "text": "Hi!", "role": "assistant"}}\n'
+        for name in "abcdefgh"
+    ),
     "array.json": '[{"prompt": "Why?", "response": "So."} {"prompt": 1}]',
     "long.csv": "prompt,response\na," + '"' + "b\n" * 2**21 + '"\n',
     "quote.csv": 'prompt,response\n"a,b\nc,d\n',
@@ -53,7 +56,6 @@ FILES: dict[str, str | bytes] = {
     "damaged.jsonl.gz": gzip.compress(LINES.encode(), mtime=0)[:-20],
     "bomb.jsonl.gz": gzip.compress(b"a" * (70 * 2**20), compresslevel=1, mtime=0),
     "fake.parquet": "PAR1 and no more",
-    "packed.parquet.gz": gzip.compress(b"PAR1", mtime=0),
     # Prompts and texts
     "latin.txt": b"caf\xe9\n",
     "blank.txt": "\n  \n",
@@ -190,7 +192,6 @@ WRONG = {
     "data inspect alpaca-gpt4": "data inspect starter",
     # Streams
     f"{TRAIN} --dataset shop.csv --set data.streaming=true": "--set data.streaming=false",
-    f"{TRAIN} --dataset packed.parquet.gz --set data.streaming=true": "gunzip packed.parquet.gz",
     f"{TRAIN} --dataset empty.jsonl --set data.streaming=true": "--dataset starter",
     f"{TRAIN} --dataset alone.jsonl --set data.streaming=true": "--dataset starter",
     f"{TRAIN} --dataset no-answer.jsonl --set data.streaming=true": "fix the rows, or: --dataset starter",
@@ -203,8 +204,6 @@ WRONG = {
     "generate custom-nano": f"{TRAIN} --preset test",
     "generate shape.json": "train shape.json",
     "generate none": "models list",
-    "evaluate shop.csv": "evaluate --dataset shop.csv",
-    "generate 'Hello there!'": "generate --prompt",
     "runs best": "train custom-tiny --preset test",
     "runs list": "train custom-tiny --preset test",
     "models show custom-nano": TRAIN,
@@ -269,7 +268,7 @@ WITH_RUN = {
     "generate shared-run --max_tokens 2": "--max-new-tokens 2",
     "generate shared-run --temperature=-1": "generate --help",
     "generate shared-run --compare shared-run": "generate shared-run",
-    "generate --compare shared-run": "generate custom-tiny --compare shared-run",
+    "generate --compare shared-run": "generate shared-run",
     "generate --compare shared-run --prompts-file nowhere.txt": "generate --prompt",
     "generate shared-run --prompts-file latin.txt": "generate --prompt",
     "generate shared-run --prompts-file blank.txt": "generate --prompt",
@@ -284,6 +283,8 @@ WITH_RUN = {
     "evaluate shared-run --quick --tasks hellaswag": "pip install 'dialogkit[lm-eval]'",
     "evaluate shared-run --samples 2": "evaluate shared-run --whole",
     "evaluate shared-run --whole --dataset shop.jsonl": "runs report shared-run",
+    "evaluate shop.csv --samples 4": "evaluate --dataset shop.csv",
+    "generate 'Hello there!'": "generate --prompt",
     "models show custom-nano": "generate custom-nano --prompt",
     "runs show shared-run": "runs show shared-run --all",
     "runs best": "generate shared-run",

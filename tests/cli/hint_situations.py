@@ -1,6 +1,7 @@
 """Situations in which commands fail that are typed right, with a part of the hint that each leads to."""
 
 import fcntl
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.hint_rows import TRAIN
+from tests.cli.hint_rows import ROWS, TRAIN
 
 Situation = Callable[[pytest.MonkeyPatch], Any]
 
@@ -221,6 +222,16 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("large.jsonl").write_text("".join(rows))
 
 
+def packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Parquet file is gzipped."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(ROWS), "packed.parquet")
+    Path("packed.parquet.gz").write_bytes(gzip.compress(Path("packed.parquet").read_bytes()))
+    Path("packed.parquet").unlink()
+
+
 def out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step takes more memory than there is."""
 
@@ -289,6 +300,90 @@ SITUATIONS: list[tuple[Situation, str, str]] = [
         f"{TRAIN} --dataset large.jsonl --set data.streaming=true",
         "max_steps=1000, or: --budget 1h",
     ),
+    (packed, f"{TRAIN} --dataset packed.parquet.gz --set data.streaming=true", "gunzip packed.parquet.gz && "),
     (out_of_memory, TRAIN, "--fit-batch"),
     (out_of_memory, f"{TRAIN} --set train.accumulation_steps=8 --batch-size 8", "activation_checkpointing=true"),
 ]
+
+UNREACHED = {
+    "needs several GPUs": [
+        "distributed/launcher.py:resolve_devices",
+    ],
+    "needs several processes": [
+        "distributed/launcher.py:_require_free",
+        "distributed/launcher.py:_lost",
+        "distributed/launcher.py:_apart",
+        "distributed/launcher.py:_apart:2",
+        "distributed/rank.py:reject_foreign_settings",
+        "distributed/rank.py:reject_foreign_settings:2",
+        "cli/train.py:_dry_run",
+        "data/stream.py:_Blocks._own",
+        "data/stream.py:DialogStream.require_place:2",
+        "services/cluster/launch.py:join_processes",
+        "services/training/agreement.py:require_same_request",
+        "services/runs/resolve.py:refuse_sharded",
+    ],
+    "needs a machine with other hardware, disks or settings; tests/services/machine makes them up": [
+        "services/machine/checks.py",
+    ],
+    "needs a program around the package": [
+        "services/chat.py:Chat.say",
+        "services/training/lifecycle.py:_require_processes",
+        "services/training/lifecycle.py:_require_processes:2",
+        "system/compute_lock.py:require_threads",
+        "system/compute_lock.py:_compute_in_fork",
+        "services/runs/compare.py:sync_runs:2",
+    ],
+    "needs the lm-evaluation-harness": [
+        "services/evaluation/lm_eval.py:",
+        "services/evaluation/lm_eval.py:TaskSuite.run",
+        "services/evaluation/lm_eval.py:_text_of",
+        "services/evaluation/lm_eval.py:_expanded",
+        "services/evaluation/lm_eval.py:_load",
+        "services/evaluation/lm_eval.py:_load:2",
+        "services/evaluation/lm_eval.py:_load:3",
+    ],
+    "needs a hub that answers, or fails in the middle": [
+        "data/sources.py:_from_hub:2",
+        "data/sources.py:_from_hub:3",
+        "data/sources.py:fetch_file",
+        "data/sources.py:fetch_file:2",
+        "data/shards.py:_hub_stream",
+    ],
+    "needs a server of W&B": [
+        "cli/runs.py:sync_command",
+        "cli/runs.py:sync_command:2",
+        "services/runs/compare.py:sync_runs",
+        "services/runs/compare.py:_folders_of",
+    ],
+    "needs a model of a rare kind; tests/models makes them": [
+        "engine/attention.py:use_packed_attention",
+        "models/adapters.py:add_adapter:3",
+        "models/adapters.py:merge_into",
+        "models/build.py:_require_embeddings",
+        "models/build.py:_require_buildable",
+        "models/vocabulary.py:load_vocabulary",
+        "models/vocabulary.py:_require_reader",
+        "models/tokenizer.py:ChatTokenizer.__init__",
+        "models/chat_template.py:TemplateFormat._render",
+        "models/chat_template.py:TemplateFormat._render:3",
+    ],
+    "needs the end of a run to be disturbed": [
+        "services/training/lifecycle.py:_record_end",
+        "services/training/lifecycle.py:_record_end:2",
+        "services/training/lifecycle.py:_end_without_folder",
+        "services/training/lifecycle.py:_end_without_folder:2",
+        "services/training/publish.py:_publish",
+        "services/training/publish.py:_publish:2",
+        "services/training/publish.py:_write_report",
+    ],
+    "needs a file that changes, cannot be read, or is of gigabytes": [
+        "services/inspect.py:_Texts.__init__",
+        "data/open_files.py:readable:2",
+        "data/parquet.py:ParquetRows._opened",
+        "data/stream.py:DialogStream.require_place",
+        "data/stream.py:DialogStream._groups",
+        "data/foreign_files.py:wrong_encoding",
+    ],
+}
+"""Places that make a hint which no command here prints, by the reason; a file stands for all of its places."""

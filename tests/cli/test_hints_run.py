@@ -14,7 +14,7 @@ import pytest
 
 from tests.cli.hint_rows import CHAT, ELSEWHERE, FILES, WITH_RUN, WRONG
 from tests.cli.hint_sites import Recorder, sites
-from tests.cli.hint_situations import SITUATIONS, Situation
+from tests.cli.hint_situations import SITUATIONS, UNREACHED, Situation
 from tests.conftest import SMALL, Finished, Trained, write_files
 
 Run = Callable[..., Finished]
@@ -45,7 +45,6 @@ LEADS_ON = {
 """Hints after which the same file or another reason is told, by what they end in."""
 
 PRINTED: set[str] = set()
-RAN: list[str] = []
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +91,6 @@ def type_hint(hint: str, words: list[str], dialogkit: Run) -> Finished | None:
     if not line.startswith(("dialogkit ", "--")) or "--rendezvous" in [*words, *line.split()]:
         return None
     hinted = shlex.split(line)
-    RAN.append(hint)
     return dialogkit(*small(hinted[1:] if hinted[0] == "dialogkit" else [*words, *hinted]))
 
 
@@ -163,8 +161,12 @@ def test_what_is_suggested_in_a_dialog_works(
     assert not any(line.startswith("error: ") for line in say("Hello!", hint))
 
 
-def test_every_place_that_makes_a_hint_is_reached() -> None:
-    missing = sorted({site.name for site in sites().values()} - PRINTED)
-    Path("/tmp/hints/missing.txt").write_text("\n".join(missing))
-    Path("/tmp/hints/printed.txt").write_text("\n".join(sorted(PRINTED)))
-    assert not missing
+def test_every_place_that_makes_a_hint_is_reached(request: pytest.FixtureRequest) -> None:
+    rows = len(WRONG) + len(WITH_RUN) + len(ELSEWHERE) + len(SITUATIONS) + len(CHAT)
+    if sum(item.path == request.path for item in request.session.items) <= rows:
+        pytest.skip("needs all rows")
+    known = {site.name for site in sites().values()}
+    excused = {name for names in UNREACHED.values() for name in names}
+    excused = {name for name in known if name in excused or name.partition(":")[0] in excused}
+    assert known - PRINTED - excused == set(), "add a row, or a reason to UNREACHED"
+    assert excused & PRINTED == set(), "these are reached: they need no reason"

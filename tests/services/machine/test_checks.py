@@ -24,6 +24,7 @@ from dialogkit.services.machine.probe import (
 )
 from dialogkit.system.credentials import DEFAULT_SERVER, Credentials
 from dialogkit.system.memory import Memory
+from tests.cli.test_hints import parsed
 from tests.conftest import Finished
 
 Run = Callable[..., Finished]
@@ -243,6 +244,8 @@ def test_what_is_said_of_other_machines(
     assert text in finding.text
     shown = render(finding.command)
     assert (shown is None) if command is None else (command in (shown or ""))
+    if (shown or "").startswith("dialogkit "):
+        assert parsed(str(shown))
     assert examine(replace(machine, **changes)).verdict == verdict
 
 
