@@ -30,6 +30,7 @@ from dialogkit.cli.foreign_words import (
 from dialogkit.cli.hints import Command, Option, click_command, command_tree, verb_of
 from dialogkit.config.paths import shipped_names
 from dialogkit.errors import DialogKitError
+from dialogkit.hints import word_of
 
 
 @dataclass
@@ -242,7 +243,17 @@ def _assignment(rest: list[str]) -> str | None:
         equals, value = "=", rest.pop(0)[1:]
     if not value and rest and (not rest[0].startswith("-") or is_number(rest[:1])):
         value = rest.pop(0)
-    return f"{_setting(name) or name}={value}" if equals or value else name
+    if not equals and not value and (value := _usual(name)) is None:
+        return name
+    return f"{_setting(name) or name}={value}"
+
+
+def _usual(name: str) -> str | None:
+    """Return the default value of a setting as a word; None if it has none."""
+    from dialogkit.config.load import default_settings
+
+    value = default_settings().get(_setting(name) or name)
+    return None if value is None else word_of(value)
 
 
 def _setting(name: str, *, alike: bool = True) -> str | None:

@@ -316,16 +316,11 @@ def parse_sets(words: Sequence[str]) -> dict[str, Any]:
         colons = (word.partition(":") for word in words)
         names = known_settings()
         meant = next(({name: _value_of(text)} for name, _, text in colons if text and name in names), None)
-        defaults = {
-            name: value for name, value in default_settings().items() if name in words and value is not None
-        }
-        meant = meant or dict(list(defaults.items())[:1])
-        hint = Change(meant or {"train.learning_rate": 0.001})
         try:  # most problems do not depend on the model
             others = _problems_of(model_layer("custom-tiny")[1], _nested(overrides))
         except ConfigError as error:
             others = [error.message]
-        raise config_error([*wrong, *others], hint)
+        raise config_error([*wrong, *others], Change(meant) if meant else None)
     return overrides
 
 
