@@ -192,7 +192,7 @@ def without(words: Sequence[str], flags: Collection[str], *, value: str = "") ->
 
 def _call(command: Command, arguments: Iterable[str], options: Mapping[str, Any]) -> str:
     """Return a command; an option that it does not have, or whose value is its default, is left out."""
-    options = {**_typed_folder(command, options), **options}
+    options = {**options, **_typed_folder(command, options)}
     given = [(name, value) for name, value in options.items() if value is not None]
     flags = [
         word
@@ -211,7 +211,7 @@ def _call(command: Command, arguments: Iterable[str], options: Mapping[str, Any]
 
 def _typed_folder(command: Command, options: Mapping[str, Any]) -> dict[str, str]:
     """Return the folder of models and runs that was typed, if a command takes it and the hint names none."""
-    if command.option("output_dir") is None or "runtime.output_dir" in options:
+    if command.option("output_dir") is None or not {"output_dir", "runtime.output_dir"}.isdisjoint(options):
         return {}
     words = [word.removeprefix("--set=") for word in _typed]
     assigned = (word.partition("=") for word in words)

@@ -135,7 +135,8 @@ def _require_fit_for_a_job(arguments: TrainArguments, words: list[str]) -> None:
         if given is None or given is False:
             continue
         flag = problem.split()[0]
-        training, of_job = hints.without(words, [flag]), {}
+        training = hints.without(words, [flag])
+        of_job: dict[str, list[str]] = {}
         if parameter == "resume_run":
             training += ["--name", "my-run" if given == NEWEST else given]
         elif parameter in ("nodes", "max_restarts"):

@@ -483,7 +483,7 @@ def test_a_job_file_is_written_where_it_is_asked_for(dialogkit: Run) -> None:
 
 def test_what_to_try_of_a_job(dialogkit: Run) -> None:
     done = dialogkit("launch", "slurm", "--output", "no/where.sh", "--", "train")
-    assert (done.code, done.err.splitlines()[-1]) == (2, "try: --output job.sh")
+    assert (done.code, done.err.splitlines()[-1]) == (2, "try: dialogkit launch slurm --output job.sh -- train")
     done = dialogkit("launch", "slurm", "--gpus", "2", "train", "custom-tiny", "--preset", "test")
     meant = "try: dialogkit launch slurm --gpus 2 -- train custom-tiny --preset test"
     assert (done.code, done.err.splitlines()[-1]) == (2, meant)
