@@ -42,7 +42,6 @@ FILES: dict[str, str | bytes] = {
         for name in "abcdefgh"
     ),
     "array.json": '[{"prompt": "Why?", "response": "So."} {"prompt": 1}]',
-    "long.csv": "prompt,response\na," + '"' + "b\n" * 2**21 + '"\n',
     "quote.csv": 'prompt,response\n"a,b\nc,d\n',
     "twice.csv": "prompt,prompt\na,b\n",
     "pointer.jsonl": "version https://git-lfs.github.com/spec/v1\n",
@@ -175,7 +174,6 @@ WRONG = {
     "data inspect persona.jsonl": "data inspect starter",
     "data inspect alone.jsonl": "add dialogs to alone.jsonl",
     "data inspect array.json": "fix that line, or: dialogkit data inspect starter",
-    "data inspect long.csv": "fix that line",
     "data inspect quote.csv": "fix that line",
     "data inspect twice.csv": "fix that line",
     "data inspect pointer.jsonl": "git lfs pull",

@@ -211,6 +211,11 @@ def two_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     (RUN.with_name("second") / "run.json").write_text(json.dumps({**record, "name": "second"}))
 
 
+def long_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of a table has megabytes."""
+    Path("long.csv").write_text("prompt,response\na," + '"' + "b\n" * 2**21 + '"\n')
+
+
 def broken_link(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataset is a link to nowhere."""
     Path("link.jsonl").symlink_to("nowhere.jsonl")
@@ -294,6 +299,7 @@ SITUATIONS: list[tuple[Situation, str, str]] = [
     (environment(RANK="5", WORLD_SIZE="2"), TRAIN, "unset RANK WORLD_SIZE"),
     (environment(RANK="0", WORLD_SIZE="2"), TRAIN, "unset RANK WORLD_SIZE"),
     (two_runs, "runs compare shared-run second", "evaluate shared-run second"),
+    (long_row, "data inspect long.csv", "fix that line"),
     (broken_link, "data inspect link.jsonl", "data inspect"),
     (
         large,

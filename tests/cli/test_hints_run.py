@@ -55,8 +55,10 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
 
 
 @pytest.fixture(autouse=True)
-def files(in_temporary_folder: Path) -> None:
+def files(in_temporary_folder: Path) -> Iterator[None]:
     write_files(in_temporary_folder, FILES)
+    yield
+    shutil.rmtree(in_temporary_folder)  # the copies of a run would add up to gigabytes
 
 
 def small(words: list[str]) -> list[str]:
