@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from json import JSONDecodeError
 from pathlib import Path
 
-from dialogkit.hints import Shell
-
 # Control characters of every kind, the marks that reorder, break or hide text, and halves of surrogate pairs,
 # which cannot be encoded: the text of a dataset must not control a terminal or a page.
 _MARKS = (0x61C, 0xFEFF, *range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x2070))
@@ -111,16 +109,15 @@ def wide_encoding(head: bytes) -> str | None:
     return layouts.get((zeros[0], zeros[1], zeros[2], zeros[3])) if len(head) >= 8 else None
 
 
-def convert_command(path: Path, encoding: str) -> Shell:
-    """Return the shell command that writes a text file, which may be gzipped, as UTF-8 beside it."""
+def convert_command(path: Path, encoding: str) -> tuple[str, Path]:
+    """Return the shell command that writes a text file, which may be gzipped, as UTF-8, and what it writes."""
     source, suffix = shlex.quote(str(path)), path.suffix
     if suffix == ".gz":
         path = path.with_suffix("")
-    target = shlex.quote(str(path.with_name(f"{path.stem}-utf8{path.suffix}")))
-    convert = f"iconv -f {encoding} -t UTF-8"
-    return Shell(
-        f"gunzip -c {source} | {convert} > {target}" if suffix == ".gz" else f"{convert} {source} > {target}"
-    )
+    written = path.with_name(f"{path.stem}-utf8{path.suffix}")
+    target, convert = shlex.quote(str(written)), f"iconv -f {encoding} -t UTF-8"
+    command = f"gunzip -c {source} | {convert} > {target}" if suffix == ".gz" else f"{convert} {source} > {target}"
+    return command, written
 
 
 def duration(seconds: float) -> str:

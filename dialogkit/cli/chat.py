@@ -159,7 +159,7 @@ def _set(chat: "Chat", rest: str) -> str:
 def _file(word: str, rest: str) -> str:
     """Return the file name behind a command. Raises: ConfigError if it is missing."""
     if not rest:
-        raise ConfigError(f"{word} needs the name of a file", hint=f"{word} FILE, such as {word} chat.jsonl")
+        raise ConfigError(f"{word} needs the name of a file", hint=f"{word} chat.jsonl")
     return rest
 
 

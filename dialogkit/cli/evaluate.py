@@ -83,12 +83,13 @@ def evaluate_command(
     models = list(dict.fromkeys([*(models or []), *(more_models or [])]))
     if quick and (left_out := [name for name, given in (("--slices", slices), ("--worst", worst)) if given]):
         raise ConfigError(
-            f"{left_out[0]} shows what --quick does not measure", hint=f"dialogkit evaluate {left_out[0]} ..."
+            f"{left_out[0]} shows what --quick does not measure",
+            hint=Call("evaluate", *models, slices=slices or None, worst=worst, dataset=dataset, samples=samples),
         )
     if quick and use_model_settings:
         raise ConfigError(
             "--use-model-settings is for replies, which --quick does not measure",
-            hint=Call("evaluate", *models, use_model_settings=True),
+            hint=Call("evaluate", *models, use_model_settings=True, dataset=dataset, samples=samples),
         )
     request = EvaluateRequest(
         models=tuple(models or [None]),

@@ -12,6 +12,7 @@ import typer
 from dialogkit.cli import complete, options
 from dialogkit.cli.output import Output, replies_table
 from dialogkit.errors import ConfigError, os_reason
+from dialogkit.hints import Call
 from dialogkit.text import lines_of
 
 if TYPE_CHECKING:
@@ -58,9 +59,9 @@ def generate_command(
     prompts = read_prompts(prompt, prompts_file)
     models = [*([] if model is None else [model]), *(compare or [])]
     if twice := [name for name in models if models.count(name) > 1]:
-        raise ConfigError(f"{twice[0]!r} cannot be compared with itself", hint=f"dialogkit generate {twice[0]}")
+        raise ConfigError(f"{twice[0]!r} cannot be compared with itself", hint=Call("generate", twice[0]))
     if compare and model is None:
-        hint = f"dialogkit generate custom-tiny --compare {compare[0]}"
+        hint = Call("generate", compare[0], compare=compare[1:] or None)
         raise ConfigError("--compare needs a MODEL to compare with", hint=hint)
     output = Output(json_mode=json_output)
     streams = (
@@ -101,14 +102,14 @@ def sampling(given: Mapping[str, Any]) -> "GenerateConfig":
     except ValidationError as error:
         problem = list_problems(error)[0]
         flag = f"--{problem.setting.replace('_', '-')}"
-        raise ConfigError(flag + problem.removeprefix(problem.setting), hint="dialogkit generate --help") from None
+        raise ConfigError(flag + problem.removeprefix(problem.setting), hint=Call("generate", help=True)) from None
 
 
 def read_prompts(prompts: list[str] | None, file: str | None) -> list[str] | None:
     """Return typed prompts and those of a file; None for none. Raises: ConfigError if the file has none."""
     texts = list(prompts or [])
     if file is not None:
-        hint = 'dialogkit generate --prompt "Hello!"'
+        hint = Call("generate", prompt="Hello!")
         try:
             content = _standard_input() if file == "-" else Path(file).read_bytes()
             lines = [line for line in lines_of(content.decode("utf-8-sig")) if line.strip()]

@@ -3,8 +3,9 @@
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache, cached_property
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,10 @@ def _render(hint: Hint) -> str | None:
             return ", or: ".join(filter(None, map(_render, hint.hints))) or None
         case Then():
             first, second = _render(hint.first), _render(hint.second)
-            return f"{first} && {second}" if first and second else None
+            if first and second and not second.startswith("dialogkit "):
+                flags = [word for word in shlex.split(second) if word.startswith("--") and word != "--set"]
+                second = f"dialogkit {shlex.join(without(_typed, flags))} {second}"
+            return f"{first} && {second}" if first and second else first
         case Through():
             return f"{hint.launcher} {_render(hint.call)}"
         case _:
@@ -146,7 +150,7 @@ class Command:
 
 def _change(settings: Mapping[str, Any]) -> str | None:
     """Return what to add to the typed command; the whole command where an argument of it has to change."""
-    words, begins = [], []
+    words, begins, of_job = [], [], {}
     for name, value in settings.items():
         # A flag does not override what the typed command gives by `--set`.
         by_flag = not any(word.removeprefix("--set=").startswith(f"{name}=") for word in _typed)
@@ -157,13 +161,38 @@ def _change(settings: Mapping[str, Any]) -> str | None:
         option = command.option(name, value)
         if option is not None and option.is_argument:
             begins = ["dialogkit", command.verb, *given]
+        elif command.verb.startswith("launch "):
+            of_job[given[0]] = given
         else:
             words += given
-    return " ".join([*begins, *words])
+    return " ".join([*([job_line(of_job)] if of_job else begins), *words])
+
+
+def job_line(options: Mapping[str, Sequence[str]], training: Sequence[str] | None = None) -> str:
+    """Return the typed `launch` with these options, by their flags, before the training, which may be another."""
+    end = next((_typed.index(word) for word in ("--", "train") if word in _typed), len(_typed))
+    before = shlex.join(["dialogkit", *without(_typed[:end], options)])
+    words = [word for word in _typed[end:] if word != "--"] if training is None else training
+    return " ".join([before, *chain.from_iterable(options.values()), "--", shlex.join(words)])
+
+
+def without(words: Sequence[str], flags: Collection[str], *, value: str = "") -> list[str]:
+    """Return words without some flags, each of which has a value, or only those whose value begins like this."""
+    kept: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, given = word.partition("=")
+        if flag not in flags or not (given if equals else "".join(rest[:1])).startswith(value):
+            kept.append(word)
+        elif not equals:
+            rest = rest[1:]
+    return kept
 
 
 def _call(command: Command, arguments: Iterable[str], options: Mapping[str, Any]) -> str:
     """Return a command; an option that it does not have, or whose value is its default, is left out."""
+    options = {**options, **_typed_folder(command, options)}
     given = [(name, value) for name, value in options.items() if value is not None]
     flags = [
         word
@@ -178,6 +207,19 @@ def _call(command: Command, arguments: Iterable[str], options: Mapping[str, Any]
     else:
         words = [*words, *flags]
     return " ".join(["dialogkit", command.verb, *words])
+
+
+def _typed_folder(command: Command, options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the folder of models and runs that was typed, if a command takes it and the hint names none."""
+    if command.option("output_dir") is None or not {"output_dir", "runtime.output_dir"}.isdisjoint(options):
+        return {}
+    words = [word.removeprefix("--set=") for word in _typed]
+    assigned = (word.partition("=") for word in words)
+    given = [
+        value for name, equals, value in assigned if equals and name in ("--output-dir", "runtime.output_dir")
+    ]
+    given += [value for flag, value in pairwise(words) if flag == "--output-dir"]
+    return {"output_dir": given[-1]} if given else {}
 
 
 def _is_default(option: Option | None, value: Any) -> bool:

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,7 @@ from dialogkit.cli.output import Output
 from dialogkit.cli.train import train_command
 from dialogkit.cli.train_arguments import TrainArguments
 from dialogkit.errors import ConfigError, StorageError
-from dialogkit.hints import Hint
+from dialogkit.hints import Change
 
 if TYPE_CHECKING:
     from dialogkit.config.run import RunConfig
@@ -87,16 +86,16 @@ def kubernetes_command(
     _write(manifest, output, "kubectl apply -f", "job.yaml")
 
 
-NOT_IN_A_JOB: "dict[str, tuple[str, Hint | None]]" = {
-    "dry": ("--dry-run measures where it is typed", None),
-    "resume_run": ("--resume is what a job does by itself with the run of its name", None),
-    "devices": ("--devices is in the job file already", "--gpus 8"),
-    "nodes": ("--nodes is in the job file already", "--nodes, before the --"),
-    "node_rank": ("--node-rank is in the job file already", None),
-    "rendezvous": ("--rendezvous is in the job file already", None),
-    "max_restarts": ("--max-restarts is in the job file already", "--max-restarts, before the --"),
+NOT_IN_A_JOB = {
+    "dry": "--dry-run measures where it is typed",
+    "resume_run": "--resume is what a job does by itself with the run of its name",
+    "devices": "--devices is in the job file already",
+    "nodes": "--nodes is in the job file already",
+    "node_rank": "--node-rank is in the job file already",
+    "rendezvous": "--rendezvous is in the job file already",
+    "max_restarts": "--max-restarts is in the job file already",
 }
-"""Options of `train` that have no place in a job, by their parameters: the problem, and what to type instead."""
+"""Options of `train` that have no place in a job, by their parameters, and why."""
 
 
 def _training(words: list[str], name: str | None) -> "tuple[RunConfig, list[str]]":
@@ -106,21 +105,24 @@ def _training(words: list[str], name: str | None) -> "tuple[RunConfig, list[str]
     """
     words = words[1:] if words[:1] == ["dialogkit"] else words
     if words[:1] != ["train"]:
-        before = [*takewhile(lambda word: word != "--", hints.typed()), "--"]
         raise ConfigError(
             f"a job is a training, so its command begins with train and not {words[0]!r}",
-            hint=shlex.join([*before, "train", "custom-tiny"]),
+            hint=hints.job_line({}, ["train", "custom-tiny"]),
         )
     if name is not None:
         if any(word.split("=")[0] == "--name" for word in words):
-            raise ConfigError("the run has two names", hint=f"--name {name}, only before the --")
+            raise ConfigError("the run has two names", hint=hints.job_line({}, hints.without(words, ["--name"])))
         words = [*words, "--name", name]
     parsed = hints.click_command("train").make_context("dialogkit train", words[1:])
     given = TrainArguments(train_command, parsed.params)
     _require_fit_for_a_job(given, words)
     config = given.load().config
     if config.runtime.devices != 1:
-        raise ConfigError("runtime.devices is in the job file already", hint="--gpus 8")
+        gpus = {"--gpus": ["--gpus", str(config.runtime.devices)]} if config.runtime.devices != "auto" else {}
+        raise ConfigError(
+            "runtime.devices is in the job file already",
+            hint=hints.job_line(gpus, hints.without(words, ["--set"], value="runtime.devices=")),
+        )
     return config, words[1:]
 
 
@@ -128,14 +130,21 @@ def _require_fit_for_a_job(arguments: TrainArguments, words: list[str]) -> None:
     """Raise ConfigError for an option that has no place in a job."""
     from dialogkit.config.paths import NEWEST
 
-    resumed = arguments.given["resume_run"]
-    instead: dict[str, Hint] = {
-        "dry": f"dialogkit {shlex.join(words)}",
-        "resume_run": f"--name {'my-run' if resumed == NEWEST else resumed}",
-    }
-    for parameter, (problem, hint) in NOT_IN_A_JOB.items():
-        if arguments.given[parameter] is not None and arguments.given[parameter] is not False:
-            raise ConfigError(problem, hint=instead.get(parameter, hint))
+    for parameter, problem in NOT_IN_A_JOB.items():
+        given = arguments.given[parameter]
+        if given is None or given is False:
+            continue
+        flag = problem.split()[0]
+        training = hints.without(words, [flag])
+        of_job: dict[str, list[str]] = {}
+        if parameter == "resume_run":
+            training += ["--name", "my-run" if given == NEWEST else given]
+        elif parameter in ("nodes", "max_restarts"):
+            of_job = {flag: [flag, str(given)]}
+        elif parameter == "devices" and given != "auto":
+            of_job = {"--gpus": ["--gpus", str(given)]}
+        hint = f"dialogkit {shlex.join(words)}" if parameter == "dry" else hints.job_line(of_job, training)
+        raise ConfigError(problem, hint=hint)
 
 
 def _commands(job: "Job", arguments: list[str]) -> "Commands":
@@ -169,7 +178,7 @@ def _write(text: str, file: Path | None, submit: str, usual: str, *, warning: st
         try:
             write_signed(file, text, comment="# {}")
         except StorageError as error:
-            error.hint = f"--output {usual}"
+            error.hint = Change({"output": usual})
             raise
     if warning:
         output.note(f"warning: {warning}")
@@ -181,10 +190,9 @@ def _require_replaceable(file: Path, usual: str) -> None:
     from dialogkit.system.ownership import is_signed
 
     if file.is_dir():
-        hint = f"--output {shlex.quote(str(file / usual))}"
-        raise StorageError(f"--output {str(file)!r} is a folder", hint=hint)
+        raise StorageError(f"--output {str(file)!r} is a folder", hint=Change({"output": file / usual}))
     if os.path.lexists(file) and not is_signed(file):
         raise StorageError(
             f"{str(file)!r} exists, and is not a job file as dialogkit wrote it: it is left as it is",
-            hint=f"--output {shlex.quote(str(file.with_name(f'{file.stem}-2{file.suffix}')))}",
+            hint=Change({"output": file.with_name(f"{file.stem}-2{file.suffix}")}),
         )

@@ -74,7 +74,8 @@ def seconds_of(flag: str, text: str, *, example: str) -> float:
     seconds = parse_duration(text)
     if seconds is None:
         raise ConfigError(
-            f"{flag}: {text!r} is not a time such as 90s, 20m, 1h30m, 1.5h or 2d", hint=f"{flag} {example}"
+            f"{flag}: {text!r} is not a time such as 90s, 20m, 1h30m, 1.5h or 2d",
+            hint=Change({flag.removeprefix("--").replace("-", "_"): example}),
         )
     return seconds
 
@@ -82,7 +83,7 @@ def seconds_of(flag: str, text: str, *, example: str) -> float:
 def budget(text: str) -> float:
     """Return the seconds of `--budget`. Raises: ConfigError."""
     if not (seconds := seconds_of("--budget", text, example="20m")):
-        raise ConfigError(f"--budget: {text!r} leaves no time to train", hint="--budget 20m")
+        raise ConfigError(f"--budget: {text!r} leaves no time to train", hint=Change({"budget": "20m"}))
     return seconds
 
 
@@ -102,7 +103,7 @@ def time_limit(text: str | None) -> int | None:
     else:
         seconds = round(seconds_of("--time", text, example="12h"))
     if not 60 <= seconds < 1000 * 86_400:
-        raise ConfigError(f"--time: {text!r} is not from 1 minute to 999 days", hint="--time 12h")
+        raise ConfigError(f"--time: {text!r} is not from 1 minute to 999 days", hint=Change({"time": "12h"}))
     return seconds
 
 
@@ -110,7 +111,9 @@ def devices(text: str) -> int | str:
     """Return the number of `--devices`, or auto. Raises: ConfigError."""
     if text == "auto" or re.fullmatch(r"[1-9][0-9]{0,3}", text):
         return text if text == "auto" else int(text)
-    raise ConfigError(f"--devices: {text!r} is neither a number of devices nor auto", hint="--devices auto")
+    raise ConfigError(
+        f"--devices: {text!r} is neither a number of devices nor auto", hint=Change({"devices": "auto"})
+    )
 
 
 def columns(words: list[str]) -> list[str]:

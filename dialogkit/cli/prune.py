@@ -161,6 +161,6 @@ def _statuses(given: list[str] | None) -> "list[Status] | None":
         if status not in known:
             raise ConfigError(
                 f"--status {status!r} is none of {', '.join(known)}{did_you_mean(status, known)}",
-                hint="dialogkit runs list",
+                hint=Call("runs list"),
             )
     return [status for status in known if status in given] if given else None

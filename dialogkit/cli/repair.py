@@ -1,5 +1,6 @@
 """Rewrites a command that was typed wrong as the one that was meant, with the values that were typed."""
 
+import glob
 import os
 import re
 import shlex
@@ -29,6 +30,7 @@ from dialogkit.cli.foreign_words import (
 from dialogkit.cli.hints import Command, Option, click_command, command_tree, verb_of
 from dialogkit.config.paths import shipped_names
 from dialogkit.errors import DialogKitError
+from dialogkit.hints import word_of
 
 
 @dataclass
@@ -76,6 +78,9 @@ _JOINED = {
 
 def line_for_error(error: DialogKitError, words: Sequence[str]) -> str | None:
     """Return what was most likely meant if the error is about a word that this changes, else None."""
+    files = [file for word in words for file in (_matches(word) if repr(word) in error.message else [word])]
+    if error.exit_code == 2 and files != list(words):
+        return line_for(files) or (_line(files) if _is_taken(files) else None)
     if error.exit_code != 2 or (found := repaired(words)) is None:
         line = line_for(words) if error.exit_code == 2 else None
         return line if line and any(repr(word) in error.message for word in words) else None
@@ -106,6 +111,12 @@ def repaired(words: Sequence[str]) -> list[str] | None:
 
 def _line(words: Sequence[str]) -> str:
     return shlex.join(["dialogkit", *words])
+
+
+def _matches(word: str) -> list[str]:
+    """Return the files of a pattern that the shell left as it is, such as a quoted one; any other word itself."""
+    found = sorted(glob.glob(word)) if re.search(r"[*?[]", word) and not os.path.lexists(word) else []
+    return found or [word]
 
 
 # Commands
@@ -232,7 +243,17 @@ def _assignment(rest: list[str]) -> str | None:
         equals, value = "=", rest.pop(0)[1:]
     if not value and rest and (not rest[0].startswith("-") or is_number(rest[:1])):
         value = rest.pop(0)
+    if not equals and not value and (value := _usual(name)) is None:
+        return name
     return f"{_setting(name) or name}={value}"
+
+
+def _usual(name: str) -> str | None:
+    """Return the default value of a setting as a word; None if it has none."""
+    from dialogkit.config.load import default_settings
+
+    value = default_settings().get(_setting(name) or name)
+    return None if value is None else word_of(value)
 
 
 def _setting(name: str, *, alike: bool = True) -> str | None:

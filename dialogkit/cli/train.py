@@ -174,7 +174,8 @@ def _start_processes(output: Output, arguments: TrainArguments, config: "RunConf
     from dialogkit.services.cluster.launch import Machines, start_processes
 
     machines = Machines(**{name: arguments.given[name] for name in Machines._fields})
-    code = start_processes(config, hints.typed()[1:], machines, say=output.note)
+    resumes = arguments.given["resume_run"] is not None
+    code = start_processes(config, hints.typed()[1:], machines, resumes=resumes, say=output.note)
     if code is not None:
         raise SystemExit(code)
 

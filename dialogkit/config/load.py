@@ -22,7 +22,7 @@ from dialogkit.config.paths import NEWEST, configs_dir, holds_model, nearest_fil
 from dialogkit.config.problems import config_error, known_settings, list_problems, suggestion
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, DialogKitError, ModelError, did_you_mean, os_reason
-from dialogkit.hints import Call, Change, Hint
+from dialogkit.hints import Call, Change, Hint, Shell
 from dialogkit.text import convert_command, json_problem, read_small, wide_encoding
 
 MAX_FILE_BYTES = 1_000_000
@@ -260,7 +260,9 @@ def _read_object(path: Path, hint: Hint | None = None) -> Layer:
         if len(content) > MAX_FILE_BYTES:
             raise ConfigError(f"{path} is larger than 1 MB, so it is not a settings file")
         if (encoding := wide_encoding(content[:4096])) is not None:
-            raise ConfigError(f"{path} is {encoding} and not UTF-8 text", hint=convert_command(path, encoding))
+            raise ConfigError(
+                f"{path} is {encoding} and not UTF-8 text", hint=Shell(convert_command(path, encoding)[0])
+            )
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise _missing("settings file", path, ConfigError, "config validate") from None
@@ -314,12 +316,11 @@ def parse_sets(words: Sequence[str]) -> dict[str, Any]:
         colons = (word.partition(":") for word in words)
         names = known_settings()
         meant = next(({name: _value_of(text)} for name, _, text in colons if text and name in names), None)
-        hint = Change(meant or {"train.learning_rate": "1e-3"})
         try:  # most problems do not depend on the model
             others = _problems_of(model_layer("custom-tiny")[1], _nested(overrides))
         except ConfigError as error:
             others = [error.message]
-        raise config_error([*wrong, *others], hint)
+        raise config_error([*wrong, *others], Change(meant) if meant else None)
     return overrides
 
 

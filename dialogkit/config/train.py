@@ -84,8 +84,11 @@ class TrainConfig(Section):
             )
         return self
 
-    def require_divisible(self, processes: int) -> None:
-        """Raise ConfigError, with the numbers that would work, unless the batch divides evenly."""
+    def require_divisible(self, processes: int, *, keeps_batch: bool = False) -> None:
+        """Raise ConfigError, with the numbers that would work, unless the batch divides evenly.
+
+        The hint is another batch, or fewer devices of one machine if the training `keeps_batch`.
+        """
         size, micro_batches = self.batch_size, self.accumulation_steps
         divisor = micro_batches * processes
         if size % divisor == 0:
@@ -99,7 +102,7 @@ class TrainConfig(Section):
         raise ConfigError(
             f"train.batch_size {size} does not split evenly over {processes} processes{in_parts}: "
             f"{_listed(sizes)} would{others}",
-            hint=Change({"train.batch_size": sizes[-1]}),
+            hint=Change({"runtime.devices": fitting[-1]} if keeps_batch else {"train.batch_size": sizes[-1]}),
         )
 
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Collection
 from pathlib import Path
 
-from dialogkit.data.hints import USE_STARTER
+from dialogkit.data.hints import USE_STARTER, use_rewritten
 from dialogkit.data.open_files import MAX_ROW, open_file
 from dialogkit.errors import DataError, shortened
 from dialogkit.hints import Either, Hint, Shell
@@ -100,7 +100,7 @@ def wrong_encoding(path: Path) -> DataError | None:
             f"{name.replace('_', '-')} ({word!r})" if word else name.replace("_", "-")
             for name, word in readings.items()
         )
-    commands = [convert_command(path, name.upper().replace("_", "-")) for name in names]
+    commands = [use_rewritten(*convert_command(path, name.upper().replace("_", "-"))) for name in names]
     return DataError(
         f"{path.name}:{line}: not UTF-8 text, but most likely {shown}",
         hint=commands[0] if len(commands) == 1 else Either(*commands),
@@ -132,17 +132,18 @@ def _almost_json(path: Path, text: str) -> DataError | None:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if path.suffix == ".gz" or not lines or not lines[0].startswith("{"):
         return None
-    source, fixed = shlex.quote(str(path)), shlex.quote(str(path.with_name(f"{path.stem}-fixed.jsonl")))
+    target = path.with_name(f"{path.stem}-fixed.jsonl")
+    source, fixed = shlex.quote(str(path)), shlex.quote(str(target))
     if lines[0].endswith(",") and _is_json(lines[0].rstrip(",")):
         return DataError(
             f"{path.name}:1: the lines end in commas, which is neither JSONL nor a JSON array",
-            hint=Shell(f"sed 's/,[[:space:]]*$//' {source} > {fixed}"),
+            hint=use_rewritten(f"sed 's/,[[:space:]]*$//' {source} > {fixed}", target),
         )
     if re.match(r"\{\s*'", lines[0]):
         program = "import ast, json, sys; [print(json.dumps(ast.literal_eval(line))) for line in sys.stdin]"
         return DataError(
             f"{path.name}:1: written with single quotes, as Python prints it, which is not JSON",
-            hint=Shell(f'python3 -c "{program}" < {source} > {fixed}'),
+            hint=use_rewritten(f'python3 -c "{program}" < {source} > {fixed}', target),
         )
     return None
 

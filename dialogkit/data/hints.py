@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dialogkit.config.paths import files_beside, nearest_file
 from dialogkit.errors import DataError
-from dialogkit.hints import Change, Either
+from dialogkit.hints import Change, Either, Shell, Then
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 """Endings of data files; `.gz` may follow each."""
@@ -17,6 +17,7 @@ WORLD_FILES = (".yaml", ".yml", ".json")
 """Endings of the files of a world."""
 
 USE_STARTER = Change({"data.dataset": "starter"})
+AS_ROWS = 'write it as JSONL, one {"prompt": "...", "response": "..."} per line'
 FIX_LINE = Either("fix that line", USE_STARTER)
 FIX_ROWS = Either("fix the rows", USE_STARTER)
 USE_SMALLTALK = Change({"data.dataset": "smalltalk"})
@@ -45,8 +46,13 @@ def datasets_of(files: Sequence[Path], *, most: int = 3) -> list[Path]:
     return list(islice(filter(_holds_dialogs, files[:_MOST_TRIED]), most))
 
 
+def use_rewritten(command: str, target: Path) -> Then:
+    """Return the hint to run a shell command that writes a dataset, and to use that."""
+    return Then(Shell(command), Change({"data.dataset": str(target)}))
+
+
 def _holds_dialogs(path: Path) -> bool:
-    """Return whether a file is worth suggesting: it has a dialog and no malformed row."""
+    """Return whether a file is worth suggesting: it has enough dialogs to train on, and no malformed row."""
     from dialogkit.data.readers import read_rows
     from dialogkit.data.row_parser import RowParser
     from dialogkit.data.turns import RowError
@@ -64,4 +70,4 @@ def _holds_dialogs(path: Path) -> bool:
         return False
     finally:
         _looking_beside.reset(token)
-    return dialogs > 0
+    return dialogs > 1  # one to train on, one to evaluate

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from dialogkit.data.hints import FIX_LINE, use_another_file
+from dialogkit.data.hints import FIX_LINE, use_another_file, use_rewritten
 from dialogkit.errors import DataError, shortened
 from dialogkit.hints import Either
 from dialogkit.text import convert_command, wide_encoding
@@ -114,7 +114,9 @@ def open_text(path: Path) -> BinaryIO:
     if (encoding := wide_encoding(head)) is None:
         return file
     file.close()
-    raise DataError(f"{path.name} is {encoding} and not UTF-8 text", hint=convert_command(path, encoding))
+    raise DataError(
+        f"{path.name} is {encoding} and not UTF-8 text", hint=use_rewritten(*convert_command(path, encoding))
+    )
 
 
 def require_different(columns: list[str], place: str) -> None:

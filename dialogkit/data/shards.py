@@ -16,14 +16,13 @@ from typing import Any, NamedTuple
 
 from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
-from dialogkit.data.hints import READ_INTO_MEMORY
+from dialogkit.data.hints import READ_INTO_MEMORY, use_rewritten
 from dialogkit.data.open_files import STREAMED, open_file, open_text, readable, suffix_of
 from dialogkit.data.parquet import ParquetRows
 from dialogkit.data.readers import Decoder, parse_line, read_line
 from dialogkit.data.sources import NAMED, DataSource, fetch_file, hub_files
 from dialogkit.data.worlds.topics import holds_world
 from dialogkit.errors import DataError, did_you_mean
-from dialogkit.hints import Shell
 
 BLOCK_BYTES = 2**18
 _MOST_ROWS = 1024
@@ -111,7 +110,9 @@ def find_stream(config: DataConfig) -> Stream:
     if packed := next((file for file in chosen if file.name.endswith(".parquet.gz")), None):
         raise DataError(
             f"{packed.name} cannot be streamed: a Parquet file is read from its end, which gzip does not allow",
-            hint=Shell(f"gunzip {shlex.quote(str(packed))}"),
+            hint=use_rewritten(
+                f"gunzip {shlex.quote(str(packed))}", path if os.path.isdir(path) else packed.with_suffix("")
+            ),
         )
     shards = tuple(Shard(file.name, file) for file in chosen)
     return Stream(named.name or path.name, named.license, shards, _identity(chosen))

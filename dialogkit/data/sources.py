@@ -15,6 +15,7 @@ from dialogkit.config.paths import nearest_file
 from dialogkit.data.foreign_files import named_file
 from dialogkit.data.formats import by_column
 from dialogkit.data.hints import (
+    AS_ROWS,
     DETECT_FORMAT,
     FIX_ROWS,
     SUFFIXES,
@@ -142,7 +143,7 @@ def find_source(config: DataConfig) -> DataSource:
         if suffix_of(path) not in SUFFIXES:
             raise named_file(path) or DataError(
                 f"{name!r} has none of the endings {', '.join(SUFFIXES)} (or .gz after them)",
-                hint=use_another_file(path),
+                hint=Either(AS_ROWS, use_another_file(path)),
             )
         return DataSource(path.name, path)
     if os.path.lexists(path):
@@ -294,7 +295,8 @@ def malformed_rows_error(
     """
     is_bound = streamed or number > _MAX_COUNTED
     more = f" (and {'at least ' if is_bound else ''}{number - 1:,} more such rows)" if number > 1 else ""
-    allow = Either("fix that line", Change({"data.max_bad_rows": "N" if streamed else number}))
+    enough = max(100, 10 * number) if streamed else number
+    allow = Either("fix that line", Change({"data.max_bad_rows": enough}))
     hint = USE_STARTER if (is_bound and not streamed) or all_rows else allow
     return DataError(f"{first[0]}{more}", hint=hint, details=first[1:])
 

@@ -56,7 +56,7 @@ def this_rank() -> Rank | None:
     return None if rank.world_size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ else rank
 
 
-START_ALL = Either(Shell("unset RANK WORLD_SIZE"), Through("torchrun --nproc-per-node N -m", Call("train")))
+START_ALL = Either(Shell("unset RANK WORLD_SIZE"), Through("torchrun --nproc-per-node 2 -m", Call("train")))
 """What to do about a rank that the environment gives by mistake."""
 
 

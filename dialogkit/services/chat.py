@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from dialogkit.config.data import DataConfig
 from dialogkit.config.generate import GenerateConfig
-from dialogkit.config.paths import DEFAULT_OUTPUT
+from dialogkit.config.paths import DEFAULT_OUTPUT, nearest_file
 from dialogkit.config.problems import list_problems
 from dialogkit.data.sources import find_source, read_dialogs
 from dialogkit.dialog import Message, check_dialog
@@ -212,7 +212,8 @@ class Chat:
 
     def load(self, path: str | Path) -> int:
         """Replace the dialog by the last one of a file, and return its number of turns. Raises: DataError."""
-        hint = Call("chat load", "FILE")
+        near = nearest_file(Path(os.path.expanduser(path)), (".jsonl",))
+        hint = Call("chat load", near) if near else Call("chat help")
         try:
             dialogs = read_dialogs(find_source(DataConfig(dataset=str(path))), DataConfig()).dialogs
         except DialogKitError as error:

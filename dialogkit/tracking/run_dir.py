@@ -62,6 +62,9 @@ class RunDir:
         output = whole.parent.parent
         return output if self.path.is_absolute() else Path(os.path.relpath(output))
 
+    def _to_show(self) -> Call:
+        return Call("runs show", self.name, output_dir=self.output and str(self.output))
+
     @property
     def is_gone(self) -> bool:
         """Whether the folder in which this process trains was removed, moved or replaced."""
@@ -108,7 +111,8 @@ class RunDir:
                 return cls(path)
             if (path / PRUNED_FILE).exists():
                 raise StorageError(
-                    f"the run {name!r} was only partly deleted", hint=Call("runs prune", yes=True)
+                    f"the run {name!r} was only partly deleted",
+                    hint=Call("runs prune", name, yes=True, output_dir=str(output)),
                 ) from None
             is_run = cls(path).exists or cls(path).is_damaged
             taken = f"the run {name!r} in {str(output)!r}" if is_run else repr(str(path))
@@ -246,7 +250,7 @@ class RunDir:
                 file.seek(0)
                 raise StorageError(
                     f"the run {self.name!r} is being trained by process {file.read().strip() or '?'}",
-                    hint=Call("runs show", self.name),
+                    hint=self._to_show(),
                 ) from None
             file.truncate(0)
             file.write(str(os.getpid()))
@@ -281,7 +285,7 @@ class RunDir:
         if link := next((path for path in (self.path, *inside) if path.is_symlink()), None):
             raise StorageError(
                 f"the run {self.name!r} holds a link, {str(link)!r}, which dialogkit does not follow",
-                hint=Call("runs show", self.name),
+                hint=self._to_show(),
             )
 
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:

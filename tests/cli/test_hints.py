@@ -11,7 +11,7 @@ from dialogkit.cli.hints import click_command, in_flags, name_of, render, verb_o
 from dialogkit.cli.options import Sets, given_settings, sets_of
 from dialogkit.cli.train import train_command
 from dialogkit.config.load import default_settings, load_run_config, parse_sets
-from dialogkit.hints import Call, Change, Either, Hint, Shell
+from dialogkit.hints import Call, Change, Either, Hint, Shell, Then
 from tests.cli.test_surface import commands
 
 VALUES: dict[str, Any] = {
@@ -111,9 +111,14 @@ def test_a_change_is_given_by_the_flags_of_train(settings: dict[str, Any], words
         ("data inspect a.csv", {"data.dataset": "b c.csv"}, "dialogkit data inspect 'b c.csv'"),
         ("data inspect", {"data.max_tokens": 8}, "--set data.max_tokens=8"),
         ("tokenizer train a.txt", {"vocab_size": 300}, "--vocab-size 300"),
-        ("launch slurm -- train x", {"gpus": 0}, "--gpus 0"),
+        ("launch slurm -- train x", {"gpus": 0}, "dialogkit launch slurm --gpus 0 -- train x"),
+        ("launch slurm --gpus=2 -- train x -s 1", {"gpus": 0}, "dialogkit launch slurm --gpus 0 -- train x -s 1"),
         ("launch slurm -- train x", {"train.batch_size": 8}, "--batch-size 8"),
-        ("launch slurm -- train x", {"data.samples": 8, "memory": "64G"}, "--samples 8 --memory 64G"),
+        (
+            "launch slurm -- train x",
+            {"data.samples": 8, "memory": "64G"},
+            "dialogkit launch slurm --memory 64G -- train x --samples 8",
+        ),
         ("config show", {"train.epochs": 1}, "--set train.epochs=1"),
     ],
 )
@@ -200,6 +205,17 @@ def test_every_option_of_every_command_can_be_given(verb: str) -> None:
             assert str(parsed(str(render(by_setting)))[1][parameter.name]) in taken
 
 
+@pytest.mark.parametrize(
+    "typed", ["train --output-dir here", "train --output-dir=here", "runs show x --output-dir here"]
+)
+def test_a_call_stays_in_the_folder_that_was_typed(typed: str) -> None:
+    hints.remember(shlex.split(typed))
+    assert render(Call("runs list")) == "dialogkit runs list --output-dir here"
+    assert render(Call("runs list", output_dir="there")) == "dialogkit runs list --output-dir there"
+    assert render(Call("train", settings={"runtime.output_dir": "there"})) == "dialogkit train --output-dir there"
+    assert render(Call("config schema")) == "dialogkit config schema"
+
+
 # Others
 
 
@@ -215,6 +231,11 @@ def test_every_option_of_every_command_can_be_given(verb: str) -> None:
         ),
         (Either("fix that line", Change({"data.max_bad_rows": 1})), "fix that line, or: --max-bad-rows 1"),
         (Either(Either("a", "b"), Call("doctor")), "a, or: b, or: dialogkit doctor"),
+        (
+            Then(Shell("sed s/a/b/ x > y"), Change({"data.dataset": "y"})),
+            "sed s/a/b/ x > y && dialogkit train --dataset y",
+        ),
+        (Then(Shell("mv a b"), Change({"nothing": 1})), "mv a b"),
     ],
 )
 def test_hints_of_all_kinds(hint: Hint | None, words: str | None) -> None:

@@ -1,168 +1,174 @@
 """What is printed behind `try:` and `next:` is typed, and works."""
 
+import io
 import json
+import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cli.hint_rows import CHAT, ELSEWHERE, FILES, WITH_RUN, WRONG
+from tests.cli.hint_sites import Recorder, sites
+from tests.cli.hint_situations import SITUATIONS, UNREACHED, Situation
 from tests.conftest import SMALL, Finished, Trained, write_files
 
 Run = Callable[..., Finished]
 
 SETTINGS = {**SMALL, "train.max_steps": 1, "train.eval_every_steps": 1, "tracking.held_out_replies": 0}
-ROWS = [{"prompt": f"Say {word}.", "response": f"{word} {word}"} for word in "abcdefghijklmnopqrstuvwxyz"]
-LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
-FILES = {
-    "shop.jsonl": LINES,
-    "shop.csv": "prompt,response\n" + "".join(f"{row['prompt']},{row['response']}\n" for row in ROWS),
-    "more.csv": "prompt,response\nWhy?,So.\nHow?,Thus.\n",
-    "talk.txt": "hello\n",
-    "bad.tsv": "a\tb\nc\td\n",
-    "many/a.jsonl": LINES,
-    "many/b.jsonl": '{"prompt": "Why?", "response": "So."}\n',
-    "broken.jsonl": LINES + "{\n",
-    "settings.json": '{"train": {"epochs": 1}}',
-    "wrong.json": '{"train": {"epochs": 0}}',
-    "prompts.txt": "Hello!\n",
+FLAGS = {
+    "--samples": "data.samples",
+    "--epochs": "train.epochs",
+    "--no-cuda": "runtime.device",
+    "--wandb": "tracking.wandb",
+    "--set": "",
 }
 
-TRAIN = "train custom-nano"
+PROGRAMS = ("awk ", "gunzip ", "iconv ", "mv ", "python3 ", "sed ")
+"""What is run of other programs."""
 
-# What is typed wrong, and a part of what works that holds what was typed.
-WRONG = {
-    f"{TRAIN} --set train.epochs 3": f"{TRAIN} --set train.epochs=3",
-    f"{TRAIN} --set train.epochs = 3": f"{TRAIN} --set train.epochs=3",
-    f"{TRAIN} --set epochs=3": "--set train.epochs=3",
-    f"{TRAIN} --set lr: 1e-3": "--set train.learning_rate=1e-3",
-    f"{TRAIN} train.epochs=3": "--set train.epochs=3",
-    f"{TRAIN} --dataset talk.txt": "--dataset",
-    f"{TRAIN} --dataset bad.tsv": "--dataset",
-    f"{TRAIN} --num_train_epochs 3 --learning_rate 1e-3": "--epochs 3 --lr 1e-3",
-    f"{TRAIN} --gpu 0": TRAIN,
-    f"{TRAIN} --device cpu": f"{TRAIN} --no-cuda",
-    f"{TRAIN} shop.jsonl": f"{TRAIN} --dataset shop.jsonl",
-    "train shop.csv custom-nano": f"{TRAIN} --dataset shop.csv",
-    f"{TRAIN} --dataset many/a.jsonl many/b.jsonl": f"{TRAIN} --dataset many",
-    f"{TRAIN} --dataset shop.csv more.csv": "> together.csv && dialogkit train custom-nano --dataset together.csv",
-    "train custom-tiny --model custom-nano": TRAIN,
-    f"{TRAIN} --prest test": "--preset test",
-    f"{TRAIN} --project 'my project/\u00fc'": "--project 'my project-\u00fc'",
-    f"{TRAIN} --dataset broken.jsonl": "--max-bad-rows 1",
-    f"{TRAIN} --budget soon": "--budget 20m",
-    f"{TRAIN} --samples 0": "--samples 100",
-    "custom-nano": TRAIN,
-    "fit custom-nano": TRAIN,
-    "train settings.json --model-name custom-nano": "",
-    "train --list-models": "models list",
-    "list models": "models list",
-    "help": "--help",
-    "help train": "train --help",
-    "version": "--version",
-    "train -h": "train --help",
-    "trian --help": "train --help",
-    "models lst": "models list",
-    "models show --model custom-nano": "models show custom-nano",
-    "models show custom-nanno": "models list",
-    "config show --set epochs=3": "config show --set train.epochs=3",
-    "config show --set train.zzz=1": "config show",
-    "config validate wrong.json": "config schema",
-    f"{TRAIN} --fp16": f"{TRAIN} --set runtime.precision=bf16",
-    "data inspect --dataset shop.jsonl": "data inspect shop.jsonl",
-    "data inspect shop.csv more.csv": "data inspect together.csv",
-    "data inspect shp.jsonl": "data inspect shop.jsonl",
-    "data shop.csv": "data inspect shop.csv",
-    "train --help --epoch 3": "train --help --epochs 3",
-    "inspect shop.jsonl": "data inspect shop.jsonl",
-    "generate nothing": "models list",
-    "launch slurm train custom-nano --samples 5": "launch slurm -- train custom-nano --samples 5",
-    "launch slurm -- train custom-nano --num_epochs 3": "-- train custom-nano --epochs 3",
-    "launch slurm -- custom-nano": "-- train custom-nano",
-    "runs show nothing": "runs list",
-    "doctor --ntwork": "doctor --network",
-    "train settings.json": "train --config settings.json",
-    "train --from nothing": "runs list",
-    "train --resume nothing": "runs list",
-    "train nothing": "models list",
-    "train --config setings.json": "config validate settings.json",
-    "generate ./nothing": "models list",
-    "runs report nothing": "runs list",
-    "runs prune --status wrong": "runs list",
-    "config show nothing": "models list",
-    "config show --preset prod": "--preset production",
-    "config show --set train.optimizer=adam": "--set train.optimizer=adamw",
-    "config show --set data.streaming=yes": "--set data.streaming=true",
-    "config show --set runtime.sharding=fsdp --set train.optimizer=muon": "--set train.optimizer=adamw",
-    "data inspect startr": "data list",
-    "data inspect broken.jsonl": "--max-bad-rows 1",
+LEADS_ON = {
+    "config validate wrong.json": "train.epochs: must be greater than 0",
+    "config validate latin.json": "latin.json is not UTF-8 text",
+    "config validate syntax.json": "syntax.json:1",
+    "config validate twice.json": "'epochs' appears twice",
+    "config validate deep.json": "deep.json is nested too deeply",
+    "config validate list.json": "list.json holds no JSON object",
+    "config validate models/runs/shared-run/run.json": "train.epochs: must be greater than 0",
+    "--nodes 2": "several machines need a rendezvous",
+    "--method lora --no-merge": "starts from random weights",
 }
-# The same, where there is a finished run.
-WITH_RUN = {
-    "runs delete shared-run": "runs prune shared-run",
-    "runs rm shared-run": "runs prune shared-run",
-    "runs ls": "runs list",
-    "runs shared-run": "runs show shared-run",
-    "run show shared-run": "runs show shared-run",
-    "runs show --run shared-run": "runs show shared-run",
-    "shared-run": "generate shared-run",
-    "generate shared-run Hello there": "generate shared-run --prompt 'Hello there'",
-    "generate shared-run --max_tokens 2": "--max-new-tokens 2",
-    "generate shared-run --temperature=-1": "generate --help",
-    "generate shared-run --compare shared-run": "generate shared-run",
-    "generate --compare shared-run --prompts-file nowhere.txt": "generate --prompt",
-    "evaluate shared-run shop.jsonl --samples 4": "evaluate shared-run --samples 4 --dataset shop.jsonl",
-    "eval shared-run --samples 4": "evaluate shared-run --samples 4",
-    "evaluate --model shared-rn": "models list",
-}
+"""Hints after which the same file or another reason is told, by what they end in."""
+
+PRINTED: set[str] = set()
 
 
 @pytest.fixture(autouse=True)
-def files(in_temporary_folder: Path) -> None:
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    recorder = Recorder(monkeypatch)
+    yield recorder
+    PRINTED.update(recorder.printed)
+
+
+@pytest.fixture(autouse=True)
+def files(in_temporary_folder: Path) -> Iterator[None]:
     write_files(in_temporary_folder, FILES)
+    yield
+    shutil.rmtree(in_temporary_folder)  # the copies of a run would add up to gigabytes
 
 
 def small(words: list[str]) -> list[str]:
     """Return a command so that it lasts a second; the last words win."""
-    if words[:1] == ["train"] and "--help" not in words:
-        own = [word.partition("=")[0] for word in words]
-        given = {"--samples": "data.samples", "--epochs": "train.epochs", "--no-cuda": "runtime.device"}
-        own += [setting for flag, setting in given.items() if flag in words]
+    if "--help" in words:
+        return words
+    if words[:1] == ["train"] and "--resume" not in words:
+        own = {word.partition("=")[0] for word in words} | {FLAGS[word] for word in words if word in FLAGS}
+        own |= {name for name in SETTINGS if name.startswith("model.")} if _is_pretrained(words) else set()
         return [
             *words,
             *(w for k, v in SETTINGS.items() if k not in own for w in ("--set", f"{k}={json.dumps(v)}")),
         ]
-    return [*words, "--max-new-tokens", "2"] if words[0] == "generate" and "--help" not in words else words
+    return [*words, "--max-new-tokens", "2"] if words[:1] == ["generate"] else words
 
 
-def type_hint(hint: str, words: list[str], dialogkit: Run) -> Finished:
-    """Type a hint: a line, or what to add to the command that was typed; of several the last."""
-    first, _, line = hint.rpartition(", or: ")[2].rpartition(" && ")
-    if first:
-        subprocess.run(first, shell=True, check=True)
+def _is_pretrained(words: list[str]) -> bool:
+    return "--from" in words or (len(words) > 1 and (words[1] == "mine" or words[1].startswith("models/")))
+
+
+def type_hint(hint: str, words: list[str], dialogkit: Run) -> Finished | None:
+    """Type a hint: a line, or what to add to the command that was typed; None for an advice in words."""
+    first, _, line = hint.rpartition(" && ")
+    if hint.startswith(PROGRAMS):
+        subprocess.run(first or hint, shell=True, check=True)
+        if not first:
+            return Finished(0, "", "")
+    if hint.startswith("unset "):
+        for name in hint.split()[1:]:
+            os.environ.pop(name)
+        return dialogkit(*small(words))
+    if not line.startswith(("dialogkit ", "--")) or "--rendezvous" in [*words, *line.split()]:
+        return None
     hinted = shlex.split(line)
-    typed = hinted[1:] if hinted[0] == "dialogkit" else [*words, *hinted]
-    return dialogkit(*small(typed))
+    return dialogkit(*small(hinted[1:] if hinted[0] == "dialogkit" else [*words, *hinted]))
 
 
 def check(typed: str, part: str, dialogkit: Run) -> None:
     words = shlex.split(typed)
     done = dialogkit(*words)
-    assert done.code == 2
-    hint = next(line.removeprefix("try: ") for line in done.err.splitlines() if line.startswith("try: "))
+    marked = [line for line in done.err.splitlines() if line.startswith(("try: ", "next: "))]
+    assert marked, done
+    hint = marked[-1].partition(": ")[2]
     assert part in hint
-    worked = type_hint(hint, words, dialogkit)
-    assert worked.code == 0, f"{hint}: {worked.err}"
+    for each in hint.split(", or: "):
+        worked = type_hint(each, words, dialogkit)
+        if worked is not None and worked.code != 0:
+            told = next((text for end, text in LEADS_ON.items() if each.endswith(end)), "nothing")
+            assert told in worked.err, f"{each}: {worked.err}"
 
 
 @pytest.mark.parametrize(("typed", "part"), WRONG.items(), ids=WRONG)
-def test_what_a_wrong_command_says_to_try_works(typed: str, part: str, dialogkit: Run) -> None:
+def test_what_is_suggested_works(typed: str, part: str, dialogkit: Run) -> None:
     check(typed, part, dialogkit)
 
 
-@pytest.mark.parametrize(("typed", "part"), WITH_RUN.items(), ids=WITH_RUN)
-def test_what_it_says_to_try_with_a_run_works(typed: str, part: str, dialogkit: Run, trained: Trained) -> None:
+@pytest.fixture
+def with_run(trained: Trained) -> None:
     shutil.copytree(trained.output, "models")  # what is run may store something with the run
+
+
+@pytest.mark.usefixtures("with_run")
+@pytest.mark.parametrize(("typed", "part"), WITH_RUN.items(), ids=WITH_RUN)
+def test_what_is_suggested_with_a_run_works(typed: str, part: str, dialogkit: Run) -> None:
     check(typed, part, dialogkit)
+
+
+@pytest.mark.usefixtures("with_run")
+@pytest.mark.parametrize(("typed", "part"), ELSEWHERE.items(), ids=ELSEWHERE)
+def test_what_is_suggested_is_for_the_folder_that_was_typed(typed: str, part: str, dialogkit: Run) -> None:
+    Path("models").rename("other")
+    check(f"{typed} --output-dir other", part, dialogkit)
+
+
+@pytest.mark.usefixtures("with_run")
+@pytest.mark.parametrize(
+    ("situation", "typed", "part"),
+    SITUATIONS,
+    ids=[f"{getattr(situation, '__name__', '')}: {typed}" for situation, typed, _ in SITUATIONS],
+)
+def test_what_is_suggested_in_a_situation_works(
+    situation: Situation, typed: str, part: str, dialogkit: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = situation(monkeypatch)
+    check(typed, part, dialogkit)
+    del held
+
+
+@pytest.mark.usefixtures("with_run")
+@pytest.mark.parametrize(("lines", "part"), CHAT.items(), ids=map(repr, CHAT))
+def test_what_is_suggested_in_a_dialog_works(
+    lines: str, part: str, dialogkit: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def say(*said: str) -> list[str]:
+        text = "\n".join(said).encode("utf-8", "surrogateescape")
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text), encoding="utf-8"))
+        return dialogkit("chat", "shared-run", "--max-new-tokens", "2").err.splitlines()
+
+    Path("chat.jsonl").write_text(FILES["shop.jsonl"])  # type: ignore[arg-type]
+    hint = next(line.removeprefix("try: ") for line in say(lines) if line.startswith("try: "))
+    assert part in hint
+    assert not any(line.startswith("error: ") for line in say("Hello!", hint))
+
+
+def test_every_place_that_makes_a_hint_is_reached(request: pytest.FixtureRequest) -> None:
+    rows = len(WRONG) + len(WITH_RUN) + len(ELSEWHERE) + len(SITUATIONS) + len(CHAT)
+    if sum(item.path == request.path for item in request.session.items) <= rows:
+        pytest.skip("needs all rows")
+    known = {site.name for site in sites().values()}
+    excused = {name for names in UNREACHED.values() for name in names}
+    excused = {name for name in known if name in excused or name.partition(":")[0] in excused}
+    assert known - PRINTED - excused == set(), "add a row, or a reason to UNREACHED"
+    assert excused & PRINTED == set(), "these are reached: they need no reason"

@@ -9,6 +9,7 @@ from dialogkit.cli.options import age, budget, given_settings, sets_of, time_lim
 from dialogkit.cli.train import train_command
 from dialogkit.config.problems import known_settings
 from dialogkit.errors import ConfigError
+from dialogkit.hints import Change
 
 FLAGS: dict[str, Callable[[str], Any]] = {"--budget": budget, "--older-than": age, "--time": time_limit}
 
@@ -31,8 +32,10 @@ def test_no_option_takes_anything_else(flag: str, text: str) -> None:
     with pytest.raises(ConfigError, match=r"is not a time such as 90s, 20m, 1h30m, 1\.5h or 2d") as refused:
         FLAGS[flag](text)
     assert refused.value.message.startswith(f"{flag}: {text!r}")
-    word, value = str(refused.value.hint).split()
-    assert word == flag
+    hint = refused.value.hint
+    assert isinstance(hint, Change)
+    [(name, value)] = hint.settings.items()
+    assert f"--{name.replace('_', '-')}" == flag
     assert FLAGS[flag](value) > 0
 
 

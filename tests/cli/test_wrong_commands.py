@@ -265,7 +265,7 @@ def test_several_problems_of_a_file_are_told_in_one_go(dialogkit: Run) -> None:
 def test_what_to_try_fits_what_is_wrong(dialogkit: Run, words: str, hint: str) -> None:
     Path("settings.json").write_text('{"train": {"epochs": 1}}')
     Path("my.json").write_text('[{"prompt": "a", "response": "b"}]')
-    Path("rows.csv").write_text("prompt,response\na,b\n")
+    Path("rows.csv").write_text("prompt,response\na,b\nc,d\n")
     done = dialogkit(*shlex.split(words))
     assert done.err.splitlines()[-1] == f"try: {hint}"
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dialogkit.config.data import DataConfig
+from dialogkit.data.hints import AS_ROWS
 from dialogkit.data.sources import STARTER, RawData, file_digest, find_source, read_dialogs
 from dialogkit.dialog import Message
 from dialogkit.errors import DataError, UnavailableError
@@ -224,16 +225,26 @@ def test_the_starter_dialogs_are_found_by_name() -> None:
         (
             "notes.txt",
             "'notes.txt' has none of the endings .json, .jsonl, .ndjson, .csv, .tsv, .parquet",
-            "--dataset rows.csv",
+            f"{AS_ROWS}, or: --dataset rows.csv",
         ),
-        ("folder/notes.txt", "'folder/notes.txt' has none of the endings", "--dataset folder/rows.jsonl"),
+        (
+            "folder/notes.txt",
+            "'folder/notes.txt' has none of the endings",
+            f"{AS_ROWS}, or: --dataset folder/rows.jsonl",
+        ),
     ],
 )
 def test_a_dataset_that_is_not_there_says_what_to_type(name: str, told: str, hint: str) -> None:
     Path("folder").mkdir()
-    table, row = "prompt,response\na,b\n", '{"prompt": "a", "response": "b"}\n'
+    table, row = "prompt,response\na,b\nc,d\n", '{"prompt": "a", "response": "b"}\n' * 2
     for file, text in {
-        **{"notes.txt": "Hi", "empty.csv": "", "rows.csv": table, "\x1b[31m.csv": table},
+        **{
+            "notes.txt": "Hi",
+            "empty.csv": "",
+            "alone.csv": "prompt,response\na,b\n",
+            "rows.csv": table,
+            "\x1b[31m.csv": table,
+        },
         **{"folder/rows.jsonl": row, "folder/notes.txt": "Hi"},
     }.items():
         Path(file).write_text(text)
@@ -255,7 +266,7 @@ def test_a_dataset_that_is_not_there_says_what_to_type(name: str, told: str, hin
 def test_in_place_of_a_file_that_cannot_be_read_one_beside_it_is_named(name: str, hint: str) -> None:
     Path("alone").mkdir()
     Path("more.csv").touch()
-    Path("other rows.csv").write_text("prompt,response\na,b\n")
+    Path("other rows.csv").write_text("prompt,response\na,b\nc,d\n")
     assert typed(refused(name, b" ")) == hint
 
 

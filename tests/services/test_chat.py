@@ -273,15 +273,15 @@ def test_a_pasted_text_that_begins_with_a_slash_is_no_command(talk: Callable[...
     [
         ("/set foo=1", "unknown setting 'foo'; known are max_new_tokens", "/set"),
         ("/set temprature=1", "unknown setting 'temprature' (did you mean 'temperature'?)", "/set"),
-        ("/save", "/save needs the name of a file", "/save FILE, such as /save chat.jsonl"),
-        ("/load", "/load needs the name of a file", "/load FILE, such as /load chat.jsonl"),
+        ("/save", "/save needs the name of a file", "/save chat.jsonl"),
+        ("/load", "/load needs the name of a file", "/load chat.jsonl"),
         ("/save notes.txt", "nothing was said yet", "/help"),
         (
             "/set temperature 9",
             "temperature: must be less than or equal to 2 (got 9); it takes numbers from 0 to 2",
             "/set temperature 0.7",
         ),
-        ("/load nope.jsonl", "the dataset file 'nope.jsonl' does not exist", "/load FILE"),
+        ("/load nope.jsonl", "the dataset file 'nope.jsonl' does not exist", "/help"),
         ("/clear", "unknown command '/clear' (did you mean '/reset'?)", "/help"),
         ("/hist", "unknown command '/hist' (did you mean '/history'?)", "/help"),
     ],

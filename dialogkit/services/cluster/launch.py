@@ -73,7 +73,12 @@ def _require_place(rendezvous: str) -> None:
 
 
 def start_processes(
-    config: RunConfig, words: Sequence[str], machines: Machines, *, say: Callable[[str], None]
+    config: RunConfig,
+    words: Sequence[str],
+    machines: Machines,
+    *,
+    resumes: bool = False,
+    say: Callable[[str], None],
 ) -> int | None:
     """Train in as many processes as the configuration asks for; return the exit code, None if this one is enough.
 
@@ -81,6 +86,7 @@ def start_processes(
         config: the configuration of the training.
         words: the arguments with which each process calls `dialogkit`.
         machines: the machines that train together.
+        resumes: whether a run is resumed, which keeps its batch.
         say: prints a line.
 
     Raises: ConfigError for machines that cannot meet, and for batches that do not split; what `launcher.start`
@@ -101,7 +107,7 @@ def start_processes(
         return None
     least, most = nodes_of(machines.nodes)
     for count in range(least, most + 1):
-        config.train.require_divisible(count * number)
+        config.train.require_divisible(count * number, keeps_batch=resumes and most == 1)
     launch = Launch(
         devices=number,
         least_nodes=least,

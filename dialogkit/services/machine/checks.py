@@ -282,7 +282,7 @@ def _devices(machine: MachineInfo) -> Iterator[Finding]:
     backend = "nccl" if usable else "gloo"
     if usable > 1:
         text = f"{usable} GPUs, which train together over {backend}"
-        yield _ok("devices", text, Call("train", "MODEL", devices=usable))
+        yield _ok("devices", text, Call("train", "custom-tiny", devices=usable))
     else:
         what = "one GPU" if usable else "the CPU"
         yield _ok("devices", f"{what}; several machines would train together over {backend}")
@@ -313,16 +313,16 @@ def _cluster(machine: MachineInfo) -> Iterator[Finding]:
             yield _ok("cluster", f"Slurm job {job}, started by srun as {task}; a training joins the other ranks")
         elif nodes != "1":
             text = f"Slurm job {job} on {nodes} nodes, of which this shell uses one"
-            yield _better("cluster", text, Call("launch slurm", "train", "MODEL", nodes=nodes))
+            yield _better("cluster", text, Call("launch slurm", "train", "custom-tiny", nodes=nodes))
         else:
             yield _ok("cluster", f"Slurm job {job} on one node")
     elif "KUBERNETES_SERVICE_HOST" in around:
         yield _ok("cluster", "a pod of Kubernetes, in which a training runs as it is")
     elif "sbatch" in machine.commands:
         text = "Slurm is available; to write a job file"
-        yield _ok("cluster", text, Call("launch slurm", "train", "MODEL", gpus=1))
+        yield _ok("cluster", text, Call("launch slurm", "train", "custom-tiny", gpus=1))
     elif "kubectl" in machine.commands:
-        command = Call("launch kubernetes", "train", "MODEL", gpus=1, image="IMAGE", claim="CLAIM")
+        command = Call("launch kubernetes", "train", "custom-tiny", gpus=1, image="IMAGE", claim="CLAIM")
         yield _ok("cluster", "kubectl is available; to write a job file", command)
 
 

@@ -402,7 +402,7 @@ def test_a_slurm_job_with_data_of_the_hub_asks_nobody(dialogkit: Run, monkeypatc
             "runtime.device is 'cuda', and no GPU",
         ),
         ([], ["train", "--set", "runtime.devices=4"], "runtime.devices is in the job file already"),
-        ([], ["train", "--resume", "last"], "try: --name my-run"),
+        ([], ["train", "--resume", "last"], "-- train --name my-run"),
         ([], ["train", "--set", "tracking.notes=WANDB_API_KEY=01234567"], "hold what seems to be a secret"),
         ([], ["train", "--tag", "hf_" + "a" * 30], "hold what seems to be a secret"),
         ([], ["train", "--project", "0123456789" * 4], "hold what seems to be a secret"),
@@ -483,7 +483,7 @@ def test_a_job_file_is_written_where_it_is_asked_for(dialogkit: Run) -> None:
 
 def test_what_to_try_of_a_job(dialogkit: Run) -> None:
     done = dialogkit("launch", "slurm", "--output", "no/where.sh", "--", "train")
-    assert (done.code, done.err.splitlines()[-1]) == (2, "try: --output job.sh")
+    assert (done.code, done.err.splitlines()[-1]) == (2, "try: dialogkit launch slurm --output job.sh -- train")
     done = dialogkit("launch", "slurm", "--gpus", "2", "train", "custom-tiny", "--preset", "test")
     meant = "try: dialogkit launch slurm --gpus 2 -- train custom-tiny --preset test"
     assert (done.code, done.err.splitlines()[-1]) == (2, meant)

@@ -24,6 +24,7 @@ from dialogkit.services.machine.probe import (
 )
 from dialogkit.system.credentials import DEFAULT_SERVER, Credentials
 from dialogkit.system.memory import Memory
+from tests.cli.test_hints import parsed
 from tests.conftest import Finished
 
 Run = Callable[..., Finished]
@@ -195,7 +196,7 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: MachineInfo) -> None:
             *("hub", "could be better", "forbids downloads", "unset HF_HUB_OFFLINE"),
         ),
         (LAPTOP, {"hub_answers": False}, "hub", "could be better", "the hub does not answer", None),
-        (SERVER, {}, "devices", "ok", "8 GPUs, which train together over nccl", "train MODEL --devices 8"),
+        (SERVER, {}, "devices", "ok", "8 GPUs, which train together over nccl", "train custom-tiny --devices 8"),
         (LAPTOP, {}, "devices", "ok", "the CPU; several machines would train together over gloo", None),
         (
             SERVER,
@@ -221,7 +222,7 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: MachineInfo) -> None:
                 "cluster",
                 "could be better",
                 "4 nodes, of which this shell uses one",
-                "launch slurm --nodes 4 -- train MODEL",
+                "launch slurm --nodes 4 -- train custom-tiny",
             ),
         ),
         (SERVER, {"environment": {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}}, "cluster", "ok", "a pod", None),
@@ -231,7 +232,7 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: MachineInfo) -> None:
             "cluster",
             "ok",
             "Slurm is available",
-            "dialogkit launch slurm -- train MODEL",
+            "dialogkit launch slurm -- train custom-tiny",
         ),
     ],
 )
@@ -243,6 +244,8 @@ def test_what_is_said_of_other_machines(
     assert text in finding.text
     shown = render(finding.command)
     assert (shown is None) if command is None else (command in (shown or ""))
+    if (shown or "").startswith("dialogkit "):
+        assert parsed(str(shown))
     assert examine(replace(machine, **changes)).verdict == verdict
 
 

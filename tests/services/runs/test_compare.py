@@ -438,7 +438,7 @@ def test_a_comparison_fits_into_the_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     done = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two)
-    assert (done.code, done.err) == (0, "next: dialogkit evaluate shared-run other-run\n")
+    assert (done.code, done.err) == (0, f"next: dialogkit evaluate shared-run other-run --output-dir {two}\n")
     assert done.out.splitlines()[:2] == ["A  shared-run", "B  other-run"]
     assert max(map(len, done.out.splitlines())) <= width
     assert "train.learning_rate" in done.out
@@ -494,7 +494,7 @@ def test_evaluations_on_other_dialogs_are_not_set_side_by_side_and_that_is_said(
     assert told == [
         "they were not evaluated on the same dialogs (A on 15 of starter, B on 5 of starter), so their "
         "evaluations are not shown side by side",
-        "next: dialogkit evaluate shared-run other-run",
+        f"next: dialogkit evaluate shared-run other-run --output-dir {two}",
     ]
 
 
@@ -514,7 +514,7 @@ def test_runs_with_other_held_out_dialogs_are_evaluated_on_the_same_ones(
         "dialogs cannot be compared",
         "they were not evaluated on the same dialogs (A on 15 of starter, B on none), so their evaluations "
         "are not shown side by side",
-        f"next: dialogkit evaluate shared-run other-run --dataset starter --samples {samples}",
+        f"next: dialogkit evaluate shared-run other-run --dataset starter --samples {samples} --output-dir {two}",
     ]
 
 
@@ -540,10 +540,10 @@ def test_runs_on_other_data_are_not_compared_in_silence(two: str, dialogkit: Run
 def test_the_best_run_has_the_fewest_bits_per_byte(two: str, dialogkit: Run) -> None:
     done = dialogkit("runs", "best", "--output-dir", two, "--json").json
     assert [row["name"] for row in done["data"]] == ["other-run"]
-    assert done["hint"] == "dialogkit generate other-run"
+    assert done["hint"] == f"dialogkit generate other-run --output-dir {two}"
 
 
 @pytest.mark.parametrize("names", [["shared-run"], ["shared-run", "shared-run"], ["shared-run", "nope"]])
 def test_what_cannot_be_compared_is_one_sentence(names: list[str], two: str, dialogkit: Run) -> None:
     done = dialogkit("runs", "compare", *names, "--output-dir", two)
-    assert (done.code, done.err.splitlines()[-1]) == (2, "try: dialogkit runs list")
+    assert (done.code, done.err.splitlines()[-1]) == (2, f"try: dialogkit runs list --output-dir {two}")

@@ -1,0 +1,395 @@
+"""Situations in which commands fail that are typed right, with a part of the hint that each leads to."""
+
+import fcntl
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.hint_rows import ROWS, TRAIN
+
+Situation = Callable[[pytest.MonkeyPatch], Any]
+
+RUN = Path("models/runs/shared-run")
+
+
+def edit_record(change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the record of the run."""
+    record = json.loads((RUN / "run.json").read_text())
+    change(record)
+    (RUN / "run.json").write_text(json.dumps(record))
+
+
+def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run was stopped after its last checkpoint."""
+    shutil.rmtree(RUN / "model")
+    edit_record(lambda record: record.update(status="interrupted", finished=None))
+
+
+def held(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Another process trains the run."""
+    stopped(monkeypatch)
+    file = (RUN / ".lock").open("a+")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file  # held until it is closed
+
+
+def checkpoints() -> list[Path]:
+    return sorted(RUN.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+
+
+def tear(checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + bytes(8))
+
+
+def torn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest checkpoint is damaged."""
+    tear(checkpoints()[-1])
+
+
+def lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All checkpoints of a stopped run are damaged."""
+    stopped(monkeypatch)
+    for checkpoint in checkpoints():
+        tear(checkpoint)
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record of the run is no JSON."""
+    (RUN / "run.json").write_text("{")
+
+
+def remains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, without a finished model."""
+    unreadable(monkeypatch)
+    shutil.rmtree(RUN / "model")
+
+
+def edited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting in the record of a stopped run is wrong."""
+    stopped(monkeypatch)
+    edit_record(lambda record: record["config"]["train"].update(epochs=0))
+
+
+def edited_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting of the data in the record is wrong."""
+    edit_record(lambda record: record["config"]["data"].update(samples=0))
+
+
+def data_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dataset of the run is gone."""
+    edit_record(lambda record: record["config"]["data"].update(dataset="gone.jsonl"))
+
+
+def linked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped run holds a link."""
+    stopped(monkeypatch)
+    (RUN / "link").symlink_to("/tmp")
+
+
+def half_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run was being deleted."""
+    (RUN / "run.json").rename(RUN / ".pruned.json")
+
+
+def foreign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The place of the model is taken by something else."""
+    shutil.rmtree("models/custom_nano")
+    Path("models/custom_nano").mkdir()
+    Path("models/custom_nano/thesis.txt").write_text("the only copy")
+
+
+def own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's own settings are wrong."""
+    for folder in (RUN / "model", Path("models/custom_nano")):
+        (folder / "generation_config.json").write_text('{"temperature": -1, "do_sample": true}')
+
+
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's own settings are no JSON."""
+    for folder in (RUN / "model", Path("models/custom_nano")):
+        (folder / "generation_config.json").write_text("{")
+
+
+def template(text: str) -> Situation:
+    """The model has a chat template of this text."""
+
+    def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
+        shutil.copytree(RUN / "model", "mine")
+        Path("mine/chat_template.jinja").write_text(text)
+
+    return prepare
+
+
+def pickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of a model are no tensors."""
+    import pickle
+
+    shutil.copytree(RUN / "model", "mine")
+    Path("mine/model.safetensors").unlink()
+    Path("mine/pytorch_model.bin").write_bytes(pickle.dumps({"a": Path("x")}))
+
+
+def unknown_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kind of a model is unknown."""
+    shutil.copytree(RUN / "model", "mine")
+    Path("mine/config.json").write_text('{"model_type": "zzz"}')
+
+
+def ggufs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder holds two GGUF files."""
+    Path("mine").mkdir()
+    for name in ("a.gguf", "b.gguf"):
+        (Path("mine") / name).write_bytes(b"GGUF")
+
+
+def adapter(base: str | None) -> Situation:
+    """A folder holds an adapter of this base."""
+
+    def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
+        shutil.copytree(RUN / "model", "mine")
+        Path("mine/model.safetensors").rename("mine/adapter_model.safetensors")
+        settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+        Path("mine/adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": base}))
+
+    return prepare
+
+
+def lacking(package: str) -> Situation:
+    """A package is not installed."""
+
+    def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
+        from importlib.util import find_spec
+
+        for module in ("adapters", "sources"):
+            monkeypatch.setattr(
+                f"dialogkit.models.{module}.find_spec", lambda name: None if name == package else find_spec(name)
+            )
+
+    return prepare
+
+
+def disk(free: int) -> Situation:
+    """The disk has little room."""
+
+    def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
+        usage = shutil.disk_usage("/")
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+
+    return prepare
+
+
+def memory(free: int) -> Situation:
+    """The machine has little memory."""
+
+    def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in ("memory_plan", "learner"):
+            monkeypatch.setattr(f"dialogkit.services.training.{module}.free_bytes", lambda: free)
+
+    return prepare
+
+
+def environment(**values: str) -> Situation:
+    """The environment holds these values."""
+
+    def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return prepare
+
+
+def two_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are two runs, which were not evaluated on the same dialogs."""
+    shutil.copytree(RUN, RUN.with_name("second"))
+    record = json.loads((RUN / "run.json").read_text())
+    (RUN.with_name("second") / "run.json").write_text(json.dumps({**record, "name": "second"}))
+
+
+def long_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of a table has megabytes."""
+    Path("long.csv").write_text("prompt,response\na," + '"' + "b\n" * 2**21 + '"\n')
+
+
+def broken_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset is a link to nowhere."""
+    Path("link.jsonl").symlink_to("nowhere.jsonl")
+
+
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset is too large to be counted before a training."""
+    rows = (json.dumps({"prompt": f"Say {number}.", "response": f"{number}"}) + "\n" for number in range(3000))
+    Path("large.jsonl").write_text("".join(rows))
+
+
+def packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Parquet file is gzipped."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(ROWS), "packed.parquet")
+    Path("packed.parquet.gz").write_bytes(gzip.compress(Path("packed.parquet").read_bytes()))
+    Path("packed.parquet").unlink()
+
+
+def out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes more memory than there is."""
+
+    def step(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("transformers.Trainer.training_step", step)
+
+
+WITHOUT_STOP = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+WITHOUT_TEXT = "{% for m in messages %}<|user|>{% endfor %}"
+REFUSING = "{{ raise_exception('never') }}"
+MINE = "train mine"
+
+SITUATIONS: list[tuple[Situation, str, str]] = [
+    (stopped, "generate shared-run", "train --resume shared-run"),
+    (stopped, "train --from shared-run", "train --resume shared-run"),
+    (stopped, "train --resume shared-run --lr 1", "train --resume shared-run"),
+    (stopped, "train --resume shared-run --name other", "train --resume shared-run"),
+    (stopped, "train custom-tiny --resume shared-run", "train --resume shared-run"),
+    (stopped, "train --resume shared-run --devices 3", "--devices 2"),
+    (held, "generate shared-run", "runs show shared-run"),
+    (held, "train --resume shared-run", "runs show shared-run"),
+    (held, "runs prune shared-run", "runs show shared-run"),
+    (torn, "train --from shared-run/checkpoint-15", "train --from"),
+    (lost, "train --resume shared-run", "train --resume shared-run --force"),
+    (lost, "generate shared-run", "train --resume shared-run --force"),
+    (unreadable, "runs list", "runs show shared-run"),
+    (unreadable, "runs show shared-run", "generate models/runs/shared-run/model --prompt"),
+    (unreadable, "train --resume last", "runs show shared-run"),
+    (remains, "runs show shared-run", "train --from models/runs/shared-run/checkpoint-"),
+    (edited, "train --resume shared-run", "config validate models/runs/shared-run/run.json"),
+    (edited_data, "evaluate shared-run", "runs show shared-run"),
+    (data_moved, "evaluate shared-run", "runs show shared-run"),
+    (linked, "train --resume shared-run", "runs show shared-run"),
+    (half_deleted, f"{TRAIN} --name shared-run", "runs prune shared-run --yes"),
+    (foreign, TRAIN, "--set model.name=my-custom_nano"),
+    (own_settings, "generate shared-run --use-model-settings", "generate shared-run"),
+    (own_settings, "train models/custom_nano --set generate.use_model_settings=true", "=false"),
+    (no_settings, "evaluate shared-run --samples 4 --use-model-settings", "evaluate shared-run"),
+    (template(WITHOUT_STOP), MINE, "--set model.chat_format=plain"),
+    (template(WITHOUT_TEXT), MINE, "--set model.chat_format=plain"),
+    (template(REFUSING), MINE, "--set model.chat_format=plain"),
+    (template(WITHOUT_STOP), "generate mine", "train mine --set model.chat_format=plain"),
+    (pickled, "generate mine", "safetensors"),
+    (unknown_kind, "generate mine", "models list"),
+    (ggufs, "generate mine", "mine/a.gguf"),
+    (adapter(None), "generate mine", "base_model_name_or_path"),
+    (adapter("./gone"), "generate mine", "base_model_name_or_path"),
+    (adapter("someone/gone"), "generate mine", "hf download someone/gone"),
+    (adapter("models/custom_nano"), "train mine --method lora --no-merge", "train.merge=true"),
+    (lacking("peft"), "train models/custom_nano --method lora", "pip install 'dialogkit[lora]'"),
+    (lacking("gguf"), "generate one.gguf", "pip install 'dialogkit[gguf]'"),
+    (disk(2**20), TRAIN, "runs prune --checkpoints-only"),
+    (disk(15 * 2**20), f"{TRAIN} --set train.keep_checkpoints=9", "--set train.keep_checkpoints=2"),
+    (memory(2**10), TRAIN, "models list"),
+    (memory(2**24), TRAIN, "--set train.activation_checkpointing=true"),
+    (memory(2**29), TRAIN, "--fit-batch"),
+    (environment(RANK="x", WORLD_SIZE="2"), TRAIN, "unset RANK WORLD_SIZE"),
+    (environment(RANK="5", WORLD_SIZE="2"), TRAIN, "unset RANK WORLD_SIZE"),
+    (environment(RANK="0", WORLD_SIZE="2"), TRAIN, "unset RANK WORLD_SIZE"),
+    (two_runs, "runs compare shared-run second", "evaluate shared-run second"),
+    (long_row, "data inspect long.csv", "fix that line"),
+    (broken_link, "data inspect link.jsonl", "data inspect"),
+    (
+        large,
+        f"{TRAIN} --dataset large.jsonl --set data.streaming=true",
+        "max_steps=1000, or: --budget 1h",
+    ),
+    (packed, f"{TRAIN} --dataset packed.parquet.gz --set data.streaming=true", "gunzip packed.parquet.gz && "),
+    (out_of_memory, TRAIN, "--fit-batch"),
+    (out_of_memory, f"{TRAIN} --set train.accumulation_steps=8 --batch-size 8", "activation_checkpointing=true"),
+]
+
+UNREACHED = {
+    "needs several GPUs": [
+        "distributed/launcher.py:resolve_devices",
+    ],
+    "needs several processes": [
+        "distributed/launcher.py:_require_free",
+        "distributed/launcher.py:_lost",
+        "distributed/launcher.py:_apart",
+        "distributed/launcher.py:_apart:2",
+        "distributed/rank.py:reject_foreign_settings",
+        "distributed/rank.py:reject_foreign_settings:2",
+        "cli/train.py:_dry_run",
+        "data/stream.py:_Blocks._own",
+        "data/stream.py:DialogStream.require_place:2",
+        "services/cluster/launch.py:join_processes",
+        "services/training/agreement.py:require_same_request",
+        "services/runs/resolve.py:refuse_sharded",
+    ],
+    "needs a machine with other hardware, disks or settings; tests/services/machine makes them up": [
+        "services/machine/checks.py",
+    ],
+    "needs a program around the package": [
+        "services/chat.py:Chat.say",
+        "services/training/lifecycle.py:_require_processes",
+        "services/training/lifecycle.py:_require_processes:2",
+        "system/compute_lock.py:require_threads",
+        "system/compute_lock.py:_compute_in_fork",
+        "services/runs/compare.py:sync_runs:2",
+    ],
+    "needs the lm-evaluation-harness": [
+        "services/evaluation/lm_eval.py:",
+        "services/evaluation/lm_eval.py:TaskSuite.run",
+        "services/evaluation/lm_eval.py:_text_of",
+        "services/evaluation/lm_eval.py:_expanded",
+        "services/evaluation/lm_eval.py:_load",
+        "services/evaluation/lm_eval.py:_load:2",
+        "services/evaluation/lm_eval.py:_load:3",
+    ],
+    "needs a hub that answers, or fails in the middle": [
+        "data/sources.py:_from_hub:2",
+        "data/sources.py:_from_hub:3",
+        "data/sources.py:fetch_file",
+        "data/sources.py:fetch_file:2",
+        "data/shards.py:_hub_stream",
+    ],
+    "needs a server of W&B": [
+        "cli/runs.py:sync_command",
+        "cli/runs.py:sync_command:2",
+        "services/runs/compare.py:sync_runs",
+        "services/runs/compare.py:_folders_of",
+    ],
+    "needs a model of a rare kind; tests/models makes them": [
+        "engine/attention.py:use_packed_attention",
+        "models/adapters.py:add_adapter:3",
+        "models/adapters.py:merge_into",
+        "models/build.py:_require_embeddings",
+        "models/build.py:_require_buildable",
+        "models/vocabulary.py:load_vocabulary",
+        "models/vocabulary.py:_require_reader",
+        "models/tokenizer.py:ChatTokenizer.__init__",
+        "models/chat_template.py:TemplateFormat._render",
+        "models/chat_template.py:TemplateFormat._render:3",
+    ],
+    "needs the end of a run to be disturbed": [
+        "services/training/lifecycle.py:_record_end",
+        "services/training/lifecycle.py:_record_end:2",
+        "services/training/lifecycle.py:_end_without_folder",
+        "services/training/lifecycle.py:_end_without_folder:2",
+        "services/training/publish.py:_publish",
+        "services/training/publish.py:_publish:2",
+        "services/training/publish.py:_write_report",
+    ],
+    "needs a file that changes, cannot be read, or is of gigabytes": [
+        "services/inspect.py:_Texts.__init__",
+        "data/open_files.py:readable:2",
+        "data/parquet.py:ParquetRows._opened",
+        "data/stream.py:DialogStream.require_place",
+        "data/stream.py:DialogStream._groups",
+        "data/foreign_files.py:wrong_encoding",
+    ],
+}
+"""Places that make a hint which no command here prints, by the reason; a file stands for all of its places."""
