@@ -49,7 +49,8 @@ from dialogkit.config.load import load_run_config
 from dialogkit.data.sources import STARTER
 from dialogkit.dialog import ChatTokenizer, Message
 from dialogkit.inference.replies import continue_prompts
-from dialogkit.models.build import build_model, context_length
+from dialogkit.models.build import build_model
+from dialogkit.models.context import context_length
 from dialogkit.models.tokenizer import load_tokenizer
 
 FEW = 8

@@ -85,7 +85,7 @@ def empty_kernel(kernel: Kernel, in_temporary_folder: Path) -> Kernel:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, empty_kernel: Kernel) -> None:
-    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "committed without outputs"
     shown = ""
     for cell in notebook.cells:
@@ -124,7 +124,7 @@ def test_an_error_is_a_sentence_and_its_traceback_comes_on_request(empty_kernel:
 
 
 def test_an_interrupted_cell_leaves_a_run_to_resume_and_the_kernel(empty_kernel: Kernel) -> None:
-    interrupted = []
+    interrupted: list[bool] = []
 
     def interrupt(piece: str) -> None:
         if "<progress" in piece and not interrupted:

@@ -243,8 +243,11 @@ def _assignment(rest: list[str]) -> str | None:
         equals, value = "=", rest.pop(0)[1:]
     if not value and rest and (not rest[0].startswith("-") or is_number(rest[:1])):
         value = rest.pop(0)
-    if not equals and not value and (value := _usual(name)) is None:
-        return name
+    if not equals and not value:
+        usual = _usual(name)
+        if usual is None:
+            return name
+        value = usual
     return f"{_setting(name) or name}={value}"
 
 

@@ -114,7 +114,7 @@ def _without_echo() -> Callable[[], None]:
 class WordWrap:
     """Writes a growing text so that no word is broken at the edge of the terminal."""
 
-    def __init__(self, write: Callable[[str], None], width: int) -> None:
+    def __init__(self, write: Callable[[str], object], width: int) -> None:
         self._write, self._width = write, width
         self._column = 0
         self._blanks = self._word = ""

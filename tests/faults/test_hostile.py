@@ -31,9 +31,10 @@ from dialogkit.services.evaluate import EvaluateRequest, EvaluateResult, Evaluat
 from dialogkit.services.evaluation.results import SliceRow, TaskFigure, TaskRow, WorstRow
 from dialogkit.services.generate import GenerateResult
 from dialogkit.services.models import ModelRow
-from dialogkit.services.runs.compare import AnsweredPrompt, Comparison, Differing, HeldOut, RunDetails
+from dialogkit.services.runs.compare import AnsweredPrompt, Comparison, HeldOut, RunDetails
 from dialogkit.services.runs.listing import RunRow
 from dialogkit.services.runs.prune import PruneResult, PruneRow
+from dialogkit.services.runs.verdict import Behind, Differing, Verdict
 from dialogkit.services.train import resume, train
 from dialogkit.services.training.dry_run import DryRunResult
 from dialogkit.services.training.result import TrainResult
@@ -73,11 +74,13 @@ def print_results(output: Output, text: str) -> None:
     freed = PruneResult(rows=[pruned], freed_bytes=1, pruned=False)
     output.result(freed, lambda out: prune.render_pruning(out, freed))
     differing = [Differing(name=text, values=[text, [text]])]
+    behind = Behind(model=text, bits_per_byte=1, difference=1, interval=None, clear=None)
+    verdict = Verdict(best=text, bits_per_byte=1, dialogs=1, behind=[behind], text=text)
     compared = Comparison(
         runs=[text, text], figures=differing, same_data=False, settings=differing, versions=differing,
         replies=[AnsweredPrompt(prompt=text, replies=[text, text])], evaluations=[], tasks=[[task], [task]],
         held_out=[HeldOut(dataset=text, dialogs=1), None], evaluated_on=[[HeldOut(dataset=text, dialogs=1)], []],
-        evaluate=[text],
+        evaluate=[text], verdict=verdict,
     )  # fmt: skip
     output.result(compared, lambda out: comparison_view.render_comparison(out, compared))
     model = ModelRow(

@@ -29,7 +29,7 @@ class Behind(Result):
     difference: float
     """Bits per byte that it needs more than the best one."""
     interval: Interval | None
-    """95% interval of the difference, by paired bootstrap over the dialogs; None if not measured by dialog."""
+    """95% interval of the difference over the same dialogs; None if not measured by dialog."""
     clear: bool | None
     """Whether the difference is more than chance; None if that is unknown."""
 
@@ -124,18 +124,14 @@ def _common(contenders: Sequence[Contender]) -> list[str]:
 def _paired(contenders: Sequence[Contender], dialogs: Sequence[str]) -> _Ranked:
     import numpy as np
 
-    from dialogkit.inference.reply_metrics import intervals
+    from dialogkit.inference.intervals import Quotient, intervals
 
     nats = [np.array([one.scores[dialog][0] for dialog in dialogs]) for one in contenders]
     size_in_bits = math.log(2) * np.array([max(1.0, contenders[0].scores[dialog][1]) for dialog in dialogs])
     bits = [float(values.sum() / size_in_bits.sum()) for values in nats]
     best = bits.index(min(bits))
 
-    def resampled(weights_RN: Any) -> dict[str, Any]:
-        sizes = weights_RN @ size_in_bits
-        return {str(n): weights_RN @ (values - nats[best]) / sizes for n, values in enumerate(nats)}
-
-    bounds = intervals(resampled, len(dialogs))
+    bounds = intervals({str(n): Quotient(values - nats[best], size_in_bits) for n, values in enumerate(nats)})
     behind = []
     for number, one in enumerate(contenders):
         if number != best:
