@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _DISPENSABLE = ("parameters", "preset", "stop rate", "tokens/s", "loss", "steps", "time", "status")
 """Columns that are left out in a narrow terminal, the first ones first; `status` only if all are completed."""
+_TIED = 3
+"""Runs that are named as no worse than the best one."""
 _FIRST_TRAINING = Call("train", "custom-tiny", preset="test")
 
 
@@ -88,7 +90,16 @@ def best_command(output_dir: OutputOption = "models", json_output: JsonOption = 
     rows = best_runs(output=output_dir)
     hint = Call("generate", rows[0].name) if rows else _FIRST_TRAINING
     none = f"there is no finished run in {output_dir!r} yet"
-    Output(json_mode=json_output).result(rows, lambda out: render_runs(out, rows, none=none), hint=hint)
+    Output(json_mode=json_output).result(rows, lambda out: _render_best(out, rows, none), hint=hint)
+
+
+def _render_best(output: Output, rows: "list[RunRow]", none: str) -> None:
+    """Print the best run of each dataset, and which others may be as good."""
+    render_runs(output, rows, none=none)
+    for row in rows:
+        if row.tied_with:
+            names = ", ".join(row.tied_with[:_TIED]) + (" ..." if len(row.tied_with) > _TIED else "")
+            output.note(f"{row.name} is not clearly better than {names}: the 95% intervals are not apart")
 
 
 def report_command(

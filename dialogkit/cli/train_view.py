@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _GREETING = '"Hello!"'
 _LONGEST_PROMPT = 80
 """Characters of a prompt that is shown in a command."""
+_TALKS = "dialogkit train custom-tiny --preset talk"
 _UNSURE = 100.0
 """Perplexity above which sentences do not hold together."""
 
@@ -60,14 +61,18 @@ def render_training(output: Output, result: "TrainResult") -> None:
     for reply in result.held_out_replies if result.shows_held_out else result.replies:
         _render_reply(output, reply)
     if (perplexity := result.metrics["final/perplexity"]) > _UNSURE:
+        more = "more training helps (--epochs, --preset production)"
+        if not result.shows_held_out:
+            more = f"`{_TALKS}` makes a model that talks"
         output.note(
             f"a perplexity of {perplexity:,.0f} is a choice among {perplexity:,.0f} tokens for each next one: "
-            "sentences do not hold together yet; more training helps (--epochs, --preset development)"
+            f"sentences do not hold together yet after {counted(result.steps, 'step')}; {more}"
         )
+    kept = "" if result.kept_step == result.steps else f" (the weights of step {result.kept_step:,} are kept)"
     output.print(
         "",
-        f"{result.success_rate:.0%} of the test prompts got a reply, and {result.stop_rate:.0%} ended by "
-        f"themselves (the stop rate); {counted(result.steps, 'step')}, "
+        f"{result.reply_rate:.0%} of the test prompts got a reply, and {result.stop_rate:.0%} ended by "
+        f"themselves (the stop rate); {counted(result.steps, 'step')}{kept}, "
         f"{result.metrics['perf/tokens_per_s']:,.0f} tokens/s, "
         f"{duration(result.duration_s)} in all",
     )

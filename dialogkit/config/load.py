@@ -53,7 +53,7 @@ def model_names() -> list[str]:
 
 def preset_names() -> list[str]:
     """Return the presets' names, by effort."""
-    order = {"test": 0, "development": 1, "production": 2}
+    order = {"test": 0, "talk": 1, "development": 2, "production": 3}
     return sorted(shipped_names("presets"), key=lambda n: (order.get(n, 9), n))
 
 

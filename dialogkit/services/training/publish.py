@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dialogkit.config.data import DataConfig
 from dialogkit.config.generate import TEST_PROMPTS
+from dialogkit.data.sources import NAMED
 from dialogkit.distributed import process_group
 from dialogkit.errors import CheckpointError, StorageError
 from dialogkit.hints import Call, Hint, Shell, Then
@@ -131,7 +131,7 @@ def _write_report(run: TrainingRun) -> str | None:
 
 def _result(run: TrainingRun, fitted: "FitResult", measured: "Measured", published: Path) -> TrainResult:
     report, wandb_run = _write_report(run), run.wandb_run
-    usual = run.config.generate.test_prompts == TEST_PROMPTS and run.config.data.dataset != DataConfig().dataset
+    own = run.config.data.dataset not in NAMED and run.config.generate.test_prompts == TEST_PROMPTS
     return TrainResult(
         run=run.folder.name,
         run_dir=str(run.folder.path),
@@ -144,7 +144,7 @@ def _result(run: TrainingRun, fitted: "FitResult", measured: "Measured", publish
         metrics=run.record.metrics,
         replies=measured.replies,
         held_out_replies=measured.held_out_replies,
-        shows_held_out=usual and bool(measured.held_out_replies),
+        shows_held_out=own and bool(measured.held_out_replies),
         reply_rate=run.record.replies.get("reply_rate", 0.0),
         stop_rate=run.record.replies.get("stop_rate", 0.0),
         wandb_mode=wandb_run.mode,

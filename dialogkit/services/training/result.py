@@ -33,7 +33,7 @@ class TrainResult(Result):
     held_out_replies: list[ReplyResult] = Field(default_factory=list)
     """Replies to held-out prompts, with the answers of the dataset."""
     shows_held_out: bool = False
-    """Whether these say more than `replies`: the usual test prompts are meant for the starter set."""
+    """Whether these say more than `replies`: the usual test prompts are not meant for data of one's own."""
     reply_rate: float
     """Fraction of the test prompts with a non-empty reply, right or wrong."""
     stop_rate: float
@@ -43,11 +43,6 @@ class TrainResult(Result):
     wandb_url: str | None
     wandb_dirs: list[str] = Field(default_factory=list)
     """All folders of the W&B run that are not uploaded, oldest first; each start of a resumed run made one."""
-
-    @property
-    def success_rate(self) -> float:
-        """The reply rate, by its name up to 0.2.0."""
-        return self.reply_rate
 
     @property
     def curve(self) -> list[dict[str, float]]:
