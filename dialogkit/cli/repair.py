@@ -166,8 +166,10 @@ def _verb(rest: list[str], known: Sequence[str]) -> list[str]:
     near = get_close_matches(first, known, n=1)
     if near:
         return [near[0], *others]
-    if len(known) == 1 or ("inspect" in known and is_data(first)):
-        return [known[-1], *rest]
+    if "inspect" in known and is_data(first):
+        return ["inspect", *rest]
+    if len(known) == 1:
+        return [*known, *rest]
     return ["show", *rest] if "show" in known and not others else rest
 
 

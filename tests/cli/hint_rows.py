@@ -159,7 +159,7 @@ WRONG = {
     # Data
     "data inspect startr": "data list",
     "data inspect broken.jsonl": "--max-bad-rows 1",
-    "data inspect many": "inspect one of its files",
+    "data inspect many": "data inspect many/a.jsonl",
     "data inspect one": "data inspect one/a.csv",
     "data inspect none": "data list",
     f"{TRAIN} --dataset many": "--dataset many --set data.streaming=true",
@@ -279,9 +279,9 @@ WITH_RUN = {
     "evaluate shared-run --quick --use-model-settings": "evaluate shared-run --use-model-settings",
     "evaluate shared-run --wandb on": "--wandb auto",
     "evaluate shared-run --quick --tasks hellaswag": "pip install 'dialogkit[lm-eval]'",
-    "evaluate shared-run --samples 2": "evaluate shared-run --whole",
+    "evaluate shared-run --samples 2": "evaluate shared-run",
     "evaluate shared-run --whole --dataset shop.jsonl": "runs report shared-run",
-    "evaluate shop.csv --samples 4": "evaluate --dataset shop.csv",
+    "evaluate shop.csv --samples 4": "--dataset shop.csv",
     "generate 'Hello there!'": "generate --prompt",
     "models show custom-nano": "generate custom-nano --prompt",
     "runs show shared-run": "runs show shared-run --all",
@@ -301,8 +301,6 @@ WITH_RUN = {
     f"{TRAIN} --method lora": "train models/custom_nano --method lora",
     "train models/custom_nano --method lora --set train.optimizer=muon": "--set train.optimizer=adamw",
     "train models/custom_nano --method lora --set 'train.lora_targets=[\"zzz\"]'": "train.lora_targets",
-    "train models/custom_nano --method lora --no-merge": "--set model.name=my-custom_nano",
-    "train models/custom_nano --set model.chat_format=turns": "--set model.chat_format=plain",
 }
 """The same, where there is a finished run."""
 

@@ -166,7 +166,7 @@ def lacking(package: str) -> Situation:
     def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
         from importlib.util import find_spec
 
-        for module in ("adapters", "sources"):
+        for module in ("adapter_source", "sources"):
             monkeypatch.setattr(
                 f"dialogkit.models.{module}.find_spec", lambda name: None if name == package else find_spec(name)
             )
@@ -261,7 +261,6 @@ SITUATIONS: list[tuple[Situation, str, str]] = [
     (held, "generate shared-run", "runs show shared-run"),
     (held, "train --resume shared-run", "runs show shared-run"),
     (held, "runs prune shared-run", "runs show shared-run"),
-    (torn, "train --from shared-run/checkpoint-15", "train --from"),
     (lost, "train --resume shared-run", "train --resume shared-run --force"),
     (lost, "generate shared-run", "train --resume shared-run --force"),
     (unreadable, "runs list", "runs show shared-run"),
@@ -281,13 +280,12 @@ SITUATIONS: list[tuple[Situation, str, str]] = [
     (template(WITHOUT_TEXT), MINE, "--set model.chat_format=plain"),
     (template(REFUSING), MINE, "--set model.chat_format=plain"),
     (template(WITHOUT_STOP), "generate mine", "train mine --set model.chat_format=plain"),
-    (pickled, "generate mine", "safetensors"),
+    (pickled, "generate mine", "models list"),
     (unknown_kind, "generate mine", "models list"),
     (ggufs, "generate mine", "mine/a.gguf"),
     (adapter(None), "generate mine", "base_model_name_or_path"),
     (adapter("./gone"), "generate mine", "base_model_name_or_path"),
     (adapter("someone/gone"), "generate mine", "hf download someone/gone"),
-    (adapter("models/custom_nano"), "train mine --method lora --no-merge", "train.merge=true"),
     (lacking("peft"), "train models/custom_nano --method lora", "pip install 'dialogkit[lora]'"),
     (lacking("gguf"), "generate one.gguf", "pip install 'dialogkit[gguf]'"),
     (disk(2**20), TRAIN, "runs prune --checkpoints-only"),

@@ -39,6 +39,7 @@ LEADS_ON = {
     "config validate deep.json": "deep.json is nested too deeply",
     "config validate list.json": "list.json holds no JSON object",
     "config validate models/runs/shared-run/run.json": "train.epochs: must be greater than 0",
+    "runs show shared-run": "still holds its finished model",
     "--nodes 2": "several machines need a rendezvous",
     "--method lora --no-merge": "starts from random weights",
 }
@@ -68,6 +69,8 @@ def small(words: list[str]) -> list[str]:
     if words[:1] == ["train"] and "--resume" not in words:
         own = {word.partition("=")[0] for word in words} | {FLAGS[word] for word in words if word in FLAGS}
         own |= {name for name in SETTINGS if name.startswith("model.")} if _is_pretrained(words) else set()
+        # What was typed counts tokens of the tokenizer that ships.
+        own |= {"model.tokenizer"} if own & {"model.vocabulary", "data.max_tokens"} else set()
         return [
             *words,
             *(w for k, v in SETTINGS.items() if k not in own for w in ("--set", f"{k}={json.dumps(v)}")),
@@ -102,7 +105,7 @@ def check(typed: str, part: str, dialogkit: Run) -> None:
     marked = [line for line in done.err.splitlines() if line.startswith(("try: ", "next: "))]
     assert marked, done
     hint = marked[-1].partition(": ")[2]
-    assert part in hint
+    assert part in hint, done.err
     for each in hint.split(", or: "):
         worked = type_hint(each, words, dialogkit)
         if worked is not None and worked.code != 0:
