@@ -45,6 +45,8 @@ LEADS_ON = {
 }
 """Hints after which the same file or another reason is told, by what they end in."""
 
+SOME = dict(list(WRONG.items())[::5])
+"""Those of the ordinary suite; `make faults` runs all."""
 PRINTED: set[str] = set()
 
 
@@ -113,6 +115,12 @@ def check(typed: str, part: str, dialogkit: Run) -> None:
             assert told in worked.err, f"{each}: {worked.err}"
 
 
+@pytest.mark.parametrize(("typed", "part"), SOME.items(), ids=SOME)
+def test_what_is_suggested_works_in_some_cases(typed: str, part: str, dialogkit: Run) -> None:
+    check(typed, part, dialogkit)
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize(("typed", "part"), WRONG.items(), ids=WRONG)
 def test_what_is_suggested_works(typed: str, part: str, dialogkit: Run) -> None:
     check(typed, part, dialogkit)
@@ -123,12 +131,14 @@ def with_run(trained: Trained) -> None:
     shutil.copytree(trained.output, "models")  # what is run may store something with the run
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("with_run")
 @pytest.mark.parametrize(("typed", "part"), WITH_RUN.items(), ids=WITH_RUN)
 def test_what_is_suggested_with_a_run_works(typed: str, part: str, dialogkit: Run) -> None:
     check(typed, part, dialogkit)
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("with_run")
 @pytest.mark.parametrize(("typed", "part"), ELSEWHERE.items(), ids=ELSEWHERE)
 def test_what_is_suggested_is_for_the_folder_that_was_typed(typed: str, part: str, dialogkit: Run) -> None:
@@ -150,6 +160,7 @@ def test_what_is_suggested_in_a_situation_works(
     del held
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("with_run")
 @pytest.mark.parametrize(("lines", "part"), CHAT.items(), ids=map(repr, CHAT))
 def test_what_is_suggested_in_a_dialog_works(
@@ -166,9 +177,10 @@ def test_what_is_suggested_in_a_dialog_works(
     assert not any(line.startswith("error: ") for line in say("Hello!", hint))
 
 
+@pytest.mark.faults
 def test_every_place_that_makes_a_hint_is_reached(request: pytest.FixtureRequest) -> None:
     rows = len(WRONG) + len(WITH_RUN) + len(ELSEWHERE) + len(SITUATIONS) + len(CHAT)
-    if sum(item.path == request.path for item in request.session.items) <= rows:
+    if sum(item.path == request.path for item in request.session.items) < rows:
         pytest.skip("needs all rows")
     known = {site.name for site in sites().values()}
     excused = {name for names in UNREACHED.values() for name in names}
