@@ -114,7 +114,7 @@ def test_a_notebook_runs(path: Path, empty_kernel: Kernel) -> None:
 def test_an_error_is_a_sentence_and_its_traceback_comes_on_request(empty_kernel: Kernel) -> None:
     _, shown = empty_kernel.run("import dialogkit\ndialogkit.load_run_config('custom-nano', preset='tset')")
     assert shown.splitlines() == [
-        "ConfigError: unknown preset 'tset' (did you mean 'test'?)",
+        "ConfigError: unknown preset 'tset' (did you mean 'test'?); there are test, talk, development, production",
         *(line for line in shown.splitlines() if line.startswith("try: ")),
         "(%tb shows the traceback)",
     ]

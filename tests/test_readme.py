@@ -220,7 +220,7 @@ def test_what_does_not_run_is_right(page: str, in_temporary_folder: Path) -> Non
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_says_what_it_is(page: str) -> None:
-    assert {block.kind for block in blocks(page)} <= {"bash", "python", "json", "csv", "text"}
+    assert {block.kind for block in blocks(page)} <= {"bash", "python", "json", "csv", "yaml", "text"}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])

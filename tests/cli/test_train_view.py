@@ -21,7 +21,15 @@ def test_after_a_training_on_own_data_held_out_prompts_are_shown_with_their_answ
     asked = {f"Do you sell item {n}?": f"Yes, item {n} costs {n} euros." for n in range(20)}
     rows = [{"prompt": prompt, "response": answer} for prompt, answer in asked.items()]
     Path("shop.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = train(small_config({"data.dataset": "shop.jsonl", "generate.test_prompts": list(TEST_PROMPTS)}))
+    result = train(
+        small_config(
+            {
+                "data.dataset": "shop.jsonl",
+                "generate.test_prompts": list(TEST_PROMPTS),
+                "tracking.held_out_replies": 2,
+            }
+        )
+    )
     assert result.shows_held_out
     first = result.held_out_replies[0]
     assert first.reference == asked[first.prompt]

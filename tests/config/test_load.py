@@ -49,7 +49,7 @@ def test_the_catalogue_lists_pretrained_models_first_and_then_by_size() -> None:
         "gpt2-small", "gpt2-medium", "dialogpt-small", "dialogpt-medium",
         "custom-nano", "custom-tiny", "custom-small", "custom-medium", "custom-large",
     ]  # fmt: skip
-    assert preset_names() == ["test", "development", "production"]
+    assert preset_names() == ["test", "talk", "development", "production"]
 
 
 @pytest.mark.parametrize("preset", preset_names())

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from dialogkit.data.cache import read_entry, write_entry
-from dialogkit.data.prepare import PreparedData
+from dialogkit.data.prepare import CACHE_VERSION, PreparedData
 from dialogkit.models.tokenizer import ChatTokenizer
 from tests.data.test_prepare import numbered, prepare, row, same
 
@@ -133,7 +133,9 @@ IMPOSSIBLE: dict[str, Callable[[dict[str, Any]], object]] = {
     "another dataset": ledger_with(dataset="other.jsonl"),
     "another file": ledger_with(revision="0" * 64),
     "another key": become("key", lambda _: np.array("{}")),
-    "an older version": become("key", lambda key: np.array(str(key).replace('"version": 5', '"version": 4'))),
+    "an older version": become(
+        "key", lambda key: np.array(str(key).replace(f'"version": {CACHE_VERSION}', '"version": 4'))
+    ),
 }
 """Changes of the arrays after which they can be no preparation of the file."""
 
@@ -315,7 +317,7 @@ def test_an_entry_replaces_that_of_an_older_version_in_its_place(
 ) -> None:
     prepare(ROWS, tokenizer)
     before = entry()
-    monkeypatch.setattr("dialogkit.data.prepare.CACHE_VERSION", 6)
+    monkeypatch.setattr("dialogkit.data.prepare.CACHE_VERSION", CACHE_VERSION + 1)
     assert not prepare(ROWS, tokenizer).from_cache
     assert entry() == before
     assert prepare(ROWS, tokenizer).from_cache

@@ -310,7 +310,7 @@ def test_of_very_many_columns_twelve_are_listed() -> None:
         ({"instruction": "Hi"}, "alpaca", "output is missing, not text"),
         ({"instruction": "Hi", "output": None}, "alpaca", "output is null, not text"),
         ({"instruction": "Hi", "output": True}, "alpaca", "output is true or false, not text"),
-        ({"instruction": "Hi", "output": float("nan")}, "alpaca", "output is a number, not text"),
+        ({"instruction": "Hi", "output": float("nan")}, "alpaca", "output is NaN, not text"),
         ({"instruction": "Hi", "output": " \n"}, "alpaca", r"message 2 \(assistant\) is empty"),
         ({"instruction": "", "input": "", "output": "x"}, "alpaca", r"message 1 \(user\) is empty"),
         ({"instruction": "Hi", "input": ["x"], "output": "x"}, "alpaca", "input is a list, not text"),

@@ -328,7 +328,7 @@ def test_malformed_rows_are_told_by_file_and_line(
     data = prepare("shards", tokenizer, **options)
     with pytest.raises(DataError, match=r"a.jsonl:(251: not valid JSON|371: a row must be an object)") as refused:
         first(data, tokenizer, 400, workers=workers)
-    assert typed(refused.value) == "fix that line, or: --max-bad-rows N"
+    assert typed(refused.value) == "fix that line, or: --max-bad-rows 100"
     with pytest.raises(DataError, match="and at least 1 more such rows"):
         first(prepare("shards", tokenizer, **options, max_bad_rows=1), tokenizer, 400, workers=workers)
     data = prepare("shards", tokenizer, **options, max_bad_rows=2)
