@@ -267,7 +267,10 @@ def _following(may_follow: Sequence[_Asked], asked: _Asked, fact: Facts, *, foll
     kept = [
         each
         for each in may_follow
-        if (follows or each.exchange.later) and (each.exchange is not asked.exchange or each.exchange.moves)
+        if (follows or each.exchange.later)
+        and (each.exchange is not asked.exchange or each.exchange.moves)
+        # Behind "Where is it?", "And Japan?" would ask for the place, not for what was asked at first.
+        and (asked.exchange.moves or not each.exchange.moves)
     ]
     still = [_Asked(e.exchange, e.topic, fact) if follows and e.topic is asked.topic else e for e in kept]
     return [*(_Asked(each, asked.topic, fact) for each in asked.exchange.then), *still]
