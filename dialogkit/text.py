@@ -1,5 +1,6 @@
 """Makes untrusted text safe to show, reads small files, and formats numbers for people."""
 
+import math
 import os
 import re
 import select
@@ -122,6 +123,8 @@ def convert_command(path: Path, encoding: str) -> tuple[str, Path]:
 
 def duration(seconds: float) -> str:
     """Return seconds in words: 8 s, 3 min 20 s, 2 h 5 min."""
+    if not math.isfinite(seconds):  # in a record that was damaged
+        return "unknown"
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"

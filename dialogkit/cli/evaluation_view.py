@@ -11,9 +11,8 @@ from rich.text import Text
 from dialogkit.cli.metrics_table import letters_of, print_side_by_side, print_tasks
 from dialogkit.cli.output import Output, encodes, fits, fitting, table, untrusted, values_grid
 from dialogkit.hints import Call
-from dialogkit.services.runs.verdict import FEW
 from dialogkit.text import counted, known_from_training, no_fault
-from dialogkit.tracking.metric_specs import ANCHORS, GROUPS, METRICS, Metric, best_of
+from dialogkit.tracking.metric_specs import ANCHORS, FEW, GROUPS, METRICS, Metric, best_of
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -16,6 +16,9 @@ GROUPS: dict[Group, tuple[str, str]] = {
 """Title and subtitle of each group of metrics."""
 
 
+FEW = 10
+"""Dialogs below which metrics and their intervals say little (`benchmarks/intervals.py`)."""
+
 HELD_OUT = {
     "bits_per_byte": ("bits per byte", ",.3f"),
     "nats_per_token": ("loss (nats/token)", ",.3f"),

@@ -24,7 +24,7 @@ class Site(NamedTuple):
     """A place that makes a hint.
 
     Attributes:
-        name: the file, the functions around the place, and its number there: `services/chat.py:Chat.save:2`.
+        name: the file, the functions around the place, and its number there: `services/chat.py:Chat/save:2`.
         call: the call that makes the hint, or that is given it as `hint=`.
         file: the path of the file.
         at_import: whether it is made when its module is imported.
@@ -64,10 +64,10 @@ def _calls(
         function = node if isinstance(node, ast.FunctionDef) else function
     if isinstance(node, ast.Call):
         if _is_hint(node):
-            yield ".".join(inside), node, function is None
+            yield "/".join(inside), node, function is None
             return
         if any(keyword.arg == "hint" and _is_own(keyword.value, function) for keyword in node.keywords):
-            yield ".".join(inside), node, False
+            yield "/".join(inside), node, False
     for child in ast.iter_child_nodes(node):
         yield from _calls(child, inside, function)
 

@@ -10,8 +10,8 @@ import pytest
 from tests.conftest import REPOSITORY
 
 PRIVATE = re.compile(r"_[a-z]\w*")
-OF_THE_TRAINER = {"_save_checkpoint"}
-"""Methods of transformers' Trainer, which the package overrides."""
+OF_OTHERS = {"_save_checkpoint", "_repr_html_"}
+"""Methods that transformers' Trainer and notebooks call by these names."""
 
 
 @cache
@@ -52,6 +52,6 @@ def reached(tree: ast.Module) -> set[str]:
 
 @pytest.mark.parametrize("folder", ["tests", "docs", "benchmarks"])
 def test_only_the_package_reaches_its_private_names(folder: str) -> None:
-    of_the_package = set[str]().union(*map(defined, trees("dialogkit").values())) - OF_THE_TRAINER
+    of_the_package = set[str]().union(*map(defined, trees("dialogkit").values())) - OF_OTHERS
     found = {str(path): reached(tree) & (of_the_package - defined(tree)) for path, tree in trees(folder).items()}
     assert {name: names for name, names in found.items() if names} == {}

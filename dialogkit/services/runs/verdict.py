@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 from dialogkit.config.base import Result
 from dialogkit.services.evaluation.results import Interval, Scores
+from dialogkit.tracking.metric_specs import FEW
 
-FEW = 10
-"""Dialogs below which metrics and their intervals say little."""
 _SETTINGS_SHOWN = 4
 
 
