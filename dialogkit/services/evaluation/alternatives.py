@@ -97,7 +97,7 @@ def _other_formats(tokenizer: "ChatTokenizer") -> "Iterator[tuple[str, ChatToken
                 continue
             hf.chat_template = CHATML
         try:
-            other = with_format(hf, ModelConfig(name="alternative", chat_format=name))
+            other = with_format(hf, ModelConfig(source="alternative", chat_format=name))
         except DialogKitError:  # the vocabulary lacks its tokens
             continue
         if other.hf.chat_template not in seen:
