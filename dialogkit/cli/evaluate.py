@@ -58,7 +58,7 @@ def evaluate_command(
     slices: Annotated[bool, typer.Option("--slices", help="Show each kind of dialog separately.")] = False,
     worst: Annotated[
         int,
-        typer.Option("--worst", min=0, max=20, metavar="N", help="Show the N worst dialogs, and N wrong answers."),
+        typer.Option("--worst", min=0, max=20, metavar="N", help="Show N of the worst dialogs and wrong answers."),
     ] = 0,
     tasks: Annotated[
         str | None,

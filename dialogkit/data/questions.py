@@ -36,7 +36,7 @@ def checked_of(values: Mapping[str, Any], dialog: Dialog, *, trusted: bool = Fal
     Args:
         values: the row.
         dialog: its dialog.
-        trusted: whether its check is known to be one for each answer, as that of a world; to try many takes seconds.
+        trusted: whether its check has a value for each answer, as that of a world; to try many takes seconds.
 
     Raises: DataError if its check is none, or does not suit the number of answers.
     """

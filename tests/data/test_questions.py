@@ -67,8 +67,8 @@ def test_checks_of_held_out_dialogs_come_with_them_also_from_the_cache(tokenizer
         ([1, 2], None),
         ({"pattern": "("}, "check: the pattern '(' is not a regular expression: missing ) at position 1"),
         (
-            {"exact": "4"},
-            "check: {'exact': '4'} is no check; it must be a text, a number, a list or {pattern: ...}",
+            {"is": 4},
+            "check: {'is': 4} is no check; it must be a text, a number, a list or {pattern: ...}",
         ),
         (["", 4], "check: an empty text cannot be checked"),
     ],

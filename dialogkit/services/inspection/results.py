@@ -1,5 +1,7 @@
 """The statistics of a dataset, and its dialogs that stand out."""
 
+from pydantic import Field
+
 from dialogkit.config.base import Result
 
 
@@ -70,7 +72,7 @@ class CheckedAnswers(Result):
     """Of these, those whose question passes the check already: a reply that only repeats it counts as right."""
     failed: int = 0
     """Of these, those that do not pass their own check."""
-    failed_places: list[str] = []
+    failed_places: list[str] = Field(default_factory=list)
     """Places of the first of them."""
 
 

@@ -20,7 +20,7 @@ from dialogkit.services.evaluation.questions import choose_questions, mark, righ
 from dialogkit.services.train import train
 from dialogkit.services.training.result import TrainResult
 from dialogkit.tracking.run_dir import RunDir
-from tests.conftest import TINY, TOKENIZER, Finished
+from tests.conftest import TINY, Finished
 
 THINGS = ("apple", "bear", "chair", "door", "eagle", "flower", "garden", "house", "island", "jacket")
 WORDS = ("red", "brown", "wooden", "open", "fast", "yellow", "green", "old", "far", "warm")
@@ -163,7 +163,8 @@ def test_asking_does_not_change_what_is_learned(taught: Taught, monkeypatch: pyt
 
 @pytest.fixture(scope="module")
 def tokenizer(isolated_home: Path) -> ChatTokenizer:
-    return load_tokenizer(ModelConfig(tokenizer=str(TOKENIZER)))
+    shape = {name.removeprefix("model."): value for name, value in TINY.items() if name.startswith("model.")}
+    return load_tokenizer(ModelConfig(**shape))
 
 
 def test_questions_are_of_each_topic_in_turn_and_prompts_those_of_a_chat(tokenizer: ChatTokenizer) -> None:
