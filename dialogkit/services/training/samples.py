@@ -37,14 +37,13 @@ def reply_to_held_out(learner: "Learner", first: int, *, longest: int | None = N
 def answer_checked(learner: "Learner") -> Measured:
     """Return how many of a few checked questions the model answers right; nothing if none are asked.
 
-    Each reply has random numbers of its own, so those of the training stay as they are.
+    They are the most probable replies: no chance blurs the curve, and nothing is drawn that the training draws next.
     """
     asked = learner.questions
     if not asked or not learner.config.tracking.replies_at_evaluations:
         return Measured({}, {})
-    replies = _replies(
-        learner, [one.text for one in asked], [one.prompt_ids for one in asked], longest=LONGEST_SHORT
-    )
+    texts, prompts = [one.text for one in asked], [one.prompt_ids for one in asked]
+    replies = _replies(learner, texts, prompts, longest=LONGEST_SHORT, temperature=0.0)
     # Off the main process there may be no replies.
     return right_answers(mark(asked, [reply.reply for reply in replies]) if replies else [])
 
@@ -67,6 +66,7 @@ def _replies(
     references: Sequence[str] = (),
     *,
     longest: int | None,
+    temperature: float | None = None,
 ) -> list[ReplyResult]:
     from dialogkit.distributed.sharding import is_sharded
     from dialogkit.engine.attention import plain_attention
@@ -79,6 +79,8 @@ def _replies(
     config = learner.config.generate
     if longest is not None:
         config = config.model_copy(update={"max_new_tokens": min(longest, config.max_new_tokens)})
+    if temperature is not None:
+        config = config.model_copy(update={"temperature": temperature})
     with own_forward(learner.model), plain_attention(learner.model):
         replies = continue_prompts(
             learner.model,
