@@ -220,10 +220,10 @@ class _Evaluator:
         """
         asked, ranked = len(self._exchanges[:GAIN_DIALOGS]), len(self._exchanges[:RANKED_DIALOGS])
         first = 0 if self._has_single_answers else len(self.dialogs)
-        per_model = len(self.dialogs) + first + asked + CANDIDATES * ranked + REPLIES + len(self.questions)
+        per_model = len(self.dialogs) + first + asked + CANDIDATES * ranked + REPLIES
         self.progress.total = per_model * (1 if untrained is None else 2) + len(trained or ())
-        self.progress.total += 2 * len(self._exchanges[:ALTERNATIVE_DIALOGS])
-        row, replies = self._measure(self.model)
+        self.progress.total += len(self.questions) + 2 * len(self._exchanges[:ALTERNATIVE_DIALOGS])
+        row, replies = self._measure(self.model, self.questions)
         row = row.model_copy(update={"worst": self._answered(row.worst, replies)})
         if trained is not None:
             self.progress.start("predicting dialogs of the training")
@@ -258,8 +258,10 @@ class _Evaluator:
         pairs = zip(self._exchanges, self.dialogs.lengths, strict=True)
         return all(len(one.prompt_ids) + len(one.answer_ids) == length for one, length in pairs)
 
-    def _measure(self, model: "LoadedModel") -> tuple[EvaluateRow, list[dict[str, Any]]]:
-        """Return all metrics of a model, and its replies."""
+    def _measure(
+        self, model: "LoadedModel", questions: Sequence[Question] = ()
+    ) -> tuple[EvaluateRow, list[dict[str, Any]]]:
+        """Return all metrics of a model, and its replies; `questions` are asked as well."""
         import numpy as np
 
         from dialogkit.engine.memory import peak_bytes
@@ -283,7 +285,7 @@ class _Evaluator:
         progress.start("answering prompts")
         of_replies, replies = probe_replies(model, exchanges[:REPLIES], self.sampling)
         progress.advance(REPLIES)
-        marked = self._marked(model)
+        marked = self._marked(model, questions)
         row = self._likelihood_row(
             likelihood,
             int(likelihood.tokens.sum()),
@@ -303,12 +305,12 @@ class _Evaluator:
         )
         return row, replies
 
-    def _marked(self, model: "LoadedModel") -> list[Marked]:
-        """Return the checked questions with what a model replies to them."""
-        self.progress.start("answering checked questions")
+    def _marked(self, model: "LoadedModel", questions: Sequence[Question]) -> list[Marked]:
+        """Return checked questions with what a model replies to them."""
         marked: list[Marked] = []
-        for start in range(0, len(self.questions), REPLIES):
-            asked = self.questions[start : start + REPLIES]
+        for start in range(0, len(questions), REPLIES):
+            self.progress.start("answering checked questions")
+            asked = questions[start : start + REPLIES]
             made = replies_to(model, [question.prompt_ids for question in asked], self.sampling)
             marked += mark(asked, [reply.text for reply in made])
             self.progress.advance(len(asked))
@@ -326,9 +328,8 @@ class _Evaluator:
 
     def _untrained_row(self, untrained: "LoadedModel") -> EvaluateRow:
         self.progress.prefix = "untrained, "
-        row, _ = self._measure(untrained)
+        row, _ = self._measure(untrained)  # not asked: it seldom ends a reply
         cleared: dict[str, Any] = {"anchor": "untrained", "slices": [], "scarce": {}, "worst": [], "scores": {}}
-        cleared |= {"right_by_topic": [], "right_by_new": [], "wrong": []}
         # It has the size of the trained model, whose row has the speed.
         cleared |= dict.fromkeys(("first_token_s", "reply_tokens_per_s", "peak_memory_bytes"))
         return row.model_copy(update=cleared)

@@ -37,13 +37,13 @@ def reply_to_held_out(learner: "Learner", first: int, *, longest: int | None = N
 def answer_checked(learner: "Learner") -> Measured:
     """Return how many of a few checked questions the model answers right; nothing if none are asked.
 
-    They are the most probable replies: no chance blurs the curve, and nothing is drawn that the training draws next.
+    They are the most probable replies: chance does not blur the curve, and the training's own is left alone.
     """
     asked = learner.questions
     if not asked or not learner.config.tracking.replies_at_evaluations:
         return Measured({}, {})
     texts, prompts = [one.text for one in asked], [one.prompt_ids for one in asked]
-    replies = _replies(learner, texts, prompts, longest=LONGEST_SHORT, temperature=0.0)
+    replies = _replies(learner, texts, prompts, longest=LONGEST_SHORT, temperature=0.0, batch_size=len(asked))
     # Off the main process there may be no replies.
     return right_answers(mark(asked, [reply.reply for reply in replies]) if replies else [])
 
@@ -67,6 +67,7 @@ def _replies(
     *,
     longest: int | None,
     temperature: float | None = None,
+    batch_size: int = 32,
 ) -> list[ReplyResult]:
     from dialogkit.distributed.sharding import is_sharded
     from dialogkit.engine.attention import plain_attention
@@ -89,6 +90,7 @@ def _replies(
             config,
             context=learner.context,
             device=learner.runtime.device,
+            batch_size=batch_size,
             leave=learner.aborts,
         )
     return reply_results(learner.config.model.name, prompts, replies, references)
