@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dialogkit.cli.evaluation_view import render_evaluation
+from dialogkit.cli.output import Output
 from dialogkit.config.data import DataConfig
 from dialogkit.config.load import load_run_config
 from dialogkit.config.model import ModelConfig
@@ -15,24 +16,24 @@ from dialogkit.data.prepare import prepare_data
 from dialogkit.dialog import Message
 from dialogkit.inference.intervals import wilson
 from dialogkit.models.tokenizer import ChatTokenizer, load_tokenizer
-from dialogkit.services.evaluate import EvaluateResult, evaluate
+from dialogkit.services.evaluate import EvaluateRequest, EvaluateResult, evaluate
 from dialogkit.services.evaluation.questions import choose_questions, mark, right_rows
 from dialogkit.services.train import train
 from dialogkit.services.training.result import TrainResult
 from dialogkit.tracking.run_dir import RunDir
-from tests.conftest import TINY, Finished
+from tests.conftest import TINY
 
 THINGS = ("apple", "bear", "chair", "door", "eagle", "flower", "garden", "house", "island", "jacket")
 WORDS = ("red", "brown", "wooden", "open", "fast", "yellow", "green", "old", "far", "warm")
 NEW = ("phrasing", "pair")
 
 
-def write(path: str, *, shift: int = 0, held_out: bool) -> None:
-    """Write two questions about each of ten things, with checks, and as many dialogs to train on as a set needs.
+def write(path: str, *, wrong: bool = False, held_out: bool) -> None:
+    """Write two questions about each of ten things, with checks, and some dialogs for the other set.
 
     Args:
         path: the file.
-        shift: places by which the checks are moved, so that none fits.
+        wrong: whether the checks of every other thing ask for what is wrong.
         held_out: whether the questions are held out, or to train on.
     """
     rows: list[dict[str, Any]] = []
@@ -44,8 +45,8 @@ def write(path: str, *, shift: int = 0, held_out: bool) -> None:
                         {"role": "user", "content": asked.format(thing)},
                         {"role": "assistant", "content": f"It is {WORDS[number]}."},
                     ],
-                    "check": [WORDS[(number + shift) % len(WORDS)]],
-                    "topic": "food" if number in (0, 5) else f"things {number % 2}",
+                    "check": [WORDS[number - number % 2 if wrong else number]],
+                    "topic": f"{('good', 'bad')[number % 2]} things",
                     "new": NEW[kind],
                     "split": "test" if held_out else "train",
                 }
@@ -80,12 +81,10 @@ class Taught:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             write("known.jsonl", held_out=False)
-            write("asked.jsonl", held_out=True)
-            write("wrong.jsonl", held_out=True, shift=1)
+            write("asked.jsonl", held_out=True, wrong=True)
             self.folder = folder
             self.result: TrainResult = train(load_run_config("custom-nano", overrides=settings(name="taught")))
-            self.right: EvaluateResult = evaluate("taught", dataset="asked.jsonl", device="cpu")
-            self.wrong: EvaluateResult = evaluate("taught", dataset="wrong.jsonl", device="cpu")
+            self.evaluated: EvaluateResult = evaluate("taught", dataset="asked.jsonl", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -93,47 +92,45 @@ def taught(tmp_path_factory: pytest.TempPathFactory, isolated_home: Path) -> Tau
     return Taught(tmp_path_factory.mktemp("taught"))
 
 
-def test_what_is_known_by_heart_is_answered_right(taught: Taught) -> None:
-    (row,) = taught.right.rows
-    assert (row.questions, row.right_answers, row.wrong) == (20, 1.0, [])
-    assert row.intervals["right_answers"] == wilson(1.0, 20)
-    assert not [remark for remark in row.remarks if "checked questions" in remark]
+def test_what_is_known_by_heart_is_right_where_the_check_is(taught: Taught) -> None:
+    (row,) = taught.evaluated.rows
+    assert (row.questions, row.right_answers, len(row.wrong)) == (20, 0.5, 10)
+    assert row.intervals["right_answers"] == wilson(0.5, 20)
+    assert {part.name: part.right / part.questions for part in row.right_by_topic} == {
+        "good things": 1.0,
+        "bad things": 0.0,
+    }
+    assert [part.name for part in row.right_by_new] == sorted(NEW)
+    for parts in (row.right_by_topic, row.right_by_new):
+        assert (sum(part.questions for part in parts), sum(part.right for part in parts)) == (20, 10)
+    for wrong in row.wrong:
+        assert wrong.reply == wrong.answer
+        assert (wrong.topic, str(wrong.check) in wrong.reply) == ("bad things", False)
+    of_answers = next(anchor for anchor in taught.evaluated.anchors if anchor.anchor == "answers")
+    assert of_answers.right_answers == 0.5
+    fault = "answers 50% of 20 checked questions right, fewest of bad things (0 of 10), good things (10 of 10)"
+    assert any(remark.startswith(fault) for remark in row.remarks)
     assert "wrong answers" in row.checks
-    references = next(anchor for anchor in taught.right.anchors if anchor.anchor == "answers")
-    assert references.right_answers == 1.0
-
-
-def test_parts_sum_to_the_whole_and_wrong_answers_are_listed(taught: Taught) -> None:
-    (row,) = taught.wrong.rows
-    assert (row.questions, row.right_answers, len(row.wrong)) == (20, 0.0, 20)
-    for parts, names in ((row.right_by_topic, ["food", "things 0", "things 1"]), (row.right_by_new, sorted(NEW))):
-        assert [part.name for part in parts] == names
-        assert (sum(part.questions for part in parts), sum(part.right for part in parts)) == (20, 0)
-    first = row.wrong[0]
-    assert first.reply == first.answer
-    assert str(first.check) not in first.reply
-    assert any(r.startswith("answers 0% of 20 checked questions right, fewest of food (0 of") for r in row.remarks)
-    references = next(anchor for anchor in taught.wrong.anchors if anchor.anchor == "answers")
-    assert references.right_answers == 0.0
 
 
 def test_an_evaluation_is_kept_with_what_was_wrong(taught: Taught) -> None:
-    (kept,) = taught.wrong.kept
+    (kept,) = taught.evaluated.kept
     stored = json.loads((taught.folder / kept.figures).read_text())
-    assert (stored["right_answers"], len(stored["wrong"])) == (0.0, 20)
+    assert (stored["right_answers"], len(stored["wrong"])) == (0.5, 10)
 
 
-def test_the_command_line_shows_a_few_wrong_answers_and_the_topics(
-    taught: Taught, dialogkit: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(taught.folder)
-    words = ("evaluate", "taught", "--dataset", "wrong.jsonl", "--no-cuda", "--samples", "12")
-    done = dialogkit(*words, "--worst", "5", "--slices")
-    assert done.code == 0
-    assert re.search(r"right answers +0\.0%", done.out)
-    assert done.out.count("taught, wrong answer ") == 5
-    assert "taught, wrong answer 5 of 12" in done.out
-    assert re.search(r"^new phrasing +\d+ +0% ", done.out, re.MULTILINE)
+def test_a_few_wrong_answers_are_shown_and_the_topics(taught: Taught, capfd: pytest.CaptureFixture[str]) -> None:
+    request = EvaluateRequest(models=("taught",))
+    render_evaluation(Output(), taught.evaluated, request)
+    shown = capfd.readouterr().out
+    assert re.search(r"right answers +50\.0% \[", shown)
+    assert shown.count("taught, wrong answer ") == 3
+    assert "bad things " not in shown.replace("bad things (", "")
+    render_evaluation(Output(), taught.evaluated, request, slices=True, worst=5)
+    shown = capfd.readouterr().out
+    assert "taught, wrong answer 5 of 10" in shown
+    assert re.search(r"^new phrasing +10 +50% +24% - 76%$", shown, re.MULTILINE)
+    assert re.search(r"^bad things +10 +0% ", shown, re.MULTILINE)
 
 
 def test_a_training_measures_its_right_answers_and_shows_them(taught: Taught) -> None:
@@ -181,7 +178,7 @@ def test_questions_are_of_each_topic_in_turn_and_prompts_those_of_a_chat(tokeniz
     Path("asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = prepare_data(DataConfig(dataset="asked.jsonl"), tokenizer, context=256, cache=Path("cache"))
     chosen = choose_questions(data.evaluation, data.checked, tokenizer, 6)
-    assert sorted(question.topic for question in chosen[:4]) == ["food", "sky", "things 0", "things 1"]
+    assert sorted(question.topic for question in chosen[:3]) == ["bad things", "good things", "sky"]
     assert len(chosen) == 6
     (sky,) = (question for question in chosen if question.topic == "sky")
     assert sky.prompt_ids == tokenizer.encode_prompt([Message(**turn) for turn in turns[:-1]])
