@@ -61,7 +61,8 @@ def choose_questions(
 def _question(dialog: Mapping[str, Any], checked: Checked, tokenizer: "ChatTokenizer") -> Question | None:
     """Return the first checked question of a dialog; None if the dialog was cut before it."""
     ids, supervised = dialog["input_ids"].tolist(), dialog["supervised"].tolist()
-    texts, end = [], 0
+    texts: list[str] = []
+    end = 0
     for check, (start, stop) in zip(checked.checks, _runs(supervised), strict=False):
         asked, answer = tokenizer.prompt_text(ids[end:start]), tokenizer.decode(ids[start:stop])
         if check is not None:

@@ -167,7 +167,7 @@ def tokenizer(isolated_home: Path) -> ChatTokenizer:
 def test_questions_are_of_each_topic_in_turn_and_prompts_those_of_a_chat(tokenizer: ChatTokenizer) -> None:
     write("asked.jsonl", held_out=True)
     rows = [json.loads(line) for line in Path("asked.jsonl").read_text().splitlines()]
-    turns = [
+    turns: list[dict[str, Any]] = [
         {"role": "system", "content": "Be short."},
         {"role": "user", "content": "Hello!"},
         {"role": "assistant", "content": "Hi."},
