@@ -161,10 +161,15 @@ def known_from_training(dialogs: str, prompts: int | None, answers: int | None) 
     return f"of {dialogs}, training has {' and '.join(parts)}" if parts else None
 
 
+WRONG_ANSWERS = "wrong answers"
+"""The fault of a model that answers questions wrongly whose answers the dataset checks."""
+
+
 def no_fault(checks: Sequence[str]) -> str:
     """Return what it means that none of the checks that were made on a model found a fault."""
     listed = f" ({', '.join(checks)})" if checks else ""
-    return f"none of the checks made{listed} found a fault; whether what it says is true is not measured"
+    unmeasured = "" if WRONG_ANSWERS in checks else "; whether what it says is true is not measured"
+    return f"none of the checks made{listed} found a fault{unmeasured}"
 
 
 def counted(number: int, thing: str) -> str:

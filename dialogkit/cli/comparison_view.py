@@ -88,7 +88,7 @@ def _value(name: str, value: object) -> str:
 
     if value is None:
         return "-"
-    if name in ("token accuracy", STOP_RATE) and isinstance(value, float):
+    if name in ("token accuracy", "right answers", STOP_RATE) and isinstance(value, float):
         return f"{value:.1%}"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"

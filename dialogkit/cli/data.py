@@ -168,12 +168,14 @@ def _overview(result: "InspectResult") -> Table:
     dialogs = result.train.dialogs + result.held_out.dialogs
     copies, overlap, held_out = result.copies, result.overlap, result.held_out.dialogs
     groups = f" in {counted(copies.near_groups, 'group')}" if copies.near else ""
+    checked = result.checked.answers
     values = {
         "dataset": f"{result.dataset}, format {result.format}" + (f", {result.license}" if result.license else ""),
         "rows": f"{result.rows:,}: {result.kept:,} kept ({result.cut:,} of them cut at {result.limit:,} tokens), "
         f"{result.dropped:,} without supervision, {result.unusable:,} unusable",
         "to train on": _set(result.train),
         "held out": f"{_set(result.held_out)}; {_SPLIT[result.split_by]}",
+        **({"checked": f"{counted(checked, 'answer')} with a check of what is right"} if checked else {}),
         "tokens": f"{result.model}'s, {result.bytes_per_token:.2f} bytes of text each; "
         f"{result.supervised_share:.1%} of all are learned",
         "turns": _turns(result.turns, dialogs)

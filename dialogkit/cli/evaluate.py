@@ -21,6 +21,7 @@ repeated 4-grams   sequences of four words that occur earlier in the reply
 distinct-1, -2     distinct words, or word pairs, as a fraction of all
 length ratio       bytes of the replies relative to the true answers
 prompt echo        sequences of three words copied from the prompt
+right answers      of questions whose rows say what a right answer contains
 chrF, ROUGE-L      similarity to the true answers, up to 100 and up to 1
 untrained          the model before its training
 unigram            token frequencies of the training answers
@@ -56,7 +57,8 @@ def evaluate_command(
     ] = False,
     slices: Annotated[bool, typer.Option("--slices", help="Show each kind of dialog separately.")] = False,
     worst: Annotated[
-        int, typer.Option("--worst", min=0, max=20, metavar="N", help="Show the N worst dialogs.")
+        int,
+        typer.Option("--worst", min=0, max=20, metavar="N", help="Show N of the worst dialogs and wrong answers."),
     ] = 0,
     tasks: Annotated[
         str | None,

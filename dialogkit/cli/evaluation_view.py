@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from dialogkit.services.evaluate import EvaluateRequest, EvaluateResult, EvaluateRow
 
 _LONGEST = 800
+_FEW_WRONG = 3
+"""Wrong answers that are shown unless more are asked for."""
 
 
 def render_evaluation(
@@ -51,6 +53,8 @@ def render_evaluation(
     for row in result.rows:
         if slices:
             _render_slices(output, row)
+            _render_right(output, row)
+        _render_wrong(output, row, max(worst, _FEW_WRONG))
         if worst:
             _render_worst(output, row, worst)
     if any(row.tasks for row in result.rows):
@@ -310,6 +314,29 @@ def _render_slices(output: Output, row: "EvaluateRow") -> None:
     scarce = [f"{kind} {number}" for kind, number in row.scarce.items()]
     kinds = ", ".join([*scarce, "and other first words of prompts"])
     output.print(untrusted(f"not shown separately, under {LEAST} dialogs each: {kinds}"))
+
+
+def _render_right(output: Output, row: "EvaluateRow") -> None:
+    """Print how many checked questions are answered right, by what is new in them and by topic."""
+    if not (kinds := [*row.right_by_new, *row.right_by_topic]):
+        return
+    numbers = ("questions", "right", "95% interval")
+    drawn = table(f"{row.model}, checked questions", *numbers, right=numbers)
+    new = len(row.right_by_new)
+    for place, kind in enumerate(kinds):
+        bounds = f"{kind.interval[0]:.0%} - {kind.interval[1]:.0%}" if kind.interval else ""
+        name = f"new {kind.name}" if place < new else kind.name
+        drawn.add_row(untrusted(name), f"{kind.questions:,}", f"{kind.right / kind.questions:.0%}", bounds)
+    output.print("", drawn)
+
+
+def _render_wrong(output: Output, row: "EvaluateRow", number: int) -> None:
+    """Print the first wrong answers to checked questions."""
+    for place, wrong in enumerate(row.wrong[:number], 1):
+        output.print("", untrusted(f"{row.model}, wrong answer {place} of {len(row.wrong):,}", "bold"))
+        output.print(untrusted(f"> {_beginning(wrong.question)}"))
+        texts = {"true answer": wrong.answer, "its reply": wrong.reply or "(empty)"}
+        output.print(values_grid({name: _beginning(text) for name, text in texts.items()}))
 
 
 def _render_worst(output: Output, row: "EvaluateRow", number: int) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dialogkit.tracking.record import DataInfo, GitInfo, WandbInfo
 
 _MAIN_FIGURES = (
-    *("bits_per_byte", "accuracy", "prompt_gain", "hits_at_1", "stop_rate", "repetition", "chrf"),
+    *("bits_per_byte", "accuracy", "prompt_gain", "hits_at_1", "right_answers", "stop_rate", "repetition", "chrf"),
     "reply_tokens_per_s",
 )
 """The metrics of an evaluation that are shown beside other parts of a run."""

@@ -52,7 +52,9 @@ def _is_typed_easily(prompt: str) -> bool:
 def render_training(output: Output, result: "TrainResult") -> None:
     """Print the metrics before and after a training, its replies, and where everything is."""
     figures = table("on the held-out dialogs", "before", "after", right=("before", "after"))
-    for name in ("nats_per_token", "perplexity", "bits_per_byte", "accuracy"):
+    for name in ("nats_per_token", "perplexity", "bits_per_byte", "accuracy", "right_answers"):
+        if not {f"before/{name}", f"final/{name}"} <= result.metrics.keys():
+            continue
         label, form = HELD_OUT[name]
         figures.add_row(label, *(format(result.metrics[f"{when}/{name}"], form) for when in ("before", "final")))
     output.print(figures)

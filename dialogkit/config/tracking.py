@@ -30,7 +30,7 @@ class TrackingConfig(Section):
     histogram_every_steps: int | None = Field(None, examples=[50], ge=0, le=1_000_000)
     """Steps between histograms of weights and gradients. None: five per run, at most 500 steps apart. 0: none."""
     replies_at_evaluations: int = Field(3, ge=0, le=1_000)
-    """Test prompts answered at each evaluation, at most 32 tokens each. 0: none. All are answered at the end."""
+    """Test prompts answered at each evaluation in 32 tokens, all at the end. 0: none, nor checked questions."""
     held_out_replies: int = Field(2, ge=0, le=1_000)
     """Held-out dialogs whose first turn is answered too, shown with the answer of the dataset. 0: none."""
     report: bool = True

@@ -123,7 +123,7 @@ def _numbers(reply: str) -> Iterator[float]:
         yield float(_number_words()[found[0]])
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _compiled(pattern: str) -> Any:
     return regex.compile(pattern, regex.IGNORECASE)
 

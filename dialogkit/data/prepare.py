@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from dialogkit.config.data import DataConfig
 from dialogkit.data.cache import read_entry, write_entry
 from dialogkit.data.hints import USE_STARTER
+from dialogkit.data.questions import Checked, packed, unpacked
 from dialogkit.data.row_parser import GREETING
 from dialogkit.data.sources import RawData, find_source, read_dialogs, source_digest
 from dialogkit.data.split import BY_HASH, BY_ROWS, hash_dialog, split_by_hash, split_by_rows
@@ -25,7 +26,7 @@ from dialogkit.errors import DataError, shortened
 from dialogkit.hints import Either
 from dialogkit.text import counted
 
-CACHE_VERSION = 6
+CACHE_VERSION = 7
 """Increased whenever the meaning of a cached file changes."""
 
 _ARRAYS = {
@@ -37,8 +38,9 @@ _ARRAYS = {
     "whole_tokens": np.dtype(np.int64),
 }
 _HELD_OUT = "held_out"
-_OF_ROWS = {_HELD_OUT: np.dtype(np.uint64)}
-"""The hashes of the dialogs that their rows hold out."""
+_CHECKED = "checked"
+_OF_ROWS = {_HELD_OUT: np.dtype(np.uint64), _CHECKED: np.dtype(np.uint8)}
+"""The hashes of the dialogs that their rows hold out, and what rows say about the answers, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Ledger:
     """How the dialogs are split: by a `hash` of their text, or as their `rows` say."""
     spare: int = 0
     """Dialogs that their rows hold out, but that are more than are evaluated."""
+    checked: int = 0
+    """Answers of which the rows say what a right one contains."""
 
     @property
     def kept(self) -> int:
@@ -114,6 +118,8 @@ class PreparedData:
     evaluation: DialogTokens
     ledger: Ledger
     from_cache: bool
+    checked: Mapping[int, Checked] = field(default_factory=dict)
+    """What rows say about the answers of dialogs that may be held out, by hash."""
 
     @property
     def sample(self) -> DialogTokens:
@@ -139,7 +145,8 @@ def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, 
     Raises: DataError if nothing is left to train on or to evaluate.
     """
     longest = min(config.max_tokens or context, context)
-    tokens, held_out, ledger, from_cache = _tokens(config, tokenizer, longest, cache)
+    made = _tokens(config, tokenizer, longest, cache)
+    tokens, held_out, ledger = made.tokens, made.held_out, made.ledger
     if ledger.kept < 2 or len(np.unique(tokens.hashes)) < 2:
         raise _too_few(ledger, config.dataset, longest)
     if ledger.split_by == BY_ROWS:
@@ -149,7 +156,8 @@ def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, 
         train, evaluation = split_by_hash(
             tokens.hashes, config.eval_fraction, config.eval_min_dialogs, config.eval_max_dialogs
         )
-    return PreparedData(tokens.select(train[: config.samples]), tokens.select(evaluation), ledger, from_cache)
+    training = tokens.select(train[: config.samples])
+    return PreparedData(training, tokens.select(evaluation), ledger, made.from_cache, made.checked)
 
 
 def _too_few(ledger: Ledger, dataset: str, longest: int) -> DataError:
@@ -169,9 +177,17 @@ def _too_few(ledger: Ledger, dataset: str, longest: int) -> DataError:
     )
 
 
-def _tokens(
-    config: DataConfig, tokenizer: ChatTokenizer, longest: int, cache: Path
-) -> tuple[DialogTokens, NDArray[np.uint64], Ledger, bool]:
+class _Made(NamedTuple):
+    """The dialogs of a dataset as tokens, before they are split."""
+
+    tokens: DialogTokens
+    held_out: NDArray[np.uint64]
+    checked: dict[int, Checked]
+    ledger: Ledger
+    from_cache: bool = False
+
+
+def _tokens(config: DataConfig, tokenizer: ChatTokenizer, longest: int, cache: Path) -> _Made:
     source = find_source(config)
     # Only files and worlds are cached here, by their bytes. Hub datasets have their own cache, with a fingerprint.
     path, key, revision = cache, "", source_digest(source)
@@ -191,9 +207,9 @@ def _tokens(
         key = json.dumps({"version": CACHE_VERSION, **made_from}, sort_keys=True)
         cached = _restored(read_entry(path, key), tokenizer, longest)
         if cached is not None:
-            ledger = cached[2]
+            ledger = cached.ledger
             if (ledger.dataset, ledger.license, ledger.revision) == (source.name, source.license, revision):
-                return *cached, True
+                return cached
     raw = read_dialogs(source, config)
     encoding = encode(raw.dialogs, tokenizer, longest)
     tokens, unfit = encoding.tokens, [f"{raw.places[index]}: {reason}" for index, reason in encoding.unfit]
@@ -218,13 +234,29 @@ def _tokens(
         answers=encoding.answers,
         not_learned=dict(encoding.not_learned),
         split_by=BY_ROWS if said.any() and not said.all() else BY_HASH,
+        checked=sum(one.number for one in raw.checked.values()),
     )
+    checked = _checked_by_hash(raw, encoding)
     # A file that changed while it was read does not match the key.
     with suppress(DataError):
         if revision is not None and raw.revision == revision == source_digest(source):
-            entry = {**vars(tokens), _HELD_OUT: held_out, "ledger": np.array(json.dumps(asdict(ledger)))}
-            write_entry(path, key, entry)
-    return tokens, held_out, ledger, False
+            entry = {**vars(tokens), _HELD_OUT: held_out, _CHECKED: packed(checked)}
+            write_entry(path, key, entry | {"ledger": np.array(json.dumps(asdict(ledger)))})
+    return _Made(tokens, held_out, checked, ledger)
+
+
+def _checked_by_hash(raw: RawData, encoding: Encoding) -> dict[int, Checked]:
+    """Return what rows say about the answers of dialogs, without those that the rows do not hold out.
+
+    Dialogs of which the template leaves answers out are left out too: of the others it is unknown which are which.
+    """
+    partial, held_out, found = set(encoding.partial), raw.held_out, dict[int, Checked]()
+    for index, checked in raw.checked.items():
+        if held_out is None or held_out[index]:
+            hashed = hash_dialog(raw.dialogs[index])
+            if hashed not in partial:
+                found.setdefault(hashed, checked)
+    return found
 
 
 def _held_out_hashes(raw: RawData) -> NDArray[np.uint64]:
@@ -257,11 +289,9 @@ def all_notes(
     return {"notes": {note: number for note, number in notes.items() if number > 0}, "template_notes": of_template}
 
 
-def _restored(
-    arrays: dict[str, NDArray[Any]] | None, tokenizer: ChatTokenizer, longest: int
-) -> tuple[DialogTokens, NDArray[np.uint64], Ledger] | None:
+def _restored(arrays: dict[str, NDArray[Any]] | None, tokenizer: ChatTokenizer, longest: int) -> _Made | None:
     """Return prepared data from the cache, or None if `encode` cannot have produced the arrays."""
-    if arrays is None or arrays.keys() != {*_ARRAYS, _HELD_OUT, "ledger"}:
+    if arrays is None or arrays.keys() != {*_ARRAYS, *_OF_ROWS, "ledger"}:
         return None
     if any(arrays[name].dtype != dtype or arrays[name].ndim != 1 for name, dtype in (_ARRAYS | _OF_ROWS).items()):
         return None
@@ -269,7 +299,8 @@ def _restored(
     ids, supervised, offsets, whole_tokens = tokens.ids, tokens.supervised, tokens.offsets, tokens.whole_tokens
     try:
         ledger = TypeAdapter(Ledger).validate_json(str(arrays["ledger"]), strict=True)
-    except ValidationError:
+        checked = unpacked(arrays[_CHECKED])
+    except (ValidationError, ValueError, TypeError):
         return None
     number, lengths = len(tokens), tokens.lengths
     valid = (
@@ -288,4 +319,4 @@ def _restored(
             # The first token of a dialog is never predicted.
             and bool((np.add.reduceat(supervised, offsets[:-1], dtype=np.int64) > supervised[offsets[:-1]]).all())
         )
-    return (tokens, arrays[_HELD_OUT], ledger) if valid else None
+    return _Made(tokens, arrays[_HELD_OUT], checked, ledger, from_cache=True) if valid else None

@@ -25,6 +25,7 @@ from dialogkit.data.hints import (
     use_another_file,
 )
 from dialogkit.data.open_files import NOT_UTF8, STREAMED, Row, suffix_of
+from dialogkit.data.questions import COLUMNS, Checked, checked_of
 from dialogkit.data.readers import read_rows
 from dialogkit.data.row_parser import RowParser
 from dialogkit.data.split import SPLIT, held_out_by_rows
@@ -92,6 +93,8 @@ class RawData:
     """Where each dialog is, as `file:line` or `file[number]`."""
     held_out: list[bool] | None = None
     """Whether each dialog is held out, if the rows say so in `split`."""
+    checked: dict[int, Checked] = field(default_factory=dict)
+    """What rows say about the answers, by the index of the dialog."""
     unusable: int = 0
     """Rows without a dialog, or that could not be read."""
     bad_rows: list[str] = field(default_factory=list)
@@ -229,12 +232,22 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
             raw.rows = malformed.number + len(trees.rows) + len(trees.lost)
         splits: list[Any] = []
     for place, row in found:
+        # Who says what the columns mean has said which ones are used.
+        values = {} if config.columns else by_column(row)
         try:
-            raw.dialogs.append(parser.parse(row))
-            raw.places.append(place)
-            splits.append(None if config.columns else by_column(row).get(SPLIT))
+            dialog = parser.parse(row)
+            checked = checked_of(values, dialog, trusted=source.world is not None)
         except RowError as error:
             refused.add(place, str(error))
+            continue
+        except DataError as error:  # a check is written by hand, so it is not left out without a word
+            malformed.add(place, error.message)
+            continue
+        if checked is not None:
+            raw.checked[len(raw.dialogs)] = checked
+        raw.dialogs.append(dialog)
+        raw.places.append(place)
+        splits.append(values.get(SPLIT))
     if malformed.number > config.max_bad_rows:
         not_utf8 = NOT_UTF8 in malformed.counted
         named = named_file(source.path, not_utf8=not_utf8) if source.path is not None else None
@@ -256,8 +269,8 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
         )
     raw.format, raw.notes, raw.unused_columns = parser.format, dict(parser.notes), parser.unused
     raw.held_out = held_out_by_rows(splits)
-    if raw.held_out is not None:
-        raw.unused_columns = [column for column in raw.unused_columns if column != SPLIT]
+    used = {*([SPLIT] if raw.held_out is not None else []), *(COLUMNS if raw.checked or source.world else [])}
+    raw.unused_columns = [column for column in raw.unused_columns if column not in used]
     return raw
 
 
@@ -340,10 +353,10 @@ def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[Row], str]:
 
 
 def _world_rows(folder: Path) -> Iterator[Row]:
-    """Yield the rows of a world; what only an evaluation uses is left out."""
+    """Yield the rows of a world."""
     world = read_world(folder)
     for number, row in enumerate(make_dialogs(world), 1):
-        yield Row(f"{world.name}[{number}]", {"messages": row["messages"], SPLIT: row[SPLIT]})
+        yield Row(f"{world.name}[{number}]", row)
 
 
 def hub_files(hub_id: str, revision: str | None) -> tuple[list[str], str, int | None]:

@@ -9,9 +9,9 @@ exactly that of data in memory.
 
 import heapq
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -21,6 +21,7 @@ from dialogkit.config.data import DataConfig
 from dialogkit.data.formats import TREES
 from dialogkit.data.hints import DETECT_FORMAT, FIX_ROWS, READ_INTO_MEMORY, USE_STARTER
 from dialogkit.data.prepare import Ledger, PreparedData, all_notes, none_fits
+from dialogkit.data.questions import Checked
 from dialogkit.data.row_parser import RowParser
 from dialogkit.data.shards import Reader, Stream, StreamRow, find_stream
 from dialogkit.data.sources import SHOWN_ROWS, malformed_rows_error
@@ -55,6 +56,8 @@ class StreamedData:
     first: Encoding
     """What is to be said about the encoding of the first dialogs."""
     from_cache: bool = False
+    checked: Mapping[int, Checked] = field(default_factory=dict)
+    """What rows say about the answers: nothing, as the rows of a stream are not kept."""
 
     @property
     def ledger(self) -> Ledger:

@@ -89,6 +89,8 @@ class Encoding:
     """Those that are not learned, by reason."""
     notes: Counter[str] = field(default_factory=Counter)
     """What was changed to fit the template, with the number of dialogs."""
+    partial: list[int] = field(default_factory=list)
+    """Hashes of the dialogs of which some answers to learn are not learned."""
 
     def __add__(self, other: "Encoding") -> "Encoding":
         """Return what is to be said about both; the tokens are not joined."""
@@ -118,7 +120,8 @@ def encode(dialogs: Sequence[Dialog], tokenizer: ChatTokenizer, longest: int) ->
         for number, (dialog, encoded) in enumerate(
             zip(chunk, tokenizer.encode_dialogs(chunk), strict=True), start
         ):
-            result.count(dialog, encoded.remarks)
+            remarks = encoded.remarks  # those of the whole dialog
+            result.count(dialog, remarks)
             if problem := _unfit(encoded):
                 result.unfit.append((number, problem))
                 continue
@@ -131,12 +134,15 @@ def encode(dialogs: Sequence[Dialog], tokenizer: ChatTokenizer, longest: int) ->
                 result.dropped += 1
                 continue
             result.cut += shortened
+            hashed = hash_dialog(dialog)
+            if remarks.not_learned:
+                result.partial.append(hashed)
             rows.append(
                 {
                     "input_ids": np.array(encoded.input_ids, dtype=np.int32),
                     "supervised": np.array(encoded.supervised, dtype=np.bool_),
                     "answer_bytes": _answer_bytes(dialog, encoded, tokenizer, whole=not shortened),
-                    "hash": hash_dialog(dialog),
+                    "hash": hashed,
                     "whole_tokens": whole,
                 }
             )

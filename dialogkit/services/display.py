@@ -29,7 +29,7 @@ def training(result: "TrainResult") -> str:
     rows = [
         [title, *(format(result.metrics[f"{when}/{name}"], form) for when in ("before", "final"))]
         for name, (title, form) in HELD_OUT.items()
-        if f"final/{name}" in result.metrics
+        if {f"before/{name}", f"final/{name}"} <= result.metrics.keys()
     ]
     places = {"model": result.published_dir, "run": result.run_dir, "report": result.report}
     took = f"{counted(result.steps, 'step')}, {duration(result.duration_s)}"

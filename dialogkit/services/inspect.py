@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from dialogkit.config.load import load_run_config
 from dialogkit.config.paths import cache_dir
 from dialogkit.config.run import RunConfig
+from dialogkit.data.checks import is_right
 from dialogkit.data.duplicates import NEAR, SHINGLE_WORDS, group_labels, near_pairs
 from dialogkit.data.prepare import PreparedData, prepare_data
 from dialogkit.data.sources import RawData, datasets_in, find_source, read_dialogs
@@ -31,6 +33,7 @@ from dialogkit.errors import DataError, DialogKitError
 from dialogkit.hints import Call, Change, Either, Hint
 from dialogkit.services.inspection.remarks import ENOUGH_STEPS, FEW_STEPS, MOST_EPOCHS, remarks
 from dialogkit.services.inspection.results import (
+    CheckedAnswers,
     Copies,
     Example,
     InspectResult,
@@ -51,6 +54,8 @@ __all__ = ["InspectResult", "inspect_data"]
 
 EXAMPLES = 3
 """Dialogs that are listed as the longest, the oddest and so on."""
+TRIED = 2_000
+"""Dialogs whose checks are tried, as each may be a pattern of its own."""
 ODD_CHARACTERS = 32
 """Shortest text that can be the oddest: a few characters always differ from the rest."""
 REPETITIVE_BYTES = 256
@@ -131,7 +136,7 @@ def _inspect(config: RunConfig, show: int) -> InspectResult:
     texts = _Texts(raw, data)
     limit = min(config.data.max_tokens or context, context)
     statistics: dict[str, Any] = {
-        **_ledger(data, texts),
+        **_ledger(data, texts, raw),
         **_lengths(data, texts, limit),
         **_text_statistics(data, texts, tokenizer),
         **_repetitions(data, texts),
@@ -186,7 +191,7 @@ class _Texts:
         return [Example(value=value, place=self.places[i], beginning=self.beginning(i)) for value, i in best]
 
 
-def _ledger(data: PreparedData, texts: _Texts) -> dict[str, Any]:
+def _ledger(data: PreparedData, texts: _Texts, raw: RawData) -> dict[str, Any]:
     names = ("dataset", "format", "license", "revision", "rows", "kept", "cut", "dropped", "unusable", "split_by")
     train, held_out = _figures(data.train), _figures(data.evaluation)
     learned = train.supervised_tokens + held_out.supervised_tokens
@@ -194,10 +199,29 @@ def _ledger(data: PreparedData, texts: _Texts) -> dict[str, Any]:
         **{name: getattr(data.ledger, name) for name in names},
         "train": train,
         "held_out": held_out,
+        "checked": _checked(raw),
         "unusable_rows": texts.unusable_rows,
         "notes": data.ledger.remarks(),
         "supervised_share": learned / (train.tokens + held_out.tokens),
     }
+
+
+def _checked(raw: RawData) -> CheckedAnswers:
+    """Return how many answers are checked, and whether the checks tell right answers from others."""
+    echoed, tried, failed = 0, 0, list[str]()
+    every = math.ceil(len(raw.checked) / TRIED) or 1
+    for index, checked in islice(raw.checked.items(), 0, None, every):
+        dialog = raw.dialogs[index]
+        learned = [at for at, turn in enumerate(dialog) if turn.role == "assistant" and turn.learned]
+        for at, check in zip(learned, checked.checks, strict=True):
+            if check is not None:
+                tried += 1
+                echoed += is_right(dialog[at - 1].content, check)
+                if not is_right(dialog[at].content, check):
+                    failed.append(raw.places[index])
+    number = sum(one.number for one in raw.checked.values())
+    places = failed[:EXAMPLES]
+    return CheckedAnswers(answers=number, tried=tried, echoed=echoed, failed=len(failed), failed_places=places)
 
 
 def _figures(dialogs: DialogTokens) -> SetFigures:

@@ -24,8 +24,9 @@ HELD_OUT = {
     "nats_per_token": ("loss (nats/token)", ",.3f"),
     "perplexity": ("perplexity", ",.1f"),
     "accuracy": ("token accuracy", ".1%"),
+    "right_answers": ("right answers", ".1%"),
 }
-"""Titles and number formats of the metrics of a training on held-out dialogs."""
+"""Titles and number formats of the metrics of a training on held-out dialogs; the last one needs checks."""
 
 
 ANCHORS = {"untrained": "untrained", "unigram": "unigram", "answers": "true answers"}
@@ -59,6 +60,7 @@ METRICS = (
     Metric("end_of_turn_nats", "end of turn (nats)", ".3f", -1, "predicts"),
     Metric("prompt_gain", "prompt gain (bits/byte)", ".4f", 1, "listens"),
     Metric("hits_at_1", "hits@1 of 10", ".1%", 1, "listens"),
+    Metric("right_answers", "right answers", ".1%", 1, "talks"),
     Metric("stop_rate", "ends by itself", ".1%", 1, "talks"),
     Metric("empty_rate", "empty", ".1%", 0, "talks"),
     Metric("cut_rate", "cut at the limit", ".1%", 0, "talks"),
@@ -72,14 +74,6 @@ METRICS = (
     Metric("first_token_s", "first token of all (s)", ".2f", 0, "takes"),
     Metric("reply_tokens_per_s", "tokens/s", ",.0f", 0, "takes"),
 )
-
-HELD_OUT = {
-    "bits_per_byte": ("bits per byte", ",.3f"),
-    "nats_per_token": ("loss (nats/token)", ",.3f"),
-    "perplexity": ("perplexity", ",.1f"),
-    "accuracy": ("token accuracy", ".1%"),
-}
-"""Titles and number formats of the metrics on held-out dialogs."""
 
 
 def best_of(bounds: Mapping[Name, tuple[float, float]], better: int) -> Name | None:

@@ -142,6 +142,8 @@ class DataInfo(Info):
     """`hash`: by a hash of their text; `rows`: as their rows say."""
     spare: int | None = None
     """Dialogs that their rows hold out, but that are more than are evaluated."""
+    checked: int | None = None
+    """Answers of which the rows say what a right one contains."""
     kept: int | None = None
     train_dialogs: int | None = None
     train_tokens: int | None = None

@@ -258,6 +258,23 @@ def test_a_defect_is_told_and_nothing_else(defect: str, by_bytes: dict[str, Any]
     assert [bool(re.search(told, remark)) for remark in others] == [True] * number
 
 
+def test_checks_are_counted_and_those_that_say_little_are_told(by_bytes: dict[str, Any]) -> None:
+    rows = [{**numbered(1, n)[0], "check": f"say{n}"} for n in range(120)]
+    rows[3]["check"] = [{"pattern": "^no$"}]
+    rows[5]["check"] = rows[6]["check"] = {"pattern": r"\w"}
+    del rows[9]["check"]
+    result = inspect_data(write(rows), overrides=by_bytes)
+    checked = result.checked
+    assert (checked.answers, checked.tried, checked.echoed, checked.failed) == (119, 119, 2, 1)
+    assert checked.failed_places == ["rows.jsonl:4"]
+    assert [remark for remark in result.remarks if "check" in remark] == [
+        "1 of 119 checked answers without what their own check asks for, the first at rows.jsonl:4: a reply like "
+        "that counts as wrong",
+        "2 of 119 checks hold for the question too: a reply that only repeats it counts as right. Where that is "
+        "wrong, check a pattern",
+    ]
+
+
 def test_sound_dialogs_have_no_remarks() -> None:
     assert inspect_data().remarks == []
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.load import load_changed
 from dialogkit.errors import DialogKitError
+from dialogkit.services.evaluation.probes import right_answers
+from dialogkit.services.evaluation.questions import Question, mark
 from dialogkit.services.evaluation.results import EvaluateRow
 from dialogkit.services.evaluation.scoring import Exchange
 from dialogkit.services.runs.resolve import Loadable
@@ -40,14 +42,20 @@ def unigram_likelihood(
     return Likelihood(nats_N, tokens, answer_nats, dialogs.answer_bytes.astype(np.float64), ends, correct, likely)
 
 
-def reference_row(exchanges: Sequence[Exchange], common: Mapping[str, Any], tokens: int) -> EvaluateRow:
-    """Return the reply metrics that the true answers themselves have."""
+def reference_row(
+    exchanges: Sequence[Exchange], common: Mapping[str, Any], tokens: int, questions: Sequence[Question]
+) -> EvaluateRow:
+    """Return the reply metrics that the true answers themselves have, and how many of them pass their checks."""
     from dialogkit.inference.reply_metrics import Answered, ReplyMetrics
 
     answers = [Answered(exchange.prompt, exchange.answer, exchange.answer, stopped=True) for exchange in exchanges]
-    metrics = ReplyMetrics(answers)
+    metrics, right = ReplyMetrics(answers), right_answers(mark(questions, [one.answer for one in questions]))
     return EvaluateRow(
-        **common, anchor="answers", tokens=tokens, **metrics.figures(), intervals=metrics.intervals()
+        **common,
+        anchor="answers",
+        tokens=tokens,
+        **metrics.figures() | right.metrics,
+        intervals=metrics.intervals() | right.intervals,
     )
 
 

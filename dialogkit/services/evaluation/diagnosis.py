@@ -8,7 +8,8 @@ from textwrap import shorten
 from typing import NamedTuple
 
 from dialogkit.services.evaluation.alternatives import Alternative
-from dialogkit.services.evaluation.results import CANDIDATES, Interval
+from dialogkit.services.evaluation.results import CANDIDATES, Interval, RightRow
+from dialogkit.text import WRONG_ANSWERS
 
 LITTLE_GAIN = 0.02
 """Fraction of the answers' bits; a prompt that saves less counts for little."""
@@ -19,6 +20,13 @@ FEWEST_SHORT, SHORT_WORDS = 10, 4
 """True answers of at most so many words, below which their number says nothing; longer ones have many wordings."""
 FEW_RIGHT = 0.1
 """Fraction of the short answers; a model of which at most so many are right answers wrongly."""
+
+FEWEST_CHECKED = 10
+"""Checked questions below which their number says nothing."""
+MOSTLY_RIGHT = 0.9
+"""Fraction of the checked questions; a model that answers fewer right has a fault."""
+FEWEST_OF_TOPIC = 3
+"""Questions of a topic that is named."""
 
 TOO_SHORT, TOO_LONG = 0.5, 2.0
 """Bounds of the length ratio: replies whose whole interval is outside are far too short or too long."""
@@ -35,6 +43,8 @@ class Evidence(NamedTuple):
         before: metrics of the model before its training.
         replies: prompts, each with `reply` and `reference`.
         alternative: how dialogs are written that the model predicts much better, if there is such a way.
+        topics: the checked questions by topic; empty where none have a topic.
+        questions: the number of checked questions.
     """
 
     figures: Mapping[str, float]
@@ -44,6 +54,8 @@ class Evidence(NamedTuple):
     before: Mapping[str, float] = {}
     replies: Sequence[Mapping[str, str]] = ()
     alternative: Alternative | None = None
+    topics: Sequence[RightRow] = ()
+    questions: int = 0
 
 
 def diagnose(evidence: Evidence) -> list[str]:
@@ -53,6 +65,7 @@ def diagnose(evidence: Evidence) -> list[str]:
         *_writing_faults(evidence.alternative),
         *_listening_faults(evidence),
         *_reply_faults(evidence),
+        *_wrong_answers(evidence),
     ]
 
 
@@ -72,6 +85,7 @@ def checks_of(evidence: Evidence) -> list[str]:
         "repetition": "repetition" in evidence.figures,
         "echo": "echo" in evidence.figures,
         "wrong short answers": len(_short_answers(evidence.replies)) >= FEWEST_SHORT,
+        WRONG_ANSWERS: evidence.questions >= FEWEST_CHECKED,
     }
     return [name for name, is_looked_for in looked_for.items() if is_looked_for]
 
@@ -188,7 +202,8 @@ def _reply_faults(evidence: Evidence) -> Iterator[str]:
             f"goes round in circles: {figures['repetition']:.0%} of its four-word sequences repeat an earlier "
             f"one; try a repetition penalty, or {_longer(evidence)}"
         )
-    short = _short_answers(evidence.replies)
+    # Where answers are checked, how many are right is known better.
+    short = _short_answers(evidence.replies) if evidence.questions < FEWEST_CHECKED else []
     if len(short) >= FEWEST_SHORT and sum(short) <= FEW_RIGHT * len(short):
         yield (
             f"answers wrongly: of {len(short)} true answers of at most {SHORT_WORDS} words, {sum(short)} are in "
@@ -199,6 +214,21 @@ def _reply_faults(evidence: Evidence) -> Iterator[str]:
             f"repeats the prompt: {figures['echo']:.0%} of its three-word sequences are from there; "
             f"{_longer(evidence)}, and check whether the answers of its data repeat their prompts"
         )
+
+
+def _wrong_answers(evidence: Evidence) -> Iterator[str]:
+    """Yield the fault of a model that answers many of the checked questions wrongly, with its weakest topics."""
+    right = evidence.figures.get("right_answers", 1.0)
+    if evidence.questions < FEWEST_CHECKED or right >= MOSTLY_RIGHT:
+        return
+    known = [topic for topic in evidence.topics if topic.questions >= FEWEST_OF_TOPIC]
+    weakest = sorted(known, key=lambda topic: topic.right / topic.questions)[:3]
+    named = ", ".join(f"{topic.name} ({topic.right} of {topic.questions})" for topic in weakest)
+    yield (
+        f"answers {right:.0%} of {evidence.questions:,} checked questions right"
+        + (f", fewest of {named}" if named and len(known) > 1 else "")
+        + f"; {_longer(evidence)}, or on more dialogs like these"
+    )
 
 
 def _short_answers(replies: Sequence[Mapping[str, str]]) -> list[bool]:

@@ -24,6 +24,16 @@ from dialogkit.services.evaluation.probes import (
     hits_at_1,
     probe_replies,
     prompt_gain,
+    right_answers,
+)
+from dialogkit.services.evaluation.questions import (
+    QUESTIONS,
+    Marked,
+    Question,
+    choose_questions,
+    mark,
+    right_rows,
+    wrong_rows,
 )
 from dialogkit.services.evaluation.request import EvaluateRequest
 from dialogkit.services.evaluation.results import CANDIDATES, EvaluateRow, WorstRow
@@ -91,7 +101,11 @@ def evaluate_model(
         known = overlap_of(dialogs, own.train)
         common |= {"known_prompts": known.prompts, "known_answers": known.answers}
     progress = _Progress(on_progress)
-    evaluator = _Evaluator(model, dialogs, common, sampling, request.batch_size, progress, request.worst)
+    held_out = dialogs.select(range(min(len(dialogs), len(data.evaluation))))
+    questions = choose_questions(held_out, data.checked, model.tokenizer, max(QUESTIONS, request.samples or 0))
+    evaluator = _Evaluator(
+        model, dialogs, questions, common, sampling, request.batch_size, progress, request.worst
+    )
     if request.quick:
         return Evaluation(evaluator.quick_row(), [], [])
     trained = None
@@ -166,6 +180,8 @@ class _Evaluator:
 
     model: "LoadedModel"
     dialogs: "DialogTokens"
+    questions: list[Question]
+    """Those whose answers the dataset can check."""
     common: dict[str, Any]
     """The fields that all rows have in common."""
     sampling: GenerateConfig
@@ -206,8 +222,8 @@ class _Evaluator:
         first = 0 if self._has_single_answers else len(self.dialogs)
         per_model = len(self.dialogs) + first + asked + CANDIDATES * ranked + REPLIES
         self.progress.total = per_model * (1 if untrained is None else 2) + len(trained or ())
-        self.progress.total += 2 * len(self._exchanges[:ALTERNATIVE_DIALOGS])
-        row, replies = self._measure(self.model)
+        self.progress.total += len(self.questions) + 2 * len(self._exchanges[:ALTERNATIVE_DIALOGS])
+        row, replies = self._measure(self.model, self.questions)
         row = row.model_copy(update={"worst": self._answered(row.worst, replies)})
         if trained is not None:
             self.progress.start("predicting dialogs of the training")
@@ -221,7 +237,7 @@ class _Evaluator:
         alternative = better_alternative(self.model, self._exchanges, partial(self._score, self.model))
         before = None if untrained is None else self._untrained_row(untrained)
         unigram = None if frequencies_of is None else self._unigram_row(frequencies_of, row.tokens)
-        references = reference_row(self._exchanges[:REPLIES], self.common, row.tokens)
+        references = reference_row(self._exchanges[:REPLIES], self.common, row.tokens, self.questions)
         evidence = Evidence(
             row.figures(),
             row.intervals,
@@ -230,6 +246,8 @@ class _Evaluator:
             before=before.figures() if before else {},
             replies=replies,
             alternative=alternative,
+            topics=row.right_by_topic,
+            questions=row.questions,
         )
         row = row.model_copy(update={"remarks": diagnose(evidence), "checks": checks_of(evidence)})
         return Evaluation(row, [one for one in (before, unigram, references) if one is not None], replies)
@@ -240,8 +258,10 @@ class _Evaluator:
         pairs = zip(self._exchanges, self.dialogs.lengths, strict=True)
         return all(len(one.prompt_ids) + len(one.answer_ids) == length for one, length in pairs)
 
-    def _measure(self, model: "LoadedModel") -> tuple[EvaluateRow, list[dict[str, Any]]]:
-        """Return all metrics of a model, and its replies."""
+    def _measure(
+        self, model: "LoadedModel", questions: Sequence[Question] = ()
+    ) -> tuple[EvaluateRow, list[dict[str, Any]]]:
+        """Return all metrics of a model, and its replies; `questions` are asked as well."""
         import numpy as np
 
         from dialogkit.engine.memory import peak_bytes
@@ -265,19 +285,36 @@ class _Evaluator:
         progress.start("answering prompts")
         of_replies, replies = probe_replies(model, exchanges[:REPLIES], self.sampling)
         progress.advance(REPLIES)
+        marked = self._marked(model, questions)
         row = self._likelihood_row(
             likelihood,
             int(likelihood.tokens.sum()),
             gain,
             hits,
             of_replies,
+            right_answers(marked),
             peak_memory_bytes=peak_bytes(model.device),
             slices=slices_of(first, exchanges),
             scarce=scarce_kinds(exchanges),
             worst=worst_rows(first, exchanges),
+            questions=len(marked),
+            right_by_topic=right_rows(marked, lambda question: question.topic),
+            right_by_new=right_rows(marked, lambda question: question.new),
+            wrong=wrong_rows(marked),
             scores=scores_of(likelihood, dialogs),
         )
         return row, replies
+
+    def _marked(self, model: "LoadedModel", questions: Sequence[Question]) -> list[Marked]:
+        """Return checked questions with what a model replies to them."""
+        marked: list[Marked] = []
+        for start in range(0, len(questions), REPLIES):
+            self.progress.start("answering checked questions")
+            asked = questions[start : start + REPLIES]
+            made = replies_to(model, [question.prompt_ids for question in asked], self.sampling)
+            marked += mark(asked, [reply.text for reply in made])
+            self.progress.advance(len(asked))
+        return marked
 
     def _answered(self, worst: Sequence[WorstRow], replies: Sequence[dict[str, Any]]) -> list[WorstRow]:
         """Return the worst dialogs with what the model says to their prompts, as far as it was asked."""
@@ -291,7 +328,7 @@ class _Evaluator:
 
     def _untrained_row(self, untrained: "LoadedModel") -> EvaluateRow:
         self.progress.prefix = "untrained, "
-        row, _ = self._measure(untrained)
+        row, _ = self._measure(untrained)  # not asked: it seldom ends a reply
         cleared: dict[str, Any] = {"anchor": "untrained", "slices": [], "scarce": {}, "worst": [], "scores": {}}
         # It has the size of the trained model, whose row has the speed.
         cleared |= dict.fromkeys(("first_token_s", "reply_tokens_per_s", "peak_memory_bytes"))

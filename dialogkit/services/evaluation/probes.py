@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.data.tokens import pack
+from dialogkit.services.evaluation.questions import Marked
 from dialogkit.services.evaluation.results import CANDIDATES, Interval
 from dialogkit.services.evaluation.scoring import Exchange, replies_to
 
@@ -116,6 +117,16 @@ def candidates_of(answers: Sequence[str]) -> list[list[int]] | None:
         start = max(0, min(at - CANDIDATES // 2, len(different) - CANDIDATES))
         chosen.append([different[n] for n in range(start, start + CANDIDATES) if n != at])
     return chosen
+
+
+def right_answers(marked: Sequence[Marked]) -> Measured:
+    """Return the share of checked questions that are answered right; not measured without any."""
+    from dialogkit.inference.intervals import intervals, mean
+
+    if not marked:
+        return Measured({}, {})
+    right = mean([one.is_right for one in marked], 1.0)
+    return Measured({"right_answers": right.value}, intervals({"right_answers": right}))
 
 
 def probe_replies(

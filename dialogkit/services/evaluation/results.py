@@ -1,7 +1,7 @@
 """The rows of an evaluation: what is measured of a model, of its baselines, and in tasks."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,29 @@ class SliceRow(Result):
     dialogs: int
     bits_per_byte: float
     interval: Interval | None
+
+
+class RightRow(Result):
+    """How many questions of one kind are answered right."""
+
+    name: str
+    questions: int
+    right: int
+    interval: Interval | None
+    """95%, of the share."""
+
+
+class WrongRow(Result):
+    """A question that is not answered right."""
+
+    question: str
+    """The dialog up to the answer, its turns separated by slashes."""
+    reply: str
+    answer: str
+    """That of the dataset."""
+    check: Any
+    """What a right reply contains."""
+    topic: str
 
 
 class WorstRow(Result):
@@ -97,6 +120,8 @@ class EvaluateRow(Result):
     """Bits per byte that the prompt saves, compared with the prompt of another dialog."""
     hits_at_1: float | None = None
     """How often the true answer is the most probable of ten; chance is 0.1."""
+    right_answers: float | None = None
+    """Fraction of the checked questions that are answered right."""
     stop_rate: float | None = None
     """Fraction of the replies that ended with an end of turn."""
     empty_rate: float | None = None
@@ -128,6 +153,12 @@ class EvaluateRow(Result):
     scarce: dict[str, int] = Field(default_factory=dict)
     """Kinds with too few dialogs for metrics of their own, and the number of dialogs in each."""
     worst: list[WorstRow] = Field(default_factory=list)
+    questions: int = 0
+    """Checked questions that were asked."""
+    right_by_topic: list[RightRow] = Field(default_factory=list)
+    right_by_new: list[RightRow] = Field(default_factory=list)
+    """By what of the question no training dialog has: its phrasing, a pair of phrasing and fact, or the fact."""
+    wrong: list[WrongRow] = Field(default_factory=list)
     scores: Scores = Field(default_factory=dict, exclude=True, repr=False)
     """Kept beside an evaluation, to compare models dialog by dialog; too long for its JSON."""
     remarks: list[str] = Field(default_factory=list)

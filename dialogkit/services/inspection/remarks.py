@@ -27,6 +27,7 @@ def remarks(result: InspectResult, config: RunConfig) -> Iterator[str]:
     yield from _duplicates(result)
     yield from _few_dialogs(result, from_scratch=config.model.from_scratch)
     yield from _held_out(result)
+    yield from _checks(result)
     yield from _texts(result, config)
 
 
@@ -108,6 +109,21 @@ def _held_out(result: InspectResult) -> Iterator[str]:
         )
     if remark := held_out_remark(held_out, result.kept):
         yield remark
+
+
+def _checks(result: InspectResult) -> Iterator[str]:
+    """Yield what makes the checks of answers say little."""
+    checked = result.checked
+    if checked.failed:
+        yield (
+            f"{checked.failed:,} of {counted(checked.tried, 'checked answer')} without what their own check asks "
+            f"for, the first at {checked.failed_places[0]}: a reply like that counts as wrong"
+        )
+    if checked.echoed and checked.echoed >= 0.01 * checked.tried:
+        yield (
+            f"{checked.echoed:,} of {counted(checked.tried, 'check')} hold for the question too: a reply that "
+            "only repeats it counts as right. Where that is wrong, check a pattern"
+        )
 
 
 def _texts(result: InspectResult, config: RunConfig) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """The statistics of a dataset, and its dialogs that stand out."""
 
+from pydantic import Field
+
 from dialogkit.config.base import Result
 
 
@@ -57,6 +59,21 @@ class Overlap(Result):
     """Those that are near duplicates."""
     template: int
     """Those with a new prompt that differs from a known one only in names and numbers."""
+
+
+class CheckedAnswers(Result):
+    """Answers of which the rows say what a right one contains."""
+
+    answers: int
+    """Answers with a check."""
+    tried: int = 0
+    """Those whose checks were tried: all, or some throughout the dataset."""
+    echoed: int = 0
+    """Of these, those whose question passes the check already: a reply that only repeats it counts as right."""
+    failed: int = 0
+    """Of these, those that do not pass their own check."""
+    failed_places: list[str] = Field(default_factory=list)
+    """Places of the first of them."""
 
 
 class Example(Result):
@@ -120,6 +137,7 @@ class InspectResult(Result):
     held_out: SetFigures
     split_by: str
     """How the dialogs are split: by a `hash` of their text, or as their `rows` say."""
+    checked: CheckedAnswers
     supervised_share: float
     """Supervised fraction of the tokens of both sets."""
     cut_share: float

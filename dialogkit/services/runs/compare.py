@@ -37,6 +37,7 @@ _COMPARED = {
     "perplexity": "final/perplexity",
     "bits per byte": "final/bits_per_byte",
     "token accuracy": "final/accuracy",
+    "right answers": "final/right_answers",
     "tokens/s": "perf/tokens_per_s",
     "training seconds": "train/seconds",
 }

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from dialogkit.engine.device import Runtime
     from dialogkit.engine.task import FitTask
     from dialogkit.inference.likelihood import Likelihood
+    from dialogkit.services.evaluation.questions import Question
+
+CHECKED_QUESTIONS = 40
+"""Checked questions that are answered at each evaluation of a training."""
 
 
 class Learner:
@@ -184,6 +188,13 @@ class Learner:
             return evaluation
         groups = balance(evaluation.lengths.tolist(), process_group.world_size())
         return evaluation.select(sorted(groups[process_group.rank()]))
+
+    @cached_property
+    def questions(self) -> "list[Question]":
+        """A few held-out questions that are answered at each evaluation; none without checks in the dataset."""
+        from dialogkit.services.evaluation.questions import choose_questions
+
+        return choose_questions(self.data.evaluation, self.data.checked, self.tokenizer, CHECKED_QUESTIONS)
 
     def fit_task(
         self, folder: Path, *, resume_from: "tuple[Path, Progress] | None" = None, budget: "Budget | None" = None

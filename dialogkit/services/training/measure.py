@@ -8,7 +8,7 @@ from dialogkit.errors import ConfigError
 from dialogkit.hints import Change
 from dialogkit.inference.results import ReplyResult
 from dialogkit.services.training.lifecycle import TrainingRun
-from dialogkit.services.training.samples import reply_to_held_out, reply_to_tests
+from dialogkit.services.training.samples import answer_checked, reply_to_held_out, reply_to_tests
 from dialogkit.services.training.summary import ledger_line
 from dialogkit.text import counted
 
@@ -53,7 +53,7 @@ def measure_untrained(run: TrainingRun, learner: "Learner", recorder: "Recorder"
     lengths = Histogram(*np.histogram(learner.data.sample.lengths, bins=32))
     recorder.histograms(0, {"data/dialog_tokens": lengths})
     measured = time.perf_counter()
-    before = learner.score(autocast=False)
+    before = learner.score(autocast=False) | answer_checked(learner).metrics
     if budget_s is not None:
         run.reporter.doing("answering the test prompts to measure the time this takes")
         reply_to_tests(learner)
@@ -98,8 +98,10 @@ def measure_trained(run: TrainingRun, learner: "Learner", recorder: "Recorder", 
     limited = learner.config.train.budget_s is not None
     run.record.schedule.total_steps = fitted.steps if limited else learner.schedule.total_steps
     likelihood = learner.likelihood(autocast=False)
-    final = likelihood.figures()
-    run.record.intervals = {f"final/{name}": bounds for name, bounds in likelihood.intervals().items()}
+    right = answer_checked(learner)
+    final = likelihood.figures() | right.metrics
+    bounds = likelihood.intervals() | right.intervals
+    run.record.intervals = {f"final/{name}": bound for name, bound in bounds.items()}
     metrics = {
         **{name: value for name, value in run.record.metrics.items() if name.startswith("before/")},
         **{f"final/{name}": value for name, value in final.items()},

@@ -80,6 +80,8 @@ def model_card(record: RunRecord) -> str:
         "|---|---|---|",
     ]
     for name, (title, form) in HELD_OUT.items():
+        if f"final/{name}" not in record.metrics:
+            continue
         before = record.metrics.get(f"before/{name}")
         shown = "" if before is None else format(before, form)
         lines.append(f"| {title} | {shown} | {format(record.metrics[f'final/{name}'], form)} |")

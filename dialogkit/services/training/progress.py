@@ -59,9 +59,11 @@ def step_line(step: int, total: int | None, metrics: Mapping[str, float]) -> str
     """Return the line of a logged point; None to skip it. A run has about 20 lines, and all evaluations."""
     of_all = "" if total is None else f"/{total}"
     if "eval/nats_per_token" in metrics:
+        right = metrics.get("eval/right_answers")
         return (
             f"step {step}{of_all}  held-out loss {metrics['eval/nats_per_token']:.3f} nats/token, "
             f"{metrics['eval/bits_per_byte']:.3f} bits/byte, token accuracy {metrics['eval/accuracy']:.1%}"
+            + ("" if right is None else f", right answers {right:.1%}")
         )
     every = max(1, (total or 0) // LINES_PER_RUN)
     if step != 1 and step != total and step % every:

@@ -9,7 +9,7 @@ from dialogkit.engine.flops import peak_flops
 from dialogkit.inference.results import ReplyResult
 from dialogkit.services.training.loss_bands import LossMonitor
 from dialogkit.services.training.progress import step_line
-from dialogkit.services.training.samples import replies_at_evaluation
+from dialogkit.services.training.samples import answer_checked, replies_at_evaluation
 from dialogkit.services.training.summary import data_info, flops_per_token, header, ledger_line, warnings
 from dialogkit.system.memory import process_memory_bytes
 from dialogkit.text import counted
@@ -84,8 +84,11 @@ class Recorder:
         from dialogkit.engine.callbacks import EvaluationAborted
 
         replies = replies_at_evaluation(self._learner, metrics)
-        if replies is not None and self._learner.aborts():
-            raise EvaluationAborted
+        if "eval/nats_per_token" in metrics:
+            right = answer_checked(self._learner).metrics
+            metrics = {**metrics, **{f"eval/{name}": value for name, value in right.items()}}
+            if self._learner.aborts():
+                raise EvaluationAborted
         self.point(step, metrics)
         if (warning := self._loss_monitor.point(step, metrics)) is not None:
             self._run.note(warning)

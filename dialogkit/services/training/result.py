@@ -81,7 +81,8 @@ def closing_lines(result: TrainResult) -> list[str]:
     """Return the end of a run's `console.log`: metrics, replies and places."""
     metrics = [
         f"{name}: {result.metrics[f'before/{name}']:.4f} before, {result.metrics[f'final/{name}']:.4f} after"
-        for name in ("nats_per_token", "perplexity", "bits_per_byte", "accuracy")
+        for name in ("nats_per_token", "perplexity", "bits_per_byte", "accuracy", "right_answers")
+        if {f"before/{name}", f"final/{name}"} <= result.metrics.keys()
     ]
     replies = [f"> {reply.prompt!r} {reply.reply!r} ({reply.stop_reason})" for reply in result.replies]
     kept = "" if result.kept_step == result.steps else f"kept: the weights of step {result.kept_step:,}"

@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING
 from dialogkit.dialog import Message
 from dialogkit.distributed import process_group
 from dialogkit.inference.results import ReplyResult, reply_results
+from dialogkit.services.evaluation.probes import Measured, right_answers
+from dialogkit.services.evaluation.questions import mark
 from dialogkit.services.evaluation.scoring import first_exchanges
 
 if TYPE_CHECKING:
     from dialogkit.services.training.learner import Learner
+
+LONGEST_SHORT = 32
+"""Tokens of a reply that is made while a model trains."""
 
 
 def reply_to_tests(
@@ -29,13 +34,29 @@ def reply_to_held_out(learner: "Learner", first: int, *, longest: int | None = N
     return _replies(learner, prompts, [pair.prompt_ids for pair in pairs], references, longest=longest)
 
 
+def answer_checked(learner: "Learner") -> Measured:
+    """Return how many of a few checked questions the model answers right; nothing if none are asked.
+
+    They are the most probable replies: chance does not blur the curve, and the training's own is left alone.
+    """
+    asked = learner.questions
+    if not asked or not learner.config.tracking.replies_at_evaluations:
+        return Measured({}, {})
+    texts, prompts = [one.text for one in asked], [one.prompt_ids for one in asked]
+    replies = _replies(learner, texts, prompts, longest=LONGEST_SHORT, temperature=0.0, batch_size=len(asked))
+    # Off the main process there may be no replies.
+    return right_answers(mark(asked, [reply.reply for reply in replies]) if replies else [])
+
+
 def replies_at_evaluation(learner: "Learner", metrics: Mapping[str, float]) -> list[ReplyResult] | None:
     """Return short replies of the model at an evaluation; None at another point, or if none are asked for."""
     tracking = learner.config.tracking
     tests, held_out = tracking.replies_at_evaluations, tracking.held_out_replies
     if not tests + held_out or "eval/nats_per_token" not in metrics:
         return None
-    return reply_to_tests(learner, tests, longest=32) + reply_to_held_out(learner, held_out, longest=32)
+    return reply_to_tests(learner, tests, longest=LONGEST_SHORT) + reply_to_held_out(
+        learner, held_out, longest=LONGEST_SHORT
+    )
 
 
 def _replies(
@@ -45,6 +66,8 @@ def _replies(
     references: Sequence[str] = (),
     *,
     longest: int | None,
+    temperature: float | None = None,
+    batch_size: int = 32,
 ) -> list[ReplyResult]:
     from dialogkit.distributed.sharding import is_sharded
     from dialogkit.engine.attention import plain_attention
@@ -57,6 +80,8 @@ def _replies(
     config = learner.config.generate
     if longest is not None:
         config = config.model_copy(update={"max_new_tokens": min(longest, config.max_new_tokens)})
+    if temperature is not None:
+        config = config.model_copy(update={"temperature": temperature})
     with own_forward(learner.model), plain_attention(learner.model):
         replies = continue_prompts(
             learner.model,
@@ -65,6 +90,7 @@ def _replies(
             config,
             context=learner.context,
             device=learner.runtime.device,
+            batch_size=batch_size,
             leave=learner.aborts,
         )
     return reply_results(learner.config.model.name, prompts, replies, references)

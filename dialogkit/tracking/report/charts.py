@@ -51,6 +51,7 @@ def charts_of(runs: Sequence[PageRun]) -> list[Chart]:
             runs, "perf/tokens_per_s", "Throughput", "tokens per second", ("median", median, "{:,.0f}"), "{:,.0f}"
         ),
         _metric(runs, held, "Memory", f"{unit} {where}", ("most", max, "{:,.3g}"), scale=1 / size),
+        _percentage(runs, "eval/right_answers", "Right answers", "of checked held-out questions"),
         _percentage(runs, "talk/stop_rate", "Replies that end by themselves", ""),
         _percentage(runs, "talk/mean_repetition", "Repetition", "of three words in a row"),
     ]

@@ -192,10 +192,12 @@ def headline_of(run: PageRun) -> dict[str, Any]:
 def tiles_of(run: PageRun) -> list[tuple[str, str, str]]:
     """Return name, value and remark of the main metrics of a run; skip unknown ones."""
     parameters = run.record.model.parameters
+    right = run.after("right_answers")
     loss_before, accuracy_before = run.before("nats_per_token"), run.before("accuracy")
     tiles = [
         ("loss", written(run.after("nats_per_token"), ".3f"), f"from {written(loss_before, '.3f')}"),
         ("accuracy", written(run.after("accuracy"), ".1%"), f"from {written(accuracy_before, '.1%')}"),
+        ("right answers", written(right, ".1%"), f"from {written(run.before('right_answers'), '.1%')}"),
         ("ends by itself", written(run.record.replies.get("stop_rate"), ".1%"), "of the test replies"),
         ("parameters", short(parameters), written(parameters, ",.0f")),
         ("steps", written(run.steps, ",.0f"), _of_steps(run)),

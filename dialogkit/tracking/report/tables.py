@@ -21,6 +21,7 @@ _DATA_TITLES = {
     "train_dialogs": "dialogs to train on",
     "train_tokens": "their tokens",
     "train_supervised_tokens": "of these supervised",
+    "checked": "answers with a check",
     "eval_dialogs": "dialogs held out",
     "eval_supervised_tokens": "their supervised tokens",
     "known_prompts": "of these with a prompt of training",
@@ -96,6 +97,10 @@ def _table(heads: list[Head], rows: list[Row], caption: str = "") -> Table:
 
 def summary_of(runs: Sequence[PageRun]) -> Table:
     """Return the main metrics of several runs, side by side."""
+
+    def right(run: PageRun) -> str:
+        return written(run.after("right_answers"), ".1%")
+
     lines: dict[str, Callable[[PageRun], str]] = {
         "model": lambda run: run.model,
         "preset": lambda run: run.preset,
@@ -104,6 +109,7 @@ def summary_of(runs: Sequence[PageRun]) -> Table:
         "bits/byte after": lambda run: written(run.after("bits_per_byte"), ".3f"),
         "loss (nats/token)": lambda run: written(run.after("nats_per_token"), ".3f"),
         "accuracy": lambda run: written(run.after("accuracy"), ".1%"),
+        **({"right answers": right} if any(run.after("right_answers") is not None for run in runs) else {}),
         "ends by itself (test prompts)": lambda run: written(run.record.replies.get("stop_rate"), ".1%"),
         "parameters": lambda run: written(run.record.model.parameters, ",.0f"),
         "steps": lambda run: written(run.steps, ",.0f"),

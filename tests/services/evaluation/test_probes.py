@@ -19,6 +19,7 @@ from dialogkit.services.evaluate import EvaluateResult, EvaluateRow, evaluate
 from dialogkit.services.evaluation.alternatives import Alternative
 from dialogkit.services.evaluation.diagnosis import Evidence, diagnose
 from dialogkit.services.evaluation.probes import candidates_of
+from dialogkit.services.evaluation.results import RightRow
 from dialogkit.services.evaluation.scoring import Exchange
 from dialogkit.services.evaluation.slices import kinds_of
 from dialogkit.services.train import train
@@ -90,6 +91,10 @@ FINE = {
     "chrf": 30.0,
 }
 BOUNDS = {"prompt_gain": (0.1, 0.3), "hits_at_1": (0.5, 0.9), "length_ratio": (0.7, 1.1), "chrf": (25.0, 35.0)}
+TOPICS = [
+    RightRow(name=name, questions=questions, right=right, interval=None)
+    for name, questions, right in (("days", 4, 2), ("names", 2, 0), ("sums", 8, 1))
+]
 ANSWERED = [{"prompt": str(n), "reply": f"It is {n}.", "reference": f"{n}."} for n in range(10)]
 """Right answers of one word each."""
 
@@ -156,6 +161,13 @@ def repeated(reply: str, *, alike: int = 0) -> list[dict[str, str]]:
             ["answers wrongly: of 10 true answers of at most 4 words, 0 are in its"],
         ),
         ({"replies": short_answers(right=2)}, []),
+        # Where answers are checked, the checks decide.
+        ({"replies": short_answers(right=0), "right_answers": (0.9, None), "questions": 10}, []),
+        (
+            {"right_answers": (0.62, None), "questions": 200, "topics": TOPICS},
+            ["answers 62% of 200 checked questions right, fewest of sums (1 of 8), days (2 of 4); train"],
+        ),
+        ({"right_answers": (0.0, None), "questions": 9}, []),  # too few to say anything
         # A small gain is none where the answer is not found, and enough where it is.
         (
             {"prompt_gain": (0.01, (0.004, 0.02)), "hits_at_1": (0.133, (0.0, 0.3))},
