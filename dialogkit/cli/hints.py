@@ -161,11 +161,17 @@ def _change(settings: Mapping[str, Any]) -> str | None:
         option = command.option(name, value)
         if option is not None and option.is_argument:
             begins = ["dialogkit", command.verb, *given]
-        elif command.verb.startswith("launch "):
+        elif command.verb.startswith("launch ") and given[0] not in _of_training():
             of_job[given[0]] = given
         else:
             words += given
     return " ".join([*([job_line(of_job)] if of_job else begins), *words])
+
+
+def _of_training() -> set[str]:
+    """Return the flags that were typed for the training of a job."""
+    behind = _typed[_typed.index("train") :] if "train" in _typed else []
+    return {word.partition("=")[0] for word in behind if word.startswith("-")}
 
 
 def job_line(options: Mapping[str, Sequence[str]], training: Sequence[str] | None = None) -> str:
