@@ -1,7 +1,9 @@
 """Training from Python: what it says, how it stops and goes on, and what it starts from."""
 
 import logging
+import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,8 +57,9 @@ def test_a_training_that_is_stopped_before_its_first_step_leaves_nothing(small_c
     assert result.steps == 4
 
 
-def test_a_training_starts_from_a_run(trained: Trained, small_config: SmallConfig) -> None:
-    output = {"runtime.output_dir": str(trained.output), "data.samples": 40}
+def test_a_training_starts_from_a_run(trained: Trained, small_config: SmallConfig, tmp_path: Path) -> None:
+    models = shutil.copytree(trained.output, tmp_path / "models")  # others share the run
+    output = {"runtime.output_dir": str(models), "data.samples": 40}
     wide = small_config({**output, "model.layers": 3})
     with pytest.raises(ConfigError, match=r"model\.layers: 3 in the settings, but '.*' has a model with 2"):
         dialogkit.train(wide, from_run="shared-run")

@@ -61,7 +61,7 @@ def assert_same(one: Any, other: Any) -> None:
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_accumulation_changes_nothing(small: Any, architecture: str) -> None:
     # Ten dialogs in batches of four: the last batch of an epoch is smaller.
-    # The first update of AdamW is a gradient over its own size: with the usual epsilon, rounding shows in tiny ones.
+    # AdamW divides its first gradient by its own size: with the usual epsilon, rounding shows in tiny ones.
     settings = {"architecture": architecture, "adam_epsilon": 1e-5}
     whole, *parts = (run(small, **settings, accumulation_steps=n) for n in (1, 2, 4))
     for part in parts:

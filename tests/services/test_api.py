@@ -96,4 +96,4 @@ def test_each_training_of_a_process_says_each_thing_once(tmp_path: Path) -> None
         assert [line.split()[1] for line in lines if line.startswith("step ") and "held-out" not in line] == [
             f"{step}/4" for step in (1, 2, 3, 4)
         ]
-        assert sum(line.startswith("bits per byte") for line in lines) == 1
+        assert sum(line.startswith("bits per byte ") for line in lines) == 1

@@ -301,7 +301,7 @@ def test_what_is_advised_against_cutting_helps(settings: dict[str, Any], by_byte
     assert not any("are cut at" in r for r in inspect_data(path, overrides={**overrides, **advised}).remarks)
 
 
-GOOD = {"a.jsonl": '{"prompt": "a", "response": "b"}\n', "b.csv": "prompt,response\na,b\n"}
+GOOD = {"a.jsonl": '{"prompt": "a", "response": "b"}\n' * 2, "b.csv": "prompt,response\na,b\nc,d\n"}
 
 
 @pytest.mark.parametrize(

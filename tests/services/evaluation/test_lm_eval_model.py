@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_cut_at_the_beginning_and_counted_once_a_question(l
     assert nats == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("answer", "said"), [("", "empty answer"), ("word " * 1000, "an answer of 1,")])
+@pytest.mark.parametrize(("answer", "said"), [("", "empty answer"), ("word " * 1000, "an answer of 2,")])
 def test_an_answer_that_cannot_be_judged_is_one_sentence(answer: str, said: str, loaded: LoadedModel) -> None:
     model = model_of(loaded)
     with pytest.raises(DataError, match=said):

@@ -242,7 +242,7 @@ def test_a_server_that_does_not_answer_is_one_sentence(
     done = dialogkit("runs", "sync", "--output-dir", output)
     assert (done.code, done.out) == (2, "")
     told = f"W&B's server at {wandb_server.url} did not answer within 0.5 s: none of 1 offline run uploaded"
-    assert done.err.splitlines() == [f"error: {told}", "try: dialogkit doctor --network"]
+    assert done.err.splitlines() == [f"error: {told}", f"try: dialogkit doctor --network --output-dir {output}"]
 
 
 def test_a_run_is_shown_whole(dialogkit: Run, output: str, trained: Trained) -> None:
@@ -272,7 +272,7 @@ def test_a_run_is_shown_in_a_screen_of_rounded_figures(
     assert re.match(r"shared-run  completed  \d{4}-\d\d-\d\d \d\d:\d\d, [\d.]+ s$", lines[0])
     assert len(lines) < 70
     assert max(map(len, lines)) <= width
-    assert not re.search(r"\d\.\d{5}|\d{8}", out.replace(str(trained.output), ""))
+    assert not re.search(r"\d\.\d{5}|\d{9}", out.replace(str(trained.output), ""))
     metrics = trained.result.metrics
     bits = [f"{metrics[f'{when}/bits_per_byte']:.3f}" for when in ("before", "final")]
     assert re.search(rf"^bits per byte +{bits[0]} +{bits[1]}$", out, re.MULTILINE)

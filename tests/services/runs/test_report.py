@@ -62,7 +62,11 @@ def test_a_report_is_written_again(dialogkit: Run, runs: list[RunDir]) -> None:
         (["first", "-o", "models"], "'models' is a folder", "--output models/report.html"),
         (["first", "-o", "no/where.html"], "'no/where.html' cannot be written", "--output report.html"),
         (["first", "-o", "/dev/null"], "'/dev/null' exists and is not", "--output /dev/null-2.html"),
-        (["first", "--output-dir", "elsewhere"], "no run 'first' in 'elsewhere'", "dialogkit runs list"),
+        (
+            ["first", "--output-dir", "elsewhere"],
+            "no run 'first' in 'elsewhere'",
+            "dialogkit runs list --output-dir elsewhere",
+        ),
     ],
 )
 def test_what_cannot_be_written_is_one_sentence_and_changes_nothing(
