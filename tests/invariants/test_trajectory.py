@@ -62,8 +62,9 @@ def assert_same(one: Any, other: Any) -> None:
 def test_accumulation_changes_nothing(small: Any, architecture: str) -> None:
     # Ten dialogs in batches of four: the last batch of an epoch is smaller.
     # AdamW divides its first gradient by its own size: with the usual epsilon, rounding shows in tiny ones.
-    settings = {"architecture": architecture, "adam_epsilon": 1e-5}
-    whole, *parts = (run(small, **settings, accumulation_steps=n) for n in (1, 2, 4))
+    whole, *parts = (
+        run(small, architecture=architecture, adam_epsilon=1e-5, accumulation_steps=n) for n in (1, 2, 4)
+    )
     for part in parts:
         assert_close(part, whole, tolerance=1e-5)
 
