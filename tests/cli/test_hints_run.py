@@ -146,6 +146,7 @@ def test_what_is_suggested_is_for_the_folder_that_was_typed(typed: str, part: st
     check(f"{typed} --output-dir other", part, dialogkit)
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("with_run")
 @pytest.mark.parametrize(
     ("situation", "typed", "part"),
