@@ -16,8 +16,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	$(BIN)/dialogkit train custom-tiny --preset test
-	$(BIN)/dialogkit generate
+	$(BIN)/dialogkit train custom-tiny --preset talk
+	printf '%s\n' 'Hello, my name is Emma.' 'What is the capital of France?' 'And of Japan?' 'What is my name?' \
+		| $(BIN)/dialogkit chat
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
