@@ -7,7 +7,7 @@ import select
 import shlex
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from json import JSONDecodeError
 from pathlib import Path
 
@@ -175,6 +175,12 @@ def no_fault(checks: Sequence[str]) -> str:
 def counted(number: int, thing: str) -> str:
     """Return a number with its noun, such as `1 step` or `2 steps`."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def listed(items: Iterable[object], word: str = "and") -> str:
+    """Return at least one item in words, such as `a`, `a and b` or `a, b and c`."""
+    *first, last = map(str, items)
+    return f"{', '.join(first)} {word} {last}" if first else last
 
 
 def percent(share: float) -> str:

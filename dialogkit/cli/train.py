@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from dialogkit.cli.train_view import chat_command, render_dry_run, render_traini
 from dialogkit.distributed.rank import LAUNCH_FOLDER, this_rank
 from dialogkit.errors import ConfigError
 from dialogkit.hints import Call
+from dialogkit.text import listed
 
 if TYPE_CHECKING:
     from dialogkit.config.run import RunConfig
@@ -163,7 +164,7 @@ def _render_finished(output: Output, arguments: TrainArguments, run: "RunDir", m
     message = f"the run {run.name} is finished: there is nothing to do"
     hint = chat_command(model, run.path)
     if unused:
-        message += f", and {_listed(unused)} no effect"
+        message += f", and {listed(unused)} {'has' if len(unused) == 1 else 'have'} no effect"
         hint = f"dialogkit train --from {hints.known_as(run)}"
         hint += f" --name {arguments.given['name']}" if arguments.given["name"] else ""
     output.result(run.read(), lambda out: out.print(untrusted(message)), hint=hint)
@@ -188,7 +189,3 @@ def _drawing(output: Output) -> Iterator[TrainOutput]:
         yield drawing
     finally:
         drawing.close()
-
-
-def _listed(words: Sequence[str]) -> str:
-    return f"{words[0]} has" if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]} have"

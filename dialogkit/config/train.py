@@ -1,6 +1,5 @@
 """How to train: duration, batch, optimizer, evaluation and checkpoints."""
 
-from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -8,6 +7,7 @@ from pydantic import Field, model_validator
 from dialogkit.config.base import Section
 from dialogkit.errors import ConfigError
 from dialogkit.hints import Change
+from dialogkit.text import listed
 
 LayerName = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -95,17 +95,12 @@ class TrainConfig(Section):
             return
         sizes = [number for number in (size // divisor * divisor, -(-size // divisor) * divisor) if number]
         fitting = [number for number in range(1, processes) if size % (micro_batches * number) == 0]
-        others = (
-            f", and {_listed(fitting)} process{'' if fitting == [1] else 'es'} would as well" if fitting else ""
-        )
+        others = ""
+        if fitting:
+            others = f", and {listed(fitting, 'or')} process{'' if fitting == [1] else 'es'} would as well"
         in_parts = f", each in {micro_batches} micro-batches" if micro_batches > 1 else ""
         raise ConfigError(
             f"train.batch_size {size} does not split evenly over {processes} processes{in_parts}: "
-            f"{_listed(sizes)} would{others}",
+            f"{listed(sizes, 'or')} would{others}",
             hint=Change({"runtime.devices": fitting[-1]} if keeps_batch else {"train.batch_size": sizes[-1]}),
         )
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    *first, last = map(str, numbers)
-    return f"{', '.join(first)} or {last}" if first else last

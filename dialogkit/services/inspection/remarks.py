@@ -7,11 +7,10 @@ from dialogkit.config.run import RunConfig
 from dialogkit.data.split import held_out_remark
 from dialogkit.services.inspection.results import InspectResult
 from dialogkit.text import counted, share_of
+from dialogkit.tracking.metric_specs import FEW
 
 FEW_DIALOGS = 100
 """A model that is trained on fewer dialogs can do little but memorise them."""
-FEW_HELD_OUT = 10
-"""With fewer held-out dialogs, metrics say little about a model: `data.eval_min_dialogs`."""
 FEW_STEPS, ENOUGH_STEPS = 100, 300
 """Steps below which a model hardly learns the format, and steps after which it does."""
 MOST_EPOCHS = 30
@@ -86,7 +85,7 @@ def _few_dialogs(result: InspectResult, *, from_scratch: bool) -> Iterator[str]:
             f"one pass is only {counted(result.steps, 'step')}, too few to learn from: "
             f"train.epochs={result.epochs} makes {result.steps * result.epochs:,}"
         )
-    if held_out < FEW_HELD_OUT:
+    if held_out < FEW:
         yield (
             f"only {counted(held_out, 'dialog')} held out: metrics on so few say little about a model, and not "
             "which of two models is better"

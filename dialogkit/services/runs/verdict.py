@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from dialogkit.config.base import Result
 from dialogkit.services.evaluation.results import Interval, Scores
+from dialogkit.text import listed
 from dialogkit.tracking.metric_specs import FEW
 
 _SETTINGS_SHOWN = 4
@@ -82,14 +83,14 @@ def judge(contenders: Sequence[Contender], *, dialogs: int | None, differing: Se
     elif dialogs is None or (unknown := [one.name for one in contenders if not _is_known(one.bits_per_byte)]):
         reason = "they were not evaluated on the same dialogs"
         if dialogs is not None:
-            reason = f"the bits per byte of {_listed(unknown)} are not known"
-        text = f"{_listed([one.name for one in contenders])} cannot be compared: {reason}."
+            reason = f"the bits per byte of {listed(unknown)} are not known"
+        text = f"{listed([one.name for one in contenders])} cannot be compared: {reason}."
         return Verdict(best=None, bits_per_byte=None, dialogs=0, behind=[], text=text)
     else:
         best, bits, behind = _by_intervals(contenders, dialogs)
     sentence = _in_words(best, bits, behind, dialogs)
     if seen := [one.name for one in contenders if one.trained_on]:
-        sentence += f"; {_listed(seen)} {'was' if len(seen) == 1 else 'were'} trained on some of them"
+        sentence += f"; {listed(seen)} {'was' if len(seen) == 1 else 'were'} trained on some of them"
     text = f"{sentence}{_settings_in_words(differing)}"
     return Verdict(best=best, bits_per_byte=bits, dialogs=dialogs, behind=behind, text=text)
 
@@ -208,7 +209,3 @@ def _value(value: object) -> str:
     if value is None:
         return "none"
     return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else json.dumps(value)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
