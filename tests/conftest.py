@@ -134,6 +134,14 @@ def log_as_found() -> Iterator[None]:
     logger.setLevel(before[2])
 
 
+@pytest.fixture(autouse=True)
+def nothing_typed() -> Iterator[None]:
+    """Each test begins without a command that was typed: hints take the output folder from it."""
+    yield
+    if hints := sys.modules.get("dialogkit.cli.hints"):
+        hints.remember(())
+
+
 @pytest.fixture(scope="module", autouse=True)
 def frozen_libraries() -> None:
     """Spare the collector the objects of the libraries once they are loaded: each training calls it at its end."""
