@@ -169,12 +169,22 @@ def open_run(request: TrainRequest) -> Iterator[TrainingRun]:
                 rendezvous.remember_run(path)
                 yield run
             except BaseException as error:
-                settled = shutdown.settle(error)
+                settled = shutdown.settle(_stop_behind(error, raise_missed_signal))
                 ended = _record_end(run, settled) if main else settled
                 if ended is error:
                     raise
                 raise ended from None
             folder.list_files()
+
+
+def _stop_behind(error: BaseException, raise_missed_signal: Callable[[], None]) -> BaseException:
+    """Return the stop that was caught and reported as another error, such as a file that cannot be loaded."""
+    if not is_interruption(error):
+        try:
+            raise_missed_signal()
+        except DialogKitError as stop:
+            return stop
+    return error
 
 
 def _settings(request: TrainRequest) -> RunConfig:
