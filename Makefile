@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	$(BIN)/dialogkit train custom-tiny --preset talk
+	$(BIN)/dialogkit train custom-pico --preset talk
 	printf '%s\n' 'Hello, my name is Emma.' 'What is the capital of France?' 'And of Japan?' 'What is my name?' \
 		| $(BIN)/dialogkit chat
 

@@ -78,6 +78,8 @@ def test_the_wheel_holds_the_package_its_settings_and_nothing_else(installed: In
         "models/shipped_tokenizer/tokenizer.json",
         "models/shipped_tokenizer/tokenizer_config.json",
         "models/shipped_tokenizer/chat_template.jinja",
+        "models/smalltalk_tokenizer/tokenizer.json",
+        "data/worlds/smalltalk-core/world.yaml",
         "tracking/report/page.html",
         "tracking/report/page.css",
         "_configs/models/custom-tiny.json",

@@ -10,7 +10,7 @@ import typer
 
 from dialogkit.config.paths import DEFAULT_OUTPUT, NEWEST, shipped_names, shipped_schema
 
-DATASETS = ("starter", "smalltalk", "alpaca-gpt4")
+DATASETS = ("starter", "smalltalk", "smalltalk-core", "alpaca-gpt4")
 """Datasets with a short name; their module takes too long to import here."""
 
 
@@ -62,7 +62,7 @@ def datasets(incomplete: str) -> list[str]:
 
 def worlds(incomplete: str) -> list[str]:
     """Return the shipped world, and folders."""
-    return [*_begun(("smalltalk",), incomplete), *_files(incomplete, ())]
+    return [*_begun(("smalltalk", "smalltalk-core"), incomplete), *_files(incomplete, ())]
 
 
 def settings(incomplete: str) -> list[str]:

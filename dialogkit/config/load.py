@@ -44,7 +44,7 @@ class LoadedConfig:
 
 def model_names() -> list[str]:
     """Return the catalogue's names: pretrained first, then from scratch by size."""
-    order = {"nano": -1, "tiny": 0, "small": 1, "medium": 2, "large": 3}
+    order = {"pico": -2, "nano": -1, "tiny": 0, "small": 1, "medium": 2, "large": 3}
     return sorted(
         shipped_names("models"),
         key=lambda n: (n.startswith("custom"), n.split("-")[0] != "gpt2", order.get(n.split("-")[-1], 9), n),

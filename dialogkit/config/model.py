@@ -54,7 +54,7 @@ class ModelConfig(Section):
     vocabulary: int | None = Field(None, ge=256, le=2_000_000)
     """Entries of the tokenizer. None: read from the tokenizer."""
     tokenizer: str | None = Field(None, min_length=1, max_length=4096)
-    """Tokenizer folder. None: the shipped one from scratch, the source's own otherwise."""
+    """Tokenizer folder, or smalltalk, the small shipped one. None: the source's, or the large shipped one."""
     chat_format: Literal["auto", "dialogkit", "plain", "turns"] = "auto"
     """Chat format. auto: the tokenizer's own template; without one, `plain`."""
     initializer_range: float = Field(0.02, gt=0, le=1)

@@ -32,7 +32,7 @@ from dialogkit.data.split import SPLIT, held_out_by_rows
 from dialogkit.data.trees import LOST, read_trees
 from dialogkit.data.turns import RowError
 from dialogkit.data.worlds.dialogs import dataset_digest, make_dialogs
-from dialogkit.data.worlds.topics import WORLDS, holds_world, license_of, read_world
+from dialogkit.data.worlds.folder import WORLDS, holds_world, license_of, read_world
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, UnavailableError, did_you_mean, os_reason
 from dialogkit.hints import Change, Either
@@ -42,6 +42,7 @@ T = TypeVar("T")
 
 STARTER = Path(__file__).parent / "samples" / "starter.jsonl"
 SMALLTALK = WORLDS / "smalltalk"
+SMALLTALK_CORE = WORLDS / "smalltalk-core"
 
 SHOWN_ROWS = 10
 """Malformed rows that an error shows."""
@@ -68,13 +69,19 @@ _SMALLTALK = DataSource(
     license="CC0-1.0",
     description="greetings, facts, sums and short talk, made when needed: a small model learns it in minutes",
 )
+_SMALLTALK_CORE = DataSource(
+    "smalltalk-core",
+    world=SMALLTALK_CORE,
+    license="CC0-1.0",
+    description="what comes up most in smalltalk: 40 capitals, sums of small numbers, everyday things",
+)
 _ALPACA = DataSource(
     "alpaca-gpt4",
     hub_id="vicgalle/alpaca-gpt4",
     license="CC BY-NC 4.0 (research only)",
     description="52,000 instructions answered by GPT-4",
 )
-NAMED = {source.name: source for source in (_SHIPPED, _SMALLTALK, _ALPACA)}
+NAMED = {source.name: source for source in (_SHIPPED, _SMALLTALK, _SMALLTALK_CORE, _ALPACA)}
 """Datasets with a short name."""
 
 

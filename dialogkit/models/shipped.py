@@ -1,14 +1,15 @@
-"""The shipped tokenizer without transformers, whose import takes longer than most datasets take to encode."""
+"""The shipped tokenizers without transformers, whose import takes longer than most datasets take to encode."""
 
 import json
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from dialogkit.config.model import ModelConfig
 from dialogkit.dialog import native_format
-from dialogkit.models.tokenizer import SHIPPED_TOKENIZER, ChatTokenizer, load_tokenizer
+from dialogkit.models.tokenizer import ChatTokenizer, load_tokenizer, shipped_tokenizer
 
 
 def load_encoder(config: ModelConfig) -> ChatTokenizer:
@@ -16,17 +17,18 @@ def load_encoder(config: ModelConfig) -> ChatTokenizer:
 
     Raises: as `load_tokenizer`.
     """
-    if config.from_scratch and config.tokenizer is None and config.chat_format in ("auto", "dialogkit"):
-        return ChatTokenizer(_Shipped(), native_format())
+    folder = shipped_tokenizer(config)
+    if config.from_scratch and folder is not None and config.chat_format in ("auto", "dialogkit"):
+        return ChatTokenizer(_Shipped(folder), native_format())
     return load_tokenizer(config)
 
 
 class _Shipped:
-    """The shipped tokenizer under the names of transformers', as far as encoding and decoding need them."""
+    """A shipped tokenizer under the names of transformers', as far as encoding and decoding need them."""
 
-    def __init__(self) -> None:
-        self.backend_tokenizer = Tokenizer.from_file(str(SHIPPED_TOKENIZER / "tokenizer.json"))
-        config = json.loads((SHIPPED_TOKENIZER / "tokenizer_config.json").read_bytes())
+    def __init__(self, folder: Path) -> None:
+        self.backend_tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        config = json.loads((folder / "tokenizer_config.json").read_bytes())
         self.special_tokens_map = {name: config[name] for name in ("eos_token", "pad_token")}
         self.all_special_tokens = list(self.special_tokens_map.values())
         self.added_tokens_decoder = self.backend_tokenizer.get_added_tokens_decoder()

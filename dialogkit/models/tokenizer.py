@@ -39,6 +39,7 @@ from dialogkit.models.sources import find_gguf, unusable
 from dialogkit.models.vocabulary import load_vocabulary
 
 SHIPPED_TOKENIZER = Path(__file__).parent / "shipped_tokenizer"
+_SHIPPED = {None: SHIPPED_TOKENIZER, "smalltalk": SHIPPED_TOKENIZER.with_name("smalltalk_tokenizer")}
 
 MOST_GROWTH = 100
 """Most characters that a tokenizer's rules may put in place of one."""
@@ -286,6 +287,11 @@ def _broken(match: re.Match[str]) -> str:
     return f"{match[0][0]} {match[0][1:]}"
 
 
+def shipped_tokenizer(config: ModelConfig) -> Path | None:
+    """Return the folder of the shipped tokenizer that a model uses; None if it uses another one."""
+    return _SHIPPED.get(config.tokenizer) if config.from_scratch or config.tokenizer else None
+
+
 def load_tokenizer(config: ModelConfig) -> ChatTokenizer:
     """Return the tokenizer of a model with its chat format.
 
@@ -294,7 +300,7 @@ def load_tokenizer(config: ModelConfig) -> ChatTokenizer:
     from transformers import PreTrainedTokenizerFast
 
     if config.tokenizer is not None or config.from_scratch:
-        folder = Path(config.tokenizer).expanduser() if config.tokenizer else SHIPPED_TOKENIZER
+        folder = shipped_tokenizer(config) or Path(config.tokenizer or "").expanduser()
         if not (folder / "tokenizer.json").is_file():
             raise ModelError(f"no tokenizer.json in {str(folder)!r}", hint=Call("tokenizer train", help=True))
         require_sound(folder)

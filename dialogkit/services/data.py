@@ -121,6 +121,6 @@ def _line(row: Mapping[str, Any]) -> str:
 def _rows(world: str, dialogs: int, seed: int) -> Iterator[dict[str, Any]]:
     from dialogkit.data.sources import find_world
     from dialogkit.data.worlds.dialogs import make_dialogs
-    from dialogkit.data.worlds.topics import read_world
+    from dialogkit.data.worlds.folder import read_world
 
     return make_dialogs(read_world(find_world(world)), dialogs, seed)

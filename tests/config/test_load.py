@@ -47,7 +47,7 @@ def problems_of(**settings: Any) -> list[str]:
 def test_the_catalogue_lists_pretrained_models_first_and_then_by_size() -> None:
     assert model_names() == [
         "gpt2-small", "gpt2-medium", "dialogpt-small", "dialogpt-medium",
-        "custom-nano", "custom-tiny", "custom-small", "custom-medium", "custom-large",
+        "custom-pico", "custom-nano", "custom-tiny", "custom-small", "custom-medium", "custom-large",
     ]  # fmt: skip
     assert preset_names() == ["test", "talk", "development", "production"]
 

@@ -62,16 +62,21 @@ def test_the_formula_counts_what_a_real_model_has(
 
 
 @pytest.mark.parametrize("name", SCRATCH)
-def test_the_catalogues_counts_are_those_of_the_real_models(
-    name: str, shipped: ChatTokenizer, weightless: None
-) -> None:
+def test_the_catalogues_counts_are_those_of_the_real_models(name: str, weightless: None) -> None:
     config = load_run_config(name).model
-    assert config.parameter_counts() == count(build_model(config, shipped))
+    assert config.parameter_counts() == count(build_model(config, load_tokenizer(config)))
 
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("custom-nano", 5), ("custom-tiny", 10), ("custom-small", 50), ("custom-medium", 100), ("custom-large", 200)],
+    [
+        ("custom-pico", 1),
+        ("custom-nano", 5),
+        ("custom-tiny", 10),
+        ("custom-small", 50),
+        ("custom-medium", 100),
+        ("custom-large", 200),
+    ],
 )
 def test_a_scratch_model_has_the_size_that_its_class_says(name: str, millions: int) -> None:
     model = load_run_config(name).model

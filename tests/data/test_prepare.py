@@ -17,7 +17,7 @@ from dialogkit.data.shards import find_stream
 from dialogkit.data.split import hash_dialog, held_out_by_rows, split_by_hash
 from dialogkit.data.tokens import DialogTokens, cut_dialog
 from dialogkit.data.worlds.dialogs import make_dialogs
-from dialogkit.data.worlds.topics import read_world
+from dialogkit.data.worlds.folder import read_world
 from dialogkit.dialog import Dialog, Encoded, Message, plain_format, turns_format
 from dialogkit.errors import DataError
 from dialogkit.models.tokenizer import ChatTokenizer

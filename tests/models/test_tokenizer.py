@@ -355,12 +355,14 @@ def test_a_tokenizer_folder_may_stand_in_for_the_shipped_one(tmp_path: Path) -> 
     assert tokenizer.hf.chat_template == plain_format("</s>").template()
 
 
-def test_the_shipped_tokenizer_is_the_native_format() -> None:
-    tokenizer = load_tokenizer(ModelConfig(**SCRATCH))
-    assert tokenizer.vocabulary == SHIPPED_VOCABULARY == 32_768
+@pytest.mark.parametrize(("name", "vocabulary"), [(None, SHIPPED_VOCABULARY), ("smalltalk", 4096)])
+def test_the_shipped_tokenizers_have_the_native_format(name: str | None, vocabulary: int) -> None:
+    tokenizer = load_tokenizer(ModelConfig(tokenizer=name, **SCRATCH))
+    assert tokenizer.vocabulary == vocabulary
     assert tokenizer.hf.convert_ids_to_tokens(range(6)) == list(SPECIAL_TOKENS)
     assert [token.special for token in tokenizer.hf.added_tokens_decoder.values()] == [True] * 6
-    assert sorted(tokenizer.hf.get_vocab().values()) == list(range(32_768))
+    assert sorted(tokenizer.hf.get_vocab().values()) == list(range(vocabulary))
+    assert tokenizer.hf.chat_template == native_format().template()
     template = (SHIPPED_TOKENIZER / "chat_template.jinja").read_text(encoding="utf-8")
     assert template == native_format().template()
     assert tokenizer.stop_ids == {SPECIAL_TOKENS.index("<|end_of_turn|>")}

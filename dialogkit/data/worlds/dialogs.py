@@ -7,17 +7,20 @@ to a model that was trained on those of another.
 import hashlib
 import itertools
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dialogkit.data.split import HELD_OUT, TRAIN
+from dialogkit.data.worlds.folder import world_digest
 from dialogkit.data.worlds.templates import Facts, Template
-from dialogkit.data.worlds.topics import PLAIN, Exchange, Topic, World, fill_check, world_digest
+from dialogkit.data.worlds.topics import PLAIN, Exchange, Topic, World, fill_check
 from dialogkit.data.worlds.variation import Dice, normal_form, vary
 
-VERSION = 1
+VERSION = 2
 """Increased whenever the same world and seed give other dialogs."""
 
 DIALOGS, SEED = 50_000, 1
@@ -29,6 +32,8 @@ PHRASING, PAIR, FACT = "phrasing", "pair", "fact"
 HELD_OUT_DIALOGS = 0.05
 """Share of the dialogs that are held out."""
 _HELD_OUT_PAIRS, _HELD_OUT_FACTS = 0.1, 0.1
+_KINDS = {PHRASING: 0.45, PAIR: 0.45, FACT: 0.1}
+"""How much of what is held out is new in which way."""
 _FEWEST_PHRASINGS = 4
 """Phrasings of a question of which one is held out; of every further eight another one."""
 _LENGTHS = (0.5, 0.77, 0.92, 1.0)
@@ -40,6 +45,8 @@ _OPENS, _CLOSES = 0.12, 0.12
 _MANNER, _SYSTEM = 0.12, 0.06
 """How often a system prompt asks for a manner, or changes nothing."""
 _MOST_WEIGHT = 20.0
+_WORD = re.compile(r"[\w.]+")
+"""A word of a phrasing, or the name of a slot."""
 _TRIES = 60
 
 
@@ -90,15 +97,23 @@ def dataset_digest(folder: Path) -> str:
 def held_out_phrasings(world: World) -> set[str]:
     """Return the normal forms of the phrasings that are never trained.
 
-    Of each question with at least four phrasings, those with the lowest hashes, but never the first of any.
+    Of each question with at least four phrasings, those with the lowest hashes, but never the first of any, nor
+    one with a word that no other phrasing of the question has: training could not teach that word.
     """
     plainest, chosen = set(), set()
     for exchange in every_exchange(world):
         forms = list(dict.fromkeys(normal_form(template.source) for template in exchange.ask))
         plainest.add(forms[0])
-        if len(forms) >= _FEWEST_PHRASINGS:
-            count = 1 + (len(forms) - _FEWEST_PHRASINGS) // 8
-            chosen.update(sorted(forms[1:], key=lambda form: _share(PHRASING, form))[:count])
+        if len(forms) < _FEWEST_PHRASINGS:
+            continue
+        count = 1 + (len(forms) - _FEWEST_PHRASINGS) // 8
+        uses = Counter(word for form in forms for word in set(_WORD.findall(form)))
+        for form in sorted(forms[1:], key=lambda form: _share(PHRASING, form)):
+            words = set(_WORD.findall(form))
+            if count and all(uses[word] > 1 for word in words):
+                uses.subtract(words)  # so that what is held out next has its words in what is trained
+                count -= 1
+                chosen.add(form)
     return chosen - plainest
 
 
@@ -144,12 +159,15 @@ class _Maker:
             kinds.add(PAIR)
         if any(topic.table.is_rule for topic in world.topics):
             kinds.add(FACT)
-        self._kinds = [kind for kind in (PHRASING, PAIR, FACT) if kind in kinds]
+        self._kinds = [kind for kind in _KINDS if kind in kinds]
+        self._kind_weights = list(itertools.accumulate(_KINDS[kind] for kind in self._kinds))
         self._keys: dict[int, str] = {}
 
     def dialog(self) -> dict[str, Any]:
         """Return the next dialog."""
-        kind = self._dice.pick(self._kinds) if self._kinds and self._dice.chance(HELD_OUT_DIALOGS) else ""
+        kind = ""
+        if self._kinds and self._dice.chance(HELD_OUT_DIALOGS):
+            kind = self._kinds[self._dice.pick_weighted(self._kind_weights)]
         for _ in range(_TRIES):
             try:
                 return self._draw(kind)
@@ -194,8 +212,12 @@ class _Maker:
         """Return another row of the table."""
         other = asked.row
         while other is asked.row:
-            other = self._dice.pick(asked.topic.table.rows)
+            other = self._row(asked.topic)
         return other
+
+    def _row(self, topic: Topic) -> Facts:
+        table = topic.table
+        return table.rows[self._dice.pick_weighted(table.cumulative)]
 
     def _system(self) -> tuple[str, list[dict[str, str]]]:
         """Return a manner, empty for none, and the system message that asks for it."""
@@ -227,7 +249,7 @@ class _Maker:
             exchange = dice.pick(exchanges)
         else:
             raise _Impossible
-        return _Asked(exchange, topic, dice.pick(topic.table.rows)), False
+        return _Asked(exchange, topic, self._row(topic)), False
 
     def _question(self, asked: _Asked, other: Facts | None, kind: str, *, follows: bool) -> tuple[str, bool]:
         """Return a question about a fact, and whether it is new in the wanted way. Raises: _Impossible."""

@@ -15,6 +15,10 @@ Value = str | int | float
 Rows = tuple[list[str], list[list[Value]]]
 
 
+WEIGHT = "weight"
+"""The column that is no slot: how often dialogs ask about a row, 1 where it is missing."""
+
+
 class BuiltIn(NamedTuple):
     """A built-in table.
 
@@ -43,14 +47,22 @@ _WORDS = re.findall(
 _ORDINALS = re.findall(r"\w+", "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth")
 
 
+def _rarer(number: int) -> float:
+    """Return how often a calculation with a number as its largest comes up: people ask for small ones."""
+    share = 10 / (10 + number)
+    return share * share * share * share * share  # not `**`, whose last bit differs between machines
+
+
 def sums(to: int = 100) -> Rows:
-    """Return a, b and sum, for all sums up to `to`."""
-    return ["a", "b", "sum"], [[a, b, a + b] for a in range(to + 1) for b in range(to + 1 - a)]
+    """Return a, b and sum, for all sums up to `to`; four of five are of numbers up to 10."""
+    pairs = [(a, b) for a in range(to + 1) for b in range(to + 1 - a)]
+    return ["a", "b", "sum", WEIGHT], [[a, b, a + b, _rarer(max(a, b))] for a, b in pairs]
 
 
 def differences(to: int = 100) -> Rows:
-    """Return a, b and difference, for all a up to `to` that are not less than b."""
-    return ["a", "b", "difference"], [[a, b, a - b] for a in range(to + 1) for b in range(a + 1)]
+    """Return a, b and difference, for all a up to `to` that are not less than b; most are of small numbers."""
+    pairs = [(a, b) for a in range(to + 1) for b in range(a + 1)]
+    return ["a", "b", "difference", WEIGHT], [[a, b, a - b, _rarer(a)] for a, b in pairs]
 
 
 def products(to: int = 10) -> Rows:
@@ -60,10 +72,11 @@ def products(to: int = 10) -> Rows:
 
 
 def comparisons(to: int = 100) -> Rows:
-    """Return a, b, greater and smaller, for all different numbers up to `to`."""
+    """Return a, b, greater and smaller, for all different numbers up to `to`; most are small."""
     numbers = range(to + 1)
     pairs = [(a, b) for a, b in product(numbers, numbers) if a != b]
-    return ["a", "b", "greater", "smaller"], [[a, b, max(a, b), min(a, b)] for a, b in pairs]
+    rows: list[list[Value]] = [[a, b, max(a, b), min(a, b), _rarer(max(a, b))] for a, b in pairs]
+    return ["a", "b", "greater", "smaller", WEIGHT], rows
 
 
 def numbers(to: int = 100) -> Rows:

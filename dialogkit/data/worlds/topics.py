@@ -1,28 +1,20 @@
-"""What a world consists of, and how its topics are read: tables of facts, and exchanges about them."""
+"""What a world consists of, and how a topic is read: a table of facts, and exchanges about them."""
 
-import hashlib
+import itertools
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from dialogkit.data.checks import PATTERN, Check, check_problem, is_right
-from dialogkit.data.hints import FIX_WORLD, SUFFIXES, WORLD_FILES
-from dialogkit.data.open_files import suffix_of
-from dialogkit.data.worlds.tables import TABLES
+from dialogkit.data.worlds.tables import TABLES, WEIGHT
 from dialogkit.data.worlds.templates import OTHER, Facts, Template, value_of
-from dialogkit.data.worlds.yaml_nodes import Node, read_bytes, read_yaml
-from dialogkit.errors import DataError, did_you_mean, os_reason, shortened
+from dialogkit.data.worlds.yaml_nodes import Node
+from dialogkit.errors import did_you_mean, shortened
 from dialogkit.text import counted
 
-WORLDS = Path(__file__).parent
-"""The folder of the worlds that ship with the package."""
-SETTINGS = "world"
-"""Name of the file, without its ending, that holds what all topics share."""
 PLAIN = "plain"
 """The manner of system prompts that change nothing."""
 _TOPIC = ("topic", "weight", "facts", "exchanges")
@@ -41,12 +33,33 @@ class Table:
         columns: the names of the slots.
         rows: the values.
         is_rule: whether the facts follow from each other.
+        weights: how often dialogs ask about each row.
     """
 
     name: str
     columns: tuple[str, ...] = ()
     rows: tuple[Facts, ...] = ({},)
     is_rule: bool = False
+    weights: tuple[float, ...] = (1.0,)
+
+    @classmethod
+    def of(cls, name: str, columns: Sequence[str], rows: Sequence[Facts], *, is_rule: bool = False) -> "Table":
+        """Return a table; a column `weight` is no slot, but says how often dialogs ask about a row."""
+        weights = tuple(float(row.pop(WEIGHT, 1.0)) for row in rows)
+        return cls(name, tuple(name for name in columns if name != WEIGHT), tuple(rows), is_rule, weights)
+
+    @cached_property
+    def cumulative(self) -> list[float]:
+        """The cumulative weights of the rows."""
+        return list(itertools.accumulate(self.weights))
+
+    def commonest(self, number: int) -> "Table":
+        """Return a table of the rows with the largest weights, in their order; of equal ones the first."""
+        by_weight = sorted(range(len(self.rows)), key=lambda at: -self.weights[at])
+        kept = sorted(by_weight[:number])
+        return replace(
+            self, rows=tuple(self.rows[at] for at in kept), weights=tuple(self.weights[at] for at in kept)
+        )
 
 
 @dataclass(frozen=True)
@@ -104,100 +117,25 @@ class World:
     systems: dict[str, tuple[str, ...]]
 
 
-def holds_world(folder: str | Path) -> bool:
-    """Return whether a folder holds topics in YAML, and no data files beside."""
-    try:
-        endings = {suffix_of(Path(name)) for name in os.listdir(folder) if not name.startswith(".")}
-    except OSError:
-        return False
-    return bool(endings & set(WORLD_FILES[:2])) and not endings & (set(SUFFIXES) - set(WORLD_FILES))
-
-
-def world_digest(folder: Path) -> str:
-    """Return the SHA-256 of the files of a world. Raises: DataError if one cannot be read."""
-    digest = hashlib.sha256()
-    for path in _files(folder):
-        content = read_bytes(path)
-        digest.update(f"{path.name}\0{len(content)}\0".encode("utf-8", "surrogatepass") + content)
-    return digest.hexdigest()
-
-
-def license_of(folder: Path) -> str | None:
-    """Return the licence that a world states. Raises: DataError."""
-    return _settings(_files(folder)).license
-
-
-def read_world(folder: Path) -> World:
-    """Return the world of a folder. Raises: DataError with the file, the line and the value that is wrong."""
-    paths = _files(folder)
-    settings = _settings(paths)
-    topics: dict[str, Topic] = {}
-    files: dict[str, str] = {}
-    for path in paths:
-        if path.stem == SETTINGS:
-            continue
-        root = read_yaml(path)
-        topic = _topic(root, settings.systems)
-        if topic.name in topics:
-            raise root.value["topic"].wrong(f"the topic {topic.name!r} is in {files[topic.name]} already")
-        topics[topic.name], files[topic.name] = topic, path.name
-    if not topics:
-        raise no_topics(folder)
-    return World(folder.resolve().name, tuple(topics.values()), settings.systems)
-
-
-def no_topics(folder: Path) -> DataError:
-    """Return the error of a folder that is no world."""
-    return DataError(
-        f"the folder {str(folder)!r} holds no topics, which are files ending in {', '.join(WORLD_FILES)}",
-        hint=FIX_WORLD,
-    )
-
-
-def _files(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.suffix in WORLD_FILES and path.name[0] != ".")
-    except OSError as error:
-        problem = f"the folder {str(folder)!r} cannot be read: {os_reason(error)}"
-        raise DataError(problem, hint=FIX_WORLD) from None
-
-
-@dataclass(frozen=True)
-class _Settings:
-    systems: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    license: str | None = None
-
-
-def _settings(paths: Sequence[Path]) -> _Settings:
-    """Return what the topics share. Raises: DataError."""
-    found = [path for path in paths if path.stem == SETTINGS]
-    if len(found) > 1:
-        raise DataError(f"{found[0].name} and {found[1].name} are in the same world", hint=FIX_WORLD)
-    if not found:
-        return _Settings()
-    fields = read_yaml(found[0]).fields(("license", "systems"))
-    systems: dict[str, tuple[str, ...]] = {}
-    if "systems" in fields:
-        node = fields["systems"]
-        if not isinstance(node.value, dict):
-            raise node.wrong(f"{node.shown} where manners with their system prompts are expected")
-        systems = {name: tuple(each.value for each in texts.texts()) for name, texts in node.value.items()}
-    return _Settings(systems, fields["license"].text() if "license" in fields else None)
-
-
-def _topic(root: Node, systems: dict[str, tuple[str, ...]]) -> Topic:
+def read_topic(root: Node, systems: dict[str, tuple[str, ...]]) -> Topic:
+    """Return the topic of a file. Raises: DataError with the file, the line and the value that is wrong."""
     fields = root.fields(_TOPIC, ("topic", "exchanges"))
     name = fields["topic"].text()
     table = _table(fields["facts"], name) if "facts" in fields else Table(name)
-    weight = fields["weight"].value if "weight" in fields else 1
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 1000:
-        raise fields["weight"].wrong(f"{fields['weight'].shown} is not a number above 0 and up to 1000")
+    weight = _weight(fields["weight"]) if "weight" in fields else 1.0
     reader = _ExchangeReader(table, systems)
     exchanges = tuple(
         reader.read(replace(node, where=f"exchange {number}"))
         for number, node in enumerate(fields["exchanges"].items(), 1)
     )
-    return Topic(name, table, exchanges, float(weight))
+    return Topic(name, table, exchanges, weight)
+
+
+def _weight(node: Node) -> float:
+    """Return a weight. Raises: DataError."""
+    if isinstance(node.value, bool) or not isinstance(node.value, int | float) or not 0 < node.value <= 1000:
+        raise node.wrong(f"{node.shown} is not a number above 0 and up to 1000")
+    return float(node.value)
 
 
 def _table(node: Node, topic: str) -> Table:
@@ -220,11 +158,13 @@ def _table(node: Node, topic: str) -> Table:
         for column, each in zip(columns, row.items(), strict=True):
             if isinstance(each.value, bool) or not isinstance(each.value, str | int | float) or each.value == "":
                 raise row.wrong(f"{column} is {each.shown}, neither a text nor a number")
+            if column == WEIGHT:
+                _weight(each)
         if (first := str(values[0])) in known:
             raise row.wrong(f"{columns[0]} {first!r} is in row {known[first]} already")
         known[first] = number
         rows.append(dict(zip(columns, values, strict=True)))
-    return Table(topic, tuple(columns), tuple(rows))
+    return Table.of(topic, columns, rows)
 
 
 def _built_in(node: Node) -> Table:
@@ -243,7 +183,8 @@ def _built_in(node: Node) -> Table:
     columns, rows = table.make(**{key: each.plain() for key, each in given.items()})
     if len(rows) > _MOST_FACTS:
         raise node.wrong(f"{len(rows):,} facts; {_MOST_FACTS:,} are the most")
-    return Table(name, tuple(columns), tuple(dict(zip(columns, row, strict=True)) for row in rows), table.is_rule)
+    facts = [dict(zip(columns, row, strict=True)) for row in rows]
+    return Table.of(name, columns, facts, is_rule=table.is_rule)
 
 
 class _ExchangeReader:
@@ -331,7 +272,7 @@ class _ExchangeReader:
         for name, each in node.value.items():
             known = [manner for manner in self._systems if manner != PLAIN]
             if name not in known:
-                listed = f"known are {', '.join(known)}" if known else f"{SETTINGS}.yaml gives none under systems"
+                listed = f"known are {', '.join(known)}" if known else "world.yaml gives none under systems"
                 raise replace(each, where=node.where).wrong(
                     f"unknown manner {name!r}{did_you_mean(name, known)}; {listed}"
                 )

@@ -2,6 +2,7 @@
 
 import random
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TypeVar
@@ -65,8 +66,7 @@ class Dice:
 
     def pick_weighted(self, cumulative: Sequence[float]) -> int:
         """Return an index with the probabilities of cumulative weights."""
-        value = self._random() * cumulative[-1]
-        return next(at for at, limit in enumerate(cumulative) if value < limit)
+        return bisect_right(cumulative, self._random() * cumulative[-1], hi=len(cumulative) - 1)
 
 
 def normal_form(text: str) -> str:

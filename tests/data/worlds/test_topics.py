@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from dialogkit.data.worlds.dialogs import make_dialogs
+from dialogkit.data.worlds.folder import holds_world, read_world
 from dialogkit.data.worlds.tables import TABLES
 from dialogkit.data.worlds.templates import Template
-from dialogkit.data.worlds.topics import holds_world, read_world
 from dialogkit.errors import DataError
 from tests.conftest import Finished, typed
 
@@ -186,3 +187,53 @@ def test_a_file_that_exists_is_replaced_only_on_demand(dialogkit: Callable[..., 
     assert dialogkit(*words, "--force", "--seed", "9").code == 0
     assert Path("shop.jsonl").read_bytes() != before
     assert dialogkit("data", "make", "shop", "-o", "a.csv").code == 2
+
+
+def test_a_row_with_a_larger_weight_comes_up_more_often(tmp_path: Path) -> None:
+    text = TOPIC.replace("price]", "price, weight]").replace("2.50]", "2.50, 9]").replace("1.20]", "1.20, 1]")
+    world = read_world(write(tmp_path, prices=text))
+    asked = [row["messages"][0]["content"] for row in make_dialogs(world, 400)]
+    assert 320 < sum("bread" in question.lower() for question in asked) < 390
+    with pytest.raises(DataError, match=r"prices.yaml:5: 0 is not a number above 0 and up to"):
+        read_world(write(tmp_path, prices=text.replace("2.50, 9]", "2.50, 0]")))
+    with pytest.raises(DataError, match="unknown slot 'weight'"):
+        read_world(write(tmp_path, prices=text.replace("{price} euros", "{weight} euros")))
+
+
+INCLUDE = "include: {world: smalltalk, topics: {capitals: 3, greetings: 1}}"
+
+
+def test_a_world_includes_the_commonest_rows_of_another(tmp_path: Path) -> None:
+    world = read_world(write(tmp_path, prices=TOPIC, world=INCLUDE))
+    assert {topic.name: len(topic.table.rows) for topic in world.topics} == {
+        "capitals": 3,
+        "greetings": 1,
+        "prices": 2,
+    }
+    capitals = world.topics[0].table
+    assert [row["country"] for row in capitals.rows] == ["Argentina", "Australia", "Austria"]
+    assert set(capitals.weights) == {10.0}
+    assert "pirate" in world.systems
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (INCLUDE.replace("smalltalk", "smaltalk"), "'smaltalk' is no world (did you mean 'smalltalk'"),
+        (
+            INCLUDE.replace("capitals: 3", "capital: 3"),
+            "smalltalk has no topic 'capital' (did you mean 'capitals'",
+        ),
+        (INCLUDE.replace("3", "0"), "capitals: 0 is no number of rows; it must be a whole number from 1"),
+        (INCLUDE.replace("3", "many"), "capitals: 'many' is no number of rows"),
+        (INCLUDE.replace("smalltalk", "smalltalk-core"), "'smalltalk-core' includes a world itself"),
+        ("include: {world: ., topics: 5}", "'.' includes a world itself"),
+        ("include: {world: smalltalk, topics: [capitals]}", "a list where topics with their numbers of rows"),
+        ("include: smalltalk", "'smalltalk' where world, topics are expected"),
+    ],
+)
+def test_what_cannot_be_included_is_named(text: str, problem: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        read_world(write(tmp_path, prices=TOPIC, world=text))
+    assert "world.yaml:1: " in str(error.value)
+    assert problem in str(error.value)
