@@ -42,7 +42,7 @@ def work(words: list[str], *, balanced: bool) -> None:
 
 
 def speed_of(arm: str, *, model: str, dataset: Path, batch: int, steps: int) -> float:
-    """Return the tokens a second of a training, the median of its steps after the first ones."""
+    """Return the tokens per second of a run, the median of its steps after the first ones."""
     with tempfile.TemporaryDirectory(prefix="dialogkit-bench-") as folder:
         settings = {
             "runtime.threads": 1,
@@ -75,7 +75,7 @@ def speed_of(arm: str, *, model: str, dataset: Path, batch: int, steps: int) -> 
 
 
 def measure_speed(options: argparse.Namespace) -> dict[str, float]:
-    """Print and return the tokens a second of each arm."""
+    """Print and return the tokens per second of each arm."""
     rounds: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for _ in range(options.rounds):
         for arm, found in rounds.items():

@@ -1,4 +1,4 @@
-"""How fast is a training, side by side with what one would use instead?
+"""How fast is training, side by side with what one would use instead?
 
 python benchmarks/training_speed.py custom-tiny --batch-size 2
 python benchmarks/training_speed.py custom-small --batch-size 4 --rows 40 --rounds 3 --json results.json
@@ -218,7 +218,7 @@ def synchronize(device: str) -> None:
 
 
 def matmul_rate(dtype_name: str) -> float:
-    """Return the best rate of a large matrix product here, in operations a second."""
+    """Return the best rate of a large matrix product here, in operations per second."""
     import time
 
     import torch
