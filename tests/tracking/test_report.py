@@ -392,7 +392,7 @@ def test_runs_stand_side_by_side_and_their_curves_overlaid(trained: Trained, tmp
     settings = {**record.config, "train": {**record.config["train"], "learning_rate": 0.25}}
     other.write(record.model_copy(update={"name": "other", "config": settings}))
     page = page_of(one, other)
-    differing = page.text.partition("In which the runs differ")[2].partition("All settings")[0]
+    differing = page.text.partition("Different between the runs")[2].partition("All settings")[0]
     assert differing.split() == ["A", "shared-run", "B", "other", "train.learning_rate", "0.01", "0.25"]
     (loss,) = re.findall(r'<svg[^>]*aria-label="Loss".*?</svg>', page.html, re.DOTALL)
     assert loss.count("stroke: var(--s1)") == loss.count("stroke: var(--s2)") == 2  # training and held out

@@ -122,7 +122,7 @@ def summary_of(runs: Sequence[PageRun]) -> Table:
 
 
 def training_metrics_of(runs: Sequence[PageRun]) -> Table:
-    """Return the metrics on the held-out dialogs before and after the training."""
+    """Return the metrics on the held-out dialogs before and after training."""
     rows = []
     for metric in METRICS:
         values = [value for run in runs for value in (run.before(metric.name), run.after(metric.name))]
@@ -176,7 +176,7 @@ def _evaluation(measured: str, models: list[_Column], anchors: list[_Column]) ->
 
 
 def _remarks(name: str, evaluation: Mapping[str, Any]) -> list[str]:
-    """Return what the evaluation says of a model in words."""
+    """Return what the evaluation says about a model."""
     faults, checks = (_items(evaluation.get(what)) for what in ("remarks", "checks"))
     said = [f"{name} {fault}" for fault in faults] or ([f"{name}: {no_fault(checks)}"] if checks else [])
     known = [evaluation.get(what) for what in ("known_prompts", "known_answers")]
