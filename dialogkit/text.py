@@ -122,7 +122,7 @@ def convert_command(path: Path, encoding: str) -> tuple[str, Path]:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in words: 8 s, 3 min 20 s, 2 h 5 min."""
+    """Return seconds as people say them: 8 s, 3 min 20 s, 2 h 5 min."""
     if not math.isfinite(seconds):  # in a record that was damaged
         return "unknown"
     whole = round(seconds)
@@ -156,7 +156,7 @@ def duration_word(seconds: float) -> str:
 
 
 def known_from_training(dialogs: str, prompts: int | None, answers: int | None) -> str | None:
-    """Return how many of some dialogs training has the prompt or the answer of; None if of none, or unknown."""
+    """Return how many dialogs share their prompt or answer with training; None if none do, or if unknown."""
     parts = [f"the {what} of {n:,}" for what, n in (("answer", answers), ("prompt", prompts)) if n]
     return f"of {dialogs}, training has {' and '.join(parts)}" if parts else None
 
@@ -178,7 +178,7 @@ def counted(number: int, thing: str) -> str:
 
 
 def listed(items: Iterable[object], word: str = "and") -> str:
-    """Return at least one item in words, such as `a`, `a and b` or `a, b and c`."""
+    """Return at least one item as a list in a sentence, such as `a`, `a and b` or `a, b and c`."""
     *first, last = map(str, items)
     return f"{', '.join(first)} {word} {last}" if first else last
 

@@ -31,7 +31,7 @@ HELP = """\
 /save FILE       append the dialog to a JSONL file, which train --dataset reads
 /load FILE       continue the last dialog of a file
 /help            show this list
-A line that ends with \\ goes on in the next one; pasted lines are one turn.
+End a line with \\ to continue on the next one; pasted lines are one turn.
 Ctrl-C stops a reply; Ctrl-D or /exit leaves the chat."""
 
 

@@ -63,7 +63,7 @@ def make_command(
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Make dialogs of WORLD, a folder of facts and questions about them."""
+    """Make dialogs from WORLD, a folder of facts and questions about them."""
     from dialogkit.services.data import dialog_lines, write_dialogs
 
     output = Output(json_mode=json_output)
@@ -118,7 +118,7 @@ def inspect_command(
     sets: SetOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Show what a model gets of DATASET: its rows, lengths, duplicates and oddities, and what to improve."""
+    """Show what a model sees of DATASET: its rows, lengths, duplicates and oddities, and what to improve."""
     from dialogkit.config.load import parse_sets
     from dialogkit.services.inspect import inspect_data
 

@@ -32,7 +32,9 @@ def render_evaluation(
     if result.anchors:
         render_figures(output, _lettered(result))
         marks = _marks(output)
-        legend = f"{marks[1]} more is better, {marks[-1]} less is; dialogkit evaluate --help explains the metrics"
+        legend = (
+            f"{marks[1]} higher is better, {marks[-1]} lower is; dialogkit evaluate --help explains the metrics"
+        )
         output.note(legend, "dim")
         output.print("")
     else:
@@ -105,7 +107,7 @@ def _whole_for_more(row: "EvaluateRow", request: "EvaluateRequest") -> bool | No
 
 
 def size_notes(row: "EvaluateRow", request: "EvaluateRequest") -> "Iterator[str]":
-    """Yield notes if training knows dialogs, if there were fewer than asked for, or too few to say much."""
+    """Yield notes if training contains dialogs, or if there are fewer than asked for, or too few to say much."""
     if not row.trained_on and (
         known := known_from_training(counted(row.dialogs, "dialog"), row.known_prompts, row.known_answers)
     ):
@@ -125,7 +127,7 @@ def size_notes(row: "EvaluateRow", request: "EvaluateRequest") -> "Iterator[str]
 
 
 def _more_held_out(row: "EvaluateRow") -> str:
-    """Return how a training holds out some twenty dialogs; empty if it already holds out half of them."""
+    """Return how to hold out some twenty dialogs; empty if it already holds out half of them."""
     if row.of_dialogs is None or row.held_out is None or 2 * row.held_out >= row.of_dialogs:
         return ""
     fraction = min(0.5, math.ceil(200 / row.of_dialogs) / 10)

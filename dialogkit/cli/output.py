@@ -156,7 +156,7 @@ class Output:
             self.note(hint, label=("try: ", "bold"))
 
     def skipped(self, runs: Sequence[str]) -> None:
-        """Say which runs are missing because their records cannot be read."""
+        """Report the runs that are missing because their records cannot be read."""
         if runs:
             self.note(f"skipped, as the record cannot be read: {', '.join(runs)}")
 

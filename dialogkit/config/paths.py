@@ -71,7 +71,7 @@ def without_model(name: str) -> str:
 
 
 def file_kind(path: Path) -> str | None:
-    """Return what a path refers to in words; None for a regular file."""
+    """Return a description of what a path refers to; None for a regular file."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:

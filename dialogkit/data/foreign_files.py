@@ -63,7 +63,7 @@ _ENCODINGS = [
 _LATIN = ("cp1252", "cp1250", "cp1254", "mac_roman")
 """The Latin alphabet in Windows in most of the world, in Central Europe and in Turkey, and in old Macs."""
 _ALIKE = 0.1
-"""Most by which the disorder of a text differs between code pages of Windows that may both be right."""
+"""Greatest difference in the disorder of a text between two Windows code pages that may both be right."""
 _SYMBOL_IN_WORD = re.compile(
     r"[^\W\d_](?:[\xb2\xb3\xb9\xbc-\xbe]|[^\x00-\x7f\w\s\xab\xad\xb7\xbb\u2010-\u2026])[^\W\d_]"
 )

@@ -61,10 +61,10 @@ class Ledger:
     """Dialogs without a supervised token inside the context."""
     first_bad_row: str | None
     notes: dict[str, int] = field(default_factory=dict)
-    """What of the rows was repaired or left out, with the number of dialogs."""
+    """What was repaired or left out of the rows, with the number of dialogs."""
     unused_columns: list[str] = field(default_factory=list)
     template_notes: dict[str, int] = field(default_factory=dict)
-    """What of the dialogs was changed to fit the chat template of the model, with the number of dialogs."""
+    """What was changed in the dialogs to fit the model's chat template, with the number of dialogs."""
     answers: int = 0
     """Answers to learn in the dialogs that the chat template takes."""
     not_learned: dict[str, int] = field(default_factory=dict)
@@ -72,9 +72,9 @@ class Ledger:
     split_by: str = BY_HASH
     """How the dialogs are split: by a `hash` of their text, or as their `rows` say."""
     spare: int = 0
-    """Dialogs that their rows hold out, but that are more than are evaluated."""
+    """Dialogs that their rows hold out beyond those that are evaluated."""
     checked: int = 0
-    """Answers of which the rows say what a right one contains."""
+    """Answers whose rows say what a right answer contains."""
 
     @property
     def kept(self) -> int:
@@ -82,7 +82,7 @@ class Ledger:
         return self.rows - self.unusable - self.dropped
 
     def remarks(self) -> list[str]:
-        """Return in words what was repaired, left out or not used."""
+        """Return sentences about what was repaired, left out or not used."""
         lines = _of_dialogs(self.notes) + self.of_template()
         if names := [shortened(name, 40) for name in self.unused_columns]:
             more = f" and {len(names) - 12} more" if len(names) > 12 else ""
@@ -95,7 +95,7 @@ class Ledger:
         return lines
 
     def of_template(self) -> list[str]:
-        """Return in words what the chat template of the model does not take as it is."""
+        """Return sentences about what the model's chat template does not accept as it is."""
         return _of_dialogs(self.template_notes) + [
             f"{number:,} of {counted(self.answers, 'answer')} {_are(number)} not learned: {reason}"
             for reason, number in self.not_learned.items()

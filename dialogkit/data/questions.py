@@ -22,7 +22,7 @@ class Checked(NamedTuple):
     """The check of each answer to learn; None for an answer without one."""
     topic: str = ""
     new: str = ""
-    """What of a held-out dialog no training dialog has, as worlds name it."""
+    """What is new in a held-out dialog, as worlds name it."""
 
     @property
     def number(self) -> int:

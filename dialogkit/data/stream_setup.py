@@ -54,7 +54,7 @@ class StreamedData:
     parser: RowParser
     """The parser of the first rows."""
     first: Encoding
-    """What is to be said about the encoding of the first dialogs."""
+    """Remarks on the encoding of the first dialogs."""
     from_cache: bool = False
     checked: Mapping[int, Checked] = field(default_factory=dict)
     """What rows say about the answers: nothing, as the rows of a stream are not kept."""

@@ -75,7 +75,7 @@ class DialogTokens:
 
 @dataclass
 class Encoding:
-    """Dialogs as tokens, and what is to be said about them."""
+    """Dialogs as tokens, and remarks on them."""
 
     tokens: DialogTokens
     dropped: int = 0
@@ -93,7 +93,7 @@ class Encoding:
     """Hashes of the dialogs of which some answers to learn are not learned."""
 
     def __add__(self, other: "Encoding") -> "Encoding":
-        """Return what is to be said about both; the tokens are not joined."""
+        """Return the remarks on both; the tokens are not joined."""
         sums = {
             each.name: getattr(self, each.name) + getattr(other, each.name)
             for each in fields(self)
@@ -102,7 +102,7 @@ class Encoding:
         return Encoding(self.tokens, **sums)
 
     def count(self, dialog: Dialog, remarks: Remarks) -> None:
-        """Add what is to be said about a dialog."""
+        """Add the remarks on a dialog."""
         self.notes.update(remarks.notes)
         self.not_learned.update(remarks.not_learned)
         if remarks.refused is None:
@@ -110,7 +110,7 @@ class Encoding:
 
 
 def encode(dialogs: Sequence[Dialog], tokenizer: ChatTokenizer, longest: int) -> Encoding:
-    """Return dialogs as at most `longest` tokens each, with what is to be said about them.
+    """Return dialogs as at most `longest` tokens each, with remarks on them.
 
     Raises: DataError if the model's own template takes too much time or memory.
     """

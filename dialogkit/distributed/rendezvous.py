@@ -1,4 +1,4 @@
-"""How the ranks of a training find each other, leave, and remember their run across restarts."""
+"""How the ranks of a run find each other, leave, and remember their run across restarts."""
 
 import os
 import socket

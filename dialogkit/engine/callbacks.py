@@ -33,7 +33,7 @@ class MetricCallback(TrainerCallback):
     """Sends HF's logs to a sink under our names, with tokens and tokens per second.
 
     Attributes:
-        counter: counts the tokens of the training.
+        counter: counts the tokens of the run.
     """
 
     def __init__(self, sink: MetricSink) -> None:
@@ -125,7 +125,7 @@ class _Guarded(TrainerCallback):
                 return
             try:
                 getattr(self._callback, event)(*args, **kwargs)
-            except Exception as error:  # a tracker must not end the training
+            except Exception as error:  # a tracker must not end the run
                 self._callback = None
                 logger.warning("%s failed (%s); the run continues without it", self._name, type(error).__name__)
 
@@ -133,7 +133,7 @@ class _Guarded(TrainerCallback):
 
 
 def guard_trackers(trainer: Any, trackers: Sequence[str]) -> None:
-    """Keep exceptions of HF's tracker integrations from ending a training."""
+    """Keep exceptions of HF's tracker integrations from ending the run."""
     from transformers.integrations import INTEGRATION_TO_CALLBACK
 
     for name in trackers:
@@ -156,7 +156,7 @@ class StopAtNonFinite(TrainerCallback):
 
 
 def diverged(what: str, step: int, learning_rate: float) -> DivergedError:
-    """Return the error of a diverged training, with a lower learning rate as its hint."""
+    """Return the error of a diverged run, with a lower learning rate as its hint."""
     return DivergedError(
         f"training diverged: {what} at step {step} (learning rate {learning_rate:.3g})",
         hint=Change({"train.learning_rate": float(f"{learning_rate / 3:.1g}")}),
@@ -195,7 +195,7 @@ class StopAtSignal(TrainerCallback):
 
     def _handle(self, number: int, frame: Any) -> None:
         if not is_asked_to_stop():
-            raise ProcessLostError("another rank of this training ended")
+            raise ProcessLostError("another rank of this run ended")
         if self._received is not None:
             self.release()
             signal.raise_signal(number)
@@ -235,7 +235,7 @@ class StopAtSignal(TrainerCallback):
         self._previous = {}
 
     def raise_if_stopped(self, step: int) -> None:
-        """Raise InterruptedRunError if a signal ended the training."""
+        """Raise InterruptedRunError if a signal ended training."""
         if (received := self._received_by_any()) is not None:
             by = stopping.STOPPED if self._received is None and stopping.is_asked() else name_of(received)
             raise InterruptedRunError(

@@ -28,7 +28,7 @@ class Runtime:
     precision: Precision
     precision_reason: str
     processes: int = 1
-    """Processes that train together, one a device."""
+    """Processes that train together, one per device."""
     sharding: Literal["none", "fsdp"] = "none"
     """Whether each of them stores only its shard of the model in training."""
 

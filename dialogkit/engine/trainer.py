@@ -315,7 +315,7 @@ class StreamCallback(TrainerCallback):
 def resume(
     trainer: DialogTrainer, task: FitTask, metrics: MetricCallback, checkpoint: Path, progress: Progress
 ) -> None:
-    """Resume a training from a checkpoint; if no step is left, load the weights with which it would have ended."""
+    """Resume from a checkpoint; if no step is left, load the weights with which it would have ended."""
     metrics.restore(progress)
     trainer.add_callback(RestoreCallback(trainer, progress))
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))

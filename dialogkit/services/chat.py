@@ -40,9 +40,9 @@ class Saved(NamedTuple):
     was_there: bool
     """Whether the file existed before."""
     trains: bool
-    """Whether it has two different dialogs, which a training needs."""
+    """Whether it has two different dialogs, which training needs."""
     problem: str | None
-    """Why a training skips this dialog, such as an empty reply; None if it does not."""
+    """Why training skips this dialog, such as an empty reply; None if it does not."""
 
 
 class Chat:
@@ -93,7 +93,7 @@ class Chat:
             self.notes += self.changes()
 
     def changes(self) -> list[str]:
-        """Return what is changed in the dialog to fit the model's chat template, in words."""
+        """Return what is changed in the dialog to fit the model's chat template."""
         return [f"{self.name}: {change}" for change in self._tokenizer.changes(self.messages)]
 
     @property
@@ -217,7 +217,7 @@ class Chat:
         try:
             dialogs = read_dialogs(find_source(DataConfig(dataset=str(path))), DataConfig()).dialogs
         except DialogKitError as error:
-            error.hint = hint  # its own one would change a setting of a training
+            error.hint = hint  # its own would change a setting of `train`
             raise
         if problem := check_dialog(dialogs[-1]):
             raise DataError(f"{str(path)!r}: {problem}", hint=hint)
@@ -249,7 +249,7 @@ class Chat:
 
 
 def _range_of(name: str) -> str:
-    """Return which values a setting takes, in words."""
+    """Return a phrase that says which values a setting takes."""
     field = GenerateConfig.model_json_schema()["properties"][name]
     low = f"more than {field['exclusiveMinimum']:g}" if "exclusiveMinimum" in field else f"{field['minimum']:g}"
     return f"it takes {field['type']}s from {low} to {field['maximum']:,}"

@@ -65,7 +65,7 @@ class _Planned(NamedTuple):
     """What was used of the model's own sampling settings."""
     store: EvaluationStore
     trained_with: DataConfig | None
-    """The data settings of its training; None if they are unknown."""
+    """The data settings of its run; None if they are unknown."""
 
 
 def evaluate(
@@ -229,7 +229,7 @@ def _evaluate_one(
 
 
 def _own_data_config(loadable: Loadable) -> DataConfig | None:
-    """Return the data settings of a model's training; None if they are unknown or its dataset is not there."""
+    """Return the data settings of a model's run; None if they are unknown or its dataset is not there."""
     if loadable.run is None:
         return None
     record = loadable.run.read()

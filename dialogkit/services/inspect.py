@@ -1,4 +1,4 @@
-"""Shows what a model gets of a dataset: statistics of its dialogs, what is odd about them, and their tokens."""
+"""Shows what a model sees of a dataset: statistics of its dialogs, what is odd about them, and their tokens."""
 
 import math
 import re
@@ -77,9 +77,9 @@ def inspect_data(
     max_bad_rows: int = 0,
     overrides: Mapping[str, Any] | None = None,
 ) -> InspectResult:
-    """Return what a training of `model` would get of a dataset, and what stands out in it.
+    """Return what training `model` would see of a dataset, and what stands out in it.
 
-    The rows are those of the whole dataset; everything else is about the dialogs that such a training uses: the
+    The rows are those of the whole dataset; everything else is about the dialogs that training would use: the
     first `samples` to train on, and those held out.
 
     Args:
@@ -101,7 +101,7 @@ def inspect_data(
 
 
 def _to_inspect(hint: Hint) -> Hint:
-    """Return the hint of a training as one of an inspection, whose dataset is an argument."""
+    """Return a hint of `train` as one of an inspection, whose dataset is an argument."""
     match hint:
         case Change(settings) if "data.streaming" in settings:
             files = datasets_in(settings.get("data.dataset", ""))
@@ -316,7 +316,7 @@ def _repetitions(data: PreparedData, texts: _Texts) -> dict[str, Any]:
 
 
 def _first_exchange(dialog: Dialog) -> tuple[Dialog, str]:
-    """Return everything before the first answer, and that answer, also what is cut off in a training."""
+    """Return everything before the first answer, and that answer, including what training cuts off."""
     at = next(i for i, message in enumerate(dialog) if message.role == "assistant" and message.learned)
     return dialog[:at], dialog[at].content
 

@@ -26,7 +26,7 @@ HELD_OUT = {
     "accuracy": ("token accuracy", ".1%"),
     "right_answers": ("right answers", ".1%"),
 }
-"""Titles and number formats of the metrics of a training on held-out dialogs; the last one needs checks."""
+"""Titles and number formats of the metrics of a run on held-out dialogs; the last one needs checks."""
 
 
 ANCHORS = {"untrained": "untrained", "unigram": "unigram", "answers": "true answers"}

@@ -103,7 +103,7 @@ def test_a_console_that_knows_no_arrows_is_given_signs(
     monkeypatch.setattr(Console, "encoding", "ascii")
     out, err = drawn(capfd, EvaluateResult(rows=[row("a")], anchors=anchors("a")))
     assert re.search(r"^- bits/byte .*\n\+ token accuracy ", out, re.MULTILINE)
-    assert "+ more is better, - less is" in err
+    assert "+ higher is better, - lower is" in err
 
 
 TITLES = ["A", "of A", "B", "of B", "unigram", "true answers"]

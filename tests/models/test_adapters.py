@@ -127,7 +127,9 @@ def test_the_first_matrices_follow_from_the_seed(small: Small) -> None:
 
 def test_a_target_that_is_no_linear_layer_is_told_with_those_that_are(small: Small) -> None:
     config = TrainConfig(method="lora", lora_targets=("q_proj", "embed_tokens"))
-    with pytest.raises(ConfigError, match=r"'embed_tokens' is no linear layer of .*; it has down_proj, gate_proj"):
+    with pytest.raises(
+        ConfigError, match=r"'embed_tokens' is not a linear layer of .*; it has down_proj, gate_proj"
+    ):
         add_adapter(small.model(), config, ModelConfig(**small.shape))
 
 

@@ -1,4 +1,4 @@
-"""What `data inspect` tells of a dataset is what a training would make of it."""
+"""What `data inspect` reports about a dataset is what training makes of it."""
 
 import json
 import re

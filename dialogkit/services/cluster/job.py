@@ -1,4 +1,4 @@
-"""The job of a training on a cluster: it trains a run of a fixed name, and resumes it when it is started again."""
+"""A job on a cluster: it trains a run of a fixed name, and resumes it when it is started again."""
 
 import os
 import re
@@ -23,7 +23,7 @@ _FROM_OUTSIDE = "set it in the environment of the job, as WANDB_API_KEY"
 
 @dataclass(frozen=True)
 class Resources:
-    """What a training asks of a cluster."""
+    """What a run asks of a cluster."""
 
     nodes: int = 1
     gpus: int = 1
@@ -45,7 +45,7 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class Job(Resources):
-    """A training, and what it asks of a cluster."""
+    """A run, and what it asks of a cluster."""
 
     config: RunConfig
     run: str
@@ -96,12 +96,12 @@ class Commands:
 
 
 def plan(config: RunConfig, arguments: Sequence[str], asked: Resources) -> Job:
-    """Return the job of a training.
+    """Return the job of a run.
 
     Args:
         config: the configuration that the arguments give.
-        arguments: the arguments of the training, which the job file will hold.
-        asked: what the training asks of the cluster.
+        arguments: the arguments of `train`, which the job file will contain.
+        asked: what the run asks of the cluster.
 
     Raises: ConfigError for what no cluster could run, and for a secret among the arguments.
     """
@@ -111,7 +111,7 @@ def plan(config: RunConfig, arguments: Sequence[str], asked: Resources) -> Job:
     if asked.memory is not None and not size:
         raise wrong_setting("memory", f"{asked.memory!r} is not a size such as 64G", Change({"memory": "64G"}))
     if asked.gpus and config.runtime.device == "cpu":
-        idle = f"the training uses the CPU and would leave {counted(asked.gpus, 'GPU')} per machine idle"
+        idle = f"the run uses the CPU and would leave {counted(asked.gpus, 'GPU')} per machine idle"
         raise wrong_setting("gpus", idle, Change({"gpus": 0}))
     if not asked.gpus and config.runtime.device == "cuda":
         raise wrong_setting("gpus", "runtime.device is 'cuda', and no GPU is reserved", Change({"gpus": 1}))

@@ -83,7 +83,7 @@ def start_processes(
     """Train in as many processes as the configuration asks for; return the exit code, None if this one is enough.
 
     Args:
-        config: the configuration of the training.
+        config: the configuration of the run.
         words: the arguments with which each process calls `dialogkit`.
         machines: the machines that train together.
         resumes: whether a run is resumed, which keeps its batch.

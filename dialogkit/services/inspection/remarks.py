@@ -1,4 +1,4 @@
-"""What could be improved about a dataset, in words, from its statistics."""
+"""What could be improved about a dataset, judging by its statistics."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +31,7 @@ def remarks(result: InspectResult, config: RunConfig) -> Iterator[str]:
 
 
 def _lost(result: InspectResult, config: RunConfig) -> Iterator[str]:
-    """Yield what a training leaves out."""
+    """Yield what training leaves out."""
     if result.unusable:
         share = share_of(result.unusable, result.rows)
         yield (

@@ -296,28 +296,28 @@ def _joined(machine: MachineInfo) -> bool:
 
 
 def _cluster(machine: MachineInfo) -> Iterator[Finding]:
-    """Report what started this process, and how a training runs there."""
+    """Report what started this process, and how training runs there."""
     around = machine.environment
     if {"RANK", "WORLD_SIZE"} <= around.keys():
         what = "torchrun" if "TORCHELASTIC_RUN_ID" in around else "a launcher"
         text = f"started by {what} as rank {around['RANK']} of {around['WORLD_SIZE']}"
         if _joined(machine):
-            yield _ok("cluster", f"{text}; a training joins the other ranks")
+            yield _ok("cluster", f"{text}; training joins the other ranks")
         else:
-            text += ", but MASTER_ADDR does not say where the other ranks are, so a training would refuse to start"
+            text += ", but MASTER_ADDR does not say where the other ranks are, so training would refuse to start"
             yield _better("cluster", text)
     elif "SLURM_JOB_ID" in around:
         job, nodes = around["SLURM_JOB_ID"], around.get("SLURM_JOB_NUM_NODES", "1")
         if _joined(machine):
             task = f"task {around['SLURM_PROCID']} of {around['SLURM_STEP_NUM_TASKS']}"
-            yield _ok("cluster", f"Slurm job {job}, started by srun as {task}; a training joins the other ranks")
+            yield _ok("cluster", f"Slurm job {job}, started by srun as {task}; training joins the other ranks")
         elif nodes != "1":
             text = f"Slurm job {job} on {nodes} nodes, of which this shell uses one"
             yield _better("cluster", text, Call("launch slurm", "train", "custom-tiny", nodes=nodes))
         else:
             yield _ok("cluster", f"Slurm job {job} on one node")
     elif "KUBERNETES_SERVICE_HOST" in around:
-        yield _ok("cluster", "a pod of Kubernetes, in which a training runs as it is")
+        yield _ok("cluster", "a Kubernetes pod, in which training runs as it is")
     elif "sbatch" in machine.commands:
         text = "Slurm is available; to write a job file"
         yield _ok("cluster", text, Call("launch slurm", "train", "custom-tiny", gpus=1))

@@ -94,7 +94,7 @@ class Comparison(Result):
 
     runs: list[str]
     figures: list[Differing]
-    """Metrics of the finished models and of their trainings."""
+    """Metrics of the finished models and of their runs."""
     same_data: bool
     """Whether all were evaluated on the same held-out dialogs of the same file."""
     settings: list[Differing]
@@ -120,7 +120,7 @@ class Comparison(Result):
 
     @property
     def conclusion(self) -> str:
-        """The verdict in words; empty if there is none as the held-out dialogs differ, which is said apart."""
+        """The verdict as a sentence; empty if the held-out dialogs differ, which is reported separately."""
         return self.verdict.text if self.same_data or self.verdict.best is not None else ""
 
 
@@ -169,7 +169,7 @@ def _judge(
     evaluations: "Sequence[ComparedEvaluation]",
     settings: Sequence[Differing],
 ) -> Verdict:
-    """Return which run's model predicts best: by their evaluations on the same dialogs, or by their trainings."""
+    """Return which run's model predicts best: by its evaluation on the same dialogs, or at the end of the run."""
     for evaluation in evaluations:
         rows = [row for row in evaluation.rows if row is not None]
         if len(rows) == len(runs):

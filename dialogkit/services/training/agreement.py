@@ -1,4 +1,4 @@
-"""Check that all ranks of a training have the same request."""
+"""Check that all ranks have the same request."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""Foresees before the first step whether what a training writes fits onto the disk."""
+"""Checks before the first step whether everything a run writes fits on the disk."""
 
 import math
 import shutil
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from dialogkit.services.training.learner import Learner
 
 _FEWEST = 2
-"""Fewest checkpoints that a training keeps."""
+"""Fewest checkpoints that a run keeps."""
 
 
 def require_disk(learner: "Learner", output: Path, checkpoint: "tuple[Path, Progress] | None" = None) -> None:
-    """Raise StorageError unless the checkpoints and the model of a training fit into what is free on the disk.
+    """Raise StorageError unless the checkpoints and the model of a run fit into the free space on the disk.
 
     Args:
         learner: what is trained.
         output: folder of models and runs; it need not exist yet.
-        checkpoint: where a resumed training continues; it and those before it are on the disk already.
+        checkpoint: where a resumed run continues; it and those before it are on the disk already.
     """
     from dialogkit.engine.disk import checkpoint_bytes, model_bytes
 
@@ -49,7 +49,7 @@ def require_disk(learner: "Learner", output: Path, checkpoint: "tuple[Path, Prog
     prune = Call("runs prune", checkpoints_only=True, **output_of(output))
     elsewhere = "choose an output folder on a disk with more space"
     raise StorageError(
-        f"the training needs {byte_size(total)} on the disk of {str(output)!r}, for "
+        f"the run needs {byte_size(total)} on the disk of {str(output)!r}, for "
         f"{counted(count, 'checkpoint')} of {byte_size(each)} and the model of {byte_size(model)}, and "
         f"{byte_size(free)} are free",
         hint=Either(*([Change({"train.keep_checkpoints": _FEWEST})] if keeps_fewer else []), prune, elsewhere),

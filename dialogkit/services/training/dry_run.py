@@ -1,4 +1,4 @@
-"""Measure the time and memory of a training, without writing anything."""
+"""Measure the time and memory of a run, without writing anything."""
 
 import math
 import tempfile
@@ -49,7 +49,7 @@ class DryRunResult(Result):
 
 @alone()
 def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryRunResult:
-    """Resolve everything, build the model, and measure two steps on the longest batch. Keeps nothing.
+    """Resolve everything, build the model, and measure two steps on the longest batch. Saves nothing.
 
     Raises: whatever `train` would raise before and in its first steps.
     """
@@ -66,7 +66,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     reporter = reporter or LogReporter()
     reporter.note("dry run: nothing will be kept")
     if config.runtime.devices not in (1, "auto"):
-        reporter.note(f"measured in one process; the training would use {config.runtime.devices} on each machine")
+        reporter.note(f"measured in one process; the run would use {config.runtime.devices} on each machine")
     runtime = resolve_runtime(config.runtime)
     learner = Learner(config, runtime)
     require_disk(learner, Path(config.runtime.output_dir))

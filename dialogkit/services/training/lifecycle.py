@@ -180,7 +180,7 @@ def open_run(request: TrainRequest) -> Iterator[TrainingRun]:
 def _settings(request: TrainRequest) -> RunConfig:
     """Return the settings of a run before anything is written.
 
-    Raises: ConfigError or UnavailableError if it cannot start, such as for changes that alter a resumed training.
+    Raises: ConfigError or UnavailableError if it cannot start, such as for changes that alter a resumed run.
     """
     if (run := request.resumed) is None:
         assert request.config is not None
@@ -212,7 +212,7 @@ def _require_processes(config: RunConfig) -> None:
 def require_startable(config: RunConfig) -> Decision:
     """Return how W&B is used, of a new or a resumed run alike, or of a dry run.
 
-    Raises: errors that would otherwise appear only after the training.
+    Raises: errors that would otherwise appear only after training.
     """
     require_publishable(published_dir(Path(config.runtime.output_dir), config.model.name))
     require_trackers(config.tracking.trackers)
@@ -241,7 +241,7 @@ def _new_record(request: TrainRequest, config: RunConfig, runtime: "Runtime", fo
 
 
 def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
-    """Record how a training ended, and return the error to raise, with a hint how to resume."""
+    """Record how a run ended, and return the error to raise, with a hint how to resume."""
     folder, record, wandb_run = run.folder, run.record, run.wandb_run
     if folder.is_gone:
         return _end_without_folder(run, error)
@@ -285,7 +285,7 @@ def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
 
 
 def _end_without_folder(run: TrainingRun, error: BaseException) -> BaseException:
-    """Return the error of a training whose run folder is gone: nothing can be written or resumed."""
+    """Return the error of a run whose folder is gone: nothing can be written or resumed."""
     folder = run.folder
     if not is_interruption(error):
         error = CheckpointError(f"the run folder {str(folder.path)!r} was removed or moved while training")

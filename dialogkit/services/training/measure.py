@@ -23,7 +23,7 @@ class Measured(NamedTuple):
     """What is known of a trained model.
 
     Attributes:
-        metrics: of the training, and on the held-out dialogs before and after it.
+        metrics: of the run, and on the held-out dialogs before and after it.
         replies: to the test prompts.
         held_out_replies: to held-out prompts, with the answers of the dataset.
     """

@@ -36,7 +36,7 @@ _OPTIMIZER_BYTES = 12
 
 
 def step_bytes(*, parameters: int, layers: int, width: int, tokens: int, precision: str, scores: int = 0) -> int:
-    """Return about how many bytes a training takes beyond the model itself.
+    """Return about how many bytes training takes beyond the model itself.
 
     Args:
         parameters: number of weights.

@@ -77,7 +77,7 @@ def _publish(run: TrainingRun, save: Callable[[Path], None]) -> Path:
     """Write the model into the run and publish it; return the folder of the newest model of its name."""
     folder, again = run.folder, resume_hint(run.folder)
     target = published_dir(Path(run.config.runtime.output_dir), run.config.model.name)
-    state = "the training is complete and the run can be resumed"
+    state = "training is complete and the run can be resumed"
     hint: Hint = again
     try:
         problems = keep_foreign_model(folder.model_dir)

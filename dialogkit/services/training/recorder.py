@@ -1,4 +1,4 @@
-"""Records a training in the run's folder and in W&B, and reports its progress."""
+"""Records a run in its folder and in W&B, and reports its progress."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -27,7 +27,7 @@ TALK_CURVES = ("stop_rate", "empty_rate", "mean_repetition")
 
 
 class Recorder:
-    """Records a training in the run's folder and in W&B, and reports its progress.
+    """Records a run in its folder and in W&B, and reports its progress.
 
     Everything that a terminal shows is also in the run's `console.log`.
     """

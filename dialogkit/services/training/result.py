@@ -1,4 +1,4 @@
-"""The result of a training."""
+"""The result of a run."""
 
 import shlex
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from dialogkit.tracking.run_dir import RunDir
 
 
 class TrainResult(Result):
-    """The model, metrics and replies of a training."""
+    """The model, metrics and replies of a run."""
 
     run: str
     run_dir: str

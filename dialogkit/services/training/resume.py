@@ -141,7 +141,7 @@ def resumed_config(
     """Return the settings of a resumed run, and a line for each that changed.
 
     The output folder is the one that contains the run, unless the changes name another.
-    Raises: ConfigError for a change that alters the training, unless `force`.
+    Raises: ConfigError for a change that alters the result, unless `force`.
     """
     if changes.get("name", record.name) != record.name:
         name = changes["name"]

@@ -37,7 +37,7 @@ def reply_to_held_out(learner: "Learner", first: int, *, longest: int | None = N
 def answer_checked(learner: "Learner") -> Measured:
     """Return how many of a few checked questions the model answers right; nothing if none are asked.
 
-    They are the most probable replies: chance does not blur the curve, and the training's own is left alone.
+    They are the most probable replies: chance does not blur the curve, and the random state stays as it is.
     """
     asked = learner.questions
     if not asked or not learner.config.tracking.replies_at_evaluations:

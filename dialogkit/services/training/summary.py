@@ -29,8 +29,8 @@ def header(learner: "Learner", run: RunDir, wandb_run: WandbRun) -> dict[str, st
         "device": f"{learner.runtime.device} ({learner.runtime.device_name})"
         + (f", {learner.runtime.processes} processes" if learner.runtime.processes > 1 else ""),
         "precision": f"{learner.runtime.precision}, because {learner.runtime.precision_reason}",
-        "data": f"{_dialogs_of(learner)} dialogs to train, "
-        f"{len(learner.data.evaluation):,} held out to measure it on{said} ({learner.data.ledger.dataset})",
+        "data": f"{_dialogs_of(learner)} dialogs to train on, "
+        f"{len(learner.data.evaluation):,} held out for evaluation{said} ({learner.data.ledger.dataset})",
         "steps": (
             f"{learner.schedule.total_steps:,}"
             if train.budget_s is None

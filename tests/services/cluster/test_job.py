@@ -395,7 +395,7 @@ def test_a_slurm_job_with_data_of_the_hub_asks_nobody(dialogkit: Run, monkeypatc
         (["--setup", "export WANDB_API_KEY=abc"], ["train"], "sets what looks like a secret"),
         (["--gpus", "3"], ["train", "--set", "train.batch_size=8"], "batch_size 8 does not split evenly over 3"),
         (["--gpus", "-1"], ["train"], "--gpus"),
-        ([], ["train", "--no-cuda"], "--gpus: the training uses the CPU and would leave 1 GPU per machine idle"),
+        ([], ["train", "--no-cuda"], "--gpus: the run uses the CPU and would leave 1 GPU per machine idle"),
         (
             ["--gpus", "0"],
             ["train", "--set", "runtime.device=cuda"],

@@ -171,7 +171,7 @@ def repeated(reply: str, *, alike: int = 0) -> list[dict[str, str]]:
         # A small gain is none where the answer is not found, and enough where it is.
         (
             {"prompt_gain": (0.01, (0.004, 0.02)), "hits_at_1": (0.133, (0.0, 0.3))},
-            ["hardly listens to the prompt: knowing it saves 0.010 bits a byte of 1.50, and the true answer"],
+            ["hardly listens to the prompt: knowing it saves 0.010 bits/byte of 1.50, and the true answer"],
         ),
         ({"prompt_gain": (0.01, (-0.004, 0.02)), "hits_at_1": (0.7, (0.5, 0.9))}, []),
         ({"prompt_gain": (0.2, (-0.1, 0.5)), "hits_at_1": None}, ["does not listen to the prompt"]),

@@ -208,7 +208,7 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: MachineInfo) -> None:
         (
             SERVER,
             {"environment": {"RANK": "3", "WORLD_SIZE": "16"}},
-            *("cluster", "could be better", "a training would refuse", None),
+            *("cluster", "could be better", "training would refuse", None),
         ),
         (
             SERVER,

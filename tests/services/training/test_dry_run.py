@@ -1,4 +1,4 @@
-"""A dry run measures what a training would do, and writes nothing."""
+"""A dry run measures what training would do, and writes nothing."""
 
 import json
 import re
