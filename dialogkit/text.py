@@ -197,6 +197,6 @@ def byte_size(count: float) -> str:
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
 
 
-def share_of(part: int, whole: int) -> str:
+def percentage_of(part: int, whole: int) -> str:
     """Return `part` of `whole` in percent."""
     return percent(part / whole if whole else 0.0)

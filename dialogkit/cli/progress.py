@@ -37,10 +37,10 @@ class TrainOutput(TrainReporter):
             self._status.stop()
             self._status = None
 
-    def header(self, facts: Mapping[str, str]) -> None:
+    def header(self, info: Mapping[str, str]) -> None:
         """Print the description of a run, one entry per line."""
         self._stop_spinner()
-        print_item(self._console, values_grid({name: redact(value) for name, value in facts.items()}))
+        print_item(self._console, values_grid({name: redact(value) for name, value in info.items()}))
 
     def note(self, text: str) -> None:
         """Print a line."""

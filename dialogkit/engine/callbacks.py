@@ -173,12 +173,14 @@ class StopAtSignal(TrainerCallback):
     A request by `dialogkit.system.stopping`, which needs no signal, counts as a Ctrl-C.
 
     Args:
-        heard: called at the first signal, from within its handler.
-        lost: raises the error of a signal that a library swallowed before the first step.
+        on_signal: called at the first signal, from within its handler.
+        raise_missed: raises the error of a signal that a library swallowed before the first step.
     """
 
-    def __init__(self, heard: Callable[[], None] = lambda: None, lost: Callable[[], None] = lambda: None) -> None:
-        self._heard, self._lost = heard, lost
+    def __init__(
+        self, on_signal: Callable[[], None] = lambda: None, raise_missed: Callable[[], None] = lambda: None
+    ) -> None:
+        self._on_signal, self._raise_missed = on_signal, raise_missed
         self._received: int | None = None
         self._is_last_step = False
         self._previous: dict[int, Any] = {}
@@ -191,7 +193,7 @@ class StopAtSignal(TrainerCallback):
                 self._previous[number] = signal.signal(number, self._handle)
             except ValueError:
                 return
-        self._lost()
+        self._raise_missed()
 
     def _handle(self, number: int, frame: Any) -> None:
         if not is_asked_to_stop():
@@ -200,7 +202,7 @@ class StopAtSignal(TrainerCallback):
             self.release()
             signal.raise_signal(number)
         self._received = number
-        self._heard()
+        self._on_signal()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop after the step, or the evaluation, in which any rank received a signal."""

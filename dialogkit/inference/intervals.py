@@ -31,7 +31,7 @@ class Quotient(NamedTuple):
             return float(self.over.sum() / self.under.sum())
 
     @property
-    def is_share(self) -> bool:
+    def is_fraction(self) -> bool:
         """Whether it is the fraction of the dialogs that have a property."""
         return self.most == 1 and bool((self.under == 1).all() and np.isin(self.over, (0, 1)).all())
 
@@ -58,7 +58,7 @@ def intervals(quotients: Mapping[str, Quotient]) -> dict[str, Interval]:
         error, quantile = _error_of(quotient)
         if math.isfinite(quotient.most):
             share = value / quotient.most
-            if quotient.is_share or share in (0, 1) or not error > 0:
+            if quotient.is_fraction or share in (0, 1) or not error > 0:
                 low, high = wilson(share, count)
             else:
                 low, high = wilson(share, share * (1 - share) * (quotient.most / error) ** 2, quantile)

@@ -105,13 +105,15 @@ class Chat:
     def _first(self) -> int:
         return 1 if self.messages and self.messages[0].role == "system" else 0
 
-    def say(self, text: str, *, on_text: StreamSink | None = None, leave: StopCheck | None = None) -> ReplyResult:
+    def say(
+        self, text: str, *, on_text: StreamSink | None = None, should_stop: StopCheck | None = None
+    ) -> ReplyResult:
         """Say something and return the reply; both become part of the dialog.
 
         Args:
             text: what the user says.
             on_text: receives the reply as it grows.
-            leave: called after each token; True stops the reply there and keeps it.
+            should_stop: called after each token; True stops the reply there and keeps it.
 
         Raises: ConfigError if the text is empty.
         """
@@ -119,9 +121,9 @@ class Chat:
             raise ConfigError("the message is empty", hint=Call("chat help"))
         self._attempt = 0
         said = Message("user", without_surrogates(text).strip())
-        return self._reply([*self.messages, said], on_text, leave)
+        return self._reply([*self.messages, said], on_text, should_stop)
 
-    def retry(self, *, on_text: StreamSink | None = None, leave: StopCheck | None = None) -> ReplyResult:
+    def retry(self, *, on_text: StreamSink | None = None, should_stop: StopCheck | None = None) -> ReplyResult:
         """Replace the last reply by one with another seed, and return it.
 
         Raises: ConfigError without a turn, or if the reply would be the same.
@@ -132,7 +134,7 @@ class Chat:
             usual = getattr(GenerateConfig(), name)
             raise ConfigError(f"{problem}: the reply would be the same", hint=Call("chat set", name, usual))
         self._attempt += 1
-        return self._reply(self.messages[:-1], on_text, leave)
+        return self._reply(self.messages[:-1], on_text, should_stop)
 
     def _greedy_setting(self) -> str | None:
         """Return the setting that makes every reply to the same dialog the same; None if replies are sampled."""
@@ -229,11 +231,13 @@ class Chat:
             raise ConfigError("nothing was said yet", hint=Call("chat help"))
 
     @alone()
-    def _reply(self, messages: list[Message], on_text: StreamSink | None, leave: StopCheck | None) -> ReplyResult:
+    def _reply(
+        self, messages: list[Message], on_text: StreamSink | None, should_stop: StopCheck | None
+    ) -> ReplyResult:
         config = self.config.model_copy(update={"seed": (self.config.seed + self._attempt) % 2**32})
         with hints_for(self._loadable):
             seen = self._fitting(messages)
-            made = self._conversation.reply(seen, config, on_text=on_text, leave=leave)
+            made = self._conversation.reply(seen, config, on_text=on_text, should_stop=should_stop)
         self.left_out = len(messages) - len(seen)
         self.messages = [*messages, Message("assistant", made.text)]
         self._finished = None if made.stop_reason == "interruption" else (self.config, self.messages)

@@ -43,7 +43,7 @@ class EvaluateResult(Result):
     same_dialogs: InstanceOf[Call] | None = Field(default=None, exclude=True)
     """The call that evaluates all models on the same dialogs; None if they were."""
 
-    def facts(self) -> Iterable[tuple[str, Any]]:
+    def repr_fields(self) -> Iterable[tuple[str, Any]]:
         """Return the models with their bits per byte."""
         yield "models", ", ".join(row.model for row in self.rows)
         yield "bits_per_byte", ", ".join(f"{row.bits_per_byte:.3f}" for row in self.rows if row.bits_per_byte)

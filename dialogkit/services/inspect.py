@@ -20,11 +20,11 @@ from dialogkit.data.prepare import PreparedData, prepare_data
 from dialogkit.data.sources import RawData, datasets_in, find_source, read_dialogs
 from dialogkit.data.split import hash_dialog
 from dialogkit.data.statistics import (
+    compression_ratios,
     count_characters,
     find_broken,
     length_bins,
-    packed_shares,
-    script_shares,
+    script_fractions,
     surprise,
 )
 from dialogkit.data.tokens import DialogTokens
@@ -259,12 +259,14 @@ def _text_statistics(data: PreparedData, texts: _Texts, tokenizer: "ChatTokenize
     return {
         "turns": dict(sorted(turns.items())),
         "system_prompts": sum(dialog[0].role == "system" for dialog in texts.dialogs),
-        "scripts": script_shares(counts),
+        "scripts": script_fractions(counts),
         "bytes_per_token": sum(len(m.content.encode()) for d in texts.dialogs for m in d) / max(1, plain),
         "broken": len(broken),
         "broken_places": [texts.places[index] for index in broken[:EXAMPLES]],
         "oddest": texts.examples(long, surprise([texts.texts[i] for i in long], counts)),
-        "most_repetitive": texts.examples(longer, packed_shares([texts.texts[i] for i in longer]), lowest=True),
+        "most_repetitive": texts.examples(
+            longer, compression_ratios([texts.texts[i] for i in longer]), lowest=True
+        ),
     }
 
 

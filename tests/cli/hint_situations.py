@@ -188,7 +188,7 @@ def memory(free: int) -> Situation:
     """The machine has little memory."""
 
     def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
-        for module in ("memory_plan", "learner"):
+        for module in ("memory_plan", "setup"):
             monkeypatch.setattr(f"dialogkit.services.training.{module}.free_bytes", lambda: free)
 
     return prepare

@@ -32,9 +32,9 @@ def train_with_little_room(limit: int) -> tuple[int, str]:
     import resource
 
     from dialogkit.errors import DialogKitError
-    from dialogkit.services.training.learner import Learner
+    from dialogkit.services.training.setup import TrainingSetup
 
-    score, calls = Learner.score, []
+    score, calls = TrainingSetup.score, []
 
     def limited(self: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -42,7 +42,7 @@ def train_with_little_room(limit: int) -> tuple[int, str]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         return score(self, **kwargs)
 
-    Learner.score = limited  # type: ignore[method-assign]
+    TrainingSetup.score = limited  # type: ignore[method-assign]
     try:
         train_or_go_on(STEPS)
     except DialogKitError as error:

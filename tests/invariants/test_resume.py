@@ -20,10 +20,10 @@ from dialogkit.engine.checkpoints import commit, newest_valid, read_progress
 from dialogkit.errors import CheckpointError, ConfigError, InterruptedRunError, ModelError, StorageError
 from dialogkit.services.train import resume, train
 from dialogkit.services.training import samples
-from dialogkit.services.training.learner import Learner
 from dialogkit.services.training.progress import LogReporter
 from dialogkit.services.training.result import TrainResult
 from dialogkit.services.training.resume import find_resumable
+from dialogkit.services.training.setup import TrainingSetup
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import SMALL, Finished, typed
 from tests.wandb_log import history as wandb_history
@@ -59,7 +59,7 @@ class KillAt(LogReporter):
     def __init__(self, step: int, *, by: Callable[[], Any] | None = None) -> None:
         self._step, self._by = step, by
 
-    def header(self, facts: Any) -> None:
+    def header(self, info: Any) -> None:
         pass
 
     def note(self, text: str) -> None:
@@ -190,7 +190,7 @@ def test_a_signal_saves_at_its_step_and_names_the_command_that_goes_on(
 def test_a_signal_in_an_evaluation_leaves_it_and_it_is_made_up_for(
     place: str, whole: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner, name = (Learner, "score") if place == "scores" else (samples, "reply_to_tests")
+    owner, name = (TrainingSetup, "score") if place == "scores" else (samples, "reply_to_tests")
     real, calls = getattr(owner, name), []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
@@ -213,7 +213,7 @@ def test_a_signal_in_an_evaluation_leaves_it_and_it_is_made_up_for(
 
 def test_sigterm_before_the_first_step_is_recorded() -> None:
     class AtHeader(KillAt):
-        def header(self, facts: Any) -> None:
+        def header(self, info: Any) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(InterruptedRunError) as stopped:
@@ -417,12 +417,12 @@ def test_where_the_best_checkpoint_is_damaged_the_best_of_the_others_is_taken_an
     run: RunDir, monkeypatch: pytest.MonkeyPatch, dialogkit: Callable[..., Finished]
 ) -> None:
     shutil.rmtree(run.path)
-    real, calls = Learner.score, iter(range(99))
+    real, calls = TrainingSetup.score, iter(range(99))
 
     def worse_and_worse(*args: Any, **kwargs: Any) -> Any:
         return {**real(*args, **kwargs), "nats_per_token": 1.0 + next(calls)}
 
-    monkeypatch.setattr(Learner, "score", worse_and_worse)
+    monkeypatch.setattr(TrainingSetup, "score", worse_and_worse)
     best = run.path / "checkpoint-3"
     damaging = KillAt(10, by=lambda: flip(best / WEIGHTS))
     with pytest.raises(CheckpointError, match="checkpoint-3, whose weights are the best, was damaged") as stopped:

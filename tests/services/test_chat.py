@@ -185,7 +185,7 @@ def test_a_setting_that_is_wrong_leaves_the_right_one(chat: Chat) -> None:
 def test_a_reply_that_is_stopped_is_kept_as_far_as_it_came(chat: Chat) -> None:
     chat.config = chat.config.model_copy(update={"repetition_penalty": 1.0})
     pieces: list[str] = []
-    reply = chat.say("Hello!", on_text=pieces.append, leave=lambda: True)
+    reply = chat.say("Hello!", on_text=pieces.append, should_stop=lambda: True)
     assert (reply.tokens, chat.messages[-1].content) == (1, reply.reply)
     assert "".join(pieces) == reply.reply
 

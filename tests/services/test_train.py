@@ -238,7 +238,7 @@ class Failing(LogReporter):
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
-    def header(self, facts: Mapping[str, str]) -> None:
+    def header(self, info: Mapping[str, str]) -> None:
         pass
 
     def note(self, text: str) -> None:
@@ -384,7 +384,7 @@ def test_refused_data_leaves_nothing_behind(small_config: SmallConfig, tmp_path:
 class Slow(LogReporter):
     """Takes a second to say what begins."""
 
-    def header(self, facts: Mapping[str, str]) -> None:
+    def header(self, info: Mapping[str, str]) -> None:
         time.sleep(1)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dialogkit.redaction import without_secrets
-from dialogkit.system.environment import environment_facts
+from dialogkit.system.environment import environment_info
 from dialogkit.system.git import git_state
 from dialogkit.system.memory import process_memory_bytes
 
@@ -44,6 +44,6 @@ def test_a_command_line_is_kept_without_secrets(words: list[str], shown: list[st
 
 def test_no_environment_variable_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_VARIABLE", "c4nary")
-    facts = environment_facts(tmp_path)
+    facts = environment_info(tmp_path)
     assert facts["memory_bytes"] > (process_memory_bytes() or 0) > 1_000_000
     assert "c4nary" not in str(facts)

@@ -20,7 +20,7 @@ from dialogkit.services.evaluation.probes import (
     RANKED_DIALOGS,
     REPLIES,
     TRAINED_DIALOGS,
-    Measured,
+    ProbeResult,
     hits_at_1,
     probe_replies,
     prompt_gain,
@@ -341,7 +341,7 @@ class _Evaluator:
         return self._likelihood_row(unigram, tokens, anchor="unigram", prompt_gain=0.0)
 
     def _likelihood_row(
-        self, likelihood: "Likelihood", tokens: int, *measured: Measured, **fields: Any
+        self, likelihood: "Likelihood", tokens: int, *measured: ProbeResult, **fields: Any
     ) -> EvaluateRow:
         """Return the row of a model with this likelihood, further metrics and other fields."""
         metrics, bounds = likelihood.figures(), likelihood.intervals()

@@ -10,7 +10,7 @@ from dialogkit import __version__
 from dialogkit.config.base import Result
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.hints import Call, Hint, Shell
-from dialogkit.services.machine.probe import MachineInfo, Place, read_machine
+from dialogkit.services.machine.probe import FolderInfo, MachineInfo, read_machine
 from dialogkit.system.network import is_on
 from dialogkit.text import byte_size, counted
 
@@ -220,7 +220,7 @@ def _cache(machine: MachineInfo) -> Iterator[Finding]:
     yield _written(machine.cache, "cache", "prepared data", Shell("export DIALOGKIT_CACHE=FOLDER"))
 
 
-def _written(folder: Place, area: str, what: str, command: Shell) -> Finding:
+def _written(folder: FolderInfo, area: str, what: str, command: Shell) -> Finding:
     if folder.problem:
         return _better(area, f"{what}: {folder.path!r} cannot be written: {folder.problem}", command)
     return _ok(area, f"{what}: {folder.path!r}, {_size(folder.free_bytes)} free")

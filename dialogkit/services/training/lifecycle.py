@@ -30,7 +30,7 @@ from dialogkit.services.training.progress import LogReporter, TrainReporter
 from dialogkit.services.training.resume import resume_hint, resumed_config
 from dialogkit.services.training.silent import SilentRunDir
 from dialogkit.system.compute_lock import require_threads
-from dialogkit.system.environment import environment_facts
+from dialogkit.system.environment import environment_info
 from dialogkit.system.packages import package_versions
 from dialogkit.tracking.pruning import remove_unbegun
 from dialogkit.tracking.publishing import published_dir, require_publishable
@@ -232,7 +232,7 @@ def _new_record(request: TrainRequest, config: RunConfig, runtime: "Runtime", fo
         name=folder.name,
         created=now(),
         command=without_secrets(list(request.command)),
-        environment={**environment_facts(Path.cwd()), "gpu": gpu_info(runtime.device)},
+        environment={**environment_info(Path.cwd()), "gpu": gpu_info(runtime.device)},
         config=config.model_dump(mode="json"),
         origins={name: redact(origin) for name, origin in request.origins.items()},
         runtime=asdict(runtime),
@@ -260,7 +260,7 @@ def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
         wandb_run.finish(exit_code=error.exit_code)
         remove_unbegun(folder)
         return error
-    if isinstance(error, ConfigError) and rendezvous.begun_run() is None:
+    if isinstance(error, ConfigError) and rendezvous.started_run() is None:
         # A resumed run is refused as well: restore its record.
         wandb_run.finish(exit_code=error.exit_code)
         with suppress(StorageError):

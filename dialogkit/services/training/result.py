@@ -56,7 +56,7 @@ class TrainResult(Result):
             points.setdefault(line["step"], {"step": line["step"]}).update(found)
         return [points[step] for step in sorted(points)]
 
-    def facts(self) -> Iterable[tuple[str, Any]]:
+    def repr_fields(self) -> Iterable[tuple[str, Any]]:
         """Return the run, what it learned, and how long it took."""
         yield "run", self.run
         for when in ("before", "final"):

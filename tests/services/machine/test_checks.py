@@ -14,10 +14,10 @@ from dialogkit.cli.hints import render
 from dialogkit.services.machine import probe as reading
 from dialogkit.services.machine.checks import DoctorResult, Finding, examine
 from dialogkit.services.machine.probe import (
+    FolderInfo,
     Gpu,
     MachineInfo,
     Package,
-    Place,
     parse_driver,
     parse_gpus,
     read_machine,
@@ -32,7 +32,7 @@ Run = Callable[..., Finished]
 GIB = 2**30
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * GIB, 79 * GIB, (9, 0))
 T4 = Gpu("Tesla T4", 15 * GIB, 15 * GIB, (7, 5))
-FINE = Place("models", 500 * GIB, None, True, True)
+FINE = FolderInfo("models", 500 * GIB, None, True, True)
 
 LAPTOP = MachineInfo(
     system="Linux",
@@ -163,22 +163,22 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: MachineInfo) -> None:
         (SERVER, {"shm_bytes": 64 * 2**20}, "shm", "could be better", "/dev/shm has 64 MiB", "--shm-size"),
         (
             LAPTOP,
-            {"output": Place("models", GIB, "permission denied")},
+            {"output": FolderInfo("models", GIB, "permission denied")},
             *("output", "wrong", "'models' cannot be written: permission denied", "--output-dir"),
         ),
         (
             LAPTOP,
-            {"output": Place("models", 2**20, None, True, True)},
+            {"output": FolderInfo("models", 2**20, None, True, True)},
             *("output", "wrong", "1 MiB free on its disk, too little", "dialogkit runs prune"),
         ),
         (
             LAPTOP,
-            {"output": Place("models", 2 * GIB, None, False, False)},
+            {"output": FolderInfo("models", 2 * GIB, None, False, False)},
             *("output", "could be better", "no hard links", "dialogkit runs prune"),
         ),
         (
             LAPTOP,
-            {"cache": Place("~/.cache", GIB, "read-only file system")},
+            {"cache": FolderInfo("~/.cache", GIB, "read-only file system")},
             *("cache", "could be better", "read-only", "export DIALOGKIT_CACHE="),
         ),
         (LAPTOP, {}, "wandb", "ok", "no key; runs are logged offline", "wandb login"),

@@ -31,7 +31,7 @@ CHECKED_QUESTIONS = 40
 """Checked questions that are answered at each evaluation during training."""
 
 
-class Learner:
+class TrainingSetup:
     """Tokenizer, data and model of a run, created in this order: bad data fails before weights are created."""
 
     def __init__(
