@@ -158,7 +158,7 @@ def duration_word(seconds: float) -> str:
 def known_from_training(dialogs: str, prompts: int | None, answers: int | None) -> str | None:
     """Return how many dialogs share their prompt or answer with training; None if none do, or if unknown."""
     parts = [f"the {what} of {n:,}" for what, n in (("answer", answers), ("prompt", prompts)) if n]
-    return f"of {dialogs}, training has {' and '.join(parts)}" if parts else None
+    return f"of {dialogs}, training contains {' and '.join(parts)}" if parts else None
 
 
 WRONG_ANSWERS = "wrong answers"

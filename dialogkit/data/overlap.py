@@ -8,7 +8,7 @@ from dialogkit.data.tokens import DialogTokens
 
 
 class Overlap(NamedTuple):
-    """Held-out dialogs of which training has the prompt, which is all before the first answer, or the answer."""
+    """Held-out dialogs whose prompt (everything before the first answer) or answer occurs in training."""
 
     prompts: int
     answers: int

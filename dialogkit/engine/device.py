@@ -104,6 +104,7 @@ def emulates_bf16(runtime: Runtime) -> bool:
 def _device_name(device: str) -> str:
     if device == "cuda":
         return str(torch.cuda.get_device_name())
+    # Compared with the record when a run resumes, so its form must stay.
     return f"{processor_name()}, {torch.get_num_threads()} threads"
 
 

@@ -1,4 +1,4 @@
-"""Training from Python: what it says, how it stops and goes on, and what it starts from."""
+"""Training from Python: what it reports, how it stops and resumes, and what it starts from."""
 
 import logging
 import shutil
@@ -20,7 +20,7 @@ SmallConfig = Callable[..., Any]
 
 
 class StopsAt(TrainReporter):
-    """Asks the training to stop at a step, as another thread would."""
+    """Asks the run to stop at a step, as another thread would."""
 
     def __init__(self, step: int) -> None:
         self._step = step

@@ -153,7 +153,7 @@ FEW = {"dataset": "my-dialogs.json", "dialogs": 1, "held_out": 1, "of_dialogs": 
         (
             {"known_prompts": 0, "known_answers": 14},
             EvaluateRequest(),
-            "a: of 15 dialogs, training has the answer of 14: the metrics say less about new questions.",
+            "a: of 15 dialogs, training contains the answer of 14: the metrics say less about new questions.",
             None,
         ),
         (

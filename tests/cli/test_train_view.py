@@ -1,4 +1,4 @@
-"""The last screen of a training shows what the model says about its own data, and what to type next."""
+"""The last screen of a run shows what the model says about its own data, and what to type next."""
 
 import json
 from collections.abc import Callable

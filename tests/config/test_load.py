@@ -158,7 +158,7 @@ def test_a_file_with_a_model_needs_no_other() -> None:
 def test_a_runs_own_record_repeats_its_configuration(trained: Trained) -> None:
     record = Path(trained.result.run_dir) / "run.json"
     loaded = load_with_origins(None, preset=None, config_file=record)
-    # All but the name: the repetition is a run of its own.
+    # All but the name: the repetition is a separate run.
     expected = {**json.loads(record.read_text())["config"], "name": None}
     assert loaded.config.model_dump(mode="json") == expected
     assert (loaded.config.model.width, loaded.config.data.samples) == (32, 40)

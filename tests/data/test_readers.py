@@ -1,4 +1,4 @@
-"""Files from anywhere: malformed rows are told one by one, and no file takes more memory than a row of it."""
+"""Files from anywhere: malformed rows are reported one by one, and no file takes more memory than a row of it."""
 
 import gzip
 import io
@@ -266,7 +266,7 @@ def test_a_file_that_was_changed_at_random_is_read_or_refused(name: str, example
 
 @pytest.mark.faults
 def test_a_parquet_file_that_was_changed_at_random_ends_no_process(tmp_path: Path) -> None:
-    # A process of its own: what is tested is that a library in C does not end it.
+    # A separate process: what is tested is that a library in C does not end it.
     program = (
         "import random, sys; from pathlib import Path; from tests.data.test_readers import SEEDS, mutate, read\n"
         "from dialogkit.errors import DataError\n"

@@ -1,4 +1,4 @@
-"""Divergence, signals and metrics in real trainings."""
+"""Divergence, signals and metrics in real runs."""
 
 import json
 import math

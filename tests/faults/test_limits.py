@@ -86,7 +86,7 @@ class Stops(NamedTuple):
 
 
 def stop_and_go_on(folder: Path, *, stops: int, steps: int, seed: int, save_s: float) -> Stops:
-    """Stop a training again and again, at random moments and within saves."""
+    """Stop a run again and again, at random moments and within saves."""
     chance = random.Random(seed)
     run, stopped = folder / "models/runs/it", Stops()
     for _ in range(stops):

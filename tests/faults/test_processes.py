@@ -1,4 +1,4 @@
-"""Several processes: what is lost comes back, what one tells is the end of all, and nothing waits for ever."""
+"""Several processes: lost ones come back, the error of one ends all, and nothing waits forever."""
 
 import os
 import re
@@ -60,7 +60,7 @@ if os.environ.get("RANK") == {rank!r}:
 def start(
     *words: str, before: list[str] | None = None, settings: dict[str, Any] = LONG, **environment: str
 ) -> Any:
-    """Start a training that writes what it says to `out` and `err`."""
+    """Start a run that writes what it prints to `out` and `err`."""
     command = [*(before or MODULE), "train", "custom-nano", *words, *words_of(settings)]
     with open("out", "ab") as out, open("err", "ab") as err:
         return subprocess.Popen(
@@ -262,7 +262,7 @@ def test_an_error_of_one_process_of_accelerate_launch_is_the_end_of_all(in_tempo
     before = [*ACCELERATE, "--multi_gpu", "--main_process_port", "0", "--module", "dialogkit"]
     assert finish("--name", "it", before=before, **failing(in_temporary_folder, "1", action)) == 1
     assert err().count("error: row 7 is not to be read\ntry: dialogkit data inspect\n") == 1
-    assert "DataError" not in err(), "torch tells of exit codes, and nothing else has a traceback"
+    assert "DataError" not in err(), "torch reports exit codes, and nothing else has a traceback"
     assert RunDir(RUN).read().error == "row 7 is not to be read"
 
 
@@ -592,7 +592,7 @@ if "RANK" in os.environ:
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 def test_all_ranks_make_the_same_collective_calls(in_temporary_folder: Path, sharding: str) -> None:
-    # Evaluations with replies, a stream, a stop in the midst, and what a resumed training does to its end.
+    # Evaluations with replies, a stream, a stop in the midst, and what a resumed run does to its end.
     write_shards(8, 60, bad=[])
     settings = {**STREAMED, "data.shuffle_dialogs": 10, "train.optimizer": "adamw", "runtime.sharding": sharding}
     counting = in_every_process(in_temporary_folder, COUNTING)

@@ -1,4 +1,4 @@
-"""Real trainings of one model that finish together leave one whole model, and each says what is true."""
+"""Real runs of one model that finish together leave one whole model, and each reports the truth."""
 
 import time
 from collections.abc import Sequence

@@ -52,7 +52,7 @@ DATA = {
 
 
 class Running:
-    """A command in a process of its own."""
+    """A command in a separate process."""
 
     def __init__(self, words: list[str], folder: Path, **environment: str) -> None:
         folder.mkdir(exist_ok=True)

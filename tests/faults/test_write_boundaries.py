@@ -1,4 +1,4 @@
-"""A process that ends at any write of a save leaves the checkpoint before it, and goes on to the same end."""
+"""A process that ends at any write of a save leaves the checkpoint before it, and the run continues to the same end."""
 
 import os
 import sys

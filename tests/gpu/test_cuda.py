@@ -15,7 +15,7 @@ pytestmark = [
 
 
 def train(small: Any, **settings: Any) -> tuple[list[float], Any]:
-    """Return the losses of a training and its result."""
+    """Return the losses of a run and its result."""
     model, losses = small.model(), list[float]()
     fitted = small.fit(
         model.to(settings.get("device", "cpu")),

@@ -1,4 +1,4 @@
-"""A run that was stopped and gone on with is the run that was not stopped, bit for bit."""
+"""A run that was stopped and resumed is the run that was not stopped, bit for bit."""
 
 import hashlib
 import json
@@ -50,11 +50,11 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 
 
 class Killed(BaseException):
-    """Ends a training where no handler expects it."""
+    """Ends a run where no handler expects it."""
 
 
 class KillAt(LogReporter):
-    """A reporter that ends the process's work when a step is told, as a crash would."""
+    """A reporter that ends the process's work when a step is reported, as a crash would."""
 
     def __init__(self, step: int, *, by: Callable[[], Any] | None = None) -> None:
         self._step, self._by = step, by
@@ -136,7 +136,7 @@ def run(killed_once: Path) -> RunDir:
 
 
 def killed(name: str, run: str, step: int) -> RunDir:
-    """Train until a step is told, and no further."""
+    """Train until a step is reported, and no further."""
     with pytest.raises(Killed):
         train(config_of(name, run), reporter=KillAt(step))
     return RunDir(Path("models/runs") / run)

@@ -1,4 +1,4 @@
-"""A training on a stream that was stopped and gone on with is the one that was not, whatever the workers."""
+"""A run on a stream that was stopped and resumed is the one that was not, whatever the workers."""
 
 import json
 from collections.abc import Callable

@@ -53,7 +53,7 @@ def source(folder: Path) -> ModelConfig:
 
 @pytest.fixture
 def adapter(base: Path, small: Small) -> Path:
-    """An adapter in a folder of its own."""
+    """An adapter in a separate folder."""
     model = build_model(source(base), small.tokenizer)
     add_adapter(model, TrainConfig(method="lora", lora_rank=4), source(base))
     randomize(model)

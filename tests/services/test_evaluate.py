@@ -189,7 +189,7 @@ def test_what_cannot_be_evaluated_is_one_sentence(
     begun: list[str] = []
     with pytest.raises(error, match=sentence):
         evaluate(**{"output": trained.output, **options}, on_progress=lambda what, share: begun.append(what))
-    assert not begun, "it is told before a model is loaded"
+    assert not begun, "it is reported before a model is loaded"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A MODEL argument means one thing, and the catalogue tells the truth about sizes and trainings."""
+"""A MODEL argument means one thing, and the catalogue tells the truth about sizes and runs."""
 
 import json
 import shutil

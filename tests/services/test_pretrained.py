@@ -307,7 +307,7 @@ FORGETFUL = (
     "{% for m in messages %}{{ '<|' + m.role + '|>' + (m.content if loop.last or m.role == 'user' else 'Hm.') }}"
     "<|end_of_turn|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-"""A template without a system role, under which only the last answer is told as it is."""
+"""A template without a system role, that renders only the last answer as it is."""
 
 
 def test_what_a_template_does_to_the_dialogs_is_said_wherever_they_are_used(

@@ -73,7 +73,7 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
 
 @pytest.fixture(scope="module")
 def twins(small_config: SmallConfig, tmp_path_factory: pytest.TempPathFactory) -> list[TrainResult]:
-    """Two trainings one after the other in one folder; they differ in their seeds."""
+    """Two runs one after the other in one folder; they differ in their seeds."""
     output = str(tmp_path_factory.mktemp("twins") / "models")
     return [train(small_config({"runtime.output_dir": output, "train.seed": seed})) for seed in (1, 2)]
 
@@ -310,7 +310,7 @@ def test_a_training_that_a_reporter_interrupts_is_resumed_to_the_same_weights(
 
 
 class Losing(LogReporter):
-    """Removes or moves the run folder at a step, or once the training is done."""
+    """Removes or moves the run folder at a step, or once training is done."""
 
     def __init__(self, when: int | str, do: Callable[[], object]) -> None:
         self.when, self.do = when, do

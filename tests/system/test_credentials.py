@@ -234,7 +234,7 @@ def server() -> Iterator[WandbServer]:
 
 
 def logged(mode: str) -> dict[str, Any]:
-    """Open a W&B run as a training does and log a point. Runs in a process of its own."""
+    """Open a W&B run as `train` does and log a point. Runs in a separate process."""
     warnings: list[str] = []
 
     class Listen(logging.Handler):

@@ -1,4 +1,4 @@
-"""Whatever dialogkit removes or replaces in real trainings, evaluations and prunings, files of others stay."""
+"""Whatever dialogkit removes or replaces in real runs, evaluations and prunings, other people's files stay."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ TEN = [folder / name for folder, names in PLACES.items() for name in names]
 
 
 class Busy(LogReporter):
-    """Somebody who puts files of theirs beside those of a training while it runs."""
+    """Somebody who puts their files beside those of a run while it trains."""
 
     def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
         for folder, names in PLACES.items():
@@ -126,7 +126,7 @@ def test_a_model_that_an_older_version_did_not_finish_is_kept_aside(
 
 
 class Blocking(LogReporter):
-    """Somebody who puts a folder of theirs where the model goes, at the end of the training."""
+    """Somebody who puts a folder of theirs where the model goes, at the end of training."""
 
     def doing(self, text: str) -> None:
         if text == "answering the test prompts":

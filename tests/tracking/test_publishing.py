@@ -357,7 +357,7 @@ def test_wherever_publishing_stops_the_older_model_stays_whole(
 
 
 def fork(function: Callable[..., Any], *args: Any) -> int:
-    """Start a function in a process of its own, and return its number."""
+    """Start a function in a separate process, and return its number."""
     if (number := os.fork()) == 0:
         try:
             function(*args)

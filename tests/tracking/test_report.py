@@ -1,4 +1,4 @@
-"""A page tells what the run's folder holds, whoever wrote that folder, and needs nothing but itself."""
+"""A page shows what the run's folder holds, whoever wrote that folder, and needs nothing but itself."""
 
 import json
 import re
@@ -116,7 +116,7 @@ def test_what_training_knows_of_the_held_out_dialogs_is_said(tmp_path: Path) -> 
     data = {"eval_dialogs": 115, "known_prompts": 0, "known_answers": 109}
     text = page_of(made(tmp_path, metrics=figures, data=data)).text
     assert (
-        "75% fewer bits for a byte of a held-out answer; of 115 held-out, training has the answer of 109" in text
+        "75% fewer bits for a byte of a held-out answer; of 115 held-out, training contains the answer of 109" in text
     )
 
 
@@ -277,7 +277,7 @@ def test_a_run_that_went_wrong_shows_how_far_it_came(tmp_path: Path) -> None:
     assert "3.50 → –" in page.text  # noqa: RUF001
     assert "steps 4 of 9" in page.text
     assert "perplexity inf" in page.text
-    # Ticks are told to the last digit that they have.
+    # Ticks are shown to the last digit that they have.
     assert "0.001" in page.html.partition('aria-label="Learning rate"')[2].partition("</svg>")[0]
 
 

@@ -1,4 +1,4 @@
-"""Whatever a W&B server does, the training goes on to the same weights, with one warning and no long wait."""
+"""Whatever a W&B server does, training continues to the same weights, with one warning and no long wait."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ KEY = "c4na12y" * 6
 
 
 def train_with(mode: str) -> dict[str, Any]:
-    """Train a small model with short waits for W&B; return what came of it. Runs in a process of its own."""
+    """Train a small model with short waits for W&B; return the outcome. Runs in a separate process."""
     from dialogkit.config.load import load_run_config
     from dialogkit.services.train import train
     from dialogkit.tracking import wandb_run
@@ -163,7 +163,7 @@ def test_a_process_ends_soon_though_the_server_does_not_answer(
     command = [sys.executable, "-m", "dialogkit", "train", "custom-nano", *small]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment |= {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "PYTHONPATH": str(REPOSITORY)}
-    # Without an end of its own, W&B's service is waited for until it gives up, a minute later.
+    # Without an end, W&B's service is waited for until it gives up, a minute later.
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=50)
     assert done.returncode == 0
     assert done.stderr.count("W&B failed") + done.stderr.count("W&B did not end") == 1

@@ -1,4 +1,4 @@
-"""What is logged can be read back from W&B's own files, and W&B never stops or changes a training."""
+"""What is logged can be read back from W&B's own files, and W&B never stops or changes a run."""
 
 import hashlib
 import json

@@ -149,7 +149,7 @@ class LmEvalModel:
         return ids, self.tok_encode(prompt + answer)[len(ids) :]
 
     def _answer_ids(self, prompt: ChatPrompt, answer: str) -> list[int]:
-        """Return the ids of an answer with its prefill, as training has them, without the end of turn."""
+        """Return the ids of an answer with its prefill, as training encodes them, without the end of turn."""
         dialog = (*prompt.messages, Message("assistant", prompt.prefill + answer))
         encoded = self._loaded.tokenizer.encode_dialogs([dialog])[0]
         supervised = encoded.supervised

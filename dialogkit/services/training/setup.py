@@ -247,7 +247,7 @@ class TrainingSetup:
 
     @cached_property
     def known(self) -> tuple[int, int] | tuple[None, None]:
-        """Held-out dialogs whose prompt, and whose answer, training has; unknown for a stream."""
+        """Held-out dialogs whose prompt, and whose answer, training contains; unknown for a stream."""
         from dialogkit.data.overlap import overlap_of
 
         if self.config.data.streaming:

@@ -382,7 +382,7 @@ def test_a_slurm_job_with_data_of_the_hub_asks_nobody(dialogkit: Run, monkeypatc
 @pytest.mark.parametrize(
     ("options", "words", "message"),
     [
-        ([], ["evaluate", "custom-tiny"], "a job is a training"),
+        ([], ["evaluate", "custom-tiny"], "the command of a job begins with train"),
         ([], ["train", "--dry-run"], "--dry-run measures"),
         ([], ["train", "--resume", "it"], "--resume is what a job does by itself"),
         ([], ["train", "--set", "tracking.api_key=abc"], "unknown setting 'tracking.api_key'"),

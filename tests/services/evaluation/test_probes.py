@@ -1,4 +1,4 @@
-"""What `evaluate` tells of a model is what the model does, in figures and in words."""
+"""What `evaluate` reports about a model is what the model does, in metrics and in words."""
 
 import itertools
 import json
@@ -481,7 +481,7 @@ def test_a_smaller_evaluation_does_not_replace_a_larger_one(
     assert " ".join(worst["answer"].split())[:60] in shown
     assert [row["dialogs"] for row in best_evaluations(RunDir(own / "runs/shared-run"))] == [everything]
     kept.unlink()
-    # What is measured is told where it begins, once.
+    # Each measurement is announced once, when it begins.
     stages = [line for line in done.err.splitlines() if line.endswith(" ...")]
     assert stages[:3] == [
         f"shared-run: {what} ..." for what in ("loading", "reading the dialogs", "predicting answers")

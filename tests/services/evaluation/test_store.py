@@ -67,7 +67,7 @@ def keep(row: EvaluateRow = ROW, *, wandb: str | None = None) -> TrackedRow | No
 
 
 def told(tracked: TrackedRow | None) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
-    """Return the start, the summary and the history of what W&B was told."""
+    """Return the start, the summary and the history that W&B received."""
     assert tracked is not None
     found = records(Path(tracked.folder))
     summary: dict[str, Any] = {}
@@ -102,7 +102,7 @@ def test_an_evaluation_goes_to_the_runs_own_wandb_run_and_page(
     assert summary["evaluate/bits_per_byte"] == row.bits_per_byte
     assert summary["evaluate/stop_rate"] == row.stop_rate
     assert (summary["evaluate/dataset"], summary["evaluate/dialogs"]) == ("starter", 12)
-    assert [(point["_step"], point["train/step"]) for point in points] == [(21, 20)]  # after the training's last
+    assert [(point["_step"], point["train/step"]) for point in points] == [(21, 20)]  # after the run's last
     shown = table(tracked, "evaluate/figures")
     assert shown["columns"] == ["figure", "value", "low", "high", "untrained", "unigram", "true answers"]
     figures = {name: numbers for name, *numbers in shown["data"]}

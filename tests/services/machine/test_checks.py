@@ -204,7 +204,7 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: MachineInfo) -> None:
             *("devices", "could be better", "shows 2 of 8 GPUs", "unset CUDA_VISIBLE_DEVICES"),
         ),
         (SERVER, {"environment": {**TASK, "OMP_NUM_THREADS": "1"}}, "cluster", "ok", "as task 2 of 16", None),
-        (SERVER, {"environment": RANK}, "cluster", "ok", "as rank 3 of 16; a training joins", None),
+        (SERVER, {"environment": RANK}, "cluster", "ok", "as rank 3 of 16; training joins", None),
         (
             SERVER,
             {"environment": {"RANK": "3", "WORLD_SIZE": "16"}},

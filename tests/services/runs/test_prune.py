@@ -1,4 +1,4 @@
-"""Which runs are deleted, who is asked before, and that what else needs them goes on."""
+"""Which runs are deleted, who is asked before, and that whatever else needs them keeps working."""
 
 import os
 import shutil

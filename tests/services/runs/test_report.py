@@ -124,7 +124,7 @@ def test_a_page_that_cannot_be_written_is_told_in_words(
 
 
 class Listener(TrainReporter):
-    """Keeps what a training tells."""
+    """Keeps what a run reports."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []

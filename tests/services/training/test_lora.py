@@ -48,7 +48,7 @@ def config_of(base: Path, run: str, **more: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def kept(base: Path) -> TrainResult:
-    """A training whose adapter is kept, under a name of its own."""
+    """A run whose adapter is kept, under its own name."""
     return train(config_of(base, "kept", **{"train.merge": False, "model.name": "kept-model"}))
 
 

@@ -1,4 +1,4 @@
-"""Which run is gone on with or started from, and what is said where there is none. No run here was trained."""
+"""Which run is resumed or started from, and what is reported if there is none. No run here was trained."""
 
 import json
 import os
@@ -29,7 +29,7 @@ CHECKPOINTS = ("checkpoint-3", "checkpoint-10")
 
 
 def made(name: str, *, checkpoints: tuple[str, ...] = CHECKPOINTS, finished: bool = False) -> RunDir:
-    """Return the folder of a run as a training leaves it, without weights that mean something."""
+    """Return the folder of a run as training leaves it, with meaningless weights."""
     run = RunDir.create(MODELS, name)
     config = load_run_config("custom-nano", overrides={"name": name})
     status: Any = "completed" if finished else "failed"
@@ -60,7 +60,7 @@ DAMAGES = {
 
 @pytest.fixture(params=DAMAGES)
 def damaged(request: pytest.FixtureRequest, run: RunDir) -> str:
-    """Damage the record of `run`, and return what is told of it."""
+    """Damage the record of `run`, and return what is reported about it."""
     content, told = DAMAGES[request.param]
     run.record_path.unlink() if content is None else run.record_path.write_text(content)
     return told
