@@ -97,8 +97,8 @@ def _call(
         del os.environ[name]
     os.environ.update(environment)
     try:
-        told = (True, function(*args))
+        reported = (True, function(*args))
     except BaseException:
-        told = (False, traceback.format_exc())
+        reported = (False, traceback.format_exc())
     with suppress(BrokenPipeError):  # nobody waits for it
-        pipe.send(told)
+        pipe.send(reported)

@@ -82,7 +82,7 @@ def little(monkeypatch: pytest.MonkeyPatch, config: Any, dialogs_at_once: float)
     monkeypatch.setattr(memory_plan, "free_bytes", lambda: free)
 
 
-def test_a_step_that_does_not_fit_is_told_before_the_start(
+def test_a_step_that_does_not_fit_is_reported_before_the_start(
     small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     little(monkeypatch, small_config(BATCH), 1)
@@ -156,7 +156,7 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_parts(
         RuntimeError("unable to mmap 440490952 bytes from file <a>: Cannot allocate memory (12)"),
     ],
 )
-def test_memory_that_ends_in_the_midst_is_told_in_a_sentence(
+def test_memory_that_ends_in_the_midst_is_reported_in_a_sentence(
     error: Exception, small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any, **__: Any) -> None:

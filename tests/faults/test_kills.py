@@ -34,11 +34,11 @@ def kill_and_go_on(folder: Path, *, rounds: int, steps: int, seed: int, save_s: 
         in_save += bool(unsealed(run) - torn)
         assert newest_step(run) >= reached
         if RunDir(run).exists:
-            told = RunDir(run).read().resumed
-            assert [resumption.step for resumption in told[resumed:]] in ([], [reached]), (
+            reported = RunDir(run).read().resumed
+            assert [resumption.step for resumption in reported[resumed:]] in ([], [reached]), (
                 "it went on from the last manifest"
             )
-            resumed = len(told)
+            resumed = len(reported)
     return kills, in_save
 
 

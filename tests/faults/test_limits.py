@@ -68,10 +68,10 @@ SIZES = [
 def test_a_disk_that_is_full_at_any_size_costs_no_checkpoint(
     size: int, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
-    code, told = run_forked(train_with_little_room, size, folder=tmp_path)
+    code, reported = run_forked(train_with_little_room, size, folder=tmp_path)
     run = tmp_path / "models/runs/it"
-    assert (code, len(told.splitlines())) == (1, 2)
-    assert "dialogkit train --resume it" in told
+    assert (code, len(reported.splitlines())) == (1, 2)
+    assert "dialogkit train --resume it" in reported
     assert newest_step(run) == 1
     assert not unsealed(run)
     assert run_forked(train_or_go_on, STEPS, folder=tmp_path) == undisturbed.digest(STEPS)

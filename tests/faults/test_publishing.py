@@ -45,7 +45,7 @@ def finish_together(folder: Path, names: Sequence[str], settings: dict[str, Any]
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-def test_two_trainings_with_equal_budgets(tmp_path: Path) -> None:
+def test_two_runs_with_equal_budgets(tmp_path: Path) -> None:
     finish_together(tmp_path, ["one", "two"], {"train.max_steps": None, "train.budget_s": 10.0})
 
 

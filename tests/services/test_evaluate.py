@@ -43,7 +43,7 @@ def evaluated(trained: Trained, **options: Any) -> EvaluateRow:
     return row
 
 
-def test_the_figures_are_those_at_the_end_of_the_training(trained: Trained) -> None:
+def test_the_figures_are_those_at_the_end_of_training(trained: Trained) -> None:
     (row,) = evaluate(output=trained.output, device="cpu").rows
     final = {name: trained.result.metrics[f"final/{name}"] for name in FIGURES}
     assert figures(row) == pytest.approx(final, rel=1e-6)

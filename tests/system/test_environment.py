@@ -16,7 +16,7 @@ def git(folder: Path, *words: str) -> None:
     subprocess.run(["git", "-C", str(folder), *identity, *words], check=True, capture_output=True)
 
 
-def test_the_git_state_tells_commit_branch_and_changes(tmp_path: Path) -> None:
+def test_the_git_state_reports_commit_branch_and_changes(tmp_path: Path) -> None:
     assert git_state(tmp_path) is None
     git(tmp_path, "init", "-q", "-b", "trunk")
     (tmp_path / "file").write_text("one")

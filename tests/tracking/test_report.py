@@ -78,7 +78,7 @@ def made(folder: Path, name: str = "made", **facts: Any) -> RunDir:
 # A finished run
 
 
-def test_the_page_tells_what_the_training_found(trained: Trained, trained_page: Page) -> None:
+def test_the_page_reports_what_the_run_found(trained: Trained, trained_page: Page) -> None:
     figures = trained.result.metrics
     assert f"{figures['before/bits_per_byte']:.2f} → {figures['final/bits_per_byte']:.2f}" in trained_page.text
     assert f"{figures['final/nats_per_token']:.4f}" in trained_page.text
@@ -94,10 +94,10 @@ def test_the_diary_has_each_prompt_at_each_evaluation(trained: Trained, trained_
     evaluated = [sample for sample in samples if sample["table"] == "replies/evaluation"]
     assert len({sample["step"] for sample in evaluated}) == 4
     diary = trained_page.html.partition('id="diary"')[2].partition('id="replies"')[0]
-    told = Page(f"<main><section {diary.rpartition('<section')[0]}</main>").text
+    reported = Page(f"<main><section {diary.rpartition('<section')[0]}</main>").text
     for sample in evaluated[:-5]:  # the last ones give way to the replies at the end
-        assert f"step {sample['step']} {' '.join(sample['reply'].split()) or '(empty)'}" in told
-    assert "true answer" in told
+        assert f"step {sample['step']} {' '.join(sample['reply'].split()) or '(empty)'}" in reported
+    assert "true answer" in reported
 
 
 def test_the_diary_names_the_step_whose_weights_were_kept(tmp_path: Path) -> None:
@@ -116,7 +116,8 @@ def test_what_training_knows_of_the_held_out_dialogs_is_said(tmp_path: Path) -> 
     data = {"eval_dialogs": 115, "known_prompts": 0, "known_answers": 109}
     text = page_of(made(tmp_path, metrics=figures, data=data)).text
     assert (
-        "75% fewer bits for a byte of a held-out answer; of 115 held-out, training contains the answer of 109" in text
+        "75% fewer bits for a byte of a held-out answer; of 115 held-out, training contains the answer of 109"
+        in text
     )
 
 
@@ -149,7 +150,7 @@ def test_the_page_needs_nothing_else(trained_page: Page) -> None:
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:;")
 
 
-def test_the_command_that_repeats_the_run_is_told(trained: Trained, trained_page: Page) -> None:
+def test_the_command_that_repeats_the_run_is_reported(trained: Trained, trained_page: Page) -> None:
     assert (
         f"dialogkit train --config {trained.result.run_dir}/run.json --name shared-run-again" in trained_page.text
     )

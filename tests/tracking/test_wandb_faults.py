@@ -71,12 +71,12 @@ def test_a_server_that_fails_at_the_start_makes_the_run_an_offline_one(
     kind: str, serve: Callable[..., WandbServer], tmp_path: Path, without_wandb: str
 ) -> None:
     server = serve(kind)
-    told = run_forked(train_with, "auto", folder=tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=server.url)
+    reported = run_forked(train_with, "auto", folder=tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=server.url)
     assert server.asked
-    assert (told["mode"], told["weights"]) == ("offline", without_wandb)
+    assert (reported["mode"], reported["weights"]) == ("offline", without_wandb)
     # One that answers nothing at all is not tried: the reason stands with the mode.
-    assert len(told["warnings"]) == (kind != "hang")
-    assert Path(told["folder"]).name.startswith("offline-run-")
+    assert len(reported["warnings"]) == (kind != "hang")
+    assert Path(reported["folder"]).name.startswith("offline-run-")
 
 
 @pytest.mark.parametrize("then", ["hang", "vanish", *RARELY])
@@ -84,9 +84,9 @@ def test_a_server_that_fails_in_the_midst_costs_at_most_one_warning(
     then: str, serve: Callable[..., WandbServer], tmp_path: Path, without_wandb: str
 ) -> None:
     server = serve("accept", then)
-    told = run_forked(train_with, "auto", folder=tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=server.url)
-    assert (told["mode"], told["weights"]) == ("online", without_wandb)
-    assert len(told["warnings"]) == 1
+    reported = run_forked(train_with, "auto", folder=tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=server.url)
+    assert (reported["mode"], reported["weights"]) == ("online", without_wandb)
+    assert len(reported["warnings"]) == 1
 
 
 def test_a_server_that_accepts_gets_every_point(
@@ -95,8 +95,8 @@ def test_a_server_that_accepts_gets_every_point(
     server = serve("accept")
     (tmp_path / ".env").write_text(f"WANDB_API_KEY={KEY}\nWANDB_BASE_URL={server.url}\n")
     (tmp_path / ".env").chmod(0o600)
-    told = run_forked(train_with, "auto", folder=tmp_path)
-    assert (told["mode"], told["weights"], told["warnings"]) == ("online", without_wandb, [])
+    reported = run_forked(train_with, "auto", folder=tmp_path)
+    assert (reported["mode"], reported["weights"], reported["warnings"]) == ("online", without_wandb, [])
     assert {point["train/step"] for point in server.history if "train/loss" in point} == {1, 2, 3, 4}
     files = [path for path in (tmp_path / "models").rglob("*") if path.is_file()]
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []

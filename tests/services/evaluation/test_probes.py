@@ -120,7 +120,7 @@ def repeated(reply: str, *, alike: int = 0) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "reported"),
     [
         ({}, []),
         ({"unigram_bits": 1.5}, ["knows no more than how frequent each token is: 1.50 bits/byte"]),
@@ -194,7 +194,7 @@ def repeated(reply: str, *, alike: int = 0) -> list[dict[str, str]]:
         ({"echo": (0.6, None)}, ["repeats the prompt"]),
     ],
 )
-def test_each_fault_is_told_in_words_and_nothing_else_is(changed: dict[str, Any], told: list[str]) -> None:
+def test_each_fault_is_reported_in_words_and_nothing_else_is(changed: dict[str, Any], reported: list[str]) -> None:
     known: dict[str, Any] = {"unigram_bits": 3.0, "trained_bits": 1.4, "before": {"bits_per_byte": 9.0}}
     known |= {"replies": ANSWERED}
     known |= {name: changed.pop(name) for name in list(changed) if name in Evidence._fields}
@@ -207,7 +207,7 @@ def test_each_fault_is_told_in_words_and_nothing_else_is(changed: dict[str, Any]
             **known,
         )
     )
-    assert [remark[: len(start)] for remark, start in zip(said, told, strict=True)] == told
+    assert [remark[: len(start)] for remark, start in zip(said, reported, strict=True)] == reported
     assert all(";" in remark or "end" in remark for remark in said)  # each says what to try
 
 
@@ -236,7 +236,7 @@ def test_a_model_that_has_learned_its_dialogs_has_nothing_wrong() -> None:
 
 
 @pytest.mark.faults
-def test_a_model_with_another_template_than_that_of_its_training_is_named() -> None:
+def test_a_model_with_another_template_than_that_of_its_run_is_named() -> None:
     write_dialogs("rows.jsonl")
     model = Path(RunDir(Path("models/runs") / trained_on("rows.jsonl")).model_dir)
     shutil.copytree(model, "spoiled")
@@ -291,7 +291,7 @@ def test_a_run_that_has_not_drawn_all_of_its_dialogs_is_not_said_to_know_them_by
     assert "by heart" not in row.checks
 
 
-def test_the_unigram_baseline_is_that_of_the_training_whatever_is_scored(trained: Trained) -> None:
+def test_the_unigram_baseline_is_that_of_training_whatever_is_scored(trained: Trained) -> None:
     write_dialogs("rows.jsonl")
     run = shutil.copytree(trained.result.run_dir, "models/runs/shared-run")
     model = shutil.copytree(f"{run}/model", "stranger")

@@ -249,7 +249,7 @@ def test_what_is_said_of_other_machines(
     assert examine(replace(machine, **changes)).verdict == verdict
 
 
-def test_what_the_driver_tells_is_read() -> None:
+def test_what_the_driver_reports_is_read() -> None:
     listed = "NVIDIA H100 80GB HBM3, 81559, 80000, 9.0\nTesla T4, 15360, 15000, 7.5\nOdd, [N/A], 1, 2\n"
     assert parse_gpus(listed) == (
         Gpu("NVIDIA H100 80GB HBM3", 81559 * 2**20, 80000 * 2**20, (9, 0)),
@@ -285,13 +285,13 @@ def test_the_machine_is_looked_at_without_network_secrets_or_traces(
         monkeypatch.setenv(name, f"secret-{name}")
     Path(".env").write_text("WANDB_API_KEY=secret-in-a-file\n")
     Path(".env").chmod(0o644)
-    told, shown = dialogkit("doctor", "--json"), dialogkit("doctor")
-    assert (told.code, told.err, shown.err) == (0, "", "")
-    result = DoctorResult.model_validate(told.json["data"])
+    reported, shown = dialogkit("doctor", "--json"), dialogkit("doctor")
+    assert (reported.code, reported.err, shown.err) == (0, "", "")
+    result = DoctorResult.model_validate(reported.json["data"])
     areas = {finding.area for finding in result.findings}
     assert {"python", "packages", "torch", "cpu", "memory", "output", "wandb", "hub", "devices"} <= areas
     assert "chmod 600 .env" in [finding.command for finding in result.findings]
-    assert "secret" not in told.out + shown.out
+    assert "secret" not in reported.out + shown.out
     assert [path.name for path in Path().iterdir()] == [".env"]
     for finding in result.findings:
         # The first word that is no figure: what is free has changed in between.
