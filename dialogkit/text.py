@@ -166,7 +166,7 @@ WRONG_ANSWERS = "wrong answers"
 
 
 def no_fault(checks: Sequence[str]) -> str:
-    """Return what it means that none of the checks that were made on a model found a fault."""
+    """Return a sentence for a model in which no check found a fault."""
     listed = f" ({', '.join(checks)})" if checks else ""
     unmeasured = "" if WRONG_ANSWERS in checks else "; whether what it says is true is not measured"
     return f"none of the checks made{listed} found a fault{unmeasured}"

@@ -113,7 +113,7 @@ def _turns(output: Output) -> Iterator[str]:
 
 
 def _with_changes(chat: "Chat", text: str) -> str:
-    """Return text with what is changed in the dialog to fit the chat template of the model."""
+    """Return text with the changes that fit the dialog to the model's chat template."""
     return "; ".join([text, *chat.changes()])
 
 
@@ -159,7 +159,7 @@ def _set(chat: "Chat", rest: str) -> str:
 
 
 def _file(word: str, rest: str) -> str:
-    """Return the file name behind a command. Raises: ConfigError if it is missing."""
+    """Return the file name after a command. Raises: ConfigError if it is missing."""
     if not rest:
         raise ConfigError(f"{word} needs the name of a file", hint=f"{word} chat.jsonl")
     return rest

@@ -85,7 +85,7 @@ def _render_heading(output: Output, rows: "Sequence[EvaluateRow]", request: "Eva
 
 
 def _measured_on(row: "EvaluateRow") -> str:
-    """Return on how many of which dialogs a model was evaluated."""
+    """Return which dialogs a model was evaluated on, and how many."""
     if row.held_out is None or row.of_dialogs is None:
         return f"{row.dataset}, {counted(row.dialogs, 'dialog')}"
     if row.dialogs == row.held_out:
@@ -140,7 +140,7 @@ def next_command(result: "EvaluateResult", request: "EvaluateRequest") -> Call |
         return result.same_dialogs
     few = next((row for row in result.rows if row.dialogs < FEW), None)
     more = None if few is None else _whole_for_more(few, request)
-    # What one of several models was trained on is no test of it.
+    # A dataset that one of the models was trained on is no fair test.
     if few is not None and (whole := more) is not None and not (whole and any(r.own_data for r in result.rows)):
         models = [word or row.model for row, word in zip(result.rows, request.models, strict=True)]
         return Call("evaluate", *models, dataset=request.dataset, whole=whole, output_dir=str(request.output))
@@ -247,7 +247,7 @@ def _columns(result: "EvaluateResult") -> "list[tuple[str, EvaluateRow]]":
 
 
 def _marks(output: Output) -> dict[int, str]:
-    """Return the mark of a metric of which more (1) or less (-1) is better."""
+    """Return the mark of a metric for which higher (1) or lower (-1) is better."""
     more, less = "\N{UPWARDS ARROW}", "\N{DOWNWARDS ARROW}"
     return {1: more, -1: less, 0: " "} if encodes(output.out, more + less) else {1: "+", -1: "-", 0: " "}
 

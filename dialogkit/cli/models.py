@@ -63,7 +63,7 @@ def render_models(output: Output, rows: "list[ModelRow]") -> None:
             columns,
             rows,
             right=("parameters", "no emb.", "layers", "width", "context"),
-            # `models show` has all of it.
+            # `models show` shows everything.
             dispensable=("class", "context", "source", "licence", "no emb.", "kind", "width", "layers"),
         )
     )

@@ -40,7 +40,7 @@ def chat_command(model: str, run: Path | str, replies: "Sequence[ReplyResult]" =
 
 
 def _is_typed_easily(prompt: str) -> bool:
-    """Return whether a prompt is one short line without a system text, which stands before it in parentheses."""
+    """Return whether a prompt is one short line without a system text, which would precede it in parentheses."""
     return (
         len(prompt) <= _LONGEST_PROMPT
         and "\n" not in prompt

@@ -111,7 +111,7 @@ def load_with_origins(
         raise config_error(list_problems(error), suggestion(error, origins)) from None
     if config.name == NEWEST:
         raise ConfigError(
-            f"name: must not be {NEWEST!r}, which stands for the newest unfinished run",
+            f"name: must not be {NEWEST!r}, which means the newest unfinished run",
             hint=Change({"name": "my-run"}),
             settings=("name",),
         )

@@ -29,7 +29,7 @@ PACKAGE_DIR = Path(__file__).resolve().parent.parent
 
 DEFAULT_OUTPUT = "models"
 NEWEST = "last"
-"""Stands for the newest unfinished run wherever a run can be named, so no run can have this name."""
+"""Means the newest unfinished run wherever a run can be named, so no run can have this name."""
 
 
 @cache

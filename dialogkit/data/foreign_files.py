@@ -110,8 +110,8 @@ def wrong_encoding(path: Path) -> DataError | None:
 def _latin_readings(sample: bytes, names: Collection[str]) -> dict[str, str]:
     """Return each of the Latin code pages in which a text reads differently, with a word that shows it.
 
-    They differ in few letters, so that only people see which is right. One in which a symbol stands inside a word
-    is wrong if another fits.
+    They differ in few letters, so only people can see which is right. One that puts a symbol inside a word
+    is wrong if another one fits.
     """
     texts: dict[str, str] = {}
     for name in _LATIN:

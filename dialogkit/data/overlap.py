@@ -23,7 +23,7 @@ def overlap_of(held_out: DialogTokens, train: DialogTokens) -> Overlap:
 
 def _parts(dialogs: DialogTokens) -> tuple[list[bytes], list[bytes]]:
     """Return the tokens before the first answer of each dialog, and those of the answer."""
-    # A place behind the last token ends what nothing else ends.
+    # A position after the last token ends a span that nothing else ends.
     learned = np.append(np.flatnonzero(dialogs.supervised), len(dialogs.ids))
     others = np.append(np.flatnonzero(~dialogs.supervised), len(dialogs.ids))
     begins, ends = dialogs.offsets[:-1], dialogs.offsets[1:]

@@ -66,7 +66,7 @@ class Ledger:
     template_notes: dict[str, int] = field(default_factory=dict)
     """What was changed in the dialogs to fit the model's chat template, with the number of dialogs."""
     answers: int = 0
-    """Answers to learn in the dialogs that the chat template takes."""
+    """Answers to learn in the dialogs that the chat template accepts."""
     not_learned: dict[str, int] = field(default_factory=dict)
     """Those that are not learned under the template, by reason."""
     split_by: str = BY_HASH
@@ -248,7 +248,7 @@ def _tokens(config: DataConfig, tokenizer: ChatTokenizer, longest: int, cache: P
 def _checked_by_hash(raw: RawData, encoding: Encoding) -> dict[int, Checked]:
     """Return what rows say about the answers of dialogs, without those that the rows do not hold out.
 
-    Dialogs of which the template leaves answers out are left out too: of the others it is unknown which are which.
+    Dialogs in which the template leaves out answers are left out too: which of their answers remain is unknown.
     """
     partial, held_out, found = set(encoding.partial), raw.held_out, dict[int, Checked]()
     for index, checked in raw.checked.items():
@@ -266,7 +266,7 @@ def _held_out_hashes(raw: RawData) -> NDArray[np.uint64]:
 
 
 def none_fits(dataset: str, number: int, first: str) -> DataError:
-    """Return the error of a dataset of which the chat template of the model takes no dialog."""
+    """Return the error of a dataset without a dialog that the model's chat template accepts."""
     return DataError(
         f"none of the {counted(number, 'dialog')} of {dataset} can be learned; the first: {first}",
         hint=PLAIN_FORMAT,

@@ -1,4 +1,4 @@
-"""What rows say about the answers of their dialogs: how a right one is checked, the topic, and what is new."""
+"""What rows say about the answers of their dialogs: the check of a right answer, the topic, and what is new."""
 
 import json
 from collections.abc import Mapping

@@ -82,15 +82,15 @@ class Encoding:
     """Dialogs without a supervised token among the first `longest`."""
     cut: int = 0
     unfit: list[tuple[int, str]] = field(default_factory=list)
-    """Index and reason of each dialog that the chat template refuses, or of which no answer can be learned."""
+    """Index and reason of each dialog that the chat template refuses, or that has no answer to learn."""
     answers: int = 0
-    """Answers to learn in all dialogs that the template takes."""
+    """Answers to learn in all dialogs that the template accepts."""
     not_learned: Counter[str] = field(default_factory=Counter)
     """Those that are not learned, by reason."""
     notes: Counter[str] = field(default_factory=Counter)
     """What was changed to fit the template, with the number of dialogs."""
     partial: list[int] = field(default_factory=list)
-    """Hashes of the dialogs of which some answers to learn are not learned."""
+    """Hashes of the dialogs in which some answers to learn are not learned."""
 
     def __add__(self, other: "Encoding") -> "Encoding":
         """Return the remarks on both; the tokens are not joined."""

@@ -56,7 +56,7 @@ class EvaluateResult(Result):
 
 
 class _Planned(NamedTuple):
-    """One model of a request, and what was found out about it before any model is loaded."""
+    """One model of a request, and what is known about it before any model is loaded."""
 
     loadable: Loadable
     data: DataConfig
@@ -165,7 +165,7 @@ def _judge(rows: Sequence[EvaluateRow], loadables: Sequence[Loadable]) -> Verdic
 
 
 def _plan(request: EvaluateRequest) -> list[_Planned]:
-    """Return the models of a request, after all checks that need no model."""
+    """Return the models of a request, after all checks that need no loaded model."""
     chosen = [resolve_model(name, output=request.output) for name in request.models]
     wanted = GenerateConfig(use_model_settings=request.use_model_settings)
     sampling, notes = sampling_of(chosen, wanted, verb="evaluate", output=request.output)

@@ -64,7 +64,7 @@ _NAMES_AND_NUMBERS = re.compile(r"\b\d+(?:[.,:]\d+)*\b|(?<=[^.!?\s] )[^\W\d_a-z]
 """Numbers, and words with a capital inside a sentence."""
 _OTHER_FILE = "inspect one of its files"
 BEGINNING = 200
-"""Characters of a dialog that are shown of it."""
+"""Characters of a dialog that are shown."""
 
 
 @alone()

@@ -135,7 +135,7 @@ class DataInfo(Info):
     template_notes: dict[str, int] | None = None
     """What was changed in the dialogs to fit the chat template, with the number of dialogs."""
     answers: int | None = None
-    """Answers to learn in the dialogs that the chat template takes."""
+    """Answers to learn in the dialogs that the chat template accepts."""
     not_learned: dict[str, int] | None = None
     """Those that are not learned under the template, by reason."""
     split_by: str | None = None

@@ -477,7 +477,7 @@ def test_a_word_that_is_no_finite_number_is_reported_as_such(value: str) -> None
 
 
 def test_no_run_can_be_called_what_resume_calls_the_newest() -> None:
-    assert problems_of(name="last") == ["name: must not be 'last', which stands for the newest unfinished run"]
+    assert problems_of(name="last") == ["name: must not be 'last', which means the newest unfinished run"]
 
 
 @pytest.mark.parametrize(

@@ -306,7 +306,7 @@ class _Evaluator:
         return row, replies
 
     def _marked(self, model: "LoadedModel", questions: Sequence[Question]) -> list[Marked]:
-        """Return checked questions with what a model replies to them."""
+        """Return checked questions with the replies of a model."""
         marked: list[Marked] = []
         for start in range(0, len(questions), REPLIES):
             self.progress.start("answering checked questions")
@@ -317,7 +317,7 @@ class _Evaluator:
         return marked
 
     def _answered(self, worst: Sequence[WorstRow], replies: Sequence[dict[str, Any]]) -> list[WorstRow]:
-        """Return the worst dialogs with what the model says to their prompts, as far as it was asked."""
+        """Return the worst dialogs with the model's replies to their prompts, where it was asked."""
         said = {(row["prompt"], row["reference"]): row["reply"] for row in replies}
         wanted = {(dialog.prompt, dialog.answer) for dialog in worst[: self.worst]} - said.keys()
         if unasked := [one for one in self._exchanges if (one.prompt, one.answer) in wanted]:

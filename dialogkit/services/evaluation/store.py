@@ -60,7 +60,7 @@ class EvaluationStore:
     """Stores the metrics of a run's finished model; ignores those of any other model."""
 
     def __init__(self, loadable: Loadable, *, wandb: str | None, output: Path) -> None:
-        """Find out where the metrics of this model go, before anything is measured.
+        """Determine where the metrics of this model go, before anything is measured.
 
         Args:
             loadable: the model.

@@ -22,7 +22,7 @@ LITTLE_MEMORY, LITTLE_DISK, NO_DISK, LITTLE_SHM = 3 * GIB, 5 * GIB, GIB // 5, GI
 """Bytes below which a check reports something.
 
 custom-tiny trains within 3 GiB; its run takes some 200 MB, and gpt2-small's about 4 GB; NCCL and workers share
-batches in `/dev/shm`, of which a container has 64 MB by default.
+batches in `/dev/shm`, which has 64 MB in a container by default.
 """
 
 
@@ -62,7 +62,7 @@ def doctor(output: str | Path = DEFAULT_OUTPUT, *, network: bool = False) -> Doc
 
 
 def examine(machine: MachineInfo) -> DoctorResult:
-    """Run all checks on what is known of a machine."""
+    """Run all checks on what is known about a machine."""
     findings = [finding for check in CHECKS for finding in check(machine)]
     worst = max((finding.verdict for finding in findings), key=ORDER.index)
     return DoctorResult(verdict=worst, findings=findings)

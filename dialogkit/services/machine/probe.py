@@ -77,7 +77,7 @@ class FolderInfo:
 
 @dataclass(frozen=True)
 class MachineInfo:
-    """All that the checks use; None stands for unknown."""
+    """Everything that the checks use; None means unknown."""
 
     system: str
     python: tuple[int, int, int]
@@ -116,7 +116,7 @@ class MachineInfo:
 
 
 def read_machine(output: Path, *, network: bool = False) -> MachineInfo:
-    """Return what is known of this machine. Servers are asked only with `network`."""
+    """Return what is known about this machine. Servers are asked only with `network`."""
     with ThreadPoolExecutor(2) as pool:  # the driver is slow to answer
         driver = pool.submit(_guarded, lambda: parse_driver(_smi()), (None, None))
         gpus = pool.submit(_guarded, lambda: parse_gpus(_smi(*_GPU_QUERY)), ())

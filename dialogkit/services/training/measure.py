@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Measurements(NamedTuple):
-    """What is known of a trained model.
+    """What is known about a trained model.
 
     Attributes:
         metrics: of the run, and on the held-out dialogs before and after it.

@@ -33,7 +33,7 @@ class TrainResult(Result):
     held_out_replies: list[ReplyResult] = Field(default_factory=list)
     """Replies to held-out prompts, with the answers of the dataset."""
     shows_held_out: bool = False
-    """Whether these say more than `replies`: the usual test prompts are not meant for data of one's own."""
+    """Whether these say more than `replies`: the usual test prompts are not meant for your own data."""
     reply_rate: float
     """Fraction of the test prompts with a non-empty reply, right or wrong."""
     stop_rate: float

@@ -76,7 +76,7 @@ class Evaluation(NamedTuple):
 
     table: Table
     remarks: list[str]
-    """Faults, or what it means that none was found."""
+    """Faults, or a sentence that none was found."""
     slices: list[Table]
 
 
