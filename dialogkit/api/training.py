@@ -88,7 +88,7 @@ def resume(
 
 
 def stop() -> bool:
-    """Ask the run in training in another thread to save a checkpoint and stop; return whether one runs.
+    """Ask the run in another thread to save a checkpoint and stop; return whether one runs.
 
     It ends with an InterruptedRunError after its step, and `resume` continues it. A run after its last step
     finishes.
@@ -109,7 +109,7 @@ def train_single_model(
 
     Args:
         model_name: a model of the catalogue, a model file, a folder or a hub id.
-        config_type: the preset: test, development or production.
+        config_type: the preset: test, talk, development or production.
         max_samples: training dialogs to use; None is the preset's.
         project_name: W&B project.
         overrides: further settings by dotted names, such as `{"train.learning_rate": 1e-3}`.

@@ -133,7 +133,7 @@ PresetOption = Annotated[
         "--preset",
         "-c",
         metavar="PRESET",
-        help=r"test, development or production. \[test]",
+        help=r"test, talk, development or production. \[test]",
         autocompletion=complete.presets,
     ),
 ]

@@ -73,7 +73,7 @@ def load_run_config(
 
     Args:
         model: a catalogue name, a model file (`.json`), a model folder, a GGUF file or a hub id.
-        preset: test, development or production.
+        preset: test, talk, development or production.
         config_file: a JSON file with any settings; it overrides the model file and the preset.
         overrides: dotted names to values, such as `{"train.max_steps": 5}`; they override everything.
 
