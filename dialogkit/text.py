@@ -183,13 +183,13 @@ def listed(items: Iterable[object], word: str = "and") -> str:
     return f"{', '.join(first)} {word} {last}" if first else last
 
 
-def percent(share: float) -> str:
+def percent(fraction: float) -> str:
     """Return a fraction in percent; only exactly 0 gives 0%, and only exactly 1 gives 100%."""
-    if share in (0, 1):
-        return f"{share:.0%}"
-    if 0.001 <= share <= 0.999:
-        return f"{share:.1%}"
-    return "over 99.9%" if share > 0.5 else "under 0.1%"
+    if fraction in (0, 1):
+        return f"{fraction:.0%}"
+    if 0.001 <= fraction <= 0.999:
+        return f"{fraction:.1%}"
+    return "over 99.9%" if fraction > 0.5 else "under 0.1%"
 
 
 def byte_size(count: float) -> str:

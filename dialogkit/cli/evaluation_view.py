@@ -180,7 +180,7 @@ def _render_likelihood(output: Output, rows: "Sequence[EvaluateRow]") -> None:
 def render_figures(
     output: Output, result: "EvaluateResult", *, only: Sequence[str] = (), without: str | None = None
 ) -> None:
-    """Print one metric per line, with the models and their anchors side by side as far as they fit.
+    """Print one metric per line, with the models and their baselines side by side as far as they fit.
 
     Args:
         output: where to print.
@@ -190,7 +190,7 @@ def render_figures(
     """
     best, marks = _best(result.rows), _marks(output)
     wanted = [metric for metric in METRICS if metric.name != without and (not only or metric.name in only)]
-    # A metric that only the anchors have, such as the speed of an untrained model, says nothing.
+    # A metric that only the baselines have, such as the speed of an untrained model, says nothing.
     metrics = [metric for metric in wanted if any(getattr(r, metric.name) is not None for r in result.rows)]
 
     def draw(columns: "Sequence[tuple[str, EvaluateRow]]", *, short: bool = False) -> "Table":
@@ -222,9 +222,9 @@ def _lettered(result: "EvaluateResult") -> "EvaluateResult":
 
 
 def _columns(result: "EvaluateResult") -> "list[tuple[str, EvaluateRow]]":
-    """Return titles and models, each followed by its untrained self, and then the other anchors.
+    """Return titles and models, each followed by its untrained self, and then the other baselines.
 
-    An anchor that several models share is one column; its title names them unless it belongs to all.
+    A baseline that several models share is one column; its title names them unless it belongs to all.
     """
     shared: dict[tuple[object, ...], dict[str, EvaluateRow]] = {}
     for anchor in result.anchors:

@@ -240,7 +240,7 @@ def _render_curve(output: Output, shown: "RunDetails") -> None:
 
 
 def _render_evaluations(output: Output, shown: "RunDetails") -> None:
-    """Print the stored evaluations beside their anchors, and the task results."""
+    """Print the stored evaluations beside their baselines, and the task results."""
     from dialogkit.cli.evaluation_view import render_figures
 
     for evaluation in shown.evaluations:

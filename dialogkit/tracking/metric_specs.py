@@ -30,7 +30,7 @@ HELD_OUT = {
 
 
 ANCHORS = {"untrained": "untrained", "unigram": "unigram", "answers": "true answers"}
-"""Titles of the anchors shown beside a model."""
+"""Titles of the baselines shown beside a model, by their `anchor`."""
 
 
 class Metric(NamedTuple):

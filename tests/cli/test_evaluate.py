@@ -56,7 +56,7 @@ def drawn(
     return said.out, said.err
 
 
-def test_of_one_model_the_anchors_need_no_owner(capfd: pytest.CaptureFixture[str]) -> None:
+def test_of_one_model_the_baselines_need_no_owner(capfd: pytest.CaptureFixture[str]) -> None:
     checked = row("a", checks=["by heart", "no end"])
     result = EvaluateResult(rows=[checked], anchors=[row("what is no anchor"), *anchors("a")])
     out, err = drawn(capfd, result, EvaluateRequest(models=("custom-nano",)))
@@ -73,7 +73,7 @@ def test_of_one_model_the_anchors_need_no_owner(capfd: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_of_several_models_each_anchor_says_whose_it_is(
+def test_of_several_models_each_baseline_says_whose_it_is(
     width: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))

@@ -349,7 +349,7 @@ def evaluated(run: RunDir, bits: float, low: float, high: float) -> None:
     write_evaluation(run, "starter", result, worst=[], replies=[])
 
 
-def test_the_evaluation_has_intervals_and_anchors(tmp_path: Path) -> None:
+def test_the_evaluation_has_intervals_and_baselines(tmp_path: Path) -> None:
     run = made(tmp_path, model={"name": "custom-nano"})
     evaluated(run, 1.9, 1.8, 2.0)
     text = page_of(run).text
@@ -366,7 +366,7 @@ def test_a_model_is_marked_where_its_interval_is_apart(low: float, best: list[st
     evaluated(second, 1.6, low, low + 0.4)
     page = page_of(first, second)
     assert re.findall(r'<td class="best">([\d.]+)', page.html) == best
-    assert page.text.count("untrained") == 1  # the same anchors stand there once
+    assert page.text.count("untrained") == 1  # the same baselines stand there once
 
 
 def test_tasks_of_runs_stand_side_by_side_where_the_questions_are_the_same(tmp_path: Path) -> None:

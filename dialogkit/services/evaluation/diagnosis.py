@@ -242,7 +242,7 @@ def _words(text: str) -> str:
 
 
 def same_reply(replies: Sequence[Mapping[str, str]]) -> tuple[str, float] | None:
-    """Return the reply that most prompts get, and the share of prompts that get it.
+    """Return the reply that most prompts get, and the fraction of prompts that get it.
 
     None with fewer than five different prompts, without such a reply, if it is empty, or if the true answers are
     as uniform.

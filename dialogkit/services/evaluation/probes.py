@@ -120,7 +120,7 @@ def candidates_of(answers: Sequence[str]) -> list[list[int]] | None:
 
 
 def right_answers(marked: Sequence[Marked]) -> ProbeResult:
-    """Return the share of checked questions that are answered right; not measured without any."""
+    """Return the fraction of checked questions that are answered right; not measured without any."""
     from dialogkit.inference.intervals import intervals, mean
 
     if not marked:

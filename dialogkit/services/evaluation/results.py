@@ -31,7 +31,7 @@ class RightRow(Result):
     questions: int
     right: int
     interval: Interval | None
-    """95%, of the share."""
+    """95%, of the fraction."""
 
 
 class WrongRow(Result):

@@ -58,7 +58,7 @@ class RunDetails(RunRecord):
     """Steps with the training loss, in nats per token."""
     held_out_loss: list[tuple[int, float]] = Field(default_factory=list)
     evaluations: list[EvaluateResult] = Field(default_factory=list)
-    """Evaluation of the finished model on each dataset, with its anchors."""
+    """Evaluation of the finished model on each dataset, with its baselines."""
     tasks: list[TaskRow] = Field(default_factory=list)
     answers: list[AnsweredPrompt] = Field(default_factory=list)
     """Prompts with the replies of the finished model."""
@@ -228,7 +228,7 @@ def _compared_evaluations(runs: Sequence[RunDir]) -> list[ComparedEvaluation]:
 
 
 def _as_results(evaluations: Iterable[Mapping[str, Any]]) -> list[EvaluateResult]:
-    """Return stored evaluations with their anchors."""
+    """Return stored evaluations with their baselines."""
     return [
         EvaluateResult(rows=rows, anchors=_valid(EvaluateRow, kept.get("anchors") or ()))
         for kept in evaluations

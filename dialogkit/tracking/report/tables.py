@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The header of a column; runs have a letter and a colour if there are several, anchors are muted."""
+    """The header of a column; runs have a letter and a colour if there are several, baselines are muted."""
 
     text: str
     colour: str = ""
@@ -72,7 +72,7 @@ class Table(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Models on one dataset, with the anchors beside them."""
+    """Models on one dataset, with the baselines beside them."""
 
     table: Table
     remarks: list[str]
@@ -81,7 +81,7 @@ class Evaluation(NamedTuple):
 
 
 _Column = tuple[Head, Mapping[str, Any]]
-"""A model or an anchor with its stored metrics."""
+"""A model or a baseline with its stored metrics."""
 
 
 def _heads(runs: Sequence[PageRun]) -> list[Head]:
@@ -149,7 +149,7 @@ def evaluations_of(runs: Sequence[PageRun]) -> list[Evaluation]:
             beside = anchors.setdefault(measured, [])
             for anchor in _mappings(evaluation.get("anchors")):
                 name = str(anchor.get("anchor"))
-                # Models with the same shape and tokenizer have the same anchors.
+                # Models with the same shape and tokenizer have the same baselines.
                 identity = ("anchor", "bits_per_byte", "chrf")
                 if not any(all(anchor.get(n) == other.get(n) for n in identity) for _, other in beside):
                     again = any(other.get("anchor") == name for _, other in beside)
@@ -188,7 +188,7 @@ def _remarks(name: str, evaluation: Mapping[str, Any]) -> list[str]:
 def _row(
     title: str, values: Sequence[tuple[object, object]], form: str, better: int, *, models: int | None = None
 ) -> Row:
-    """Return a metric with its intervals: of the models, which come first, and of the anchors."""
+    """Return a metric with its intervals: of the models, which come first, and of the baselines."""
     of_models = values if models is None else values[:models]
     bounds = {n: pair for n, (_, interval) in enumerate(of_models) if (pair := _bounds(interval)) is not None}
     best = best_of(bounds, better) if len(bounds) == len(of_models) else None

@@ -439,7 +439,7 @@ def test_hits_and_gain_are_those_of_a_plain_loop_over_transformers(
     assert row.hits_at_1 == pytest.approx(np.mean(hits))
 
 
-def test_the_table_shows_figures_intervals_and_anchors(
+def test_the_table_shows_figures_intervals_and_baselines(
     own: Path,
     dialogkit: Callable[..., Finished],
     judged_run: EvaluateResult,
