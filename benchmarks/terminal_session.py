@@ -53,7 +53,7 @@ def run_in_terminal(commands: list[str], *, columns: int, lines: int) -> list[Te
 
 def _prompts(screen: pyte.Screen) -> bool:
     """Return whether the cursor stands behind a prompt."""
-    return screen.display[screen.cursor.y].rstrip() == ">" and screen.cursor.x == 2
+    return bool(screen.display[screen.cursor.y].rstrip() == ">" and screen.cursor.x == 2)
 
 
 def _text(row: dict[int, pyte.screens.Char], columns: int) -> Text:
