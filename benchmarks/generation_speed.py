@@ -247,7 +247,7 @@ def read_bytes_per_s() -> float:
 
 
 def equal_share(some: Ids, others: Ids) -> float:
-    """Return which share of the tokens at the same places of replies is equal."""
+    """Return the fraction of tokens that are equal at the same places of replies."""
     pairs = [pair for one, other in zip(some, others, strict=False) for pair in zip(one, other, strict=True)]
     return sum(one == other for one, other in pairs) / len(pairs)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 
 class Arm(NamedTuple):
-    """What one training took and came to."""
+    """What one run took and came to."""
 
     trained: int
     peak_bytes: int

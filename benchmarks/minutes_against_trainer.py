@@ -42,7 +42,7 @@ TRAINER_DEFAULTS = {
 
 
 def trainer_step_s(words: argparse.Namespace) -> float:
-    """Return the seconds that a step of HF's Trainer takes: the median of several short trainings."""
+    """Return the seconds that a step of HF's Trainer takes: the median of several short runs."""
     options = argparse.Namespace(
         model=words.model, dataset=words.dataset, rows=8 * words.steps, batch_size=8, learning_rate=5e-5
     )

@@ -3,9 +3,9 @@
 python benchmarks/several_processes.py speed --dataset FILE
 python benchmarks/several_processes.py waiting --dataset FILE --json results.json
 
-`speed` trains with one thread a process on the CPU: one process, two, and two that are not balanced but take the
+`speed` trains with one thread per process on the CPU: one process, two, and two that are not balanced but take the
 dialogs of each batch in turn; the arms take turns. `waiting` balances the dialogs of a dataset over 8, 64 and 512
-processes, with and without the balance, and tells which share of the processes' time is spent waiting if a step
+processes, with and without the balance, and reports which fraction of their time is spent waiting if a step
 takes as long as the most tokens that one of them has. It trains nothing.
 """
 
@@ -42,7 +42,7 @@ def work(words: list[str], *, balanced: bool) -> None:
 
 
 def speed_of(arm: str, *, model: str, dataset: Path, batch: int, steps: int) -> float:
-    """Return the tokens a second of a training, the median of its steps after the first ones."""
+    """Return the tokens per second of a run, the median of its steps after the first ones."""
     with tempfile.TemporaryDirectory(prefix="dialogkit-bench-") as folder:
         settings = {
             "runtime.threads": 1,
@@ -75,7 +75,7 @@ def speed_of(arm: str, *, model: str, dataset: Path, batch: int, steps: int) -> 
 
 
 def measure_speed(options: argparse.Namespace) -> dict[str, float]:
-    """Print and return the tokens a second of each arm."""
+    """Print and return the tokens per second of each arm."""
     rounds: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for _ in range(options.rounds):
         for arm, found in rounds.items():
@@ -92,7 +92,7 @@ def measure_speed(options: argparse.Namespace) -> dict[str, float]:
 
 
 def waiting(lengths: Sequence[int], processes: int, dialogs: int, balance: Balance) -> tuple[float, float]:
-    """Return the share of all processes' time that is spent waiting: over all steps, and in the worst one.
+    """Return the fraction of all processes' time that is spent waiting: over all steps, and in the worst one.
 
     Args:
         lengths: tokens of the dialogs, in the order of training.
@@ -112,7 +112,7 @@ def waiting(lengths: Sequence[int], processes: int, dialogs: int, balance: Balan
 
 
 def simulate_waiting(options: argparse.Namespace) -> dict[str, float]:
-    """Print and return the share of time spent waiting."""
+    """Print and return the fraction of time spent waiting."""
     from dialogkit.config.data import DataConfig
     from dialogkit.config.load import load_run_config
     from dialogkit.config.paths import cache_dir

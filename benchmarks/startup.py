@@ -3,7 +3,7 @@
 python benchmarks/startup.py
 python benchmarks/startup.py --rounds 9 --dataset FILE --json results.json
 
-The first commands need no model; then a whole training, and replies, each with the share of its imports; with
+The first commands need no model; then a whole run, and replies, each with the share of its imports; with
 `--dataset` also its preparation, the first time and from the cache. Every command runs in a process of its own, in
 turn, and the medians are printed.
 """

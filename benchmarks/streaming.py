@@ -5,7 +5,7 @@ python benchmarks/streaming.py speed --dataset FILE --rows 500000 --workers 0 2
 python benchmarks/streaming.py kill --dataset FILE --rows 300000
 
 The rows of FILE become one shard, which hard links repeat until there are as many rows as asked for. What is read
-are the batches that a training would get, tokenized and collated, without a model. Memory is the resident set of
+are the batches that training would get, tokenized and collated, without a model. Memory is the resident set of
 the reading process, and of its workers what each has for itself (PSS). `kill` ends a reading process by SIGKILL
 and goes on, with another number of workers, from the last place it had saved; each 10,000 dialogs are compared by
 their SHA-256 with those of a process that was not ended.
@@ -90,7 +90,7 @@ def memory(folder: Path, rows: int, workers: int) -> list[dict[str, Any]]:
 
 
 def speed(folder: Path, rows: int, workers: int) -> dict[str, Any]:
-    """Return rows and tokens a second, the time to the first batch, and the CPU time, that of workers included."""
+    """Return rows and tokens per second, the time to the first batch, and the CPU time, including the workers'."""
     data, tokens = opened(folder), 0
     cpu_before = sum(os.times()[:4])
     started = first = time.perf_counter()

@@ -1,6 +1,7 @@
-"""Runs commands in a terminal and draws what it shows then: the picture of the README.
+"""Run commands in a terminal and draw what it shows: the picture in the README.
 
-Needs the packages pyte (a terminal emulator) and rich.
+Needs the packages pyte (a terminal emulator) and rich. The further lines of an argument are typed at the prompts
+of the command in its first line, and then Ctrl-D.
 
     python benchmarks/terminal_session.py --columns 100 --svg .github/session.svg 'dialogkit models list' ...
 """
@@ -20,10 +21,10 @@ from rich.text import Text
 
 
 def run_in_terminal(commands: list[str], *, columns: int, lines: int) -> list[Text]:
-    """Return the lines of a terminal after the commands were typed into it, one after the other."""
+    """Return the lines of a terminal after the commands, and what is typed at their prompts, have run in turn."""
     screen = pyte.HistoryScreen(columns, lines, history=100_000, ratio=1)
     stream = pyte.ByteStream(screen)
-    for number, command in enumerate(commands):
+    for number, (command, *typed) in enumerate(map(str.splitlines, commands)):
         if number:
             stream.feed(b"\r\n")
         stream.feed(f"\x1b[1;32m$\x1b[0m \x1b[1m{command}\x1b[0m\r\n".encode())
@@ -37,6 +38,8 @@ def run_in_terminal(commands: list[str], *, columns: int, lines: int) -> list[Te
         try:
             while piece := os.read(ours, 65_536):
                 stream.feed(piece)
+                if _prompts(screen):
+                    os.write(ours, f"{typed.pop(0)}\n".encode() if typed else b"\x04")
         except OSError:  # the terminal's other side was closed
             pass
         process.wait()
@@ -46,6 +49,11 @@ def run_in_terminal(commands: list[str], *, columns: int, lines: int) -> list[Te
     while drawn and not drawn[-1].plain.strip():
         drawn.pop()
     return drawn
+
+
+def _prompts(screen: pyte.Screen) -> bool:
+    """Return whether the cursor stands behind a prompt."""
+    return bool(screen.display[screen.cursor.y].rstrip() == ">" and screen.cursor.x == 2)
 
 
 def _text(row: dict[int, pyte.screens.Char], columns: int) -> Text:

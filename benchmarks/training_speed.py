@@ -1,4 +1,4 @@
-"""How fast is a training, side by side with what one would use instead?
+"""How fast is training, side by side with what one would use instead?
 
 python benchmarks/training_speed.py custom-tiny --batch-size 2
 python benchmarks/training_speed.py custom-small --batch-size 4 --rows 40 --rounds 3 --json results.json
@@ -35,27 +35,27 @@ def prepare(words: argparse.Namespace, folder: Path) -> dict[str, float]:
 
     from dialogkit.config.load import load_run_config
     from dialogkit.engine.device import resolve_runtime
-    from dialogkit.services.training.learner import Learner
+    from dialogkit.services.training.setup import TrainingSetup
     from dialogkit.services.training.summary import flops_per_token
 
     config = load_run_config(words.model, overrides=overrides(words))
-    learner = Learner(config, resolve_runtime(config.runtime))
+    setup = TrainingSetup(config, resolve_runtime(config.runtime))
     with (folder / "rows.jsonl").open("w") as file:
-        for index in range(len(learner.data.train)):
-            dialog = learner.data.train[index]
+        for index in range(len(setup.data.train)):
+            dialog = setup.data.train[index]
             ids, learned = dialog["input_ids"].tolist(), dialog["supervised"].tolist()
             learned[0] = False
             labels = [token if learn else -100 for token, learn in zip(ids, learned, strict=True)]
             file.write(json.dumps({"input_ids": ids, "labels": labels}) + "\n")
-    learner.model.save_pretrained(folder / "model")
-    learner.tokenizer.save(folder / "model")
-    facts = learner.model_info
+    setup.model.save_pretrained(folder / "model")
+    setup.tokenizer.save(folder / "model")
+    info = setup.model_info
     return {
-        "dialogs": len(learner.data.train),
-        "tokens": int(learner.data.train.lengths.sum()),
-        "supervised_tokens": learner.data.train.supervised_tokens,
-        "parameters": facts["parameters"],
-        "flops_per_token": flops_per_token(learner),
+        "dialogs": len(setup.data.train),
+        "tokens": int(setup.data.train.lengths.sum()),
+        "supervised_tokens": setup.data.train.supervised_tokens,
+        "parameters": info["parameters"],
+        "flops_per_token": flops_per_token(setup),
         "threads": torch.get_num_threads(),
     }
 
@@ -85,14 +85,14 @@ def train_dialogkit(words: argparse.Namespace) -> dict[str, Any]:
     from dialogkit.config.load import load_run_config
     from dialogkit.engine.device import resolve_runtime
     from dialogkit.engine.fit import fit
-    from dialogkit.services.training.learner import Learner
+    from dialogkit.services.training.setup import TrainingSetup
 
     config = load_run_config(words.model, overrides=overrides(words))
-    learner = Learner(config, resolve_runtime(config.runtime))
+    setup = TrainingSetup(config, resolve_runtime(config.runtime))
     losses: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         fitted = fit(
-            learner.fit_task(Path(folder)),
+            setup.fit_task(Path(folder)),
             lambda step, metrics: losses.append(metrics["train/loss"]) if "train/loss" in metrics else None,
         )
     return {"seconds": fitted.train_s, "losses": losses}
@@ -218,7 +218,7 @@ def synchronize(device: str) -> None:
 
 
 def matmul_rate(dtype_name: str) -> float:
-    """Return the best rate of a large matrix product here, in operations a second."""
+    """Return the best rate of a large matrix product here, in operations per second."""
     import time
 
     import torch

@@ -52,15 +52,15 @@ class Span(NamedTuple):
 
 
 SYSTEM_FOLDED = "the chat template has no system role; the system text is put before the first user message"
-GREETING_LEFT_OUT = "the chat template wants the user first; the opening message of the assistant is left out"
+GREETING_LEFT_OUT = "the chat template expects the user first; the assistant's opening message is left out"
 ANSWERS_CHANGED = "the chat template leaves out or changes a part of their answers"
-SHOWN_OTHERWISE = "the template shows them otherwise once more turns follow"
+SHOWN_OTHERWISE = "the template renders them differently once more turns follow"
 NOT_AFTER_PROMPT = "the template does not show them after its prompt for a reply"
 NOT_ENDED = "the template does not end them"
 
 
 class Remarks(NamedTuple):
-    """What is to be said about the encoding of a dialog."""
+    """Remarks on the encoding of a dialog."""
 
     refused: str | None = None
     """Why the chat template refuses the dialog, which then has no tokens."""
@@ -79,7 +79,7 @@ class Encoded(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    """The spans of a dialog, and what is to be said about them."""
+    """The spans of a dialog, and remarks on them."""
 
     spans: list[Span]
     remarks: Remarks = Remarks()
@@ -106,7 +106,7 @@ class ChatTokenizer(Protocol):
         """SHA-256 over the vocabulary and the chat format."""
 
     def encode_dialogs(self, dialogs: Sequence[Dialog]) -> list[Encoded]:
-        """Return ids and supervision of each dialog, and what is to be said about it."""
+        """Return ids and supervision of each dialog, and remarks on it."""
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids after which a reply to `messages` starts."""
@@ -171,7 +171,7 @@ class TurnFormat:
         return [span for span in spans if span.pieces]
 
     def render(self, messages: Sequence[Message], *, reply: bool = False) -> Rendered:
-        """Return `spans`, about which there is nothing to say."""
+        """Return `spans` without remarks."""
         return Rendered(self.spans(messages, reply=reply))
 
     def changes(self, messages: Sequence[Message]) -> tuple[str, ...]:

@@ -93,7 +93,7 @@ class CheckpointError(DialogKitError):
 
 
 class ProcessLostError(DialogKitError):
-    """A process of a distributed training was lost."""
+    """A process of a distributed run was lost."""
 
     code = "process_lost"
 

@@ -60,7 +60,7 @@ class Shell:
 
 @dataclass(frozen=True, init=False)
 class Either:
-    """Any one of several hints, the best first; a plain text is an advice in words."""
+    """Any one of several hints, the best first; plain text is advice."""
 
     hints: "tuple[Hint, ...]"
 
@@ -94,7 +94,7 @@ class Through:
 
 
 Hint = Change | Call | Shell | Either | Then | Through | str
-"""A plain text is an advice in words, such as `rename the columns`; it names no command and no flag."""
+"""Plain text is advice, such as `rename the columns`; it names no command and no flag."""
 
 
 def word_of(value: Any) -> str:

@@ -122,7 +122,7 @@ def convert_command(path: Path, encoding: str) -> tuple[str, Path]:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in words: 8 s, 3 min 20 s, 2 h 5 min."""
+    """Return seconds as people say them: 8 s, 3 min 20 s, 2 h 5 min."""
     if not math.isfinite(seconds):  # in a record that was damaged
         return "unknown"
     whole = round(seconds)
@@ -156,9 +156,9 @@ def duration_word(seconds: float) -> str:
 
 
 def known_from_training(dialogs: str, prompts: int | None, answers: int | None) -> str | None:
-    """Return how many of some dialogs training has the prompt or the answer of; None if of none, or unknown."""
+    """Return how many dialogs share their prompt or answer with training; None if none do, or if unknown."""
     parts = [f"the {what} of {n:,}" for what, n in (("answer", answers), ("prompt", prompts)) if n]
-    return f"of {dialogs}, training has {' and '.join(parts)}" if parts else None
+    return f"of {dialogs}, training contains {' and '.join(parts)}" if parts else None
 
 
 WRONG_ANSWERS = "wrong answers"
@@ -166,7 +166,7 @@ WRONG_ANSWERS = "wrong answers"
 
 
 def no_fault(checks: Sequence[str]) -> str:
-    """Return what it means that none of the checks that were made on a model found a fault."""
+    """Return a sentence for a model in which no check found a fault."""
     listed = f" ({', '.join(checks)})" if checks else ""
     unmeasured = "" if WRONG_ANSWERS in checks else "; whether what it says is true is not measured"
     return f"none of the checks made{listed} found a fault{unmeasured}"
@@ -178,18 +178,18 @@ def counted(number: int, thing: str) -> str:
 
 
 def listed(items: Iterable[object], word: str = "and") -> str:
-    """Return at least one item in words, such as `a`, `a and b` or `a, b and c`."""
+    """Return at least one item as a list in a sentence, such as `a`, `a and b` or `a, b and c`."""
     *first, last = map(str, items)
     return f"{', '.join(first)} {word} {last}" if first else last
 
 
-def percent(share: float) -> str:
+def percent(fraction: float) -> str:
     """Return a fraction in percent; only exactly 0 gives 0%, and only exactly 1 gives 100%."""
-    if share in (0, 1):
-        return f"{share:.0%}"
-    if 0.001 <= share <= 0.999:
-        return f"{share:.1%}"
-    return "over 99.9%" if share > 0.5 else "under 0.1%"
+    if fraction in (0, 1):
+        return f"{fraction:.0%}"
+    if 0.001 <= fraction <= 0.999:
+        return f"{fraction:.1%}"
+    return "over 99.9%" if fraction > 0.5 else "under 0.1%"
 
 
 def byte_size(count: float) -> str:
@@ -197,6 +197,6 @@ def byte_size(count: float) -> str:
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
 
 
-def share_of(part: int, whole: int) -> str:
+def percentage_of(part: int, whole: int) -> str:
     """Return `part` of `whole` in percent."""
     return percent(part / whole if whole else 0.0)

@@ -165,7 +165,7 @@ def bounds(field: dict[str, Any]) -> str:
 
 
 def shipped(kind: str) -> Iterator[tuple[str, str]]:
-    """Yield the name of each shipped preset or model, and the settings that it gives a training."""
+    """Yield the name of each shipped preset or model, and the settings that it gives to a run."""
     for file in sorted((configs_dir() / kind).glob("*.json")):
         layer = json.loads(file.read_text(encoding="utf-8"))
         settings = {name: value for name, value in flatten(layer) if name.startswith(("data.", "train."))}

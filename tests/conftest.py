@@ -19,7 +19,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Before any library reads them: a home of its own, no network, no colours, a fixed width, no W&B server. And one
+# Before any library reads them: a separate home, no network, no colours, a fixed width, no W&B server. And one
 # thread: two are no faster for models of this size, and wait for each other on a machine that is busy.
 HOME = Path(tempfile.mkdtemp(prefix="dialogkit-tests-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
@@ -56,7 +56,7 @@ TINY: dict[str, Any] = {
     "train.optimizer": "adamw",
     "train.adam_beta2": 0.95,
 }
-"""Overrides that make custom-nano a model of 2 layers, small enough for many trainings.
+"""Overrides that make custom-nano a model of 2 layers, small enough for many runs.
 
 Of so narrow a model AdamW learns more in few steps.
 """
@@ -76,7 +76,7 @@ SMALL: dict[str, Any] = {
     "generate.test_prompts": ["Hello!"],
     "generate.max_new_tokens": 8,
 }
-"""Overrides that make a whole training of custom-nano last a second: 4 steps, one prompt, no W&B, no page."""
+"""Overrides that make a whole run of custom-nano last a second: 4 steps, one prompt, no W&B, no page."""
 
 
 LONGEST = ("test_readme.py", "test_notebook.py", "test_probes.py", "test_hints_run.py", "test_shapes.py")
@@ -117,14 +117,14 @@ def isolated_home() -> Path:
 
 @pytest.fixture(autouse=True)
 def in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Each test runs in an empty folder of its own."""
+    """Each test runs in its own empty folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture(autouse=True)
 def log_as_found() -> Iterator[None]:
-    """Each test leaves the log of the package as it found it: a training from Python shows it."""
+    """Each test leaves the log of the package as it found it: training from Python shows it."""
     logger = logging.getLogger("dialogkit")
     before = logger.handlers[:], logger.propagate, logger.level
     yield
@@ -144,7 +144,7 @@ def nothing_typed() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen_libraries() -> None:
-    """Spare the collector the objects of the libraries once they are loaded: each training calls it at its end."""
+    """Spare the collector the objects of the libraries once they are loaded: each run calls it at its end."""
     if "transformers.trainer" in sys.modules and not gc.get_freeze_count():
         gc.freeze()
 
@@ -197,7 +197,7 @@ def dialogkit(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
 
 
 def run_process(*words: str, cwd: Path | None = None, stdin: str = "", **environment: str) -> Finished:
-    """Run `dialogkit WORDS` in a process of its own."""
+    """Run `dialogkit WORDS` in a separate process."""
     done = subprocess.run(
         [sys.executable, "-m", "dialogkit", *words],
         cwd=cwd,
@@ -331,7 +331,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, isolated_home: Path) -> Smal
 
 @pytest.fixture(scope="session")
 def small_config() -> Callable[..., Any]:
-    """Make the configuration of a training of about a second, with further dotted settings."""
+    """Make the configuration of a run of about a second, with further dotted settings."""
     from dialogkit.config.load import load_run_config
 
     def make(settings: dict[str, Any] | None = None, *, model: str = "custom-nano") -> Any:

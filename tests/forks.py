@@ -16,7 +16,7 @@ _context.set_forkserver_preload(["tests.preload"])
 def start_forked(
     function: Callable[..., Any], *args: Any, folder: Path, **environment: str
 ) -> multiprocessing.process.BaseProcess:
-    """Start a module's function in a process of its own that works in `folder`, and do not wait for it."""
+    """Start a module's function in a separate process that works in `folder`, and do not wait for it."""
     _, theirs = _context.Pipe(duplex=False)
     process = _context.Process(target=_call, args=(theirs, function, args, folder, environment))
     process.start()
@@ -26,7 +26,7 @@ def start_forked(
 def run_forked(
     function: Callable[..., Any], *args: Any, folder: Path, timeout: float = 120, **environment: str
 ) -> Any:
-    """Return what a module's function returns in a process of its own that works in `folder`."""
+    """Return what a module's function returns in a separate process that works in `folder`."""
     ours, theirs = _context.Pipe(duplex=False)
     process = _context.Process(target=_call, args=(theirs, function, args, folder, environment))
     process.start()
@@ -97,8 +97,8 @@ def _call(
         del os.environ[name]
     os.environ.update(environment)
     try:
-        told = (True, function(*args))
+        reported = (True, function(*args))
     except BaseException:
-        told = (False, traceback.format_exc())
+        reported = (False, traceback.format_exc())
     with suppress(BrokenPipeError):  # nobody waits for it
-        pipe.send(told)
+        pipe.send(reported)

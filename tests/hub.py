@@ -125,8 +125,8 @@ def served_dataset(hub_id: str, files: dict[str, bytes]) -> Iterator[str]:
 
         def _answer(self, body: bytes, status: int = 200, **headers: str) -> None:
             self.send_response(status)
-            told = {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT, **headers}
-            for header, value in told.items():
+            reported = {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT, **headers}
+            for header, value in reported.items():
                 self.send_header(header, value)
             self.end_headers()
             if self.command != "HEAD":

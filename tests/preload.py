@@ -1,4 +1,4 @@
-"""Imports what every training imports."""
+"""Imports what every run imports."""
 
 import gc
 
@@ -15,4 +15,4 @@ import dialogkit.services.train
 
 __all__ = ["Trainer", "dialogkit", "torch", "transformers", "wandb"]
 
-gc.freeze()  # each training calls the collector at its end: it need not look through the libraries
+gc.freeze()  # each run calls the collector at its end: it need not look through the libraries

@@ -136,5 +136,7 @@ def test_a_dialog_of_turns_is_valid(messages: tuple[Message, ...]) -> None:
         ((S, U, Message("assistant", "")), "message 3 (assistant) is empty"),
     ],
 )
-def test_what_is_wrong_with_a_dialog_is_told_with_its_place(messages: tuple[Message, ...], problem: str) -> None:
+def test_what_is_wrong_with_a_dialog_is_reported_with_its_place(
+    messages: tuple[Message, ...], problem: str
+) -> None:
     assert check_dialog(messages) == problem

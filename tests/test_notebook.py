@@ -24,7 +24,7 @@ reached, asked = threading.Event(), threading.Event()
 
 
 class Waiting(TrainReporter):
-    "Holds a training at its first step until it was asked to stop."
+    "Holds a run at its first step until it was asked to stop."
 
     def step(self, step, total, metrics):
         if step == 1:

@@ -87,7 +87,7 @@ def test_the_wheel_holds_the_package_its_settings_and_nothing_else(installed: In
         "_configs/schema.json",
     ],
 )
-def test_what_a_training_without_network_needs_is_installed(file: str, installed: Installed) -> None:
+def test_what_training_without_network_needs_is_installed(file: str, installed: Installed) -> None:
     assert (installed.target / "dialogkit" / file).is_file()
 
 
@@ -118,8 +118,8 @@ def test_the_installed_package_is_the_one_that_runs_and_has_its_own_settings(ins
         "config = load_run_config('custom-large', preset='production').model_dump(mode='json');"
         "print(json.dumps([dialogkit.__file__, str(configs_dir()), config]))"
     )
-    told = run(sys.executable, "-c", script, cwd=installed.target.parent, PYTHONPATH=str(installed.target))
-    package, settings, config = json.loads(told)
+    reported = run(sys.executable, "-c", script, cwd=installed.target.parent, PYTHONPATH=str(installed.target))
+    package, settings, config = json.loads(reported)
     assert Path(package) == installed.target / "dialogkit" / "__init__.py"
     assert Path(settings) == installed.target / "dialogkit" / "_configs"
     here = json.loads(run(sys.executable, "-c", script, cwd=REPOSITORY, PYTHONPATH=str(REPOSITORY)))

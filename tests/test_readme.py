@@ -49,7 +49,7 @@ BRIEF: dict[str, Any] = {
     "tracking.replies_at_evaluations": 0,
     "tracking.report": False,
 }
-"""Settings added to every training, so that all pages take seconds: two layers, two steps, short replies."""
+"""Settings added to every run, so that all pages take seconds: two layers, two steps, short replies."""
 
 
 class Block(NamedTuple):

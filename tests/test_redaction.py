@@ -75,10 +75,10 @@ def test_a_secret_is_refused_without_repeating_it(place: str, dialogkit: Run) ->
     for form, secret in FORMS.items():
         words = [word.replace("{}", secret) for word in PLACES[place]]
         done = dialogkit(*words)
-        told = done.out + done.err
-        assert done.code == 2, (form, told)
-        assert done.err.startswith(("error: ", "a Job")), (form, told)
-        assert [part for part in PARTS if part in told] == [], (form, told)
+        reported = done.out + done.err
+        assert done.code == 2, (form, reported)
+        assert done.err.startswith(("error: ", "a Job")), (form, reported)
+        assert [part for part in PARTS if part in reported] == [], (form, reported)
         written = [path for path in Path().rglob("*") if path.is_file()]
         assert [path for path in written if any(part.encode() in path.read_bytes() for part in PARTS)] == []
         assert [path for path in Path().rglob("*") if any(part in path.name for part in PARTS)] == []

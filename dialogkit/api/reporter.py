@@ -1,4 +1,4 @@
-"""Reports a training in Python: lines of the log, and in a notebook a bar for the steps."""
+"""Reports a run in Python: lines of the log, and in a notebook a bar for the steps."""
 
 import html
 import time
@@ -13,11 +13,11 @@ from dialogkit.services.training.progress import LogReporter
 from dialogkit.text import duration
 
 _REDRAWN_S = 0.25
-"""Least seconds between two states of the bar: drawing takes time from the training."""
+"""Least seconds between two states of the bar: drawing takes time from training."""
 
 
 class PythonReporter(LogReporter):
-    """Logs a training; in a notebook, its steps move a bar."""
+    """Logs a run; in a notebook, its steps move a bar."""
 
     def __init__(self) -> None:
         self._bar = _Bar() if is_notebook() else None
@@ -27,7 +27,7 @@ class PythonReporter(LogReporter):
         return hints.render(hint)
 
     def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
-        """Move the bar, or log the point; an evaluation is always a line of its own."""
+        """Move the bar, or log the point; an evaluation always gets its own line."""
         if self._bar is None or "train/loss" not in metrics:
             super().step(step, total, metrics)
         else:

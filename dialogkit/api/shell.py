@@ -1,4 +1,4 @@
-"""Whether this is IPython or a notebook, and how an error is shown there."""
+"""Detect IPython and notebooks, and show errors there."""
 
 import os
 import sys

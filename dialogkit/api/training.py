@@ -31,7 +31,7 @@ def train(
 ) -> TrainResult:
     """Train, evaluate, answer the test prompts, and publish the model.
 
-    Progress and a summary go to the logger `dialogkit`, which prints unless it has handlers of its own. Trainings
+    Progress and a summary go to the logger `dialogkit`, which prints unless it has its own handlers. Runs
     in several threads take turns. Ctrl-C, or `stop` in another thread, saves a checkpoint for `resume`.
 
     Args:
@@ -88,9 +88,9 @@ def resume(
 
 
 def stop() -> bool:
-    """Ask the training that runs in another thread to save a checkpoint and stop; return whether one runs.
+    """Ask the run in another thread to save a checkpoint and stop; return whether one runs.
 
-    It ends with an InterruptedRunError after its step, and `resume` continues it. A training after its last step
+    It ends with an InterruptedRunError after its step, and `resume` continues it. A run after its last step
     finishes.
     """
     return ask_to_stop()
@@ -109,7 +109,7 @@ def train_single_model(
 
     Args:
         model_name: a model of the catalogue, a model file, a folder or a hub id.
-        config_type: the preset: test, development or production.
+        config_type: the preset: test, talk, development or production.
         max_samples: training dialogs to use; None is the preset's.
         project_name: W&B project.
         overrides: further settings by dotted names, such as `{"train.learning_rate": 1e-3}`.
@@ -124,7 +124,7 @@ def train_single_model(
 
 
 def _reporter(quiet: bool) -> TrainReporter:
-    """Return what reports a training, after it was made sure that the log is seen."""
+    """Return the reporter of a run, and make sure that the log is shown."""
     if quiet:
         return TrainReporter()
     show_log()
@@ -136,14 +136,14 @@ def _name_of(run: str | Path | TrainResult) -> str:
 
 
 def _summarized(result: TrainResult, reporter: TrainReporter) -> TrainResult:
-    """Log what the command line prints at the end of a training, if the log reports it."""
+    """Log what the command line prints at the end of a run, if the log reports it."""
     if isinstance(reporter, PythonReporter):
         logger.info(summary(result))
     return result
 
 
 def summary(result: TrainResult) -> str:
-    """Return what the command line prints at the end of a training, and the next call."""
+    """Return what the command line prints at the end of a run, and the next call."""
     from dialogkit.cli.output import Output
     from dialogkit.cli.train_view import render_training
     from dialogkit.tracking.run_dir import RunDir

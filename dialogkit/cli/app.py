@@ -38,7 +38,7 @@ from dialogkit.text import sanitize
 app = typer.Typer(
     name="dialogkit",
     help="Train, test and talk to small dialog models.",
-    epilog="Exit codes: 0 done, 1 failed while it ran, 2 wrong input, 3 the training diverged, "
+    epilog="Exit codes: 0 done, 1 failed while it ran, 2 wrong input, 3 training diverged, "
     "130 or 143 stopped by a signal.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -208,8 +208,8 @@ def _usage_error(error: TyperException, words: list[str]) -> ConfigError:
             part for part in re.split(r"( \(did you mean .*\))$", message) if _suggests_only(part, line)
         )
     if (unknown := re.match(r"[Nn]o such option: --?([\w-]+)", message)) and unknown[1] in DEVICE:
-        message = f"{message.partition(' (')[0]}; a GPU is used by itself if there is one"
+        message = f"{message.partition(' (')[0]}; a GPU is used automatically if there is one"
     if command.startswith("dialogkit launch ") and "train" in words and "--" not in words:
-        begins = words.index("train")  # without the --, options of the training are taken for the job's
+        begins = words.index("train")  # without the --, options of `train` are taken for the job's
         hint = f"dialogkit {shlex.join([*words[:begins], '--', *words[begins:]])}"
     return ConfigError(f"{message[0].lower()}{message[1:]}", hint=hint)

@@ -31,7 +31,7 @@ HELP = """\
 /save FILE       append the dialog to a JSONL file, which train --dataset reads
 /load FILE       continue the last dialog of a file
 /help            show this list
-A line that ends with \\ goes on in the next one; pasted lines are one turn.
+End a line with \\ to continue on the next one; pasted lines are one turn.
 Ctrl-C stops a reply; Ctrl-D or /exit leaves the chat."""
 
 
@@ -112,8 +112,8 @@ def _turns(output: Output) -> Iterator[str]:
     return read_turns(output.note, on_interrupt="Ctrl-D leaves", on_unreadable=unreadable)
 
 
-def _told(chat: "Chat", text: str) -> str:
-    """Return text with what is changed in the dialog to fit the chat template of the model."""
+def _with_changes(chat: "Chat", text: str) -> str:
+    """Return text with the changes that fit the dialog to the model's chat template."""
     return "; ".join([text, *chat.changes()])
 
 
@@ -122,12 +122,14 @@ def _answer(output: Output, chats: "list[Chat]", line: str) -> None:
     word, _, rest = line.partition(" ")
     rest = rest.strip()
     commands: dict[str, Callable[[Chat], str]] = {
-        "/system": lambda chat: _told(chat, "system text set" if chat.set_system(rest) else "no system text"),
+        "/system": lambda chat: _with_changes(
+            chat, "system text set" if chat.set_system(rest) else "no system text"
+        ),
         "/set": lambda chat: _set(chat, rest),
         "/undo": lambda chat: f"removed: {chat.undo()}",
         "/reset": lambda chat: f"new dialog, {counted(chat.reset(), 'message')} forgotten",
         "/save": lambda chat: _save(chats, rest),
-        "/load": lambda chat: _told(chat, f"{counted(chat.load(_file(word, rest)), 'turn')} loaded"),
+        "/load": lambda chat: _with_changes(chat, f"{counted(chat.load(_file(word, rest)), 'turn')} loaded"),
     }
     if word == "/help":
         output.text(HELP)
@@ -157,7 +159,7 @@ def _set(chat: "Chat", rest: str) -> str:
 
 
 def _file(word: str, rest: str) -> str:
-    """Return the file name behind a command. Raises: ConfigError if it is missing."""
+    """Return the file name after a command. Raises: ConfigError if it is missing."""
     if not rest:
         raise ConfigError(f"{word} needs the name of a file", hint=f"{word} chat.jsonl")
     return rest
@@ -195,7 +197,7 @@ def _reply(output: Output, chats: "list[Chat]", how: "Callable[[Chat], Callable[
         if len(chats) > 1:
             output.print(untrusted(f"[{chat.name}]", "cyan"))
         with no_echo(), _ctrl_c() as stopped:
-            reply = how(chat)(on_text=output.stream, leave=lambda: bool(stopped))
+            reply = how(chat)(on_text=output.stream, should_stop=lambda: bool(stopped))
         output.end_stream(instead="" if reply.reply else "(empty)")
         output.reply_statistics(reply, model=chat.name if len(chats) > 1 else None)
         if chat.left_out:

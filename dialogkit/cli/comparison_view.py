@@ -36,7 +36,7 @@ def render_comparison(output: Output, compared: "Comparison") -> None:
 
 
 def _warn_of_different_dialogs(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
-    """Say if runs were evaluated on different dialogs, and on how many."""
+    """Report runs that were evaluated on different dialogs, and on how many."""
     if not compared.same_data:
         own = [
             f"{letter}'s are {part.dialogs:,} of {part.dataset}"

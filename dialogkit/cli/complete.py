@@ -29,7 +29,7 @@ def presets(incomplete: str) -> list[str]:
 
 
 def base_models(incomplete: str) -> list[str]:
-    """Return what a training can start from: the catalogue, and model files and folders."""
+    """Return what training can start from: the catalogue, and model files and folders."""
     return [*_begun(shipped_names("models"), incomplete), *_files(incomplete, (".json", ".gguf"))]
 
 

@@ -13,7 +13,7 @@ from dialogkit.cli import complete
 from dialogkit.cli.options import BadRowsOption, ColumnsOption, JsonOption, SetOption, Sets, given_settings
 from dialogkit.cli.output import Output, table, untrusted, values_grid
 from dialogkit.hints import Call
-from dialogkit.text import counted, percent, sanitize, share_of
+from dialogkit.text import counted, percent, percentage_of, sanitize
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
@@ -63,7 +63,7 @@ def make_command(
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Make dialogs of WORLD, a folder of facts and questions about them."""
+    """Make dialogs from WORLD, a folder of facts and questions about them."""
     from dialogkit.services.data import dialog_lines, write_dialogs
 
     output = Output(json_mode=json_output)
@@ -80,7 +80,9 @@ def _render_made(output: Output, made: "MadeDialogs") -> None:
     values = {
         "file": f"{made.file}: {counted(made.dialogs, 'dialog')} of {made.world}, seed {made.seed}",
         "held out": f"{sum(made.held_out.values()):,}" + (f" ({', '.join(held_out)})" if held_out else ""),
-        "topics": ", ".join(f"{topic} {share_of(number, made.dialogs)}" for topic, number in made.topics.items()),
+        "topics": ", ".join(
+            f"{topic} {percentage_of(number, made.dialogs)}" for topic, number in made.topics.items()
+        ),
         "answers": f"{made.answers:,}, {made.checked:,} of them with a check",
     }
     output.print(values_grid(values))
@@ -118,7 +120,7 @@ def inspect_command(
     sets: SetOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Show what a model gets of DATASET: its rows, lengths, duplicates and oddities, and what to improve."""
+    """Show what a model sees of DATASET: its rows, lengths, duplicates and oddities, and what to improve."""
     from dialogkit.config.load import parse_sets
     from dialogkit.services.inspect import inspect_data
 
@@ -179,7 +181,11 @@ def _overview(result: "InspectResult") -> Table:
         "tokens": f"{result.model}'s, {result.bytes_per_token:.2f} bytes of text each; "
         f"{result.supervised_share:.1%} of all are learned",
         "turns": _turns(result.turns, dialogs)
-        + (f"; a system prompt in {share_of(result.system_prompts, dialogs)}" if result.system_prompts else ""),
+        + (
+            f"; a system prompt in {percentage_of(result.system_prompts, dialogs)}"
+            if result.system_prompts
+            else ""
+        ),
         "letters": _letters(result.scripts),
         "duplicates": f"{copies.exact:,} exact, {copies.near:,} near{groups} "
         f"(Jaccard {copies.threshold} of {copies.shingle_words}-word shingles)",
@@ -190,16 +196,16 @@ def _overview(result: "InspectResult") -> Table:
 
 
 def _set(figures: Any) -> str:
-    share = share_of(figures.supervised_tokens, figures.tokens)
+    share = percentage_of(figures.supervised_tokens, figures.tokens)
     return f"{counted(figures.dialogs, 'dialog')}, {counted(figures.tokens, 'token')}, {share} of them learned"
 
 
 def _turns(turns: dict[int, int], dialogs: int, number: int = 4) -> str:
     """Return the most frequent numbers of turns, and how many dialogs have another one."""
     most = sorted(sorted(turns.items(), key=lambda item: -item[1])[:number])
-    shares = [f"{count} in {share_of(part, dialogs)}" for count, part in most]
+    shares = [f"{count} in {percentage_of(part, dialogs)}" for count, part in most]
     left = dialogs - sum(part for _, part in most)
-    return ", ".join([*shares, f"others in {share_of(left, dialogs)}"] if left else shares)
+    return ", ".join([*shares, f"others in {percentage_of(left, dialogs)}"] if left else shares)
 
 
 def _letters(scripts: dict[str, float]) -> str:
@@ -222,7 +228,7 @@ def _render_lengths(output: Output, result: "InspectResult") -> None:
     for part in lengths.histogram:
         style, mark = ("red", "cut") if part.cut else ("cyan", "")
         bar = Text(_bar(part.dialogs / most * width, ascii_only=output.out.options.ascii_only), style)
-        share = share_of(part.dialogs, dialogs)
+        share = percentage_of(part.dialogs, dialogs)
         grid.add_row(f"{part.low:,}", "-", f"{part.high:,}", bar, f"{part.dialogs:,}", share, Text(mark, style))
     output.print(grid)
 

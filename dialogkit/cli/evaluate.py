@@ -13,9 +13,9 @@ from dialogkit.hints import Call
 
 LEGEND = """
 loss, perplexity   how improbable the true answers are to the model
-bits/byte          the same, comparable between models with other tokenizers
+bits/byte          the same, comparable between models with different tokenizers
 token accuracy     how often the true token is the most probable
-prompt gain        bits/byte saved by the own prompt over another one; 0: ignored
+prompt gain        bits/byte saved by the dialog's own prompt over another; 0: ignored
 hits@1 of 10       the true answer is the most probable of ten; 10% by chance
 repeated 4-grams   sequences of four words that occur earlier in the reply
 distinct-1, -2     distinct words, or word pairs, as a fraction of all
@@ -23,7 +23,7 @@ length ratio       bytes of the replies relative to the true answers
 prompt echo        sequences of three words copied from the prompt
 right answers      of questions whose rows say what a right answer contains
 chrF, ROUGE-L      similarity to the true answers, up to 100 and up to 1
-untrained          the model before its training
+untrained          the model before training
 unigram            token frequencies of the training answers
 """.strip()
 """What the words of the table mean; shown below the options in the help."""
@@ -53,7 +53,7 @@ def evaluate_command(
         bool, typer.Option("--whole", help="Score the whole dataset, not only its held-out dialogs.")
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Only score the answers: no replies, no anchors.")
+        bool, typer.Option("--quick", help="Only score the answers: no replies, no baselines.")
     ] = False,
     slices: Annotated[bool, typer.Option("--slices", help="Show each kind of dialog separately.")] = False,
     worst: Annotated[

@@ -32,7 +32,9 @@ def render_evaluation(
     if result.anchors:
         render_figures(output, _lettered(result))
         marks = _marks(output)
-        legend = f"{marks[1]} more is better, {marks[-1]} less is; dialogkit evaluate --help explains the metrics"
+        legend = (
+            f"{marks[1]} higher is better, {marks[-1]} lower is; dialogkit evaluate --help explains the metrics"
+        )
         output.note(legend, "dim")
         output.print("")
     else:
@@ -83,7 +85,7 @@ def _render_heading(output: Output, rows: "Sequence[EvaluateRow]", request: "Eva
 
 
 def _measured_on(row: "EvaluateRow") -> str:
-    """Return on how many of which dialogs a model was evaluated."""
+    """Return which dialogs a model was evaluated on, and how many."""
     if row.held_out is None or row.of_dialogs is None:
         return f"{row.dataset}, {counted(row.dialogs, 'dialog')}"
     if row.dialogs == row.held_out:
@@ -105,7 +107,7 @@ def _whole_for_more(row: "EvaluateRow", request: "EvaluateRequest") -> bool | No
 
 
 def size_notes(row: "EvaluateRow", request: "EvaluateRequest") -> "Iterator[str]":
-    """Yield notes if training knows dialogs, if there were fewer than asked for, or too few to say much."""
+    """Yield notes if training contains dialogs, or if there are fewer than asked for, or too few to say much."""
     if not row.trained_on and (
         known := known_from_training(counted(row.dialogs, "dialog"), row.known_prompts, row.known_answers)
     ):
@@ -125,7 +127,7 @@ def size_notes(row: "EvaluateRow", request: "EvaluateRequest") -> "Iterator[str]
 
 
 def _more_held_out(row: "EvaluateRow") -> str:
-    """Return how a training holds out some twenty dialogs; empty if it already holds out half of them."""
+    """Return how to hold out some twenty dialogs; empty if it already holds out half of them."""
     if row.of_dialogs is None or row.held_out is None or 2 * row.held_out >= row.of_dialogs:
         return ""
     fraction = min(0.5, math.ceil(200 / row.of_dialogs) / 10)
@@ -138,7 +140,7 @@ def next_command(result: "EvaluateResult", request: "EvaluateRequest") -> Call |
         return result.same_dialogs
     few = next((row for row in result.rows if row.dialogs < FEW), None)
     more = None if few is None else _whole_for_more(few, request)
-    # What one of several models was trained on is no test of it.
+    # A dataset that one of the models was trained on is no fair test.
     if few is not None and (whole := more) is not None and not (whole and any(r.own_data for r in result.rows)):
         models = [word or row.model for row, word in zip(result.rows, request.models, strict=True)]
         return Call("evaluate", *models, dataset=request.dataset, whole=whole, output_dir=str(request.output))
@@ -178,7 +180,7 @@ def _render_likelihood(output: Output, rows: "Sequence[EvaluateRow]") -> None:
 def render_figures(
     output: Output, result: "EvaluateResult", *, only: Sequence[str] = (), without: str | None = None
 ) -> None:
-    """Print one metric per line, with the models and their anchors side by side as far as they fit.
+    """Print one metric per line, with the models and their baselines side by side as far as they fit.
 
     Args:
         output: where to print.
@@ -188,7 +190,7 @@ def render_figures(
     """
     best, marks = _best(result.rows), _marks(output)
     wanted = [metric for metric in METRICS if metric.name != without and (not only or metric.name in only)]
-    # A metric that only the anchors have, such as the speed of an untrained model, says nothing.
+    # A metric that only the baselines have, such as the speed of an untrained model, says nothing.
     metrics = [metric for metric in wanted if any(getattr(r, metric.name) is not None for r in result.rows)]
 
     def draw(columns: "Sequence[tuple[str, EvaluateRow]]", *, short: bool = False) -> "Table":
@@ -220,9 +222,9 @@ def _lettered(result: "EvaluateResult") -> "EvaluateResult":
 
 
 def _columns(result: "EvaluateResult") -> "list[tuple[str, EvaluateRow]]":
-    """Return titles and models, each followed by its untrained self, and then the other anchors.
+    """Return titles and models, each followed by its untrained self, and then the other baselines.
 
-    An anchor that several models share is one column; its title names them unless it belongs to all.
+    A baseline that several models share is one column; its title names them unless it belongs to all.
     """
     shared: dict[tuple[object, ...], dict[str, EvaluateRow]] = {}
     for anchor in result.anchors:
@@ -245,7 +247,7 @@ def _columns(result: "EvaluateResult") -> "list[tuple[str, EvaluateRow]]":
 
 
 def _marks(output: Output) -> dict[int, str]:
-    """Return the mark of a metric of which more (1) or less (-1) is better."""
+    """Return the mark of a metric for which higher (1) or lower (-1) is better."""
     more, less = "\N{UPWARDS ARROW}", "\N{DOWNWARDS ARROW}"
     return {1: more, -1: less, 0: " "} if encodes(output.out, more + less) else {1: "+", -1: "-", 0: " "}
 

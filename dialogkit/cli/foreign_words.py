@@ -104,7 +104,7 @@ WITHOUT_VALUE = {
     "--budget": "20m",
     "--preset": "test",
 }
-"""The value that is most likely meant where an option is typed without one."""
+"""The value that is most likely meant by an option without one."""
 
 
 def plain(flag: str) -> str:

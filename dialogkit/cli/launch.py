@@ -27,7 +27,7 @@ def slurm_command(
     memory: options.MemoryOption = None,
     time: Annotated[
         str | None,
-        typer.Option("--time", metavar="TIME", help="90m, 12h or 2-12:00:00; the job is queued again after it."),
+        typer.Option("--time", metavar="TIME", help="90m, 12h or 2-12:00:00; then the job is queued again."),
     ] = None,
     partition: Annotated[str | None, typer.Option("--partition", metavar="NAME", help="Partition.")] = None,
     account: Annotated[str | None, typer.Option("--account", metavar="NAME", help="Account to charge.")] = None,
@@ -67,7 +67,7 @@ def kubernetes_command(
     cpus: options.CpusOption = None,
     memory: options.MemoryOption = None,
     time: Annotated[
-        str | None, typer.Option("--time", metavar="TIME", help="90m or 12h; the job is ended after it.")
+        str | None, typer.Option("--time", metavar="TIME", help="90m or 12h; then the job is ended.")
     ] = None,
     max_restarts: options.RestartsOption = 3,
     name: options.NameOption = None,
@@ -99,14 +99,14 @@ NOT_IN_A_JOB = {
 
 
 def _training(words: list[str], name: str | None) -> "tuple[RunConfig, list[str]]":
-    """Return the configuration of a training and the words after `train`, checked as `train` checks them.
+    """Return the configuration of a run and the words after `train`, checked as `train` checks them.
 
     Raises: ConfigError, also for options that only make sense where they are typed.
     """
     words = words[1:] if words[:1] == ["dialogkit"] else words
     if words[:1] != ["train"]:
         raise ConfigError(
-            f"a job is a training, so its command begins with train and not {words[0]!r}",
+            f"the command of a job begins with train and not {words[0]!r}",
             hint=hints.job_line({}, ["train", "custom-tiny"]),
         )
     if name is not None:

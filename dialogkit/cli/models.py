@@ -31,7 +31,7 @@ def show_command(
     output_dir: OutputOption = "models",
     json_output: JsonOption = False,
 ) -> None:
-    """Show all about one model."""
+    """Show everything about one model."""
     from dialogkit.services.models import show_model
 
     row = show_model(name, output=output_dir)
@@ -63,7 +63,7 @@ def render_models(output: Output, rows: "list[ModelRow]") -> None:
             columns,
             rows,
             right=("parameters", "no emb.", "layers", "width", "context"),
-            # `models show` has all of it.
+            # `models show` shows everything.
             dispensable=("class", "context", "source", "licence", "no emb.", "kind", "width", "layers"),
         )
     )
@@ -74,7 +74,7 @@ def _millions(count: int | None) -> str:
 
 
 def render_model(output: Output, row: "ModelRow") -> None:
-    """Print all about one model."""
+    """Print everything about one model."""
     values = {}
     for name, value in row.model_dump().items():
         if isinstance(value, bool):

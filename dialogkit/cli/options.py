@@ -133,7 +133,7 @@ PresetOption = Annotated[
         "--preset",
         "-c",
         metavar="PRESET",
-        help=r"test, development or production. \[test]",
+        help=r"test, talk, development or production. \[test]",
         autocompletion=complete.presets,
     ),
 ]
@@ -344,7 +344,7 @@ ForceOption = Annotated[
 ]
 FitBatchOption = Annotated[
     bool,
-    Option("--fit-batch", help="Split each batch as often as memory requires."),
+    Option("--fit-batch", help="Split each batch into as many parts as memory requires."),
     Sets("train.fit_batch", to=True),
 ]
 DevicesOption = Annotated[

@@ -156,7 +156,7 @@ class Output:
             self.note(hint, label=("try: ", "bold"))
 
     def skipped(self, runs: Sequence[str]) -> None:
-        """Say which runs are missing because their records cannot be read."""
+        """Report the runs that are missing because their records cannot be read."""
         if runs:
             self.note(f"skipped, as the record cannot be read: {', '.join(runs)}")
 
@@ -165,7 +165,7 @@ class Output:
         self.note(redact(hints.render(hint) or ""), label=("next: ", "bold"))
 
     def note(self, text: str, style: str = "", *, label: tuple[str, str] = ("", "")) -> None:
-        """Print text from outside to stderr, behind a label with its style; the terminal breaks long lines."""
+        """Print text from outside to stderr after a label in its style; the terminal breaks long lines."""
         self.err.print(Text.assemble(label, untrusted(text, style)), soft_wrap=True)
 
     def print(self, *items: RenderableType) -> None:
@@ -192,7 +192,7 @@ class Output:
         self.reply_statistics(reply, model=model)
 
     def reply_statistics(self, reply: "ReplyResult", *, model: str | None = None) -> None:
-        """Print to stderr how long a reply is, how long it took and what stopped it, behind its model's name."""
+        """Print to stderr the length of a reply, its time and what stopped it, after the name of its model."""
         line = "" if model is None else f"{model}: "
         line += f"{counted(reply.tokens, 'token')}, {reply.seconds:.2f} s, stopped by {reply.stop_reason}"
         if reply.cut_tokens:
@@ -233,7 +233,7 @@ class Output:
             task = drawn.add_task("", total=None)
 
             def update(activity: str, done: float) -> None:
-                # Until the first part is done, the bar moves to and fro.
+                # Until the first part is done, the bar moves back and forth.
                 drawn.update(
                     task, total=1.0 if done else None, completed=done, description=escape(sanitize(activity))
                 )

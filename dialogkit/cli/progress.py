@@ -1,4 +1,4 @@
-"""Prints the progress of a training."""
+"""Prints the progress of a run."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TrainOutput(TrainReporter):
-    """Prints a training: a header, then a progress bar in a terminal or plain lines elsewhere."""
+    """Prints a run: a header, then a progress bar in a terminal or plain lines elsewhere."""
 
     def __init__(self, output: Output) -> None:
         self._console = output.err
@@ -37,10 +37,10 @@ class TrainOutput(TrainReporter):
             self._status.stop()
             self._status = None
 
-    def header(self, facts: Mapping[str, str]) -> None:
+    def header(self, info: Mapping[str, str]) -> None:
         """Print the description of a run, one entry per line."""
         self._stop_spinner()
-        print_item(self._console, values_grid({name: redact(value) for name, value in facts.items()}))
+        print_item(self._console, values_grid({name: redact(value) for name, value in info.items()}))
 
     def note(self, text: str) -> None:
         """Print a line."""
@@ -52,7 +52,7 @@ class TrainOutput(TrainReporter):
         return hints.render(hint) or ""
 
     def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
-        """Move the bar, or print a line; an evaluation is always a line of its own."""
+        """Move the bar, or print a line; an evaluation always gets its own line."""
         self._stop_spinner()
         if "eval/nats_per_token" in metrics or not self._console.is_terminal:
             if (line := step_line(step, total, metrics)) is not None:
@@ -68,7 +68,7 @@ class TrainOutput(TrainReporter):
                 TextColumn("{task.completed}/{task.total}"),
                 TimeRemainingColumn(),
                 console=self._console,
-                refresh_per_second=4,  # drawing takes time from the training
+                refresh_per_second=4,  # drawing takes time from training
             )
             self._task = self._progress.add_task("", total=total)
             self._progress.start()

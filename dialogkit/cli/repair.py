@@ -1,4 +1,4 @@
-"""Rewrites a command that was typed wrong as the one that was meant, with the values that were typed."""
+"""Corrects a mistyped command to the one that was meant, keeping the typed values."""
 
 import glob
 import os
@@ -47,7 +47,7 @@ class Part:
 
 
 def line_for(words: Sequence[str]) -> str | None:
-    """Return what was most likely meant as a line to type; None if nothing better is known."""
+    """Return the command that was most likely meant; None if nothing better is known."""
     if (found := repaired(words)) is not None:
         return _on_device(words) + _line(found)
     files = [word for word in words if is_data(word) and os.path.isfile(word)]
@@ -77,7 +77,7 @@ _JOINED = {
 
 
 def line_for_error(error: DialogKitError, words: Sequence[str]) -> str | None:
-    """Return what was most likely meant if the error is about a word that this changes, else None."""
+    """Return the command that was most likely meant if it corrects what the error is about, else None."""
     files = [file for word in words for file in (_matches(word) if repr(word) in error.message else [word])]
     if error.exit_code == 2 and files != list(words):
         return line_for(files) or (_line(files) if _is_taken(files) else None)
@@ -155,7 +155,7 @@ def _command(words: list[str]) -> list[str] | None:
 
 
 def _verb(rest: list[str], known: Sequence[str]) -> list[str]:
-    """Return the words behind a group, with the command of the group that they mean."""
+    """Return the words after a group, with the command of the group that they mean."""
     first, *others = rest
     if first in known or first.startswith("-"):
         return rest
@@ -197,7 +197,7 @@ def _near(words: list[str], tree: Mapping[str, Any]) -> list[str] | None:
 
 
 def _arguments(verb: str, words: list[str]) -> list[str]:
-    """Return the words behind a command with the flags that they mean."""
+    """Return the words after a command, with the flags that they mean."""
     command = Command(verb)
     parts = [new for part in _parts(command, words) for new in _known(command, part)]
     return [word for part in _placed(command, parts) for word in part.words]
@@ -235,7 +235,7 @@ def _parts(command: Command, words: list[str]) -> Iterator[Part]:
 
 
 def _assignment(rest: list[str]) -> str | None:
-    """Take the words behind `--set` as `NAME=VALUE`, however they are written."""
+    """Read the words after `--set` as `NAME=VALUE`, however they are written."""
     if not rest:
         return None
     name, equals, value = rest.pop(0).partition("=")

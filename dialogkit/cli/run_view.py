@@ -74,7 +74,7 @@ def _render_head(output: Output, shown: "RunDetails") -> None:
 
 
 def _figures(shown: "RunDetails") -> Table:
-    """Return the metrics on the held-out dialogs before and after the training, or at the last evaluation."""
+    """Return the metrics on the held-out dialogs before and after training, or at the last evaluation."""
     drawn = table("held out", "before", "after", right=("before", "after"))
     evaluated = [(step, value) for step, value in shown.held_out_loss if step]
     last = evaluated[-1] if evaluated and shown.status != "completed" else None
@@ -189,7 +189,7 @@ def _settings(shown: "RunDetails") -> list[tuple[str, Any, str]]:
     if shown.origins:
         chosen = [name for name in settings if shown.origins.get(name, "default") != "default"]
         chosen = [name for name in chosen if not name.startswith("model.") or "model " not in shown.origins[name]]
-    else:  # of a training in Python
+    else:  # started from Python
         defaults = default_settings()
         chosen = [
             n for n in settings if n in defaults and settings[n] != defaults[n] and not n.startswith("model.")
@@ -240,7 +240,7 @@ def _render_curve(output: Output, shown: "RunDetails") -> None:
 
 
 def _render_evaluations(output: Output, shown: "RunDetails") -> None:
-    """Print the stored evaluations beside their anchors, and the task results."""
+    """Print the stored evaluations beside their baselines, and the task results."""
     from dialogkit.cli.evaluation_view import render_figures
 
     for evaluation in shown.evaluations:

@@ -151,7 +151,7 @@ def sync_command(
 
 
 def _render_uploads(out: Output, rows: "Sequence[SyncRow]") -> None:
-    """Print what became of each upload; a reason that several have in common is said once."""
+    """Print the result of each upload; a reason that several share is printed once."""
     if not rows:
         out.print("there are no offline runs to upload")
     said: set[str] = set()

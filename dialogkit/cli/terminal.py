@@ -23,7 +23,7 @@ def read_turns(
 
     Args:
         said: prints a line to stderr.
-        on_interrupt: what is said at Ctrl-C.
+        on_interrupt: message to print on Ctrl-C.
         on_unreadable: receives the encoding that a line was not in.
     """
     terminal = sys.stdin.isatty()
@@ -118,7 +118,7 @@ class WordWrap:
         self._write, self._width = write, width
         self._column = 0
         self._blanks = self._word = ""
-        """Blanks and the word behind them that are not written yet: the word may grow."""
+        """Blanks and the following word that are not written yet: the word may grow."""
 
     def add(self, text: str) -> None:
         """Write a piece of the text, up to its last whole word."""

@@ -136,7 +136,7 @@ def _resume(output: Output, arguments: TrainArguments) -> None:
             hint=Call("train", resume=name),
         )
     run = find_resumable(name, model=arguments.model, output=arguments.output)
-    if name == NEWEST and LAUNCH_FOLDER not in os.environ:  # otherwise the process that started this one says it
+    if name == NEWEST and LAUNCH_FOLDER not in os.environ:  # otherwise the process that started this one prints it
         output.skipped(skipped_runs(output=arguments.output))
     if (record := run.read()).status != "completed":
         config, _ = resumed_config(run, record, arguments.settings, force=force)
@@ -157,8 +157,8 @@ def _next(model: str, result: "TrainResult") -> str:
 
 
 def _render_finished(output: Output, arguments: TrainArguments, run: "RunDir", model: str) -> None:
-    """Say that a run is finished, and which of the options that were typed have no effect for that reason."""
-    # The folder is where the run was found, and no change of it.
+    """Report that a run is finished, and which typed options therefore have no effect."""
+    # `--output-dir` says where the run was found; it is not a change.
     unused = [hints.name_of(setting) for setting in arguments.settings if setting != "runtime.output_dir"]
     unused += ["--force"] * arguments.given["force"]
     message = f"the run {run.name} is finished: there is nothing to do"
@@ -183,7 +183,7 @@ def _start_processes(output: Output, arguments: TrainArguments, config: "RunConf
 
 @contextmanager
 def _drawing(output: Output) -> Iterator[TrainOutput]:
-    """Draw the progress of a training, and leave the terminal as it was."""
+    """Draw the progress of a run, and leave the terminal as it was."""
     drawing = TrainOutput(output)
     try:
         yield drawing

@@ -1,4 +1,4 @@
-"""Prints the result of a training or a dry run."""
+"""Prints the result of a run or a dry run."""
 
 import shlex
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def chat_command(model: str, run: Path | str, replies: "Sequence[ReplyResult]" =
 
 
 def _is_typed_easily(prompt: str) -> bool:
-    """Return whether a prompt is one short line without a system text, which stands before it in parentheses."""
+    """Return whether a prompt is one short line without a system text, which would precede it in parentheses."""
     return (
         len(prompt) <= _LONGEST_PROMPT
         and "\n" not in prompt
@@ -50,7 +50,7 @@ def _is_typed_easily(prompt: str) -> bool:
 
 
 def render_training(output: Output, result: "TrainResult") -> None:
-    """Print the metrics before and after a training, its replies, and where everything is."""
+    """Print the metrics before and after training, its replies, and where everything is."""
     figures = table("on the held-out dialogs", "before", "after", right=("before", "after"))
     for name in ("nats_per_token", "perplexity", "bits_per_byte", "accuracy", "right_answers"):
         if not {f"before/{name}", f"final/{name}"} <= result.metrics.keys():
@@ -58,7 +58,7 @@ def render_training(output: Output, result: "TrainResult") -> None:
         label, form = HELD_OUT[name]
         figures.add_row(label, *(format(result.metrics[f"{when}/{name}"], form) for when in ("before", "final")))
     output.print(figures)
-    output.note("bits per byte: what the true answers still cost to predict; fewer is better", "dim")
+    output.note("bits per byte: what the true answers still cost to predict; lower is better", "dim")
     output.print("")
     for reply in result.held_out_replies if result.shows_held_out else result.replies:
         _render_reply(output, reply)

@@ -51,14 +51,14 @@ class Result(BaseModel):
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, arbitrary_types_allowed=False)
 
-    def facts(self) -> Iterable[tuple[str, Any]]:
+    def repr_fields(self) -> Iterable[tuple[str, Any]]:
         """Return what `repr` shows of the result, the most important first."""
         return ((name, getattr(self, name)) for name in type(self).model_fields)
 
     def __repr__(self) -> str:
         """Return one short line; `model_dump` has everything."""
         shown = ""
-        for name, value in self.facts():
+        for name, value in self.repr_fields():
             if value is None or (isinstance(value, Sized) and not len(value)):
                 continue
             word = f"{name}={_brief(value)}"

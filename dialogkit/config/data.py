@@ -63,7 +63,7 @@ class DataConfig(Section):
                 raise ValueError(f"{word!r} is not of the form ROLE=COLUMN, such as prompt=frage")
             if role not in COLUMN_ROLES:
                 raise ValueError(
-                    f"{role!r} is no role of a column{did_you_mean(role, COLUMN_ROLES)}: {', '.join(COLUMN_ROLES)}"
+                    f"{role!r} is not a column role{did_you_mean(role, COLUMN_ROLES)}: {', '.join(COLUMN_ROLES)}"
                 )
         if len({word.partition("=")[0] for word in value}) < len(value):
             raise ValueError("a role has two columns")

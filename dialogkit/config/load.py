@@ -73,7 +73,7 @@ def load_run_config(
 
     Args:
         model: a catalogue name, a model file (`.json`), a model folder, a GGUF file or a hub id.
-        preset: test, development or production.
+        preset: test, talk, development or production.
         config_file: a JSON file with any settings; it overrides the model file and the preset.
         overrides: dotted names to values, such as `{"train.max_steps": 5}`; they override everything.
 
@@ -111,7 +111,7 @@ def load_with_origins(
         raise config_error(list_problems(error), suggestion(error, origins)) from None
     if config.name == NEWEST:
         raise ConfigError(
-            f"name: must not be {NEWEST!r}, which stands for the newest unfinished run",
+            f"name: must not be {NEWEST!r}, which means the newest unfinished run",
             hint=Change({"name": "my-run"}),
             settings=("name",),
         )

@@ -29,7 +29,7 @@ PACKAGE_DIR = Path(__file__).resolve().parent.parent
 
 DEFAULT_OUTPUT = "models"
 NEWEST = "last"
-"""Stands for the newest unfinished run wherever a run can be named, so no run can have this name."""
+"""Means the newest unfinished run wherever a run can be named, so no run can have this name."""
 
 
 @cache
@@ -71,7 +71,7 @@ def without_model(name: str) -> str:
 
 
 def file_kind(path: Path) -> str | None:
-    """Return what a path refers to in words; None for a regular file."""
+    """Return a description of what a path refers to; None for a regular file."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:

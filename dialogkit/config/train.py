@@ -87,7 +87,7 @@ class TrainConfig(Section):
     def require_divisible(self, processes: int, *, keeps_batch: bool = False) -> None:
         """Raise ConfigError, with the numbers that would work, unless the batch divides evenly.
 
-        The hint is another batch, or fewer devices of one machine if the training `keeps_batch`.
+        The hint is another batch, or fewer devices of one machine if the run `keeps_batch`.
         """
         size, micro_batches = self.batch_size, self.accumulation_steps
         divisor = micro_batches * processes

@@ -39,12 +39,12 @@ def is_right(reply: str, check: Check) -> bool:
 
 
 def check_problem(check: Any) -> str | None:
-    """Return what is wrong with a check, in words, or None."""
+    """Return what is wrong with a check, or None."""
     match check:
         case str():
             return None if _plain(check) else "an empty text cannot be checked"
         case bool():
-            return f"{str(check).lower()} is no check; a text needs quotes"
+            return f"{str(check).lower()} is not a check; a text needs quotes"
         case int() | float():
             return None
         case list():
@@ -54,7 +54,7 @@ def check_problem(check: Any) -> str | None:
             return _pattern_problem(pattern)
         case _:
             kinds = "a text, a number, a list or {pattern: ...}"
-            return f"{shortened(repr(check), 60)} is no check; it must be {kinds}"
+            return f"{shortened(repr(check), 60)} is not a check; it must be {kinds}"
 
 
 def checks_of(check: Any, answers: int) -> list[Check | None]:
@@ -64,7 +64,7 @@ def checks_of(check: Any, answers: int) -> list[Check | None]:
         check: the `check` of the row: a list with a value for each answer, or the check of its only answer.
         answers: the number of answers of the row.
 
-    Raises: DataError if it is no check, or does not suit the number of answers.
+    Raises: DataError if it is not a check, or does not suit the number of answers.
     """
     if check is None:
         return [None] * answers

@@ -63,7 +63,7 @@ _ENCODINGS = [
 _LATIN = ("cp1252", "cp1250", "cp1254", "mac_roman")
 """The Latin alphabet in Windows in most of the world, in Central Europe and in Turkey, and in old Macs."""
 _ALIKE = 0.1
-"""Most by which the disorder of a text differs between code pages of Windows that may both be right."""
+"""Greatest difference in the disorder of a text between two Windows code pages that may both be right."""
 _SYMBOL_IN_WORD = re.compile(
     r"[^\W\d_](?:[\xb2\xb3\xb9\xbc-\xbe]|[^\x00-\x7f\w\s\xab\xad\xb7\xbb\u2010-\u2026])[^\W\d_]"
 )
@@ -110,8 +110,8 @@ def wrong_encoding(path: Path) -> DataError | None:
 def _latin_readings(sample: bytes, names: Collection[str]) -> dict[str, str]:
     """Return each of the Latin code pages in which a text reads differently, with a word that shows it.
 
-    They differ in few letters, so that only people see which is right. One in which a symbol stands inside a word
-    is wrong if another fits.
+    They differ in few letters, so only people can see which is right. One that puts a symbol inside a word
+    is wrong if another one fits.
     """
     texts: dict[str, str] = {}
     for name in _LATIN:

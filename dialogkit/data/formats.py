@@ -42,7 +42,7 @@ class Format:
 
     Attributes:
         name: as `data.format` takes it.
-        columns: in words, what its rows have.
+        columns: a description of what its rows have.
         uses: columns that it reads.
         matches: returns whether a set of columns has this shape.
         read: returns the messages of a row.

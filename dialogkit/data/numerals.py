@@ -1,4 +1,4 @@
-"""Numbers in words."""
+"""Numbers as words."""
 
 import re
 
@@ -10,11 +10,11 @@ _SMALL: list[str] = re.findall(
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 MOST = 100
-"""The highest number that is known in words."""
+"""The highest number that is known as words."""
 
 
 def in_words(number: int) -> str:
-    """Return a number from 0 to 100 in words."""
+    """Return a number from 0 to 100 as words."""
     if number < len(_SMALL):
         return _SMALL[number]
     if number == MOST:

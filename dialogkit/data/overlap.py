@@ -8,7 +8,7 @@ from dialogkit.data.tokens import DialogTokens
 
 
 class Overlap(NamedTuple):
-    """Held-out dialogs of which training has the prompt, which is all before the first answer, or the answer."""
+    """Held-out dialogs whose prompt (everything before the first answer) or answer occurs in training."""
 
     prompts: int
     answers: int
@@ -23,7 +23,7 @@ def overlap_of(held_out: DialogTokens, train: DialogTokens) -> Overlap:
 
 def _parts(dialogs: DialogTokens) -> tuple[list[bytes], list[bytes]]:
     """Return the tokens before the first answer of each dialog, and those of the answer."""
-    # A place behind the last token ends what nothing else ends.
+    # A position after the last token ends a span that nothing else ends.
     learned = np.append(np.flatnonzero(dialogs.supervised), len(dialogs.ids))
     others = np.append(np.flatnonzero(~dialogs.supervised), len(dialogs.ids))
     begins, ends = dialogs.offsets[:-1], dialogs.offsets[1:]

@@ -61,20 +61,20 @@ class Ledger:
     """Dialogs without a supervised token inside the context."""
     first_bad_row: str | None
     notes: dict[str, int] = field(default_factory=dict)
-    """What of the rows was repaired or left out, with the number of dialogs."""
+    """What was repaired or left out of the rows, with the number of dialogs."""
     unused_columns: list[str] = field(default_factory=list)
     template_notes: dict[str, int] = field(default_factory=dict)
-    """What of the dialogs was changed to fit the chat template of the model, with the number of dialogs."""
+    """What was changed in the dialogs to fit the model's chat template, with the number of dialogs."""
     answers: int = 0
-    """Answers to learn in the dialogs that the chat template takes."""
+    """Answers to learn in the dialogs that the chat template accepts."""
     not_learned: dict[str, int] = field(default_factory=dict)
     """Those that are not learned under the template, by reason."""
     split_by: str = BY_HASH
     """How the dialogs are split: by a `hash` of their text, or as their `rows` say."""
     spare: int = 0
-    """Dialogs that their rows hold out, but that are more than are evaluated."""
+    """Dialogs that their rows hold out beyond those that are evaluated."""
     checked: int = 0
-    """Answers of which the rows say what a right one contains."""
+    """Answers whose rows say what a right answer contains."""
 
     @property
     def kept(self) -> int:
@@ -82,7 +82,7 @@ class Ledger:
         return self.rows - self.unusable - self.dropped
 
     def remarks(self) -> list[str]:
-        """Return in words what was repaired, left out or not used."""
+        """Return sentences about what was repaired, left out or not used."""
         lines = _of_dialogs(self.notes) + self.of_template()
         if names := [shortened(name, 40) for name in self.unused_columns]:
             more = f" and {len(names) - 12} more" if len(names) > 12 else ""
@@ -95,7 +95,7 @@ class Ledger:
         return lines
 
     def of_template(self) -> list[str]:
-        """Return in words what the chat template of the model does not take as it is."""
+        """Return sentences about what the model's chat template does not accept as it is."""
         return _of_dialogs(self.template_notes) + [
             f"{number:,} of {counted(self.answers, 'answer')} {_are(number)} not learned: {reason}"
             for reason, number in self.not_learned.items()
@@ -248,7 +248,7 @@ def _tokens(config: DataConfig, tokenizer: ChatTokenizer, longest: int, cache: P
 def _checked_by_hash(raw: RawData, encoding: Encoding) -> dict[int, Checked]:
     """Return what rows say about the answers of dialogs, without those that the rows do not hold out.
 
-    Dialogs of which the template leaves answers out are left out too: of the others it is unknown which are which.
+    Dialogs in which the template leaves out answers are left out too: which of their answers remain is unknown.
     """
     partial, held_out, found = set(encoding.partial), raw.held_out, dict[int, Checked]()
     for index, checked in raw.checked.items():
@@ -266,7 +266,7 @@ def _held_out_hashes(raw: RawData) -> NDArray[np.uint64]:
 
 
 def none_fits(dataset: str, number: int, first: str) -> DataError:
-    """Return the error of a dataset of which the chat template of the model takes no dialog."""
+    """Return the error of a dataset without a dialog that the model's chat template accepts."""
     return DataError(
         f"none of the {counted(number, 'dialog')} of {dataset} can be learned; the first: {first}",
         hint=PLAIN_FORMAT,

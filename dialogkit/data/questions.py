@@ -1,4 +1,4 @@
-"""What rows say about the answers of their dialogs: how a right one is checked, the topic, and what is new."""
+"""What rows say about the answers of their dialogs: the check of a right answer, the topic, and what is new."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class Checked(NamedTuple):
     """The check of each answer to learn; None for an answer without one."""
     topic: str = ""
     new: str = ""
-    """What of a held-out dialog no training dialog has, as worlds name it."""
+    """What is new in a held-out dialog, as worlds name it."""
 
     @property
     def number(self) -> int:

@@ -22,7 +22,7 @@ class RowParser:
 
     Attributes:
         format: the name of the format; empty until a row of a known format was parsed.
-        notes: what was repaired or left out, in words, with the number of dialogs.
+        notes: what was repaired or left out, with the number of dialogs.
         columns: columns of the rows that were parsed.
         unknown: the error of the first row whose columns match no format.
     """

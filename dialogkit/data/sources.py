@@ -121,7 +121,7 @@ def find_world(name: str) -> Path:
         return folder
     known = ", ".join(shipped)
     if name in NAMED or os.path.lexists(folder):
-        raise DataError(f"{name!r} is no world; a world is a folder of topics, or {known}", hint=USE_SMALLTALK)
+        raise DataError(f"{name!r} is not a world; a world is a folder of topics, or {known}", hint=USE_SMALLTALK)
     meant = did_you_mean(name, [*shipped, *(entry for entry in os.listdir() if os.path.isdir(entry))])
     raise DataError(
         f"there is no world {name!r}{meant}; a world is a folder of topics, or {known}", hint=USE_SMALLTALK
@@ -239,7 +239,7 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
             raw.rows = malformed.number + len(trees.rows) + len(trees.lost)
         splits: list[Any] = []
     for place, row in found:
-        # Who says what the columns mean has said which ones are used.
+        # With `data.columns`, the user has said which ones are used.
         values = {} if config.columns else by_column(row)
         try:
             dialog = parser.parse(row)

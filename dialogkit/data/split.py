@@ -69,7 +69,7 @@ def split_by_rows(
 
 
 def hash_dialog(dialog: Dialog) -> int:
-    """Return a 64-bit hash of the roles and texts of a dialog, and of which answers are not learned."""
+    """Return a 64-bit hash of the roles and texts of a dialog, and of its answers that are not learned."""
     turns = [(m.role, m.content) if m.learned else m for m in dialog]
     text = json.dumps(turns, ensure_ascii=False, separators=(",", ":"))
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")

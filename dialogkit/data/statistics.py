@@ -32,7 +32,7 @@ def count_characters(texts: Sequence[str]) -> NDArray[np.int64]:
     return counts
 
 
-def script_shares(counts: NDArray[np.int64]) -> dict[str, float]:
+def script_fractions(counts: NDArray[np.int64]) -> dict[str, float]:
     """Return the fraction of letters in each script, the most frequent first.
 
     The script is taken from the Unicode name of a letter, after compatibility forms (full width, superscript,
@@ -70,7 +70,7 @@ def surprise(texts: Sequence[str], counts: NDArray[np.int64]) -> NDArray[np.floa
     return means
 
 
-def packed_shares(texts: Sequence[str]) -> NDArray[np.float64]:
+def compression_ratios(texts: Sequence[str]) -> NDArray[np.float64]:
     """Return the compression ratio of each text under zlib [N]: near 0 for a repetitive text."""
     encoded = (text.encode() for text in texts)
     return np.array([len(zlib.compress(data, 1)) / max(1, len(data)) for data in encoded], dtype=np.float64)

@@ -4,8 +4,8 @@ Each pass visits the shards in a seeded order, and their blocks too where random
 first to last. Rank n mod P reads block n of a pass; worker i mod W prepares block i of its rank. Blocks are
 returned in order, so the dialogs and their order do not depend on the number of workers.
 Consecutive blocks form groups of at least `data.shuffle_dialogs` dialogs, and each group is shuffled as a whole
-with a key made of its place. Four numbers and an offset therefore identify a place in the stream: to resume, the
-first block of the group is found directly, and the group is read again.
+with a key made of its position. Four numbers and an offset therefore identify a position in the stream: to resume,
+the first block of the group is found directly, and the group is read again.
 """
 
 import json
@@ -34,7 +34,7 @@ from dialogkit.errors import ConfigError, DataError, DialogKitError
 from dialogkit.hints import Call, Change, Either
 
 _FILE = "stream-{}.json"
-"""A rank's place in a checkpoint."""
+"""A rank's position in a checkpoint."""
 _FIRST = ("malformed_first", "refused_first")
 
 
@@ -43,7 +43,7 @@ def shuffled(count: int, *key: int) -> NDArray[np.int64]:
     return np.random.PCG64(key).random_raw(count).argsort(kind="stable")
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where a block is: pass, shard and block by their order in it, and its number in the pass."""
 
     epoch: int = 0
@@ -99,18 +99,18 @@ class Plan:
 
 @dataclass
 class Prepared:
-    """The tokenized training dialogs of a block; `share` is the fraction of the pass before it."""
+    """The tokenized training dialogs of a block; `fraction` is the part of the pass before it."""
 
-    place: Place
-    share: float
+    position: Position
+    fraction: float
     tokens: DialogTokens
     counts: Counts
 
 
 class _Blocks(IterableDataset[Any]):
-    """The endless blocks of one rank from a place on; each of its W workers prepares every W-th block."""
+    """The endless blocks of one rank from a position on; each of its W workers prepares every W-th block."""
 
-    def __init__(self, plan: Plan, start: Place, rank: int, world: int, pass_blocks: int | None) -> None:
+    def __init__(self, plan: Plan, start: Position, rank: int, world: int, pass_blocks: int | None) -> None:
         self._plan, self._start, self._rank, self._world = plan, start, rank, world
         self._pass_blocks = pass_blocks
         self._shown = {"malformed": 0, "refused": 0}
@@ -119,14 +119,14 @@ class _Blocks(IterableDataset[Any]):
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         try:
-            for index, (place, block, share, reader) in enumerate(self._own()):
+            for index, (position, block, fraction, reader) in enumerate(self._own()):
                 if index % workers == worker:
-                    yield self._prepared(place, block, share, reader)
+                    yield self._prepared(position, block, fraction, reader)
         except DialogKitError as error:
             yield error  # if it was raised, the DataLoader would put a traceback into its message
 
-    def _own(self) -> Iterator[tuple[Place, int, float, Reader]]:
-        """Yield place, block of the shard, share of the pass and reader of each block of this rank."""
+    def _own(self) -> Iterator[tuple[Position, int, float, Reader]]:
+        """Yield position, block of the shard, fraction of the pass and reader of each block of this rank."""
         plan, (epoch, shard, block, number) = self._plan, self._start
         shards = plan.source.shards
         started_at = number
@@ -142,9 +142,9 @@ class _Blocks(IterableDataset[Any]):
                     while reader.has(block) and (self._pass_blocks is None or number < self._pass_blocks):
                         if number % self._world == self._rank:
                             found = True
-                            share = (index + (block / known if known else 0.0)) / len(order)
+                            fraction = (index + (block / known if known else 0.0)) / len(order)
                             nth = int(chosen[block]) if chosen is not None else block
-                            yield Place(epoch, index, block, number), nth, share, reader
+                            yield Position(epoch, index, block, number), nth, fraction, reader
                         block, number = block + 1, number + 1
                 block = 0
             if not found and not started_at:
@@ -155,16 +155,16 @@ class _Blocks(IterableDataset[Any]):
                 )
             epoch, shard, number, started_at = epoch + 1, 0, 0, 0
 
-    def _prepared(self, place: Place, block: int, share: float, reader: Reader) -> Prepared:
+    def _prepared(self, position: Position, block: int, fraction: float, reader: Reader) -> Prepared:
         plan, counts = self._plan, Counts()
         parser = RowParser(plan.format, plan.config.column_of)
         dialogs: list[Dialog] = []
         numbers: list[int] = []
 
         def show(kind: str, first: list[tuple[int, str]], number: int, problem: str) -> None:
-            if place.epoch == 0 and self._shown[kind] < SHOWN_ROWS:
+            if position.epoch == 0 and self._shown[kind] < SHOWN_ROWS:
                 self._shown[kind] += 1  # limited, as finding a line number takes reading the file up to it
-                first.append((place.number, f"{reader.place(block, number)}: {problem}"))
+                first.append((position.number, f"{reader.place(block, number)}: {problem}"))
 
         for number, content, problem in reader.rows(block):
             counts.rows += 1
@@ -185,7 +185,7 @@ class _Blocks(IterableDataset[Any]):
             show("refused", counts.refused_first, numbers[index], problem)
         train = np.flatnonzero(tokens.hashes >= np.uint64(plan.below))
         counts.held_out = len(tokens) - len(train)
-        return Prepared(place, share, tokens.select(train), counts)
+        return Prepared(position, fraction, tokens.select(train), counts)
 
 
 def _as_it_is(item: Any) -> Any:
@@ -197,9 +197,9 @@ class _Group:
 
     def __init__(self, blocks: list[Prepared], taken: int, seed: int) -> None:
         self.blocks, self.taken = blocks, taken
-        self.place = blocks[0].place
+        self.position = blocks[0].position
         self._starts = np.cumsum([0, *(len(block.tokens) for block in blocks)])
-        self._order = shuffled(int(self._starts[-1]), seed, *self.place)
+        self._order = shuffled(int(self._starts[-1]), seed, *self.position)
 
     def __len__(self) -> int:
         return len(self._order)
@@ -211,15 +211,15 @@ class _Group:
 
     def counts(self) -> Counts:
         """Return the counts of the rows that are of the first pass."""
-        return sum((block.counts for block in self.blocks if block.place.epoch == 0), Counts())
+        return sum((block.counts for block in self.blocks if block.position.epoch == 0), Counts())
 
 
 @dataclass
 class _State:
-    """The place at which training resumes, and the counts up to it."""
+    """The position at which training resumes, and the counts up to it."""
 
     world: int
-    place: Place = field(default_factory=Place)
+    place: Position = field(default_factory=Position)
     """First block of the current group."""
     offset: int = 0
     """Dialogs of the group that were consumed."""
@@ -249,18 +249,18 @@ class DialogStream:
         self._active: Generator[dict[str, Any]] | None = None
 
     def restore(self, folder: Path | None) -> None:
-        """Go to the place stored in a checkpoint, or to the start. Raises: what `require_place` raises."""
+        """Go to the position stored in a checkpoint, or to the start. Raises: what `require_position` raises."""
         self.close()
         self._group = None
         self._read = self._others = Counts()
         if folder is None:
             self._state = _State(rank_and_world_size()[1])
             return
-        self._state = self.require_place(folder)
+        self._state = self.require_position(folder)
         self._read = self._state.counts
 
-    def require_place(self, folder: Path) -> _State:
-        """Return the place in a checkpoint.
+    def require_position(self, folder: Path) -> _State:
+        """Return the position in a checkpoint.
 
         Raises: DataError if it holds none; ConfigError if the number of processes has changed.
         """
@@ -268,24 +268,24 @@ class DialogStream:
         try:
             held = json.loads((folder / _FILE.format(rank)).read_text(encoding="utf-8"))
             counts = {name: Counts.read(held[name]) for name in ("counts", "reached")}
-            state = _State(**{**held, **counts, "place": Place(*held["place"])})
+            state = _State(**{**held, **counts, "place": Position(*held["place"])})
             if any(number < 0 for number in (*state.place, state.offset, state.taken, state.pass_blocks or 0)):
                 raise ValueError("a number below zero")
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DataError(
-                f"{folder.name} holds no place in the stream: {error}; a new run can start with its weights",
+                f"{folder.name} holds no position in the stream: {error}; a new run can start with its weights",
                 hint=Call("train", settings={"from": str(folder)}),
             ) from None
         if state.world != world:
             raise ConfigError(
                 f"the stream was read by {state.world} process{'es' * (state.world > 1)} and not by {world}, "
-                "and a place in the stream is valid for that number only",
+                "and a position in the stream is valid for that number only",
                 hint=Either(Change({"runtime.devices": state.world}), "as many processes over all machines"),
             )
         return state
 
     def save(self, folder: Path) -> None:
-        """Write the place after the last batch into a checkpoint, one file per rank. Raises: OSError."""
+        """Write the position after the last batch into a checkpoint, one file per rank. Raises: OSError."""
         rank, world = rank_and_world_size()
         state = self._state or _State(world)
         (folder / _FILE.format(rank)).write_text(json.dumps(asdict(state)), encoding="utf-8")
@@ -318,16 +318,16 @@ class DialogStream:
         """Passes completed so far, approximate where the number of blocks is unknown."""
         if self._state is None or self._group is None:
             return 0.0
-        first, last = self._group.blocks[0].share, self._group.blocks[-1].share
+        first, last = self._group.blocks[0].fraction, self._group.blocks[-1].fraction
         done = self._state.offset / max(1, len(self._group))
         if quota := self._quota(*rank_and_world_size()):
-            return self._group.place.epoch + (self._group.taken + self._state.offset) / quota
-        return self._group.place.epoch + first + (last - first) * done
+            return self._group.position.epoch + (self._group.taken + self._state.offset) / quota
+        return self._group.position.epoch + first + (last - first) * done
 
     def batches(
         self, size: int, collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]], workers: int = 0
     ) -> Iterator[dict[str, Any]]:
-        """Yield batches of `size` dialogs of this rank from its place on; `workers` processes tokenize ahead.
+        """Yield batches of `size` dialogs of this rank from its position on; `workers` processes tokenize ahead.
 
         Raises: DataError if the stream cannot be read or has more malformed rows than allowed.
         """
@@ -357,7 +357,7 @@ class DialogStream:
             while True:
                 upcoming: _Group | int = 0
                 self._group = group
-                state.place, state.taken = group.place, group.taken
+                state.place, state.taken = group.position, group.taken
                 state.reached = state.counts + group.counts()
                 for index in range(state.offset, len(group)):
                     # Read the next group block by block, so that training never waits for all of it.
@@ -380,12 +380,12 @@ class DialogStream:
             ended_early = False
             with closing(self._blocks(start, rank, world, workers)) as read:
                 for block in read:
-                    if block.place.epoch > start.epoch:  # the pass ends, and with it its last group
+                    if block.position.epoch > start.epoch:  # the pass ends, and with it its last group
                         if blocks:
                             yield _Group(blocks, taken - collected, plan.seed)
                         if not trained_on:
                             raise DataError(f"{plan.source.name} leaves no dialogs to train on", hint=USE_STARTER)
-                        blocks, collected, taken, start = [], 0, 0, block.place
+                        blocks, collected, taken, start = [], 0, 0, block.position
                     if start.epoch == 0:
                         self._read += block.counts
                         self._require_few_malformed(self._read)
@@ -399,7 +399,7 @@ class DialogStream:
                     taken += len(block.tokens)
                     trained_on += len(block.tokens)
                     if taken == quota and state.pass_blocks is None:
-                        state.pass_blocks = block.place.number + 1
+                        state.pass_blocks = block.position.number + 1
                         ended_early = True
                     if collected >= plan.config.shuffle_dialogs or ended_early:
                         yield _Group(blocks, taken - collected, plan.seed)
@@ -409,14 +409,14 @@ class DialogStream:
                     if ended_early:
                         break
             # Restart the workers: only now is it known where a pass ends, and they read ahead.
-            start, taken = Place(start.epoch + 1), 0
+            start, taken = Position(start.epoch + 1), 0
 
     def _quota(self, rank: int, world: int) -> int | None:
         """Return this rank's dialogs of a pass if `samples` limits them."""
         samples = self.plan.config.samples
         return None if samples is None else samples // world + (rank < samples % world)
 
-    def _blocks(self, start: Place, rank: int, world: int, workers: int) -> Generator[Prepared]:
+    def _blocks(self, start: Position, rank: int, world: int, workers: int) -> Generator[Prepared]:
         assert self._state is not None
         read = _Blocks(self.plan, start, rank, world, self._state.pass_blocks)
         # A separate generator: the global one, which dropout uses, must not depend on the number of workers.

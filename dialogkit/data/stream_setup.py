@@ -54,7 +54,7 @@ class StreamedData:
     parser: RowParser
     """The parser of the first rows."""
     first: Encoding
-    """What is to be said about the encoding of the first dialogs."""
+    """Remarks on the encoding of the first dialogs."""
     from_cache: bool = False
     checked: Mapping[int, Checked] = field(default_factory=dict)
     """What rows say about the answers: nothing, as the rows of a stream are not kept."""
@@ -135,7 +135,7 @@ class _FirstRows:
         self.refused: str | None = None
         self._source, self._config = source, config
         self._most = max(config.eval_min_dialogs, config.eval_max_dialogs)
-        self._share = int(config.eval_fraction * (2**64 - 1))
+        self._held_out_below = int(config.eval_fraction * (2**64 - 1))
         self._hashes = array("Q")
         self._rows = 0
         self._complete = False
@@ -171,7 +171,7 @@ class _FirstRows:
                 continue
             hash = hash_dialog(dialog)
             self._hashes.append(hash)
-            if hash < self._share:
+            if hash < self._held_out_below:
                 found.add(hash)
             if len(self.sample) < _SAMPLE:
                 self.sample.append((hash, dialog))
@@ -198,7 +198,7 @@ class _FirstRows:
     def boundary(self) -> int:
         """Return the hash below which dialogs are held out."""
         if not self._complete:
-            return self._share
+            return self._held_out_below
         hashes, config = self._known_hashes(), self._config
         if len(np.unique(hashes)) < 2:
             raise DataError(

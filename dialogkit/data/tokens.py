@@ -75,25 +75,25 @@ class DialogTokens:
 
 @dataclass
 class Encoding:
-    """Dialogs as tokens, and what is to be said about them."""
+    """Dialogs as tokens, and remarks on them."""
 
     tokens: DialogTokens
     dropped: int = 0
     """Dialogs without a supervised token among the first `longest`."""
     cut: int = 0
     unfit: list[tuple[int, str]] = field(default_factory=list)
-    """Index and reason of each dialog that the chat template refuses, or of which no answer can be learned."""
+    """Index and reason of each dialog that the chat template refuses, or that has no answer to learn."""
     answers: int = 0
-    """Answers to learn in all dialogs that the template takes."""
+    """Answers to learn in all dialogs that the template accepts."""
     not_learned: Counter[str] = field(default_factory=Counter)
     """Those that are not learned, by reason."""
     notes: Counter[str] = field(default_factory=Counter)
     """What was changed to fit the template, with the number of dialogs."""
     partial: list[int] = field(default_factory=list)
-    """Hashes of the dialogs of which some answers to learn are not learned."""
+    """Hashes of the dialogs in which some answers to learn are not learned."""
 
     def __add__(self, other: "Encoding") -> "Encoding":
-        """Return what is to be said about both; the tokens are not joined."""
+        """Return the remarks on both; the tokens are not joined."""
         sums = {
             each.name: getattr(self, each.name) + getattr(other, each.name)
             for each in fields(self)
@@ -102,7 +102,7 @@ class Encoding:
         return Encoding(self.tokens, **sums)
 
     def count(self, dialog: Dialog, remarks: Remarks) -> None:
-        """Add what is to be said about a dialog."""
+        """Add the remarks on a dialog."""
         self.notes.update(remarks.notes)
         self.not_learned.update(remarks.not_learned)
         if remarks.refused is None:
@@ -110,7 +110,7 @@ class Encoding:
 
 
 def encode(dialogs: Sequence[Dialog], tokenizer: ChatTokenizer, longest: int) -> Encoding:
-    """Return dialogs as at most `longest` tokens each, with what is to be said about them.
+    """Return dialogs as at most `longest` tokens each, with remarks on them.
 
     Raises: DataError if the model's own template takes too much time or memory.
     """

@@ -25,7 +25,7 @@ class Trees:
 
     @property
     def notes(self) -> dict[str, int]:
-        """What was left out, in words, with the number of dialogs."""
+        """What was left out, with the number of dialogs."""
         left_out = f"{counted(self.beside, 'message')} beside the best-ranked path left out"
         return {left_out: self.branched} if self.branched else {}
 

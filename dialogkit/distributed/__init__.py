@@ -1,1 +1,1 @@
-"""The processes of one training: who they are, how they start, meet, agree and end."""
+"""The ranks of a run: who they are, how they start, meet, agree and end."""

@@ -1,4 +1,4 @@
-"""Start the ranks of a training through torch's elastic launcher, and restart them when one is lost."""
+"""Start the ranks of a run through torch's elastic launcher, and restart them when one is lost."""
 
 import logging
 import os
@@ -44,7 +44,7 @@ class Launch:
     """The number of processes, and where the machines meet."""
 
     devices: int
-    """Processes on this machine, one a device."""
+    """Processes on this machine, one per device."""
     least_nodes: int = 1
     """Minimum number of machines to continue with."""
     nodes: int = 1
@@ -202,7 +202,7 @@ def _status_messages(launch: Launch, folder: Path, say: Callable[[str], None]) -
         while not ended.wait(0.5):
             if (main_host := _read_note(folder / MAIN_HOST_FILE)) is not None and main_host != reported:
                 reported = main_host
-                say(f"the training has begun; {main_host} prints the progress of all machines")
+                say(f"training has begun; {main_host} prints the progress of all machines")
             if _has_processes(folder) or _codes(folder):
                 idle_since, waits = time.monotonic(), False
             elif not waits and time.monotonic() - idle_since > PATIENCE_S:

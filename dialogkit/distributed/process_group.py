@@ -1,6 +1,6 @@
-"""The ranks of a training and their collective calls.
+"""The ranks of a run and their collective calls.
 
-All of it is a no-op in a training of a single process. Besides gradients, ranks exchange what they need through a
+All of it is a no-op in a single process. Besides gradients, ranks exchange what they need through a
 gloo group of its own, whose calls have no short time limit: the main process may generate replies for minutes
 while other ranks wait.
 """
@@ -34,7 +34,7 @@ class Settled:
 
 @dataclass
 class Group:
-    """This rank's membership in the group of a training."""
+    """This rank's membership in the process group."""
 
     rank: Rank
     store: Any

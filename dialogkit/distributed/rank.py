@@ -1,4 +1,4 @@
-"""Which rank of a training this process is, according to the environment that its launcher set."""
+"""Which rank of a run this process is, according to the environment that its launcher set."""
 
 import os
 import re
@@ -28,7 +28,7 @@ _ACCELERATE = "accelerate launch --multi_gpu --num_processes 2 --module"
 
 @dataclass(frozen=True)
 class Rank:
-    """The rank of a process among those of a training."""
+    """The rank of a process in its run."""
 
     rank: int
     """From 0; rank 0, the main process, prints and writes for all."""

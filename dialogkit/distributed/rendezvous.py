@@ -1,4 +1,4 @@
-"""How the ranks of a training find each other, leave, and remember their run across restarts."""
+"""How the ranks of a run find each other, leave, and remember their run across restarts."""
 
 import os
 import socket
@@ -42,7 +42,7 @@ def join() -> bool:
     try:
         group, watched = _connect(rank, address, port)
         process_group.set_current(group)
-        group.begun = _begun_run(group)
+        group.begun = _started_run(group)
     except (RuntimeError, ValueError, TimeoutError) as error:
         process_group.set_current(None)
         raise ProcessLostError(
@@ -133,13 +133,13 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
-def begun_run() -> Path | None:
+def started_run() -> Path | None:
     """Return the folder of the run that these ranks had started before they were restarted; the same on each."""
     group = process_group.current()
     return None if group is None else group.begun
 
 
-def _begun_run(group: Group) -> Path | None:
+def _started_run(group: Group) -> Path | None:
     mine = None
     if (folder := launch_folder()) is not None:
         with suppress(OSError):

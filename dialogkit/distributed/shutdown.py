@@ -1,4 +1,4 @@
-"""How the ranks of a training exit together, with one error and one exit code.
+"""How the ranks of a run exit together, with one error and one exit code.
 
 The first rank that fails publishes its error in the group's store. Every other rank exits with that error: by
 itself when a collective call fails, or through a thread that watches the store.
@@ -98,7 +98,7 @@ def _settle(group: Group, error: BaseException) -> Settled:
 
 
 def _lost(error: BaseException) -> ProcessLostError:
-    return ProcessLostError(f"another rank of this training ended ({first_line(error)})")
+    return ProcessLostError(f"another rank of this run ended ({first_line(error)})")
 
 
 def _published(group: Group, *, wait_s: float) -> Settled | None:

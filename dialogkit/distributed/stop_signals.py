@@ -18,7 +18,7 @@ def signals_stop() -> Iterator[Callable[[], None]]:
     stops: list[DialogKitError] = []
 
     def stop(number: int, _: Any) -> None:
-        lost = ProcessLostError("another rank of this training ended")
+        lost = ProcessLostError("another rank of this run ended")
         stops.append(stopped_by(number) if is_asked_to_stop() else lost)
         raise stops[-1]
 

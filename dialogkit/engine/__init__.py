@@ -1,1 +1,1 @@
-"""The one training engine: device, attention, loss and callbacks around HF Trainer."""
+"""The training engine: device, attention, loss and callbacks around HF Trainer."""

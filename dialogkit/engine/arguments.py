@@ -14,7 +14,7 @@ POINTS_PER_RUN = 100
 EVALUATIONS_PER_RUN = 4
 
 UNPLANNED = 100_000_000
-"""Steps of a training with a time budget, before its speed is known."""
+"""Steps of a run with a time budget, before its speed is known."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def points_apart(total_steps: int) -> int:
 
 
 def training_arguments(task: "FitTask") -> Any:
-    """Return HF's arguments for a training."""
+    """Return HF's arguments for a run."""
     from transformers import TrainingArguments
 
     config, runtime, schedule = task.config, task.runtime, task.schedule

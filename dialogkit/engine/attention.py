@@ -46,9 +46,9 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Return causal attention inside each dialog, [1, T, H, D].
 
-    One call of torch's kernel a dialog: exact, without a mask, and no dialog can see another. Tokens after the
-    last dialog are padding; nothing is computed for them. Within a window, a token attends to that many, with
-    itself; only then is a mask needed, for dialogs that are longer.
+    One call of torch's kernel per dialog: exact, without a mask, and no dialog can see another. Tokens after the
+    last dialog are padding; nothing is computed for them. With a window of W, a token attends to W
+    tokens including itself; only then is a mask needed, for dialogs that are longer.
 
     Raises: NotImplementedError for attention that the kernel does not compute.
     """

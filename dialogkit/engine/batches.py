@@ -104,7 +104,7 @@ class NegatableDialogs(Dataset[Any]):
 
 
 class EpochOrder(TrainerCallback):
-    """Sets the sampler's epoch, which HF only does for samplers that it made itself."""
+    """Sets the sampler's epoch, which HF only does for its own samplers."""
 
     def __init__(self, batches: BalancedBatches) -> None:
         self._batches = batches

@@ -1,4 +1,4 @@
-"""Ends a training on time: fits its steps, warm-up and decay to the measured speed."""
+"""Ends a run on time: fits its steps, warm-up and decay to the measured speed."""
 
 import math
 import time
@@ -112,7 +112,7 @@ class BudgetCallback(TrainerCallback):
             plan.begin(0, config.max_steps)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock; a resumed training keeps its plan. Raises: ConfigError if no time is left."""
+        """Start the clock; a resumed run keeps its plan. Raises: ConfigError if no time is left."""
         plan, self._began = self._plan, time.perf_counter()
         self._step_began = self._step_ended = self._began
         self._spent_before = plan.spent_s
@@ -199,7 +199,7 @@ class BudgetCallback(TrainerCallback):
         """Return the last step that the remaining time allows, at least the next one.
 
         More steps mean more evaluations before the last one. If one more would take more time than remains after
-        it, it is postponed to the end; if `eval_every_steps` is set, the training ends with the one before.
+        it, it is postponed to the end; if `eval_every_steps` is set, the run ends with the one before.
         """
         plan = self._plan
         left = self._budget.seconds - plan.spent_s - plan.end_s

@@ -33,7 +33,7 @@ class MetricCallback(TrainerCallback):
     """Sends HF's logs to a sink under our names, with tokens and tokens per second.
 
     Attributes:
-        counter: counts the tokens of the training.
+        counter: counts the tokens of the run.
     """
 
     def __init__(self, sink: MetricSink) -> None:
@@ -125,7 +125,7 @@ class _Guarded(TrainerCallback):
                 return
             try:
                 getattr(self._callback, event)(*args, **kwargs)
-            except Exception as error:  # a tracker must not end the training
+            except Exception as error:  # a tracker must not end the run
                 self._callback = None
                 logger.warning("%s failed (%s); the run continues without it", self._name, type(error).__name__)
 
@@ -133,7 +133,7 @@ class _Guarded(TrainerCallback):
 
 
 def guard_trackers(trainer: Any, trackers: Sequence[str]) -> None:
-    """Keep exceptions of HF's tracker integrations from ending a training."""
+    """Keep exceptions of HF's tracker integrations from ending the run."""
     from transformers.integrations import INTEGRATION_TO_CALLBACK
 
     for name in trackers:
@@ -156,7 +156,7 @@ class StopAtNonFinite(TrainerCallback):
 
 
 def diverged(what: str, step: int, learning_rate: float) -> DivergedError:
-    """Return the error of a diverged training, with a lower learning rate as its hint."""
+    """Return the error of a diverged run, with a lower learning rate as its hint."""
     return DivergedError(
         f"training diverged: {what} at step {step} (learning rate {learning_rate:.3g})",
         hint=Change({"train.learning_rate": float(f"{learning_rate / 3:.1g}")}),
@@ -173,12 +173,14 @@ class StopAtSignal(TrainerCallback):
     A request by `dialogkit.system.stopping`, which needs no signal, counts as a Ctrl-C.
 
     Args:
-        heard: called at the first signal, from within its handler.
-        lost: raises the error of a signal that a library swallowed before the first step.
+        on_signal: called at the first signal, from within its handler.
+        raise_missed: raises the error of a signal that a library swallowed before the first step.
     """
 
-    def __init__(self, heard: Callable[[], None] = lambda: None, lost: Callable[[], None] = lambda: None) -> None:
-        self._heard, self._lost = heard, lost
+    def __init__(
+        self, on_signal: Callable[[], None] = lambda: None, raise_missed: Callable[[], None] = lambda: None
+    ) -> None:
+        self._on_signal, self._raise_missed = on_signal, raise_missed
         self._received: int | None = None
         self._is_last_step = False
         self._previous: dict[int, Any] = {}
@@ -191,16 +193,16 @@ class StopAtSignal(TrainerCallback):
                 self._previous[number] = signal.signal(number, self._handle)
             except ValueError:
                 return
-        self._lost()
+        self._raise_missed()
 
     def _handle(self, number: int, frame: Any) -> None:
         if not is_asked_to_stop():
-            raise ProcessLostError("another rank of this training ended")
+            raise ProcessLostError("another rank of this run ended")
         if self._received is not None:
             self.release()
             signal.raise_signal(number)
         self._received = number
-        self._heard()
+        self._on_signal()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop after the step, or the evaluation, in which any rank received a signal."""
@@ -235,7 +237,7 @@ class StopAtSignal(TrainerCallback):
         self._previous = {}
 
     def raise_if_stopped(self, step: int) -> None:
-        """Raise InterruptedRunError if a signal ended the training."""
+        """Raise InterruptedRunError if a signal ended training."""
         if (received := self._received_by_any()) is not None:
             by = stopping.STOPPED if self._received is None and stopping.is_asked() else name_of(received)
             raise InterruptedRunError(

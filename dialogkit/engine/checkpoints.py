@@ -31,7 +31,7 @@ from dialogkit.system.ownership import (
 )
 
 _PICKLED = re.compile(r"(optimizer|scheduler)\.pt|rng_state(_\d+)?\.pth|training_args\.bin")
-"""The pickled files that a training writes; HF would also read any others in the folder."""
+"""The pickled files that a run writes; HF would also read any others in the folder."""
 _PLAN = ".metadata"
 _SHARD = re.compile(rf"({PARTS}|optimizer_0)/(\.metadata|__\d+_\d+\.distcp)")
 """The files of torch's distributed format, by their folders."""
@@ -54,7 +54,7 @@ _PLAN_PARTS = {
 
 @dataclass
 class Progress:
-    """What a training has done by a checkpoint, besides what HF records."""
+    """What a run has done by a checkpoint, besides what HF records."""
 
     step: int = 0
     tokens: int = 0

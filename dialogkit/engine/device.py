@@ -28,7 +28,7 @@ class Runtime:
     precision: Precision
     precision_reason: str
     processes: int = 1
-    """Processes that train together, one a device."""
+    """Processes that train together, one per device."""
     sharding: Literal["none", "fsdp"] = "none"
     """Whether each of them stores only its shard of the model in training."""
 
@@ -104,6 +104,7 @@ def emulates_bf16(runtime: Runtime) -> bool:
 def _device_name(device: str) -> str:
     if device == "cuda":
         return str(torch.cuda.get_device_name())
+    # Compared with the record when a run resumes, so its form must stay.
     return f"{processor_name()}, {torch.get_num_threads()} threads"
 
 

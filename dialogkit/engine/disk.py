@@ -1,4 +1,4 @@
-"""The space on the disk that a training needs."""
+"""The disk space that a run needs."""
 
 import errno
 import shutil

@@ -34,7 +34,7 @@ from dialogkit.hints import Call, Change
 
 @dataclass(frozen=True)
 class FitResult:
-    """The counts of a training, and HF's trainer."""
+    """The counts of a run, and HF's trainer."""
 
     trainer: Any
     steps: int
@@ -92,7 +92,7 @@ def fit(
             train_set.restore(task.resume_from[0] if task.resume_from else None)
             trainer.args.ignore_data_skip = True
             stream = StreamCallback(train_set)
-            stream.exchange()  # a finished training makes no step, so no callback would
+            stream.exchange()  # a finished run makes no step, so no callback would
             trainer.add_callback(stream)
         if task.resume_from is None:
             trainer.train()

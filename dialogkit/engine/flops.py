@@ -11,7 +11,7 @@ PEAK_BF16 = {
     "RTX 4090": 1.65e14,
     "RTX 3090": 7.1e13,
 }
-"""Dense bf16 operations a second by a part of the device's name, from the vendor's data sheets (SXM versions)."""
+"""Dense bf16 operations per second by a part of the device's name, from the vendors' data sheets (SXM)."""
 
 
 def flops_per_token(
@@ -45,7 +45,7 @@ def flops_per_token(
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Return the peak operations a second of a device; None if unknown."""
+    """Return the peak operations per second of a device; None if unknown."""
     if precision != "bf16":
         return None
     return next((peak for part, peak in PEAK_BF16.items() if part in device_name), None)

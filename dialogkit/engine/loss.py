@@ -41,7 +41,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of cross-entropies of a linear head; the gradients are computed in the forward pass, chunk by chunk.
 
     Logits and probabilities stay in the precision of the matrix products: converting chunks to float32 and back
-    takes as long as the products. In bf16 the sum differs by some 1e-4 nats a token, the gradients do not.
+    takes as long as the products. In bf16 the sum differs by some 1e-4 nats per token, the gradients do not.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The factor of the learning rate at each step of a training whose number of steps is known."""
+"""The factor of the learning rate at each step of a run whose number of steps is known."""
 
 import math
 

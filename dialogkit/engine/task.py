@@ -49,4 +49,4 @@ class FitTask:
     budget: Budget | None = None
     """Wall-clock limit of the run, instead of the schedule's steps."""
     stop: StopAtSignal = field(default_factory=StopAtSignal)
-    """Ends the training at a signal."""
+    """Ends training at a signal."""

@@ -188,7 +188,7 @@ class DialogTrainer(OpenTrainer):
         try:
             if process_group.is_main_process():
                 require_space(run, checkpoint_bytes(self.model, self._config))
-                backup = self._make_room(folder)
+                backup = self._back_up(folder)
             process_group.barrier()  # no rank writes into a folder that is being renamed
             super().save_checkpoint()
             if isinstance(self.train_dataset, Streamed):
@@ -222,7 +222,7 @@ class DialogTrainer(OpenTrainer):
             for problem in rotate(run, keep=keep, best_step=best, step=step):
                 self._warn_once(problem)
 
-    def _make_room(self, folder: Path) -> Path | None:
+    def _back_up(self, folder: Path) -> Path | None:
         """Back up a valid checkpoint of this step, which will be rewritten; return the backup.
 
         Anything else in its place is set aside. Nothing is overwritten.
@@ -315,7 +315,7 @@ class StreamCallback(TrainerCallback):
 def resume(
     trainer: DialogTrainer, task: FitTask, metrics: MetricCallback, checkpoint: Path, progress: Progress
 ) -> None:
-    """Resume a training from a checkpoint; if no step is left, load the weights with which it would have ended."""
+    """Resume from a checkpoint; if no step is left, load the weights with which it would have ended."""
     metrics.restore(progress)
     trainer.add_callback(RestoreCallback(trainer, progress))
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))

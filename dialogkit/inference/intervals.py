@@ -31,7 +31,7 @@ class Quotient(NamedTuple):
             return float(self.over.sum() / self.under.sum())
 
     @property
-    def is_share(self) -> bool:
+    def is_fraction(self) -> bool:
         """Whether it is the fraction of the dialogs that have a property."""
         return self.most == 1 and bool((self.under == 1).all() and np.isin(self.over, (0, 1)).all())
 
@@ -48,7 +48,7 @@ def intervals(quotients: Mapping[str, Quotient]) -> dict[str, Interval]:
     It is Student's, with the standard error of the jackknife and Satterthwaite's degrees of freedom (1946),
     estimated from the fourth moment: few long dialogs decide a quotient, and the percentiles of a bootstrap do not
     make up for it. Where values are bounded it has Wilson's form (1927), with as many dialogs as the error is
-    worth (Korn and Graubard 1998); of a share it is Wilson's interval.
+    worth (Korn and Graubard 1998); of a fraction it is Wilson's interval.
     """
     found = {}
     for name, quotient in quotients.items():
@@ -57,11 +57,11 @@ def intervals(quotients: Mapping[str, Quotient]) -> dict[str, Interval]:
             continue
         error, quantile = _error_of(quotient)
         if math.isfinite(quotient.most):
-            share = value / quotient.most
-            if quotient.is_share or share in (0, 1) or not error > 0:
-                low, high = wilson(share, count)
+            fraction = value / quotient.most
+            if quotient.is_fraction or fraction in (0, 1) or not error > 0:
+                low, high = wilson(fraction, count)
             else:
-                low, high = wilson(share, share * (1 - share) * (quotient.most / error) ** 2, quantile)
+                low, high = wilson(fraction, fraction * (1 - fraction) * (quotient.most / error) ** 2, quantile)
             found[name] = (low * quotient.most, high * quotient.most)
         elif math.isfinite(error):
             least = 0.0 if (quotient.over >= 0).all() else -math.inf
@@ -69,13 +69,13 @@ def intervals(quotients: Mapping[str, Quotient]) -> dict[str, Interval]:
     return found
 
 
-def wilson(share: float, count: float, quantile: float = _Z) -> Interval:
-    """Return the interval of a share of `count` dialogs."""
+def wilson(fraction: float, count: float, quantile: float = _Z) -> Interval:
+    """Return the interval of a fraction of `count` dialogs."""
     square = quantile**2 / count
-    middle = (share + square / 2) / (1 + square)
-    half = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
-    # Rounding must not exclude the share itself.
-    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
+    middle = (fraction + square / 2) / (1 + square)
+    half = math.sqrt(fraction * (1 - fraction) * square + square**2 / 4) / (1 + square)
+    # Rounding must not exclude the fraction itself.
+    return min(fraction, max(0.0, middle - half)), max(fraction, min(1.0, middle + half))
 
 
 def _error_of(quotient: Quotient) -> tuple[float, float]:

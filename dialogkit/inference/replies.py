@@ -156,7 +156,7 @@ def continue_prompts(
     device: str,
     batch_size: int = 32,
     on_text: Callable[[str], None] | None = None,
-    leave: Callable[[], bool] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> list[Reply]:
     """Return a reply to each prompt; a prompt longer than the context is cut at its start.
 
@@ -170,7 +170,7 @@ def continue_prompts(
         device: where the model is.
         batch_size: prompts answered at once.
         on_text: receives new text as it is generated; only for a single prompt.
-        leave: called after each token; True ends all replies as they are.
+        should_stop: called after each token; True ends all replies as they are.
     """
     fitted = [_fitted(ids, config, context) for ids in prompts]
     on_text = on_text if len(fitted) == 1 else None
@@ -186,7 +186,7 @@ def continue_prompts(
                 for start in range(0, len(alike), batch_size):
                     chosen = alike[start : start + batch_size]
                     batch = [fitted[i] for i in chosen]
-                    made = _generate(model, tokenizer, batch, config, device, on_text, leave)
+                    made = _generate(model, tokenizer, batch, config, device, on_text, should_stop)
                     replies |= {i: reply for i, (_, reply) in zip(chosen, made, strict=True)}
     finally:
         model.train(was_training)
@@ -200,7 +200,7 @@ def _generate(
     config: GenerateConfig,
     device: str,
     on_text: Callable[[str], None] | None,
-    leave: Callable[[], bool] | None,
+    should_stop: Callable[[], bool] | None,
     cache: Any = None,
 ) -> list[tuple[list[int], Reply]]:
     """Return the new ids and the reply for each prompt of a batch; all prompts have the same limit."""
@@ -214,7 +214,7 @@ def _generate(
     for row, prompt in enumerate(prompts):
         inputs[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
         mask[row, longest - len(prompt.ids) :] = 1
-    clock = _Clock(leave)
+    clock = _Clock(should_stop)
     choice = _Choice(config, len(prompts), longest, device)
     output = model.generate(
         input_ids=inputs.to(device),
@@ -284,7 +284,7 @@ class Conversation:
         config: GenerateConfig,
         *,
         on_text: Callable[[str], None] | None = None,
-        leave: Callable[[], bool] | None = None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> Reply:
         """Return the reply to a dialog that ends with a user's message; see `continue_prompts`."""
         from transformers import DynamicCache
@@ -302,7 +302,7 @@ class Conversation:
         model, tokenizer, device = self._model, self._tokenizer, self._device
         try:
             with _no_generation_config(model):
-                made = _generate(model, tokenizer, [prompt], config, device, on_text, leave, self._cache)
+                made = _generate(model, tokenizer, [prompt], config, device, on_text, should_stop, self._cache)
         except BaseException:
             self._cache, self._read = None, []  # the cache may hold half a step
             raise

@@ -34,8 +34,8 @@ class ReplyMetrics:
             "stop_rate": mean([reply.stopped for reply in answered], 1.0),
             "empty_rate": mean([not reply.text.strip() for reply in answered], 1.0),
             "cut_rate": mean([not reply.stopped for reply in answered], 1.0),
-            "repetition": mean([repeated_share(words, 4) for words in self._words], 1.0),
-            "echo": mean([echoed_share(reply.text, reply.prompt) for reply in answered], 1.0),
+            "repetition": mean([repeated_fraction(words, 4) for words in self._words], 1.0),
+            "echo": mean([echoed_fraction(reply.text, reply.prompt) for reply in answered], 1.0),
             "chrf": mean([chrf for chrf, _ in similarity], 100.0),
             "rouge_l": mean([rouge for _, rouge in similarity], 1.0),
             "length_ratio": Quotient(size, true_size),
@@ -56,7 +56,7 @@ def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
-def repeated_share(words: Sequence[str], n: int) -> float:
+def repeated_fraction(words: Sequence[str], n: int) -> float:
     """Return the fraction of the sequences of n words that occurred before: towards 1 for a loop."""
     found = ngrams(words, n)
     return 1 - len(set(found)) / len(found) if found else 0.0
@@ -68,7 +68,7 @@ def distinct(texts: Sequence[Sequence[str]], n: int) -> float:
     return len(set(found)) / len(found) if found else 0.0
 
 
-def echoed_share(text: str, prompt: str) -> float:
+def echoed_fraction(text: str, prompt: str) -> float:
     """Return the fraction of a reply's sequences of three words that occur in its prompt."""
     found = ngrams(text.lower().split(), 3)
     asked = set(ngrams(prompt.lower().split(), 3))

@@ -41,9 +41,9 @@ class ReplyResult(Result):
     @property
     def repetition(self) -> float:
         """Share of trigrams that repeat an earlier one: 0 for none, near 1 for a loop."""
-        from dialogkit.inference.reply_metrics import repeated_share
+        from dialogkit.inference.reply_metrics import repeated_fraction
 
-        return repeated_share(self.reply.split(), 3)
+        return repeated_fraction(self.reply.split(), 3)
 
     @property
     def succeeded(self) -> bool:

@@ -140,7 +140,7 @@ def _base_of(source: str, config: ModelConfig, folder: Path, settings: dict[str,
 
 
 def set_base(folder: Path) -> str:
-    """Return what to do where the base of an adapter is not found, in words."""
+    """Return advice for an adapter whose base is not found."""
     return f"set base_model_name_or_path in {folder / ADAPTER_CONFIG} to its location"
 
 

@@ -38,8 +38,8 @@ def add_adapter(model: Any, config: TrainConfig, source: ModelConfig) -> None:
     The seed initializes the first matrix of each pair; the second starts at zero. An adapter records the `source`
     of its model's weights.
 
-    Raises: UnavailableError without peft; ConfigError for a target that is no linear layer, or if the adapter is
-    to be kept and its base is an adapter too.
+    Raises: UnavailableError without peft; ConfigError for a target that is not a linear layer, or if the
+    adapter is to be kept and its base is an adapter too.
     """
     require_peft()
     if not config.merge and find_adapter(source) is not None:
@@ -52,7 +52,7 @@ def add_adapter(model: Any, config: TrainConfig, source: ModelConfig) -> None:
     for target in config.lora_targets:
         if not any(f".{name}".endswith(f".{target}") for name in linear):
             raise ConfigError(
-                f"train.lora_targets: {target!r} is no linear layer of {source.name}"
+                f"train.lora_targets: {target!r} is not a linear layer of {source.name}"
                 f"{did_you_mean(target, suffixes)}; it has {', '.join(suffixes)}",
                 hint=Change({"train.lora_targets": suffixes[:2]}),
             )

@@ -147,7 +147,7 @@ def _require_buildable(config: ModelConfig, described: Any, room: int | None) ->
         raise ModelError(
             f"the config of {source!r} describes a model that takes more than {BUILD_SECONDS:g} s to build"
         ) from None
-    except Exception as error:  # whatever a library raises at a config that makes no sense
+    except Exception as error:  # whatever a library raises for a nonsensical config
         raise unusable(source, error) from None
     numbers = sum(tensor.numel() for tensor in {*skeleton.parameters(), *skeleton.buffers()})
     held = size_of(config)

@@ -83,7 +83,7 @@ class TemplateFormat:
     def _opening(self, messages: Sequence[Message]) -> str:
         """Return the text before the answer to `messages`: what dialogs with different answers share."""
         one, other = (self._render((*messages, Message("assistant", text))) for text in ("pong", "ball"))
-        return _shared(one, other).rstrip(" ")
+        return _common_prefix(one, other).rstrip(" ")
 
     def _prompt(self, messages: Sequence[Message]) -> str:
         return self._render(messages, reply=True) if self._opens_replies else self._opening(messages)
@@ -146,7 +146,7 @@ class TemplateFormat:
         opening = self._opening(before)
         if not until.startswith(opening):
             return -1, None
-        added = prompt[len(_shared(prompt, opening)) :]
+        added = prompt[len(_common_prefix(prompt, opening)) :]
         return len(opening), (
             f"the chat template opens each reply with {shortened(added.strip() or added, 60)!r}, with which their "
             "answers do not begin; they are learned without it, and replies will begin with it"
@@ -221,7 +221,7 @@ def _folded(messages: Sequence[Message]) -> list[Message]:
     return [Message("user", system.content), *turns]
 
 
-def _shared(one: str, other: str) -> str:
+def _common_prefix(one: str, other: str) -> str:
     """Return the beginning that two texts share."""
     return one[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))]
 

@@ -68,7 +68,7 @@ def read_shape(folder: Path) -> dict[str, Any]:
     Raises: ModelError if the folder is invalid; see `models.folder.require_sound`.
     """
     require_sound(folder)
-    if adapter := adapter_facts(folder):
+    if adapter := adapter_info(folder):
         base = Path(adapter["base"] or "").expanduser()
         usable = os.path.isfile(base / "config.json") and not os.path.isfile(base / ADAPTER_CONFIG)
         return {**(read_shape(base) if usable else {}), **adapter}
@@ -84,7 +84,7 @@ def read_shape(folder: Path) -> dict[str, Any]:
     return shape
 
 
-def adapter_facts(folder: Path) -> dict[str, Any]:
+def adapter_info(folder: Path) -> dict[str, Any]:
     """Return the base and the parameters of the adapter in a folder; empty if it holds none.
 
     Raises: ModelError if one of its files is damaged.

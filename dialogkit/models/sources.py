@@ -61,7 +61,7 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **optio
             return from_hub(load, lacking=f"{source!r} is not in its cache", hint=Call("doctor", network=True))
     except DialogKitError:
         raise
-    # Whatever a library raises for damaged files is wrong input.
+    # Whatever a library raises for damaged files counts as wrong input.
     except Exception as error:
         raise unusable(source, error) from None
 

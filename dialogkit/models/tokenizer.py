@@ -138,7 +138,7 @@ class ChatTokenizer:
             return Rendered([], Remarks(refused=error.message))
 
     def changes(self, messages: Sequence[Message]) -> tuple[str, ...]:
-        """Return what is changed in a dialog to fit the model's own template, in words."""
+        """Return what is changed in a dialog to fit the model's own template."""
         return self._format.changes(messages)
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:

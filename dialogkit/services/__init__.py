@@ -1,1 +1,1 @@
-"""One module a verb: the only place where the parts are wired together. Module bodies import no torch."""
+"""One module per verb: the only place where the parts are wired together. Module bodies import no torch."""

@@ -40,9 +40,9 @@ class Saved(NamedTuple):
     was_there: bool
     """Whether the file existed before."""
     trains: bool
-    """Whether it has two different dialogs, which a training needs."""
+    """Whether it has two different dialogs, which training needs."""
     problem: str | None
-    """Why a training skips this dialog, such as an empty reply; None if it does not."""
+    """Why training skips this dialog, such as an empty reply; None if it does not."""
 
 
 class Chat:
@@ -93,7 +93,7 @@ class Chat:
             self.notes += self.changes()
 
     def changes(self) -> list[str]:
-        """Return what is changed in the dialog to fit the model's chat template, in words."""
+        """Return what is changed in the dialog to fit the model's chat template."""
         return [f"{self.name}: {change}" for change in self._tokenizer.changes(self.messages)]
 
     @property
@@ -105,13 +105,15 @@ class Chat:
     def _first(self) -> int:
         return 1 if self.messages and self.messages[0].role == "system" else 0
 
-    def say(self, text: str, *, on_text: StreamSink | None = None, leave: StopCheck | None = None) -> ReplyResult:
+    def say(
+        self, text: str, *, on_text: StreamSink | None = None, should_stop: StopCheck | None = None
+    ) -> ReplyResult:
         """Say something and return the reply; both become part of the dialog.
 
         Args:
             text: what the user says.
             on_text: receives the reply as it grows.
-            leave: called after each token; True stops the reply there and keeps it.
+            should_stop: called after each token; True stops the reply there and keeps it.
 
         Raises: ConfigError if the text is empty.
         """
@@ -119,9 +121,9 @@ class Chat:
             raise ConfigError("the message is empty", hint=Call("chat help"))
         self._attempt = 0
         said = Message("user", without_surrogates(text).strip())
-        return self._reply([*self.messages, said], on_text, leave)
+        return self._reply([*self.messages, said], on_text, should_stop)
 
-    def retry(self, *, on_text: StreamSink | None = None, leave: StopCheck | None = None) -> ReplyResult:
+    def retry(self, *, on_text: StreamSink | None = None, should_stop: StopCheck | None = None) -> ReplyResult:
         """Replace the last reply by one with another seed, and return it.
 
         Raises: ConfigError without a turn, or if the reply would be the same.
@@ -132,7 +134,7 @@ class Chat:
             usual = getattr(GenerateConfig(), name)
             raise ConfigError(f"{problem}: the reply would be the same", hint=Call("chat set", name, usual))
         self._attempt += 1
-        return self._reply(self.messages[:-1], on_text, leave)
+        return self._reply(self.messages[:-1], on_text, should_stop)
 
     def _greedy_setting(self) -> str | None:
         """Return the setting that makes every reply to the same dialog the same; None if replies are sampled."""
@@ -217,7 +219,7 @@ class Chat:
         try:
             dialogs = read_dialogs(find_source(DataConfig(dataset=str(path))), DataConfig()).dialogs
         except DialogKitError as error:
-            error.hint = hint  # its own one would change a setting of a training
+            error.hint = hint  # its own would change a setting of `train`
             raise
         if problem := check_dialog(dialogs[-1]):
             raise DataError(f"{str(path)!r}: {problem}", hint=hint)
@@ -229,11 +231,13 @@ class Chat:
             raise ConfigError("nothing was said yet", hint=Call("chat help"))
 
     @alone()
-    def _reply(self, messages: list[Message], on_text: StreamSink | None, leave: StopCheck | None) -> ReplyResult:
+    def _reply(
+        self, messages: list[Message], on_text: StreamSink | None, should_stop: StopCheck | None
+    ) -> ReplyResult:
         config = self.config.model_copy(update={"seed": (self.config.seed + self._attempt) % 2**32})
         with hints_for(self._loadable):
             seen = self._fitting(messages)
-            made = self._conversation.reply(seen, config, on_text=on_text, leave=leave)
+            made = self._conversation.reply(seen, config, on_text=on_text, should_stop=should_stop)
         self.left_out = len(messages) - len(seen)
         self.messages = [*messages, Message("assistant", made.text)]
         self._finished = None if made.stop_reason == "interruption" else (self.config, self.messages)
@@ -249,7 +253,7 @@ class Chat:
 
 
 def _range_of(name: str) -> str:
-    """Return which values a setting takes, in words."""
+    """Return a phrase that says which values a setting takes."""
     field = GenerateConfig.model_json_schema()["properties"][name]
     low = f"more than {field['exclusiveMinimum']:g}" if "exclusiveMinimum" in field else f"{field['minimum']:g}"
     return f"it takes {field['type']}s from {low} to {field['maximum']:,}"

@@ -25,7 +25,7 @@ _WIDTH, _HEIGHT = 640, 240
 
 
 def training(result: "TrainResult") -> str:
-    """Return a training: metrics before and after, the loss curve, replies, and where everything is."""
+    """Return a run: metrics before and after, the loss curve, replies, and where everything is."""
     rows = [
         [title, *(format(result.metrics[f"{when}/{name}"], form) for when in ("before", "final"))]
         for name, (title, form) in HELD_OUT.items()

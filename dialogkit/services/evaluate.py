@@ -43,7 +43,7 @@ class EvaluateResult(Result):
     same_dialogs: InstanceOf[Call] | None = Field(default=None, exclude=True)
     """The call that evaluates all models on the same dialogs; None if they were."""
 
-    def facts(self) -> Iterable[tuple[str, Any]]:
+    def repr_fields(self) -> Iterable[tuple[str, Any]]:
         """Return the models with their bits per byte."""
         yield "models", ", ".join(row.model for row in self.rows)
         yield "bits_per_byte", ", ".join(f"{row.bits_per_byte:.3f}" for row in self.rows if row.bits_per_byte)
@@ -56,7 +56,7 @@ class EvaluateResult(Result):
 
 
 class _Planned(NamedTuple):
-    """One model of a request, and what was found out about it before any model is loaded."""
+    """One model of a request, and what is known about it before any model is loaded."""
 
     loadable: Loadable
     data: DataConfig
@@ -65,7 +65,7 @@ class _Planned(NamedTuple):
     """What was used of the model's own sampling settings."""
     store: EvaluationStore
     trained_with: DataConfig | None
-    """The data settings of its training; None if they are unknown."""
+    """The data settings of its run; None if they are unknown."""
 
 
 def evaluate(
@@ -165,7 +165,7 @@ def _judge(rows: Sequence[EvaluateRow], loadables: Sequence[Loadable]) -> Verdic
 
 
 def _plan(request: EvaluateRequest) -> list[_Planned]:
-    """Return the models of a request, after all checks that need no model."""
+    """Return the models of a request, after all checks that need no loaded model."""
     chosen = [resolve_model(name, output=request.output) for name in request.models]
     wanted = GenerateConfig(use_model_settings=request.use_model_settings)
     sampling, notes = sampling_of(chosen, wanted, verb="evaluate", output=request.output)
@@ -229,7 +229,7 @@ def _evaluate_one(
 
 
 def _own_data_config(loadable: Loadable) -> DataConfig | None:
-    """Return the data settings of a model's training; None if they are unknown or its dataset is not there."""
+    """Return the data settings of a model's run; None if they are unknown or its dataset is not there."""
     if loadable.run is None:
         return None
     record = loadable.run.read()

@@ -32,7 +32,7 @@ class GenerateResult(Result):
         """The first reply's text."""
         return self.replies[0].reply
 
-    def facts(self) -> Iterable[tuple[str, Any]]:
+    def repr_fields(self) -> Iterable[tuple[str, Any]]:
         """Return the first reply, and the number of all."""
         yield from (("text", self.text), ("replies", self.replies)) if self.replies else ()
 

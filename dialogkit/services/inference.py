@@ -42,7 +42,7 @@ def sampling_of(
 
 @contextmanager
 def hints_for(loadable: Loadable) -> Iterator[None]:
-    """Replace hints that would change a setting of the model: only a training takes one."""
+    """Replace hints that would change a setting of the model: only `train` takes one."""
     try:
         yield
     except DialogKitError as error:

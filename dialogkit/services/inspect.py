@@ -1,4 +1,4 @@
-"""Shows what a model gets of a dataset: statistics of its dialogs, what is odd about them, and their tokens."""
+"""Shows what a model sees of a dataset: statistics of its dialogs, what is odd about them, and their tokens."""
 
 import math
 import re
@@ -20,11 +20,11 @@ from dialogkit.data.prepare import PreparedData, prepare_data
 from dialogkit.data.sources import RawData, datasets_in, find_source, read_dialogs
 from dialogkit.data.split import hash_dialog
 from dialogkit.data.statistics import (
+    compression_ratios,
     count_characters,
     find_broken,
     length_bins,
-    packed_shares,
-    script_shares,
+    script_fractions,
     surprise,
 )
 from dialogkit.data.tokens import DialogTokens
@@ -64,7 +64,7 @@ _NAMES_AND_NUMBERS = re.compile(r"\b\d+(?:[.,:]\d+)*\b|(?<=[^.!?\s] )[^\W\d_a-z]
 """Numbers, and words with a capital inside a sentence."""
 _OTHER_FILE = "inspect one of its files"
 BEGINNING = 200
-"""Characters of a dialog that are shown of it."""
+"""Characters of a dialog that are shown."""
 
 
 @alone()
@@ -77,9 +77,9 @@ def inspect_data(
     max_bad_rows: int = 0,
     overrides: Mapping[str, Any] | None = None,
 ) -> InspectResult:
-    """Return what a training of `model` would get of a dataset, and what stands out in it.
+    """Return what training `model` would see of a dataset, and what stands out in it.
 
-    The rows are those of the whole dataset; everything else is about the dialogs that such a training uses: the
+    The rows are those of the whole dataset; everything else is about the dialogs that training would use: the
     first `samples` to train on, and those held out.
 
     Args:
@@ -101,7 +101,7 @@ def inspect_data(
 
 
 def _to_inspect(hint: Hint) -> Hint:
-    """Return the hint of a training as one of an inspection, whose dataset is an argument."""
+    """Return a hint of `train` as one of an inspection, whose dataset is an argument."""
     match hint:
         case Change(settings) if "data.streaming" in settings:
             files = datasets_in(settings.get("data.dataset", ""))
@@ -259,12 +259,14 @@ def _text_statistics(data: PreparedData, texts: _Texts, tokenizer: "ChatTokenize
     return {
         "turns": dict(sorted(turns.items())),
         "system_prompts": sum(dialog[0].role == "system" for dialog in texts.dialogs),
-        "scripts": script_shares(counts),
+        "scripts": script_fractions(counts),
         "bytes_per_token": sum(len(m.content.encode()) for d in texts.dialogs for m in d) / max(1, plain),
         "broken": len(broken),
         "broken_places": [texts.places[index] for index in broken[:EXAMPLES]],
         "oddest": texts.examples(long, surprise([texts.texts[i] for i in long], counts)),
-        "most_repetitive": texts.examples(longer, packed_shares([texts.texts[i] for i in longer]), lowest=True),
+        "most_repetitive": texts.examples(
+            longer, compression_ratios([texts.texts[i] for i in longer]), lowest=True
+        ),
     }
 
 
@@ -316,7 +318,7 @@ def _repetitions(data: PreparedData, texts: _Texts) -> dict[str, Any]:
 
 
 def _first_exchange(dialog: Dialog) -> tuple[Dialog, str]:
-    """Return everything before the first answer, and that answer, also what is cut off in a training."""
+    """Return everything before the first answer, and that answer, including what training cuts off."""
     at = next(i for i, message in enumerate(dialog) if message.role == "assistant" and message.learned)
     return dialog[:at], dialog[at].content
 

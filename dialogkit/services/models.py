@@ -10,7 +10,7 @@ from dialogkit.config.model import SHIPPED_VOCABULARY
 from dialogkit.config.paths import DEFAULT_OUTPUT, holds_model
 from dialogkit.errors import ModelError
 from dialogkit.models.folder import require_regular
-from dialogkit.models.shape import adapter_facts, read_shape
+from dialogkit.models.shape import adapter_info, read_shape
 from dialogkit.services.runs.resolve import Loadable, model_of_folder, resolve_model
 from dialogkit.tracking.publishing import published_dir, published_dirs
 from dialogkit.tracking.run_list import list_runs
@@ -97,7 +97,7 @@ def _catalogue_row(name: str, output: Path, *, forgiving: bool = False) -> Model
 
 
 def _read(read: Callable[[Path], dict[str, Any]], folder: Path, *, forgiving: bool) -> tuple[dict[str, Any], str]:
-    """Return the facts in a folder and what is wrong with it; a problem is raised if not `forgiving`."""
+    """Return the shape in a folder and what is wrong with it; a problem is raised if not `forgiving`."""
     try:
         return read(folder), ""
     except ModelError as error:
@@ -112,21 +112,21 @@ def _loadable_row(loadable: Loadable, output: Path, *, forgiving: bool = False) 
     With `forgiving`, a problem of its folder becomes its description instead of an error.
     """
     folder = Path(loadable.model.source or "")
-    facts: dict[str, Any] = {}
+    info: dict[str, Any] = {}
     settings: Mapping[str, Any] = {"source": loadable.model.source}
     trained, problem = False, ""
     if loadable.run is not None:
         record = loadable.run.read()
-        facts, settings = record.model.model_dump(), record.settings("model")
+        info, settings = record.model.model_dump(), record.settings("model")
         trained = holds_model(published_dir(output, record.model_name))
     elif folder.is_dir():
-        facts, problem = _read(read_shape, folder, forgiving=forgiving)
+        info, problem = _read(read_shape, folder, forgiving=forgiving)
     elif folder.exists():
         require_regular(folder)
-    adapter, damage = _read(adapter_facts, folder, forgiving=forgiving)
+    adapter, damage = _read(adapter_info, folder, forgiving=forgiving)
     known = loadable.run is not None or folder.exists()
-    description = problem or damage if known else "a hub id; its facts are known once it is fetched"
-    shape = {**{name: facts.get(name) for name in ("architecture", *_SIZES)}, **adapter}
+    description = problem or damage if known else "a hub id; its shape is known once it is fetched"
+    shape = {**{name: info.get(name) for name in ("architecture", *_SIZES)}, **adapter}
     return _row(loadable.name, description, settings, shape, trained, folder if folder.is_dir() else None)
 
 

@@ -75,43 +75,43 @@ def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
     """Train on every rank; return the result and HF's trainer."""
     from dialogkit.engine.fit import fit
     from dialogkit.services.training.disk_plan import require_disk
-    from dialogkit.services.training.learner import Learner
     from dialogkit.services.training.measure import measure_trained, measure_untrained, plan_budget
-    from dialogkit.services.training.memory_plan import resume_split, split_finer, split_to_fit
+    from dialogkit.services.training.memory_plan import fit_batch_to_memory, resume_after_split, split_further
     from dialogkit.services.training.publish import publish_model
     from dialogkit.services.training.recorder import Recorder
     from dialogkit.services.training.resume import restore_checkpoint
+    from dialogkit.services.training.setup import TrainingSetup
     from dialogkit.services.training.summary import data_info
 
     with alone(request.reporter.note), stoppable():
         rendezvous.join()
         request = require_same_request(request)
         with open_run(request) as run:
-            learner = Learner(run.config, run.runtime, raise_missed_signal=run.raise_missed_signal)
+            setup = TrainingSetup(run.config, run.runtime, raise_missed_signal=run.raise_missed_signal)
             raise_if_asked()
-            run.checkpoint = None if run.is_new else restore_checkpoint(run, learner)
+            run.checkpoint = None if run.is_new else restore_checkpoint(run, setup)
             if process_group.is_main_process():
-                require_disk(learner, Path(run.config.runtime.output_dir), run.checkpoint)
+                require_disk(setup, Path(run.config.runtime.output_dir), run.checkpoint)
             run.open_tracker()
-            split = split_to_fit(learner)
-            recorder = Recorder(run, learner)
+            split = fit_batch_to_memory(setup)
+            recorder = Recorder(run, setup)
             recorder.begin(split)
             # On resume, the checkpoint holds the time that an evaluation takes.
-            evaluation_s = 0.0 if run.checkpoint else measure_untrained(run, learner, recorder)
-            budget = plan_budget(run, learner, evaluation_s)
+            evaluation_s = 0.0 if run.checkpoint else measure_untrained(run, setup, recorder)
+            budget = plan_budget(run, setup, evaluation_s)
             checkpoint = run.checkpoint
             while True:
                 try:
-                    task = learner.fit_task(run.folder.path, resume_from=checkpoint, budget=budget)
+                    task = setup.fit_task(run.folder.path, resume_from=checkpoint, budget=budget)
                     fitted = fit(task, recorder.metrics, histograms=recorder.histograms, planned=recorder.plan)
                     break
                 except OutOfMemoryError as error:
-                    problem = split_finer(learner, error)
+                    problem = split_further(setup, error)
                 finally:
-                    run.record.data = DataInfo(**data_info(learner))  # for a stream it is known only now
+                    run.record.data = DataInfo(**data_info(setup))  # for a stream it is known only now
                 # Outside the handler, as the traceback keeps the tensors of the failed step alive.
-                checkpoint = resume_split(run, learner, problem)
-            learner.merge_adapter()
-            measured = measure_trained(run, learner, recorder, fitted)
-            result = publish_model(run, learner, fitted, measured)
+                checkpoint = resume_after_split(run, setup, problem)
+            setup.merge_adapter()
+            measured = measure_trained(run, setup, recorder, fitted)
+            result = publish_model(run, setup, fitted, measured)
     return result, fitted.trainer

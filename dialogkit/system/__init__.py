@@ -1,1 +1,1 @@
-"""What the machine, its files and its network offer; knows nothing of dialogs or models."""
+"""What the machine, its files and its network offer; knows nothing about dialogs or models."""

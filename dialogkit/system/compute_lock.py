@@ -16,7 +16,7 @@ from dialogkit.hints import Change, Either
 
 logger = logging.getLogger("dialogkit")
 
-WAITING = "waiting for another training, evaluation or reply in this process"
+WAITING = "waiting for another training run, evaluation or reply in this process"
 SPAWN = 'multiprocessing.get_context("spawn")'
 ONE_THREAD = "this process was forked from one that had loaded torch: it computes with one thread"
 

@@ -128,7 +128,7 @@ def server_problem(url: str) -> str | None:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        return f"{shown}, which is no address"
+        return f"{shown}, which is not an address"
     if at:
         return f"{shown}, and an address must not hold a user or a password"
     if parts.scheme not in ("http", "https") or not parts.hostname:

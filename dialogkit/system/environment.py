@@ -11,7 +11,7 @@ from dialogkit.system.git import git_state
 from dialogkit.system.memory import machine_memory
 
 
-def environment_facts(folder: Path) -> dict[str, Any]:
+def environment_info(folder: Path) -> dict[str, Any]:
     """Return platform, processor, memory, interpreter and git state, as far as known."""
     return {
         "platform": platform.platform(),

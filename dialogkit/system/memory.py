@@ -1,6 +1,6 @@
 """Memory of the machine, of this process's control group (its container or job), and of the process itself.
 
-All sizes are in bytes; None stands for what is unknown or unlimited.
+All sizes are in bytes; None means unknown or unlimited.
 """
 
 from contextlib import suppress
@@ -14,7 +14,7 @@ _UNLIMITED = 2**60
 
 
 class Memory(NamedTuple):
-    """Memory in all, and what is free of it."""
+    """Total memory, and how much of it is free."""
 
     total: int | None
     free: int | None

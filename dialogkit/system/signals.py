@@ -19,7 +19,7 @@ def name_of(number: int) -> str:
 
 
 def stopped_by(number: int) -> InterruptedRunError:
-    """Return the error of a training that a signal stopped."""
+    """Return the error of a run that a signal stopped."""
     return InterruptedRunError(f"stopped by {name_of(number)}", exit_code=128 + number)
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dialogkit.errors import InterruptedRunError
 
 STOPPED = "stop()"
-"""What a training was stopped by, for messages."""
+"""What a run was stopped by, for messages."""
 
 _running = threading.Event()
 _asked = threading.Event()

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, its metrics, its W&B run. Only `wandb_run` imports wandb."""
+"""What a run writes: its folder, its metrics, its W&B run. Only `wandb_run` imports wandb."""

@@ -49,7 +49,7 @@ def write_task(run: RunDir, name: str, result: dict[str, Any]) -> None:
 def best_evaluations(run: RunDir) -> list[dict[str, Any]]:
     """Return the most informative evaluation on each dataset; skip unreadable ones.
 
-    It is the one on the most dialogs. Dialogs of the training count only if nothing else was evaluated.
+    It is the one on the most dialogs. Training dialogs count only if nothing else was evaluated.
     """
     best: dict[str, dict[str, Any]] = {}
     for evaluation in all_evaluations(run):

@@ -26,11 +26,11 @@ HELD_OUT = {
     "accuracy": ("token accuracy", ".1%"),
     "right_answers": ("right answers", ".1%"),
 }
-"""Titles and number formats of the metrics of a training on held-out dialogs; the last one needs checks."""
+"""Titles and number formats of the metrics of a run on held-out dialogs; the last one needs checks."""
 
 
 ANCHORS = {"untrained": "untrained", "unigram": "unigram", "answers": "true answers"}
-"""Titles of the anchors shown beside a model."""
+"""Titles of the baselines shown beside a model, by their `anchor`."""
 
 
 class Metric(NamedTuple):

@@ -1,4 +1,4 @@
-"""Find out which files of a run folder dialogkit wrote, and delete those.
+"""Determine which files of a run folder dialogkit wrote, and delete those.
 
 Such files are known by the list in their folder or, without a list, by their place and name. Everything else stays
 where it is, and links and mounts are never entered.

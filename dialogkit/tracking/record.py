@@ -67,7 +67,7 @@ class Info(BaseModel):
 
 
 class RuntimeInfo(Info):
-    """Device and precision of the training."""
+    """Device and precision of the run."""
 
     device: str | None = None
     device_name: str | None = None
@@ -130,20 +130,20 @@ class DataInfo(Info):
     dropped: int | None = None
     first_bad_row: str | None = None
     notes: dict[str, int] | None = None
-    """What of the rows was repaired or left out, with the number of dialogs."""
+    """What was repaired or left out of the rows, with the number of dialogs."""
     unused_columns: list[str] | None = None
     template_notes: dict[str, int] | None = None
-    """What of the dialogs was changed to fit the chat template, with the number of dialogs."""
+    """What was changed in the dialogs to fit the chat template, with the number of dialogs."""
     answers: int | None = None
-    """Answers to learn in the dialogs that the chat template takes."""
+    """Answers to learn in the dialogs that the chat template accepts."""
     not_learned: dict[str, int] | None = None
     """Those that are not learned under the template, by reason."""
     split_by: str | None = None
     """`hash`: by a hash of their text; `rows`: as their rows say."""
     spare: int | None = None
-    """Dialogs that their rows hold out, but that are more than are evaluated."""
+    """Dialogs that their rows hold out beyond those that are evaluated."""
     checked: int | None = None
-    """Answers of which the rows say what a right one contains."""
+    """Answers whose rows say what a right answer contains."""
     kept: int | None = None
     train_dialogs: int | None = None
     train_tokens: int | None = None
@@ -177,7 +177,7 @@ class GpuInfo(Info):
 
 
 class EnvironmentInfo(Info):
-    """The machine and the working directory of the training."""
+    """The machine and the working directory of the run."""
 
     platform: str | None = None
     host: str | None = None
@@ -245,7 +245,7 @@ class RunRecord(BaseModel):
     exit_code: int | None = None
     command: list[Word] = []
     config: Annotated[dict[str, Any], AfterValidator(_require_sections)] = {}
-    """The resolved settings. They stay unvalidated: `load_changed` checks them before a training uses them."""
+    """The resolved settings. They stay unvalidated: `load_changed` checks them before a run uses them."""
     origins: dict[str, Word] = {}
     runtime: RuntimeInfo = RuntimeInfo()
     model: ModelInfo = ModelInfo()

@@ -88,7 +88,7 @@ class RunDir:
 
     @property
     def record_path(self) -> Path:
-        """File of the record; a training can take its settings."""
+        """File of the record; a new run can take its settings."""
         return self.path / RECORD_FILE
 
     @property
@@ -197,7 +197,7 @@ class RunDir:
         return ModelError(message, hint=Call("train", **start, name=f"{plain_name(self.name)}-2"))
 
     def list_files(self) -> None:
-        """List the logs and TensorBoard's files as the training left them; a resumed training appends to them."""
+        """List the logs and TensorBoard's files as training left them; a resumed run appends to them."""
         if self.is_gone:
             return
         with suppress(OSError):
@@ -214,7 +214,7 @@ class RunDir:
             (folder / FILE_LIST).unlink(missing_ok=True)
 
     def cut_after(self, step: int) -> None:
-        """Remove later steps from the logs: a resumed training logs them again."""
+        """Remove later steps from the logs: a resumed run logs them again."""
         for name in (_METRICS_FILE, SAMPLES_FILE, _HISTOGRAMS_FILE):
             path = self.path / name
             lines = lines_of(path.read_bytes().decode("utf-8", "replace")) if path.is_file() else []

@@ -1,7 +1,7 @@
-"""The W&B run of a training. A failure of W&B never ends a training.
+"""The W&B run that logs a run. A failure of W&B never ends training.
 
 The mode is chosen before any call to W&B, so that it never prompts. Every later call is guarded: the first failure
-is logged as a warning, and the training continues without W&B.
+is logged as a warning, and training continues without W&B.
 """
 
 import atexit
@@ -103,7 +103,7 @@ class WandbRun:
     """A W&B run whose failures are warnings. If disabled, it does nothing.
 
     A separate thread calls W&B, in the order of the calls here: some of its functions wait for the server, which
-    must not block a training.
+    must not block training.
     """
 
     def __init__(self, run: Any, mode: Mode, reason: str, *, place: Path = Path(), logged_step: int = -1) -> None:
@@ -205,7 +205,7 @@ class WandbRun:
         while (call := self._calls.get()) is not None:
             try:
                 call(self._run)
-            except Exception as error:  # whatever W&B raises, the training continues
+            except Exception as error:  # whatever W&B raises, training continues
                 self._run = None
                 if self._failed:
                     return  # `finish` gave up already, with a warning
@@ -227,7 +227,7 @@ def open_wandb(
     resume_id: str | None = None,
     logged_step: int = -1,
 ) -> WandbRun:
-    """Start the W&B run of a training, or resume it.
+    """Start the W&B run that logs a run, or resume it.
 
     Args:
         config: project, group and notes.
@@ -302,7 +302,7 @@ def _init(mode: Mode, credentials: Credentials, options: Mapping[str, Any]) -> A
             run.define_metric("train/tokens", step_metric="train/step")
             run.define_metric("*", step_metric="train/step")
             return run
-        except BaseException as error:  # whatever W&B raises, the training continues
+        except BaseException as error:  # whatever W&B raises, training continues
             _leave_dead_service(error)
             _limit_exit()
             _raise_stop(error)

@@ -1,4 +1,4 @@
-"""Training from Python: what it says, how it stops and goes on, and what it starts from."""
+"""Training from Python: what it reports, how it stops and resumes, and what it starts from."""
 
 import logging
 import shutil
@@ -20,7 +20,7 @@ SmallConfig = Callable[..., Any]
 
 
 class StopsAt(TrainReporter):
-    """Asks the training to stop at a step, as another thread would."""
+    """Asks the run to stop at a step, as another thread would."""
 
     def __init__(self, step: int) -> None:
         self._step = step
@@ -30,7 +30,7 @@ class StopsAt(TrainReporter):
             assert dialogkit.stop()
 
 
-def test_a_stopped_training_is_resumed(small_config: SmallConfig) -> None:
+def test_a_stopped_run_is_resumed(small_config: SmallConfig) -> None:
     whole = dialogkit.train(small_config({"name": "whole"}), quiet=True)
     with pytest.raises(
         InterruptedRunError, match=r"stopped by stop\(\) after step 2; its checkpoint is kept"
@@ -47,7 +47,7 @@ def test_a_stopped_training_is_resumed(small_config: SmallConfig) -> None:
     assert dialogkit.resume(result, quiet=True) is None
 
 
-def test_a_training_that_is_stopped_before_its_first_step_leaves_nothing(small_config: SmallConfig) -> None:
+def test_a_run_that_is_stopped_before_its_first_step_leaves_nothing(small_config: SmallConfig) -> None:
     with pytest.raises(InterruptedRunError, match=r"^stopped by stop\(\)$"):
         dialogkit.train(small_config(), reporter=StopsAt(0))
     with pytest.raises(InterruptedRunError, match=r"^stopped by stop\(\)$"):
@@ -57,7 +57,7 @@ def test_a_training_that_is_stopped_before_its_first_step_leaves_nothing(small_c
     assert result.steps == 4
 
 
-def test_a_training_starts_from_a_run(trained: Trained, small_config: SmallConfig, tmp_path: Path) -> None:
+def test_a_run_starts_from_a_run(trained: Trained, small_config: SmallConfig, tmp_path: Path) -> None:
     models = shutil.copytree(trained.output, tmp_path / "models")  # others share the run
     output = {"runtime.output_dir": str(models), "data.samples": 40}
     wide = small_config({**output, "model.layers": 3})
@@ -71,7 +71,7 @@ def test_a_training_starts_from_a_run(trained: Trained, small_config: SmallConfi
         dialogkit.train(config, from_run="no-such-run")
 
 
-def test_a_training_ends_with_what_the_command_line_prints(
+def test_a_run_ends_with_what_the_command_line_prints(
     trained: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
     render_training(Output(), trained.result)
@@ -84,7 +84,7 @@ def test_a_training_ends_with_what_the_command_line_prints(
     assert lines[-1] == f'next:   generate("shared-run", "Hello!", output="{trained.output}")'
 
 
-def test_a_quiet_training_says_nothing_and_leaves_the_log(
+def test_a_quiet_run_says_nothing_and_leaves_the_log(
     small_config: SmallConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
     dialogkit.train(small_config({"train.max_steps": 1}), quiet=True)

@@ -188,7 +188,7 @@ def memory(free: int) -> Situation:
     """The machine has little memory."""
 
     def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
-        for module in ("memory_plan", "learner"):
+        for module in ("memory_plan", "setup"):
             monkeypatch.setattr(f"dialogkit.services.training.{module}.free_bytes", lambda: free)
 
     return prepare
@@ -299,7 +299,7 @@ UNREACHED = {
         "distributed/rank.py:reject_foreign_settings:2",
         "cli/train.py:_dry_run",
         "data/stream.py:_Blocks/_own",
-        "data/stream.py:DialogStream/require_place:2",
+        "data/stream.py:DialogStream/require_position:2",
         "services/cluster/launch.py:join_processes",
         "services/training/agreement.py:require_same_request",
         "services/runs/resolve.py:refuse_sharded",
@@ -362,7 +362,7 @@ UNREACHED = {
         "services/inspect.py:_Texts/__init__",
         "data/open_files.py:readable:2",
         "data/parquet.py:ParquetRows/_opened",
-        "data/stream.py:DialogStream/require_place",
+        "data/stream.py:DialogStream/require_position",
         "data/stream.py:DialogStream/_groups",
         "data/foreign_files.py:wrong_encoding",
     ],

@@ -56,7 +56,7 @@ def drawn(
     return said.out, said.err
 
 
-def test_of_one_model_the_anchors_need_no_owner(capfd: pytest.CaptureFixture[str]) -> None:
+def test_of_one_model_the_baselines_need_no_owner(capfd: pytest.CaptureFixture[str]) -> None:
     checked = row("a", checks=["by heart", "no end"])
     result = EvaluateResult(rows=[checked], anchors=[row("what is no anchor"), *anchors("a")])
     out, err = drawn(capfd, result, EvaluateRequest(models=("custom-nano",)))
@@ -73,7 +73,7 @@ def test_of_one_model_the_anchors_need_no_owner(capfd: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_of_several_models_each_anchor_says_whose_it_is(
+def test_of_several_models_each_baseline_says_whose_it_is(
     width: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
@@ -103,7 +103,7 @@ def test_a_console_that_knows_no_arrows_is_given_signs(
     monkeypatch.setattr(Console, "encoding", "ascii")
     out, err = drawn(capfd, EvaluateResult(rows=[row("a")], anchors=anchors("a")))
     assert re.search(r"^- bits/byte .*\n\+ token accuracy ", out, re.MULTILINE)
-    assert "+ more is better, - less is" in err
+    assert "+ higher is better, - lower is" in err
 
 
 TITLES = ["A", "of A", "B", "of B", "unigram", "true answers"]
@@ -153,7 +153,7 @@ FEW = {"dataset": "my-dialogs.json", "dialogs": 1, "held_out": 1, "of_dialogs": 
         (
             {"known_prompts": 0, "known_answers": 14},
             EvaluateRequest(),
-            "a: of 15 dialogs, training has the answer of 14: the metrics say less about new questions.",
+            "a: of 15 dialogs, training contains the answer of 14: the metrics say less about new questions.",
             None,
         ),
         (
@@ -165,7 +165,7 @@ FEW = {"dataset": "my-dialogs.json", "dialogs": 1, "held_out": 1, "of_dialogs": 
         ),
     ],
 )
-def test_too_few_dialogs_are_told_with_the_command_that_takes_more(
+def test_too_few_dialogs_are_reported_with_the_command_that_takes_more(
     facts: dict[str, Any],
     asked: EvaluateRequest,
     said: str,
@@ -180,7 +180,7 @@ def test_too_few_dialogs_are_told_with_the_command_that_takes_more(
     assert render(next_command(result, asked)) == command
 
 
-def test_what_is_kept_is_told_with_the_next_command(capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_kept_is_reported_with_the_next_command(capfd: pytest.CaptureFixture[str]) -> None:
     files = {"figures": "m/x.json", "replies": "m/x-replies.jsonl", "worst": "m/x-worst.jsonl"}
     kept = KeptRow(run="a", **files, shown_dialogs=15)
     result = EvaluateResult(rows=[row("a")], anchors=anchors("a"), kept=[kept])
@@ -206,7 +206,7 @@ def test_long_texts_of_the_worst_dialogs_are_cut(capfd: pytest.CaptureFixture[st
     assert re.search(r"^its reply +No\.\\x07$", out, re.MULTILINE)
 
 
-def test_models_on_different_data_are_told_apart_with_the_command_that_compares_them(
+def test_models_on_different_data_are_reported_separately_with_the_command_that_compares_them(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     verdict = judge([Contender("a", 1.0), Contender("b", 2.0)], dialogs=None)
@@ -232,9 +232,9 @@ def test_in_a_terminal_the_text_beside_the_bar_is_of_one_width(
     monkeypatch.setenv("TERM", "xterm")
     output = Output()
     output.err = Console(stderr=True, force_terminal=True, width=60, color_system=None)
-    with output.progress() as told:
+    with output.progress() as reported:
         for what, share in (("short", 0.0), ("something much longer than there is room for it", 0.5)):
-            told(what, share)
+            reported(what, share)
             time.sleep(0.4)  # it is drawn four times a second
     frames = re.split(r"\x1b\[2K|\r|\n", capfd.readouterr().err)
     (before,) = {frame.index("short") for frame in frames if "short" in frame}

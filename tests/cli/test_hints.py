@@ -40,7 +40,7 @@ def parsed(words: str) -> tuple[str, dict[str, Any]]:
 
 
 def settings_of(words: str) -> dict[str, Any]:
-    """Return the settings that the words of a training give."""
+    """Return the settings that the arguments of `train` give."""
     verb, given = parsed(words)
     assert verb == "train"
     return given_settings(train_command, given) | parse_sets(given["sets"] or [])

@@ -43,7 +43,7 @@ LEADS_ON = {
     "--nodes 2": "several machines need a rendezvous",
     "--method lora --no-merge": "starts from random weights",
 }
-"""Hints after which the same file or another reason is told, by what they end in."""
+"""Hints after which the same file or another reason is reported, by their ends."""
 
 SOME = dict(list(WRONG.items())[::5])
 """Those of the ordinary suite; `make faults` runs all."""

@@ -59,7 +59,7 @@ def tokens_of(lines: list[str]) -> list[tuple[bool, str]]:
     return [(line.startswith("+ "), text) for line in lines for text in line[2:].split("\u2502")[:-1]]
 
 
-def test_without_colours_the_lines_tell_what_is_learned(dialogkit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_colours_the_lines_show_what_is_learned(dialogkit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     result = inspect_data(show=40)
     blocks = dialogkit("data", "inspect", "--show", "40").out.split("\n\n")[:40]
@@ -73,7 +73,7 @@ def test_without_colours_the_lines_tell_what_is_learned(dialogkit: Run, monkeypa
 
 
 @pytest.mark.parametrize(("name", "where"), [("rows.jsonl", "line"), ("rows.json", "row")])
-def test_the_place_of_a_dialog_is_told_in_words(name: str, where: str, dialogkit: Run) -> None:
+def test_the_place_of_a_dialog_is_reported_in_words(name: str, where: str, dialogkit: Run) -> None:
     rows = [{"prompt": f"ask {n}", "response": f"say {n} " * n} for n in range(1, 31)]
     ends = ("", "\n", "") if where == "line" else ("[", ",", "]")
     Path(name).write_text(ends[0] + ends[1].join(map(json.dumps, rows)) + ends[2])

@@ -47,7 +47,7 @@ def task(value: float, *, cut: int = 0, name: str = "capitals") -> TaskRow:
     return TaskRow(name=name, version="1", questions=8, of_questions=20, examples=2, cut=cut, figures=[figure])
 
 
-def test_tasks_are_told_with_their_questions_and_what_was_cut(capfd: pytest.CaptureFixture[str]) -> None:
+def test_tasks_are_reported_with_their_questions_and_what_was_cut(capfd: pytest.CaptureFixture[str]) -> None:
     print_tasks(Output(), {"a": [task(0.25, cut=3)], "b": [task(0.75), task(0.5, name="rivers")]})
     out, err = capfd.readouterr()
     lines = [line.split() for line in out.splitlines()]

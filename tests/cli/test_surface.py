@@ -148,7 +148,7 @@ def test_the_list_of_models_cuts_no_name_at_any_width(
         assert all(source in row for source, row in zip(sources, rows, strict=True))
 
 
-def test_the_list_of_models_for_programs_tells_the_same(dialogkit: Run) -> None:
+def test_the_list_of_models_for_programs_reports_the_same(dialogkit: Run) -> None:
     done = dialogkit("models", "list", "--json")
     assert (done.code, done.err, done.json["hint"]) == (0, "", None)
     assert done.json["data"] == [row.model_dump(mode="json") for row in package.list_models()]
@@ -171,7 +171,7 @@ def test_a_trained_model_is_marked_in_the_list(dialogkit: Run, trained: Trained)
 
 
 @pytest.mark.parametrize("name", model_names())
-def test_showing_a_model_tells_everything_about_it(
+def test_showing_a_model_reports_everything_about_it(
     name: str, dialogkit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -306,7 +306,7 @@ def unheard(words: list[str]) -> int:
     return code
 
 
-def test_a_training_goes_on_when_the_reader_of_its_talk_leaves(tmp_path: Path) -> None:
+def test_a_run_continues_when_the_reader_of_its_talk_leaves(tmp_path: Path) -> None:
     small = [word for key, value in SMALL.items() for word in ("--set", f"{key}={json.dumps(value)}")]
     words = ["train", "custom-nano", *small, "--name", "unheard"]
     code, out, _ = run_forked(heard, unheard, words, folder=tmp_path)
@@ -314,7 +314,7 @@ def test_a_training_goes_on_when_the_reader_of_its_talk_leaves(tmp_path: Path) -
     assert "> 'Hello!'" in (tmp_path / "models/runs/unheard/console.log").read_text()
 
 
-def test_what_is_piped_and_not_read_is_told(trained: Trained, dialogkit: Run) -> None:
+def test_what_is_piped_and_not_read_is_reported(trained: Trained, dialogkit: Run) -> None:
     words = ["generate", "shared-run", "--output-dir", str(trained.output), "--max-new-tokens", "2"]
     done = dialogkit(*words, stdin="Hello!\n")
     assert done.code == 0

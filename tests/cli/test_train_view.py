@@ -1,4 +1,4 @@
-"""The last screen of a training shows what the model says about its own data, and what to type next."""
+"""The last screen of a run shows what the model says about its own data, and what to type next."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from dialogkit.services.train import train
 from tests.conftest import Trained
 
 
-def test_after_a_training_on_own_data_held_out_prompts_are_shown_with_their_answers(
+def test_after_training_on_own_data_held_out_prompts_are_shown_with_their_answers(
     small_config: Callable[..., Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     asked = {f"Do you sell item {n}?": f"Yes, item {n} costs {n} euros." for n in range(20)}
@@ -44,7 +44,7 @@ def test_after_a_training_on_own_data_held_out_prompts_are_shown_with_their_answ
     assert command == f"dialogkit generate custom-nano --prompt '{first.prompt}'"
 
 
-def test_after_a_training_on_the_starter_set_the_test_prompts_are_shown(
+def test_after_training_on_the_starter_set_the_test_prompts_are_shown(
     trained: Trained, capfd: pytest.CaptureFixture[str]
 ) -> None:
     render_training(Output(), trained.result)

@@ -209,7 +209,7 @@ def test_a_wrong_command_is_refused_in_one_sentence_and_leaves_nothing(
     assert tree(in_temporary_folder) == before
 
 
-def test_several_problems_of_a_file_are_told_in_one_go(dialogkit: Run) -> None:
+def test_several_problems_of_a_file_are_reported_in_one_go(dialogkit: Run) -> None:
     Path("three.json").write_text('{"train": {"epochs": 0, "seed": -1}, "dta": {}}')
     done = dialogkit("config", "validate", "three.json")
     check_refused(done, "three.json has 3 problems")
@@ -271,9 +271,9 @@ def test_what_to_try_fits_what_is_wrong(dialogkit: Run, words: str, hint: str) -
 
 
 @pytest.mark.parametrize("words", ["train --samples 0", "evaluate --samples 0"])
-def test_a_wrong_flag_is_told_in_one_manner(dialogkit: Run, words: str) -> None:
-    told = dialogkit(*shlex.split(words)).err.splitlines()[0]
-    assert re.fullmatch(r"error: --samples: must be greater than or equal to 1 \(got \"?0\"?\)", told)
+def test_a_wrong_flag_is_reported_in_one_manner(dialogkit: Run, words: str) -> None:
+    reported = dialogkit(*shlex.split(words)).err.splitlines()[0]
+    assert re.fullmatch(r"error: --samples: must be greater than or equal to 1 \(got \"?0\"?\)", reported)
 
 
 def test_a_run_is_never_overwritten(dialogkit: Run, trained: Trained) -> None:
@@ -304,7 +304,7 @@ def test_a_folder_without_permission_is_named(dialogkit: Run) -> None:
         (f"{TRAIN} --dataset alpaca-gpt4", "'vicgalle/alpaca-gpt4'"),
     ],
 )
-def test_a_hub_that_does_not_answer_is_told_at_once(
+def test_a_hub_that_does_not_answer_is_reported_at_once(
     words: str, shown: str, dialogkit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):

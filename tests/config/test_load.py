@@ -158,7 +158,7 @@ def test_a_file_with_a_model_needs_no_other() -> None:
 def test_a_runs_own_record_repeats_its_configuration(trained: Trained) -> None:
     record = Path(trained.result.run_dir) / "run.json"
     loaded = load_with_origins(None, preset=None, config_file=record)
-    # All but the name: the repetition is a run of its own.
+    # All but the name: the repetition is a separate run.
     expected = {**json.loads(record.read_text())["config"], "name": None}
     assert loaded.config.model_dump(mode="json") == expected
     assert (loaded.config.model.width, loaded.config.data.samples) == (32, 40)
@@ -334,7 +334,7 @@ def test_a_number_is_finite(value: float) -> None:
     assert problem.startswith("train.epochs: must be a finite number")
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     first, *others = problems_of(train__learning_rate=-1, train__batch_size="8", data__sampels=3, model__heads=5)
     assert first == "model: width 128 is not a multiple of heads 5 (and 3 more problems)"
     assert sorted(others) == [
@@ -459,7 +459,7 @@ def test_a_set_word_without_name_or_value_is_refused(word: str) -> None:
         parse_sets([word])
 
 
-def test_words_without_a_value_do_not_keep_other_problems_from_being_told() -> None:
+def test_words_without_a_value_do_not_keep_other_problems_from_being_reported() -> None:
     with pytest.raises(ConfigError) as refused:
         parse_sets(["train.learning_rate=abc", "foo", "train.max_step=4", "data.samples=5", "bar"])
     assert [refused.value.message, *refused.value.details] == [
@@ -471,13 +471,13 @@ def test_words_without_a_value_do_not_keep_other_problems_from_being_told() -> N
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
-def test_a_word_that_is_no_finite_number_is_told_as_such(value: str) -> None:
-    told = problems_of(**{"train.learning_rate": parse_sets([f"x={value}"])["x"]})
-    assert told == [f"train.learning_rate: must be a finite number (got {value})"]
+def test_a_word_that_is_no_finite_number_is_reported_as_such(value: str) -> None:
+    reported = problems_of(**{"train.learning_rate": parse_sets([f"x={value}"])["x"]})
+    assert reported == [f"train.learning_rate: must be a finite number (got {value})"]
 
 
 def test_no_run_can_be_called_what_resume_calls_the_newest() -> None:
-    assert problems_of(name="last") == ["name: must not be 'last', which stands for the newest unfinished run"]
+    assert problems_of(name="last") == ["name: must not be 'last', which means the newest unfinished run"]
 
 
 @pytest.mark.parametrize(

@@ -54,12 +54,12 @@ def test_a_reply_is_right_if_it_contains_what_the_check_asks_for(reply: str, che
         (" \t", "an empty text"),
         ([], "an empty list"),
         (["a", []], "an empty list"),
-        (True, "true is no check"),
-        (None, "None is no check"),
+        (True, "true is not a check"),
+        (None, "None is not a check"),
         ({"pattern": "("}, "'(' is not a regular expression"),
         ({"pattern": "x" * 501}, "501 characters"),
-        ({"pattern": 1}, "is no check"),
-        ({"text": "a"}, "is no check"),
+        ({"pattern": 1}, "is not a check"),
+        ({"text": "a"}, "is not a check"),
     ],
 )
 def test_what_is_no_check_is_said(check: Any, problem: str) -> None:

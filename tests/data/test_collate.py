@@ -14,7 +14,7 @@ FLAGS = st.lists(st.lists(st.booleans(), min_size=1, max_size=12), min_size=1, m
 
 
 def make(flags: list[list[bool]]) -> list[dict[str, Any]]:
-    """Return dialogs in which every token has an id of its own."""
+    """Return dialogs in which every token has a distinct id."""
     ids = iter(range(1000))
     return [
         {

@@ -115,7 +115,7 @@ def test_groups_are_what_pairs_connect(count: int, edges: list[tuple[int, int]])
 
 def test_scripts_are_counted_by_letters_alone() -> None:
     text = "abC\u00e9 12,.! " + "\u0436\u042f" + "\u4f60" + "\u3072" + "\u0645\u0648" + "\u05d0" + "\U0001f600"
-    shares = statistics.script_shares(statistics.count_characters([text, "\u0915 \uac00"]))
+    shares = statistics.script_fractions(statistics.count_characters([text, "\u0915 \uac00"]))
     counts = {"Latin": 4, "Cyrillic": 2, "Arabic": 2, "Han": 1, "Hiragana": 1, "Hebrew": 1, "Devanagari": 1}
     assert shares == pytest.approx({name: n / 13 for name, n in {**counts, "Hangul": 1}.items()})
     assert next(iter(shares)) == "Latin"
@@ -123,13 +123,13 @@ def test_scripts_are_counted_by_letters_alone() -> None:
 
 def test_a_letter_in_another_form_is_of_its_script() -> None:
     forms = "\uff21\u00aa\U0001d400\u210c\ufb01" + "\ufe8d" + "\uff76" + "\uf900"
-    shares = statistics.script_shares(statistics.count_characters([forms]))
+    shares = statistics.script_fractions(statistics.count_characters([forms]))
     assert shares == pytest.approx({"Latin": 5 / 8, "Arabic": 1 / 8, "Katakana": 1 / 8, "Han": 1 / 8})
 
 
 def test_texts_without_letters_have_no_script() -> None:
-    assert statistics.script_shares(statistics.count_characters(["1 + 1 = 2", "\U0001f600"])) == {}
-    assert statistics.script_shares(statistics.count_characters([])) == {}
+    assert statistics.script_fractions(statistics.count_characters(["1 + 1 = 2", "\U0001f600"])) == {}
+    assert statistics.script_fractions(statistics.count_characters([])) == {}
 
 
 def test_surprise_is_the_mean_information_of_the_characters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_what_repeats_itself_packs_well() -> None:
     chance = random.Random(0)
     noise = "".join(chance.choices("abcdefghijklmnop", k=1000))
     loop, prose = "over and over again, " * 50, noise
-    shares = statistics.packed_shares([loop, prose, "\u00fc"])
+    shares = statistics.compression_ratios([loop, prose, "\u00fc"])
     assert shares[0] < 0.1 < 0.4 < shares[1] < shares[2]
     assert shares[2] == len(zlib.compress("\u00fc".encode(), 1)) / 2
 

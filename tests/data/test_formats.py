@@ -267,7 +267,7 @@ def test_columns_of_any_name_can_be_mapped() -> None:
     ("words", "problem"),
     [
         (["prompt"], "'prompt' is not of the form ROLE=COLUMN"),
-        (["promt=a"], r"'promt' is no role of a column \(did you mean 'prompt'\?\)"),
+        (["promt=a"], r"'promt' is not a column role \(did you mean 'prompt'\?\)"),
         (["prompt=a", "prompt=b"], "a role has two columns"),
     ],
 )

@@ -341,7 +341,7 @@ def test_a_cache_on_a_full_disk_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "reported"),
     [
         (
             [row("a", "b")],
@@ -357,19 +357,19 @@ def test_a_cache_on_a_full_disk_leaves_nothing_behind(
     ids=["one", "equal ones", "one of two", "all too long"],
 )
 def test_too_few_dialogs_are_refused_and_may_be_kept(
-    rows: list[dict[str, Any]], told: str, tokenizer: ChatTokenizer
+    rows: list[dict[str, Any]], reported: str, tokenizer: ChatTokenizer
 ) -> None:
     long = len(rows[0]["messages"][0]["content"]) > 64
     keeps = (
         "shorten the prompts, or give" if long else "add dialogs to rows.jsonl, for example with /save in a chat"
     )
     for _ in range(2):
-        with pytest.raises(DataError, match=told) as refused:
+        with pytest.raises(DataError, match=reported) as refused:
             prepare(rows, tokenizer, context=64)
         assert (typed(refused.value) or "").startswith(keeps)
 
 
-def test_hashes_tell_dialogs_apart_by_what_they_say_and_who_says_it() -> None:
+def test_hashes_distinguish_dialogs_by_what_they_say_and_who_says_it() -> None:
     dialogs: list[Dialog] = [
         (Message("user", "a"), Message("assistant", "b")),
         (Message("user", "ab"), Message("assistant", "")),

@@ -63,12 +63,12 @@ def test_checks_of_held_out_dialogs_come_with_them_also_from_the_cache(tokenizer
 @pytest.mark.parametrize(
     ("check", "problem"),
     [
-        (True, "check: true is no check; a text needs quotes"),
+        (True, "check: true is not a check; a text needs quotes"),
         ([1, 2], None),
         ({"pattern": "("}, "check: the pattern '(' is not a regular expression: missing ) at position 1"),
         (
             {"is": 4},
-            "check: {'is': 4} is no check; it must be a text, a number, a list or {pattern: ...}",
+            "check: {'is': 4} is not a check; it must be a text, a number, a list or {pattern: ...}",
         ),
         (["", 4], "check: an empty text cannot be checked"),
     ],

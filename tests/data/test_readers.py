@@ -1,4 +1,4 @@
-"""Files from anywhere: malformed rows are told one by one, and no file takes more memory than a row of it."""
+"""Files from anywhere: malformed rows are reported one by one, and no file takes more memory than a row of it."""
 
 import gzip
 import io
@@ -45,7 +45,7 @@ MALFORMED: dict[str, str | bytes] = {
 
 
 @pytest.mark.parametrize("problem", MALFORMED)
-def test_a_malformed_row_is_told_with_its_line_and_passed_over_if_asked(problem: str) -> None:
+def test_a_malformed_row_is_reported_with_its_line_and_passed_over_if_asked(problem: str) -> None:
     bad = MALFORMED[problem]
     row = bad if isinstance(bad, bytes) else bad.encode()
     content = b"\n".join([GOOD.encode(), row, GOOD.encode(), b""])
@@ -60,7 +60,7 @@ def test_a_malformed_row_is_told_with_its_line_and_passed_over_if_asked(problem:
     assert (raw.rows, len(raw.dialogs), raw.bad_rows) == (3, 2, [f"rows.jsonl:2: {problem}"])
 
 
-def test_of_many_malformed_rows_the_first_ten_and_the_number_are_told() -> None:
+def test_of_many_malformed_rows_the_first_ten_and_the_number_are_reported() -> None:
     content = "\n".join([GOOD, *["x"] * 30]).encode()
     with pytest.raises(DataError) as error:
         read(content, max_bad_rows=29)
@@ -133,7 +133,7 @@ def test_a_lone_object_and_turns_under_data_are_dialogs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told", "hint"),
+    ("name", "content", "reported", "hint"),
     [
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer", "git lfs"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer", "git lfs"),
@@ -157,11 +157,11 @@ def test_a_lone_object_and_turns_under_data_are_dialogs() -> None:
     ],
 )
 def test_a_file_that_is_no_dataset_is_named_for_what_it_is(
-    name: str, content: bytes, told: str, hint: str
+    name: str, content: bytes, reported: str, hint: str
 ) -> None:
     Path(name).write_bytes(content)
     config = DataConfig(dataset=name)
-    with pytest.raises(DataError, match=told) as error:
+    with pytest.raises(DataError, match=reported) as error:
         read_dialogs(find_source(config), config)
     assert hint in (typed(error.value) or "")
     assert "--max-bad-rows" not in (typed(error.value) or "")
@@ -190,12 +190,12 @@ def test_an_array_is_the_same_however_it_is_read(chunk: int, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("end", ["]]", "] x", "", ",]", "}"])
-def test_an_array_that_does_not_end_well_is_told(end: str) -> None:
+def test_an_array_that_does_not_end_well_is_reported(end: str) -> None:
     with pytest.raises(DataError, match=r"^rows.json:1: "):
         read(f"[{GOOD}{end}".encode(), "rows.json")
 
 
-def test_a_column_that_stands_twice_is_told() -> None:
+def test_a_column_that_stands_twice_is_reported() -> None:
     with pytest.raises(DataError, match="the column 'prompt' appears twice"):
         read(b"prompt,response,prompt\na,b,c\n", "rows.csv")
 
@@ -251,31 +251,31 @@ def test_a_file_that_was_changed_at_random_is_read_or_refused(name: str, example
     @settings(max_examples=examples, deadline=None, suppress_health_check=QUIET, derandomize=True, database=None)
     @given(CHANGES)
     def check(changes: list[tuple[int, int, bytes]]) -> None:
-        told = None
+        reported = None
         try:
             read(mutate(SEEDS[name], changes), name)
         except DialogKitError as error:
-            told = error
-        if told is not None:
-            assert told.exit_code == 2
-            assert len(told.details) <= 9
-            assert "\n" not in told.message
+            reported = error
+        if reported is not None:
+            assert reported.exit_code == 2
+            assert len(reported.details) <= 9
+            assert "\n" not in reported.message
 
     check()
 
 
 @pytest.mark.faults
 def test_a_parquet_file_that_was_changed_at_random_ends_no_process(tmp_path: Path) -> None:
-    # A process of its own: what is tested is that a library in C does not end it.
+    # A separate process: what is tested is that a library in C does not end it.
     program = (
         "import random, sys; from pathlib import Path; from tests.data.test_readers import SEEDS, mutate, read\n"
         "from dialogkit.errors import DataError\n"
-        "chance = random.Random(0); told = 0\n"
+        "chance = random.Random(0); reported = 0\n"
         "for _ in range(1000):\n"
         "    change = [(chance.randrange(9999), chance.randrange(9), chance.randbytes(chance.randrange(9)))]\n"
         "    try: read(mutate(SEEDS['rows.parquet'], change), 'rows.parquet')\n"
-        "    except DataError: told += 1\n"
-        "print(told)\n"
+        "    except DataError: reported += 1\n"
+        "print(reported)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY), "PATH": ""},
@@ -285,7 +285,7 @@ def test_a_parquet_file_that_was_changed_at_random_ends_no_process(tmp_path: Pat
     assert int(done.stdout) > 100
 
 
-def test_the_command_line_passes_over_what_it_is_told_to(dialogkit: Callable[..., Finished]) -> None:
+def test_the_command_line_passes_over_what_it_is_asked_to(dialogkit: Callable[..., Finished]) -> None:
     Path("rows.jsonl").write_text("\n".join([GOOD, "x", GOOD.replace("a", "c"), "y"]))
     words = ["train", "custom-nano", "--dataset", "rows.jsonl", "--wandb", "disabled"]
     done = dialogkit(*words, "--max-bad-rows", "1")

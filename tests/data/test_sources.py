@@ -131,7 +131,7 @@ def test_a_file_without_any_dialog_shows_why() -> None:
     assert (error.details, typed(error)) == ((), "fix the rows, or: --dataset starter")
 
 
-def test_reasons_that_are_equal_are_told_once_with_their_number() -> None:
+def test_reasons_that_are_equal_are_reported_once_with_their_number() -> None:
     rows = [{"prompt": "a", "response": answer} for answer in (None, "", None, True, None, "")]
     error = refused("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     assert error.message.endswith("rows.jsonl:1: response is null, not text (and 2 more such rows)")
@@ -181,9 +181,9 @@ DAMAGED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "data", "told"), DAMAGED)
-def test_a_damaged_file_is_one_sentence_with_its_place(name: str, data: bytes, told: str) -> None:
-    assert refused(name, data).message.startswith(told)
+@pytest.mark.parametrize(("name", "data", "reported"), DAMAGED)
+def test_a_damaged_file_is_one_sentence_with_its_place(name: str, data: bytes, reported: str) -> None:
+    assert refused(name, data).message.startswith(reported)
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file whose bytes cannot be read")
@@ -202,7 +202,7 @@ def test_the_starter_dialogs_are_found_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told", "hint"),
+    ("name", "reported", "hint"),
     [
         ("startr", "unknown dataset 'startr' (did you mean 'starter'?)", "dialogkit data list"),
         ("alpaca", "unknown dataset 'alpaca' (did you mean 'alpaca-gpt4'?)", "dialogkit data list"),
@@ -234,7 +234,7 @@ def test_the_starter_dialogs_are_found_by_name() -> None:
         ),
     ],
 )
-def test_a_dataset_that_is_not_there_says_what_to_type(name: str, told: str, hint: str) -> None:
+def test_a_dataset_that_is_not_there_says_what_to_type(name: str, reported: str, hint: str) -> None:
     Path("folder").mkdir()
     table, row = "prompt,response\na,b\nc,d\n", '{"prompt": "a", "response": "b"}\n' * 2
     for file, text in {
@@ -250,7 +250,7 @@ def test_a_dataset_that_is_not_there_says_what_to_type(name: str, told: str, hin
         Path(file).write_text(text)
     with pytest.raises(DataError) as error:
         find_source(DataConfig(dataset=name))
-    assert error.value.message.startswith(told)
+    assert error.value.message.startswith(reported)
     assert typed(error.value) == hint
 
 
@@ -289,7 +289,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     assert tried == []
 
 
-def test_a_hub_dataset_without_a_network_is_told_without_trying(hub_cache: Path) -> None:
+def test_a_hub_dataset_without_a_network_is_reported_without_trying(hub_cache: Path) -> None:
     for name in ("someone/something", "alpaca-gpt4"):
         with pytest.raises(
             UnavailableError, match="HF_HUB_OFFLINE forbids asking the hub, and the dataset"

@@ -75,7 +75,7 @@ def test_nothing_names_other_assistants_people_or_places_on_the_web(dialogs: lis
     assert re.findall(FOREIGN, text.casefold()) == []
 
 
-def test_the_licence_lies_beside_and_is_the_one_that_is_told() -> None:
+def test_the_licence_lies_beside_and_is_the_one_that_is_reported() -> None:
     licence = (Path(STARTER).parent / "LICENSE").read_text(encoding="utf-8")
     assert STARTER.name in licence
     assert str(NAMED["starter"].license) in licence
@@ -122,6 +122,10 @@ def test_every_sum_that_is_said_or_asked_for_in_words_is_right(dialogs: list[Dia
         if (found := re.match(rf"(?:What is|Compute) {IN_WORDS}", question.content))
     ]
     assert len(said) + len(asked) >= 3
-    for left, word, right, told in [*said, *asked]:
+    for left, word, right, reported in [*said, *asked]:
         result = value(f"{left} {WORDS[word]} {right}")
-        assert any(math.isclose(result, value(number)) for number in re.findall(NUMBER, told)), (left, word, right)
+        assert any(math.isclose(result, value(number)) for number in re.findall(NUMBER, reported)), (
+            left,
+            word,
+            right,
+        )

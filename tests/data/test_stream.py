@@ -205,7 +205,7 @@ def test_held_out_by_share_without_having_read_everything(
 
 
 @pytest.mark.parametrize("samples", [None, 70])
-def test_the_order_does_not_depend_on_workers_and_goes_on_from_any_dialog(
+def test_the_order_does_not_depend_on_workers_and_continues_from_any_dialog(
     samples: int | None, folder: str, tokenizer: ChatTokenizer
 ) -> None:
     whole = prepare(folder, tokenizer, samples=samples)
@@ -291,16 +291,16 @@ def test_processes_that_hear_each_other_count_what_one_counts(
             while data.stream.passes < 1:
                 first(data, tokenizer, 20)
             together.append(data)
-        told = [data.stream.row_counts() for data in together]
+        reported = [data.stream.row_counts() for data in together]
         for rank, data in enumerate(together):
             monkeypatch.setattr(stream, "rank_and_world_size", lambda: (rank, world))  # noqa: B023
             for _ in range(2):  # what is heard again is not counted again
-                data.stream.merge_row_counts(told)
+                data.stream.merge_row_counts(reported)
                 assert (data.ledger, data.stream.counts) == (alone.ledger, alone.stream.counts)
             stricter = data.stream.plan.config.model_copy(update={"max_bad_rows": 3})
             data.stream.plan = replace(data.stream.plan, config=stricter)
             with pytest.raises(DataError, match=r"^a.jsonl:\d+: not valid JSON.*and at least 3 more") as refused:
-                data.stream.merge_row_counts(told)
+                data.stream.merge_row_counts(reported)
             assert refused.value.message.split(" (")[0] == alone.ledger.first_bad_row
 
 
@@ -315,7 +315,7 @@ def test_more_processes_than_blocks_are_refused(tokenizer: ChatTokenizer, monkey
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_malformed_rows_are_told_by_file_and_line(
+def test_malformed_rows_are_reported_by_file_and_line(
     workers: int, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dialogkit.data.stream_setup._SAMPLE", 16)

@@ -75,7 +75,7 @@ class Training:
         lambda step: 0.05 + 0.1 * (step % 2),
     ],
 )
-def test_a_training_ends_within_five_percent_of_its_budget(
+def test_a_run_ends_within_five_percent_of_its_budget(
     monkeypatch: pytest.MonkeyPatch, step_s: Any, schedule: str
 ) -> None:
     training = Training(monkeypatch, 200.0, schedule=schedule)
@@ -177,7 +177,7 @@ def test_of_few_steps_that_fit_most_are_learned_from(
     assert training.factors[-1] == min(training.factors[2:], default=training.factors[-1]) < 0.7
 
 
-def test_a_training_that_goes_on_before_its_speed_is_known_has_the_same_learning_rates(
+def test_a_run_that_continues_before_its_speed_is_known_has_the_same_learning_rates(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = Training(monkeypatch, 3600.0, max_steps=12)
@@ -196,7 +196,7 @@ def test_a_training_that_goes_on_before_its_speed_is_known_has_the_same_learning
 
 
 @pytest.mark.parametrize("fitted", [True, False])
-def test_a_training_begun_by_an_older_version_goes_on(monkeypatch: pytest.MonkeyPatch, fitted: bool) -> None:
+def test_a_run_begun_by_an_older_version_continues(monkeypatch: pytest.MonkeyPatch, fitted: bool) -> None:
     again = Training(monkeypatch, 3600.0, max_steps=40)
     again.plan.from_zero = True  # as of any plan that is restored, unless its checkpoint says otherwise
     older = {  # what those kept of a plan at step 10
@@ -226,7 +226,7 @@ def test_the_distance_of_evaluations_that_was_asked_for_is_kept(monkeypatch: pyt
     assert training.whole_s() == pytest.approx(100.0, rel=0.05)
 
 
-def test_a_training_that_goes_on_has_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_continues_has_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     first = Training(monkeypatch, 200.0)
     first.begin()
     first.run(lambda step: 0.1, until=700)

@@ -1,4 +1,4 @@
-"""Divergence, signals and metrics in real trainings."""
+"""Divergence, signals and metrics in real runs."""
 
 import json
 import math
@@ -56,7 +56,7 @@ def is_sound(checkpoint: Path) -> bool:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_training_at_its_step(small: Any, poisoned: Any, value: float) -> None:
+def test_a_loss_that_is_no_number_ends_the_run_at_its_step(small: Any, poisoned: Any, value: float) -> None:
     poisoned(3, value)
     with pytest.raises(DivergedError) as error:
         small.fit(
@@ -95,7 +95,7 @@ def test_a_signal_saves_no_weights_that_are_no_numbers(small: Any, poisoned: Any
     assert not list(Path("fit").glob("checkpoint-*"))
 
 
-def test_a_gradient_that_is_no_number_ends_the_training(small: Any) -> None:
+def test_a_gradient_that_is_no_number_ends_the_run(small: Any) -> None:
     model = small.model()
     model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(DivergedError, match="grad_norm is nan at step 1 "):
@@ -145,7 +145,7 @@ POISONS = [
 
 
 @pytest.mark.parametrize(("put", "value", "step", "clip"), POISONS)
-def test_what_is_no_number_ends_the_training_within_an_interval_wherever_it_comes_in(
+def test_what_is_no_number_ends_the_run_within_an_interval_wherever_it_comes_in(
     small: Any, put: Any, value: float, step: int, clip: float
 ) -> None:
     model = small.model()
@@ -199,7 +199,7 @@ def test_the_logged_loss_is_the_mean_since_the_last_log(small: Any) -> None:
     assert third == pytest.approx(expected, rel=1e-6)
 
 
-def test_evaluations_are_told_beside_the_steps(small: Any) -> None:
+def test_evaluations_are_reported_beside_the_steps(small: Any) -> None:
     points: Points = []
     values = iter([3.0, 2.0, 1.0])
     small.fit(
@@ -229,7 +229,7 @@ TRAINING = [
     ("number", "code", "name"),
     [(signal.SIGINT, 130, "Ctrl-C"), pytest.param(signal.SIGTERM, 143, "SIGTERM", marks=pytest.mark.faults)],
 )
-def test_a_signal_ends_a_training_after_its_step_with_a_checkpoint(
+def test_a_signal_ends_a_run_after_its_step_with_a_checkpoint(
     number: int, code: int, name: str, tmp_path: Path
 ) -> None:
     process = start_forked(command_line_into, TRAINING, "said.txt", folder=tmp_path)
@@ -282,7 +282,7 @@ def test_a_second_signal_ends_at_once() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_training_outside_the_main_thread_runs_without_signals(small: Any) -> None:
+def test_a_run_outside_the_main_thread_runs_without_signals(small: Any) -> None:
     steps: list[int] = []
     torch.set_num_threads(1)
     thread = threading.Thread(

@@ -124,7 +124,7 @@ def test_autocast_gives_matrix_products_the_precision_of_the_run(precision: Any,
         assert (ones @ ones).dtype == dtype
 
 
-def test_threads_are_set_and_told() -> None:
+def test_threads_are_set_and_reported() -> None:
     made = resolve_runtime(RuntimeConfig(device="cpu", threads=3))
     assert torch.get_num_threads() == 3
     assert made.device_name.endswith(", 3 threads")
@@ -144,7 +144,7 @@ def test_the_flags_of_this_cpu_are_read(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert resolve_runtime(RuntimeConfig(device="cpu")).device_name.startswith("A CPU, ")
 
 
-def test_a_system_that_does_not_tell_has_no_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_a_system_that_reports_nothing_has_no_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr("builtins.open", lambda path, **options: (tmp_path / "none").open(**options))
     assert processor_flags() == frozenset()
     made = resolve_runtime(RuntimeConfig(device="cpu"))

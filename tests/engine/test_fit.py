@@ -1,4 +1,4 @@
-"""Which weights a training leaves, in the model and on the disk."""
+"""Which weights a run leaves, in the model and on the disk."""
 
 import json
 from collections.abc import Callable

@@ -49,15 +49,15 @@ def test_where_attention_keeps_its_scores_the_context_counts_twice() -> None:
 
 def test_the_scores_of_eager_attention_are_planned_for(small_config: Callable[..., Any]) -> None:
     from dialogkit.engine.device import resolve_runtime
-    from dialogkit.services.training.learner import Learner
+    from dialogkit.services.training.setup import TrainingSetup
 
     config = small_config(BATCH)
-    learner = Learner(config, resolve_runtime(config.runtime))
-    by_kernel = memory_plan.bytes_of_step(learner, 1)
-    learner.model.set_attn_implementation("eager")
-    longest, info = int(learner.data.sample.lengths.max()), learner.model_info
+    setup = TrainingSetup(config, resolve_runtime(config.runtime))
+    by_kernel = memory_plan.bytes_of_step(setup, 1)
+    setup.model.set_attn_implementation("eager")
+    longest, info = int(setup.data.sample.lengths.max()), setup.model_info
     scores = 4 * info["heads"] * longest**2
-    assert memory_plan.bytes_of_step(learner, 1) - by_kernel == scores * (4 * info["layers"] + 8)
+    assert memory_plan.bytes_of_step(setup, 1) - by_kernel == scores * (4 * info["layers"] + 8)
 
 
 def test_the_free_memory_is_less_than_the_machine_has() -> None:
@@ -73,16 +73,16 @@ def test_a_batch_is_split_into_equal_parts() -> None:
 def little(monkeypatch: pytest.MonkeyPatch, config: Any, dialogs_at_once: float) -> None:
     """Leave memory for so many dialogs at once."""
     from dialogkit.engine.device import resolve_runtime
-    from dialogkit.services.training.learner import Learner
+    from dialogkit.services.training.setup import TrainingSetup
 
-    learner = Learner(config, resolve_runtime(config.runtime))
-    largest, smaller = memory_plan.bytes_of_step(learner, 1), memory_plan.bytes_of_step(learner, 4)
+    setup = TrainingSetup(config, resolve_runtime(config.runtime))
+    largest, smaller = memory_plan.bytes_of_step(setup, 1), memory_plan.bytes_of_step(setup, 4)
     assert largest > smaller
     free = smaller + 1 if dialogs_at_once == 1 else smaller - 1
     monkeypatch.setattr(memory_plan, "free_bytes", lambda: free)
 
 
-def test_a_step_that_does_not_fit_is_told_before_the_start(
+def test_a_step_that_does_not_fit_is_reported_before_the_start(
     small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     little(monkeypatch, small_config(BATCH), 1)
@@ -156,7 +156,7 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_parts(
         RuntimeError("unable to mmap 440490952 bytes from file <a>: Cannot allocate memory (12)"),
     ],
 )
-def test_memory_that_ends_in_the_midst_is_told_in_a_sentence(
+def test_memory_that_ends_in_the_midst_is_reported_in_a_sentence(
     error: Exception, small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any, **__: Any) -> None:

@@ -89,11 +89,11 @@ def test_products_of_the_iteration_have_the_precision_of_the_run(monkeypatch: py
     seen: list[torch.dtype] = []
     product = torch.addmm
 
-    def told(*tensors: Any, **options: Any) -> Any:
+    def reported(*tensors: Any, **options: Any) -> Any:
         seen.append(tensors[0].dtype)
         return product(*tensors, **options)
 
-    monkeypatch.setattr(torch, "addmm", told)
+    monkeypatch.setattr(torch, "addmm", reported)
     model = make_model("llama")
     give_gradients(model, 0)
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
@@ -104,7 +104,7 @@ def test_products_of_the_iteration_have_the_precision_of_the_run(monkeypatch: py
         seen.clear()
 
 
-def test_a_schedule_reaches_both_and_a_restored_state_goes_on_the_same() -> None:
+def test_a_schedule_reaches_both_and_a_restored_state_continues_the_same() -> None:
     def steps(model: Any, optimizer: MuonWithAdamW, scheduler: Any, seeds: range) -> None:
         for seed in seeds:
             give_gradients(model, seed)

@@ -9,5 +9,5 @@ from tests.faults.training import Undisturbed
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, isolated_home: Path) -> Undisturbed:
-    """How a training ends that nobody disturbs."""
+    """How an undisturbed run ends."""
     return Undisturbed(tmp_path_factory.mktemp("undisturbed"))

@@ -201,15 +201,17 @@ def in_tables() -> dict[str, tuple[Callable[[], str], str]]:
         Path(name).write_bytes(content)
         return name
 
-    rows = {told: row if isinstance(row, bytes) else row.encode() for told, row in MALFORMED.items()}
-    malformed = {f"rows: {told}": (lambda row=row: written("rows.jsonl", row), "") for told, row in rows.items()}
+    rows = {reported: row if isinstance(row, bytes) else row.encode() for reported, row in MALFORMED.items()}
+    malformed = {
+        f"rows: {reported}": (lambda row=row: written("rows.jsonl", row), "") for reported, row in rows.items()
+    }
     damaged = {
-        f"{told}, {number}": (lambda name=name, data=data: written(name, data), told)
-        for number, (name, data, told) in enumerate(DAMAGED)
+        f"{reported}, {number}": (lambda name=name, data=data: written(name, data), reported)
+        for number, (name, data, reported) in enumerate(DAMAGED)
     }
     contents = {
-        kind: (lambda name=name, make=make: written(name, make()), told)
-        for kind, (name, make, told) in CONTENTS.items()
+        kind: (lambda name=name, make=make: written(name, make()), reported)
+        for kind, (name, make, reported) in CONTENTS.items()
     }
     return {**PLACES, **contents, **damaged, **malformed}
 
@@ -220,11 +222,11 @@ ALL = in_tables()
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file whose bytes cannot be read")
 @pytest.mark.parametrize("kind", [*PLACES, *(kind for kind in CONTENTS if "one dialog" not in kind)])
 def test_a_hostile_file_is_one_sentence_that_names_it(kind: str) -> None:
-    make, told = ALL[kind]
+    make, reported = ALL[kind]
     config = DataConfig(dataset=make())
     with pytest.raises(DataError) as refused:
         read_dialogs(find_source(config), config)
-    assert refused.value.message.startswith(told)
+    assert refused.value.message.startswith(reported)
     assert "\n" not in refused.value.message
     assert (refused.value.exit_code, len(refused.value.details) <= 9, bool(refused.value.hint)) == (2, True, True)
     assert all(len(line) < 1000 for line in (refused.value.message, *refused.value.details))
@@ -256,13 +258,13 @@ OFTEN = ["a pipe", "long keys twice", "one text in many rows"]
     "kind", [kind if kind in OFTEN else pytest.param(kind, marks=pytest.mark.faults) for kind in ALL]
 )
 def test_the_command_line_says_it_in_three_lines_and_a_gibibyte(kind: str, tmp_path: Path) -> None:
-    make, told = ALL[kind]
+    make, reported = ALL[kind]
     dataset = make()
     code, out, err, held = run_forked(train_on, dataset, folder=tmp_path)
     lines = err.splitlines()
     details = [line for line in lines if line.startswith("       ")]
     assert (code, out, len(details) <= 9) == (2, "", True)
-    assert lines[0].startswith(f"error: {told.encode('ascii', 'backslashreplace').decode()}")
+    assert lines[0].startswith(f"error: {reported.encode('ascii', 'backslashreplace').decode()}")
     assert (len(lines) - len(details), lines[-1].startswith("try: ")) == (2, True)
     assert max(map(len, lines)) < 1000
     assert held < 1024

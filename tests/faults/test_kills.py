@@ -15,7 +15,7 @@ AIMED = 0.75
 
 
 def kill_and_go_on(folder: Path, *, rounds: int, steps: int, seed: int, save_s: float) -> tuple[int, int]:
-    """Kill a training again and again; return how many kills came before its end, and how many in a save."""
+    """Kill a run again and again; return how many kills came before its end, and how many in a save."""
     chance = random.Random(seed)
     run, kills, in_save, resumed = folder / "models/runs/it", 0, 0, 0
     for _ in range(rounds):
@@ -34,11 +34,11 @@ def kill_and_go_on(folder: Path, *, rounds: int, steps: int, seed: int, save_s: 
         in_save += bool(unsealed(run) - torn)
         assert newest_step(run) >= reached
         if RunDir(run).exists:
-            told = RunDir(run).read().resumed
-            assert [resumption.step for resumption in told[resumed:]] in ([], [reached]), (
+            reported = RunDir(run).read().resumed
+            assert [resumption.step for resumption in reported[resumed:]] in ([], [reached]), (
                 "it went on from the last manifest"
             )
-            resumed = len(told)
+            resumed = len(reported)
     return kills, in_save
 
 

@@ -32,9 +32,9 @@ def train_with_little_room(limit: int) -> tuple[int, str]:
     import resource
 
     from dialogkit.errors import DialogKitError
-    from dialogkit.services.training.learner import Learner
+    from dialogkit.services.training.setup import TrainingSetup
 
-    score, calls = Learner.score, []
+    score, calls = TrainingSetup.score, []
 
     def limited(self: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -42,7 +42,7 @@ def train_with_little_room(limit: int) -> tuple[int, str]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         return score(self, **kwargs)
 
-    Learner.score = limited  # type: ignore[method-assign]
+    TrainingSetup.score = limited  # type: ignore[method-assign]
     try:
         train_or_go_on(STEPS)
     except DialogKitError as error:
@@ -68,10 +68,10 @@ SIZES = [
 def test_a_disk_that_is_full_at_any_size_costs_no_checkpoint(
     size: int, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
-    code, told = run_forked(train_with_little_room, size, folder=tmp_path)
+    code, reported = run_forked(train_with_little_room, size, folder=tmp_path)
     run = tmp_path / "models/runs/it"
-    assert (code, len(told.splitlines())) == (1, 2)
-    assert "dialogkit train --resume it" in told
+    assert (code, len(reported.splitlines())) == (1, 2)
+    assert "dialogkit train --resume it" in reported
     assert newest_step(run) == 1
     assert not unsealed(run)
     assert run_forked(train_or_go_on, STEPS, folder=tmp_path) == undisturbed.digest(STEPS)
@@ -86,7 +86,7 @@ class Stops(NamedTuple):
 
 
 def stop_and_go_on(folder: Path, *, stops: int, steps: int, seed: int, save_s: float) -> Stops:
-    """Stop a training again and again, at random moments and within saves."""
+    """Stop a run again and again, at random moments and within saves."""
     chance = random.Random(seed)
     run, stopped = folder / "models/runs/it", Stops()
     for _ in range(stops):

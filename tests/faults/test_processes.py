@@ -1,4 +1,4 @@
-"""Several processes: what is lost comes back, what one tells is the end of all, and nothing waits for ever."""
+"""Several processes: lost ones come back, the error of one ends all, and nothing waits forever."""
 
 import os
 import re
@@ -60,7 +60,7 @@ if os.environ.get("RANK") == {rank!r}:
 def start(
     *words: str, before: list[str] | None = None, settings: dict[str, Any] = LONG, **environment: str
 ) -> Any:
-    """Start a training that writes what it says to `out` and `err`."""
+    """Start a run that writes what it prints to `out` and `err`."""
     command = [*(before or MODULE), "train", "custom-nano", *words, *words_of(settings)]
     with open("out", "ab") as out, open("err", "ab") as err:
         return subprocess.Popen(
@@ -112,8 +112,8 @@ def ended(pids: list[int]) -> bool:
 def assert_completed(steps: int = 60) -> None:
     record = RunDir(RUN).read()
     assert (record.status, record.metrics["train/steps"]) == ("completed", steps)
-    told = [point["step"] for point in RunDir(RUN).metrics() if "train/loss" in point]
-    assert told == [*range(1, steps + 1)]
+    reported = [point["step"] for point in RunDir(RUN).metrics() if "train/loss" in point]
+    assert reported == [*range(1, steps + 1)]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -171,7 +171,7 @@ def test_a_bug_in_one_process_leaves_one_traceback(in_temporary_folder: Path) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_all_after_the_same_step_and_any_number_goes_on(number: int) -> None:
+def test_a_signal_stops_all_after_the_same_step_and_any_number_continues(number: int) -> None:
     assert finish("--name", "whole") == 0
     with started("--name", "it", *PAIR) as process:
         wait_for_step(15, process)
@@ -262,7 +262,7 @@ def test_an_error_of_one_process_of_accelerate_launch_is_the_end_of_all(in_tempo
     before = [*ACCELERATE, "--multi_gpu", "--main_process_port", "0", "--module", "dialogkit"]
     assert finish("--name", "it", before=before, **failing(in_temporary_folder, "1", action)) == 1
     assert err().count("error: row 7 is not to be read\ntry: dialogkit data inspect\n") == 1
-    assert "DataError" not in err(), "torch tells of exit codes, and nothing else has a traceback"
+    assert "DataError" not in err(), "torch reports exit codes, and nothing else has a traceback"
     assert RunDir(RUN).read().error == "row 7 is not to be read"
 
 
@@ -275,7 +275,7 @@ def test_accelerate_launch_that_starts_one_process_in_place_of_two_is_refused() 
 def test_tasks_of_slurm_join() -> None:
     tasks = []
     for task in range(2):
-        told: dict[str, Any] = {
+        reported: dict[str, Any] = {
             "SLURM_PROCID": str(task),
             "SLURM_LOCALID": str(task),
             "SLURM_STEP_NUM_TASKS": "2",
@@ -283,7 +283,7 @@ def test_tasks_of_slurm_join() -> None:
             "SLURM_STEP_NODELIST": "localhost",
             "SLURM_JOB_ID": str(os.getpid()),
         }
-        tasks.append(start("--name", "it", **told))
+        tasks.append(start("--name", "it", **reported))
     try:
         assert [task.wait(400) for task in tasks] == [0, 0], err()
     finally:
@@ -391,7 +391,7 @@ def test_a_machine_that_was_lost_comes_back(machines: list[str]) -> None:
     assert "Traceback" not in err()
 
 
-def test_machines_with_other_words_are_refused_and_each_is_told(in_temporary_folder: Path) -> None:
+def test_machines_with_other_words_are_refused_and_each_is_reported(in_temporary_folder: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         meet = ["--nodes", "2", "--rendezvous", f"127.0.0.1:{probe.getsockname()[1]}", "--node-rank"]
@@ -400,9 +400,9 @@ def test_machines_with_other_words_are_refused_and_each_is_told(in_temporary_fol
         started(*meet, "0") as first,
     ):
         assert [first.wait(100), second.wait(100)] == [2, 2], err()
-    told = [line for line in err().splitlines() if line.startswith("error:")]
-    assert (len(told), len(set(told))) == (2, 1), err()
-    assert "train.batch_size is " in told[0]
+    reported = [line for line in err().splitlines() if line.startswith("error:")]
+    assert (len(reported), len(set(reported))) == (2, 1), err()
+    assert "train.batch_size is " in reported[0]
     assert "Traceback" not in err()
     assert not Path("models").exists()
 
@@ -481,7 +481,7 @@ if os.environ.get("RANK") == "1":
 """
 
 
-def test_a_budget_of_two_processes_is_kept_by_both_and_what_is_left_of_it_when_it_goes_on(
+def test_a_budget_of_two_processes_is_kept_by_both_and_what_is_left_of_it_when_it_continues(
     in_temporary_folder: Path,
 ) -> None:
     settings = {name: value for name, value in LONG.items() if name != "train.max_steps"}
@@ -497,8 +497,8 @@ def test_a_budget_of_two_processes_is_kept_by_both_and_what_is_left_of_it_when_i
     assert (whole.status, went_on.status) == ("completed", "completed")
     for record in (whole, went_on):
         assert record.metrics["train/steps"] == record.schedule.total_steps
-        told = max(point["step"] for point in RunDir(Path("models/runs") / record.name).metrics())
-        assert told == record.metrics["train/steps"] > 15
+        reported = max(point["step"] for point in RunDir(Path("models/runs") / record.name).metrics())
+        assert reported == record.metrics["train/steps"] > 15
 
 
 # Of two processes on a machine, one finds less memory than the other: what fits it is taken by both.
@@ -546,7 +546,7 @@ def test_two_processes_train_an_adapter_in_parts_that_fit_both(in_temporary_fold
 SHARDED = {"runtime.sharding": "fsdp", "train.optimizer": "adamw"}
 
 
-def test_a_sharded_model_learns_the_same_and_goes_on_in_any_number_of_processes() -> None:
+def test_a_sharded_model_learns_the_same_and_continues_in_any_number_of_processes() -> None:
     # At the rate of the other tests a gradient is fifty times the usual once, and so is what rounding makes of it.
     settings = {**LONG, "train.optimizer": "adamw", "train.learning_rate": 2e-3}
     assert finish("--name", "alone", settings=settings) == 0, err()
@@ -592,7 +592,7 @@ if "RANK" in os.environ:
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 def test_all_ranks_make_the_same_collective_calls(in_temporary_folder: Path, sharding: str) -> None:
-    # Evaluations with replies, a stream, a stop in the midst, and what a resumed training does to its end.
+    # Evaluations with replies, a stream, a stop in the midst, and what a resumed run does to its end.
     write_shards(8, 60, bad=[])
     settings = {**STREAMED, "data.shuffle_dialogs": 10, "train.optimizer": "adamw", "runtime.sharding": sharding}
     counting = in_every_process(in_temporary_folder, COUNTING)

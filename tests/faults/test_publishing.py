@@ -1,4 +1,4 @@
-"""Real trainings of one model that finish together leave one whole model, and each says what is true."""
+"""Real runs of one model that finish together leave one whole model, and each reports the truth."""
 
 import time
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def finish_together(folder: Path, names: Sequence[str], settings: dict[str, Any]
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-def test_two_trainings_with_equal_budgets(tmp_path: Path) -> None:
+def test_two_runs_with_equal_budgets(tmp_path: Path) -> None:
     finish_together(tmp_path, ["one", "two"], {"train.max_steps": None, "train.budget_s": 10.0})
 
 

@@ -52,7 +52,7 @@ DATA = {
 
 
 class Running:
-    """A command in a process of its own."""
+    """A command in a separate process."""
 
     def __init__(self, words: list[str], folder: Path, **environment: str) -> None:
         folder.mkdir(exist_ok=True)
@@ -218,7 +218,7 @@ def test_ctrl_c_ends_an_upload(kind: str, server: WandbServer, offline: Path) ->
 
 @pytest.mark.faults
 @pytest.mark.parametrize("moment", ["start", "end"])
-def test_ctrl_c_ends_a_training_that_waits_for_wandb(moment: str, server: WandbServer, tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_run_that_waits_for_wandb(moment: str, server: WandbServer, tmp_path: Path) -> None:
     if moment == "start":
         server.behaviour = "hang-api"
     else:

@@ -1,4 +1,4 @@
-"""A process that ends at any write of a save leaves the checkpoint before it, and goes on to the same end."""
+"""A process that ends at any write of a save leaves the checkpoint before it, and the run ends the same."""
 
 import os
 import sys

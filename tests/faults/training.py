@@ -31,12 +31,12 @@ def train_or_go_on(steps: int) -> str:
     else:
         settings = {"train.max_steps": steps, "train.eval_every_steps": 1, "name": "it"}
         train(load_run_config("custom-nano", overrides={**SETTINGS, **settings}))
-    told = [
+    reported = [
         {name: value for name, value in point.items() if name.startswith(("step", "train/", "eval/"))}
         for point in run.metrics()
     ]
     files = (run.model_dir / "model.safetensors", run.path / f"checkpoint-{steps}/optimizer.pt")
-    contents = [*(file.read_bytes() for file in files), json.dumps(told).encode()]
+    contents = [*(file.read_bytes() for file in files), json.dumps(reported).encode()]
     return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
 
 

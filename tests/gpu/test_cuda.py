@@ -15,7 +15,7 @@ pytestmark = [
 
 
 def train(small: Any, **settings: Any) -> tuple[list[float], Any]:
-    """Return the losses of a training and its result."""
+    """Return the losses of a run and its result."""
     model, losses = small.model(), list[float]()
     fitted = small.fit(
         model.to(settings.get("device", "cpu")),
@@ -28,7 +28,7 @@ def train(small: Any, **settings: Any) -> tuple[list[float], Any]:
     return losses, fitted
 
 
-def test_a_training_in_bf16_learns_and_the_weights_stay_in_float32(small: Any) -> None:
+def test_training_in_bf16_learns_and_the_weights_stay_in_float32(small: Any) -> None:
     losses, fitted = train(small, device="cuda", precision="bf16", max_steps=40)
     assert losses[-1] < losses[0] - 2
     assert {p.dtype for p in fitted.trainer.model.parameters()} == {torch.float32}

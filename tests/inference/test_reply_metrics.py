@@ -6,8 +6,8 @@ from dialogkit.inference.reply_metrics import (
     Answered,
     ReplyMetrics,
     distinct,
-    echoed_share,
-    repeated_share,
+    echoed_fraction,
+    repeated_fraction,
     rouge_l,
     similarities,
 )
@@ -15,11 +15,11 @@ from dialogkit.inference.reply_metrics import (
 
 def test_figures_of_replies_are_what_their_names_say() -> None:
     loop = ["a", "b", "c", "d", "a", "b", "c", "d", "a", "b", "c", "d"]
-    assert repeated_share(loop, 4) == pytest.approx(5 / 9)
-    assert repeated_share(["a", "b"], 4) == 0.0
+    assert repeated_fraction(loop, 4) == pytest.approx(5 / 9)
+    assert repeated_fraction(["a", "b"], 4) == 0.0
     assert distinct([["a", "b", "a"], ["b", "c"]], 1) == pytest.approx(3 / 5)
     assert distinct([["a", "b", "a"], ["b", "c"]], 2) == 1.0
-    assert echoed_share("Tell me of the cats now", "tell me of the dogs") == pytest.approx(2 / 4)
+    assert echoed_fraction("Tell me of the cats now", "tell me of the dogs") == pytest.approx(2 / 4)
     assert similarities("The same text.", "The same text.") == pytest.approx((100, 1))
     assert similarities("", "Something.") == pytest.approx((0, 0))
     figures = ReplyMetrics(

@@ -1,4 +1,4 @@
-"""A run that was stopped and gone on with is the run that was not stopped, bit for bit."""
+"""A run that was stopped and resumed is the run that was not stopped, bit for bit."""
 
 import hashlib
 import json
@@ -20,10 +20,10 @@ from dialogkit.engine.checkpoints import commit, newest_valid, read_progress
 from dialogkit.errors import CheckpointError, ConfigError, InterruptedRunError, ModelError, StorageError
 from dialogkit.services.train import resume, train
 from dialogkit.services.training import samples
-from dialogkit.services.training.learner import Learner
 from dialogkit.services.training.progress import LogReporter
 from dialogkit.services.training.result import TrainResult
 from dialogkit.services.training.resume import find_resumable
+from dialogkit.services.training.setup import TrainingSetup
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import SMALL, Finished, typed
 from tests.wandb_log import history as wandb_history
@@ -50,16 +50,16 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 
 
 class Killed(BaseException):
-    """Ends a training where no handler expects it."""
+    """Ends a run where no handler expects it."""
 
 
 class KillAt(LogReporter):
-    """A reporter that ends the process's work when a step is told, as a crash would."""
+    """A reporter that ends the process's work when a step is reported, as a crash would."""
 
     def __init__(self, step: int, *, by: Callable[[], Any] | None = None) -> None:
         self._step, self._by = step, by
 
-    def header(self, facts: Any) -> None:
+    def header(self, info: Any) -> None:
         pass
 
     def note(self, text: str) -> None:
@@ -136,7 +136,7 @@ def run(killed_once: Path) -> RunDir:
 
 
 def killed(name: str, run: str, step: int) -> RunDir:
-    """Train until a step is told, and no further."""
+    """Train until a step is reported, and no further."""
     with pytest.raises(Killed):
         train(config_of(name, run), reporter=KillAt(step))
     return RunDir(Path("models/runs") / run)
@@ -173,7 +173,7 @@ def test_after_a_chain_of_five_kills_nothing_differs(whole: tuple[Any, Any]) -> 
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.faults), signal.SIGTERM])
-def test_a_signal_saves_at_its_step_and_names_the_command_that_goes_on(
+def test_a_signal_saves_at_its_step_and_names_the_command_that_continues(
     number: signal.Signals, whole: tuple[Any, Any]
 ) -> None:
     with pytest.raises(InterruptedRunError, match="after step 5") as stopped:
@@ -190,7 +190,7 @@ def test_a_signal_saves_at_its_step_and_names_the_command_that_goes_on(
 def test_a_signal_in_an_evaluation_leaves_it_and_it_is_made_up_for(
     place: str, whole: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner, name = (Learner, "score") if place == "scores" else (samples, "reply_to_tests")
+    owner, name = (TrainingSetup, "score") if place == "scores" else (samples, "reply_to_tests")
     real, calls = getattr(owner, name), []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
@@ -213,7 +213,7 @@ def test_a_signal_in_an_evaluation_leaves_it_and_it_is_made_up_for(
 
 def test_sigterm_before_the_first_step_is_recorded() -> None:
     class AtHeader(KillAt):
-        def header(self, facts: Any) -> None:
+        def header(self, info: Any) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(InterruptedRunError) as stopped:
@@ -240,7 +240,7 @@ def test_wandb_gets_one_run_and_no_step_twice(whole: tuple[Any, Any], capfd: pyt
     assert steps == [step for step, metrics in whole[1] if "train/loss" in metrics]
 
 
-def test_a_training_that_was_through_only_gets_its_end(finished: RunDir) -> None:
+def test_a_run_that_was_through_only_gets_its_end(finished: RunDir) -> None:
     record = finished.read()
     shutil.rmtree(finished.model_dir)
     finished.write(record.model_copy(update={"status": "running"}))
@@ -269,7 +269,7 @@ def test_a_relative_dataset_is_found_where_the_run_was_started(
     assert resume(RunDir(tmp_path / "models/runs/stopped")) is not None
 
 
-def test_a_finished_run_gone_on_with_ten_times_changes_nothing(
+def test_a_finished_run_resumed_ten_times_changes_nothing(
     finished: RunDir, dialogkit: Callable[..., Finished]
 ) -> None:
     before = state_of(Path("models"))
@@ -364,7 +364,7 @@ def some(number: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("damage", some(1))
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(
+def test_a_run_continues_from_the_checkpoint_before_a_damaged_one_and_says_so(
     damage: str, whole: tuple[Any, Any], run: RunDir, dialogkit: Callable[..., Finished]
 ) -> None:
     DAMAGES[damage](run.path / "checkpoint-6")
@@ -417,12 +417,12 @@ def test_where_the_best_checkpoint_is_damaged_the_best_of_the_others_is_taken_an
     run: RunDir, monkeypatch: pytest.MonkeyPatch, dialogkit: Callable[..., Finished]
 ) -> None:
     shutil.rmtree(run.path)
-    real, calls = Learner.score, iter(range(99))
+    real, calls = TrainingSetup.score, iter(range(99))
 
     def worse_and_worse(*args: Any, **kwargs: Any) -> Any:
         return {**real(*args, **kwargs), "nats_per_token": 1.0 + next(calls)}
 
-    monkeypatch.setattr(Learner, "score", worse_and_worse)
+    monkeypatch.setattr(TrainingSetup, "score", worse_and_worse)
     best = run.path / "checkpoint-3"
     damaging = KillAt(10, by=lambda: flip(best / WEIGHTS))
     with pytest.raises(CheckpointError, match="checkpoint-3, whose weights are the best, was damaged") as stopped:
@@ -452,7 +452,7 @@ def test_a_best_checkpoint_that_was_lost_is_made_up_for_by_what_follows(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reported"),
     [
         ({"train.learning_rate": 0.1}, "train.learning_rate is 0.01, not 0.1"),
         ({"train.batch_size": 4}, "train.batch_size is 2, not 4"),
@@ -461,15 +461,19 @@ def test_a_best_checkpoint_that_was_lost_is_made_up_for_by_what_follows(
         ({"runtime.precision": "fp32"}, "runtime.precision is 'auto', not 'fp32'"),
     ],
 )
-def test_a_change_that_alters_what_is_learned_is_refused(changes: dict[str, Any], told: str, run: RunDir) -> None:
+def test_a_change_that_alters_what_is_learned_is_refused(
+    changes: dict[str, Any], reported: str, run: RunDir
+) -> None:
     before = run.read()
     with pytest.raises(ConfigError, match="cannot resume with different conditions") as refused:
         resume(run, changes=changes)
-    assert told in refused.value.message
+    assert reported in refused.value.message
     assert run.read() == before
 
 
-def test_a_change_that_alters_nothing_is_told_and_taken(dialogkit: Callable[..., Finished], run: RunDir) -> None:
+def test_a_change_that_alters_nothing_is_reported_and_taken(
+    dialogkit: Callable[..., Finished], run: RunDir
+) -> None:
     done = dialogkit("train", "--resume", "last", "--project", "another", "--set", "generate.seed=1")
     assert done.code == 0
     assert "changed: tracking.project is 'dialog-model-training', not 'another'" in done.err
@@ -499,7 +503,7 @@ def test_a_run_that_is_being_trained_is_not_trained_by_another(run: RunDir) -> N
         ("stopped", "custom-tiny", "trains custom-nano, not custom-tiny"),
     ],
 )
-def test_what_cannot_be_resumed_is_told(name: str, model: str | None, sentence: str, run: RunDir) -> None:
+def test_what_cannot_be_resumed_is_reported(name: str, model: str | None, sentence: str, run: RunDir) -> None:
     with pytest.raises(ModelError, match=sentence):
         find_resumable(name, model=model, output=Path("models"))
 

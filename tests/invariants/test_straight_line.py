@@ -11,7 +11,7 @@ PACKAGE = REPOSITORY / "dialogkit"
 
 
 def frames_at_hfs_trainer() -> list[str]:
-    """Begin a training, and return the files of the package that have called HF's trainer."""
+    """Begin a run, and return the files of the package that have called HF's trainer."""
     from transformers import Trainer
 
     from dialogkit.cli.app import main

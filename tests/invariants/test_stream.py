@@ -1,4 +1,4 @@
-"""A training on a stream that was stopped and gone on with is the one that was not, whatever the workers."""
+"""A run on a stream that was stopped and resumed is the one that was not, whatever the workers."""
 
 import json
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def config_of(run: str, **more: Any) -> Any:
     return load_run_config("custom-nano", overrides={**settings, **more})
 
 
-def test_a_stream_goes_on_at_the_very_dialog_with_workers_and_without() -> None:
+def test_a_stream_continues_at_the_very_dialog_with_workers_and_without() -> None:
     train(config_of("whole"))
     with pytest.raises(Killed):
         train(config_of("stopped", **{"runtime.workers": 1}), reporter=KillAt(8))
@@ -68,7 +68,7 @@ def test_a_stream_goes_on_at_the_very_dialog_with_workers_and_without() -> None:
     assert 1 < passes[-1] < 1.5
 
 
-def test_a_stream_whose_files_changed_is_not_gone_on_with() -> None:
+def test_a_stream_whose_files_changed_is_not_resumed() -> None:
     with pytest.raises(Killed):
         train(config_of("stopped"), reporter=KillAt(4))
     with Path("shards/1.jsonl").open("a") as file:
@@ -86,7 +86,7 @@ def test_a_stream_without_a_length_takes_steps_or_a_budget(monkeypatch: pytest.M
     assert not Path("models/runs/endless").exists()
 
 
-def test_a_malformed_row_ends_a_run_that_tells_what_it_had_read(
+def test_a_malformed_row_ends_a_run_that_reports_what_it_had_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dialogkit.data.stream_setup._SAMPLE", 8)

@@ -70,7 +70,7 @@ def test_accumulation_changes_nothing(small: Any, architecture: str) -> None:
 
 
 @pytest.mark.parametrize(("architecture", "dropout"), [("gpt2", 0.1), ("llama", 0.0)])
-def test_a_seed_repeats_a_training_bit_for_bit(small: Any, architecture: str, dropout: float) -> None:
+def test_a_seed_repeats_a_run_bit_for_bit(small: Any, architecture: str, dropout: float) -> None:
     one, again = (run(small, architecture=architecture, dropout=dropout, seed=7) for _ in range(2))
     assert_same(one, again)
 

@@ -33,7 +33,7 @@ INST = (
     "{{ '<s>[INST] ' + (system if loop.first else '') + message['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + message['content'] + ' </s>' }}{% endif %}{% endfor %}"
 )
-"""Of the form of Llama 2's template: no token of its own opens an answer."""
+"""Of the form of Llama 2's template: no special token opens an answer."""
 
 
 def byte_level(

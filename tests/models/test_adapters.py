@@ -53,7 +53,7 @@ def source(folder: Path) -> ModelConfig:
 
 @pytest.fixture
 def adapter(base: Path, small: Small) -> Path:
-    """An adapter in a folder of its own."""
+    """An adapter in a separate folder."""
     model = build_model(source(base), small.tokenizer)
     add_adapter(model, TrainConfig(method="lora", lora_rank=4), source(base))
     randomize(model)
@@ -125,13 +125,15 @@ def test_the_first_matrices_follow_from_the_seed(small: Small) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_target_that_is_no_linear_layer_is_told_with_those_that_are(small: Small) -> None:
+def test_a_target_that_is_no_linear_layer_is_reported_with_those_that_are(small: Small) -> None:
     config = TrainConfig(method="lora", lora_targets=("q_proj", "embed_tokens"))
-    with pytest.raises(ConfigError, match=r"'embed_tokens' is no linear layer of .*; it has down_proj, gate_proj"):
+    with pytest.raises(
+        ConfigError, match=r"'embed_tokens' is not a linear layer of .*; it has down_proj, gate_proj"
+    ):
         add_adapter(small.model(), config, ModelConfig(**small.shape))
 
 
-def test_without_peft_the_command_that_brings_it_is_told(
+def test_without_peft_the_command_that_brings_it_is_reported(
     adapter: Path, small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapter_source, "find_spec", lambda name: None)
@@ -139,9 +141,9 @@ def test_without_peft_the_command_that_brings_it_is_told(
         lambda: add_adapter(small.model(), TrainConfig(method="lora"), ModelConfig(**small.shape)),
         lambda: build_model(source(adapter), small.tokenizer),
     ):
-        with pytest.raises(UnavailableError, match="LoRA needs the package peft") as told:
+        with pytest.raises(UnavailableError, match="LoRA needs the package peft") as reported:
             run()
-        assert typed(told.value) == "pip install 'dialogkit[lora]'"
+        assert typed(reported.value) == "pip install 'dialogkit[lora]'"
 
 
 # Adapters in folders
@@ -157,8 +159,8 @@ def test_a_folder_with_an_adapter_is_a_model(adapter: Path, base: Path, small: S
     assert read_context(source(adapter)) == 256
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
     torch.testing.assert_close(logits(theirs), torch.load("logits.pt"), rtol=0, atol=1e-6)
-    told = json.loads((adapter / "adapter_config.json").read_text())
-    assert (told["base_model_name_or_path"], told["r"], told["lora_alpha"]) == (str(base), 4, 8)
+    reported = json.loads((adapter / "adapter_config.json").read_text())
+    assert (reported["base_model_name_or_path"], reported["r"], reported["lora_alpha"]) == (str(base), 4, 8)
 
 
 def test_a_checkpoint_of_another_adapter_is_not_loaded(adapter: Path, small: Small) -> None:
@@ -241,9 +243,9 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_strangers_adapter_is_input(what: str, adapter: Path, small: Small) -> None:
-    spoil, told = HOSTILE[what]
+    spoil, reported = HOSTILE[what]
     spoil(adapter)
-    with pytest.raises(ModelError, match=told) as error:
+    with pytest.raises(ModelError, match=reported) as error:
         build_model(source(adapter), small.tokenizer)
     assert "\n" not in error.value.message
     assert not Path("trapped").exists()
@@ -260,9 +262,9 @@ def test_another_base_than_it_was_trained_on_is_refused(adapter: Path, base: Pat
     change(adapter, base_model_name_or_path="changed")
     build_model(source(adapter), small.tokenizer)
     small.model(seed=2).save_pretrained("changed")
-    with pytest.raises(ModelError, match="was trained on other weights than 'changed' holds now") as told:
+    with pytest.raises(ModelError, match="was trained on other weights than 'changed' holds now") as reported:
         build_model(source(adapter), small.tokenizer)
-    assert "base_model_name_or_path in adapter/adapter_config.json" in str(told.value.hint)
+    assert "base_model_name_or_path in adapter/adapter_config.json" in str(reported.value.hint)
 
 
 def test_an_adapter_on_the_hub_brings_its_base_at_its_commit(
@@ -278,8 +280,8 @@ def test_an_adapter_on_the_hub_brings_its_base_at_its_commit(
     folder = snapshot(home, "someone/adapter")
     model.save_pretrained(folder)
     complete_adapter(model, folder)
-    told = json.loads((folder / "adapter_config.json").read_text())
-    assert (told["base_model_name_or_path"], told["revision"]) == ("someone/base", COMMIT)
+    reported = json.loads((folder / "adapter_config.json").read_text())
+    assert (reported["base_model_name_or_path"], reported["revision"]) == ("someone/base", COMMIT)
 
     found = build_model(beside, load_tokenizer(beside))
     torch.testing.assert_close(logits(found), logits(model), rtol=0, atol=1e-5)

@@ -169,18 +169,20 @@ def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(build: Any, tokenize
 
 
 @pytest.mark.parametrize(
-    ("added", "told"),
+    ("added", "reported"),
     [
         (["[PAD]"], "has 1 token for which its model, with 270 embeddings, has none: '[PAD]' (270)"),
         ([f"<{n}>" for n in range(9)], "has 9 tokens .* none: '<0>' (270), .* '<4>' (274) and 4 more"),
     ],
     ids=["one", "many"],
 )
-def test_the_tokens_without_an_embedding_are_named(added: list[str], told: str, build: Any, shape: Any) -> None:
+def test_the_tokens_without_an_embedding_are_named(
+    added: list[str], reported: str, build: Any, shape: Any
+) -> None:
     mine = load_tokenizer(ModelConfig(**shape))
     mine.hf.add_special_tokens({"additional_special_tokens": added})
     folder = write(build(), mine)
-    with pytest.raises(ModelError, match=re.escape(told).replace(r"\.\*", ".*")) as refused:
+    with pytest.raises(ModelError, match=re.escape(reported).replace(r"\.\*", ".*")) as refused:
         load(folder)
     assert typed(refused.value) == (
         f"remove {'it' if len(added) == 1 else 'them'} from the tokenizer, or save the model with "
@@ -265,7 +267,7 @@ def drop_tensor(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "reported"),
     [
         (lambda folder: cut(folder / "model.safetensors"), "cannot be loaded: "),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "cannot be loaded: "),
@@ -285,10 +287,12 @@ def drop_tensor(path: Path) -> None:
     ],
     ids=["cut", "empty", "no weights", "bad config", "unknown type", "bad value", "shape", "layers", "tensor"],
 )
-def test_a_damaged_folder_is_one_sentence(damage: Any, told: str, build: Any, tokenizer: ChatTokenizer) -> None:
+def test_a_damaged_folder_is_one_sentence(
+    damage: Any, reported: str, build: Any, tokenizer: ChatTokenizer
+) -> None:
     folder = write(build(), tokenizer)
     damage(folder)
-    with pytest.raises(ModelError, match=told) as refused:
+    with pytest.raises(ModelError, match=reported) as refused:
         build_model(ModelConfig(source=str(folder)), tokenizer)
     assert "\n" not in refused.value.message
 
@@ -302,7 +306,7 @@ def test_a_damaged_old_weights_file_is_one_sentence(junk: bytes, build: Any, tok
     assert "\n" not in refused.value.message
 
 
-def test_a_source_on_an_unreachable_hub_is_told_without_trying(
+def test_a_source_on_an_unreachable_hub_is_reported_without_trying(
     monkeypatch: pytest.MonkeyPatch, tokenizer: ChatTokenizer
 ) -> None:
     def no_network(*_: Any) -> None:

@@ -51,11 +51,11 @@ TEMPLATES = {
     ),
     "system text with the last question": (
         "{% set talk = messages | rejectattr('role', 'equalto', 'system') | list %}"
-        "{% set told = messages[0].content ~ '\\n' if messages[0].role == 'system' else '' %}"
+        "{% set reported = messages[0].content ~ '\\n' if messages[0].role == 'system' else '' %}"
         "{% set ns = namespace(last=0) %}"
         "{% for m in talk if m.role == 'user' %}{% set ns.last = loop.index %}{% endfor %}"
         "{% set ns.seen = 0 %}{% for m in talk %}{% if m.role == 'user' %}{% set ns.seen = ns.seen + 1 %}"
-        "{{ '[INST] ' ~ (told if ns.seen == ns.last else '') ~ m.content ~ ' [/INST]' }}"
+        "{{ '[INST] ' ~ (reported if ns.seen == ns.last else '') ~ m.content ~ ' [/INST]' }}"
         "{% else %}{{ ' ' ~ m.content ~ '<|im_end|>' }}{% endif %}{% endfor %}"
     ),
     "no token opens an answer": INST.replace("</s>", "<|im_end|>"),
@@ -174,7 +174,7 @@ def test_an_answer_that_begins_as_the_prompt_opens_it_is_learned_from_there() ->
     assert "opens each reply with '[plan]'" in notes[1][0]
 
 
-def test_an_answer_of_which_the_template_leaves_out_a_part_is_told() -> None:
+def test_an_answer_of_which_the_template_leaves_out_a_part_is_reported() -> None:
     tokenizer = tokenizer_with(TURNS.replace("m['content']", "m['content'].split('[/plan]')[-1]") + REPLY)
     planned = (QUESTION[0], Message("assistant", "[plan]Think.[/plan]  Far\n\nup."))
     plain = (QUESTION[0], Message("assistant", "Far\n\nup."))
@@ -217,7 +217,7 @@ def named(dialog: Any, name: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "dialog", "told"),
+    ("name", "dialog", "reported"),
     [
         ("plain turns", SYSTEM + LONGER, []),
         (
@@ -234,11 +234,13 @@ def named(dialog: Any, name: str) -> Any:
         ),
     ],
 )
-def test_the_ledger_says_what_the_template_does_to_the_dialogs(name: str, dialog: Any, told: list[str]) -> None:
+def test_the_ledger_says_what_the_template_does_to_the_dialogs(
+    name: str, dialog: Any, reported: list[str]
+) -> None:
     tokenizer = tokenizer_with(TEMPLATES[name])
     for from_cache in (False, True):
         data = prepared([named(dialog, city) for city in ("Oslo", "Lima", "Bern")], tokenizer)
-        assert (data.from_cache, data.ledger.remarks(), data.ledger.kept) == (from_cache, told, 3)
+        assert (data.from_cache, data.ledger.remarks(), data.ledger.kept) == (from_cache, reported, 3)
 
 
 def test_a_dialog_that_the_template_refuses_costs_its_row_alone() -> None:

@@ -133,9 +133,9 @@ def test_a_file_that_cannot_be_read_is_left_out(damage: Callable[[Path], None], 
     build_model(source, small.tokenizer)
     with pytest.raises(
         ModelError, match=r"the model's own settings cannot be used: generation_config\.json"
-    ) as told:
+    ) as reported:
         chosen(source, use_model_settings=True)
-    assert told.value.hint == HINT
+    assert reported.value.hint == HINT
 
 
 OWN = {"do_sample": True, "temperature": 1.3, "top_p": 0.6, "top_k": 7, "num_beams": 2, "stop_strings": ["a"]}
@@ -176,9 +176,9 @@ def test_a_model_that_does_not_sample_is_greedy_unless_a_temperature_is_given(
 def test_a_value_out_of_range_is_one_sentence_where_it_is_asked_for(
     settings: dict[str, Any], problem: str, write: Write
 ) -> None:
-    with pytest.raises(ModelError) as told:
+    with pytest.raises(ModelError) as reported:
         chosen(write(GENERATION_CONFIG, settings), use_model_settings=True)
-    assert told.value.message == f"the model's own settings cannot be used: generation_config.json: {problem}"
+    assert reported.value.message == f"the model's own settings cannot be used: generation_config.json: {problem}"
 
 
 def test_a_model_without_settings_says_so_where_they_are_asked_for(small: Any, write: Write) -> None:

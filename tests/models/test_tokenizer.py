@@ -207,7 +207,7 @@ def test_a_saved_tokenizer_is_recognised_as_the_same_format(kind: str, tmp_path:
     assert again.encode_prompt(prompt) == tokenizer.encode_prompt(prompt)
 
 
-def test_fingerprints_tell_vocabularies_and_formats_apart() -> None:
+def test_fingerprints_distinguish_vocabularies_and_formats() -> None:
     hf = [gpt2_like(), gpt2_like(), byte_level("<|endoftext|>", "<|more|>", eos="<|endoftext|>")]
     formats = [plain_format("<|endoftext|>"), turns_format("<|endoftext|>"), plain_format("<|endoftext|>")]
     assert len({ChatTokenizer(h, f).fingerprint for h, f in zip(hf, formats, strict=True)}) == 3
@@ -226,7 +226,7 @@ def test_generation_ends_at_the_end_of_turn_and_at_the_end_of_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "reported"),
     [
         ("{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}", "would never stop"),
         ("{{ raise_exception('not for you') }}", "not for you"),
@@ -239,8 +239,8 @@ def test_generation_ends_at_the_end_of_turn_and_at_the_end_of_text() -> None:
     ],
     ids=["no special token after an answer", "raises", "type error", "syntax error", "wants parts"],
 )
-def test_a_template_that_cannot_be_trained_with_is_refused(template: str, told: str) -> None:
-    with pytest.raises((ModelError, DataError), match=told) as refused:
+def test_a_template_that_cannot_be_trained_with_is_refused(template: str, reported: str) -> None:
+    with pytest.raises((ModelError, DataError), match=reported) as refused:
         ChatTokenizer(chatml(template), None)
     assert typed(refused.value) == "--set model.chat_format=plain"
 

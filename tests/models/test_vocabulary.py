@@ -48,12 +48,12 @@ def test_a_vocabulary_that_needs_a_package_says_which(
 ) -> None:
     monkeypatch.setattr("dialogkit.models.vocabulary.find_spec", lambda name: None)
     package = kind.lower()
-    with pytest.raises(UnavailableError) as told:
+    with pytest.raises(UnavailableError) as reported:
         load_tokenizer(only_with(name, content))
-    assert told.value.message == (
+    assert reported.value.message == (
         f"the tokenizer of 'model' is a file of {kind}, {name}: it needs the package {package}"
     )
-    assert typed(told.value) == f"pip install {package}"
+    assert typed(reported.value) == f"pip install {package}"
 
 
 def test_a_vocabulary_that_is_not_read_is_refused(

@@ -70,7 +70,7 @@ def test_a_result_can_be_kept_as_json(trained: Trained) -> None:
     assert dialogkit.TrainResult.model_validate_json(text) == trained.result
 
 
-def test_each_training_of_a_process_says_each_thing_once(tmp_path: Path) -> None:
+def test_each_run_of_a_process_says_each_thing_once(tmp_path: Path) -> None:
     script = (
         "import logging, sys, dialogkit\n"
         "assert 'torch' not in sys.modules\n"

@@ -102,7 +102,7 @@ def test_the_oldest_turns_are_left_out_and_the_system_text_stays(
     assert len(chat.messages) == 1 + 24
 
 
-def test_a_dialog_is_saved_beside_others_and_gone_on_with(chat: Chat) -> None:
+def test_a_dialog_is_saved_beside_others_and_continued(chat: Chat) -> None:
     chat.set_system("You are brief.")
     chat.say("Hello!")
     chat.messages[-1] = Message("assistant", "Hello.")
@@ -122,7 +122,7 @@ def test_a_dialog_is_saved_beside_others_and_gone_on_with(chat: Chat) -> None:
     assert (refused.value.hint, chat.messages) == (Call("chat help"), kept)
 
 
-def test_a_dialog_with_an_empty_reply_is_saved_and_told(chat: Chat) -> None:
+def test_a_dialog_with_an_empty_reply_is_saved_and_reported(chat: Chat) -> None:
     chat.say("Hello!")
     for answer, saved in (
         ("Hello.", (1, False, False, None)),
@@ -176,8 +176,8 @@ def test_saving_leaves_a_file_of_something_else_as_it_is(
 def test_a_setting_that_is_wrong_leaves_the_right_one(chat: Chat) -> None:
     assert chat.set("temperature", "0") == 0
     wrong = (("temprature", "1", "did you mean 'temperature'"), ("top_p", "7", "got 7"), ("seed", "x", "got"))
-    for name, value, told in wrong:
-        with pytest.raises(ConfigError, match=told):
+    for name, value, reported in wrong:
+        with pytest.raises(ConfigError, match=reported):
             chat.set(name, value)
     assert (chat.config.temperature, chat.config.top_p) == (0, 0.95)
 
@@ -185,7 +185,7 @@ def test_a_setting_that_is_wrong_leaves_the_right_one(chat: Chat) -> None:
 def test_a_reply_that_is_stopped_is_kept_as_far_as_it_came(chat: Chat) -> None:
     chat.config = chat.config.model_copy(update={"repetition_penalty": 1.0})
     pieces: list[str] = []
-    reply = chat.say("Hello!", on_text=pieces.append, leave=lambda: True)
+    reply = chat.say("Hello!", on_text=pieces.append, should_stop=lambda: True)
     assert (reply.tokens, chat.messages[-1].content) == (1, reply.reply)
     assert "".join(pieces) == reply.reply
 
@@ -198,9 +198,9 @@ def test_what_is_piped_is_answered_line_by_line(trained: Trained, dialogkit: Cal
     done = dialogkit(*words, stdin="Hello!\n\n/set top_k 0\n/nope\n/undo\n/undo\n/exit\nnever\n")
     assert done.code == 0
     assert len(done.out.splitlines()) == 1
-    told = done.err.splitlines()
-    assert told[0] == "shared-run; /help lists the commands"
-    assert told[2:] == [
+    reported = done.err.splitlines()
+    assert reported[0] == "shared-run; /help lists the commands"
+    assert reported[2:] == [
         "top_k is 0",
         "error: unknown command '/nope' (did you mean '/undo'?)",
         "try: /help",
@@ -247,12 +247,12 @@ def test_two_models_answer_under_their_names(trained: Trained, talk: Callable[..
 
 def test_settings_are_shown_and_set_with_a_blank_or_an_equals_sign(talk: Callable[..., Finished]) -> None:
     lines = ("/set temperature=1.5", "/set seed = 7", "/set top_k 9", "/set top_k", "/set")
-    told = [line.split() for line in talk(*lines).err.splitlines()[1:]]
-    assert told[:4] == [[name, "is", value] for name, value in zip(
+    reported = [line.split() for line in talk(*lines).err.splitlines()[1:]]
+    assert reported[:4] == [[name, "is", value] for name, value in zip(
         ("temperature", "seed", "top_k", "top_k"), ("1.5", "7", "9", "9"), strict=True
     )]  # fmt: skip
     settings = GenerateConfig(max_new_tokens=3, temperature=1.5, seed=7, top_k=9)
-    assert dict(told[4:]) == {name: str(getattr(settings, name)) for name in SETTINGS}
+    assert dict(reported[4:]) == {name: str(getattr(settings, name)) for name in SETTINGS}
 
 
 def test_a_retry_that_would_repeat_the_reply_is_refused(talk: Callable[..., Finished]) -> None:
@@ -269,7 +269,7 @@ def test_a_pasted_text_that_begins_with_a_slash_is_no_command(talk: Callable[...
 
 
 @pytest.mark.parametrize(
-    ("line", "told", "hint"),
+    ("line", "reported", "hint"),
     [
         ("/set foo=1", "unknown setting 'foo'; known are max_new_tokens", "/set"),
         ("/set temprature=1", "unknown setting 'temprature' (did you mean 'temperature'?)", "/set"),
@@ -286,11 +286,11 @@ def test_a_pasted_text_that_begins_with_a_slash_is_no_command(talk: Callable[...
         ("/hist", "unknown command '/hist' (did you mean '/history'?)", "/help"),
     ],
 )
-def test_a_line_that_is_wrong_is_told_with_what_can_be_typed(
-    line: str, told: str, hint: str, talk: Callable[..., Finished]
+def test_a_line_that_is_wrong_is_reported_with_what_can_be_typed(
+    line: str, reported: str, hint: str, talk: Callable[..., Finished]
 ) -> None:
     _, error, tried = talk(line).err.splitlines()
-    assert error.startswith(f"error: {told}")
+    assert error.startswith(f"error: {reported}")
     assert tried == f"try: {hint}"
 
 
@@ -300,8 +300,8 @@ def test_a_saved_dialog_is_loaded_and_shown(talk: Callable[..., Finished]) -> No
     Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = talk("/history", "/load mine.jsonl", "/history", "/save mine.jsonl")
     assert done.out.splitlines() == ["system: s", "> c", "d", "d"]
-    told = ["nothing was said yet", "2 turns loaded", "appended to mine.jsonl, which now holds 3 dialogs"]
-    assert done.err.splitlines()[1:] == told
+    reported = ["nothing was said yet", "2 turns loaded", "appended to mine.jsonl, which now holds 3 dialogs"]
+    assert done.err.splitlines()[1:] == reported
 
 
 def test_without_standard_input_it_says_so(talk: Callable[..., Finished]) -> None:
@@ -413,8 +413,8 @@ def test_in_a_terminal_a_paste_is_one_turn_and_what_is_typed_meanwhile_waits(tra
     shown.until("\x1b[?2004l")  # the end of the prompt
     shown.begin()
     typing.type("/undo\n")
-    told = shown.until("stopped by ")
-    assert "/undo" not in told
+    reported = shown.until("stopped by ")
+    assert "/undo" not in reported
     shown.until("removed: Hello!")
     shown.until("> ")
     typing.type("\x04")

@@ -60,7 +60,7 @@ def test_html_is_well_formed(results: list[Any]) -> None:
         ElementTree.fromstring(result._repr_html_())
 
 
-def test_a_training_shows_figures_curve_and_replies(trained: Trained) -> None:
+def test_a_run_shows_figures_curve_and_replies(trained: Trained) -> None:
     page = ElementTree.fromstring(trained.result._repr_html_())
     words = "".join(page.itertext())
     for text in ("bits per byte", f"{trained.result.metrics['final/bits_per_byte']:.3f}", trained.result.run):

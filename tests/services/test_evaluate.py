@@ -43,7 +43,7 @@ def evaluated(trained: Trained, **options: Any) -> EvaluateRow:
     return row
 
 
-def test_the_figures_are_those_at_the_end_of_the_training(trained: Trained) -> None:
+def test_the_figures_are_those_at_the_end_of_training(trained: Trained) -> None:
     (row,) = evaluate(output=trained.output, device="cpu").rows
     final = {name: trained.result.metrics[f"final/{name}"] for name in FIGURES}
     assert figures(row) == pytest.approx(final, rel=1e-6)
@@ -189,7 +189,7 @@ def test_what_cannot_be_evaluated_is_one_sentence(
     begun: list[str] = []
     with pytest.raises(error, match=sentence):
         evaluate(**{"output": trained.output, **options}, on_progress=lambda what, share: begun.append(what))
-    assert not begun, "it is told before a model is loaded"
+    assert not begun, "it is reported before a model is loaded"
 
 
 @pytest.mark.parametrize(

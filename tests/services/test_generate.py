@@ -80,8 +80,8 @@ def test_greedy_replies_are_those_of_the_pipeline_of_transformers(two: Path, sys
 
 
 def test_a_system_text_is_part_of_what_the_model_reads(two: Path) -> None:
-    told = generate("newer", PROMPTS, system="Answer in one word.", config=GREEDY, output=two)
-    assert texts(told) != texts(generate("newer", PROMPTS, config=GREEDY, output=two))
+    reported = generate("newer", PROMPTS, system="Answer in one word.", config=GREEDY, output=two)
+    assert texts(reported) != texts(generate("newer", PROMPTS, config=GREEDY, output=two))
 
 
 def test_a_seed_gives_the_same_replies_again_and_another_seed_others(two: Path) -> None:

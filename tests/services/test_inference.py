@@ -31,7 +31,7 @@ PLAIN = Change({"model.chat_format": "plain"})
         (Call("models list"), Call("models list")),
     ],
 )
-def test_settings_of_a_model_are_changed_by_a_training_alone(hint: Hint, expected: Hint) -> None:
+def test_settings_of_a_model_are_changed_by_train_alone(hint: Hint, expected: Hint) -> None:
     model = ModelConfig(name="some-model", source="someone/some-model")
     with pytest.raises(ModelError) as refused, hints_for(Loadable("some-model", model)):
         raise ModelError("its template is wrong", hint=hint)

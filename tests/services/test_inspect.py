@@ -1,4 +1,4 @@
-"""What `data inspect` tells of a dataset is what a training would make of it."""
+"""What `data inspect` reports about a dataset is what training makes of it."""
 
 import json
 import re
@@ -142,7 +142,7 @@ def test_what_is_oddest_and_what_repeats_itself_most_is_found(by_bytes: dict[str
     assert result.oddest[0].value > result.oddest[1].value > 0
 
 
-def test_overlap_is_counted_between_the_sets_of_a_training(by_bytes: dict[str, Any]) -> None:
+def test_overlap_is_counted_between_the_sets_of_a_run(by_bytes: dict[str, Any]) -> None:
     prompts = [row("the very same prompt", f"reply{n} k{n} l{n}") for n in range(10)]
     answers = [row(f"ask{n} x{n} y{n} z{n}", "the very same answer") for n in range(10)]
     words = " ".join(f"w{n}" for n in range(40))
@@ -165,7 +165,7 @@ def test_overlap_is_counted_between_the_sets_of_a_training(by_bytes: dict[str, A
     assert (none.prompt, none.answer, none.near) == (0, 0, 0)
 
 
-def test_samples_are_those_of_a_training(by_bytes: dict[str, Any]) -> None:
+def test_samples_are_those_of_a_run(by_bytes: dict[str, Any]) -> None:
     path = write(numbered(60))
     result = inspect_data(path, samples=7, show=50, overrides=by_bytes)
     data = prepared(path, **by_bytes, **{"data.samples": 7})
@@ -247,18 +247,18 @@ DEFECTS: dict[str, tuple[list[Row], str]] = {
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_a_defect_is_told_and_nothing_else(defect: str, by_bytes: dict[str, Any]) -> None:
-    rows, told = DEFECTS[defect]
+def test_a_defect_is_reported_and_nothing_else(defect: str, by_bytes: dict[str, Any]) -> None:
+    rows, reported = DEFECTS[defect]
     steps = {"train.batch_size": 8} if defect == "few steps" else {"train.max_steps": 1000}
     remarks = inspect_data(write(rows), overrides={**by_bytes, **steps, "data.eval_min_dialogs": 10}).remarks
     of_bytes = [remark for remark in remarks if remark.startswith("a token covers only 1.0 bytes")]
     others = [remark for remark in remarks if remark not in of_bytes]
     assert len(of_bytes) == 1
     number = {"nothing": 0, "few": 2, "very few": 2}.get(defect, 1)
-    assert [bool(re.search(told, remark)) for remark in others] == [True] * number
+    assert [bool(re.search(reported, remark)) for remark in others] == [True] * number
 
 
-def test_checks_are_counted_and_those_that_say_little_are_told(by_bytes: dict[str, Any]) -> None:
+def test_checks_are_counted_and_those_that_say_little_are_reported(by_bytes: dict[str, Any]) -> None:
     rows = [{**numbered(1, n)[0], "check": f"say{n}"} for n in range(120)]
     rows[3]["check"] = [{"pattern": "^no$"}]
     rows[5]["check"] = rows[6]["check"] = {"pattern": r"\w"}
@@ -279,7 +279,7 @@ def test_sound_dialogs_have_no_remarks() -> None:
     assert inspect_data().remarks == []
 
 
-def test_letters_that_the_tokenizer_does_not_know_are_told_with_what_to_do() -> None:
+def test_letters_that_the_tokenizer_does_not_know_are_reported_with_what_to_do() -> None:
     bees = "\u041f\u0447\u0451\u043b\u044b", "\u0434\u0435\u043b\u0430\u044e\u0442", "\u043c\u0451\u0434"
     text = " ".join(bees)
     path = write([row(f"{text} {n}?", f"{n}{n} {text}.") for n in range(40)])
@@ -327,7 +327,7 @@ GOOD = {"a.jsonl": '{"prompt": "a", "response": "b"}\n' * 2, "b.csv": "prompt,re
         (Call("data list"), "dialogkit data list"),
     ],
 )
-def test_the_hint_of_a_training_becomes_one_of_an_inspection(
+def test_the_hint_of_a_run_becomes_one_of_an_inspection(
     of_training: Hint, of_inspection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
@@ -351,7 +351,7 @@ BAD: dict[str, str] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_refused_as_a_training_refuses_it(name: str, small_config: Callable[..., Any]) -> None:
+def test_a_bad_file_is_refused_as_training_refuses_it(name: str, small_config: Callable[..., Any]) -> None:
     from dialogkit.services.train import train
 
     if name != "nowhere.jsonl":

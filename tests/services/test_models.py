@@ -1,4 +1,4 @@
-"""A MODEL argument means one thing, and the catalogue tells the truth about sizes and trainings."""
+"""A MODEL argument means one thing, and the catalogue tells the truth about sizes and runs."""
 
 import json
 import shutil
@@ -164,7 +164,7 @@ def test_a_catalogue_name_belongs_to_the_newest_finished_run_of_that_model(finis
     assert run.name == "newer"
 
 
-def test_the_name_of_a_model_is_told_where_it_means_that_model_and_else_its_run(
+def test_the_name_of_a_model_is_reported_where_it_means_that_model_and_else_its_run(
     trained: Trained, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert name_to_type("custom-nano", RunDir(finished), trained.output) == "custom-nano"

@@ -71,8 +71,8 @@ def test_a_name_of_the_catalogue_trains_from_the_cache(
     words = ["--preset", "test", "--samples", "20", "--set", "train.max_steps=4", *settings]
     done = in_home(hub, "train", name, *words, "--json")
     assert done.code == 0, done.err
-    told = {line.split()[0] for line in done.err.splitlines() if not line.endswith(" ...")}
-    assert told == {"model", "device", "precision", "data", "steps", "run", "W&B", "starter:", "step"}
+    reported = {line.split()[0] for line in done.err.splitlines() if not line.endswith(" ...")}
+    assert reported == {"model", "device", "precision", "data", "steps", "run", "W&B", "starter:", "step"}
     result = TrainResult.model_validate(done.json["data"])
     assert result.published_dir == f"models/{name.replace('-', '_')}"
     record = RunDir(tmp_path / result.run_dir).read()
@@ -207,8 +207,8 @@ def test_a_base_with_odd_generation_settings_trains_and_is_published_as_one_with
     result = resume(RunDir(Path("models/runs/odd"))) if killed else train(config)
     assert result is not None
     run = Path(result.run_dir)
-    told = [line for line in (run / "console.log").read_text().splitlines() if line.endswith(note)]
-    assert len(told) == (2 if killed else 1)
+    reported = [line for line in (run / "console.log").read_text().splitlines() if line.endswith(note)]
+    assert len(reported) == (2 if killed else 1)
     for folder in (run / "checkpoint-2", run / "checkpoint-4", Path(result.published_dir)):
         for name in ("config.json", "generation_config.json"):
             plain = Path(from_plain.run_dir) / folder.name if folder.parent == run else Path(from_plain.model_dir)
@@ -254,9 +254,9 @@ def test_generation_settings_that_are_asked_for_are_those_of_the_base_also_after
     note = "used from generation_config.json: do_sample true, temperature 1.5, top_k 0; not used: num_beams"
     assert note in (Path(resumed.run_dir) / "console.log").read_text()
     (base / "generation_config.json").write_text('{"temperature": 50}')
-    with pytest.raises(ModelError, match="temperature: must be less than or equal to 2") as told:
+    with pytest.raises(ModelError, match="temperature: must be less than or equal to 2") as reported:
         train(config_of(base, "refused", **asked))
-    assert typed(told.value) == "--set generate.use_model_settings=false"
+    assert typed(reported.value) == "--set generate.use_model_settings=false"
     assert not Path("models/runs/refused").exists()
 
 
@@ -307,7 +307,7 @@ FORGETFUL = (
     "{% for m in messages %}{{ '<|' + m.role + '|>' + (m.content if loop.last or m.role == 'user' else 'Hm.') }}"
     "<|end_of_turn|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-"""A template without a system role, under which only the last answer is told as it is."""
+"""A template without a system role, that renders only the last answer as it is."""
 
 
 def test_what_a_template_does_to_the_dialogs_is_said_wherever_they_are_used(
@@ -334,8 +334,8 @@ def test_what_a_template_does_to_the_dialogs_is_said_wherever_they_are_used(
     ):
         done = dialogkit(*words)
         assert done.code == 0, done.err
-        told = " ".join((done.out + done.err).split())
-        assert (folded in told, lost in told) == (True, True), words
+        reported = " ".join((done.out + done.err).split())
+        assert (folded in reported, lost in reported) == (True, True), words
     said = generate("base", "Hello!", system="Be brief.", config=GenerateConfig(max_new_tokens=4))
     assert said.notes == [f"base: {SYSTEM_FOLDED}"]
     assert generate("base", "Hello!", config=GenerateConfig(max_new_tokens=4)).notes == []

@@ -73,13 +73,13 @@ def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     assert (Path(result.folder) / "tokenizer.json").is_file()
 
 
-def test_a_folder_that_cannot_be_created_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="cannot be created: not a directory"):
         train_tokenizer([write_rows(tmp_path / "rows.jsonl")], vocabulary=300, output=tmp_path / "file" / "new")
 
 
-def test_a_missing_file_is_told_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'absent\.txt' does not exist"):
         train_tokenizer(
             [write_rows(tmp_path / "rows.jsonl"), "absent.txt"], vocabulary=300, output=tmp_path / "new"
@@ -87,7 +87,7 @@ def test_a_missing_file_is_told_before_anything_is_written(tmp_path: Path) -> No
     assert not (tmp_path / "new").exists()
 
 
-def test_text_in_another_encoding_is_told(tmp_path: Path) -> None:
+def test_text_in_another_encoding_is_reported(tmp_path: Path) -> None:
     (tmp_path / "old.txt").write_bytes("Gr\u00fc\u00dfe".encode("latin-1"))
     with pytest.raises(DataError, match=r"old\.txt' is not UTF-8 text"):
         train_tokenizer([tmp_path / "old.txt"], vocabulary=300, output=tmp_path / "new")

@@ -73,7 +73,7 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
 
 @pytest.fixture(scope="module")
 def twins(small_config: SmallConfig, tmp_path_factory: pytest.TempPathFactory) -> list[TrainResult]:
-    """Two trainings one after the other in one folder; they differ in their seeds."""
+    """Two runs one after the other in one folder; they differ in their seeds."""
     output = str(tmp_path_factory.mktemp("twins") / "models")
     return [train(small_config({"runtime.output_dir": output, "train.seed": seed})) for seed in (1, 2)]
 
@@ -81,7 +81,7 @@ def twins(small_config: SmallConfig, tmp_path_factory: pytest.TempPathFactory) -
 # What is left
 
 
-def test_a_training_leaves_exactly_the_promised_tree(trained: Trained) -> None:
+def test_a_run_leaves_exactly_the_promised_tree(trained: Trained) -> None:
     assert names(trained.output) == {"custom_nano", "runs", "wandb"}
     assert names(trained.output / "runs") == {"shared-run"}
     run = Path(trained.result.run_dir)
@@ -126,7 +126,7 @@ def test_the_folder_loads_as_an_ordinary_model_with_the_trained_weights(trained:
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_the_record_tells_everything_about_the_run(trained: Trained) -> None:
+def test_the_record_reports_everything_about_the_run(trained: Trained) -> None:
     record = record_of(trained.result)
     assert (record.name, record.status, record.error) == ("shared-run", "completed", None)
     assert record.command == ["dialogkit"]
@@ -168,12 +168,12 @@ def test_points_of_training_and_evaluation_are_logged_and_the_loss_falls(trained
 
 def test_the_rates_are_those_of_the_kept_samples(trained: Trained) -> None:
     lines = (Path(trained.result.run_dir) / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    told = [json.loads(line) for line in lines]
-    final = [sample for sample in told if sample["table"] == "replies/final"]
+    reported = [json.loads(line) for line in lines]
+    final = [sample for sample in reported if sample["table"] == "replies/final"]
     samples = [sample for sample in final if sample["reference"] is None]
     assert all(sample["reference"] for sample in final if sample not in samples)
     assert len(final) == len(samples) + 2
-    assert {sample["step"] for sample in told if sample["table"] == "replies/evaluation"} == {5, 10, 15, 20}
+    assert {sample["step"] for sample in reported if sample["table"] == "replies/evaluation"} == {5, 10, 15, 20}
     assert [sample["prompt"] for sample in samples] == record_of(trained.result).config["generate"]["test_prompts"]
     assert [sample["reply"] for sample in samples] == [reply.reply for reply in trained.result.replies]
     assert {sample["step"] for sample in samples} == {20}
@@ -203,7 +203,7 @@ def test_a_run_repeats_bit_for_bit_from_its_own_record(
     assert record_of(again).data == record_of(first).data
 
 
-def test_a_later_training_is_published_and_the_earlier_run_keeps_its_model(twins: list[TrainResult]) -> None:
+def test_a_later_run_is_published_and_the_earlier_run_keeps_its_model(twins: list[TrainResult]) -> None:
     first, second = twins
     assert first.run != second.run
     assert digest(first.model_dir) != digest(second.model_dir)
@@ -238,7 +238,7 @@ class Failing(LogReporter):
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
-    def header(self, facts: Mapping[str, str]) -> None:
+    def header(self, info: Mapping[str, str]) -> None:
         pass
 
     def note(self, text: str) -> None:
@@ -274,7 +274,7 @@ class Failing(LogReporter):
         ),
     ],
 )
-def test_a_training_that_ends_early_says_why_and_publishes_nothing(
+def test_a_run_that_ends_early_says_why_and_publishes_nothing(
     small_config: SmallConfig, tmp_path: Path, error: BaseException, status: str, code: int, reason: str
 ) -> None:
     with pytest.raises(type(error)):
@@ -283,8 +283,8 @@ def test_a_training_that_ends_early_says_why_and_publishes_nothing(
     run = RunDir(tmp_path / "models/runs/early")
     record = run.read()
     assert (record.status, record.exit_code, record.error) == (status, code, reason)
-    told = (run.path / "console.log").read_text().splitlines()[-1]
-    assert told.endswith("try: train resume=early") == (status == "interrupted")
+    reported = (run.path / "console.log").read_text().splitlines()[-1]
+    assert reported.endswith("try: train resume=early") == (status == "interrupted")
     assert record.finished is not None
     assert record.data.train_dialogs == 8
     assert [point["step"] for point in run.metrics()] == [0, 1, 2]
@@ -292,7 +292,7 @@ def test_a_training_that_ends_early_says_why_and_publishes_nothing(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(7)])
-def test_a_training_that_a_reporter_interrupts_is_resumed_to_the_same_weights(
+def test_a_run_that_a_reporter_interrupts_is_resumed_to_the_same_weights(
     small_config: SmallConfig, twins: list[TrainResult], error: BaseException
 ) -> None:
     settings = {"train.seed": 1, "name": "early", "train.eval_every_steps": 1}
@@ -310,7 +310,7 @@ def test_a_training_that_a_reporter_interrupts_is_resumed_to_the_same_weights(
 
 
 class Losing(LogReporter):
-    """Removes or moves the run folder at a step, or once the training is done."""
+    """Removes or moves the run folder at a step, or once training is done."""
 
     def __init__(self, when: int | str, do: Callable[[], object]) -> None:
         self.when, self.do = when, do
@@ -350,12 +350,12 @@ def test_a_run_folder_that_goes_while_training_is_one_true_sentence(
 ) -> None:
     config = small_config({"name": "gone", "generate.test_prompts": [], "tracking.held_out_replies": 0})
     words = ["dialogkit", "train", "custom-nano", "--tag", "two words"]
-    with pytest.raises(CheckpointError) as told:
+    with pytest.raises(CheckpointError) as reported:
         train(config, command=words, reporter=Losing(when, LOSSES[loss]))
-    assert (told.value.message, told.value.exit_code) == (
+    assert (reported.value.message, reported.value.exit_code) == (
         f"the run folder '{RUN}' was removed or moved while training", 1,
     )  # fmt: skip
-    assert typed(told.value) == "dialogkit train custom-nano --tag 'two words'"
+    assert typed(reported.value) == "dialogkit train custom-nano --tag 'two words'"
     assert not Path("models/custom_nano").exists()
     assert names(RUN) == {"mine"} if loss == "replaced" else not RUN.exists()
 
@@ -364,9 +364,9 @@ def test_of_a_run_folder_that_was_moved_the_list_shows_the_new_name(
     small_config: SmallConfig, dialogkit: Callable[..., Finished]
 ) -> None:
     config = small_config({"name": "gone", "train.eval_every_steps": 1})
-    with pytest.raises(CheckpointError) as told:
+    with pytest.raises(CheckpointError) as reported:
         train(config, reporter=Losing(2, LOSSES["moved"]))
-    assert typed(told.value) == "dialogkit runs list"
+    assert typed(reported.value) == "dialogkit runs list"
     assert [row["name"] for row in dialogkit("runs", "list", "--json").json["data"]] == ["other"]
     done = dialogkit("train", "--resume", "other")
     assert done.code == 0, done.err
@@ -384,14 +384,14 @@ def test_refused_data_leaves_nothing_behind(small_config: SmallConfig, tmp_path:
 class Slow(LogReporter):
     """Takes a second to say what begins."""
 
-    def header(self, facts: Mapping[str, str]) -> None:
+    def header(self, info: Mapping[str, str]) -> None:
         time.sleep(1)
 
 
 def test_a_budget_that_the_start_took_leaves_nothing_behind(small_config: SmallConfig, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="a budget of 1 s is too short to train") as told:
+    with pytest.raises(ConfigError, match="a budget of 1 s is too short to train") as reported:
         train(small_config({"train.budget_s": 1.0, "train.max_steps": None}), reporter=Slow())
-    assert str(typed(told.value)).startswith("--budget")
+    assert str(typed(reported.value)).startswith("--budget")
     assert not list((tmp_path / "models").glob("runs/*"))
 
 
@@ -418,7 +418,7 @@ def test_a_budget_that_does_not_bind_changes_nothing_that_is_learned_or_logged(
 
 
 class Lost(LogReporter):
-    """Is told to stop where somebody catches every exception, as libraries do where they look for others."""
+    """Is reported to stop where somebody catches every exception, as libraries do where they look for others."""
 
     def doing(self, text: str) -> None:
         with suppress(Exception):
@@ -428,9 +428,9 @@ class Lost(LogReporter):
 def test_a_stop_that_a_library_lost_is_heard_before_the_first_step(
     small_config: SmallConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(InterruptedRunError, match="stopped by SIGTERM") as told:
+    with pytest.raises(InterruptedRunError, match="stopped by SIGTERM") as reported:
         train(small_config({"name": "lost"}), reporter=Lost())
-    assert told.value.exit_code == 143
+    assert reported.value.exit_code == 143
     run = RunDir(tmp_path / "models/runs/lost")
     assert run.read().status == "interrupted"
     assert [point["step"] for point in run.metrics()] == [0]
@@ -447,8 +447,8 @@ def test_with_json_stdout_is_one_envelope_and_stderr_plain_lines(dialogkit: Call
     result = TrainResult.model_validate(done.json["data"])
     assert record_of(result).command == ["dialogkit", *words]
     lines = done.err.splitlines()
-    for name, told in (("model", "custom-nano"), ("data", "8 of "), ("W&B", "disabled"), ("run", result.run)):
-        assert any(line.startswith(name) and told in line for line in lines), name
+    for name, reported in (("model", "custom-nano"), ("data", "8 of "), ("W&B", "disabled"), ("run", result.run)):
+        assert any(line.startswith(name) and reported in line for line in lines), name
     steps = [line for line in lines if line.startswith("step ")]
     assert [line.split()[1] for line in steps if "loss" in line and "held-out" not in line] == [
         "1/4", "2/4", "3/4", "4/4",
@@ -514,7 +514,7 @@ def test_a_model_of_the_gpt2_architecture_trains_from_scratch(small_config: Smal
 
 
 @pytest.mark.parametrize(
-    ("budget_s", "evaluation_s", "dialogs", "told"),
+    ("budget_s", "evaluation_s", "dialogs", "reported"),
     [
         (300, 35, 1000, (300, "1,000 dialogs take 35%")),
         (300, 100, 1000, (100, "take 100%")),
@@ -524,13 +524,13 @@ def test_a_model_of_the_gpt2_architecture_trains_from_scratch(small_config: Smal
         (60, 0.0, 40, None),
     ],
 )
-def test_evaluations_that_take_much_of_a_budget_are_told(
-    budget_s: float, evaluation_s: float, dialogs: int, told: tuple[int, str] | None
+def test_evaluations_that_take_much_of_a_budget_are_reported(
+    budget_s: float, evaluation_s: float, dialogs: int, reported: tuple[int, str] | None
 ) -> None:
     warning = costly_evaluations(budget_s, evaluation_s, dialogs)
-    if told is None:
+    if reported is None:
         assert warning is None
     else:
         assert warning is not None
-        assert warning[0] == told[0]
-        assert told[1] in warning[1]
+        assert warning[0] == reported[0]
+        assert reported[1] in warning[1]

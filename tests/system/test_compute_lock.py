@@ -49,7 +49,7 @@ class Notes(LogReporter):
         self.lines.append(text)
 
 
-def test_two_trainings_and_a_reply_at_once_come_to_what_they_would_alone(
+def test_two_runs_and_a_reply_at_once_come_to_what_they_would_alone(
     small_config: Callable[..., Any], trained: Trained
 ) -> None:
     config = GenerateConfig(max_new_tokens=8, temperature=1.0, seed=3)
@@ -78,13 +78,13 @@ def test_one_waits_for_the_other_and_may_enter_again() -> None:
             leave.wait(60)
             order.append("first")
 
-    def told(line: str) -> None:
+    def reported(line: str) -> None:
         order.append(line)
         leave.set()
 
     def waits() -> None:
         entered.wait(60)
-        with alone(told):
+        with alone(reported):
             order.append("second")
 
     in_threads(holds, waits)

@@ -114,7 +114,7 @@ def test_netrc_gives_a_key_to_the_host_that_it_names_and_never_its_default(serve
         assert find_credentials(Path.cwd()).key is None, other
 
 
-def test_a_key_that_goes_over_a_network_unencrypted_is_told() -> None:
+def test_a_key_that_goes_over_a_network_unencrypted_is_reported() -> None:
     say("environment", key=OURS, server="http://wandb.corp:8080")
     assert find_credentials(Path.cwd()).notes == ("the W&B key goes to http://wandb.corp:8080 unencrypted",)
     for loopback in ("http://localhost:8080", "http://127.0.0.1:80", "http://[::1]:80", OWN):
@@ -234,7 +234,7 @@ def server() -> Iterator[WandbServer]:
 
 
 def logged(mode: str) -> dict[str, Any]:
-    """Open a W&B run as a training does and log a point. Runs in a process of its own."""
+    """Open a W&B run as `train` does and log a point. Runs in a separate process."""
     warnings: list[str] = []
 
     class Listen(logging.Handler):
@@ -263,8 +263,8 @@ def test_no_request_to_a_file_s_server_carries_the_environment_s_key(place: str,
     try:
         say(place, server=server.url)
         say("environment", key=OURS, server=own.url)
-        told = run("online")
-        assert (told["mode"], told["here"]) == ("online", True)
+        reported = run("online")
+        assert (reported["mode"], reported["here"]) == ("online", True)
         assert own.keys == {f"api:{OURS}"}
         assert (server.asked, server.keys) == ([], set())
     finally:

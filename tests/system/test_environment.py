@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dialogkit.redaction import without_secrets
-from dialogkit.system.environment import environment_facts
+from dialogkit.system.environment import environment_info
 from dialogkit.system.git import git_state
 from dialogkit.system.memory import process_memory_bytes
 
@@ -16,7 +16,7 @@ def git(folder: Path, *words: str) -> None:
     subprocess.run(["git", "-C", str(folder), *identity, *words], check=True, capture_output=True)
 
 
-def test_the_git_state_tells_commit_branch_and_changes(tmp_path: Path) -> None:
+def test_the_git_state_reports_commit_branch_and_changes(tmp_path: Path) -> None:
     assert git_state(tmp_path) is None
     git(tmp_path, "init", "-q", "-b", "trunk")
     (tmp_path / "file").write_text("one")
@@ -44,6 +44,6 @@ def test_a_command_line_is_kept_without_secrets(words: list[str], shown: list[st
 
 def test_no_environment_variable_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_VARIABLE", "c4nary")
-    facts = environment_facts(tmp_path)
+    facts = environment_info(tmp_path)
     assert facts["memory_bytes"] > (process_memory_bytes() or 0) > 1_000_000
     assert "c4nary" not in str(facts)

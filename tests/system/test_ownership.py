@@ -1,4 +1,4 @@
-"""Whatever dialogkit removes or replaces in real trainings, evaluations and prunings, files of others stay."""
+"""Whatever dialogkit removes or replaces in real runs, evaluations and prunings, other people's files stay."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ TEN = [folder / name for folder, names in PLACES.items() for name in names]
 
 
 class Busy(LogReporter):
-    """Somebody who puts files of theirs beside those of a training while it runs."""
+    """Somebody who puts their files beside those of a run while it trains."""
 
     def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
         for folder, names in PLACES.items():
@@ -56,8 +56,8 @@ def test_files_of_others_outlive_training_rotation_publishing_evaluation_and_pru
     assert [path for path in TEN if not path.is_file()] == []
     train(small_config({"name": "two"}))
     evaluate(["one"], quick=False, samples=4)
-    told = {row.name: row.foreign for row in prune_runs(output="models").rows}
-    assert (RUN / "checkpoint-6/pytorch_model.bin") in map(Path, told["one"])
+    reported = {row.name: row.foreign for row in prune_runs(output="models").rows}
+    assert (RUN / "checkpoint-6/pytorch_model.bin") in map(Path, reported["one"])
     done = dialogkit("runs", "prune", "one", "two", "--yes")
     assert (done.code, RunDir(RUN).exists) == (0, False)
     there = {
@@ -126,7 +126,7 @@ def test_a_model_that_an_older_version_did_not_finish_is_kept_aside(
 
 
 class Blocking(LogReporter):
-    """Somebody who puts a folder of theirs where the model goes, at the end of the training."""
+    """Somebody who puts a folder of theirs where the model goes, at the end of training."""
 
     def doing(self, text: str) -> None:
         if text == "answering the test prompts":
@@ -137,15 +137,17 @@ class Blocking(LogReporter):
 def test_a_model_that_cannot_be_published_is_whole_in_its_run_and_can_be_published_later(
     small_config: SmallConfig, dialogkit: Callable[..., Finished]
 ) -> None:
-    with pytest.raises(StorageError, match="the finished model is complete in 'models/runs/one/model'") as told:
+    with pytest.raises(
+        StorageError, match="the finished model is complete in 'models/runs/one/model'"
+    ) as reported:
         train(small_config({"name": "one"}), reporter=Blocking())
-    assert told.value.exit_code == 1
+    assert reported.value.exit_code == 1
     assert (MODEL / "thesis.tex").read_text() == "mine"
     record = RunDir(RUN).read()
     assert (record.status, record.exit_code) == ("failed", 1)
     assert dialogkit("generate", "one", "--prompt", "Hello!").code == 0
     weights = (RUN / "model/model.safetensors").read_bytes()
-    move, command = str(typed(told.value)).split(" && ")
+    move, command = str(typed(reported.value)).split(" && ")
     assert os.system(move) == 0
     assert dialogkit(*command.split()[1:]).code == 0
     assert (MODEL / "model.safetensors").read_bytes() == weights

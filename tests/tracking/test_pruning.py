@@ -82,9 +82,9 @@ def test_what_was_written_goes_and_the_folder_with_it(run: RunDir) -> None:
 
 def test_what_dialogkit_did_not_write_stays(run: RunDir) -> None:
     put(run.path, FOREIGN)
-    tops = {"checkpoint-x", "model/adapter"}  # a folder that is not known is told as one
-    told = {path.relative_to(run.path).as_posix() for path in contents(run).foreign}
-    assert told == {name for name in FOREIGN if not name.startswith(tuple(tops))} | tops
+    tops = {"checkpoint-x", "model/adapter"}  # an unknown folder is reported as one
+    reported = {path.relative_to(run.path).as_posix() for path in contents(run).foreign}
+    assert reported == {name for name in FOREIGN if not name.startswith(tuple(tops))} | tops
     delete(run)
     assert names(run.path) == set(FOREIGN)
 

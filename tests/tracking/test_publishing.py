@@ -166,12 +166,14 @@ def test_what_is_not_dialogkits_stays_where_it_was(
 def test_a_file_that_was_changed_since_is_kept(name: str, moves: str, target: Path, new: Path) -> None:
     (target / name).unlink()  # not its other link
     (target / name).write_text("changed")
-    told = publish(new, target)
+    reported = publish(new, target)
     if name in content(new):
-        assert told == [f"{str(target / name)!r} is not the file that dialogkit wrote: renamed to {name}.kept-1"]
+        assert reported == [
+            f"{str(target / name)!r} is not the file that dialogkit wrote: renamed to {name}.kept-1"
+        ]
         assert content(target) == content(new) | {f"{name}.kept-1": "changed"}
     else:
-        assert told == []
+        assert reported == []
         assert content(target) == content(new) | {name: "changed"}
 
 
@@ -357,7 +359,7 @@ def test_wherever_publishing_stops_the_older_model_stays_whole(
 
 
 def fork(function: Callable[..., Any], *args: Any) -> int:
-    """Start a function in a process of its own, and return its number."""
+    """Start a function in a separate process, and return its number."""
     if (number := os.fork()) == 0:
         try:
             function(*args)

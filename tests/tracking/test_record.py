@@ -35,7 +35,7 @@ def rewritten(run: RunDir) -> dict[str, Any]:
     return content
 
 
-def test_the_record_of_a_training_is_the_same_byte_for_byte_after_a_round_trip(trained: Trained) -> None:
+def test_the_record_of_a_run_is_the_same_byte_for_byte_after_a_round_trip(trained: Trained) -> None:
     run = RunDir(Path(trained.result.run_dir))
     before = run.record_path.read_bytes()
     run.write(run.read())

@@ -1,4 +1,4 @@
-"""A page tells what the run's folder holds, whoever wrote that folder, and needs nothing but itself."""
+"""A page shows what the run's folder holds, whoever wrote that folder, and needs nothing but itself."""
 
 import json
 import re
@@ -78,7 +78,7 @@ def made(folder: Path, name: str = "made", **facts: Any) -> RunDir:
 # A finished run
 
 
-def test_the_page_tells_what_the_training_found(trained: Trained, trained_page: Page) -> None:
+def test_the_page_reports_what_the_run_found(trained: Trained, trained_page: Page) -> None:
     figures = trained.result.metrics
     assert f"{figures['before/bits_per_byte']:.2f} → {figures['final/bits_per_byte']:.2f}" in trained_page.text
     assert f"{figures['final/nats_per_token']:.4f}" in trained_page.text
@@ -94,10 +94,10 @@ def test_the_diary_has_each_prompt_at_each_evaluation(trained: Trained, trained_
     evaluated = [sample for sample in samples if sample["table"] == "replies/evaluation"]
     assert len({sample["step"] for sample in evaluated}) == 4
     diary = trained_page.html.partition('id="diary"')[2].partition('id="replies"')[0]
-    told = Page(f"<main><section {diary.rpartition('<section')[0]}</main>").text
+    reported = Page(f"<main><section {diary.rpartition('<section')[0]}</main>").text
     for sample in evaluated[:-5]:  # the last ones give way to the replies at the end
-        assert f"step {sample['step']} {' '.join(sample['reply'].split()) or '(empty)'}" in told
-    assert "true answer" in told
+        assert f"step {sample['step']} {' '.join(sample['reply'].split()) or '(empty)'}" in reported
+    assert "true answer" in reported
 
 
 def test_the_diary_names_the_step_whose_weights_were_kept(tmp_path: Path) -> None:
@@ -116,7 +116,8 @@ def test_what_training_knows_of_the_held_out_dialogs_is_said(tmp_path: Path) -> 
     data = {"eval_dialogs": 115, "known_prompts": 0, "known_answers": 109}
     text = page_of(made(tmp_path, metrics=figures, data=data)).text
     assert (
-        "75% fewer bits for a byte of a held-out answer; of 115 held-out, training has the answer of 109" in text
+        "75% fewer bits for a byte of a held-out answer; of 115 held-out, training contains the answer of 109"
+        in text
     )
 
 
@@ -149,7 +150,7 @@ def test_the_page_needs_nothing_else(trained_page: Page) -> None:
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:;")
 
 
-def test_the_command_that_repeats_the_run_is_told(trained: Trained, trained_page: Page) -> None:
+def test_the_command_that_repeats_the_run_is_reported(trained: Trained, trained_page: Page) -> None:
     assert (
         f"dialogkit train --config {trained.result.run_dir}/run.json --name shared-run-again" in trained_page.text
     )
@@ -277,7 +278,7 @@ def test_a_run_that_went_wrong_shows_how_far_it_came(tmp_path: Path) -> None:
     assert "3.50 → –" in page.text  # noqa: RUF001
     assert "steps 4 of 9" in page.text
     assert "perplexity inf" in page.text
-    # Ticks are told to the last digit that they have.
+    # Ticks are shown to the last digit that they have.
     assert "0.001" in page.html.partition('aria-label="Learning rate"')[2].partition("</svg>")[0]
 
 
@@ -348,7 +349,7 @@ def evaluated(run: RunDir, bits: float, low: float, high: float) -> None:
     write_evaluation(run, "starter", result, worst=[], replies=[])
 
 
-def test_the_evaluation_has_intervals_and_anchors(tmp_path: Path) -> None:
+def test_the_evaluation_has_intervals_and_baselines(tmp_path: Path) -> None:
     run = made(tmp_path, model={"name": "custom-nano"})
     evaluated(run, 1.9, 1.8, 2.0)
     text = page_of(run).text
@@ -365,7 +366,7 @@ def test_a_model_is_marked_where_its_interval_is_apart(low: float, best: list[st
     evaluated(second, 1.6, low, low + 0.4)
     page = page_of(first, second)
     assert re.findall(r'<td class="best">([\d.]+)', page.html) == best
-    assert page.text.count("untrained") == 1  # the same anchors stand there once
+    assert page.text.count("untrained") == 1  # the same baselines stand there once
 
 
 def test_tasks_of_runs_stand_side_by_side_where_the_questions_are_the_same(tmp_path: Path) -> None:
@@ -392,7 +393,7 @@ def test_runs_stand_side_by_side_and_their_curves_overlaid(trained: Trained, tmp
     settings = {**record.config, "train": {**record.config["train"], "learning_rate": 0.25}}
     other.write(record.model_copy(update={"name": "other", "config": settings}))
     page = page_of(one, other)
-    differing = page.text.partition("In which the runs differ")[2].partition("All settings")[0]
+    differing = page.text.partition("Different between the runs")[2].partition("All settings")[0]
     assert differing.split() == ["A", "shared-run", "B", "other", "train.learning_rate", "0.01", "0.25"]
     (loss,) = re.findall(r'<svg[^>]*aria-label="Loss".*?</svg>', page.html, re.DOTALL)
     assert loss.count("stroke: var(--s1)") == loss.count("stroke: var(--s2)") == 2  # training and held out

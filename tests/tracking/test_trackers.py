@@ -1,4 +1,4 @@
-"""Trackers beside W&B: what they get, where they write, and that they cannot end a training."""
+"""Trackers beside W&B: what they get, where they write, and that they cannot end a run."""
 
 import logging
 import os

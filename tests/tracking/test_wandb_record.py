@@ -121,7 +121,7 @@ def test_the_run_has_its_name_project_tags_group_and_notes(recorded: Recorded) -
         "versions": "dialogkit python torch transformers tokenizers datasets accelerate safetensors numpy wandb",
     }.items(),
 )
-def test_the_configuration_tells_the_facts(recorded: Recorded, part: str, names: str) -> None:
+def test_the_configuration_reports_the_facts(recorded: Recorded, part: str, names: str) -> None:
     assert set(names.split()) <= recorded.config[part].keys()
     assert (
         recorded.config[part]
@@ -186,12 +186,12 @@ def test_the_summary_has_the_results(recorded: Recorded, name: str) -> None:
     assert name in recorded.summary
 
 
-def test_the_end_is_told(recorded: Recorded) -> None:
+def test_the_end_is_reported(recorded: Recorded) -> None:
     assert (recorded.exit_code, recorded.summary["status"]) == (0, "completed")
     assert f"wandb sync models/wandb/{only_offline_run(recorded.own.path.parents[1]).name}" in recorded.said
 
 
-def test_the_folder_of_the_run_tells_the_same_without_wandb(recorded: Recorded) -> None:
+def test_the_folder_of_the_run_reports_the_same_without_wandb(recorded: Recorded) -> None:
     mine: dict[int, dict[str, Any]] = {point["step"]: {} for point in recorded.own.metrics()}
     for point in recorded.own.metrics():
         mine[point["step"]] |= {name: value for name, value in point.items() if "/" in name}

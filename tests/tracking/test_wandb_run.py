@@ -1,4 +1,4 @@
-"""What is logged can be read back from W&B's own files, and W&B never stops or changes a training."""
+"""What is logged can be read back from W&B's own files, and W&B never stops or changes a run."""
 
 import hashlib
 import json
@@ -219,7 +219,7 @@ def test_the_entity_of_dotenv_is_used(tmp_path: Path) -> None:
     assert next(r.run.entity for r in records(folder) if r.HasField("run")) == "team-of-dotenv"
 
 
-def test_a_training_is_recorded_like_its_own_record(trained: Any) -> None:
+def test_a_run_is_recorded_like_its_own_record(trained: Any) -> None:
     folder = only_offline_run(trained.output)
     assert trained.result.wandb_dir == str(folder)
     record = RunDir(Path(trained.result.run_dir)).read()
@@ -246,7 +246,7 @@ def test_a_training_is_recorded_like_its_own_record(trained: Any) -> None:
 # What may go wrong
 
 
-def test_a_place_that_cannot_be_written_is_said_before_the_training(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_said_before_training(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file")
     with pytest.raises(StorageError, match="cannot create"):
         opened(tmp_path / "models")
@@ -324,7 +324,7 @@ def fail(*_: Any, **__: Any) -> None:
 
 
 @pytest.mark.parametrize("failing", ["init", "Run.log", "Run.finish", "Table", "import", None])
-def test_whatever_fails_in_wandb_the_training_goes_on_to_the_same_weights(
+def test_whatever_fails_in_wandb_training_continues_to_the_same_weights(
     small_config: Callable[..., Any],
     weights_without_wandb: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -350,7 +350,7 @@ def test_whatever_fails_in_wandb_the_training_goes_on_to_the_same_weights(
     assert len(warnings) == (failing is not None)
 
 
-def test_a_key_is_in_no_file_of_a_training(
+def test_a_key_is_in_no_file_of_a_run(
     small_config: Callable[..., Any], isolated_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dialogkit.services.train import train

@@ -1,1 +1,1 @@
-"""Trainings on several processes and machines: jobs for clusters, and the local launcher."""
+"""Training on several processes and machines: jobs for clusters, and the local launcher."""

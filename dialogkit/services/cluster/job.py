@@ -1,4 +1,4 @@
-"""The job of a training on a cluster: it trains a run of a fixed name, and resumes it when it is started again."""
+"""A job on a cluster: it trains a run of a fixed name, and resumes it when it is started again."""
 
 import os
 import re
@@ -23,7 +23,7 @@ _FROM_OUTSIDE = "set it in the environment of the job, as WANDB_API_KEY"
 
 @dataclass(frozen=True)
 class Resources:
-    """What a training asks of a cluster."""
+    """The resources that a run needs from a cluster."""
 
     nodes: int = 1
     gpus: int = 1
@@ -45,7 +45,7 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class Job(Resources):
-    """A training, and what it asks of a cluster."""
+    """A run, and the resources that it needs from a cluster."""
 
     config: RunConfig
     run: str
@@ -95,30 +95,30 @@ class Commands:
     """The option that takes the HOST:PORT at which the nodes meet."""
 
 
-def plan(config: RunConfig, arguments: Sequence[str], asked: Resources) -> Job:
-    """Return the job of a training.
+def plan(config: RunConfig, arguments: Sequence[str], resources: Resources) -> Job:
+    """Return the job of a run.
 
     Args:
         config: the configuration that the arguments give.
-        arguments: the arguments of the training, which the job file will hold.
-        asked: what the training asks of the cluster.
+        arguments: the arguments of `train`, which the job file will contain.
+        resources: what the run needs from the cluster.
 
     Raises: ConfigError for what no cluster could run, and for a secret among the arguments.
     """
     if list(arguments) != without_secrets(list(arguments)):
         raise ConfigError(f"the arguments contain what looks like a secret, {_READABLE}", hint=_FROM_OUTSIDE)
-    size = asked.memory and _MEMORY.fullmatch(asked.memory.upper())
-    if asked.memory is not None and not size:
-        raise wrong_setting("memory", f"{asked.memory!r} is not a size such as 64G", Change({"memory": "64G"}))
-    if asked.gpus and config.runtime.device == "cpu":
-        idle = f"the training uses the CPU and would leave {counted(asked.gpus, 'GPU')} per machine idle"
+    size = resources.memory and _MEMORY.fullmatch(resources.memory.upper())
+    if resources.memory is not None and not size:
+        raise wrong_setting("memory", f"{resources.memory!r} is not a size such as 64G", Change({"memory": "64G"}))
+    if resources.gpus and config.runtime.device == "cpu":
+        idle = f"the run uses the CPU and would leave {counted(resources.gpus, 'GPU')} per machine idle"
         raise wrong_setting("gpus", idle, Change({"gpus": 0}))
-    if not asked.gpus and config.runtime.device == "cuda":
+    if not resources.gpus and config.runtime.device == "cuda":
         raise wrong_setting("gpus", "runtime.device is 'cuda', and no GPU is reserved", Change({"gpus": 1}))
-    config.train.require_divisible(asked.nodes * asked.devices)
+    config.train.require_divisible(resources.nodes * resources.devices)
     run = config.name or run_name(config.model.name, config.preset, Path(config.runtime.output_dir))
-    resolved = {"cpus": asked.cpus or 4 * asked.devices, "memory": size[1] if size else None}
-    return Job(config=config, run=run, **{**vars(asked), **resolved})
+    resolved = {"cpus": resources.cpus or 4 * resources.devices, "memory": size[1] if size else None}
+    return Job(config=config, run=run, **{**vars(resources), **resolved})
 
 
 def require_dataset(config: RunConfig) -> None:

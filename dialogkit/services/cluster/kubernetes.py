@@ -1,4 +1,4 @@
-"""A training on Kubernetes: a Job on one machine, Kubeflow's PyTorchJob on several."""
+"""A run on Kubernetes: a Job on one machine, Kubeflow's PyTorchJob on several."""
 
 import re
 from pathlib import PurePosixPath
@@ -13,7 +13,7 @@ RETRIES = 6
 GRACE_S = 300
 """Seconds that a pod has to save when it is evicted."""
 FOLDER = "/workspace"
-"""Where the claim is mounted; the working folder of the training."""
+"""Where the claim is mounted; the working folder of the run."""
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}")
@@ -28,12 +28,12 @@ def kubernetes_manifest(
     """Return a manifest for `kubectl apply`: a Job, or a PyTorchJob for several nodes.
 
     Args:
-        job: the training.
+        job: the run.
         commands: what a pod calls.
         image: container image in which `dialogkit` is installed.
         claim: PersistentVolumeClaim for models, runs and caches, so that they outlive a pod.
         namespace: namespace. None: kubectl's.
-        secret: Secret whose entries, such as WANDB_API_KEY, become environment variables of the training.
+        secret: Secret whose entries, such as WANDB_API_KEY, become environment variables of the run.
 
     Raises: ConfigError for an invalid name, and for a secret in the manifest.
     """
@@ -189,7 +189,7 @@ def _pod(job: Job, commands: Commands, *, image: str, claim: str, secret: str | 
 
 
 def _script(job: Job, commands: Commands) -> str:
-    """Return what a pod runs: the training or, once the run exists, the rest of it."""
+    """Return what a pod runs: `train` or, once the run exists, its resumption."""
     lines = shell_lines(job, commands)
     if job.nodes > 1:
         lines += [

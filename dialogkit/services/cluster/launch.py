@@ -54,13 +54,13 @@ def require_sound(machines: Machines) -> None:
             problem = f"{given!r} is for several machines, but their number is not given"
             raise wrong_setting(name, problem, Change(complete))
     if rendezvous is not None:
-        _require_place(rendezvous)
+        _require_address(rendezvous)
     if node_rank is not None and node_rank >= most:
         problem = f"{node_rank} is out of range for {most} machines, which are counted from 0"
         raise wrong_setting("node_rank", problem, Change({"node_rank": most - 1}))
 
 
-def _require_place(rendezvous: str) -> None:
+def _require_address(rendezvous: str) -> None:
     """Raise ConfigError unless a text is a host and a port, as torch takes them."""
     host, _, port = rendezvous.rpartition(":")
     is_port = port.isascii() and port.isdecimal() and 0 < int(port) < 65_536
@@ -83,7 +83,7 @@ def start_processes(
     """Train in as many processes as the configuration asks for; return the exit code, None if this one is enough.
 
     Args:
-        config: the configuration of the training.
+        config: the configuration of the run.
         words: the arguments with which each process calls `dialogkit`.
         machines: the machines that train together.
         resumes: whether a run is resumed, which keeps its batch.

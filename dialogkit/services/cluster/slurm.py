@@ -1,4 +1,4 @@
-"""A training as a Slurm batch script."""
+"""A run as a Slurm batch script."""
 
 import re
 import shutil
@@ -27,7 +27,7 @@ child=$!
 trap "kill -TERM $child" USR1
 trap : TERM
 code=138
-while [ "$code" -eq 138 ] || kill -0 "$child" 2>/dev/null; do  # a signal ends the wait, not the training
+while [ "$code" -eq 138 ] || kill -0 "$child" 2>/dev/null; do  # a signal ends the wait, not the run
     wait "$child"
     code=$?
 done
@@ -50,7 +50,7 @@ def slurm_script(
     """Return a script for `sbatch` that trains, and that resumes the run whenever it is started again.
 
     Args:
-        job: the training.
+        job: the run.
         commands: what the script calls.
         partition: partition of the cluster. None: its default.
         account: account to charge. None: the user's.

@@ -1,4 +1,4 @@
-"""Whether a model predicts dialogs better that are written otherwise: another chat template, or swapped roles."""
+"""Whether a model predicts dialogs better in another chat template, or with swapped roles."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from dialogkit.services.runs.loading import LoadedModel
 
 ALTERNATIVE_DIALOGS = 64
-"""Dialogs that are written otherwise, the first ones."""
+"""Number of dialogs, the first ones, that are scored in other formats."""
 FEWEST = 8
-"""Below this number nothing is concluded."""
+"""Fewest dialogs from which anything is concluded."""
 CLEARLY = 0.8
 """A model predicts clearly better what costs at most this fraction of the bits."""
 CHATML = (
@@ -30,7 +30,7 @@ CHATML = (
 
 
 class Alternative(NamedTuple):
-    """Bits per byte of the same dialogs as they are written and otherwise."""
+    """Bits per byte of the same dialogs as they are written and in another format."""
 
     name: str
     """The chat template, or `swapped`: the model answers with the prompt."""
@@ -41,7 +41,7 @@ class Alternative(NamedTuple):
 def better_alternative(
     model: "LoadedModel", exchanges: Sequence[Exchange], score: "Callable[[DialogTokens], Likelihood]"
 ) -> Alternative | None:
-    """Return how the first dialogs are written where the model predicts them much better; None if as they are."""
+    """Return the format in which the model predicts the first dialogs much better; None if there is none."""
     texts = [
         (e.prompt, e.answer) for e in exchanges[:ALTERNATIVE_DIALOGS] if e.prompt.strip() and e.answer.strip()
     ]
@@ -72,7 +72,7 @@ def _bits(
     context: int,
     score: "Callable[[DialogTokens], Likelihood]",
 ) -> tuple[float, Interval] | None:
-    """Return the bits per byte of the answers and their interval; None if too few can be written so."""
+    """Return the bits per byte of the answers and their interval; None if too few can be written this way."""
     try:
         tokens = encode(dialogs, tokenizer, context).tokens
     except DialogKitError:  # the model's own template takes too long

@@ -1,4 +1,4 @@
-"""What a model is compared with: unigram frequencies, the true answers, and itself before its training."""
+"""What a model is compared with: unigram frequencies, the true answers, and itself before training."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,7 @@ def reference_row(
 
 
 def untrained_model(loadable: Loadable, model: "LoadedModel") -> "LoadedModel | None":
-    """Return the model as it was before the training of its run; None where that is unknown or cannot be had."""
+    """Return the model as it was before its run trained it; None where that is unknown or cannot be had."""
     from dialogkit.models.build import build_model
 
     if loadable.run is None:

@@ -1,4 +1,4 @@
-"""Says in words what is wrong with a model, from its metrics."""
+"""Diagnoses what is wrong with a model from its metrics."""
 
 import json
 import re
@@ -15,34 +15,34 @@ LITTLE_GAIN = 0.02
 """Fraction of the answers' bits; a prompt that saves less counts for little."""
 
 FEWEST_PROMPTS = 5
-"""Different prompts below which equal replies say nothing."""
+"""Fewest different prompts for which equal replies mean anything."""
 FEWEST_SHORT, SHORT_WORDS = 10, 4
-"""True answers of at most so many words, below which their number says nothing; longer ones have many wordings."""
+"""Fewest short answers that allow a conclusion, and their most words; longer ones can be put in many ways."""
 FEW_RIGHT = 0.1
-"""Fraction of the short answers; a model of which at most so many are right answers wrongly."""
+"""Fraction of the short answers; a model with no more of them right answers wrongly."""
 
 FEWEST_CHECKED = 10
-"""Checked questions below which their number says nothing."""
+"""Fewest checked questions from which anything is concluded."""
 MOSTLY_RIGHT = 0.9
 """Fraction of the checked questions; a model that answers fewer right has a fault."""
 FEWEST_OF_TOPIC = 3
-"""Questions of a topic that is named."""
+"""Fewest questions of a topic for it to be named."""
 
 TOO_SHORT, TOO_LONG = 0.5, 2.0
 """Bounds of the length ratio: replies whose whole interval is outside are far too short or too long."""
 
 
 class Evidence(NamedTuple):
-    """What is known of a model that is diagnosed.
+    """What is known about a model that is diagnosed.
 
     Attributes:
         figures: the metrics that were measured, by name.
         bounds: their intervals.
         unigram_bits: bits per byte under the token frequencies of the training answers.
         trained_bits: bits per byte of dialogs that the model was trained on.
-        before: metrics of the model before its training.
+        before: metrics of the model before training.
         replies: prompts, each with `reply` and `reference`.
-        alternative: how dialogs are written that the model predicts much better, if there is such a way.
+        alternative: the format in which the model predicts dialogs much better, if there is one.
         topics: the checked questions by topic; empty where none have a topic.
         questions: the number of checked questions.
     """
@@ -59,7 +59,7 @@ class Evidence(NamedTuple):
 
 
 def diagnose(evidence: Evidence) -> list[str]:
-    """Return the faults of a model that its metrics show, in words, each with what to try."""
+    """Return the faults that a model's metrics show, each with what to try."""
     return [
         *_learning_faults(evidence),
         *_writing_faults(evidence.alternative),
@@ -110,7 +110,7 @@ def _learning_faults(evidence: Evidence) -> Iterator[str]:
 
 
 def _is_by_heart(evidence: Evidence) -> bool:
-    """Return whether dialogs of the training cost far less than held-out ones, beyond their intervals."""
+    """Return whether training dialogs cost far less than held-out ones, beyond their intervals."""
     trained, bits = evidence.trained_bits, evidence.figures["bits_per_byte"]
     of_trained, of_held_out = (evidence.bounds.get(name) for name in ("trained_bits_per_byte", "bits_per_byte"))
     if trained is None or of_trained is None or of_held_out is None:
@@ -124,7 +124,7 @@ def _longer(evidence: Evidence) -> str:
 
 
 def _writing_faults(better: Alternative | None) -> Iterator[str]:
-    """Yield the fault of a model that predicts dialogs better which are written otherwise."""
+    """Yield the fault of a model that predicts dialogs better in another format."""
     if better is None:
         return
     if better.name == "swapped":
@@ -155,7 +155,7 @@ def _listening_faults(evidence: Evidence) -> Iterator[str]:
         worth = f"knowing it costs {-gain:.3f} bits/byte on top of {figures['bits_per_byte'] + gain:.2f}"
     else:
         doubt = ", which may be none" if nothing else ""
-        worth = f"knowing it saves {gain:.3f} bits a byte of {figures['bits_per_byte']:.2f}{doubt}"
+        worth = f"knowing it saves {gain:.3f} bits/byte of {figures['bits_per_byte']:.2f}{doubt}"
     yield (
         f"{'does not listen' if nothing else 'hardly listens'} to the prompt: {worth}{found}; "
         f"{_longer(evidence)}, and check whether the prompts and answers of its data belong together"
@@ -242,7 +242,7 @@ def _words(text: str) -> str:
 
 
 def same_reply(replies: Sequence[Mapping[str, str]]) -> tuple[str, float] | None:
-    """Return the reply that most prompts get, and the share of prompts that get it.
+    """Return the reply that most prompts get, and the fraction of prompts that get it.
 
     None with fewer than five different prompts, without such a reply, if it is empty, or if the true answers are
     as uniform.

@@ -20,7 +20,7 @@ from dialogkit.services.evaluation.probes import (
     RANKED_DIALOGS,
     REPLIES,
     TRAINED_DIALOGS,
-    Measured,
+    ProbeResult,
     hits_at_1,
     probe_replies,
     prompt_gain,
@@ -75,7 +75,7 @@ def evaluate_model(
         loadable: the model.
         data_config: the dialogs to evaluate it on.
         request: what to measure.
-        trained_with: the data settings of its training; None if they are unknown.
+        trained_with: the data settings of its run; None if they are unknown.
         sampling: for its replies.
         on_progress: receives the current stage and the fraction of the work that is done.
     """
@@ -176,7 +176,7 @@ class _Progress:
 
 @dataclass
 class _Evaluator:
-    """Evaluates a model, and what it was before its training, on the same dialogs."""
+    """Evaluates a model, and the model before training, on the same dialogs."""
 
     model: "LoadedModel"
     dialogs: "DialogTokens"
@@ -213,7 +213,7 @@ class _Evaluator:
         """Return everything that can be measured, with a diagnosis.
 
         Args:
-            untrained: the model before its training, where it can be had.
+            untrained: the model before training, where it can be had.
             trained: dialogs that the model was trained on, to see whether it memorised them.
             frequencies_of: dialogs whose token frequencies are the unigram baseline; None leaves it out.
             frequencies_are_own: whether the model was trained on these.
@@ -226,14 +226,14 @@ class _Evaluator:
         row, replies = self._measure(self.model, self.questions)
         row = row.model_copy(update={"worst": self._answered(row.worst, replies)})
         if trained is not None:
-            self.progress.start("predicting dialogs of the training")
+            self.progress.start("predicting training dialogs")
             of_trained = self._score(self.model, trained)
             bounds = of_trained.intervals()
             update: dict[str, Any] = {"trained_bits_per_byte": of_trained.figures()["bits_per_byte"]}
             if "bits_per_byte" in bounds:
                 update["intervals"] = row.intervals | {"trained_bits_per_byte": bounds["bits_per_byte"]}
             row = row.model_copy(update=update)
-        self.progress.start("predicting dialogs that are written otherwise")
+        self.progress.start("predicting dialogs in other formats")
         alternative = better_alternative(self.model, self._exchanges, partial(self._score, self.model))
         before = None if untrained is None else self._untrained_row(untrained)
         unigram = None if frequencies_of is None else self._unigram_row(frequencies_of, row.tokens)
@@ -306,7 +306,7 @@ class _Evaluator:
         return row, replies
 
     def _marked(self, model: "LoadedModel", questions: Sequence[Question]) -> list[Marked]:
-        """Return checked questions with what a model replies to them."""
+        """Return checked questions with the replies of a model."""
         marked: list[Marked] = []
         for start in range(0, len(questions), REPLIES):
             self.progress.start("answering checked questions")
@@ -317,7 +317,7 @@ class _Evaluator:
         return marked
 
     def _answered(self, worst: Sequence[WorstRow], replies: Sequence[dict[str, Any]]) -> list[WorstRow]:
-        """Return the worst dialogs with what the model says to their prompts, as far as it was asked."""
+        """Return the worst dialogs with the model's replies to their prompts, where it was asked."""
         said = {(row["prompt"], row["reference"]): row["reply"] for row in replies}
         wanted = {(dialog.prompt, dialog.answer) for dialog in worst[: self.worst]} - said.keys()
         if unasked := [one for one in self._exchanges if (one.prompt, one.answer) in wanted]:
@@ -341,7 +341,7 @@ class _Evaluator:
         return self._likelihood_row(unigram, tokens, anchor="unigram", prompt_gain=0.0)
 
     def _likelihood_row(
-        self, likelihood: "Likelihood", tokens: int, *measured: Measured, **fields: Any
+        self, likelihood: "Likelihood", tokens: int, *measured: ProbeResult, **fields: Any
     ) -> EvaluateRow:
         """Return the row of a model with this likelihood, further metrics and other fields."""
         metrics, bounds = likelihood.figures(), likelihood.intervals()

@@ -31,7 +31,7 @@ Scorer = Callable[["DialogTokens"], "Likelihood"]
 """Returns the likelihood of dialogs under one model."""
 
 
-class Measured(NamedTuple):
+class ProbeResult(NamedTuple):
     """Metrics with their intervals, where these can be computed."""
 
     metrics: dict[str, float]
@@ -40,7 +40,7 @@ class Measured(NamedTuple):
 
 def prompt_gain(
     exchanges: Sequence[Exchange], score: Scorer, *, context: int, known: "Likelihood | None" = None
-) -> Measured:
+) -> ProbeResult:
     """Return the bits per byte that the prompt saves: after another dialog's prompt minus after the dialog's own.
 
     After an empty prompt, which no training has shown, a model may be worse however little it listens. A prompt
@@ -54,7 +54,7 @@ def prompt_gain(
 
     others = other_prompts(exchanges)
     if others is None:
-        return Measured({}, {})
+        return ProbeResult({}, {})
     sizes = [len(exchange.answer.encode()) for exchange in exchanges]
     own = known or score(pack([(e.prompt_ids, e.answer_ids) for e in exchanges], sizes))
     swapped = [
@@ -63,7 +63,7 @@ def prompt_gain(
     ]
     saved = score(pack(swapped, sizes)).answer_nats - own.answer_nats
     gain = Quotient(saved, np.array(sizes, dtype=np.float64) * math.log(2))
-    return Measured({"prompt_gain": gain.value}, intervals({"prompt_gain": gain}))
+    return ProbeResult({"prompt_gain": gain.value}, intervals({"prompt_gain": gain}))
 
 
 def other_prompts(exchanges: Sequence[Exchange]) -> list[int] | None:
@@ -82,7 +82,7 @@ def other_prompts(exchanges: Sequence[Exchange]) -> list[int] | None:
     return chosen
 
 
-def hits_at_1(exchanges: Sequence[Exchange], score: Scorer) -> Measured:
+def hits_at_1(exchanges: Sequence[Exchange], score: Scorer) -> ProbeResult:
     """Return how often the true answer is the most probable of ten, by its mean log-probability.
 
     The nine others are the true answers to other prompts, of similar length; the first 64 tokens of each are
@@ -92,7 +92,7 @@ def hits_at_1(exchanges: Sequence[Exchange], score: Scorer) -> Measured:
 
     others = candidates_of([exchange.answer for exchange in exchanges])
     if others is None:
-        return Measured({}, {})
+        return ProbeResult({}, {})
     compared = [
         (exchange.prompt_ids, exchanges[index].answer_ids[:RANKED_TOKENS])
         for n, exchange in enumerate(exchanges[:RANKED_DIALOGS])
@@ -101,7 +101,7 @@ def hits_at_1(exchanges: Sequence[Exchange], score: Scorer) -> Measured:
     scored = score(pack(compared, [1] * len(compared)))
     per_token = (scored.nats / scored.tokens).reshape(-1, CANDIDATES)
     hits = mean((per_token[:, :1] < per_token[:, 1:]).all(1), 1.0)
-    return Measured({"hits_at_1": hits.value}, intervals({"hits_at_1": hits}))
+    return ProbeResult({"hits_at_1": hits.value}, intervals({"hits_at_1": hits}))
 
 
 def candidates_of(answers: Sequence[str]) -> list[list[int]] | None:
@@ -119,19 +119,19 @@ def candidates_of(answers: Sequence[str]) -> list[list[int]] | None:
     return chosen
 
 
-def right_answers(marked: Sequence[Marked]) -> Measured:
-    """Return the share of checked questions that are answered right; not measured without any."""
+def right_answers(marked: Sequence[Marked]) -> ProbeResult:
+    """Return the fraction of checked questions that are answered right; not measured without any."""
     from dialogkit.inference.intervals import intervals, mean
 
     if not marked:
-        return Measured({}, {})
+        return ProbeResult({}, {})
     right = mean([one.is_right for one in marked], 1.0)
-    return Measured({"right_answers": right.value}, intervals({"right_answers": right}))
+    return ProbeResult({"right_answers": right.value}, intervals({"right_answers": right}))
 
 
 def probe_replies(
     model: "LoadedModel", exchanges: Sequence[Exchange], config: GenerateConfig
-) -> tuple[Measured, list[dict[str, Any]]]:
+) -> tuple[ProbeResult, list[dict[str, Any]]]:
     """Let a model answer prompts in one batch; return the metrics of its replies, and the replies."""
     from dialogkit.inference.reply_metrics import Answered, ReplyMetrics
 
@@ -152,4 +152,4 @@ def probe_replies(
         {"prompt": one.prompt, "reply": reply.text, "reference": one.answer, "stop_reason": reply.stop_reason}
         for one, reply in answered
     ]
-    return Measured(metrics.figures() | speed, metrics.intervals()), rows
+    return ProbeResult(metrics.figures() | speed, metrics.intervals()), rows

@@ -90,7 +90,7 @@ def mark(questions: Sequence[Question], replies: Sequence[str]) -> list[Marked]:
 def _is_right(reply: str, check: Check) -> bool:
     try:
         return is_right(reply, check)
-    except DataError:  # a pattern that searches too long finds nothing, and must not end a training
+    except DataError:  # a pattern that searches too long finds nothing, and must not end a run
         return False
 
 

@@ -31,7 +31,7 @@ class RightRow(Result):
     questions: int
     right: int
     interval: Interval | None
-    """95%, of the share."""
+    """95%, of the fraction."""
 
 
 class WrongRow(Result):
@@ -90,7 +90,7 @@ class EvaluateRow(Result):
 
     model: str
     anchor: Literal["untrained", "unigram", "answers"] | None = None
-    """Which baseline: the model before its training, token frequencies, or the true answers. None: the model."""
+    """Which baseline: the model before training, token frequencies, or the true answers. None: the model."""
     dataset: str
     dialogs: int
     held_out: int | None = None
@@ -157,18 +157,18 @@ class EvaluateRow(Result):
     """Checked questions that were asked."""
     right_by_topic: list[RightRow] = Field(default_factory=list)
     right_by_new: list[RightRow] = Field(default_factory=list)
-    """By what of the question no training dialog has: its phrasing, a pair of phrasing and fact, or the fact."""
+    """By what is new in the question: its phrasing, a pair of phrasing and fact, or the fact."""
     wrong: list[WrongRow] = Field(default_factory=list)
     scores: Scores = Field(default_factory=dict, exclude=True, repr=False)
     """Kept beside an evaluation, to compare models dialog by dialog; too long for its JSON."""
     remarks: list[str] = Field(default_factory=list)
-    """The diagnosis: what is wrong with the model, in words."""
+    """The diagnosis: what is wrong with the model."""
     checks: list[str] = Field(default_factory=list)
     """The faults that were looked for."""
     model_settings: str | None = None
     """What its replies used of the model's own sampling settings, if that was requested."""
     data_notes: list[str] = Field(default_factory=list)
-    """What of the dialogs the model's chat template does not take as it is."""
+    """What the model's chat template does not accept as it is."""
     tasks: list[TaskRow] = Field(default_factory=list)
 
     def figures(self) -> dict[str, float]:

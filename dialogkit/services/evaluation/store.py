@@ -42,7 +42,7 @@ class TrackedRow(Result):
     url: str | None
     """None offline: `wandb sync` uploads the folders."""
     folders: list[str]
-    """All folders of the W&B run that are not uploaded, with those of its training."""
+    """All folders of the W&B run that are not uploaded, with those of its run."""
 
 
 class KeptRow(Result):
@@ -60,7 +60,7 @@ class EvaluationStore:
     """Stores the metrics of a run's finished model; ignores those of any other model."""
 
     def __init__(self, loadable: Loadable, *, wandb: str | None, output: Path) -> None:
-        """Find out where the metrics of this model go, before anything is measured.
+        """Determine where the metrics of this model go, before anything is measured.
 
         Args:
             loadable: the model.
@@ -186,7 +186,7 @@ class EvaluationStore:
 
 
 def _tracking_of(record: RunRecord, mode: str | None) -> tuple[TrackingConfig, Decision] | None:
-    """Return how the W&B run of a training is resumed; None if it has none, or if W&B is disabled."""
+    """Return how the W&B run of a run is resumed; None if it has none, or if W&B is disabled."""
     known = record.wandb.id
     try:
         config = TrackingConfig.model_validate(record.settings("tracking"))
@@ -198,7 +198,7 @@ def _tracking_of(record: RunRecord, mode: str | None) -> tuple[TrackingConfig, D
                 "the run %s was trained without W&B: its evaluation is not sent there either", record.name
             )
         return None
-    # A training that required W&B online does not make its evaluation require a key.
+    # A run that required W&B online does not make its evaluation require a key.
     mode = mode or ("auto" if config.wandb == "online" else config.wandb)
     decision = decide(config.model_copy(update={"wandb": mode}), Path.cwd())
     return None if decision.mode == "disabled" else (config, decision)

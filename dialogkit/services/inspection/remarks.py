@@ -1,4 +1,4 @@
-"""What could be improved about a dataset, in words, from its statistics."""
+"""What could be improved about a dataset, judging by its statistics."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from dialogkit.config.run import RunConfig
 from dialogkit.data.split import held_out_remark
 from dialogkit.services.inspection.results import InspectResult
-from dialogkit.text import counted, share_of
+from dialogkit.text import counted, percentage_of
 from dialogkit.tracking.metric_specs import FEW
 
 FEW_DIALOGS = 100
@@ -31,9 +31,9 @@ def remarks(result: InspectResult, config: RunConfig) -> Iterator[str]:
 
 
 def _lost(result: InspectResult, config: RunConfig) -> Iterator[str]:
-    """Yield what a training leaves out."""
+    """Yield what training leaves out."""
     if result.unusable:
-        share = share_of(result.unusable, result.rows)
+        share = percentage_of(result.unusable, result.rows)
         yield (
             f"{counted(result.unusable, 'row')} ({share}) without a usable dialog, left out; the first: "
             f"{result.unusable_rows[0]}"
@@ -62,13 +62,13 @@ def _duplicates(result: InspectResult) -> Iterator[str]:
     copies, dialogs = result.copies, result.train.dialogs + result.held_out.dialogs
     if copies.exact:
         yield (
-            f"{counted(copies.exact, 'exact duplicate')} ({share_of(copies.exact, dialogs)}): remove them, unless "
-            "these dialogs are meant to weigh more than others"
+            f"{counted(copies.exact, 'exact duplicate')} ({percentage_of(copies.exact, dialogs)}): remove them, "
+            "unless these dialogs are meant to weigh more than others"
         )
     if (extra := copies.near - copies.near_groups) >= 0.01 * dialogs:
         yield (
             f"{copies.near:,} dialogs are near duplicates, in {counted(copies.near_groups, 'group')}: keeping one "
-            f"of each group removes {extra:,} ({share_of(extra, dialogs)})"
+            f"of each group removes {extra:,} ({percentage_of(extra, dialogs)})"
         )
 
 

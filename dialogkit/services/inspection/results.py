@@ -62,7 +62,7 @@ class Overlap(Result):
 
 
 class CheckedAnswers(Result):
-    """Answers of which the rows say what a right one contains."""
+    """Answers whose rows say what a right answer contains."""
 
     answers: int
     """Answers with a check."""
@@ -86,7 +86,7 @@ class Example(Result):
 
 
 class NearPair(Result):
-    """Two near duplicates."""
+    """A pair of near duplicates."""
 
     similarity: float
     places: tuple[str, str]
@@ -110,7 +110,7 @@ class ShownDialog(Result):
 
 
 class InspectResult(Result):
-    """What a model gets of a dataset."""
+    """What a model sees of a dataset."""
 
     dataset: str
     format: str
@@ -132,7 +132,7 @@ class InspectResult(Result):
     unusable_rows: list[str]
     """The first of these rows, each with its place and the reason."""
     notes: list[str]
-    """What of the rows was repaired, left out or not used."""
+    """What was repaired, left out or not used of the rows."""
     train: SetFigures
     held_out: SetFigures
     split_by: str

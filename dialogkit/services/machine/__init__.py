@@ -1,1 +1,1 @@
-"""What this machine offers to a training."""
+"""What this machine offers for training."""

@@ -10,7 +10,7 @@ from dialogkit import __version__
 from dialogkit.config.base import Result
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.hints import Call, Hint, Shell
-from dialogkit.services.machine.probe import MachineInfo, Place, read_machine
+from dialogkit.services.machine.probe import FolderInfo, MachineInfo, read_machine
 from dialogkit.system.network import is_on
 from dialogkit.text import byte_size, counted
 
@@ -22,7 +22,7 @@ LITTLE_MEMORY, LITTLE_DISK, NO_DISK, LITTLE_SHM = 3 * GIB, 5 * GIB, GIB // 5, GI
 """Bytes below which a check reports something.
 
 custom-tiny trains within 3 GiB; its run takes some 200 MB, and gpt2-small's about 4 GB; NCCL and workers share
-batches in `/dev/shm`, of which a container has 64 MB by default.
+batches in `/dev/shm`, which has 64 MB in a container by default.
 """
 
 
@@ -62,7 +62,7 @@ def doctor(output: str | Path = DEFAULT_OUTPUT, *, network: bool = False) -> Doc
 
 
 def examine(machine: MachineInfo) -> DoctorResult:
-    """Run all checks on what is known of a machine."""
+    """Run all checks on what is known about a machine."""
     findings = [finding for check in CHECKS for finding in check(machine)]
     worst = max((finding.verdict for finding in findings), key=ORDER.index)
     return DoctorResult(verdict=worst, findings=findings)
@@ -220,7 +220,7 @@ def _cache(machine: MachineInfo) -> Iterator[Finding]:
     yield _written(machine.cache, "cache", "prepared data", Shell("export DIALOGKIT_CACHE=FOLDER"))
 
 
-def _written(folder: Place, area: str, what: str, command: Shell) -> Finding:
+def _written(folder: FolderInfo, area: str, what: str, command: Shell) -> Finding:
     if folder.problem:
         return _better(area, f"{what}: {folder.path!r} cannot be written: {folder.problem}", command)
     return _ok(area, f"{what}: {folder.path!r}, {_size(folder.free_bytes)} free")
@@ -296,28 +296,28 @@ def _joined(machine: MachineInfo) -> bool:
 
 
 def _cluster(machine: MachineInfo) -> Iterator[Finding]:
-    """Report what started this process, and how a training runs there."""
+    """Report what started this process, and how training runs there."""
     around = machine.environment
     if {"RANK", "WORLD_SIZE"} <= around.keys():
         what = "torchrun" if "TORCHELASTIC_RUN_ID" in around else "a launcher"
         text = f"started by {what} as rank {around['RANK']} of {around['WORLD_SIZE']}"
         if _joined(machine):
-            yield _ok("cluster", f"{text}; a training joins the other ranks")
+            yield _ok("cluster", f"{text}; training joins the other ranks")
         else:
-            text += ", but MASTER_ADDR does not say where the other ranks are, so a training would refuse to start"
+            text += ", but MASTER_ADDR does not say where the other ranks are, so training would refuse to start"
             yield _better("cluster", text)
     elif "SLURM_JOB_ID" in around:
         job, nodes = around["SLURM_JOB_ID"], around.get("SLURM_JOB_NUM_NODES", "1")
         if _joined(machine):
             task = f"task {around['SLURM_PROCID']} of {around['SLURM_STEP_NUM_TASKS']}"
-            yield _ok("cluster", f"Slurm job {job}, started by srun as {task}; a training joins the other ranks")
+            yield _ok("cluster", f"Slurm job {job}, started by srun as {task}; training joins the other ranks")
         elif nodes != "1":
             text = f"Slurm job {job} on {nodes} nodes, of which this shell uses one"
             yield _better("cluster", text, Call("launch slurm", "train", "custom-tiny", nodes=nodes))
         else:
             yield _ok("cluster", f"Slurm job {job} on one node")
     elif "KUBERNETES_SERVICE_HOST" in around:
-        yield _ok("cluster", "a pod of Kubernetes, in which a training runs as it is")
+        yield _ok("cluster", "a Kubernetes pod, in which training runs as it is")
     elif "sbatch" in machine.commands:
         text = "Slurm is available; to write a job file"
         yield _ok("cluster", text, Call("launch slurm", "train", "custom-tiny", gpus=1))

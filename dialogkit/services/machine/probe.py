@@ -64,7 +64,7 @@ class Package:
 
 
 @dataclass(frozen=True)
-class Place:
+class FolderInfo:
     """A folder to be written to."""
 
     path: str
@@ -77,7 +77,7 @@ class Place:
 
 @dataclass(frozen=True)
 class MachineInfo:
-    """All that the checks use; None stands for unknown."""
+    """Everything that the checks use; None means unknown."""
 
     system: str
     python: tuple[int, int, int]
@@ -100,9 +100,9 @@ class MachineInfo:
     container: Memory
     """What the container or control group may use; None for no limit."""
     shm_bytes: int | None
-    output: Place
-    cache: Place
-    hub_cache: Place
+    output: FolderInfo
+    cache: FolderInfo
+    hub_cache: FolderInfo
     wandb: Credentials
     open_dotenv: bool
     """Whether other users can read a `.env` that holds the W&B key."""
@@ -116,7 +116,7 @@ class MachineInfo:
 
 
 def read_machine(output: Path, *, network: bool = False) -> MachineInfo:
-    """Return what is known of this machine. Servers are asked only with `network`."""
+    """Return what is known about this machine. Servers are asked only with `network`."""
     with ThreadPoolExecutor(2) as pool:  # the driver is slow to answer
         driver = pool.submit(_guarded, lambda: parse_driver(_smi()), (None, None))
         gpus = pool.submit(_guarded, lambda: parse_gpus(_smi(*_GPU_QUERY)), ())
@@ -139,9 +139,9 @@ def read_machine(output: Path, *, network: bool = False) -> MachineInfo:
             memory=_guarded(machine_memory, Memory(None, None)),
             container=_guarded(container_memory, Memory(None, None)),
             shm_bytes=_guarded(lambda: shutil.disk_usage("/dev/shm").total, None),
-            output=place(output),
-            cache=place(_guarded(cache_dir, Path())),
-            hub_cache=place(_guarded(_hub_cache, Path())),
+            output=read_folder(output),
+            cache=read_folder(_guarded(cache_dir, Path())),
+            hub_cache=read_folder(_guarded(_hub_cache, Path())),
             hub_token_from=_guarded(_hub_token, None),
             hub_problem=server_problem(endpoint) if (endpoint := os.environ.get("HF_ENDPOINT")) else None,
             wandb=wandb,
@@ -223,7 +223,7 @@ def parse_driver(text: str) -> tuple[str | None, str | None]:
     return driver and driver[1], cuda and cuda[1]
 
 
-def place(path: Path) -> Place:
+def read_folder(path: Path) -> FolderInfo:
     """Check a folder by writing two empty files, which are removed again."""
     shown = str(path)
     if (home := os.path.expanduser("~")) not in ("/", "~") and path.is_relative_to(home):
@@ -233,13 +233,15 @@ def place(path: Path) -> Place:
         nearest = existing_part(path.expanduser())
         free = shutil.disk_usage(nearest).free
         if not nearest.is_dir():
-            return Place(shown, free, f"{str(nearest)!r} is not a folder")
+            return FolderInfo(shown, free, f"{str(nearest)!r} is not a folder")
         with tempfile.TemporaryDirectory(prefix=".dialogkit-", dir=nearest) as scratch:
             file = Path(scratch, "a")
             file.touch()
-            return Place(shown, free, None, _works(lambda: os.link(file, f"{file}b")), _works(lambda: _lock(file)))
+            return FolderInfo(
+                shown, free, None, _works(lambda: os.link(file, f"{file}b")), _works(lambda: _lock(file))
+            )
     except OSError as error:
-        return Place(shown, free, os_reason(error))
+        return FolderInfo(shown, free, os_reason(error))
 
 
 def _lock(path: Path) -> None:

@@ -58,7 +58,7 @@ class RunDetails(RunRecord):
     """Steps with the training loss, in nats per token."""
     held_out_loss: list[tuple[int, float]] = Field(default_factory=list)
     evaluations: list[EvaluateResult] = Field(default_factory=list)
-    """Evaluation of the finished model on each dataset, with its anchors."""
+    """Evaluation of the finished model on each dataset, with its baselines."""
     tasks: list[TaskRow] = Field(default_factory=list)
     answers: list[AnsweredPrompt] = Field(default_factory=list)
     """Prompts with the replies of the finished model."""
@@ -94,7 +94,7 @@ class Comparison(Result):
 
     runs: list[str]
     figures: list[Differing]
-    """Metrics of the finished models and of their trainings."""
+    """Metrics of the finished models and of their runs."""
     same_data: bool
     """Whether all were evaluated on the same held-out dialogs of the same file."""
     settings: list[Differing]
@@ -120,7 +120,7 @@ class Comparison(Result):
 
     @property
     def conclusion(self) -> str:
-        """The verdict in words; empty if there is none as the held-out dialogs differ, which is said apart."""
+        """The verdict as a sentence; empty if the held-out dialogs differ, which is reported separately."""
         return self.verdict.text if self.same_data or self.verdict.best is not None else ""
 
 
@@ -169,7 +169,7 @@ def _judge(
     evaluations: "Sequence[ComparedEvaluation]",
     settings: Sequence[Differing],
 ) -> Verdict:
-    """Return which run's model predicts best: by their evaluations on the same dialogs, or by their trainings."""
+    """Return which run's model predicts best: by its evaluation on the same dialogs, or at the end of the run."""
     for evaluation in evaluations:
         rows = [row for row in evaluation.rows if row is not None]
         if len(rows) == len(runs):
@@ -228,7 +228,7 @@ def _compared_evaluations(runs: Sequence[RunDir]) -> list[ComparedEvaluation]:
 
 
 def _as_results(evaluations: Iterable[Mapping[str, Any]]) -> list[EvaluateResult]:
-    """Return stored evaluations with their anchors."""
+    """Return stored evaluations with their baselines."""
     return [
         EvaluateResult(rows=rows, anchors=_valid(EvaluateRow, kept.get("anchors") or ()))
         for kept in evaluations

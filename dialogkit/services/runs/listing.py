@@ -56,7 +56,7 @@ def skipped_runs(*, output: str | Path = DEFAULT_OUTPUT) -> list[str]:
 
 
 def best_runs(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:
-    """Return the finished run with the fewest bits per byte on each dataset, and the runs it is not apart from."""
+    """Return the finished run with the fewest bits per byte on each dataset, and those it may not beat."""
     by_data: dict[Any, list[RunRow]] = {}
     for run, record in list_runs(Path(output)):
         row = _row(run, record)

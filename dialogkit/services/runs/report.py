@@ -61,7 +61,7 @@ def write_report(
 
 
 def _verdict_on(names: Sequence[str], runs: Sequence[RunDir], output: str | Path) -> str:
-    """Return which of several runs is best, in words; empty for one."""
+    """Return a sentence on which of several runs is best; empty for one run."""
     if len(runs) == 1:
         return ""
     from dialogkit.services.runs.compare import compare_runs  # which imports this module

@@ -141,7 +141,7 @@ def _published(name: str, output: Path) -> Loadable | None:
 def lasting_source(model: ModelConfig, output: Path) -> ModelConfig:
     """Return the model with its run's folder as the source, if the source is a published folder.
 
-    The next finished training of that name replaces a published model, but an adapter needs its base forever.
+    The next finished run of that name replaces a published model, but an adapter needs its base forever.
     """
     folder = Path(model.source or "").expanduser()
     if not folder.is_dir() or folder.parent.resolve() != output.resolve():

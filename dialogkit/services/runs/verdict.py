@@ -45,7 +45,7 @@ class Verdict(Result):
     behind: list[Behind]
     """The other models."""
     text: str
-    """The verdict in words."""
+    """The verdict as a sentence."""
 
 
 class Contender(NamedTuple):

@@ -1,4 +1,4 @@
-"""Check that all ranks of a training have the same request."""
+"""Check that all ranks have the same request."""
 
 import json
 import socket
@@ -20,7 +20,7 @@ def require_same_request(request: TrainRequest) -> TrainRequest:
 
     Raises: ConfigError on every rank if they differ.
     """
-    if (begun := rendezvous.begun_run()) is not None:
+    if (begun := rendezvous.started_run()) is not None:
         return _restart_request(request, begun) if request.resumed is None else replace(request, restarted=True)
     if process_group.world_size() == 1:
         return request

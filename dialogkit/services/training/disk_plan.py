@@ -1,4 +1,4 @@
-"""Foresees before the first step whether what a training writes fits onto the disk."""
+"""Checks before the first step whether everything a run writes fits on the disk."""
 
 import math
 import shutil
@@ -13,28 +13,28 @@ from dialogkit.text import byte_size, counted
 
 if TYPE_CHECKING:
     from dialogkit.engine.checkpoints import Progress
-    from dialogkit.services.training.learner import Learner
+    from dialogkit.services.training.setup import TrainingSetup
 
 _FEWEST = 2
-"""Fewest checkpoints that a training keeps."""
+"""Fewest checkpoints that a run keeps."""
 
 
-def require_disk(learner: "Learner", output: Path, checkpoint: "tuple[Path, Progress] | None" = None) -> None:
-    """Raise StorageError unless the checkpoints and the model of a training fit into what is free on the disk.
+def require_disk(setup: "TrainingSetup", output: Path, checkpoint: "tuple[Path, Progress] | None" = None) -> None:
+    """Raise StorageError unless the checkpoints and the model of a run fit into the free space on the disk.
 
     Args:
-        learner: what is trained.
+        setup: what is trained.
         output: folder of models and runs; it need not exist yet.
-        checkpoint: where a resumed training continues; it and those before it are on the disk already.
+        checkpoint: where a resumed run continues; it and those before it are on the disk already.
     """
     from dialogkit.engine.disk import checkpoint_bytes, model_bytes
 
-    train = learner.config.train
-    each, model = checkpoint_bytes(learner.model, train), model_bytes(learner.model, train)
+    train = setup.config.train
+    each, model = checkpoint_bytes(setup.model, train), model_bytes(setup.model, train)
     there = 0
     if checkpoint is not None:
         there = len([path for path in checkpoint[0].parent.glob("checkpoint-*") if path.is_dir()])
-    due = _due(learner, 0 if checkpoint is None else checkpoint[1].step)
+    due = _due(setup, 0 if checkpoint is None else checkpoint[1].step)
 
     def needed(keep: int) -> tuple[int, int]:
         # The oldest one is removed only when the next one is complete.
@@ -49,18 +49,18 @@ def require_disk(learner: "Learner", output: Path, checkpoint: "tuple[Path, Prog
     prune = Call("runs prune", checkpoints_only=True, **output_of(output))
     elsewhere = "choose an output folder on a disk with more space"
     raise StorageError(
-        f"the training needs {byte_size(total)} on the disk of {str(output)!r}, for "
+        f"the run needs {byte_size(total)} on the disk of {str(output)!r}, for "
         f"{counted(count, 'checkpoint')} of {byte_size(each)} and the model of {byte_size(model)}, and "
         f"{byte_size(free)} are free",
         hint=Either(*([Change({"train.keep_checkpoints": _FEWEST})] if keeps_fewer else []), prune, elsewhere),
     )
 
 
-def _due(learner: "Learner", step: int) -> int:
+def _due(setup: "TrainingSetup", step: int) -> int:
     """Return how many checkpoints will be written after a step."""
     from dialogkit.engine.arguments import EVALUATIONS_PER_RUN
 
-    if learner.config.train.budget_s is not None:
+    if setup.config.train.budget_s is not None:
         return EVALUATIONS_PER_RUN
-    schedule = learner.schedule
+    schedule = setup.schedule
     return math.ceil(max(0, schedule.total_steps - step) / schedule.eval_every_steps)

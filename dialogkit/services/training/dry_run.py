@@ -1,4 +1,4 @@
-"""Measure the time and memory of a training, without writing anything."""
+"""Measure the time and memory of a run, without writing anything."""
 
 import math
 import tempfile
@@ -11,11 +11,11 @@ from dialogkit.config.run import RunConfig
 from dialogkit.errors import InterruptedRunError
 from dialogkit.services.training.base_model import with_lasting_base
 from dialogkit.services.training.disk_plan import require_disk
-from dialogkit.services.training.learner import Learner
 from dialogkit.services.training.lifecycle import create_folder, require_startable
-from dialogkit.services.training.memory_plan import split_to_fit
+from dialogkit.services.training.memory_plan import fit_batch_to_memory
 from dialogkit.services.training.progress import LogReporter, TrainReporter
 from dialogkit.services.training.samples import reply_to_tests
+from dialogkit.services.training.setup import TrainingSetup
 from dialogkit.services.training.summary import ledger_line, warnings
 from dialogkit.system.compute_lock import alone, require_threads
 from dialogkit.text import counted
@@ -49,7 +49,7 @@ class DryRunResult(Result):
 
 @alone()
 def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryRunResult:
-    """Resolve everything, build the model, and measure two steps on the longest batch. Keeps nothing.
+    """Resolve everything, build the model, and measure two steps on the longest batch. Saves nothing.
 
     Raises: whatever `train` would raise before and in its first steps.
     """
@@ -66,23 +66,23 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     reporter = reporter or LogReporter()
     reporter.note("dry run: nothing will be kept")
     if config.runtime.devices not in (1, "auto"):
-        reporter.note(f"measured in one process; the training would use {config.runtime.devices} on each machine")
+        reporter.note(f"measured in one process; the run would use {config.runtime.devices} on each machine")
     runtime = resolve_runtime(config.runtime)
-    learner = Learner(config, runtime)
-    require_disk(learner, Path(config.runtime.output_dir))
-    split = split_to_fit(learner)
-    config = learner.config
-    for line in (ledger_line(learner), *warnings(learner, reporter.advice), *([split] if split else [])):
+    setup = TrainingSetup(config, runtime)
+    require_disk(setup, Path(config.runtime.output_dir))
+    split = fit_batch_to_memory(setup)
+    config = setup.config
+    for line in (ledger_line(setup), *warnings(setup, reporter.advice), *([split] if split else [])):
         reporter.note(line)
     start_s = time.perf_counter() - started
-    dialogs, train_dialogs = learner.data.sample, learner.data.size
+    dialogs, train_dialogs = setup.data.sample, setup.data.size
     longest = dialogs.lengths.argsort()[-config.train.batch_size :]
     started = time.perf_counter()
-    reporter.doing(f"measuring the untrained model on {counted(len(learner.data.evaluation), 'held-out dialog')}")
-    metrics = learner.score(autocast=False)
+    reporter.doing(f"measuring the untrained model on {counted(len(setup.data.evaluation), 'held-out dialog')}")
+    metrics = setup.score(autocast=False)
     score_s = time.perf_counter() - started
     reporter.doing("answering the test prompts")
-    replies = reply_to_tests(learner)
+    replies = reply_to_tests(setup)
     reply_s = time.perf_counter() - started - score_s
     speeds: list[float] = []
 
@@ -91,14 +91,14 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
             speeds.append(logged["perf/tokens_per_s"])
 
     with tempfile.TemporaryDirectory(prefix="dialogkit-dry-run-") as folder:
-        schedule, learner.schedule = learner.schedule, replace(learner.schedule, total_steps=2, log_every_steps=1)
-        learner.data = replace(learner.data, train=dialogs.select(longest))
+        schedule, setup.schedule = setup.schedule, replace(setup.schedule, total_steps=2, log_every_steps=1)
+        setup.data = replace(setup.data, train=dialogs.select(longest))
         train = config.train.model_copy(update={"max_steps": 2, "budget_s": None, "keep": "last"})
         tracking = config.tracking.model_copy(update={"trackers": ()})
-        learner.config = config.model_copy(update={"train": train, "tracking": tracking})
+        setup.config = config.model_copy(update={"train": train, "tracking": tracking})
         reporter.doing("training two steps on the longest batch")
         try:
-            fit(learner.fit_task(Path(folder)), sink)
+            fit(setup.fit_task(Path(folder)), sink)
         except InterruptedRunError as error:
             problem = "the dry run was stopped; nothing was kept"
             raise InterruptedRunError(problem, exit_code=error.exit_code) from None
@@ -113,8 +113,8 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     training_s = total_steps * step_s
     return DryRunResult(
         model=config.model.name,
-        parameters=learner.model_info["parameters"],
-        trainable_parameters=learner.model_info["trainable_parameters"],
+        parameters=setup.model_info["parameters"],
+        trainable_parameters=setup.model_info["trainable_parameters"],
         device=runtime.device,
         precision=runtime.precision,
         train_dialogs=train_dialogs,

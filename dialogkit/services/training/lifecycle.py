@@ -30,7 +30,7 @@ from dialogkit.services.training.progress import LogReporter, TrainReporter
 from dialogkit.services.training.resume import resume_hint, resumed_config
 from dialogkit.services.training.silent import SilentRunDir
 from dialogkit.system.compute_lock import require_threads
-from dialogkit.system.environment import environment_facts
+from dialogkit.system.environment import environment_info
 from dialogkit.system.packages import package_versions
 from dialogkit.tracking.pruning import remove_unbegun
 from dialogkit.tracking.publishing import published_dir, require_publishable
@@ -190,7 +190,7 @@ def _stop_behind(error: BaseException, raise_missed_signal: Callable[[], None]) 
 def _settings(request: TrainRequest) -> RunConfig:
     """Return the settings of a run before anything is written.
 
-    Raises: ConfigError or UnavailableError if it cannot start, such as for changes that alter a resumed training.
+    Raises: ConfigError or UnavailableError if it cannot start, such as for changes that alter a resumed run.
     """
     if (run := request.resumed) is None:
         assert request.config is not None
@@ -222,7 +222,7 @@ def _require_processes(config: RunConfig) -> None:
 def require_startable(config: RunConfig) -> Decision:
     """Return how W&B is used, of a new or a resumed run alike, or of a dry run.
 
-    Raises: errors that would otherwise appear only after the training.
+    Raises: errors that would otherwise appear only after training.
     """
     require_publishable(published_dir(Path(config.runtime.output_dir), config.model.name))
     require_trackers(config.tracking.trackers)
@@ -242,7 +242,7 @@ def _new_record(request: TrainRequest, config: RunConfig, runtime: "Runtime", fo
         name=folder.name,
         created=now(),
         command=without_secrets(list(request.command)),
-        environment={**environment_facts(Path.cwd()), "gpu": gpu_info(runtime.device)},
+        environment={**environment_info(Path.cwd()), "gpu": gpu_info(runtime.device)},
         config=config.model_dump(mode="json"),
         origins={name: redact(origin) for name, origin in request.origins.items()},
         runtime=asdict(runtime),
@@ -251,7 +251,7 @@ def _new_record(request: TrainRequest, config: RunConfig, runtime: "Runtime", fo
 
 
 def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
-    """Record how a training ended, and return the error to raise, with a hint how to resume."""
+    """Record how a run ended, and return the error to raise, with a hint how to resume."""
     folder, record, wandb_run = run.folder, run.record, run.wandb_run
     if folder.is_gone:
         return _end_without_folder(run, error)
@@ -270,7 +270,7 @@ def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
         wandb_run.finish(exit_code=error.exit_code)
         remove_unbegun(folder)
         return error
-    if isinstance(error, ConfigError) and rendezvous.begun_run() is None:
+    if isinstance(error, ConfigError) and rendezvous.started_run() is None:
         # A resumed run is refused as well: restore its record.
         wandb_run.finish(exit_code=error.exit_code)
         with suppress(StorageError):
@@ -295,7 +295,7 @@ def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
 
 
 def _end_without_folder(run: TrainingRun, error: BaseException) -> BaseException:
-    """Return the error of a training whose run folder is gone: nothing can be written or resumed."""
+    """Return the error of a run whose folder is gone: nothing can be written or resumed."""
     folder = run.folder
     if not is_interruption(error):
         error = CheckpointError(f"the run folder {str(folder.path)!r} was removed or moved while training")

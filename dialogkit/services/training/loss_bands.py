@@ -1,4 +1,4 @@
-"""Compare the loss of a training with measured bands for its model and preset."""
+"""Compare the loss of a run with measured bands for its model and preset."""
 
 import json
 from collections.abc import Mapping

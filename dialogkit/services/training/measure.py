@@ -15,15 +15,15 @@ from dialogkit.text import counted
 if TYPE_CHECKING:
     from dialogkit.engine.budget import Budget
     from dialogkit.engine.fit import FitResult
-    from dialogkit.services.training.learner import Learner
     from dialogkit.services.training.recorder import Recorder
+    from dialogkit.services.training.setup import TrainingSetup
 
 
-class Measured(NamedTuple):
-    """What is known of a trained model.
+class Measurements(NamedTuple):
+    """What is known about a trained model.
 
     Attributes:
-        metrics: of the training, and on the held-out dialogs before and after it.
+        metrics: of the run, and on the held-out dialogs before and after it.
         replies: to the test prompts.
         held_out_replies: to held-out prompts, with the answers of the dataset.
     """
@@ -33,7 +33,7 @@ class Measured(NamedTuple):
     held_out_replies: list[ReplyResult]
 
 
-def measure_untrained(run: TrainingRun, learner: "Learner", recorder: "Recorder") -> float:
+def measure_untrained(run: TrainingRun, setup: "TrainingSetup", recorder: "Recorder") -> float:
     """Record the metrics before the first step; return the seconds this took, which it will take again at the end.
 
     Raises: ConfigError if a budget is too short to train.
@@ -42,21 +42,21 @@ def measure_untrained(run: TrainingRun, learner: "Learner", recorder: "Recorder"
 
     from dialogkit.engine.histograms import Histogram
 
-    budget_s = learner.config.train.budget_s
+    budget_s = setup.config.train.budget_s
     spent_s = process_group.broadcast(time.perf_counter() - run.started)
     if budget_s is not None and spent_s >= budget_s:
         raise ConfigError(
             f"a budget of {budget_s:,.0f} s is too short to train: startup alone took {spent_s:,.0f} s",
             hint=Change({"train.budget_s": max(60, round(10 * spent_s))}),
         )
-    run.reporter.doing(f"measuring the untrained model on {_held_out(learner)}")
-    lengths = Histogram(*np.histogram(learner.data.sample.lengths, bins=32))
+    run.reporter.doing(f"measuring the untrained model on {_held_out(setup)}")
+    lengths = Histogram(*np.histogram(setup.data.sample.lengths, bins=32))
     recorder.histograms(0, {"data/dialog_tokens": lengths})
     measured = time.perf_counter()
-    before = learner.score(autocast=False) | answer_checked(learner).metrics
+    before = setup.score(autocast=False) | answer_checked(setup).metrics
     if budget_s is not None:
         run.reporter.doing("answering the test prompts to measure the time this takes")
-        reply_to_tests(learner)
+        reply_to_tests(setup)
     took_s = time.perf_counter() - measured
     untrained = {"train/tokens": 0.0, "train/supervised_tokens": 0.0}
     recorder.point(0, {f"eval/{name}": value for name, value in before.items()} | untrained)
@@ -65,14 +65,14 @@ def measure_untrained(run: TrainingRun, learner: "Learner", recorder: "Recorder"
     return took_s
 
 
-def plan_budget(run: TrainingRun, learner: "Learner", evaluation_s: float) -> "Budget | None":
+def plan_budget(run: TrainingRun, setup: "TrainingSetup", evaluation_s: float) -> "Budget | None":
     """Return the wall-clock budget of a run, the same on every rank; None if it is unlimited."""
     from dialogkit.engine.budget import Budget
 
-    budget_s = learner.config.train.budget_s
+    budget_s = setup.config.train.budget_s
     if budget_s is None:
         return None
-    if warning := costly_evaluations(budget_s, evaluation_s, len(learner.data.evaluation)):
+    if warning := costly_evaluations(budget_s, evaluation_s, len(setup.data.evaluation)):
         dialogs, text = warning
         change = run.reporter.advice(Change({"data.eval_max_dialogs": dialogs}))
         run.note(f"{text}: {change} leaves more time for training")
@@ -90,15 +90,17 @@ def costly_evaluations(budget_s: float, evaluation_s: float, dialogs: int) -> tu
     return fewer, f"three evaluations of {dialogs:,} dialogs take {min(fraction, 1):.0%} of the budget"
 
 
-def measure_trained(run: TrainingRun, learner: "Learner", recorder: "Recorder", fitted: "FitResult") -> Measured:
+def measure_trained(
+    run: TrainingRun, setup: "TrainingSetup", recorder: "Recorder", fitted: "FitResult"
+) -> Measurements:
     """Return the metrics of the trained model and its replies."""
-    if learner.config.data.streaming:
-        run.note(ledger_line(learner))
-    run.reporter.doing(f"measuring the trained model on {_held_out(learner)}")
-    limited = learner.config.train.budget_s is not None
-    run.record.schedule.total_steps = fitted.steps if limited else learner.schedule.total_steps
-    likelihood = learner.likelihood(autocast=False)
-    right = answer_checked(learner)
+    if setup.config.data.streaming:
+        run.note(ledger_line(setup))
+    run.reporter.doing(f"measuring the trained model on {_held_out(setup)}")
+    limited = setup.config.train.budget_s is not None
+    run.record.schedule.total_steps = fitted.steps if limited else setup.schedule.total_steps
+    likelihood = setup.likelihood(autocast=False)
+    right = answer_checked(setup)
     final = likelihood.figures() | right.metrics
     bounds = likelihood.intervals() | right.intervals
     run.record.intervals = {f"final/{name}": bound for name, bound in bounds.items()}
@@ -113,11 +115,11 @@ def measure_trained(run: TrainingRun, learner: "Learner", recorder: "Recorder", 
         "perf/tokens_per_s": fitted.tokens / max(fitted.train_s, 1e-9),
     }
     run.reporter.doing("answering the test prompts")
-    replies = reply_to_tests(learner)
-    held_out = reply_to_held_out(learner, learner.config.tracking.held_out_replies)
+    replies = reply_to_tests(setup)
+    held_out = reply_to_held_out(setup, setup.config.tracking.held_out_replies)
     recorder.replies(fitted.steps, replies + held_out, table="replies/final", of_step=fitted.kept_step)
-    return Measured(metrics, replies, held_out)
+    return Measurements(metrics, replies, held_out)
 
 
-def _held_out(learner: "Learner") -> str:
-    return counted(len(learner.data.evaluation), "held-out dialog")
+def _held_out(setup: "TrainingSetup") -> str:
+    return counted(len(setup.data.evaluation), "held-out dialog")

@@ -16,8 +16,8 @@ from dialogkit.text import byte_size, counted
 
 if TYPE_CHECKING:
     from dialogkit.engine.checkpoints import Progress
-    from dialogkit.services.training.learner import Learner
     from dialogkit.services.training.lifecycle import TrainingRun
+    from dialogkit.services.training.setup import TrainingSetup
 
 _LAYER_BYTES, _WIDTH_BYTES = 55, 224
 """Bytes kept for the backward pass: for each token, layer and unit of width, and for each token and unit of width.
@@ -36,7 +36,7 @@ _OPTIMIZER_BYTES = 12
 
 
 def step_bytes(*, parameters: int, layers: int, width: int, tokens: int, precision: str, scores: int = 0) -> int:
-    """Return about how many bytes a training takes beyond the model itself.
+    """Return about how many bytes training takes beyond the model itself.
 
     Args:
         parameters: number of weights.
@@ -66,20 +66,20 @@ def require_room(model: ModelConfig, vocabulary: int) -> None:
         )
 
 
-def split_to_fit(learner: "Learner") -> str | None:
+def fit_batch_to_memory(setup: "TrainingSetup") -> str | None:
     """Split the batch so that a step fits into the CPU's memory, if the settings allow it; every rank calls this.
 
     Returns a note about the split, or None. Raises: OutOfMemoryError if a step would not fit.
     """
-    free, train = free_bytes(), learner.config.train
+    free, train = free_bytes(), setup.config.train
     # The ranks of a machine share its memory, and all ranks must reach the same decision.
     per_rank = process_group.all_gather(free and free // process_group.local_world_size())
     free = min(filter(None, per_rank), default=None)
-    needed = bytes_of_step(learner, train.accumulation_steps)
-    if learner.runtime.device != "cpu" or free is None or needed <= free:
+    needed = bytes_of_step(setup, train.accumulation_steps)
+    if setup.runtime.device != "cpu" or free is None or needed <= free:
         return None
     rank_batch = train.batch_size // process_group.world_size()
-    count = fewest_micro_batches(rank_batch, train.accumulation_steps, lambda n: bytes_of_step(learner, n) <= free)
+    count = fewest_micro_batches(rank_batch, train.accumulation_steps, lambda n: bytes_of_step(setup, n) <= free)
     problem = f"a step takes about {byte_size(needed)} and {byte_size(free)} are free"
     if count is None:
         recompute = Change({"train.activation_checkpointing": True})
@@ -93,51 +93,51 @@ def split_to_fit(learner: "Learner") -> str | None:
             f"{problem}; {size} at once would fit (train.accumulation_steps={count})",
             hint=Change({"train.fit_batch": True}),
         )
-    learner.use_micro_batches(count)
+    setup.use_micro_batches(count)
     return f"{problem}: each step is split into {count} micro-batches of {size}"
 
 
-def split_finer(learner: "Learner", error: OutOfMemoryError) -> str:
+def split_further(setup: "TrainingSetup", error: OutOfMemoryError) -> str:
     """Split the batch into at least twice as many micro-batches, and return why; raise the error if impossible."""
-    train = learner.config.train
+    train = setup.config.train
     finer = fewest_micro_batches(train.batch_size, 2 * train.accumulation_steps, lambda _: True)
     # Other ranks may not run out of memory, so only a single process splits its batch.
-    if learner.runtime.processes > 1 or not train.fit_batch or finer is None:
+    if setup.runtime.processes > 1 or not train.fit_batch or finer is None:
         raise error
-    learner.use_micro_batches(finer)
+    setup.use_micro_batches(finer)
     return error.message
 
 
-def resume_split(run: "TrainingRun", learner: "Learner", problem: str) -> "tuple[Path, Progress] | None":
+def resume_after_split(run: "TrainingRun", setup: "TrainingSetup", problem: str) -> "tuple[Path, Progress] | None":
     """Prepare a run to train on with smaller micro-batches; return its checkpoint, None for the first step."""
     from dialogkit.engine.checkpoints import newest_valid
 
     checkpoint = newest_valid(run.folder.path)
     step = checkpoint[1].step if checkpoint else 0
     run.folder.cut_after(step)
-    learner.reset_model()
-    run.record.config = learner.config.model_dump(mode="json")
+    setup.reset_model()
+    run.record.config = setup.config.model_dump(mode="json")
     run.folder.write(run.record)
-    train = learner.config.train
+    train = setup.config.train
     size = counted(train.batch_size // train.accumulation_steps, "dialog")
     run.note(f"{problem}; resumes from step {step} with {size} at once")
     return checkpoint
 
 
-def bytes_of_step(learner: "Learner", micro_batches: int) -> int:
+def bytes_of_step(setup: "TrainingSetup", micro_batches: int) -> int:
     """Return about how many bytes of the CPU's memory a step takes on each rank."""
     from dialogkit.engine.attention import keeps_scores
 
-    train, info = learner.config.train, learner.model_info
-    at_once = train.batch_size // (micro_batches * learner.runtime.processes)
-    longest = sorted(learner.data.sample.lengths.tolist())[-at_once:]
+    train, info = setup.config.train, setup.model_info
+    at_once = train.batch_size // (micro_batches * setup.runtime.processes)
+    longest = sorted(setup.data.sample.lengths.tolist())[-at_once:]
     # Such a model computes the dialogs in rows of one length.
-    scores = info.get("heads", 0) * len(longest) * longest[-1] ** 2 if keeps_scores(learner.model) else 0
+    scores = info.get("heads", 0) * len(longest) * longest[-1] ** 2 if keeps_scores(setup.model) else 0
     return step_bytes(
         parameters=info["trainable_parameters"],
         layers=1 if train.activation_checkpointing else info.get("layers", 0),
         width=info.get("width", 0),
         tokens=sum(longest),
-        precision=learner.runtime.precision,
+        precision=setup.runtime.precision,
         scores=scores,
     )

@@ -1,4 +1,4 @@
-"""Progress of a training. The command line draws it; a notebook logs it."""
+"""Progress of a run. The command line draws it; a notebook logs it."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ LINES_PER_RUN = 20
 
 
 class TrainReporter:
-    """Receives the events of a training in order; this one shows nothing."""
+    """Receives the events of a run in order; this one shows nothing."""
 
     def header(self, info: Mapping[str, str]) -> None:
         """Information about the run, once before the first step."""
@@ -82,7 +82,7 @@ class _StdoutHandler(logging.Handler):
 
 
 def show_log() -> None:
-    """Show the log on stdout, unless the logger `dialogkit` has handlers of its own.
+    """Show the log on stdout, unless the logger `dialogkit` has its own handlers.
 
     The root logger is left as it is, and receives nothing: libraries add handlers to it while they work, and each
     line would appear twice.

@@ -32,15 +32,15 @@ from dialogkit.tracking.wandb_sync import folders_of_run
 
 if TYPE_CHECKING:
     from dialogkit.engine.fit import FitResult
-    from dialogkit.services.training.learner import Learner
-    from dialogkit.services.training.measure import Measured
+    from dialogkit.services.training.measure import Measurements
+    from dialogkit.services.training.setup import TrainingSetup
 
 
 def publish_model(
     run: TrainingRun,
-    learner: "Learner",
+    setup: "TrainingSetup",
     fitted: "FitResult",
-    measured: "Measured",
+    measured: "Measurements",
 ) -> TrainResult:
     """Write and publish the trained model, close the run, and return the result on every rank.
 
@@ -59,7 +59,7 @@ def publish_model(
                 fitted.trainer.save_model(str(folder))
             else:
                 fitted.trainer.save_weights(folder, weights)
-            learner.tokenizer.save(folder)
+            setup.tokenizer.save(folder)
             write_text(folder / "README.md", model_card(run.record))
             ordinary_permissions(folder)
 
@@ -77,7 +77,7 @@ def _publish(run: TrainingRun, save: Callable[[Path], None]) -> Path:
     """Write the model into the run and publish it; return the folder of the newest model of its name."""
     folder, again = run.folder, resume_hint(run.folder)
     target = published_dir(Path(run.config.runtime.output_dir), run.config.model.name)
-    state = "the training is complete and the run can be resumed"
+    state = "training is complete and the run can be resumed"
     hint: Hint = again
     try:
         problems = keep_foreign_model(folder.model_dir)
@@ -129,7 +129,7 @@ def _write_report(run: TrainingRun) -> str | None:
     return None
 
 
-def _result(run: TrainingRun, fitted: "FitResult", measured: "Measured", published: Path) -> TrainResult:
+def _result(run: TrainingRun, fitted: "FitResult", measured: "Measurements", published: Path) -> TrainResult:
     report, wandb_run = _write_report(run), run.wandb_run
     own = run.config.data.dataset not in NAMED and run.config.generate.test_prompts == TEST_PROMPTS
     return TrainResult(

@@ -1,4 +1,4 @@
-"""Records a training in the run's folder and in W&B, and reports its progress."""
+"""Records a run in its folder and in W&B, and reports its progress."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,8 +18,8 @@ from dialogkit.tracking.record import DataInfo, ModelInfo, ScheduleInfo
 if TYPE_CHECKING:
     from dialogkit.engine.arguments import Schedule
     from dialogkit.engine.histograms import Histogram
-    from dialogkit.services.training.learner import Learner
     from dialogkit.services.training.lifecycle import TrainingRun
+    from dialogkit.services.training.setup import TrainingSetup
 
 REPLY_COLUMNS = ("prompt", "reply", "reference", "tokens", "seconds", "tokens_per_s", "stop_reason", "repetition")
 TALK_CURVES = ("stop_rate", "empty_rate", "mean_repetition")
@@ -27,21 +27,21 @@ TALK_CURVES = ("stop_rate", "empty_rate", "mean_repetition")
 
 
 class Recorder:
-    """Records a training in the run's folder and in W&B, and reports its progress.
+    """Records a run in its folder and in W&B, and reports its progress.
 
     Everything that a terminal shows is also in the run's `console.log`.
     """
 
-    def __init__(self, run: "TrainingRun", learner: "Learner") -> None:
-        self._run, self._learner = run, learner
+    def __init__(self, run: "TrainingRun", setup: "TrainingSetup") -> None:
+        self._run, self._setup = run, setup
         self._folder, self._wandb, self._reporter = run.folder, run.wandb_run, run.reporter
         self._limited = run.config.train.budget_s is not None
         # With a time budget, unknown until the speed is measured.
-        self._total_steps = None if self._limited else learner.schedule.total_steps
+        self._total_steps = None if self._limited else setup.schedule.total_steps
         self._noted_steps: int | None = None
-        self._flops_per_token = flops_per_token(learner)
-        self._peak_flops = peak_flops(learner.runtime.device_name, learner.runtime.precision)
-        self._loss_monitor = LossMonitor(learner.config)
+        self._flops_per_token = flops_per_token(setup)
+        self._peak_flops = peak_flops(setup.runtime.device_name, setup.runtime.precision)
+        self._loss_monitor = LossMonitor(setup.config)
 
     def begin(self, split: str | None) -> None:
         """Record and print the header, the data ledger and the warnings of the run.
@@ -50,13 +50,13 @@ class Recorder:
             split: a note on how the batch was split to fit into memory; None if it was not.
         """
         self._info()
-        for name, value in (lines := header(self._learner, self._folder, self._wandb)).items():
+        for name, value in (lines := header(self._setup, self._folder, self._wandb)).items():
             self._folder.append_console(f"{name:9}  {value}")
         self._reporter.header(lines)
-        self._run.note(ledger_line(self._learner))
-        for warning in (*warnings(self._learner, self._reporter.advice), *([split] if split else [])):
+        self._run.note(ledger_line(self._setup))
+        for warning in (*warnings(self._setup, self._reporter.advice), *([split] if split else [])):
             self._run.note(warning)
-        asked, size = self._learner.config.data.samples or 0, self._learner.data.size
+        asked, size = self._setup.config.data.samples or 0, self._setup.data.size
         if size is not None and asked > size and self._run.record.origins.get("data.samples") == "command line":
             requested = f"{counted(asked, 'dialog')} were requested"
             self._run.note(f"{requested}, but only {size:,} are available to train on")
@@ -66,15 +66,15 @@ class Recorder:
 
     def _info(self) -> None:
         """Record the model, the data and the schedule."""
-        run, record, learner = self._run, self._run.record, self._learner
-        record.config = learner.config.model_dump(mode="json")
-        record.model, record.data = ModelInfo(**learner.model_info), DataInfo(**data_info(learner))
+        run, record, setup = self._run, self._run.record, self._setup
+        record.config = setup.config.model_dump(mode="json")
+        record.model, record.data = ModelInfo(**setup.model_info), DataInfo(**data_info(setup))
         if run.checkpoint is None or not self._limited:
-            record.schedule = ScheduleInfo(**asdict(learner.schedule))
+            record.schedule = ScheduleInfo(**asdict(setup.schedule))
         self._folder.write(record)
-        facts = {f"{name}_facts": getattr(record, name).model_dump() for name in ("model", "data", "runtime")}
+        sections = {f"{name}_facts": getattr(record, name).model_dump() for name in ("model", "data", "runtime")}
         others = record.model_dump(include={"schedule", "environment", "versions", "origins"})
-        self._wandb.update_config({**facts, **others, "command": " ".join(record.command)})
+        self._wandb.update_config({**sections, **others, "command": " ".join(record.command)})
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics at an optimizer step; at an evaluation, short replies as well.
@@ -83,11 +83,11 @@ class Recorder:
         """
         from dialogkit.engine.callbacks import EvaluationAborted
 
-        replies = replies_at_evaluation(self._learner, metrics)
+        replies = replies_at_evaluation(self._setup, metrics)
         if "eval/nats_per_token" in metrics:
-            right = answer_checked(self._learner).metrics
+            right = answer_checked(self._setup).metrics
             metrics = {**metrics, **{f"eval/{name}": value for name, value in right.items()}}
-            if self._learner.aborts():
+            if self._setup.aborts():
                 raise EvaluationAborted
         self.point(step, metrics)
         if (warning := self._loss_monitor.point(step, metrics)) is not None:
@@ -138,7 +138,7 @@ class Recorder:
         self._folder.write(self._run.record)
         self._run.note(
             f"the time budget allows about {counted(schedule.total_steps, 'step')}, "
-            f"{round(self._learner.config.train.warmup_fraction * schedule.total_steps):,} of them warm-up, "
+            f"{round(self._setup.config.train.warmup_fraction * schedule.total_steps):,} of them warm-up, "
             f"with an evaluation every {schedule.eval_every_steps:,}"
         )
 

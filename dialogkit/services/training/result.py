@@ -1,4 +1,4 @@
-"""The result of a training."""
+"""The result of a run."""
 
 import shlex
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from dialogkit.tracking.run_dir import RunDir
 
 
 class TrainResult(Result):
-    """The model, metrics and replies of a training."""
+    """The model, metrics and replies of a run."""
 
     run: str
     run_dir: str
@@ -33,7 +33,7 @@ class TrainResult(Result):
     held_out_replies: list[ReplyResult] = Field(default_factory=list)
     """Replies to held-out prompts, with the answers of the dataset."""
     shows_held_out: bool = False
-    """Whether these say more than `replies`: the usual test prompts are not meant for data of one's own."""
+    """Whether these say more than `replies`: the usual test prompts are not meant for your own data."""
     reply_rate: float
     """Fraction of the test prompts with a non-empty reply, right or wrong."""
     stop_rate: float
@@ -56,7 +56,7 @@ class TrainResult(Result):
             points.setdefault(line["step"], {"step": line["step"]}).update(found)
         return [points[step] for step in sorted(points)]
 
-    def facts(self) -> Iterable[tuple[str, Any]]:
+    def repr_fields(self) -> Iterable[tuple[str, Any]]:
         """Return the run, what it learned, and how long it took."""
         yield "run", self.run
         for when in ("before", "final"):

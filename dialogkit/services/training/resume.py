@@ -23,8 +23,8 @@ from dialogkit.tracking.run_list import damaged_runs, find_run, list_runs
 
 if TYPE_CHECKING:
     from dialogkit.engine.checkpoints import Progress
-    from dialogkit.services.training.learner import Learner
     from dialogkit.services.training.lifecycle import TrainingRun
+    from dialogkit.services.training.setup import TrainingSetup
 
 _HARMLESS = (
     *("tracking.", "generate.", "runtime.devices", "runtime.workers", "runtime.output_dir"),
@@ -141,7 +141,7 @@ def resumed_config(
     """Return the settings of a resumed run, and a line for each that changed.
 
     The output folder is the one that contains the run, unless the changes name another.
-    Raises: ConfigError for a change that alters the training, unless `force`.
+    Raises: ConfigError for a change that alters the result, unless `force`.
     """
     if changes.get("name", record.name) != record.name:
         name = changes["name"]
@@ -163,11 +163,11 @@ def resumed_config(
     return config, differing
 
 
-def _require_same(run: RunDir, record: RunRecord, learner: "Learner") -> None:
+def _require_same(run: RunDir, record: RunRecord, setup: "TrainingSetup") -> None:
     """Raise ConfigError if the environment of the run has changed; most changes affect only the last digits."""
-    runtime, versions = asdict(learner.runtime), package_versions()
+    runtime, versions = asdict(setup.runtime), package_versions()
     # A stream is counted while it is read.
-    dialogs = None if learner.config.data.streaming else record.data.train_dialogs
+    dialogs = None if setup.config.data.streaming else record.data.train_dialogs
     if record.runtime.processes not in (None, runtime["processes"]):
         # The batches stay the same; only the last digits differ, because sums are in a different order.
         del runtime["processes"], runtime["device_name"]
@@ -178,10 +178,10 @@ def _require_same(run: RunDir, record: RunRecord, learner: "Learner") -> None:
             for name, value in runtime.items()
             if "reason" not in name
         },
-        "data revision": (record.data.revision, learner.data.ledger.revision),
-        "training dialogs": (dialogs, learner.data.size),
+        "data revision": (record.data.revision, setup.data.ledger.revision),
+        "training dialogs": (dialogs, setup.data.size),
         # Checkpoints contain full weights, but not the base of an adapter.
-        "the base of the adapter": (_base_of(record.model), _base_of(ModelInfo(**learner.model_info))),
+        "the base of the adapter": (_base_of(record.model), _base_of(ModelInfo(**setup.model_info))),
     }
     # A run that was killed very early may not have recorded these.
     changes = [f"{name} was {old!r} and is {new!r}" for name, (old, new) in both.items() if old not in (None, new)]
@@ -209,35 +209,35 @@ def resume_hint(run: RunDir, **options: Any) -> Call:
     return call_on(run, "train", by="resume", **options)
 
 
-def restore_checkpoint(run: "TrainingRun", learner: "Learner") -> "tuple[Path, Progress] | None":
+def restore_checkpoint(run: "TrainingRun", setup: "TrainingSetup") -> "tuple[Path, Progress] | None":
     """Prepare a run's record and files to resume; return its newest valid checkpoint, None to restart.
 
     Rank 0 decides; every rank returns the same.
     Raises: CheckpointError if everything that was saved is damaged, unless the request forces a restart.
     """
-    restored = _restore(run, learner) if process_group.is_main_process() else None
+    restored = _restore(run, setup) if process_group.is_main_process() else None
     return process_group.broadcast(restored)
 
 
-def _restore(run: "TrainingRun", learner: "Learner") -> "tuple[Path, Progress] | None":
+def _restore(run: "TrainingRun", setup: "TrainingSetup") -> "tuple[Path, Progress] | None":
     from dialogkit.engine.checkpoints import newest_valid, steps_aside
     from dialogkit.engine.trainer import set_aside_torn_best
 
     folder, record, request = run.folder, run.record, run.request
     if not (request.force or request.restarted):
-        _require_same(folder, record, learner)
+        _require_same(folder, record, setup)
     folder.unlist_files()
     checkpoint = newest_valid(folder.path, run.note)
-    if checkpoint is not None and learner.config.data.streaming:
-        learner.data.stream.require_place(checkpoint[0])  # type: ignore[union-attr]
-    before, count = record.runtime.processes or 1, learner.runtime.processes
+    if checkpoint is not None and setup.config.data.streaming:
+        setup.data.stream.require_position(checkpoint[0])  # type: ignore[union-attr]
+    before, count = record.runtime.processes or 1, setup.runtime.processes
     if before != count:
         change = f"the number of processes was {before} and is {count}"
         run.note(f"{change}: from now on the last digits of metrics differ")
     record.runtime.processes = count
     logged = max((point["step"] for point in folder.metrics()), default=-1)
     if checkpoint is not None:
-        if learner.config.train.keep == "best" and (lost := set_aside_torn_best(checkpoint[0])):
+        if setup.config.train.keep == "best" and (lost := set_aside_torn_best(checkpoint[0])):
             run.note(lost)
     # A run that logged steps after a save had that checkpoint; one that ended in its first save never had one.
     elif (aside := steps_aside(folder.path)) and logged > aside[0] and not request.force:
@@ -249,7 +249,7 @@ def _restore(run: "TrainingRun", learner: "Learner") -> "tuple[Path, Progress] |
         run.note("no checkpoint to resume from: the run restarts")
     step = checkpoint[1].step if checkpoint else 0
     folder.cut_after(step if checkpoint else -1)
-    record.config = learner.config.model_dump(mode="json")
+    record.config = setup.config.model_dump(mode="json")
     record.resumed.append(Resumption(time=now(), step=step, told_step=logged))
     record.status, record.finished, record.error, record.exit_code = "running", None, None, None
     return checkpoint

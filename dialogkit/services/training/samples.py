@@ -6,61 +6,61 @@ from typing import TYPE_CHECKING
 from dialogkit.dialog import Message
 from dialogkit.distributed import process_group
 from dialogkit.inference.results import ReplyResult, reply_results
-from dialogkit.services.evaluation.probes import Measured, right_answers
+from dialogkit.services.evaluation.probes import ProbeResult, right_answers
 from dialogkit.services.evaluation.questions import mark
 from dialogkit.services.evaluation.scoring import first_exchanges
 
 if TYPE_CHECKING:
-    from dialogkit.services.training.learner import Learner
+    from dialogkit.services.training.setup import TrainingSetup
 
 LONGEST_SHORT = 32
 """Tokens of a reply that is made while a model trains."""
 
 
 def reply_to_tests(
-    learner: "Learner", first: int | None = None, *, longest: int | None = None
+    setup: "TrainingSetup", first: int | None = None, *, longest: int | None = None
 ) -> list[ReplyResult]:
     """Reply to the test prompts, or to the first of them, in at most `longest` tokens; also between steps."""
-    prompts = learner.config.generate.test_prompts[:first]
-    encoded = [learner.tokenizer.encode_prompt([Message("user", prompt)]) for prompt in prompts]
-    return _replies(learner, prompts, encoded, longest=longest)
+    prompts = setup.config.generate.test_prompts[:first]
+    encoded = [setup.tokenizer.encode_prompt([Message("user", prompt)]) for prompt in prompts]
+    return _replies(setup, prompts, encoded, longest=longest)
 
 
-def reply_to_held_out(learner: "Learner", first: int, *, longest: int | None = None) -> list[ReplyResult]:
+def reply_to_held_out(setup: "TrainingSetup", first: int, *, longest: int | None = None) -> list[ReplyResult]:
     """Reply to the first turns of the first held-out dialogs, whose answers are the references."""
-    held_out = learner.data.evaluation
-    pairs = first_exchanges(held_out.select(range(min(first, len(held_out)))), learner.tokenizer)
+    held_out = setup.data.evaluation
+    pairs = first_exchanges(held_out.select(range(min(first, len(held_out)))), setup.tokenizer)
     prompts, references = [pair.prompt for pair in pairs], [pair.answer for pair in pairs]
-    return _replies(learner, prompts, [pair.prompt_ids for pair in pairs], references, longest=longest)
+    return _replies(setup, prompts, [pair.prompt_ids for pair in pairs], references, longest=longest)
 
 
-def answer_checked(learner: "Learner") -> Measured:
+def answer_checked(setup: "TrainingSetup") -> ProbeResult:
     """Return how many of a few checked questions the model answers right; nothing if none are asked.
 
-    They are the most probable replies: chance does not blur the curve, and the training's own is left alone.
+    They are the most probable replies: chance does not blur the curve, and the random state stays as it is.
     """
-    asked = learner.questions
-    if not asked or not learner.config.tracking.replies_at_evaluations:
-        return Measured({}, {})
+    asked = setup.questions
+    if not asked or not setup.config.tracking.replies_at_evaluations:
+        return ProbeResult({}, {})
     texts, prompts = [one.text for one in asked], [one.prompt_ids for one in asked]
-    replies = _replies(learner, texts, prompts, longest=LONGEST_SHORT, temperature=0.0, batch_size=len(asked))
+    replies = _replies(setup, texts, prompts, longest=LONGEST_SHORT, temperature=0.0, batch_size=len(asked))
     # Off the main process there may be no replies.
     return right_answers(mark(asked, [reply.reply for reply in replies]) if replies else [])
 
 
-def replies_at_evaluation(learner: "Learner", metrics: Mapping[str, float]) -> list[ReplyResult] | None:
+def replies_at_evaluation(setup: "TrainingSetup", metrics: Mapping[str, float]) -> list[ReplyResult] | None:
     """Return short replies of the model at an evaluation; None at another point, or if none are asked for."""
-    tracking = learner.config.tracking
+    tracking = setup.config.tracking
     tests, held_out = tracking.replies_at_evaluations, tracking.held_out_replies
     if not tests + held_out or "eval/nats_per_token" not in metrics:
         return None
-    return reply_to_tests(learner, tests, longest=LONGEST_SHORT) + reply_to_held_out(
-        learner, held_out, longest=LONGEST_SHORT
+    return reply_to_tests(setup, tests, longest=LONGEST_SHORT) + reply_to_held_out(
+        setup, held_out, longest=LONGEST_SHORT
     )
 
 
 def _replies(
-    learner: "Learner",
+    setup: "TrainingSetup",
     prompts: Sequence[str],
     encoded: Sequence[Sequence[int]],
     references: Sequence[str] = (),
@@ -75,22 +75,22 @@ def _replies(
     from dialogkit.inference.replies import continue_prompts
 
     # Every rank has to call a sharded model equally often.
-    if not (process_group.is_main_process() or is_sharded(learner.model)):
+    if not (process_group.is_main_process() or is_sharded(setup.model)):
         return []
-    config = learner.config.generate
+    config = setup.config.generate
     if longest is not None:
         config = config.model_copy(update={"max_new_tokens": min(longest, config.max_new_tokens)})
     if temperature is not None:
         config = config.model_copy(update={"temperature": temperature})
-    with own_forward(learner.model), plain_attention(learner.model):
+    with own_forward(setup.model), plain_attention(setup.model):
         replies = continue_prompts(
-            learner.model,
-            learner.tokenizer,
+            setup.model,
+            setup.tokenizer,
             encoded,
             config,
-            context=learner.context,
-            device=learner.runtime.device,
+            context=setup.context,
+            device=setup.runtime.device,
             batch_size=batch_size,
-            leave=learner.aborts,
+            should_stop=setup.aborts,
         )
-    return reply_results(learner.config.model.name, prompts, replies, references)
+    return reply_results(setup.config.model.name, prompts, replies, references)

@@ -57,7 +57,7 @@ def render_report(runs: Sequence[RunDir], *, output: Path | None = None, verdict
     Args:
         runs: the runs.
         output: their folder of models and runs; None is the default one.
-        verdict: which of several runs is best, in words.
+        verdict: a sentence on which of several runs is best.
 
     Raises: ModelError if a record cannot be read.
     """

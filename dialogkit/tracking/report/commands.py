@@ -1,7 +1,7 @@
 """The commands that a page shows.
 
-A page is read long after the command that wrote it, so its commands are content rather than hints. A training
-writes its page also when called from Python, where the command line cannot render them: this is the only module
+A page is read long after the command that wrote it, so its commands are content rather than hints. A run
+writes its page also when started from Python, where the command line cannot render them: this is the only module
 below the command line that contains commands.
 """
 

@@ -30,7 +30,7 @@ class Answered(NamedTuple):
 
 
 def diary_of(runs: Sequence[PageRun]) -> list[Answered]:
-    """Return the prompts that were answered at evaluations, with the replies over the training."""
+    """Return the prompts that were answered at evaluations, with the replies throughout training."""
     return _answered(runs, lambda sample: not _at_end(sample), lambda sample: True)
 
 

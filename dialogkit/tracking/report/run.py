@@ -104,7 +104,7 @@ class PageRun(NamedTuple):
 
     @property
     def took(self) -> str:
-        """Duration of the run, in words."""
+        """Duration of the run, as people say it."""
         seconds = self.record.duration_s
         return NOTHING if seconds is None or not math.isfinite(seconds) else duration(seconds)
 

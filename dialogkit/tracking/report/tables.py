@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The header of a column; runs have a letter and a colour if there are several, anchors are muted."""
+    """The header of a column; runs have a letter and a colour if there are several, baselines are muted."""
 
     text: str
     colour: str = ""
@@ -72,16 +72,16 @@ class Table(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Models on one dataset, with the anchors beside them."""
+    """Models on one dataset, with the baselines beside them."""
 
     table: Table
     remarks: list[str]
-    """Faults, or what it means that none was found."""
+    """Faults, or a sentence that none was found."""
     slices: list[Table]
 
 
 _Column = tuple[Head, Mapping[str, Any]]
-"""A model or an anchor with its stored metrics."""
+"""A model or a baseline with its stored metrics."""
 
 
 def _heads(runs: Sequence[PageRun]) -> list[Head]:
@@ -122,7 +122,7 @@ def summary_of(runs: Sequence[PageRun]) -> Table:
 
 
 def training_metrics_of(runs: Sequence[PageRun]) -> Table:
-    """Return the metrics on the held-out dialogs before and after the training."""
+    """Return the metrics on the held-out dialogs before and after training."""
     rows = []
     for metric in METRICS:
         values = [value for run in runs for value in (run.before(metric.name), run.after(metric.name))]
@@ -149,7 +149,7 @@ def evaluations_of(runs: Sequence[PageRun]) -> list[Evaluation]:
             beside = anchors.setdefault(measured, [])
             for anchor in _mappings(evaluation.get("anchors")):
                 name = str(anchor.get("anchor"))
-                # Models with the same shape and tokenizer have the same anchors.
+                # Models with the same shape and tokenizer have the same baselines.
                 identity = ("anchor", "bits_per_byte", "chrf")
                 if not any(all(anchor.get(n) == other.get(n) for n in identity) for _, other in beside):
                     again = any(other.get("anchor") == name for _, other in beside)
@@ -176,7 +176,7 @@ def _evaluation(measured: str, models: list[_Column], anchors: list[_Column]) ->
 
 
 def _remarks(name: str, evaluation: Mapping[str, Any]) -> list[str]:
-    """Return what the evaluation says of a model in words."""
+    """Return what the evaluation says about a model."""
     faults, checks = (_items(evaluation.get(what)) for what in ("remarks", "checks"))
     said = [f"{name} {fault}" for fault in faults] or ([f"{name}: {no_fault(checks)}"] if checks else [])
     known = [evaluation.get(what) for what in ("known_prompts", "known_answers")]
@@ -188,7 +188,7 @@ def _remarks(name: str, evaluation: Mapping[str, Any]) -> list[str]:
 def _row(
     title: str, values: Sequence[tuple[object, object]], form: str, better: int, *, models: int | None = None
 ) -> Row:
-    """Return a metric with its intervals: of the models, which come first, and of the anchors."""
+    """Return a metric with its intervals: of the models, which come first, and of the baselines."""
     of_models = values if models is None else values[:models]
     bounds = {n: pair for n, (_, interval) in enumerate(of_models) if (pair := _bounds(interval)) is not None}
     best = best_of(bounds, better) if len(bounds) == len(of_models) else None

@@ -151,7 +151,7 @@ def test_the_test_prompts_that_the_world_knows_have_an_answer(smalltalk: World) 
     assert {"hello how are you", "thank you goodbye"} <= filled & forms
 
 
-def test_the_licence_that_is_told_is_that_of_the_files() -> None:
+def test_the_licence_that_is_reported_is_that_of_the_files() -> None:
     assert NAMED["smalltalk"].license == license_of(SMALLTALK)
     assert str(NAMED["smalltalk"].license) in (SMALLTALK / "LICENSE").read_text(encoding="utf-8")
 

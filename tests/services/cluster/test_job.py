@@ -111,7 +111,7 @@ def expanded(text: str) -> str:
 # Slurm
 
 
-def test_a_slurm_job_trains_at_first_and_later_goes_on(dialogkit: Run, cluster: dict[str, str]) -> None:
+def test_a_slurm_job_trains_at_first_and_later_continues(dialogkit: Run, cluster: dict[str, str]) -> None:
     text = script(dialogkit, "--name", "long", "--", "train", "custom-nano", "--samples", "8")
     assert run_job(text, cluster).returncode == 0
     assert recorded() == ["train", "custom-nano", "--samples", "8", "--name", "long"]
@@ -213,7 +213,7 @@ def test_without_dialogkit_a_job_says_what_to_do(dialogkit: Run, cluster: dict[s
 
 
 @pytest.mark.faults
-def test_a_real_training_is_stopped_goes_on_and_is_then_left_alone(dialogkit: Run, tmp_path: Path) -> None:
+def test_a_real_run_is_stopped_continues_and_is_then_left_alone(dialogkit: Run, tmp_path: Path) -> None:
     real = f'exec {sys.executable} -m dialogkit "$@"\n'
     environment = {**install(tmp_path / "bin", {**CLUSTER, "dialogkit": real}), "SLURM_JOB_ID": "1"}
     settings = {**SMALL, "train.max_steps": 300, "train.eval_every_steps": 300, "train.log_every_steps": 1}
@@ -271,7 +271,7 @@ def run_pod(dialogkit: Run, environment: dict[str, str], *words: str) -> list[st
     return recorded()
 
 
-def test_a_pod_trains_at_first_and_later_goes_on(dialogkit: Run, cluster: dict[str, str]) -> None:
+def test_a_pod_trains_at_first_and_later_continues(dialogkit: Run, cluster: dict[str, str]) -> None:
     words = ["--name", "long", "--", "train", "custom-nano"]
     assert run_pod(dialogkit, cluster, *words) == ["train", "custom-nano", "--name", "long"]
     Path("run-is-there").touch()
@@ -382,7 +382,7 @@ def test_a_slurm_job_with_data_of_the_hub_asks_nobody(dialogkit: Run, monkeypatc
 @pytest.mark.parametrize(
     ("options", "words", "message"),
     [
-        ([], ["evaluate", "custom-tiny"], "a job is a training"),
+        ([], ["evaluate", "custom-tiny"], "the command of a job begins with train"),
         ([], ["train", "--dry-run"], "--dry-run measures"),
         ([], ["train", "--resume", "it"], "--resume is what a job does by itself"),
         ([], ["train", "--set", "tracking.api_key=abc"], "unknown setting 'tracking.api_key'"),
@@ -395,7 +395,7 @@ def test_a_slurm_job_with_data_of_the_hub_asks_nobody(dialogkit: Run, monkeypatc
         (["--setup", "export WANDB_API_KEY=abc"], ["train"], "sets what looks like a secret"),
         (["--gpus", "3"], ["train", "--set", "train.batch_size=8"], "batch_size 8 does not split evenly over 3"),
         (["--gpus", "-1"], ["train"], "--gpus"),
-        ([], ["train", "--no-cuda"], "--gpus: the training uses the CPU and would leave 1 GPU per machine idle"),
+        ([], ["train", "--no-cuda"], "--gpus: the run uses the CPU and would leave 1 GPU per machine idle"),
         (
             ["--gpus", "0"],
             ["train", "--set", "runtime.device=cuda"],
@@ -410,7 +410,7 @@ def test_a_slurm_job_with_data_of_the_hub_asks_nobody(dialogkit: Run, monkeypatc
         (["--time", "25:61:61"], ["train"], "--time: '25:61:61' is not a time"),
     ],
 )
-def test_what_no_job_could_run_is_told_now(
+def test_what_no_job_could_run_is_reported_now(
     options: list[str], words: list[str], message: str, dialogkit: Run
 ) -> None:
     done = dialogkit("launch", "slurm", *options, "--", *words)
@@ -451,10 +451,10 @@ def test_a_commit_is_no_secret(dialogkit: Run) -> None:
 def test_a_job_file_replaces_nothing_but_a_job_file(dialogkit: Run) -> None:
     Path("rows.jsonl").write_text("my only copy\n")
     Path("folder").mkdir()
-    for file, told in (("rows.jsonl", "is not a job file as dialogkit wrote it"), ("folder", "is a folder")):
+    for file, reported in (("rows.jsonl", "is not a job file as dialogkit wrote it"), ("folder", "is a folder")):
         done = dialogkit("launch", "slurm", "--output", file, "--", "train")
         assert (done.code, done.out) == (2, "")
-        assert told in done.err
+        assert reported in done.err
     assert Path("rows.jsonl").read_text() == "my only copy\n"
     for seed in ("1", "2"):
         words = ["--output", "job.sh", "--", "train", "--set", f"train.seed={seed}"]

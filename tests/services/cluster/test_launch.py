@@ -46,11 +46,11 @@ def words_of(settings: dict[str, Any]) -> list[str]:
 
 def points(run: Path) -> dict[int, dict[str, float]]:
     """Return all that was logged of learning, by step."""
-    told: dict[int, dict[str, float]] = {}
+    reported: dict[int, dict[str, float]] = {}
     for point in RunDir(run).metrics():
         learned = {name: value for name, value in point.items() if name.startswith(("train/", "eval/"))}
-        told.setdefault(int(point["step"]), {}).update(learned)
-    return told
+        reported.setdefault(int(point["step"]), {}).update(learned)
+    return reported
 
 
 def assert_same_learning(one: Path, other: Path, *, loss: float = LOSS, figures: float = FIGURES) -> None:
@@ -102,8 +102,8 @@ def test_two_processes_learn_what_one_learns(pair: Pair) -> None:
 
 
 def test_one_of_several_processes_speaks_and_writes(pair: Pair) -> None:
-    told = pair.finished.json["data"]
-    assert (told["run"], told["steps"]) == ("together", 7)
+    reported = pair.finished.json["data"]
+    assert (reported["run"], reported["steps"]) == ("together", 7)
     lines = [line for line in pair.finished.err.splitlines() if line.startswith(("step", "device", "warning"))]
     assert len(lines) == len(set(lines)) > 5
     assert "Traceback" not in pair.finished.err
@@ -144,9 +144,9 @@ def test_the_ledger_of_a_stream_has_the_rows_of_all_processes(
     assert other.data == one.data
     assert (one.data.rows, one.data.unusable, one.data.kept) == (80, 6, 74)
     assert str(one.data.first_bad_row).startswith("3.jsonl:7: not valid JSON")
-    told = "80 rows so far, 74 kept"
-    assert told in " ".join(errors.split())
-    assert told in Path("models/runs/together/console.log").read_text()
+    reported = "80 rows so far, 74 kept"
+    assert reported in " ".join(errors.split())
+    assert reported in Path("models/runs/together/console.log").read_text()
 
 
 def in_two_processes(*words: str) -> str:
@@ -190,7 +190,7 @@ def write_shards(shards: int, rows: int, *, bad: Sequence[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "told"),
+    ("environment", "reported"),
     [
         ({"RANK": "5"}, "RANK is 5 in the environment, but ranks go from 0 to 1"),
         ({"RANK": "x"}, "RANK is 'x' in the environment, which is not a number"),
@@ -198,13 +198,13 @@ def write_shards(shards: int, rows: int, *, bad: Sequence[int]) -> None:
     ],
 )
 def test_a_place_that_cannot_be_is_refused_before_anything_is_waited_for(
-    environment: dict[str, str], told: str, dialogkit: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], reported: str, dialogkit: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", **environment}.items():
         monkeypatch.setenv(name, value)
     done = dialogkit("train", "custom-nano", "--no-cuda")
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith(f"error: {told}\ntry: unset RANK WORLD_SIZE")
+    assert done.err.startswith(f"error: {reported}\ntry: unset RANK WORLD_SIZE")
 
 
 @pytest.mark.parametrize(
@@ -232,9 +232,9 @@ def test_ctrl_c_ends_what_waits_for_others(
         time.sleep(0.1)
     time.sleep(0.3)  # it is in torch now, in C
     process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=60)[1]
+    reported = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert told == ("" if environment else "error: stopped by Ctrl-C\n")  # one of several speaks
+    assert reported == ("" if environment else "error: stopped by Ctrl-C\n")  # one of several speaks
 
 
 WAITING = """
@@ -251,7 +251,7 @@ interrupts.ended_by_signals = and_tells
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         ("--devices 3 --set train.batch_size=8", "8 does not split evenly over 3 processes: 6 or 9 would"),
         ("--devices two", "--devices: 'two' is neither a number of devices nor auto"),
@@ -271,11 +271,11 @@ interrupts.ended_by_signals = and_tells
     ],
 )
 def test_words_that_cannot_be_are_refused_before_anything_starts(
-    words: str, told: str, dialogkit: Callable[..., Finished]
+    words: str, reported: str, dialogkit: Callable[..., Finished]
 ) -> None:
     done = dialogkit("train", "custom-nano", "--no-cuda", *words.split())
     assert (done.code, done.out) == (2, "")
-    assert told in done.err
+    assert reported in done.err
     assert not Path("models").exists()
 
 
@@ -291,7 +291,7 @@ def test_one_of_several_that_does_not_know_where_the_others_are_is_refused(
     assert not Path("models").exists()
 
 
-def test_a_port_that_is_taken_is_told_at_once(dialogkit: Callable[..., Finished]) -> None:
+def test_a_port_that_is_taken_is_reported_at_once(dialogkit: Callable[..., Finished]) -> None:
     with socket.socket() as other:
         other.bind(("0.0.0.0", 0))
         other.listen()
@@ -323,7 +323,7 @@ launch.nodes_of = and_waits_a_second
 """
 
 
-def test_machines_that_do_not_meet_are_told_in_one_sentence(in_temporary_folder: Path) -> None:
+def test_machines_that_do_not_meet_are_reported_in_one_sentence(in_temporary_folder: Path) -> None:
     impatient = in_every_process(in_temporary_folder, IMPATIENT)
     words = "train custom-nano --no-cuda --nodes 2 --node-rank 1 --rendezvous nowhere.invalid:29400"
     assert run_process(*words.split(), **impatient) == Finished(
@@ -373,7 +373,7 @@ def as_two(monkeypatch: pytest.MonkeyPatch, first: Callable[[], object], other: 
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "reported"),
     [
         ({"train.batch_size": 4}, "train.batch_size is 8 on rank 0 (a) and 4 on rank 1 (b)"),
         ({"train.max_steps": 5}, "train.max_steps is 7 on rank 0 (a) and 5 on rank 1 (b)"),
@@ -387,9 +387,9 @@ def as_two(monkeypatch: pytest.MonkeyPatch, first: Callable[[], object], other: 
     ],
 )
 def test_processes_that_were_given_other_settings_are_refused(
-    other: dict[str, Any], told: str | None, small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    other: dict[str, Any], reported: str | None, small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match=re.escape(told)) if told else nullcontext():
+    with pytest.raises(ConfigError, match=re.escape(reported)) if reported else nullcontext():
         as_two(
             monkeypatch,
             lambda: require_same_request(TrainRequest(config=small_config(SETTINGS))),
@@ -398,7 +398,7 @@ def test_processes_that_were_given_other_settings_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("run", "changes", "force", "told"),
+    ("run", "changes", "force", "reported"),
     [
         ("it", {}, False, None),
         ("it", {"runtime.devices": 3, "runtime.output_dir": "models"}, False, None),
@@ -413,9 +413,9 @@ def test_processes_that_were_given_other_settings_are_refused(
     ],
 )
 def test_processes_that_go_on_with_something_else_are_refused(
-    run: str, changes: dict[str, Any], force: bool, told: str | None, monkeypatch: pytest.MonkeyPatch
+    run: str, changes: dict[str, Any], force: bool, reported: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match=re.escape(told)) if told else nullcontext():
+    with pytest.raises(ConfigError, match=re.escape(reported)) if reported else nullcontext():
         as_two(
             monkeypatch,
             lambda: require_same_request(TrainRequest(resumed=RunDir(Path("it")))),
@@ -423,7 +423,7 @@ def test_processes_that_go_on_with_something_else_are_refused(
         )
 
 
-def test_one_that_begins_and_one_that_goes_on_are_refused(
+def test_one_that_begins_and_one_that_continues_are_refused(
     small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match=r'resume is "it" on rank 0 \(a\) and left out on rank 1 \(b\)$'):

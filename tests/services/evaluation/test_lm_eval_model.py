@@ -73,7 +73,7 @@ def test_answers_have_the_probability_that_the_plain_model_gives_them(
     assert model.cut == {}
 
 
-def test_an_answer_that_is_begun_is_gone_on_with(loaded: LoadedModel) -> None:
+def test_an_answer_that_is_begun_is_continued(loaded: LoadedModel) -> None:
     model = model_of(loaded)
     begun = model.apply_chat_template([*QUESTION, {"role": "assistant", "content": "The answer is"}], False)
     assert begun.endswith("<|assistant|>The answer is")
@@ -101,7 +101,7 @@ def test_what_looks_like_a_special_token_in_a_question_is_text(loaded: LoadedMod
 
 
 @pytest.mark.parametrize("begun", ["", "It is"])
-def test_a_format_with_labels_gets_the_ids_of_a_training(begun: str, small: Small, loaded: LoadedModel) -> None:
+def test_a_format_with_labels_gets_the_ids_of_a_run(begun: str, small: Small, loaded: LoadedModel) -> None:
     from dialogkit.config.model import ModelConfig
     from dialogkit.models.tokenizer import ChatTokenizer, load_tokenizer
 

@@ -1,4 +1,4 @@
-"""What `evaluate` tells of a model is what the model does, in figures and in words."""
+"""What `evaluate` reports about a model is what the model does, in metrics and in words."""
 
 import itertools
 import json
@@ -120,7 +120,7 @@ def repeated(reply: str, *, alike: int = 0) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "reported"),
     [
         ({}, []),
         ({"unigram_bits": 1.5}, ["knows no more than how frequent each token is: 1.50 bits/byte"]),
@@ -171,7 +171,7 @@ def repeated(reply: str, *, alike: int = 0) -> list[dict[str, str]]:
         # A small gain is none where the answer is not found, and enough where it is.
         (
             {"prompt_gain": (0.01, (0.004, 0.02)), "hits_at_1": (0.133, (0.0, 0.3))},
-            ["hardly listens to the prompt: knowing it saves 0.010 bits a byte of 1.50, and the true answer"],
+            ["hardly listens to the prompt: knowing it saves 0.010 bits/byte of 1.50, and the true answer"],
         ),
         ({"prompt_gain": (0.01, (-0.004, 0.02)), "hits_at_1": (0.7, (0.5, 0.9))}, []),
         ({"prompt_gain": (0.2, (-0.1, 0.5)), "hits_at_1": None}, ["does not listen to the prompt"]),
@@ -194,7 +194,7 @@ def repeated(reply: str, *, alike: int = 0) -> list[dict[str, str]]:
         ({"echo": (0.6, None)}, ["repeats the prompt"]),
     ],
 )
-def test_each_fault_is_told_in_words_and_nothing_else_is(changed: dict[str, Any], told: list[str]) -> None:
+def test_each_fault_is_reported_in_words_and_nothing_else_is(changed: dict[str, Any], reported: list[str]) -> None:
     known: dict[str, Any] = {"unigram_bits": 3.0, "trained_bits": 1.4, "before": {"bits_per_byte": 9.0}}
     known |= {"replies": ANSWERED}
     known |= {name: changed.pop(name) for name in list(changed) if name in Evidence._fields}
@@ -207,7 +207,7 @@ def test_each_fault_is_told_in_words_and_nothing_else_is(changed: dict[str, Any]
             **known,
         )
     )
-    assert [remark[: len(start)] for remark, start in zip(said, told, strict=True)] == told
+    assert [remark[: len(start)] for remark, start in zip(said, reported, strict=True)] == reported
     assert all(";" in remark or "end" in remark for remark in said)  # each says what to try
 
 
@@ -236,7 +236,7 @@ def test_a_model_that_has_learned_its_dialogs_has_nothing_wrong() -> None:
 
 
 @pytest.mark.faults
-def test_a_model_with_another_template_than_that_of_its_training_is_named() -> None:
+def test_a_model_with_another_template_than_that_of_its_run_is_named() -> None:
     write_dialogs("rows.jsonl")
     model = Path(RunDir(Path("models/runs") / trained_on("rows.jsonl")).model_dir)
     shutil.copytree(model, "spoiled")
@@ -291,7 +291,7 @@ def test_a_run_that_has_not_drawn_all_of_its_dialogs_is_not_said_to_know_them_by
     assert "by heart" not in row.checks
 
 
-def test_the_unigram_baseline_is_that_of_the_training_whatever_is_scored(trained: Trained) -> None:
+def test_the_unigram_baseline_is_that_of_training_whatever_is_scored(trained: Trained) -> None:
     write_dialogs("rows.jsonl")
     run = shutil.copytree(trained.result.run_dir, "models/runs/shared-run")
     model = shutil.copytree(f"{run}/model", "stranger")
@@ -439,7 +439,7 @@ def test_hits_and_gain_are_those_of_a_plain_loop_over_transformers(
     assert row.hits_at_1 == pytest.approx(np.mean(hits))
 
 
-def test_the_table_shows_figures_intervals_and_anchors(
+def test_the_table_shows_figures_intervals_and_baselines(
     own: Path,
     dialogkit: Callable[..., Finished],
     judged_run: EvaluateResult,
@@ -481,7 +481,7 @@ def test_a_smaller_evaluation_does_not_replace_a_larger_one(
     assert " ".join(worst["answer"].split())[:60] in shown
     assert [row["dialogs"] for row in best_evaluations(RunDir(own / "runs/shared-run"))] == [everything]
     kept.unlink()
-    # What is measured is told where it begins, once.
+    # Each measurement is announced once, when it begins.
     stages = [line for line in done.err.splitlines() if line.endswith(" ...")]
     assert stages[:3] == [
         f"shared-run: {what} ..." for what in ("loading", "reading the dialogs", "predicting answers")

@@ -133,7 +133,7 @@ def test_a_few_wrong_answers_are_shown_and_the_topics(taught: Taught, capfd: pyt
     assert re.search(r"^bad things +10 +0% ", shown, re.MULTILINE)
 
 
-def test_a_training_measures_its_right_answers_and_shows_them(taught: Taught) -> None:
+def test_a_run_measures_its_right_answers_and_shows_them(taught: Taught) -> None:
     run = RunDir(taught.folder / taught.result.run_dir)
     points = {p["step"]: p["eval/right_answers"] for p in run.metrics() if "eval/right_answers" in p}
     assert sorted(points) == [0, 50, 100]

@@ -66,8 +66,8 @@ def keep(row: EvaluateRow = ROW, *, wandb: str | None = None) -> TrackedRow | No
     return store.publish()
 
 
-def told(tracked: TrackedRow | None) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
-    """Return the start, the summary and the history of what W&B was told."""
+def reported(tracked: TrackedRow | None) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
+    """Return the start, the summary and the history that W&B received."""
     assert tracked is not None
     found = records(Path(tracked.folder))
     summary: dict[str, Any] = {}
@@ -96,13 +96,13 @@ def test_an_evaluation_goes_to_the_runs_own_wandb_run_and_page(
     row = EvaluateRow.model_validate(done.json["data"]["rows"][0])
     assert (done.code, done.err, tracked.mode, tracked.url) == (0, "", "offline", None)
     assert [str(folder) for folder in offline_folders(Path("models")) if folder not in before] == [tracked.folder]
-    started, summary, points = told(tracked)
+    started, summary, points = reported(tracked)
     assert (started.run_id, started.project) == (run.read().wandb.id, "dialog-model-training")
     assert (list(started.tags), values(started.config.update).keys() - {"_wandb"}) == ([], set())
     assert summary["evaluate/bits_per_byte"] == row.bits_per_byte
     assert summary["evaluate/stop_rate"] == row.stop_rate
     assert (summary["evaluate/dataset"], summary["evaluate/dialogs"]) == ("starter", 12)
-    assert [(point["_step"], point["train/step"]) for point in points] == [(21, 20)]  # after the training's last
+    assert [(point["_step"], point["train/step"]) for point in points] == [(21, 20)]  # after the run's last
     shown = table(tracked, "evaluate/figures")
     assert shown["columns"] == ["figure", "value", "low", "high", "untrained", "unigram", "true answers"]
     figures = {name: numbers for name, *numbers in shown["data"]}
@@ -120,7 +120,7 @@ def test_figures_on_other_dialogs_and_of_tasks_stand_apart(run: RunDir) -> None:
     store.add_evaluation(mine.model_copy(update={"dialogs": 2, "bits_per_byte": 1.5, "hits_at_1": None}), [], [])
     store.add_tasks([TASK])
     tracked = store.publish()
-    _, summary, points = told(tracked)
+    _, summary, points = reported(tracked)
     figures = {name: value for name, value in summary.items() if isinstance(value, float) and name[0] != "_"}
     assert figures == {
         "evaluate/me-mine/bits_per_byte": 2.5,
@@ -141,7 +141,7 @@ def test_figures_on_other_dialogs_and_of_tasks_stand_apart(run: RunDir) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "asked", "told"),
+    ("facts", "asked", "reported"),
     [
         ({"wandb": WandbInfo(mode="disabled")}, None, []),
         ({"wandb": WandbInfo(mode="disabled")}, "offline", ["the run shared-run was trained without W&B"]),
@@ -154,7 +154,7 @@ def test_figures_on_other_dialogs_and_of_tasks_stand_apart(run: RunDir) -> None:
 def test_without_wandb_nothing_of_it_is_loaded_or_made(
     facts: dict[str, Any],
     asked: str | None,
-    told: list[str],
+    reported: list[str],
     run: RunDir,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -163,7 +163,7 @@ def test_without_wandb_nothing_of_it_is_loaded_or_made(
     before = offline_folders(Path("models"))
     monkeypatch.setitem(sys.modules, "wandb", None)  # to import it fails, with a warning
     assert keep(wandb=asked) is None
-    assert [warning.partition(":")[0] for warning in warnings(caplog)] == told
+    assert [warning.partition(":")[0] for warning in warnings(caplog)] == reported
     assert offline_folders(Path("models")) == before
     assert [kept["bits_per_byte"] for kept in best_evaluations(run)] == [2.5]
 

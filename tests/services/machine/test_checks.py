@@ -14,10 +14,10 @@ from dialogkit.cli.hints import render
 from dialogkit.services.machine import probe as reading
 from dialogkit.services.machine.checks import DoctorResult, Finding, examine
 from dialogkit.services.machine.probe import (
+    FolderInfo,
     Gpu,
     MachineInfo,
     Package,
-    Place,
     parse_driver,
     parse_gpus,
     read_machine,
@@ -32,7 +32,7 @@ Run = Callable[..., Finished]
 GIB = 2**30
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * GIB, 79 * GIB, (9, 0))
 T4 = Gpu("Tesla T4", 15 * GIB, 15 * GIB, (7, 5))
-FINE = Place("models", 500 * GIB, None, True, True)
+FINE = FolderInfo("models", 500 * GIB, None, True, True)
 
 LAPTOP = MachineInfo(
     system="Linux",
@@ -163,22 +163,22 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: MachineInfo) -> None:
         (SERVER, {"shm_bytes": 64 * 2**20}, "shm", "could be better", "/dev/shm has 64 MiB", "--shm-size"),
         (
             LAPTOP,
-            {"output": Place("models", GIB, "permission denied")},
+            {"output": FolderInfo("models", GIB, "permission denied")},
             *("output", "wrong", "'models' cannot be written: permission denied", "--output-dir"),
         ),
         (
             LAPTOP,
-            {"output": Place("models", 2**20, None, True, True)},
+            {"output": FolderInfo("models", 2**20, None, True, True)},
             *("output", "wrong", "1 MiB free on its disk, too little", "dialogkit runs prune"),
         ),
         (
             LAPTOP,
-            {"output": Place("models", 2 * GIB, None, False, False)},
+            {"output": FolderInfo("models", 2 * GIB, None, False, False)},
             *("output", "could be better", "no hard links", "dialogkit runs prune"),
         ),
         (
             LAPTOP,
-            {"cache": Place("~/.cache", GIB, "read-only file system")},
+            {"cache": FolderInfo("~/.cache", GIB, "read-only file system")},
             *("cache", "could be better", "read-only", "export DIALOGKIT_CACHE="),
         ),
         (LAPTOP, {}, "wandb", "ok", "no key; runs are logged offline", "wandb login"),
@@ -204,11 +204,11 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: MachineInfo) -> None:
             *("devices", "could be better", "shows 2 of 8 GPUs", "unset CUDA_VISIBLE_DEVICES"),
         ),
         (SERVER, {"environment": {**TASK, "OMP_NUM_THREADS": "1"}}, "cluster", "ok", "as task 2 of 16", None),
-        (SERVER, {"environment": RANK}, "cluster", "ok", "as rank 3 of 16; a training joins", None),
+        (SERVER, {"environment": RANK}, "cluster", "ok", "as rank 3 of 16; training joins", None),
         (
             SERVER,
             {"environment": {"RANK": "3", "WORLD_SIZE": "16"}},
-            *("cluster", "could be better", "a training would refuse", None),
+            *("cluster", "could be better", "training would refuse", None),
         ),
         (
             SERVER,
@@ -249,7 +249,7 @@ def test_what_is_said_of_other_machines(
     assert examine(replace(machine, **changes)).verdict == verdict
 
 
-def test_what_the_driver_tells_is_read() -> None:
+def test_what_the_driver_reports_is_read() -> None:
     listed = "NVIDIA H100 80GB HBM3, 81559, 80000, 9.0\nTesla T4, 15360, 15000, 7.5\nOdd, [N/A], 1, 2\n"
     assert parse_gpus(listed) == (
         Gpu("NVIDIA H100 80GB HBM3", 81559 * 2**20, 80000 * 2**20, (9, 0)),
@@ -285,13 +285,13 @@ def test_the_machine_is_looked_at_without_network_secrets_or_traces(
         monkeypatch.setenv(name, f"secret-{name}")
     Path(".env").write_text("WANDB_API_KEY=secret-in-a-file\n")
     Path(".env").chmod(0o644)
-    told, shown = dialogkit("doctor", "--json"), dialogkit("doctor")
-    assert (told.code, told.err, shown.err) == (0, "", "")
-    result = DoctorResult.model_validate(told.json["data"])
+    reported, shown = dialogkit("doctor", "--json"), dialogkit("doctor")
+    assert (reported.code, reported.err, shown.err) == (0, "", "")
+    result = DoctorResult.model_validate(reported.json["data"])
     areas = {finding.area for finding in result.findings}
     assert {"python", "packages", "torch", "cpu", "memory", "output", "wandb", "hub", "devices"} <= areas
     assert "chmod 600 .env" in [finding.command for finding in result.findings]
-    assert "secret" not in told.out + shown.out
+    assert "secret" not in reported.out + shown.out
     assert [path.name for path in Path().iterdir()] == [".env"]
     for finding in result.findings:
         # The first word that is no figure: what is free has changed in between.

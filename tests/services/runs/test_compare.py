@@ -241,8 +241,11 @@ def test_a_server_that_does_not_answer_is_one_sentence(
     wandb_server.behaviour = "hang"
     done = dialogkit("runs", "sync", "--output-dir", output)
     assert (done.code, done.out) == (2, "")
-    told = f"W&B's server at {wandb_server.url} did not answer within 0.5 s: none of 1 offline run uploaded"
-    assert done.err.splitlines() == [f"error: {told}", f"try: dialogkit doctor --network --output-dir {output}"]
+    reported = f"W&B's server at {wandb_server.url} did not answer within 0.5 s: none of 1 offline run uploaded"
+    assert done.err.splitlines() == [
+        f"error: {reported}",
+        f"try: dialogkit doctor --network --output-dir {output}",
+    ]
 
 
 def test_a_run_is_shown_whole(dialogkit: Run, output: str, trained: Trained) -> None:
@@ -278,8 +281,8 @@ def test_a_run_is_shown_in_a_screen_of_rounded_figures(
     assert re.search(rf"^bits per byte +{bits[0]} +{bits[1]}$", out, re.MULTILINE)
     assert re.search(r"^data +starter, 40 to train on, 15 held out\b", out, re.MULTILINE)
     settings = out[out.index("setting ") : out.index("replies ")]
-    told = " ".join(["train.learning_rate", "0.01", *origins.values()])
-    assert told in [" ".join(line.split()) for line in settings.splitlines()]
+    reported = " ".join(["train.learning_rate", "0.01", *origins.values()])
+    assert reported in [" ".join(line.split()) for line in settings.splitlines()]
     assert "train.seed" not in settings
 
 
@@ -375,7 +378,7 @@ def test_an_unreadable_run_does_not_keep_the_others(
     assert "holds no record" in done.err
 
 
-def test_an_upload_is_told_once(
+def test_an_upload_is_reported_once(
     dialogkit: Run, output: str, wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder,) = offline_folders(Path(output))
@@ -385,7 +388,7 @@ def test_an_upload_is_told_once(
     assert done.err == f"uploading {folder.name}, at most 600 s ...\n"
 
 
-def test_a_reason_of_several_uploads_is_told_once(
+def test_a_reason_of_several_uploads_is_reported_once(
     dialogkit: Run, output: str, wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (whole,) = offline_folders(Path(output))
@@ -414,7 +417,7 @@ def two(output: str, trained: Trained) -> str:
     return output
 
 
-def test_what_differs_between_runs_is_told_and_nothing_else(two: str, trained: Trained) -> None:
+def test_what_differs_between_runs_is_reported_and_nothing_else(two: str, trained: Trained) -> None:
     compared = compare_runs(["shared-run", "other-run"], output=two)
     learning_rate = RunDir(Path(two) / "runs/shared-run").read().config["train"]["learning_rate"]
     assert [(row.name, row.values) for row in compared.settings] == [("train.learning_rate", [learning_rate, 0.5])]
@@ -490,8 +493,8 @@ def test_evaluations_on_other_dialogs_are_not_set_side_by_side_and_that_is_said(
     row = EvaluateRow(model="m", dataset="starter", dialogs=5, tokens=100)
     write_evaluation(run, "starter", row.model_dump(mode="json"), worst=[], replies=[])
     assert compare_runs(["shared-run", "other-run"], output=two).evaluations == []
-    told = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two).err.splitlines()
-    assert told == [
+    reported = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two).err.splitlines()
+    assert reported == [
         "they were not evaluated on the same dialogs (A on 15 of starter, B on 5 of starter), so their "
         "evaluations are not shown side by side",
         f"next: dialogkit evaluate shared-run other-run --output-dir {two}",
@@ -507,9 +510,9 @@ def test_runs_with_other_held_out_dialogs_are_evaluated_on_the_same_ones(
     other = {"eval_dialogs": 2} if same_file else {"eval_dialogs": 2, "dataset": "b.json", "revision": "0"}
     run.write(record.model_copy(update={"data": record.data.model_copy(update=other)}))
     keep_evaluation(two, "shared-run")
-    told = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two).err.splitlines()
+    reported = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two).err.splitlines()
     name, samples = ("starter", 2) if same_file else ("b.json", 15)
-    assert told == [
+    assert reported == [
         f"their held-out dialogs differ (A's are 15 of starter, B's are 2 of {name}): results on different "
         "dialogs cannot be compared",
         "they were not evaluated on the same dialogs (A on 15 of starter, B on none), so their evaluations "

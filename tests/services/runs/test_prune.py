@@ -1,4 +1,4 @@
-"""Which runs are deleted, who is asked before, and that what else needs them goes on."""
+"""Which runs are deleted, who is asked before, and that whatever else needs them keeps working."""
 
 import os
 import shutil
@@ -67,15 +67,15 @@ def left(output: Path) -> dict[str, bool]:
 def test_the_chosen_runs_are_deleted_and_no_others(
     choice: dict[str, Any], deleted: set[str], output: Path
 ) -> None:
-    told = prune_runs(**choice, output=output)
+    reported = prune_runs(**choice, output=output)
     assert left(output) == dict.fromkeys(set(MADE) - deleted, True)
-    assert ({row.name for row in told.rows}, told.pruned) == (deleted, bool(deleted))
+    assert ({row.name for row in reported.rows}, reported.pruned) == (deleted, bool(deleted))
 
 
 def test_without_a_choice_the_checkpoints_of_finished_runs_are_deleted(output: Path) -> None:
-    told = prune_runs(output=output)
+    reported = prune_runs(output=output)
     assert left(output) == {name: status != "completed" for name, status in MADE.items()}
-    assert told.freed_bytes == 3000
+    assert reported.freed_bytes == 3000
     assert all(
         (run.model_dir / "model.safetensors").exists() for run, r in list_runs(output) if r.status == "completed"
     )
@@ -87,7 +87,7 @@ def test_checkpoints_alone_of_chosen_runs(output: Path) -> None:
     assert left(output) == {**dict.fromkeys(MADE, True), "old": False, "oldest": False}
 
 
-def test_what_is_told_before_is_what_is_freed(output: Path) -> None:
+def test_what_is_reported_before_is_what_is_freed(output: Path) -> None:
     before = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     plans: list[PruneResult] = []
 
@@ -103,9 +103,9 @@ def test_what_is_told_before_is_what_is_freed(output: Path) -> None:
 
 
 def test_nothing_is_deleted_without_consent(output: Path) -> None:
-    told = prune_runs(keep=0, output=output, agreed=lambda planned: False)
+    reported = prune_runs(keep=0, output=output, agreed=lambda planned: False)
     assert left(output) == dict.fromkeys(MADE, True)
-    assert (len(told.rows), told.pruned) == (3, False)
+    assert (len(reported.rows), reported.pruned) == (3, False)
 
 
 def test_an_unknown_run_is_refused_before_any_is_deleted(output: Path) -> None:
@@ -126,19 +126,19 @@ def test_a_run_that_is_being_trained_is_refused_by_name_and_left_alone_otherwise
     assert "kept: the run 'old' is being trained" in done.err
 
 
-def test_a_run_that_has_changed_since_it_was_told_is_left_alone(output: Path) -> None:
+def test_a_run_that_has_changed_since_it_was_reported_is_left_alone(output: Path) -> None:
     run = RunDir(output / "runs/broken")
 
     def agreed(planned: PruneResult) -> bool:
         run.write(run.read().model_copy(update={"status": "completed"}))
         return True
 
-    told = prune_runs(["broken"], output=output, agreed=agreed)
-    assert told.rows[0].problem == "the run 'broken' is completed now"
+    reported = prune_runs(["broken"], output=output, agreed=agreed)
+    assert reported.rows[0].problem == "the run 'broken' is completed now"
     assert run.exists
 
 
-def test_a_folder_that_cannot_be_emptied_is_told_and_does_not_keep_the_others(
+def test_a_folder_that_cannot_be_emptied_is_reported_and_does_not_keep_the_others(
     output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unlink = Path.unlink
@@ -149,8 +149,8 @@ def test_a_folder_that_cannot_be_emptied_is_told_and_does_not_keep_the_others(
         unlink(path, missing_ok=missing_ok)
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    told = prune_runs(keep=0, output=output)
-    assert "cannot be deleted: permission denied" in str(told.rows[0].problem)
+    reported = prune_runs(keep=0, output=output)
+    assert "cannot be deleted: permission denied" in str(reported.rows[0].problem)
     assert set(left(output)) == {"stopped", "broken"}
     monkeypatch.undo()
     assert [row.name for row in prune_runs(output=output).rows] == ["newest"]
@@ -161,7 +161,9 @@ def test_a_folder_that_cannot_be_emptied_is_told_and_does_not_keep_the_others(
 
 
 @pytest.mark.parametrize("linked", [True, False])
-def test_a_published_model_stays_and_is_told(linked: bool, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_published_model_stays_and_is_reported(
+    linked: bool, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no hard links")
 
@@ -201,16 +203,16 @@ def test_nothing_in_the_folder_of_a_real_run_is_foreign(trained: Trained) -> Non
 # The command
 
 
-def test_elsewhere_than_in_a_terminal_it_only_tells(output: Path, dialogkit: Run) -> None:
+def test_elsewhere_than_in_a_terminal_it_only_reports(output: Path, dialogkit: Run) -> None:
     (output / "runs/old/mine.txt").touch()
     done = dialogkit("runs", "prune", "--keep", "1", "--output-dir", str(output))
     assert (done.code, left(output)) == (0, dict.fromkeys(MADE, True))
     assert "this frees 4." in done.out
     assert f"kept: {output}/runs/old/mine.txt" in done.err
     assert done.err.splitlines()[-1] == f"next: dialogkit runs prune --keep 1 --output-dir {output} --yes"
-    told = dialogkit("runs", "prune", "--keep", "1", "--output-dir", str(output), "--json")
-    assert (told.code, told.err, told.json["data"]["pruned"]) == (0, "", False)
-    words = told.json["hint"].split()[1:]
+    reported = dialogkit("runs", "prune", "--keep", "1", "--output-dir", str(output), "--json")
+    assert (reported.code, reported.err, reported.json["data"]["pruned"]) == (0, "", False)
+    words = reported.json["hint"].split()[1:]
     assert dialogkit(*words, "--json").json["data"]["pruned"]
     assert set(left(output)) == {"newest", "stopped", "broken"}
     assert (output / "runs/old/mine.txt").exists()

@@ -55,7 +55,7 @@ def test_a_report_is_written_again(dialogkit: Run, runs: list[RunDir]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told", "hint"),
+    ("words", "reported", "hint"),
     [
         (["frist"], "no run 'frist' in 'models' (did you mean 'first'?)", "dialogkit runs list"),
         (["first", "-o", "notes.html"], "'notes.html' exists and is not", "--output notes-2.html"),
@@ -70,13 +70,13 @@ def test_a_report_is_written_again(dialogkit: Run, runs: list[RunDir]) -> None:
     ],
 )
 def test_what_cannot_be_written_is_one_sentence_and_changes_nothing(
-    words: list[str], told: str, hint: str, dialogkit: Run, runs: list[RunDir]
+    words: list[str], reported: str, hint: str, dialogkit: Run, runs: list[RunDir]
 ) -> None:
     Path("notes.html").write_text("<p>mine</p>")
     done = dialogkit("runs", "report", *words)
     first, last = done.err.splitlines()
     assert (done.code, done.out) == (2, "")
-    assert first.startswith(f"error: {told}")
+    assert first.startswith(f"error: {reported}")
     assert last == f"try: {hint}"
     assert Path("notes.html").read_text() == "<p>mine</p>"
     assert {path.name for path in Path().iterdir()} == {"models", "notes.html"}
@@ -112,7 +112,7 @@ def test_each_run_ends_with_its_page(trained: Trained) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("broken"), InterruptedRunError("stopped by Ctrl-C", exit_code=130)])
-def test_a_page_that_cannot_be_written_is_told_in_words(
+def test_a_page_that_cannot_be_written_is_reported_in_words(
     error: Exception, runs: list[RunDir], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*runs: Any, **options: Any) -> str:
@@ -124,7 +124,7 @@ def test_a_page_that_cannot_be_written_is_told_in_words(
 
 
 class Listener(TrainReporter):
-    """Keeps what a training tells."""
+    """Keeps what a run reports."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -146,11 +146,12 @@ def test_a_run_without_its_page_is_complete(
     listener = Listener()
     result = train(small_config({"tracking.report": True, "name": "small"}), reporter=listener)
     assert (result.report, RunDir(Path(result.run_dir)).read().status) == (None, "completed")
-    (told,) = [note for note in listener.notes if note.startswith("warning: ")]
+    (reported,) = [note for note in listener.notes if note.startswith("warning: ")]
     assert (
-        told == "warning: the report could not be written (no space left on device); dialogkit runs report small"
+        reported
+        == "warning: the report could not be written (no space left on device); dialogkit runs report small"
     )
-    assert told in (Path(result.run_dir) / "console.log").read_text(encoding="utf-8")
+    assert reported in (Path(result.run_dir) / "console.log").read_text(encoding="utf-8")
 
 
 def test_a_run_has_no_page_where_none_is_wanted(small_config: Callable[..., Any]) -> None:

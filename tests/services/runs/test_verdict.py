@@ -59,7 +59,7 @@ def test_only_dialogs_that_all_have_are_compared() -> None:
     assert (verdict.best, verdict.dialogs) == ("b", 20)
 
 
-def test_few_dialogs_cannot_tell() -> None:
+def test_few_dialogs_cannot_decide() -> None:
     verdict = judge(
         [Contender("a", 1, None, scores(dialogs=8)), Contender("b", 1, None, scores(0.2, dialogs=8))], dialogs=8
     )

@@ -1,4 +1,4 @@
-"""A dry run measures what a training would do, and writes nothing."""
+"""A dry run measures what training would do, and writes nothing."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def test_a_dry_run_that_is_stopped_kept_nothing(
     assert error.value.exit_code == 130
 
 
-def test_a_dry_run_predicts_what_the_training_does(small_config: Callable[..., RunConfig]) -> None:
+def test_a_dry_run_predicts_what_training_does(small_config: Callable[..., RunConfig]) -> None:
     config = small_config({"train.max_steps": None})
     measured, result = dry_run(config), train(config)
     assert measured.total_steps == result.steps
@@ -85,7 +85,7 @@ def test_the_command_line_has_it_too(dialogkit: Callable[..., Finished], scratch
 
 
 @pytest.mark.parametrize(("architecture", "warns"), [("llama", True), ("gpt2", False)])
-def test_dropout_that_does_nothing_is_told(
+def test_dropout_that_does_nothing_is_reported(
     architecture: str, warns: bool, small_config: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "dialogkit"):

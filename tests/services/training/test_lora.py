@@ -48,7 +48,7 @@ def config_of(base: Path, run: str, **more: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def kept(base: Path) -> TrainResult:
-    """A training whose adapter is kept, under a name of its own."""
+    """A run whose adapter is kept, under its own name."""
     return train(config_of(base, "kept", **{"train.merge": False, "model.name": "kept-model"}))
 
 
@@ -148,8 +148,10 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(name: str, base: Path) ->
         files = [*(folder / "model").glob("*.safetensors"), *newest(folder).glob("*.safetensors")]
         files += [newest(folder) / "optimizer.pt"]
         points = RunDir(folder).metrics()
-        told = [{k: v for k, v in p.items() if k.startswith(("step", "train/", "eval/"))} for p in points]
-        return {file.parent.name + file.name: hashlib.sha256(file.read_bytes()).digest() for file in files}, told
+        reported = [{k: v for k, v in p.items() if k.startswith(("step", "train/", "eval/"))} for p in points]
+        return {
+            file.parent.name + file.name: hashlib.sha256(file.read_bytes()).digest() for file in files
+        }, reported
 
     more = {**CONFIGURATIONS[name], "runtime.output_dir": "models", "train.log_every_steps": 1}
     train(config_of(base, "whole", **more))
@@ -234,19 +236,19 @@ def test_what_learned_beside_a_base_can_be_learned_from(
 
 
 @pytest.mark.parametrize(
-    ("model", "more", "told", "hint"),
+    ("model", "more", "reported", "hint"),
     [
         ("custom-nano", {}, "'custom-nano' starts from random weights", "dialogkit train {base} --method lora"),
         ("{base}", {"train.optimizer": "muon"}, "train.optimizer: muon", "--set train.optimizer=adamw"),
     ],
 )
 def test_what_lora_is_not_for_is_refused(
-    base: Path, model: str, more: dict[str, Any], told: str, hint: str
+    base: Path, model: str, more: dict[str, Any], reported: str, hint: str
 ) -> None:
     settings = {**LORA, "train.optimizer": "adamw", "runtime.output_dir": str(base.parent), **more}
     config = load_run_config(model.format(base=base), overrides=settings)
     for run in (train, dry_run):
-        with pytest.raises(ConfigError, match=told) as error:
+        with pytest.raises(ConfigError, match=reported) as error:
             run(config)
         assert str(typed(error.value)).startswith(hint.format(base=base))
 
@@ -258,7 +260,7 @@ def test_an_adapter_does_not_take_the_place_of_its_base(base: Path) -> None:
     assert not Path("models/runs").exists()
 
 
-def test_a_dry_run_tells_how_much_learns(base: Path) -> None:
+def test_a_dry_run_reports_how_much_learns(base: Path) -> None:
     measured = dry_run(config_of(base, "dry", **{"runtime.output_dir": "elsewhere"}))
     assert 0 < measured.trainable_parameters < measured.parameters / 8
 

@@ -82,7 +82,7 @@ def test_the_card_says_which_step_was_kept_and_what_training_knows_of_the_held_o
     kept = record.model_copy(update={"metrics": {**record.metrics, "train/kept_step": 5.0}})
     assert rows(model_card(kept))["steps"] == ["20; these are the weights of step 5"]
     card = model_card(changed(record, data={"eval_dialogs": 115, "known_prompts": 3, "known_answers": 109}))
-    assert "of 115 held-out dialogs, training has the answer of 109 and the prompt of 3." in card
+    assert "of 115 held-out dialogs, training contains the answer of 109 and the prompt of 3." in card
 
 
 def test_the_card_says_what_each_published_file_is(trained: Trained, record: RunRecord) -> None:

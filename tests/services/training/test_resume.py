@@ -1,4 +1,4 @@
-"""Which run is gone on with or started from, and what is said where there is none. No run here was trained."""
+"""Which run is resumed or started from, and what is reported if there is none. No run here was trained."""
 
 import json
 import os
@@ -29,7 +29,7 @@ CHECKPOINTS = ("checkpoint-3", "checkpoint-10")
 
 
 def made(name: str, *, checkpoints: tuple[str, ...] = CHECKPOINTS, finished: bool = False) -> RunDir:
-    """Return the folder of a run as a training leaves it, without weights that mean something."""
+    """Return the folder of a run as training leaves it, with meaningless weights."""
     run = RunDir.create(MODELS, name)
     config = load_run_config("custom-nano", overrides={"name": name})
     status: Any = "completed" if finished else "failed"
@@ -60,16 +60,16 @@ DAMAGES = {
 
 @pytest.fixture(params=DAMAGES)
 def damaged(request: pytest.FixtureRequest, run: RunDir) -> str:
-    """Damage the record of `run`, and return what is told of it."""
-    content, told = DAMAGES[request.param]
+    """Damage the record of `run`, and return what is reported about it."""
+    content, reported = DAMAGES[request.param]
     run.record_path.unlink() if content is None else run.record_path.write_text(content)
-    return told
+    return reported
 
 
 @pytest.mark.parametrize(
     "words", ["train --resume r", "runs show r", "generate r", "train --from r", "runs prune r"]
 )
-def test_a_damaged_record_is_told_with_what_is_left(words: str, damaged: str, dialogkit: Run) -> None:
+def test_a_damaged_record_is_reported_with_what_is_left(words: str, damaged: str, dialogkit: Run) -> None:
     done = dialogkit(*words.split())
     left = "'models/runs/r' still holds checkpoint-10 and checkpoint-3"
     hint = "dialogkit train --from models/runs/r/checkpoint-10 --name r-2"
@@ -106,9 +106,11 @@ def test_folders_that_are_no_runs_are_passed_over_in_silence(run: RunDir, dialog
 def test_the_model_of_a_damaged_run_can_be_used() -> None:
     run = made("done", finished=True)
     run.record_path.write_text("{")
-    with pytest.raises(ModelError, match="still holds its finished model, checkpoint-10 and checkpoint-3") as told:
+    with pytest.raises(
+        ModelError, match="still holds its finished model, checkpoint-10 and checkpoint-3"
+    ) as reported:
         run.read()
-    assert typed(told.value) == "dialogkit generate models/runs/done/model --prompt 'Hello!'"
+    assert typed(reported.value) == "dialogkit generate models/runs/done/model --prompt 'Hello!'"
     loadable = resolve_model("models/runs/done/model")
     assert (loadable.model.source, loadable.run) == ("models/runs/done/model", None)
 
@@ -121,9 +123,9 @@ def test_a_new_run_starts_from_a_finished_run_or_a_checkpoint(run: RunDir) -> No
     for name in (str(newest), "r/checkpoint-10"):
         assert find_start(name, output=MODELS) == (newest, "custom-nano")
     (newest / "model.safetensors").write_text("another")
-    with pytest.raises(ModelError, match="is torn or damaged") as told:
+    with pytest.raises(ModelError, match="is torn or damaged") as reported:
         find_start(str(newest), output=MODELS)
-    assert typed(told.value) == "dialogkit train --from models/runs/r/checkpoint-3"
+    assert typed(reported.value) == "dialogkit train --from models/runs/r/checkpoint-3"
 
 
 @pytest.mark.parametrize("words", ["train --from {}/checkpoint-10", "generate {}/checkpoint-10"])
@@ -140,8 +142,8 @@ def test_the_parts_of_a_sharded_model_are_called_so(
     (checkpoint / "trainer_state.json").write_text("{}")
     commit(checkpoint, Progress())
     done = dialogkit(*words.format(name).split())
-    told = "holds a sharded model, which can only be resumed"
-    assert done == Finished(2, "", f"error: '{name}/checkpoint-10' {told}\ntry: {command}\n")
+    reported = "holds a sharded model, which can only be resumed"
+    assert done == Finished(2, "", f"error: '{name}/checkpoint-10' {reported}\ntry: {command}\n")
 
 
 @pytest.mark.parametrize("output", ["models", "elsewhere"])
@@ -196,7 +198,7 @@ def test_a_run_keeps_its_name(run: RunDir, dialogkit: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told", "hint"),
+    ("words", "reported", "hint"),
     [
         ("--force", ", and --force has no effect", "dialogkit train --from done"),
         (
@@ -208,29 +210,29 @@ def test_a_run_keeps_its_name(run: RunDir, dialogkit: Run) -> None:
         ("--output-dir models", "", 'dialogkit generate done --prompt "Hello!"'),  # nothing is published
     ],
 )
-def test_a_finished_run_says_what_has_no_effect(words: str, told: str, hint: str, dialogkit: Run) -> None:
+def test_a_finished_run_says_what_has_no_effect(words: str, reported: str, hint: str, dialogkit: Run) -> None:
     made("done", finished=True)
     done = dialogkit("train", "--resume", "done", *words.split())
     sentence = " ".join(done.out.split())
-    assert (done.code, sentence) == (0, f"the run done is finished: there is nothing to do{told}")
+    assert (done.code, sentence) == (0, f"the run done is finished: there is nothing to do{reported}")
     assert done.err.splitlines() == [f"next: {hint}"]
 
 
-def test_a_change_is_refused_with_a_command_that_goes_on(run: RunDir, dialogkit: Run) -> None:
+def test_a_change_is_refused_with_a_command_that_continues(run: RunDir, dialogkit: Run) -> None:
     done = dialogkit("train", "--resume", "r", "--set", "train.batch_size=4")
-    told = "cannot resume with different conditions: train.batch_size is 2, not 4"
-    assert done.err.splitlines() == [f"error: the run 'r' {told}", "try: dialogkit train --resume r"]
+    reported = "cannot resume with different conditions: train.batch_size is 2, not 4"
+    assert done.err.splitlines() == [f"error: the run 'r' {reported}", "try: dialogkit train --resume r"]
 
 
 @pytest.mark.parametrize("name", ["r", "last", "models/runs/r"])
-def test_settings_that_are_none_are_told_with_the_run(name: str, run: RunDir) -> None:
+def test_settings_that_are_none_are_reported_with_the_run(name: str, run: RunDir) -> None:
     record = json.loads(run.record_path.read_text())
     record["config"]["train"].update(batch_size="two", epochs=0)
     run.record_path.write_text(json.dumps(record))
-    with pytest.raises(ConfigError, match=r"in run\.json of the run 'r' are not valid: train\.") as told:
+    with pytest.raises(ConfigError, match=r"in run\.json of the run 'r' are not valid: train\.") as reported:
         find_resumable(name, model=None, output=MODELS)
-    assert typed(told.value) == "dialogkit config validate models/runs/r/run.json"
-    assert len(told.value.details) == 1
+    assert typed(reported.value) == "dialogkit config validate models/runs/r/run.json"
+    assert len(reported.value.details) == 1
 
 
 # Which run is the newest
@@ -257,8 +259,8 @@ def test_a_run_that_does_not_say_when_it_began_is_not_the_newest(created: str, d
     assert find_resumable("last", model=None, output=MODELS).name == "right-too"
     listed = dialogkit("runs", "list", "--json").json["data"]
     assert [row["name"] for row in listed] == ["right", "right-too", "wrong-too", "wrong"]
-    told = dialogkit("runs", "list").err
-    assert told == (
+    reported = dialogkit("runs", "list").err
+    assert reported == (
         f"listed last, as the clock was wrong: wrong-too ({created}), wrong ({created})\n"
         if created in WRONG[:3]
         else ""

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from dialogkit.services.evaluation.questions import Question
 
 CHECKED_QUESTIONS = 40
-"""Checked questions that are answered at each evaluation of a training."""
+"""Checked questions that are answered at each evaluation during training."""
 
 
-class Learner:
+class TrainingSetup:
     """Tokenizer, data and model of a run, created in this order: bad data fails before weights are created."""
 
     def __init__(
@@ -139,14 +139,14 @@ class Learner:
     def score(self, *, autocast: bool) -> dict[str, float]:
         """Return the metrics on the held-out dialogs, on every rank; published ones are in float32.
 
-        Raises: EvaluationAborted if a signal stops the training meanwhile.
+        Raises: EvaluationAborted if a signal stops training meanwhile.
         """
         return self.likelihood(autocast=autocast).figures()
 
     def likelihood(self, *, autocast: bool) -> "Likelihood":
         """Return the likelihood of the held-out dialogs, on every rank; of several ranks only the sums.
 
-        Raises: EvaluationAborted if a signal stops the training meanwhile.
+        Raises: EvaluationAborted if a signal stops training meanwhile.
         """
         from dialogkit.distributed.sharding import is_sharded, within_sharded
         from dialogkit.engine.attention import use_packed_attention
@@ -247,7 +247,7 @@ class Learner:
 
     @cached_property
     def known(self) -> tuple[int, int] | tuple[None, None]:
-        """Held-out dialogs whose prompt, and whose answer, training has; unknown for a stream."""
+        """Held-out dialogs whose prompt, and whose answer, training contains; unknown for a stream."""
         from dialogkit.data.overlap import overlap_of
 
         if self.config.data.streaming:
