@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from dialogkit.cli.data import render_made
+from dialogkit.cli.output import Output
 from dialogkit.data.worlds.tables import TABLES
 from dialogkit.data.worlds.templates import Template
 from dialogkit.data.worlds.topics import holds_world, read_world
 from dialogkit.errors import DataError
+from dialogkit.services.data import MadeDialogs
 from tests.conftest import Finished, typed
 
 TOPIC = """\
@@ -186,3 +189,13 @@ def test_a_file_that_exists_is_replaced_only_on_demand(dialogkit: Callable[..., 
     assert dialogkit(*words, "--force", "--seed", "9").code == 0
     assert Path("shop.jsonl").read_bytes() != before
     assert dialogkit("data", "make", "shop", "-o", "a.csv").code == 2
+
+
+@pytest.mark.parametrize(("topics", "shown"), [(2, "2: t0 50.0% and t1 50.0%"), (14, ", t11 7.1% and 2 more")])
+def test_the_largest_topics_are_named(topics: int, shown: str, capfd: pytest.CaptureFixture[str]) -> None:
+    numbers = {f"t{n}": 1 for n in range(topics)}
+    made = MadeDialogs(
+        file="a", world="w", seed=1, dialogs=topics, held_out={}, topics=numbers, answers=9, checked=0
+    )
+    render_made(Output(), made)
+    assert shown in " ".join(capfd.readouterr().out.split())
