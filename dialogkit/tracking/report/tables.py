@@ -122,12 +122,15 @@ def summary_of(runs: Sequence[PageRun]) -> Table:
 
 
 def training_metrics_of(runs: Sequence[PageRun]) -> Table:
-    """Return the metrics on the held-out dialogs before and after the training."""
+    """Return the metrics on the held-out dialogs before the training, and after it with their intervals."""
     rows = []
     for metric in METRICS:
-        values = [value for run in runs for value in (run.before(metric.name), run.after(metric.name))]
-        if any(value is not None for value in values):
-            rows.append(Row(metric.title, [Cell(written(value, metric.form)) for value in values]))
+        values: list[tuple[object, object]] = []
+        for run in runs:
+            interval = run.record.intervals.get(f"final/{metric.name}")
+            values += [(run.before(metric.name), None), (run.after(metric.name), interval)]
+        if any(value is not None for value, _ in values):
+            rows.append(Row(metric.title, [_cell(*value, metric.form) for value in values]))
     times = ("before", "after")
     if len(runs) == 1:
         return _table([Head(time) for time in times], rows)
