@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 from typer.exceptions import TyperException
@@ -96,7 +96,7 @@ def _root(
     """Train, test and talk to small dialog models."""
 
 
-class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
+class _Stderr(logging.StreamHandler[TextIO]):
     """Writes to what `sys.stderr` is at the time: while a bar is drawn, its lines go above the bar."""
 
     def __init__(self) -> None:
