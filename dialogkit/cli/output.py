@@ -174,7 +174,7 @@ class Output:
         A terminal breaks the lines of commands, which are then copied whole; others are broken between words.
         """
         if self.err.is_terminal and label[0] not in _OF_COMMANDS:
-            text = between_words(text, self.err.width, column=len(label[0]))
+            text = between_words(sanitize(text), self.err.width, column=len(label[0]))
         self.err.print(Text.assemble(label, untrusted(text, style)), soft_wrap=True)
 
     def print(self, *items: RenderableType) -> None:
