@@ -145,12 +145,13 @@ def _summarized(result: TrainResult, reporter: TrainReporter) -> TrainResult:
 def summary(result: TrainResult) -> str:
     """Return what the command line prints at the end of a run, and the next call."""
     from dialogkit.cli.output import Output
-    from dialogkit.cli.train_view import render_training
+    from dialogkit.cli.train_view import prompt_to_try, render_training
     from dialogkit.tracking.run_dir import RunDir
 
     printed = io.StringIO()
     render_training(Output(file=printed), result)
     output = RunDir(Path(result.run_dir)).output
     name, where = (result.run, output) if output is not None else (result.run_dir, None)
-    following = Call("generate", name, prompt="Hello!", output_dir=None if where is None else str(where))
+    prompt = prompt_to_try(result.held_out_replies if result.shows_held_out else ())
+    following = Call("generate", name, prompt=prompt, output_dir=None if where is None else str(where))
     return f"\n{printed.getvalue().rstrip()}\nnext:   {hints.render(following)}"

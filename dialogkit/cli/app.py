@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 from typer.exceptions import TyperException
@@ -96,6 +96,18 @@ def _root(
     """Train, test and talk to small dialog models."""
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at the time: while a bar is drawn, its lines go above the bar."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 class _Sanitized(logging.Formatter):
     """Makes warnings of libraries safe to print: they may quote what they read, and URLs with passwords."""
 
@@ -108,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     output = Output(json_mode="--json" in words)
     hints.remember(words)
-    log = logging.StreamHandler(sys.stderr)
+    log = _Stderr()
     log.setFormatter(_Sanitized("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[log])
     logging.getLogger("dialogkit.system.network").setLevel(logging.INFO)  # says what it waits for

@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING
 from dialogkit.cli.metrics_table import letters_of, print_tasks
 from dialogkit.cli.output import Output, replies_table, table, untrusted
 from dialogkit.text import counted
+from dialogkit.tracking.metric_specs import HELD_OUT, STOP_RATE
 
 if TYPE_CHECKING:
     from dialogkit.services.runs.compare import Comparison
+
+_LOSS = HELD_OUT["nats_per_token"][1]
+_FORMS = dict(HELD_OUT.values()) | {
+    "loss before": _LOSS,
+    "loss": _LOSS,
+    STOP_RATE: ".1%",
+    "training seconds": ",.1f",
+}
+"""Number formats of figures by their names."""
 
 
 def render_comparison(output: Output, compared: "Comparison") -> None:
@@ -20,6 +30,7 @@ def render_comparison(output: Output, compared: "Comparison") -> None:
         output.print(untrusted(f"{letter}  {name}"))
     if compared.conclusion:
         output.print("", untrusted(compared.conclusion))
+    _warn_of_different_dialogs(output, compared, letters)
     for title, rows in (
         ("figure", compared.figures),
         ("setting", compared.settings),
@@ -30,7 +41,6 @@ def render_comparison(output: Output, compared: "Comparison") -> None:
             for row in rows:
                 drawn.add_row(untrusted(row.name), *(untrusted(_value(row.name, value)) for value in row.values))
             output.print("", drawn)
-    _warn_of_different_dialogs(output, compared, letters)
     _render_evaluations(output, compared, letters)
     _render_replies(output, compared, letters)
 
@@ -73,23 +83,27 @@ def _render_evaluations(output: Output, compared: "Comparison", letters: Sequenc
 
 
 def _render_replies(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
-    rows = [(answered.prompt, answered.replies) for answered in compared.replies]
+    true = [None if one.reference is None else f"true answer: {one.reference}" for one in compared.replies]
+    rows = [
+        (answered.prompt if answer is None else f"{answered.prompt}\n({answer})", answered.replies)
+        for answered, answer in zip(compared.replies, true, strict=True)
+    ]
     if rows and (drawn := replies_table(output.out, letters, rows)) is not None:
         output.print("", drawn)
         return
-    for prompt, replies in rows:
-        output.print("", untrusted(f"> {prompt}", "bold"))
-        for letter, reply in zip(letters, replies, strict=True):
+    for answered, answer in zip(compared.replies, true, strict=True):
+        output.print("", untrusted(f"> {answered.prompt}", "bold"))
+        if answer is not None:
+            output.print(untrusted(f"   {answer}", "dim"))
+        for letter, reply in zip(letters, answered.replies, strict=True):
             output.print(untrusted(f"{letter}  {reply or '(empty)'}"))
 
 
 def _value(name: str, value: object) -> str:
-    from dialogkit.services.runs.compare import STOP_RATE
-
     if value is None:
         return "-"
-    if name in ("token accuracy", "right answers", STOP_RATE) and isinstance(value, float):
-        return f"{value:.1%}"
+    if isinstance(value, float) and (form := _FORMS.get(name)) is not None:
+        return format(value, form)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"
     shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -13,7 +13,7 @@ from dialogkit.cli import complete
 from dialogkit.cli.options import BadRowsOption, ColumnsOption, JsonOption, SetOption, Sets, given_settings
 from dialogkit.cli.output import Output, table, untrusted, values_grid
 from dialogkit.hints import Call
-from dialogkit.text import counted, percent, percentage_of, sanitize
+from dialogkit.text import counted, listed, percent, percentage_of, sanitize
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
@@ -25,6 +25,8 @@ BAR = 40
 """Maximum width of a histogram bar, in columns."""
 _WIDEST = 200
 """Maximum width of lines of tokens, in columns; a file or a pipe has no edge."""
+_TOPICS = 12
+"""Topics that are named one by one."""
 SMALLEST_SHARE = 0.001
 """Scripts with a smaller fraction of the letters are not named one by one."""
 _SPLIT = {"hash": "chosen by a hash of their text", "rows": "chosen by the column split"}
@@ -72,17 +74,21 @@ def make_command(
         return
     with output.busy(f"making {counted(dialogs, 'dialog')} of {world}"):
         made = write_dialogs(world, output_file, dialogs=dialogs, seed=seed, force=force)
-    output.result(made, lambda out: _render_made(out, made), hint=Call("data inspect", made.file))
+    output.result(made, lambda out: render_made(out, made), hint=Call("data inspect", made.file))
 
 
-def _render_made(output: Output, made: "MadeDialogs") -> None:
+def render_made(output: Output, made: "MadeDialogs") -> None:
+    """Print what was made, with the topics that have the most dialogs."""
     held_out = [f"{number:,} by {new}" for new, number in made.held_out.items()]
+    most = [
+        f"{topic} {percentage_of(number, made.dialogs)}" for topic, number in made.topics.items()
+    ]  # the largest first
+    if (more := len(most) - _TOPICS) > 1:
+        most[_TOPICS:] = [f"{more:,} more"]
     values = {
         "file": f"{made.file}: {counted(made.dialogs, 'dialog')} of {made.world}, seed {made.seed}",
         "held out": f"{sum(made.held_out.values()):,}" + (f" ({', '.join(held_out)})" if held_out else ""),
-        "topics": ", ".join(
-            f"{topic} {percentage_of(number, made.dialogs)}" for topic, number in made.topics.items()
-        ),
+        "topics": f"{len(made.topics):,}: {listed(most)}",
         "answers": f"{made.answers:,}, {made.checked:,} of them with a check",
     }
     output.print(values_grid(values))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from dialogkit.cli.metrics_table import letters_of, print_side_by_side, print_tasks
-from dialogkit.cli.output import Output, encodes, fits, fitting, table, untrusted, values_grid
+from dialogkit.cli.output import WANDB, Output, encodes, fits, fitting, table, untrusted, values_grid
 from dialogkit.hints import Call
 from dialogkit.text import counted, known_from_training, no_fault
 from dialogkit.tracking.metric_specs import ANCHORS, FEW, GROUPS, METRICS, Metric, best_of
@@ -64,7 +64,7 @@ def render_evaluation(
         print_tasks(output, {row.model: row.tasks for row in result.rows})
     _render_kept(output, result)
     for tracked in result.tracked:
-        output.note(f"W&B: {tracked.url or shlex.join(['wandb', 'sync', *tracked.folders])}")
+        output.note(tracked.url or shlex.join(["wandb", "sync", *tracked.folders]), label=(WANDB, ""))
 
 
 def _render_heading(output: Output, rows: "Sequence[EvaluateRow]", request: "EvaluateRequest") -> None:

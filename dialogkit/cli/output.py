@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from dialogkit.cli import hints
-from dialogkit.cli.terminal import WordWrap, no_echo
+from dialogkit.cli.terminal import WordWrap, between_words, no_echo
 from dialogkit.errors import DialogKitError
 from dialogkit.hints import Hint
 from dialogkit.redaction import redact
@@ -31,6 +31,10 @@ Row = TypeVar("Row")
 
 _ESCAPES = {code: json.dumps(chr(code))[1:-1] for code in UNSAFE if code >= 127}
 
+_NEXT, _TRY = "next: ", "try: "
+WANDB = "W&B: "
+_OF_COMMANDS = (_NEXT, _TRY, WANDB)
+"""Labels of lines that are a command."""
 UNBOUNDED = 10_000
 """Width of a file or a pipe, which has no edge: no line of a table is folded, and no column is left out."""
 REPLY_COLUMN = 32
@@ -153,7 +157,7 @@ class Output:
         for detail in details[:10]:
             self.note(f"       {detail}")
         if hint:
-            self.note(hint, label=("try: ", "bold"))
+            self.note(hint, label=(_TRY, "bold"))
 
     def skipped(self, runs: Sequence[str]) -> None:
         """Report the runs that are missing because their records cannot be read."""
@@ -162,10 +166,15 @@ class Output:
 
     def hint(self, hint: Hint) -> None:
         """Print the next command to type."""
-        self.note(redact(hints.render(hint) or ""), label=("next: ", "bold"))
+        self.note(redact(hints.render(hint) or ""), label=(_NEXT, "bold"))
 
     def note(self, text: str, style: str = "", *, label: tuple[str, str] = ("", "")) -> None:
-        """Print text from outside to stderr after a label in its style; the terminal breaks long lines."""
+        """Print text from outside to stderr after a label in its style.
+
+        A terminal breaks the lines of commands, which are then copied whole; others are broken between words.
+        """
+        if self.err.is_terminal and label[0] not in _OF_COMMANDS:
+            text = between_words(sanitize(text), self.err.width, column=len(label[0]))
         self.err.print(Text.assemble(label, untrusted(text, style)), soft_wrap=True)
 
     def print(self, *items: RenderableType) -> None:

@@ -217,11 +217,15 @@ def _render_replies(output: Output, shown: "RunDetails", *, whole: bool) -> None
     if whole:
         for answer in shown.answers:
             output.print(untrusted(f"> {answer.prompt}", "bold"), untrusted(answer.replies[0] or "(empty)"))
+            if answer.reference is not None:
+                output.print(untrusted(f"true answer: {answer.reference}", "dim"))
         return
     width = min(output.out.width, _WIDEST)
     grid = Table.grid(Column(no_wrap=True), Column(no_wrap=True), padding=(0, 2))
     for answer in shown.answers:
         grid.add_row(_line(answer.prompt, 2 * width // 5, "dim"), _line(answer.replies[0], 3 * width // 5 - 2))
+        if answer.reference is not None:
+            grid.add_row(Text("  true answer", "dim"), _line(answer.reference, 3 * width // 5 - 2, "dim"))
     output.print(grid)
 
 

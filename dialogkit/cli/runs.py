@@ -99,7 +99,7 @@ def _render_best(output: Output, rows: "list[RunRow]", none: str) -> None:
     for row in rows:
         if row.tied_with:
             names = ", ".join(row.tied_with[:_TIED]) + (" ..." if len(row.tied_with) > _TIED else "")
-            output.note(f"{row.name} is not clearly better than {names}: the 95% intervals are not apart")
+            output.note(f"{row.name} is not clearly better than {names}: their 95% intervals overlap")
 
 
 def report_command(

@@ -3,6 +3,7 @@
 import codecs
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +12,8 @@ from typing import Any
 from rich.cells import cell_len
 
 _PROMPT, _CONTINUED = "> ", "  "
+_GLUE = "\ue000"
+"""Stands for a blank at which no line is broken."""
 
 
 def read_turns(
@@ -111,12 +114,21 @@ def _without_echo() -> Callable[[], None]:
     return restore
 
 
+def between_words(text: str, width: int, *, column: int = 0) -> str:
+    """Return text that begins in a column with lines broken between words; a command in backticks is one word."""
+    written: list[str] = []
+    wrap = WordWrap(written.append, width, column=column)
+    wrap.add(re.sub("`[^`\n]*`", lambda command: command[0].replace(" ", _GLUE), text))
+    wrap.end()
+    return "".join(written).replace(_GLUE, " ")
+
+
 class WordWrap:
     """Writes a growing text so that no word is broken at the edge of the terminal."""
 
-    def __init__(self, write: Callable[[str], object], width: int) -> None:
+    def __init__(self, write: Callable[[str], object], width: int, *, column: int = 0) -> None:
         self._write, self._width = write, width
-        self._column = 0
+        self._column = column
         self._blanks = self._word = ""
         """Blanks and the following word that are not written yet: the word may grow."""
 

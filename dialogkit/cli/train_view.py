@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from dialogkit.services.training.result import TrainResult
 
 
-_GREETING = '"Hello!"'
+GREETING = "Hello!"
+"""The prompt to try where the data has no short one."""
 _LONGEST_PROMPT = 80
 """Characters of a prompt that is shown in a command."""
 _TALKS = "dialogkit train custom-tiny --preset talk"
@@ -35,8 +36,14 @@ def chat_command(model: str, run: Path | str, replies: "Sequence[ReplyResult]" =
     name = known_as(made)
     if made.output is not None and name_to_type(model, made, made.output) == model:
         name = f"{model}{output_option(made.output)}"
-    prompts = (shlex.quote(reply.prompt) for reply in replies if _is_typed_easily(reply.prompt))
-    return f"dialogkit generate {name} --prompt {next(prompts, _GREETING)}"
+    prompt = prompt_to_try(replies)
+    typed = f'"{prompt}"' if prompt == GREETING else shlex.quote(prompt)
+    return f"dialogkit generate {name} --prompt {typed}"
+
+
+def prompt_to_try(replies: "Sequence[ReplyResult]") -> str:
+    """Return the first short prompt of some replies, or a greeting."""
+    return next((reply.prompt for reply in replies if _is_typed_easily(reply.prompt)), GREETING)
 
 
 def _is_typed_easily(prompt: str) -> bool:
@@ -60,7 +67,7 @@ def render_training(output: Output, result: "TrainResult") -> None:
     output.print(figures)
     output.note("bits per byte: what the true answers still cost to predict; lower is better", "dim")
     output.print("")
-    for reply in result.held_out_replies if result.shows_held_out else result.replies:
+    for reply in result.shown_replies:
         _render_reply(output, reply)
     if (perplexity := result.metrics["final/perplexity"]) > _UNSURE:
         more = "more training helps (--epochs, --preset production)"
@@ -70,11 +77,10 @@ def render_training(output: Output, result: "TrainResult") -> None:
             f"a perplexity of {perplexity:,.0f} is a choice among {perplexity:,.0f} tokens for each next one: "
             f"sentences do not hold together yet after {counted(result.steps, 'step')}; {more}"
         )
-    kept = "" if result.kept_step == result.steps else f" (the weights of step {result.kept_step:,} are kept)"
     output.print(
         "",
         f"{result.reply_rate:.0%} of the test prompts got a reply, and {result.stop_rate:.0%} ended by "
-        f"themselves (the stop rate); {counted(result.steps, 'step')}{kept}, "
+        f"themselves (the stop rate); {result.steps_in_words}, "
         f"{result.metrics['perf/tokens_per_s']:,.0f} tokens/s, "
         f"{duration(result.duration_s)} in all",
     )

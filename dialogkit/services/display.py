@@ -32,12 +32,11 @@ def training(result: "TrainResult") -> str:
         if {f"before/{name}", f"final/{name}"} <= result.metrics.keys()
     ]
     places = {"model": result.published_dir, "run": result.run_dir, "report": result.report}
-    took = f"{counted(result.steps, 'step')}, {duration(result.duration_s)}"
     parts = [
-        _heading(f"{result.run}: {took}"),
+        _heading(f"{result.run}: {result.steps_in_words}, {duration(result.duration_s)}"),
         _table(["held out, in float32", "before", "after"], rows),
         loss_curve(result.curve),
-        replies(result.replies),
+        replies(result.shown_replies),
         *(_line(f"{name}: {place}") for name, place in places.items() if place),
     ]
     return _page(parts)
@@ -88,13 +87,22 @@ def inspection(result: "InspectResult") -> str:
 
 
 def replies(made: "Sequence[ReplyResult]") -> str:
-    """Return prompts with their replies, those of several models side by side, as a table."""
+    """Return a table of prompts, their true answers if known, and the replies of each model."""
     models = list(dict.fromkeys(reply.model for reply in made))
+    references = {reply.prompt: [reply.reference] for reply in made if reply.reference is not None}
     by_prompt: dict[str, dict[str, str]] = {}
     for reply in made:
         by_prompt.setdefault(reply.prompt, {})[reply.model] = reply.reply or "(empty)"
-    rows = [[prompt, *(found.get(model, "") for model in models)] for prompt, found in by_prompt.items()]
-    return _table(["prompt", *(models if len(models) > 1 else ["reply"])], rows, left=True) if rows else ""
+    rows = [
+        [
+            prompt,
+            *(references.get(prompt, [""]) if references else ()),
+            *(found.get(model, "") for model in models),
+        ]
+        for prompt, found in by_prompt.items()
+    ]
+    titles = ["prompt", *(["true answer"] if references else ()), *(models if len(models) > 1 else ["reply"])]
+    return _table(titles, rows, left=True) if rows else ""
 
 
 def loss_curve(points: Sequence[Mapping[str, float]]) -> str:

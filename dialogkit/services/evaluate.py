@@ -154,7 +154,15 @@ def _judge(rows: Sequence[EvaluateRow], loadables: Sequence[Loadable]) -> Verdic
     settings = [dict(flatten(one.run.read().config)) for one in loadables if one.run is not None]
     same = len({(row.dataset, row.dialogs) for row in rows}) == 1
     contenders = [
-        Contender(row.model, row.bits_per_byte, row.intervals.get("bits_per_byte"), row.scores, row.trained_on)
+        Contender(
+            row.model,
+            row.bits_per_byte,
+            row.intervals.get("bits_per_byte"),
+            row.scores,
+            row.trained_on,
+            row.right_answers,
+            row.intervals.get("right_answers"),
+        )
         for row in rows
     ]
     return judge(

@@ -28,6 +28,8 @@ HELD_OUT = {
 }
 """Titles and number formats of the metrics of a run on held-out dialogs; the last one needs checks."""
 
+STOP_RATE = "ends by itself (test prompts)"
+"""Title of the stop rate of a training, to distinguish it from that of an evaluation, on held-out prompts."""
 
 ANCHORS = {"untrained": "untrained", "unigram": "unigram", "answers": "true answers"}
 """Titles of the baselines shown beside a model, by their `anchor`."""

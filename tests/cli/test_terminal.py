@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dialogkit.cli.terminal import WordWrap, read_turns
+from dialogkit.cli.terminal import WordWrap, between_words, read_turns
 
 ONE = "\N{CJK UNIFIED IDEOGRAPH-4E00}"  # two columns wide
 
@@ -29,6 +29,13 @@ def test_no_word_is_broken_at_the_edge(text: str, shown: str, pieces: int) -> No
         wrap.add(text[start : start + pieces])
     wrap.end()
     assert "".join(written) == shown
+
+
+def test_a_command_in_a_text_is_not_broken() -> None:
+    text = "a perplexity of 874; `dialogkit train nano` makes a model that talks"
+    assert between_words(text, 20, column=6) == (
+        "a perplexity\nof 874;\n`dialogkit train nano`\nmakes a model that\ntalks"
+    )
 
 
 def test_a_backslash_continues_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:

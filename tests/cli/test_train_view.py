@@ -4,9 +4,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
+from dialogkit.api.training import summary
 from dialogkit.cli.output import Output
 from dialogkit.cli.train_view import chat_command, render_training
 from dialogkit.config.generate import TEST_PROMPTS
@@ -40,6 +42,11 @@ def test_after_training_on_own_data_held_out_prompts_are_shown_with_their_answer
     assert TEST_PROMPTS[0] not in out
     assert out.count(first.prompt) == 1
     assert (out + err).count("bits per byte: ") == 1
+    *_, shown = ElementTree.fromstring(result._repr_html_()).iter("table")
+    assert [cell.text for cell in shown.iter("th")] == ["prompt", "true answer", "reply"]
+    assert [cell.text for cell in shown.iter("td")][:2] == [first.prompt, first.reference]
+    assert TEST_PROMPTS[0] not in result._repr_html_()
+    assert f'generate("{result.run}", "{first.prompt}")' in summary(result)
     command = chat_command("custom-nano", result.run_dir, result.held_out_replies)
     assert command == f"dialogkit generate custom-nano --prompt '{first.prompt}'"
 

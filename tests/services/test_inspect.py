@@ -236,7 +236,7 @@ DEFECTS: dict[str, tuple[list[Row], str]] = {
         [*numbered(100), {"messages": [*row("a", "b")["messages"], *row("c")["messages"]]}],
         "^1 dialog: messages after the last answer left out$",
     ),
-    "few steps": (numbered(100), "^one pass is only 12 steps, too few to learn from: train.epochs=25 makes 300$"),
+    "few steps": (numbered(100), "^one pass is only 12 steps, too few to learn from: 25 passes make 300$"),
     "broken": ([*numbered(100), row("a\x07b", "c")], "the first at rows.jsonl:101: "),
     "few": (
         numbered(20),

@@ -81,7 +81,8 @@ def made(folder: Path, name: str = "made", **facts: Any) -> RunDir:
 def test_the_page_reports_what_the_run_found(trained: Trained, trained_page: Page) -> None:
     figures = trained.result.metrics
     assert f"{figures['before/bits_per_byte']:.2f} → {figures['final/bits_per_byte']:.2f}" in trained_page.text
-    assert f"{figures['final/nats_per_token']:.4f}" in trained_page.text
+    low, high = RunDir(Path(trained.result.run_dir)).read().intervals["final/nats_per_token"]
+    assert re.search(rf"{figures['final/nats_per_token']:.4f} ?{low:.4f} . {high:.4f}", trained_page.text)
     for reply in trained.result.replies:
         assert " ".join(reply.prompt.split()) in trained_page.text
         assert " ".join(reply.reply.split()) in trained_page.text

@@ -83,7 +83,7 @@ def _few_dialogs(result: InspectResult, *, from_scratch: bool) -> Iterator[str]:
     if result.epochs is not None:
         yield (
             f"one pass is only {counted(result.steps, 'step')}, too few to learn from: "
-            f"train.epochs={result.epochs} makes {result.steps * result.epochs:,}"
+            f"{result.epochs:,} passes make {result.steps * result.epochs:,}"
         )
     if held_out < FEW:
         yield (

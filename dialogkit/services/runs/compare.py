@@ -23,13 +23,12 @@ from dialogkit.system.network import plain_url, problems
 from dialogkit.text import counted
 from dialogkit.tracking import wandb_sync
 from dialogkit.tracking.evaluation_files import all_evaluations, best_evaluations, dialog_scores, task_results
+from dialogkit.tracking.metric_specs import STOP_RATE
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.run_list import find_run
 from dialogkit.tracking.wandb_sync import folders_of_run, offline_folders, sync_folder
 
-STOP_RATE = "ends by itself (test prompts)"
-"""Title of the stop rate, to distinguish it from that of an evaluation, on held-out prompts."""
 _COMPARED = {
     "steps": "train/steps",
     "loss before": "before/nats_per_token",
@@ -49,6 +48,8 @@ class AnsweredPrompt(Result):
 
     prompt: str
     replies: list[str]
+    reference: str | None = None
+    """The dataset's answer, if the prompt is from a held-out dialog."""
 
 
 class RunDetails(RunRecord):
@@ -180,16 +181,25 @@ def _judge(
                     row.intervals.get("bits_per_byte"),
                     dialog_scores(run, row.dataset, row.dialogs),
                     row.trained_on,
+                    row.right_answers,
+                    row.intervals.get("right_answers"),
                 )
                 for run, row in zip(runs, rows, strict=True)
             ]
             return judge(contenders, dialogs=evaluation.dialogs, differing=settings)
     contenders = [
-        Contender(run.name, record.metrics.get("final/bits_per_byte"))
+        Contender(
+            run.name,
+            record.metrics.get("final/bits_per_byte"),
+            record.intervals.get("final/bits_per_byte"),
+            right=record.metrics.get("final/right_answers"),
+            right_interval=record.intervals.get("final/right_answers"),
+        )
         for run, record in zip(runs, records, strict=True)
     ]
     same = len({held_out_identity(record) for record in records}) == 1
-    return judge(contenders, dialogs=records[0].data.eval_dialogs if same else None, differing=settings)
+    dialogs = records[0].data.eval_dialogs if same else None
+    return judge(contenders, dialogs=dialogs, differing=settings, by_trainings=True)
 
 
 def _held_out(record: RunRecord) -> HeldOut | None:
@@ -247,13 +257,17 @@ def _valid(kind: type[Kept], contents: Iterable[object]) -> list[Kept]:
 
 def _common_replies(runs: Sequence[RunDir]) -> list[AnsweredPrompt]:
     answered = [
-        {sample["prompt"]: sample["reply"] for sample in run.samples() if sample.get("table") == "replies/final"}
+        {sample["prompt"]: sample for sample in run.samples() if sample.get("table") == "replies/final"}
         for run in runs
     ]
     return [
-        AnsweredPrompt(prompt=prompt, replies=[replies[prompt] for replies in answered])
-        for prompt in answered[0]
-        if all(prompt in replies for replies in answered)
+        AnsweredPrompt(
+            prompt=prompt,
+            replies=[samples[prompt]["reply"] for samples in answered],
+            reference=reference if isinstance(reference := sample.get("reference"), str) else None,
+        )
+        for prompt, sample in answered[0].items()
+        if all(prompt in samples for samples in answered)
     ]
 
 

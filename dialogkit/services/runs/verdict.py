@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from dialogkit.config.base import Result
 from dialogkit.services.evaluation.results import Interval, Scores
 from dialogkit.text import listed
-from dialogkit.tracking.metric_specs import FEW
+from dialogkit.tracking.metric_specs import FEW, best_of
 
 _SETTINGS_SHOWN = 4
 
@@ -57,6 +57,8 @@ class Contender(NamedTuple):
         interval: 95% interval of the bits per byte.
         scores: nats and bytes of its answers by dialog, as far as known.
         trained_on: whether its dialogs include some that it was trained on.
+        right: fraction of the checked questions that it answers right; None if none were asked.
+        right_interval: 95% interval of that.
     """
 
     name: str
@@ -64,9 +66,17 @@ class Contender(NamedTuple):
     interval: Interval | None = None
     scores: Scores = MappingProxyType({})
     trained_on: bool = False
+    right: float | None = None
+    right_interval: Interval | None = None
 
 
-def judge(contenders: Sequence[Contender], *, dialogs: int | None, differing: Sequence[Differing] = ()) -> Verdict:
+def judge(
+    contenders: Sequence[Contender],
+    *,
+    dialogs: int | None,
+    differing: Sequence[Differing] = (),
+    by_trainings: bool = False,
+) -> Verdict:
     """Return which model predicts best.
 
     Models with scores by dialog are compared on the dialogs that all of them have; a paired comparison is sharper
@@ -76,6 +86,7 @@ def judge(contenders: Sequence[Contender], *, dialogs: int | None, differing: Se
         contenders: two models or more.
         dialogs: how many dialogs they were evaluated on; None if on different ones, or on none.
         differing: settings in which they differ.
+        by_trainings: whether their trainings measured them, of which no scores by dialog are kept.
     """
     if common := _common(contenders):
         best, bits, behind = _paired(contenders, common)
@@ -91,7 +102,9 @@ def judge(contenders: Sequence[Contender], *, dialogs: int | None, differing: Se
     sentence = _in_words(best, bits, behind, dialogs)
     if seen := [one.name for one in contenders if one.trained_on]:
         sentence += f"; {listed(seen)} {'was' if len(seen) == 1 else 'were'} trained on some of them"
-    text = f"{sentence}{_settings_in_words(differing)}"
+    sharper = by_trainings and dialogs >= FEW and not all(one.clear for one in behind)
+    more = " An evaluation compares them dialog by dialog, which is sharper." if sharper else ""
+    text = f"{sentence}.{more}{_right_in_words(contenders)}{_settings_in_words(differing)}"
     return Verdict(best=best, bits_per_byte=bits, dialogs=dialogs, behind=behind, text=text)
 
 
@@ -184,13 +197,26 @@ def _size_of(behind: Behind, dialogs: int, word: str) -> str:
         size += f" (95% interval {behind.interval[0]:.3f} to {behind.interval[1]:.3f})"
     if behind.clear:
         return f"{size}, more than chance"
-    if behind.clear is None:
-        return f"{size}, and whether that is more than chance was not measured"
     if dialogs < FEW:
         return f"{size}, but so few dialogs cannot tell whether that is chance"
+    if behind.clear is None:
+        return f"{size}, and whether that is more than chance was not measured"
     if behind.interval is None:
         return f"{size}, but their 95% intervals overlap, so that may be chance"
     return f"{size}, which may be chance"
+
+
+def _right_in_words(contenders: Sequence[Contender]) -> str:
+    """Return the right answers of all, the most first, and whether the first has more than by chance."""
+    shares = [(one.right, one) for one in contenders if one.right is not None]
+    if len(shares) < len(contenders):
+        return ""
+    shares.sort(key=lambda pair: -pair[0])
+    text = f" Right answers: {', '.join(f'{one.name} {right:.1%}' for right, one in shares)}"
+    bounds = {one.name: one.right_interval for _, one in shares if one.right_interval is not None}
+    if len(bounds) < len(shares) or shares[0][0] == shares[1][0]:
+        return f"{text}."
+    return f"{text}, {'more than chance' if best_of(bounds, 1) else 'which may be chance'}."
 
 
 def _settings_in_words(differing: Sequence[Differing]) -> str:
@@ -199,10 +225,10 @@ def _settings_in_words(differing: Sequence[Differing]) -> str:
     if any(row.name == "model.name" for row in rows):  # which says all about its shape
         rows = [row for row in rows if not row.name.startswith("model.") or row.name == "model.name"]
     if not rows:
-        return "."
+        return ""
     shown = [f"{row.name} {' / '.join(map(_value, row.values))}" for row in rows[:_SETTINGS_SHOWN]]
     more = len(rows) - len(shown)
-    return f". Settings that differ: {', '.join(shown)}{f', and {more} more' if more else ''}."
+    return f" Settings that differ: {', '.join(shown)}{f', and {more} more' if more else ''}."
 
 
 def _value(value: object) -> str:

@@ -61,7 +61,7 @@ def step_line(step: int, total: int | None, metrics: Mapping[str, float]) -> str
     if "eval/nats_per_token" in metrics:
         right = metrics.get("eval/right_answers")
         return (
-            f"step {step}{of_all}  held-out loss {metrics['eval/nats_per_token']:.3f} nats/token, "
+            f"step {step}{of_all}  held-out loss {metrics['eval/nats_per_token']:.3f}, "
             f"{metrics['eval/bits_per_byte']:.3f} bits/byte, token accuracy {metrics['eval/accuracy']:.1%}"
             + ("" if right is None else f", right answers {right:.1%}")
         )

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from dialogkit.config.base import Result
 from dialogkit.inference.results import ReplyResult
+from dialogkit.text import counted
 from dialogkit.tracking.run_dir import RunDir
 
 
@@ -43,6 +44,17 @@ class TrainResult(Result):
     wandb_url: str | None
     wandb_dirs: list[str] = Field(default_factory=list)
     """All folders of the W&B run that are not uploaded, oldest first; each start of a resumed run made one."""
+
+    @property
+    def shown_replies(self) -> list[ReplyResult]:
+        """The replies that say most: to held-out prompts of data of one's own, else to the test prompts."""
+        return self.held_out_replies if self.shows_held_out else self.replies
+
+    @property
+    def steps_in_words(self) -> str:
+        """The number of steps, and the one whose weights are kept if it is not the last."""
+        kept = "" if self.kept_step == self.steps else f" (the weights of step {self.kept_step:,} are kept)"
+        return f"{counted(self.steps, 'step')}{kept}"
 
     @property
     def curve(self) -> list[dict[str, float]]:
@@ -84,7 +96,11 @@ def closing_lines(result: TrainResult) -> list[str]:
         for name in ("nats_per_token", "perplexity", "bits_per_byte", "accuracy", "right_answers")
         if {f"before/{name}", f"final/{name}"} <= result.metrics.keys()
     ]
-    replies = [f"> {reply.prompt!r} {reply.reply!r} ({reply.stop_reason})" for reply in result.replies]
+    replies = [
+        f"> {reply.prompt!r} {reply.reply!r} ({reply.stop_reason})"
+        + (f", true answer {reply.reference!r}" if reply.reference is not None else "")
+        for reply in result.shown_replies
+    ]
     kept = "" if result.kept_step == result.steps else f"kept: the weights of step {result.kept_step:,}"
     places = [*([kept] if kept else []), f"model: {result.published_dir}", f"run: {result.run_dir}"]
     places += [f"report: {result.report}"] if result.report else []

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from dialogkit.config.load import flatten
 from dialogkit.text import known_from_training, no_fault
-from dialogkit.tracking.metric_specs import ANCHORS, GROUPS, METRICS, best_of
+from dialogkit.tracking.metric_specs import ANCHORS, GROUPS, METRICS, STOP_RATE, best_of
 from dialogkit.tracking.report.run import NOTHING, PageRun, in_bytes, number, short, text_of, written
 
 TO = "–"  # noqa: RUF001 - an en dash stands between bounds
@@ -110,7 +110,7 @@ def summary_of(runs: Sequence[PageRun]) -> Table:
         "loss (nats/token)": lambda run: written(run.after("nats_per_token"), ".3f"),
         "accuracy": lambda run: written(run.after("accuracy"), ".1%"),
         **({"right answers": right} if any(run.after("right_answers") is not None for run in runs) else {}),
-        "ends by itself (test prompts)": lambda run: written(run.record.replies.get("stop_rate"), ".1%"),
+        STOP_RATE: lambda run: written(run.record.replies.get("stop_rate"), ".1%"),
         "parameters": lambda run: written(run.record.model.parameters, ",.0f"),
         "steps": lambda run: written(run.steps, ",.0f"),
         "tokens seen": lambda run: short(run.tokens),
@@ -122,12 +122,15 @@ def summary_of(runs: Sequence[PageRun]) -> Table:
 
 
 def training_metrics_of(runs: Sequence[PageRun]) -> Table:
-    """Return the metrics on the held-out dialogs before and after training."""
+    """Return the metrics on the held-out dialogs before training, and after it with their intervals."""
     rows = []
     for metric in METRICS:
-        values = [value for run in runs for value in (run.before(metric.name), run.after(metric.name))]
-        if any(value is not None for value in values):
-            rows.append(Row(metric.title, [Cell(written(value, metric.form)) for value in values]))
+        values: list[tuple[object, object]] = []
+        for run in runs:
+            interval = run.record.intervals.get(f"final/{metric.name}")
+            values += [(run.before(metric.name), None), (run.after(metric.name), interval)]
+        if any(value is not None for value, _ in values):
+            rows.append(Row(metric.title, [_cell(*value, metric.form) for value in values]))
     times = ("before", "after")
     if len(runs) == 1:
         return _table([Head(time) for time in times], rows)

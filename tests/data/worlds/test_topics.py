@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
+from dialogkit.cli.data import render_made
+from dialogkit.cli.output import Output
 from dialogkit.data.worlds.dialogs import make_dialogs
 from dialogkit.data.worlds.folder import holds_world, read_world
 from dialogkit.data.worlds.tables import TABLES
 from dialogkit.data.worlds.templates import Template
 from dialogkit.errors import DataError
+from dialogkit.services.data import MadeDialogs
 from tests.conftest import Finished, typed
 
 TOPIC = """\
@@ -237,3 +240,13 @@ def test_what_cannot_be_included_is_named(text: str, problem: str, tmp_path: Pat
         read_world(write(tmp_path, prices=TOPIC, world=text))
     assert "world.yaml:1: " in str(error.value)
     assert problem in str(error.value)
+
+
+@pytest.mark.parametrize(("topics", "shown"), [(2, "2: t0 50.0% and t1 50.0%"), (14, ", t11 7.1% and 2 more")])
+def test_the_largest_topics_are_named(topics: int, shown: str, capfd: pytest.CaptureFixture[str]) -> None:
+    numbers = {f"t{n}": 1 for n in range(topics)}
+    made = MadeDialogs(
+        file="a", world="w", seed=1, dialogs=topics, held_out={}, topics=numbers, answers=9, checked=0
+    )
+    render_made(Output(), made)
+    assert shown in " ".join(capfd.readouterr().out.split())

@@ -427,12 +427,30 @@ def test_what_differs_between_runs_is_reported_and_nothing_else(two: str, traine
     assert compared.same_data
     assert compared.verdict.text == (
         f"other-run predicts better than shared-run, {bits - 0.5:.3f} against {bits:.3f} bits/byte on the same 15 "
-        "dialogs: 0.500 fewer, and whether that is more than chance was not measured. Settings that differ: "
-        f"train.learning_rate {learning_rate:g} / 0.5."
+        "dialogs: 0.500 fewer, but their 95% intervals overlap, so that may be chance. An evaluation compares "
+        "them dialog by dialog, which is sharper. "
+        f"Settings that differ: train.learning_rate {learning_rate:g} / 0.5."
     )
     prompts = {reply.prompt: reply.reply for reply in trained.result.replies}
     answered = {row.prompt: row.replies for row in compared.replies}
     assert {prompt: answered[prompt] for prompt in prompts} == {p: [reply] * 2 for p, reply in prompts.items()}
+    true = {row.prompt: row.reference for row in compared.replies if row.reference is not None}
+    assert true == {reply.prompt: reply.reference for reply in trained.result.held_out_replies}
+
+
+def test_what_the_trainings_measured_makes_the_verdict(two: str) -> None:
+    run = RunDir(Path(two) / "runs/other-run")
+    record = run.read()
+    update = {
+        "metrics": {**record.metrics, "final/bits_per_byte": 0.05, "final/right_answers": 0.5},
+        "intervals": {"final/bits_per_byte": (0.0, 0.1), "final/right_answers": (0.4, 0.6)},
+    }
+    run.write(record.model_copy(update=update))
+    verdict = compare_runs(["shared-run", "other-run"], output=two).verdict
+    assert (verdict.best, verdict.behind[0].clear) == ("other-run", True)
+    assert "fewer, more than chance. Settings" in verdict.text
+    run.write(record.model_copy(update={"intervals": {}}))  # as a training in several processes
+    assert compare_runs(["shared-run", "other-run"], output=two).verdict.behind[0].clear is None
 
 
 @pytest.mark.parametrize("width", [80, 120])

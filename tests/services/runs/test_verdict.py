@@ -97,6 +97,23 @@ def test_a_model_that_has_seen_the_dialogs_is_named() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("intervals", "said"),
+    [
+        (((0.2, 0.3), (0.5, 0.7)), "b 60.0%, a 25.0%, more than chance."),
+        (((0.1, 0.6), (0.5, 0.7)), "b 60.0%, a 25.0%, which may be chance."),
+        ((None, (0.5, 0.7)), "b 60.0%, a 25.0%."),
+    ],
+)
+def test_right_answers_are_part_of_the_verdict(
+    intervals: tuple[tuple[float, float] | None, tuple[float, float]], said: str
+) -> None:
+    a, b = Contender("a", 1, right=0.25, right_interval=intervals[0]), Contender("b", 2, right=0.6)
+    b = b._replace(right_interval=intervals[1])
+    assert judge([a, b], dialogs=15).text.endswith(f" Right answers: {said}")
+    assert "Right" not in judge([a, b._replace(right=None)], dialogs=15).text
+
+
 def test_the_settings_that_change_what_is_learned_are_named() -> None:
     pairs = {
         "preset": ["x", "y"],
