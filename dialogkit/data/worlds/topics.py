@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from dialogkit.data.checks import PATTERN, Check, check_problem, is_right
-from dialogkit.data.hints import FIX_WORLD, SUFFIXES, WORLD_FILES
-from dialogkit.data.open_files import suffix_of
+from dialogkit.data.hints import FIX_WORLD, WORLD_FILES
 from dialogkit.data.worlds.tables import TABLES
 from dialogkit.data.worlds.templates import OTHER, Facts, Template, value_of
 from dialogkit.data.worlds.yaml_nodes import Node, read_bytes, read_yaml
 from dialogkit.errors import DataError, did_you_mean, os_reason, shortened
 from dialogkit.text import counted
 
-WORLDS = Path(__file__).parent
-"""The folder of the worlds that ship with the package."""
 SETTINGS = "world"
 """Name of the file, without its ending, that holds what all topics share."""
 PLAIN = "plain"
@@ -102,15 +98,6 @@ class World:
     name: str
     topics: tuple[Topic, ...]
     systems: dict[str, tuple[str, ...]]
-
-
-def holds_world(folder: str | Path) -> bool:
-    """Return whether a folder holds topics in YAML, and no data files beside."""
-    try:
-        endings = {suffix_of(Path(name)) for name in os.listdir(folder) if not name.startswith(".")}
-    except OSError:
-        return False
-    return bool(endings & set(WORLD_FILES[:2])) and not endings & (set(SUFFIXES) - set(WORLD_FILES))
 
 
 def world_digest(folder: Path) -> str:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from dialogkit.data.worlds.folders import holds_world
 from dialogkit.data.worlds.tables import TABLES
 from dialogkit.data.worlds.templates import Template
-from dialogkit.data.worlds.topics import holds_world, read_world
+from dialogkit.data.worlds.topics import read_world
 from dialogkit.errors import DataError
 from tests.conftest import Finished, typed
 
