@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             require_sound_rank()
             if this_rank() is not None:
                 _one_of_several(words, output)
-        code = app(words, prog_name="dialogkit", standalone_mode=False)
+        code = hints.command_line()(words, prog_name="dialogkit", standalone_mode=False)
         sys.stdout.flush()
     except DialogKitError as error:
         if os.environ.get("DIALOGKIT_DEBUG"):
@@ -173,7 +173,7 @@ def _one_of_several(words: list[str], output: Output) -> NoReturn:
             output.error(error)
 
     try:
-        code = app(words, prog_name="dialogkit", standalone_mode=False)
+        code = hints.command_line()(words, prog_name="dialogkit", standalone_mode=False)
         sys.stdout.flush()
         if code == 130:
             raise stopped_by(signal.SIGINT)

@@ -257,7 +257,7 @@ def _typed_commands() -> list[Command]:
 
 def verb_of(words: Sequence[str]) -> str:
     """Return the command with which words begin, such as `runs list`; an empty text for none."""
-    command, path = _root(), []
+    command, path = command_line(), []
     for word in words:
         if (command := getattr(command, "commands", {}).get(word)) is None:
             break
@@ -267,7 +267,7 @@ def verb_of(words: Sequence[str]) -> str:
 
 def click_command(verb: str) -> Any:
     """Return a command as Click has it; None for a verb that does not exist."""
-    command = _root()
+    command = command_line()
     for word in verb.split():
         command = getattr(command, "commands", {}).get(word)
     return command
@@ -275,11 +275,12 @@ def click_command(verb: str) -> Any:
 
 def command_tree() -> dict[str, tuple[str, ...]]:
     """Return the commands, and for each group the commands inside it."""
-    return {name: tuple(getattr(each, "commands", ())) for name, each in _root().commands.items()}
+    return {name: tuple(getattr(each, "commands", ())) for name, each in command_line().commands.items()}
 
 
 @cache
-def _root() -> Any:
+def command_line() -> Any:
+    """Return the command `dialogkit` as Click has it; it takes long to make."""
     import typer.main
 
     from dialogkit.cli.app import app

@@ -32,11 +32,11 @@ def read_turns(
     terminal = sys.stdin.isatty()
     if terminal:
         _use_readline()
-    encoding = _read_as_text(terminal=terminal)
+    read, encoding = _line_reader(terminal=terminal)
     begun: list[str] = []
     while True:
         try:
-            line = input((_CONTINUED if begun else _PROMPT) if terminal else "").removesuffix("\r")
+            line = read((_CONTINUED if begun else _PROMPT) if terminal else "").removesuffix("\r")
         except KeyboardInterrupt:
             said(f"\n{on_interrupt}")
             begun = []
@@ -68,16 +68,28 @@ def _use_readline() -> None:
             readline.parse_and_bind("set enable-bracketed-paste on")
 
 
-def _read_as_text(*, terminal: bool) -> str:
-    """Set how standard input is read, and return its encoding."""
+def _line_reader(*, terminal: bool) -> tuple[Callable[[str], str], str]:
+    """Return what reads a line of standard input after a prompt, and the encoding that it reads.
+
+    Of a file or a pipe, lines are decoded one by one: a text stream drops all that it has read with a line that it
+    cannot decode, or reads the same bytes for ever.
+    """
     encoding = str(getattr(sys.stdin, "encoding", "utf-8"))
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        if not terminal:
-            sys.stdin.reconfigure(newline="\n")  # a carriage return does not end a line
-        if codecs.lookup(encoding).name == "ascii":
-            sys.stdin.reconfigure(encoding="utf-8")  # which ASCII is a part of
-            encoding = "utf-8"
-    return encoding
+    if not isinstance(sys.stdin, io.TextIOWrapper):
+        return input, encoding
+    if codecs.lookup(encoding).name == "ascii":
+        sys.stdin.reconfigure(encoding="utf-8")  # which ASCII is a part of
+        encoding = "utf-8"
+    if terminal:
+        return input, encoding
+    lines, errors = sys.stdin.buffer, sys.stdin.errors or "strict"
+
+    def read(_: str) -> str:
+        if not (line := lines.readline()):
+            raise EOFError
+        return line.removesuffix(b"\n").decode(encoding, errors)  # a carriage return does not end a line
+
+    return read, encoding
 
 
 @contextmanager

@@ -1,10 +1,13 @@
 """The bases of settings sections and of what services return."""
 
-from collections.abc import Iterable, Sized
+import ast
+import inspect
+from collections.abc import Iterable, Iterator, Sized
+from itertools import pairwise
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationInfo, field_validator
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from dialogkit.redaction import secret_in
 
@@ -27,8 +30,18 @@ class Section(BaseModel):
         strict=True,
         validate_default=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
     )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Return the schema with the docstrings of the settings: pydantic would read the source at each import."""
+        schema = handler(core_schema)
+        described = handler.resolve_ref_schema(schema)["properties"]
+        for name, text in _docstrings(cls):
+            described[name]["description"] = text
+        return schema
 
     @field_validator("*", mode="after")
     @classmethod
@@ -43,13 +56,23 @@ class Section(BaseModel):
         return value
 
 
+def _docstrings(section: type) -> Iterator[tuple[str, str]]:
+    """Yield the fields of a class that have a docstring below them, with it."""
+    (body,) = ast.parse(inspect.getsource(section)).body
+    assert isinstance(body, ast.ClassDef)
+    for field, below in pairwise(body.body):
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                yield name, inspect.cleandoc(text)
+
+
 _LONGEST_REPR, _LONGEST_VALUE = 180, 40
 
 
 class Result(BaseModel):
     """Frozen, printable, JSON-able; holds no tensors."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, arbitrary_types_allowed=False)
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=False)
 
     def repr_fields(self) -> Iterable[tuple[str, Any]]:
         """Return what `repr` shows of the result, the most important first."""

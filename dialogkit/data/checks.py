@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import Any
 
-import regex
-
 from dialogkit.data.numerals import MOST, in_words
 from dialogkit.errors import DataError, shortened
 
@@ -125,12 +123,16 @@ def _numbers(reply: str) -> Iterator[float]:
 
 @lru_cache(maxsize=1024)
 def _compiled(pattern: str) -> Any:
+    import regex
+
     return regex.compile(pattern, regex.IGNORECASE)
 
 
 def _pattern_problem(pattern: str) -> str | None:
     if len(pattern) > _LONGEST_PATTERN:
         return f"the pattern has {len(pattern):,} characters; {_LONGEST_PATTERN} are the most"
+    import regex
+
     try:
         _compiled(pattern)
     except (regex.error, OverflowError, RecursionError) as error:

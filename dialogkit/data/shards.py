@@ -21,7 +21,7 @@ from dialogkit.data.open_files import STREAMED, open_file, open_text, readable, 
 from dialogkit.data.parquet import ParquetRows
 from dialogkit.data.readers import Decoder, parse_line, read_line
 from dialogkit.data.sources import NAMED, DataSource, fetch_file, hub_files
-from dialogkit.data.worlds.folder import holds_world
+from dialogkit.data.worlds.location import holds_world
 from dialogkit.errors import DataError, did_you_mean
 
 BLOCK_BYTES = 2**18

@@ -31,8 +31,7 @@ from dialogkit.data.row_parser import RowParser
 from dialogkit.data.split import SPLIT, held_out_by_rows
 from dialogkit.data.trees import LOST, read_trees
 from dialogkit.data.turns import RowError
-from dialogkit.data.worlds.dialogs import dataset_digest, make_dialogs
-from dialogkit.data.worlds.folder import WORLDS, holds_world, license_of, read_world
+from dialogkit.data.worlds.location import WORLDS, holds_world
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, UnavailableError, did_you_mean, os_reason
 from dialogkit.hints import Change, Either
@@ -142,6 +141,8 @@ def find_source(config: DataConfig) -> DataSource:
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         if holds_world(path):
+            from dialogkit.data.worlds.folder import license_of
+
             return DataSource(path.resolve().name, world=path, license=license_of(path))
         inside = _data_files(path)
         first = next(iter(datasets_of(inside, most=1)), None)
@@ -195,6 +196,8 @@ def source_digest(source: DataSource) -> str | None:
     Raises: DataError if it cannot be read.
     """
     if source.world is not None:
+        from dialogkit.data.worlds.dialogs import dataset_digest
+
         return dataset_digest(source.world)
     return None if source.path is None else file_digest(source.path)
 
@@ -209,7 +212,7 @@ def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
         rows = read_rows(source.path)
         revision = file_digest(source.path)
     elif source.world is not None:
-        rows, revision = _world_rows(source.world), dataset_digest(source.world)
+        rows, revision = _world_rows(source.world)
     else:
         rows, revision = _hub_rows(source.hub_id, config.revision)
     raw = RawData(source.name, "", source.license, revision)
@@ -359,11 +362,13 @@ def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[Row], str]:
     return rows, str(dataset._fingerprint)
 
 
-def _world_rows(folder: Path) -> Iterator[Row]:
-    """Yield the rows of a world."""
+def _world_rows(folder: Path) -> tuple[Iterator[Row], str]:
+    from dialogkit.data.worlds.dialogs import dataset_digest, make_dialogs
+    from dialogkit.data.worlds.folder import read_world
+
     world = read_world(folder)
-    for number, row in enumerate(make_dialogs(world), 1):
-        yield Row(f"{world.name}[{number}]", row)
+    rows = (Row(f"{world.name}[{number}]", row) for number, row in enumerate(make_dialogs(world), 1))
+    return rows, dataset_digest(folder)
 
 
 def hub_files(hub_id: str, revision: str | None) -> tuple[list[str], str, int | None]:

@@ -14,6 +14,9 @@ from packaging.version import Version
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import ChatTokenizer, Message
 
+AT_ONCE = 32
+"""Prompts that are answered at once where memory suffices."""
+
 StopReason = Literal["end of turn", "length", "context full", "interruption"]
 
 
@@ -140,6 +143,12 @@ def _fitted(ids: Sequence[int], config: GenerateConfig, context: int) -> _Prompt
     return _Prompt(ids[cut:], cut, min(config.max_new_tokens, context - len(ids) + cut))
 
 
+def fitted_lengths(prompt: int, config: GenerateConfig, context: int) -> tuple[int, int]:
+    """Return the tokens that are read of a prompt of that length, and the most tokens of the reply to it."""
+    one = _fitted(range(prompt), config, context)
+    return len(one.ids), one.limit
+
+
 def _room(config: GenerateConfig, context: int) -> int:
     """Return the longest prompt, in tokens, that leaves room for a reply."""
     return context - max(1, min(config.max_new_tokens, context // 2))
@@ -154,7 +163,7 @@ def continue_prompts(
     *,
     context: int,
     device: str,
-    batch_size: int = 32,
+    batch_size: int = AT_ONCE,
     on_text: Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[Reply]:
@@ -272,6 +281,11 @@ class Conversation:
         """Ids in the cache."""
         self.computed = 0
         """Ids of the last prompt that were not in the cache."""
+
+    @property
+    def held(self) -> int:
+        """Tokens in the cache."""
+        return len(self._read)
 
     def room(self, config: GenerateConfig) -> int:
         """Return the longest prompt, in tokens, that leaves room for a reply."""

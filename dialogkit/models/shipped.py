@@ -1,7 +1,6 @@
 """The shipped tokenizers without transformers, whose import takes longer than most datasets take to encode."""
 
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +32,17 @@ class _Shipped:
         self.all_special_tokens = list(self.special_tokens_map.values())
         self.added_tokens_decoder = self.backend_tokenizer.get_added_tokens_decoder()
         self.chat_template: str | None = None
-        self.pad_token_id = self._ids[config["pad_token"]]
+        self.pad_token_id = self.backend_tokenizer.token_to_id(config["pad_token"])
 
     def __len__(self) -> int:
-        return len(self._ids)
-
-    @cached_property
-    def _ids(self) -> dict[str, int]:
-        return self.backend_tokenizer.get_vocab(with_added_tokens=True)
+        return self.backend_tokenizer.get_vocab_size()
 
     @property
     def all_special_ids(self) -> list[int]:
-        return [self._ids[token] for token in self.all_special_tokens]
+        return [self.backend_tokenizer.token_to_id(token) for token in self.all_special_tokens]
 
     def get_vocab(self) -> dict[str, int]:
-        return self._ids
+        return self.backend_tokenizer.get_vocab()
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> Any:
         return self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)

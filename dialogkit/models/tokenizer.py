@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,6 @@ class ChatTokenizer:
         self.hf = hf
         self._backend: Tokenizer = hf.backend_tokenizer
         _require_bounded(self._backend)
-        self._ids: dict[str, int] = hf.get_vocab()
         added = [token.content for token in hf.added_tokens_decoder.values() if token.special]
         special = sorted(map(str, hf.all_special_tokens + added), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
@@ -78,13 +78,20 @@ class ChatTokenizer:
             self._format = TemplateFormat(hf, self._special)
             ends = {self._format.end_of_turn} | ({hf.eos_token} if hf.eos_token else set())
             needed = frozenset(ends)
-        if unknown := sorted(needed - self._ids.keys()):
+        if unknown := sorted(token for token in needed if self._backend.token_to_id(token) is None):
             raise ModelError(
                 f"the tokenizer has no token {unknown[0]!r}, which its chat format needs", hint=PLAIN_FORMAT
             )
-        self.stop_ids = frozenset(self._ids[token] for token in ends)
+        self.stop_ids = frozenset(map(self._id_of, ends))
         self.reply_stop_ids = self.stop_ids
         self._joins_pieces = not self._tokenizes_by_piece()
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return dict(self.hf.get_vocab())
+
+    def _id_of(self, token: str) -> int:
+        return int(self._backend.token_to_id(token))
 
     @property
     def vocabulary(self) -> int:
@@ -103,7 +110,7 @@ class ChatTokenizer:
     @property
     def end_of_turn_id(self) -> int:
         """The id that ends an answer."""
-        return self._ids[self._format.end_of_turn]
+        return self._id_of(self._format.end_of_turn)
 
     @property
     def pad_id(self) -> int:
@@ -209,7 +216,7 @@ class ChatTokenizer:
         with _own_rules("encode"):
             separate = [self._backend.encode(piece, add_special_tokens=False).ids for piece in pieces]
             joint = self._backend.encode("".join(pieces), add_special_tokens=False).ids
-        return separate[1] == [self._ids[token]] and joint == [i for ids in separate for i in ids]
+        return separate[1] == [self._id_of(token)] and joint == [i for ids in separate for i in ids]
 
     def _encode(self, dialogs: Sequence[Sequence[Span]]) -> list[Encoded]:
         if self._joins_pieces:
@@ -227,7 +234,7 @@ class ChatTokenizer:
             supervised: list[bool] = []
             for span in spans:
                 for piece in span.pieces:
-                    ids += [self._ids[piece.text]] if piece.special else next(encoded).ids
+                    ids += [self._id_of(piece.text)] if piece.special else next(encoded).ids
                 supervised += [span.supervised] * (len(ids) - len(supervised))
             result.append(Encoded(ids, supervised))
         return result

@@ -18,6 +18,7 @@ from dialogkit.errors import ConfigError, DataError, DialogKitError, StorageErro
 from dialogkit.hints import Call
 from dialogkit.inference.results import ReplyResult, StreamSink, reply_results
 from dialogkit.services.inference import hints_for, sampling_of
+from dialogkit.services.inference_memory import replies_at_once
 from dialogkit.services.runs.resolve import resolve_model
 from dialogkit.system.compute_lock import alone
 from dialogkit.text import without_surrogates
@@ -84,7 +85,7 @@ class Chat:
         self._attempt = 0
         self._finished: tuple[GenerateConfig, list[Message]] | None = None
         """The dialog after the last reply that was not stopped, and the settings of that reply."""
-        self._tokenizer = loaded.tokenizer
+        self._loaded, self._tokenizer = loaded, loaded.tokenizer
         self._conversation = Conversation(
             loaded.model, loaded.tokenizer, context=loaded.context, device=loaded.device
         )
@@ -205,7 +206,7 @@ class Chat:
             raise StorageError(f"{str(path)!r} cannot be written: {os_reason(error)}", hint=hint) from None
         except (ValueError, RecursionError):
             raise ConfigError(
-                f"{str(path)!r} exists and is not a file of dialogs, one per line; it is left as it is",
+                f"{str(path)!r} exists and is not a file of `messages`, one dialog per line; it is left as it is",
                 hint=Call("chat save", path.with_stem(f"{path.stem}-2")),
             ) from None
         problem = check_dialog(self.messages)
@@ -237,6 +238,14 @@ class Chat:
         config = self.config.model_copy(update={"seed": (self.config.seed + self._attempt) % 2**32})
         with hints_for(self._loadable):
             seen = self._fitting(messages)
+            replies_at_once(
+                self._loaded,
+                [len(self._tokenizer.encode_prompt(seen))],
+                config,
+                1,
+                held=self._conversation.held,
+                shorter=lambda tokens: Call("chat set", "max_new_tokens", tokens),
+            )
             made = self._conversation.reply(seen, config, on_text=on_text, should_stop=should_stop)
         self.left_out = len(messages) - len(seen)
         self.messages = [*messages, Message("assistant", made.text)]
@@ -274,9 +283,9 @@ def _read(path: Path) -> tuple[int, list[Any], str]:
         for line in file:
             if not line.strip():
                 continue
-            if not isinstance(row := json.loads(line), dict):
-                raise ValueError
+            if not isinstance(row := json.loads(line), dict) or "messages" not in row:
+                raise ValueError  # a dataset has one format, so a dialog among other rows would not count
             dialogs += 1
-            if len(different) < 2 and row.get("messages", row) not in different:
-                different.append(row.get("messages", row))
+            if len(different) < 2 and row["messages"] not in different:
+                different.append(row["messages"])
     return dialogs, different, line

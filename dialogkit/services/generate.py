@@ -11,9 +11,10 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError
-from dialogkit.hints import Call
+from dialogkit.hints import Call, Change
 from dialogkit.inference.results import ReplyResult, StreamSink, reply_results
 from dialogkit.services.inference import hints_for, names_of, sampling_of
+from dialogkit.services.inference_memory import replies_at_once
 from dialogkit.services.runs.resolve import resolve_model
 from dialogkit.system.compute_lock import alone
 from dialogkit.text import without_surrogates
@@ -65,7 +66,7 @@ def generate(
         device: auto, cpu, cuda or mps.
         on_text: receives the text of a single reply as it grows.
 
-    Raises: ModelError, UnavailableError, ConfigError.
+    Raises: ModelError, UnavailableError, ConfigError; OutOfMemoryError if not even one reply fits into memory.
     """
     config = config or GenerateConfig()
     names = names_of(model)
@@ -74,7 +75,7 @@ def generate(
     chosen = [resolve_model(name, output=output) for name in names]
     settings, notes = sampling_of(chosen, config, verb="generate", output=output)
 
-    from dialogkit.inference.replies import continue_prompts
+    from dialogkit.inference.replies import AT_ONCE, continue_prompts
     from dialogkit.services.runs.loading import load_for_inference
 
     start = [Message("system", without_surrogates(system))] if system else []
@@ -84,13 +85,18 @@ def generate(
             loaded = load_for_inference(loadable, device=device)
             changes = loaded.tokenizer.changes([*start, Message("user", texts[0])])
             notes += [f"{loadable.known_as}: {change}" for change in changes]
+            asked = [loaded.tokenizer.encode_prompt([*start, Message("user", text)]) for text in texts]
+            at_once = replies_at_once(
+                loaded, list(map(len, asked)), config, AT_ONCE, shorter=lambda n: Change({"max_new_tokens": n})
+            )
             made = continue_prompts(
                 loaded.model,
                 loaded.tokenizer,
-                [loaded.tokenizer.encode_prompt([*start, Message("user", text)]) for text in texts],
+                asked,
                 config,
                 context=loaded.context,
                 device=loaded.device,
+                batch_size=at_once,
                 on_text=on_text,
             )
         replies += reply_results(loaded.name, texts, made)

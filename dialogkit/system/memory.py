@@ -7,8 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-
 _UNLIMITED = 2**60
 """Version 1 of control groups writes a very large number for no limit."""
 
@@ -23,6 +21,8 @@ class Memory(NamedTuple):
 def machine_memory() -> Memory:
     """Return the machine's memory, without swap."""
     with suppress(Exception):  # a strange /proc, on which psutil fails in many ways
+        import psutil
+
         found = psutil.virtual_memory()
         return Memory(found.total, found.available)
     return Memory(None, None)
@@ -49,6 +49,8 @@ def free_bytes() -> int | None:
     """Return the least of what the machine (with swap), the control group and `ulimit -v` leave."""
     available, swap = machine_memory().free, 0
     with suppress(Exception):
+        import psutil
+
         swap = psutil.swap_memory().free
     machine = None if available is None else available + swap
     return min((n for n in (machine, container_memory().free, _limit_free()) if n is not None), default=None)
@@ -56,6 +58,8 @@ def free_bytes() -> int | None:
 
 def process_memory_bytes() -> int | None:
     """Return the memory that this process holds (its resident set)."""
+    import psutil
+
     with suppress(psutil.Error, OSError):
         return int(psutil.Process().memory_info().rss)
     return None

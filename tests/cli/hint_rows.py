@@ -61,6 +61,16 @@ FILES: dict[str, str | bytes] = {
     "words.txt": "Some words to learn from, and some more words.\n" * 20,
     "empty.txt": "",
     "full/a.txt": "taken",
+    # Worlds
+    "syntax/a.yaml": "{",
+    "blank/a.yaml": "",
+    "control/a.yaml": "topic: a\x01",
+    "encoded/a.yaml": b"caf\xe9",
+    "unknown/a.yaml": "topic: a\nzzz: 1\n",
+    "settings/world.yaml": "license: a\n",
+    "settings/world.yml": "license: a\n",
+    "huge/a.yaml": "#" * (4 * 2**20 + 1),
+    "folder/a.yaml/b": "",
 }
 
 TRAIN = "train custom-nano"
@@ -188,6 +198,13 @@ WRONG = {
     "data inspect bomb.jsonl.gz": "unpack it, or: dialogkit data inspect",
     "data inspect fake.parquet": "data inspect",
     "data inspect alpaca-gpt4": "data inspect starter",
+    # Worlds
+    "data make nowhere": "data make smalltalk",
+    "data make shop.csv": "data make smalltalk",
+    **{
+        f"data make {world}": "fix that, or: dialogkit data make smalltalk"
+        for world in ("syntax", "blank", "control", "encoded", "unknown", "settings", "huge", "folder", "full")
+    },
     # Streams
     f"{TRAIN} --dataset shop.csv --set data.streaming=true": "--set data.streaming=false",
     f"{TRAIN} --dataset empty.jsonl --set data.streaming=true": "--dataset starter",
@@ -324,11 +341,11 @@ CHAT = {
     "/save": "/save chat.jsonl",
     "/load": "/load chat.jsonl",
     "/set zzz 1": "/set",
-    "/set temperature -1": "/set temperature 0.8",
+    "/set temperature -1": "/set temperature 0.7",
     "/undo": "/help",
     "Hello!\n/save x.txt": "/save x.jsonl",
     "Hello!\n/save nowhere/x.jsonl": "/save chat.jsonl",
-    "Hello!\n/save columns.jsonl": "",
+    "Hello!\n/save columns.jsonl": "/save columns-2.jsonl",
     "Hello!\n/save whole.jsonl": "/save whole-2.jsonl",
     "/load chap.jsonl": "/load chat.jsonl",
     "/load talk.txt": "/help",

@@ -194,6 +194,15 @@ def memory(free: int) -> Situation:
     return prepare
 
 
+def memory_of_replies(free: int) -> Situation:
+    """The model leaves little memory."""
+
+    def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("dialogkit.services.inference_memory.free_bytes", lambda: free)
+
+    return prepare
+
+
 def environment(**values: str) -> Situation:
     """The environment holds these values."""
 
@@ -277,6 +286,8 @@ SITUATIONS: list[tuple[Situation, str, str]] = [
     (memory(2**10), TRAIN, "models list"),
     (memory(2**26), TRAIN, "--set train.activation_checkpointing=true"),
     (memory(95_000_000), TRAIN, "--fit-batch"),
+    (memory_of_replies(400_000), "generate shared-run --max-new-tokens 200", "--max-new-tokens "),
+    (memory_of_replies(2**10), "generate shared-run", "shorten the prompt, or: dialogkit models list"),
     (environment(RANK="x", WORLD_SIZE="2"), TRAIN, "unset RANK WORLD_SIZE"),
     (environment(RANK="5", WORLD_SIZE="2"), TRAIN, "unset RANK WORLD_SIZE"),
     (environment(RANK="0", WORLD_SIZE="2"), TRAIN, "unset RANK WORLD_SIZE"),

@@ -77,6 +77,8 @@ def small(words: list[str]) -> list[str]:
             *words,
             *(w for k, v in SETTINGS.items() if k not in own for w in ("--set", f"{k}={json.dumps(v)}")),
         ]
+    if words[:2] == ["data", "make"]:
+        return [*words, "--dialogs", "5"]
     return [*words, "--max-new-tokens", "2"] if words[:1] == ["generate"] else words
 
 

@@ -41,3 +41,11 @@ def test_a_command_in_a_text_is_not_broken() -> None:
 def test_a_backslash_continues_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("a\\\n  b\\\nc\n\nnext\nlast\\\n"))
     assert list(read_turns(print, on_interrupt="", on_unreadable=print)) == ["a\n  b\nc", "next", "last"]
+
+
+def test_a_line_in_another_encoding_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = io.BytesIO(b"one\rtwo\n" + b"caf\xe9 more\nlast\n\xe9")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(typed, encoding="utf-8"))
+    refused: list[str] = []
+    assert list(read_turns(print, on_interrupt="", on_unreadable=refused.append)) == ["one\rtwo", "last"]
+    assert refused == ["UTF-8", "UTF-8"]

@@ -140,14 +140,18 @@ def test_a_dialog_that_is_saved_twice_is_not_yet_two_to_train_on(chat: Chat) -> 
     assert chat.save("twice.jsonl") == (Path("twice.jsonl"), 3, True, True, None)
 
 
-@pytest.mark.parametrize("before", ['{"prompt": "a", "response": "b"}', '{"prompt": "a", "response": "b"}\n', ""])
+DIALOG = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
+
+
+@pytest.mark.parametrize("before", [DIALOG, f"{DIALOG}\n", ""])
 def test_saving_to_a_file_of_dialogs_keeps_its_lines(before: str, chat: Chat) -> None:
     Path("mine.jsonl").write_text(before)
     chat.say("Hello!")
     chat.messages[-1] = Message("assistant", "Hello.")
     saved = chat.save("mine.jsonl")
     lines = Path("mine.jsonl").read_text().splitlines()
-    assert [sorted(json.loads(line)) for line in lines] == [["prompt", "response"]] * bool(before) + [["messages"]]
+    assert [list(json.loads(line)) for line in lines] == [["messages"]] * (1 + bool(before))
+    assert lines[:-1] == before.splitlines()
     assert saved == (Path("mine.jsonl"), len(lines), True, bool(before), None)
 
 
@@ -157,6 +161,7 @@ def test_saving_to_a_file_of_dialogs_keeps_its_lines(before: str, chat: Chat) ->
         ("a.json", None, "a.jsonl"),
         ("notes", None, "notes.jsonl"),
         ("a.jsonl", b"some notes\n", "a-2.jsonl"),
+        ("a.jsonl", b'{"prompt": "a", "response": "b"}\n', "a-2.jsonl"),
         ("a.jsonl", b'[{"prompt": "a", "response": "b"}]', "a-2.jsonl"),
         ("a.jsonl", b"\xff\xfe{}", "a-2.jsonl"),
     ],

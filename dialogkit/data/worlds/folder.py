@@ -1,30 +1,18 @@
 """Reads the world of a folder: its topics, what they share, and what it includes of another world."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dialogkit.data.hints import FIX_WORLD, SUFFIXES, WORLD_FILES
-from dialogkit.data.open_files import suffix_of
+from dialogkit.data.hints import FIX_WORLD, WORLD_FILES
+from dialogkit.data.worlds.location import WORLDS, holds_world
 from dialogkit.data.worlds.topics import Topic, World, read_topic
 from dialogkit.data.worlds.yaml_nodes import Node, read_bytes, read_yaml
 from dialogkit.errors import DataError, did_you_mean, os_reason
 
-WORLDS = Path(__file__).parent
-"""The folder of the worlds that ship with the package."""
 SETTINGS = "world"
 """Name of the file, without its ending, that holds what all topics share."""
-
-
-def holds_world(folder: str | Path) -> bool:
-    """Return whether a folder holds topics in YAML, and no data files beside."""
-    try:
-        endings = {suffix_of(Path(name)) for name in os.listdir(folder) if not name.startswith(".")}
-    except OSError:
-        return False
-    return bool(endings & set(WORLD_FILES[:2])) and not endings & (set(SUFFIXES) - set(WORLD_FILES))
 
 
 def world_digest(folder: Path) -> str:

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dialogkit.hints import Change
 from dialogkit.services.evaluation.results import Scores
+from dialogkit.services.inference_memory import replies_at_once, scored_at_once
 
 if TYPE_CHECKING:
     from dialogkit.config.generate import GenerateConfig
@@ -49,11 +51,12 @@ def score(
     from dialogkit.inference.likelihood import score_batches
 
     def batches() -> "Iterator[tuple[dict[str, Any], list[int]]]":
-        for batch, sizes in batches_of(dialogs, batch_size):
+        for batch, sizes in batches_of(dialogs, at_once):
             yield batch, sizes
             done(len(sizes))
 
     use_packed_attention(model.model)
+    at_once = scored_at_once(model, dialogs.lengths.tolist(), batch_size)
     return score_batches(model.model, batches(), model.tokenizer.stop_ids, device=model.device)
 
 
@@ -64,10 +67,12 @@ def scores_of(likelihood: "Likelihood", dialogs: "DialogTokens") -> Scores:
 
 
 def replies_to(model: "LoadedModel", prompts: Sequence[Sequence[int]], config: "GenerateConfig") -> "list[Reply]":
-    """Return the reply to each prompt of token ids, in one batch."""
+    """Return the reply to each prompt of token ids, in one batch if memory suffices."""
     from dialogkit.engine.attention import plain_attention
     from dialogkit.inference.replies import continue_prompts
 
     where: dict[str, Any] = {"context": model.context, "device": model.device}
     with plain_attention(model.model):
-        return continue_prompts(model.model, model.tokenizer, prompts, config, **where, batch_size=len(prompts))
+        lengths = list(map(len, prompts))
+        at_once = replies_at_once(model, lengths, config, len(prompts), otherwise=Change({"quick": True}))
+        return continue_prompts(model.model, model.tokenizer, prompts, config, **where, batch_size=at_once)

@@ -9,7 +9,8 @@ import pytest
 from dialogkit.cli.data import render_made
 from dialogkit.cli.output import Output
 from dialogkit.data.worlds.dialogs import make_dialogs
-from dialogkit.data.worlds.folder import holds_world, read_world
+from dialogkit.data.worlds.folder import read_world
+from dialogkit.data.worlds.location import holds_world
 from dialogkit.data.worlds.tables import TABLES
 from dialogkit.data.worlds.templates import Template
 from dialogkit.errors import DataError

@@ -1,0 +1,109 @@
+"""Replies and scores take the memory that is there: fewer at once, or one sentence instead of a killed process."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dialogkit.config.generate import GenerateConfig
+from dialogkit.errors import OutOfMemoryError
+from dialogkit.hints import Call, Change
+from dialogkit.inference import replies
+from dialogkit.services import inference_memory
+from dialogkit.services.chat import Chat
+from dialogkit.services.evaluate import evaluate
+from dialogkit.services.generate import generate
+from dialogkit.services.inference_memory import replies_at_once, scored_at_once
+from dialogkit.services.runs.loading import LoadedModel, load_for_inference
+from dialogkit.services.runs.resolve import resolve_model
+from tests.conftest import Trained
+
+GREEDY = GenerateConfig(temperature=0.0, max_new_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def loaded(trained: Trained) -> LoadedModel:
+    return load_for_inference(resolve_model("shared-run", output=trained.output), device="cpu")
+
+
+def leave(monkeypatch: pytest.MonkeyPatch, free: int | None) -> None:
+    monkeypatch.setattr(inference_memory, "free_bytes", lambda: free)
+
+
+def test_the_keys_and_values_are_those_of_the_cache(loaded: LoadedModel) -> None:
+    with torch.no_grad():
+        cache = loaded.model(input_ids=torch.ones(1, 40, dtype=torch.long), use_cache=True).past_key_values
+    held = sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
+    assert inference_memory._bytes_of_cache(loaded) * 40 == held
+
+
+def test_as_many_are_computed_at_once_as_fit(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = inference_memory._bytes_of_reply(loaded, 20, GREEDY, 0)
+    for free, at_once in ((None, 32), (100 * one, 32), (3 * one, 3), (one, 1)):
+        leave(monkeypatch, free)
+        assert replies_at_once(loaded, [5, 20], GREEDY, 32) == at_once
+    lengths = [10, 20, 30]
+    leave(monkeypatch, None)
+    assert scored_at_once(loaded, lengths, 8) == 8
+    leave(monkeypatch, 2**40)
+    assert scored_at_once(loaded, lengths, 8) == 8
+    of_logits = 3 * 4 * 256 * loaded.model.get_input_embeddings().weight.shape[0]
+    leave(monkeypatch, of_logits + inference_memory._bytes_of_layer(loaded, 30))
+    assert scored_at_once(loaded, lengths, 8) == 1
+
+
+def test_replies_and_metrics_are_the_same_with_little_memory(
+    loaded: LoadedModel, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    make = replies._generate
+
+    def counting(model: Any, tokenizer: Any, prompts: Any, *rest: Any) -> Any:
+        rows.append(len(prompts))
+        return make(model, tokenizer, prompts, *rest)
+
+    monkeypatch.setattr(replies, "_generate", counting)
+    prompts = ["Hello!", "Who are you?", "What is a dog?"]
+    found = []
+    for free in (None, inference_memory._bytes_of_reply(loaded, 30, GREEDY, 0)):
+        leave(monkeypatch, free)
+        rows.clear()
+        said = generate("shared-run", prompts, config=GREEDY, output=trained.output, device="cpu")
+        found.append([reply.reply for reply in said.replies])
+        assert max(rows) == (3 if free is None else 1)
+    assert found[0] == found[1]
+    of_logits = 3 * 4 * 256 * loaded.model.get_input_embeddings().weight.shape[0]
+    bits = []
+    for free in (None, of_logits + inference_memory._bytes_of_layer(loaded, loaded.context)):
+        leave(monkeypatch, free)
+        of = evaluate("shared-run", quick=True, output=trained.output, device="cpu")
+        bits.append(of.rows[0].bits_per_byte)
+    assert bits[0] == pytest.approx(bits[1], rel=1e-5)
+
+
+def test_what_does_not_fit_is_told_with_what_does(
+    loaded: LoadedModel, trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    leave(monkeypatch, inference_memory._bytes_of_reply(loaded, 30, GREEDY, 0))
+    where: dict[str, Any] = {"output": trained.output, "device": "cpu"}
+    long = GREEDY.model_copy(update={"max_new_tokens": 128})
+    with pytest.raises(
+        OutOfMemoryError, match=r"a reply of up to 128 tokens to a prompt of \d+ takes about"
+    ) as told:
+        generate("shared-run", "Hello!", config=long, **where)
+    assert isinstance(told.value.hint, Change)
+    limit = told.value.hint.settings["max_new_tokens"]
+    generate("shared-run", "Hello!", config=long.model_copy(update={"max_new_tokens": limit}), **where)
+
+    chat = Chat("shared-run", config=long, **where)
+    with pytest.raises(OutOfMemoryError) as told:
+        chat.say("Hello!")
+    assert told.value.hint == Call("chat set", "max_new_tokens", limit)
+    chat.set("max_new_tokens", str(limit))
+    assert chat.say("Hello!").tokens <= limit
+
+    leave(monkeypatch, 1000)
+    with pytest.raises(OutOfMemoryError, match="to score a dialog of") as told:
+        evaluate("shared-run", quick=True, **where)
+    assert told.value.hint == Call("models list")
