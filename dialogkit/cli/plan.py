@@ -32,6 +32,7 @@ def plan_command(
     """Show what each model would come to in a time on this machine, and which one to train.
 
     It measures the machine for a few steps, and forecasts from reference runs that ship with the package.
+    Without --dataset, it is about smalltalk.
     """
     from dialogkit.config.load import parse_sets
     from dialogkit.services.plan import plan

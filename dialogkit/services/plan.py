@@ -45,7 +45,7 @@ def plan(
         overrides: further settings by dotted names, such as `{"data.max_bad_rows": 5}`.
         on_progress: receives the current stage and the fraction of the work that is done.
 
-    Raises: what `train` raises for the same data; ConfigError if the time is too short for every model.
+    Raises: what `train` raises for the same data; ConfigError for a stream, or too short a time.
     """
     given = dict(overrides or {})
     name = str(dataset or given.pop("data.dataset", USUAL_DATASET))
@@ -53,16 +53,19 @@ def plan(
     changed = {**given, "data.dataset": name, "train.budget_s": budget_s}
     configs = [load_run_config(model, preset=preset, overrides=changed) for model in CANDIDATES]
     require_threads(configs[0].runtime.threads)
+    if configs[0].data.streaming:
+        problem = "a plan needs the number of dialogs, which a stream (data.streaming) does not know"
+        raise ConfigError(problem, hint=Change({"data.streaming": False}))
     measured: list[Measured | str] = []
     for number, config in enumerate(configs):
         on_progress(f"measuring {config.model.name} on {name}", number / len(configs))
         try:
             measured.append(measure(config))
         except OutOfMemoryError as error:
+            if number == 0:  # the larger ones fit even less
+                raise
             measured.append(error.message)
     known = [one for one in measured if isinstance(one, Measured)]
-    if not known:
-        raise OutOfMemoryError(str(measured[0]), hint=Change({"train.fit_batch": True}))
     # The first one may have filled the cache of the data, from which a training reads.
     start_s = min(one.start_s for one in known)
     measured = [one if isinstance(one, str) else one._replace(start_s=start_s) for one in measured]
