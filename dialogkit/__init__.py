@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from dialogkit.services.inspect import InspectResult as InspectResult
     from dialogkit.services.inspect import inspect_data as inspect_data
     from dialogkit.services.models import list_models as list_models
+    from dialogkit.services.plan import PlanResult as PlanResult
+    from dialogkit.services.plan import plan as plan
     from dialogkit.services.training.result import TrainResult as TrainResult
 
 _MODULES = {
@@ -40,6 +42,7 @@ _MODULES = {
     "services.generate": ("GenerateResult", "generate"),
     "services.inspect": ("InspectResult", "inspect_data"),
     "services.models": ("list_models",),
+    "services.plan": ("PlanResult", "plan"),
     "services.training.result": ("TrainResult",),
 }
 _EXPORTS = {name: module for module, names in _MODULES.items() for name in names}

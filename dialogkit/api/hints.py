@@ -14,6 +14,7 @@ _VERBS = {
     "generate": ("generate", {"prompt": "prompts", "output_dir": "output"}),
     "evaluate": ("evaluate", {"output_dir": "output"}),
     "data inspect": ("inspect_data", {"data.dataset": "dataset"}),
+    "plan": ("plan", {"train.budget_s": "budget_s", "data.dataset": "dataset"}),
     "models list": ("list_models", {"output_dir": "output"}),
 }
 """Functions that do what a verb does, with the names of their parameters where they differ from its options."""

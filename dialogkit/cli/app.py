@@ -23,6 +23,7 @@ from dialogkit.cli import (
     hints,
     launch,
     models,
+    plan,
     prune,
     runs,
     tokenizer,
@@ -51,6 +52,7 @@ launch_app = typer.Typer(help="Job files for clusters: slurm, kubernetes.", no_a
 tokenizer_app = typer.Typer(help="Tokenizers: train.", no_args_is_help=True)
 
 app.command("train", cls=train.TrainCommand)(train.train_command)
+app.command("plan")(plan.plan_command)
 app.command("generate")(generate.generate_command)
 app.command("chat")(chat.chat_command)
 app.command("evaluate", epilog=evaluate.LEGEND)(evaluate.evaluate_command)

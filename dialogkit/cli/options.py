@@ -82,8 +82,17 @@ def seconds_of(flag: str, text: str, *, example: str) -> float:
 
 def budget(text: str) -> float:
     """Return the seconds of `--budget`. Raises: ConfigError."""
-    if not (seconds := seconds_of("--budget", text, example="20m")):
-        raise ConfigError(f"--budget: {text!r} leaves no time to train", hint=Change({"budget": "20m"}))
+    return _time_to_train("budget", text)
+
+
+def time_to_train(text: str) -> float:
+    """Return the seconds of the `--time` of a plan. Raises: ConfigError."""
+    return _time_to_train("time", text)
+
+
+def _time_to_train(option: str, text: str) -> float:
+    if not (seconds := seconds_of(f"--{option}", text, example="20m")):
+        raise ConfigError(f"--{option}: {text!r} leaves no time to train", hint=Change({option: "20m"}))
     return seconds
 
 

@@ -40,6 +40,26 @@ class Budget:
     """Expected seconds from the last training step to the end of the run."""
 
 
+def affordable_evaluations(budget_s: float, evaluation_s: float) -> int:
+    """Return the number of evaluations: fewer than usual if they would take much of the budget."""
+    return max(1, min(EVALUATIONS_PER_RUN, int(EVALUATION_FRACTION * budget_s / max(evaluation_s, 1e-9))))
+
+
+def steps_within(budget_s: float, *, start_s: float, step_s: float, evaluation_s: float) -> int:
+    """Return how many steps a budget leaves time for, beside the start and all evaluations; 0 if it is too short.
+
+    There is one more evaluation before the first step, and one after the last.
+    """
+    evaluations = affordable_evaluations(budget_s, evaluation_s) + 2
+    # Slightly more, so that the result of `budget_for` is enough in spite of rounding.
+    return max(0, int((budget_s - start_s - evaluations * evaluation_s) / step_s + 1e-6))
+
+
+def budget_for(steps: int, *, start_s: float, step_s: float, evaluation_s: float) -> float:
+    """Return a budget in which a training makes these steps, with as many evaluations as there can be."""
+    return start_s + steps * step_s + (EVALUATIONS_PER_RUN + 2) * evaluation_s
+
+
 class BudgetPlan:
     """The factor of the learning rate at each step, with a number of steps that is fitted during training.
 
@@ -192,8 +212,7 @@ class BudgetCallback(TrainerCallback):
 
     def _evaluations(self) -> int:
         """Return the number of evaluations: fewer than usual if they would take much of the budget."""
-        affordable = EVALUATION_FRACTION * self._budget.seconds / max(self._plan.evaluation_s, 1e-9)
-        return max(1, min(EVALUATIONS_PER_RUN, int(affordable)))
+        return affordable_evaluations(self._budget.seconds, self._plan.evaluation_s)
 
     def _end_in_time(self, step: int) -> int:
         """Return the last step that the remaining time allows, at least the next one.

@@ -31,7 +31,7 @@ from dialogkit.data.tokens import DialogTokens
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, DialogKitError
 from dialogkit.hints import Call, Change, Either, Hint
-from dialogkit.services.inspection.remarks import ENOUGH_STEPS, FEW_STEPS, MOST_EPOCHS, remarks
+from dialogkit.services.inspection.remarks import FEW_STEPS, enough_epochs, remarks
 from dialogkit.services.inspection.results import (
     CheckedAnswers,
     Copies,
@@ -153,7 +153,7 @@ def _inspect(config: RunConfig, show: int) -> InspectResult:
         remarks=[],
         shown=shown,
         steps=steps,
-        epochs=None if enough else min(MOST_EPOCHS, math.ceil(ENOUGH_STEPS / steps)),
+        epochs=None if enough else enough_epochs(steps),
     )
     return result.model_copy(update={"remarks": list(remarks(result, config))})
 

@@ -30,6 +30,10 @@ PYTHON: list[tuple[Hint, str]] = [
     ),
     (Call("data inspect", Path("x.jsonl")), 'inspect_data("x.jsonl")'),
     (Call("models list"), "list_models()"),
+    (
+        Call("plan", settings={"train.budget_s": 180.0, "data.dataset": "smalltalk"}),
+        'plan(budget_s=180.0, dataset="smalltalk")',
+    ),
 ]
 OTHERS: list[tuple[Hint, str]] = [
     (

@@ -268,6 +268,11 @@ WRONG = {
     f"{TRAIN} --node-rank 1": "--nodes 2",
     f"{TRAIN} --nodes 2 --rendezvous a:1 --node-rank 5": "--node-rank 1",
     f"{TRAIN} --nodes 2 --rendezvous http://a --node-rank 0": "--rendezvous a:",
+    # Plans
+    "plan --dataset shop.jsonl": "train custom-",
+    "plan --dataset shop.jsonl --time 0s": "--time 20m",
+    "plan --dataset shop.jsonl --time 1s": "--time 1m",
+    "plan --dataset shop.jsonl --set data.streaming=true": "--set data.streaming=false",
 }
 """What is typed wrong in a folder of files."""
 

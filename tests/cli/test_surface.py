@@ -27,6 +27,7 @@ SURFACE = {
     "--batch-size --method --no-merge --from --force --fit-batch --dry-run --config --set --columns "
     "--max-bad-rows --project -p --wandb --tag --tracker --log-model --no-cuda --devices --nodes --node-rank "
     "--rendezvous --max-restarts --output-dir --json",
+    "plan": "--time -t --dataset -d --columns --max-bad-rows --set --no-cuda --json",
     "generate": "[model] --model -m --prompt -p --prompts-file --system --compare --max-new-tokens --temperature "
     "--top-k --top-p --repetition-penalty --seed --use-model-settings --no-cuda --output-dir --json",
     "chat": "[model] --model -m --system --compare --max-new-tokens --temperature --seed --use-model-settings "

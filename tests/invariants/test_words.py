@@ -10,6 +10,7 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "dialogkit"
 COMMANDS = [
     "train",
+    "plan",
     "generate",
     "chat",
     "evaluate",

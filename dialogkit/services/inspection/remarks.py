@@ -1,5 +1,6 @@
 """What could be improved about a dataset, judging by its statistics."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,11 @@ MOST_EPOCHS = 30
 """Most passes that are suggested: more only memorise the dialogs."""
 LONGEST_CONTEXT = 32_768
 """Longest context that is suggested."""
+
+
+def enough_epochs(steps: int) -> int:
+    """Return the passes that are suggested where one takes these steps: more than one if a pass is too short."""
+    return 1 if steps >= FEW_STEPS else min(MOST_EPOCHS, math.ceil(ENOUGH_STEPS / steps))
 
 
 def remarks(result: InspectResult, config: RunConfig) -> Iterator[str]:

@@ -1,14 +1,11 @@
 """Measure the time and memory of a run, without writing anything."""
 
 import math
-import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from dialogkit.config.base import Result
 from dialogkit.config.run import RunConfig
-from dialogkit.errors import InterruptedRunError
 from dialogkit.services.training.base_model import with_lasting_base
 from dialogkit.services.training.disk_plan import require_disk
 from dialogkit.services.training.lifecycle import create_folder, require_startable
@@ -16,6 +13,7 @@ from dialogkit.services.training.memory_plan import fit_batch_to_memory
 from dialogkit.services.training.progress import LogReporter, TrainReporter
 from dialogkit.services.training.samples import reply_to_tests
 from dialogkit.services.training.setup import TrainingSetup
+from dialogkit.services.training.speed import measure_steps
 from dialogkit.services.training.summary import ledger_line, warnings
 from dialogkit.system.compute_lock import alone, require_threads
 from dialogkit.text import counted
@@ -56,7 +54,6 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     started = time.perf_counter()
     from dialogkit.engine.arguments import EVALUATIONS_PER_RUN
     from dialogkit.engine.device import resolve_runtime
-    from dialogkit.engine.fit import fit
     from dialogkit.engine.memory import peak_bytes
 
     config = with_lasting_base(config)
@@ -84,26 +81,11 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     reporter.doing("answering the test prompts")
     replies = reply_to_tests(setup)
     reply_s = time.perf_counter() - started - score_s
-    speeds: list[float] = []
-
-    def sink(step: int, logged: dict[str, float]) -> None:
-        if "perf/tokens_per_s" in logged:  # evaluations have none
-            speeds.append(logged["perf/tokens_per_s"])
-
-    with tempfile.TemporaryDirectory(prefix="dialogkit-dry-run-") as folder:
-        schedule, setup.schedule = setup.schedule, replace(setup.schedule, total_steps=2, log_every_steps=1)
-        setup.data = replace(setup.data, train=dialogs.select(longest))
-        train = config.train.model_copy(update={"max_steps": 2, "budget_s": None, "keep": "last"})
-        tracking = config.tracking.model_copy(update={"trackers": ()})
-        setup.config = config.model_copy(update={"train": train, "tracking": tracking})
-        reporter.doing("training two steps on the longest batch")
-        try:
-            fit(setup.fit_task(Path(folder)), sink)
-        except InterruptedRunError as error:
-            problem = "the dry run was stopped; nothing was kept"
-            raise InterruptedRunError(problem, exit_code=error.exit_code) from None
+    reporter.doing("training two steps on the longest batch")
+    schedule = setup.schedule
+    speed = measure_steps(setup, longest, 2)[-1]
     tokens_per_step = float(dialogs.lengths.mean()) * config.train.batch_size
-    step_s = tokens_per_step / speeds[-1]
+    step_s = tokens_per_step / speed
     if (budget_s := config.train.budget_s) is None:
         total_steps = schedule.total_steps
         evaluations = math.ceil(total_steps / schedule.eval_every_steps)
@@ -121,7 +103,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
         total_steps=total_steps,
         tokens_per_step=tokens_per_step,
         longest_batch_tokens=int(dialogs.lengths[longest].sum()),
-        tokens_per_s=speeds[-1],
+        tokens_per_s=speed,
         peak_memory_bytes=peak_bytes(runtime.device) or 0,
         # One more evaluation before training and one after it; replies come last.
         expected_s=start_s + training_s + (evaluations + 2) * score_s + reply_s,

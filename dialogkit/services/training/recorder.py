@@ -6,7 +6,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from dialogkit.engine.flops import peak_flops
+from dialogkit.hints import Call
 from dialogkit.inference.results import ReplyResult
+from dialogkit.services.planning.remarks import outlook
 from dialogkit.services.training.loss_bands import LossMonitor
 from dialogkit.services.training.progress import step_line
 from dialogkit.services.training.samples import answer_checked, replies_at_evaluation
@@ -133,7 +135,7 @@ class Recorder:
         self._total_steps = schedule.total_steps
         if self._noted_steps is not None and schedule.total_steps > 0.9 * self._noted_steps:
             return
-        self._noted_steps = schedule.total_steps
+        is_first, self._noted_steps = self._noted_steps is None, schedule.total_steps
         self._run.record.schedule = ScheduleInfo(**asdict(schedule))
         self._folder.write(self._run.record)
         self._run.note(
@@ -141,6 +143,11 @@ class Recorder:
             f"{round(self._setup.config.train.warmup_fraction * schedule.total_steps):,} of them warm-up, "
             f"with an evaluation every {schedule.eval_every_steps:,}"
         )
+        config = self._setup.config
+        if is_first and (poor := outlook(config, schedule.total_steps * config.train.batch_size)):
+            asked = {"train.budget_s": config.train.budget_s, "data.dataset": config.data.dataset}
+            better = self._reporter.advice(Call("plan", settings=asked))
+            self._run.note(f"{poor}; whether another model does better in this time: {better}")
 
 
 def reply_statistics(replies: Sequence[ReplyResult]) -> dict[str, float]:

@@ -1,0 +1,70 @@
+"""What a plan says in words: what is unknown, and what even the best model will not be able to do."""
+
+from collections.abc import Sequence
+
+from dialogkit.config.run import RunConfig
+from dialogkit.services.inspection.remarks import MOST_EPOCHS
+from dialogkit.services.planning.reference import Reference, reference_of, references
+from dialogkit.services.planning.results import PlanRow
+from dialogkit.text import counted, duration, listed, percent
+
+HALF = 0.5
+"""Share of right answers below which a model is poor."""
+
+
+def unknown(dataset: str, chosen: PlanRow) -> list[str]:
+    """Return what is said instead of a forecast."""
+    others = sorted({str(reference.settings["data.dataset"]) for reference in references().values()})
+    of = f" (there are some on {listed(others)})" if others else ""
+    lines = [
+        f"there are no reference runs on {dataset} with these settings{of}, so what a model will be able to do is "
+        "unknown; it is chosen by the size of the data"
+    ]
+    if chosen.epochs > MOST_EPOCHS:
+        lines.append(
+            f"the time allows {chosen.epochs:,.0f} passes; more than {MOST_EPOCHS} only memorise the dialogs"
+        )
+    return lines
+
+
+def poor(rows: Sequence[PlanRow], chosen: PlanRow, found: Sequence[Reference | None]) -> list[str]:
+    """Return what even the best model will not be able to do, and what would be enough, if it is poor."""
+    forecast = chosen.forecast
+    if forecast is None or (right := forecast.right_answers) is None or right >= HALF:
+        return []
+    if forecast.range == "above":
+        return [
+            f"no reference run saw so many dialogs: {percent(right)} right answers is what {chosen.model} came to "
+            f"after {counted(forecast.nearest.dialogs, 'dialog')}"
+        ]
+    said = f"in this time even the best model answers more questions wrong than right ({percent(right)} right)"
+    enough = [(row.half_right_s, row.model) for row in rows if row.half_right_s is not None]
+    if enough:
+        seconds, model = min(enough)
+        return [f"{said}; to answer half of them right, {model} takes {duration(seconds)} on this machine"]
+    runs = [run for reference in found if reference is not None for run in reference.runs]
+    most = max(runs, key=lambda run: run.right_answers or 0.0)
+    return [
+        f"{said}; how long would be enough is unknown: no reference run came to half of them, and the best to "
+        f"{percent(most.right_answers or 0.0)} after {counted(most.dialogs, 'dialog')}"
+    ]
+
+
+def outlook(config: RunConfig, dialogs: int) -> str | None:
+    """Return what a training that has time for these dialogs is likely to come to, if that is poor."""
+    reference = reference_of(config)
+    forecast = None if reference is None else reference.forecast(dialogs)
+    if forecast is None or forecast.range == "above" or (right := forecast.right_answers) is None or right >= HALF:
+        return None
+    most = "less than " if forecast.range == "below" else ""
+    return (
+        f"after about {counted(dialogs, 'dialog')}, {config.model.name} answers {most}{percent(right)} of the "
+        "questions right"
+    )
+
+
+def older(dataset: str, revision: str, found: Sequence[Reference | None]) -> list[str]:
+    """Return a line if the dataset is no longer the one of the reference runs."""
+    if all(run.revision == revision for one in found if one is not None for run in one.runs):
+        return []
+    return [f"{dataset} has changed since the runs behind this forecast, so it may be off"]
