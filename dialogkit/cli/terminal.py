@@ -87,7 +87,7 @@ def _line_reader(*, terminal: bool) -> tuple[Callable[[str], str], str]:
     def read(_: str) -> str:
         if not (line := lines.readline()):
             raise EOFError
-        return line.removesuffix(b"\n").decode(encoding, errors)  # a carriage return does not end a line
+        return str(line.removesuffix(b"\n"), encoding, errors)  # a carriage return does not end a line
 
     return read, encoding
 

@@ -39,7 +39,8 @@ class _Shipped:
 
     @property
     def all_special_ids(self) -> list[int]:
-        return [self.backend_tokenizer.token_to_id(token) for token in self.all_special_tokens]
+        ids = map(self.backend_tokenizer.token_to_id, self.all_special_tokens)
+        return [number for number in ids if number is not None]
 
     def get_vocab(self) -> dict[str, int]:
         return self.backend_tokenizer.get_vocab()

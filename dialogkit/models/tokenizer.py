@@ -91,7 +91,9 @@ class ChatTokenizer:
         return dict(self.hf.get_vocab())
 
     def _id_of(self, token: str) -> int:
-        return int(self._backend.token_to_id(token))
+        number = self._backend.token_to_id(token)
+        assert number is not None
+        return number
 
     @property
     def vocabulary(self) -> int:

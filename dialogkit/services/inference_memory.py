@@ -83,7 +83,7 @@ def scored_at_once(model: "LoadedModel", lengths: Sequence[int], most: int) -> i
     if free is None or not longest_first:
         return most
     vocabulary = model.model.get_input_embeddings().weight.shape[0]
-    logits = 3 * 4 * CHUNK_TOKENS * vocabulary  # with their softmax, in the model's and the metrics' form
+    logits: int = 3 * 4 * CHUNK_TOKENS * vocabulary  # with their softmax, in the model's and the metrics' form
 
     def needed(dialogs: int) -> int:
         return logits + sum(_bytes_of_layer(model, length) for length in longest_first[:dialogs])

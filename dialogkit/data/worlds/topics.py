@@ -45,8 +45,9 @@ class Table:
     @classmethod
     def of(cls, name: str, columns: Sequence[str], rows: Sequence[Facts], *, is_rule: bool = False) -> "Table":
         """Return a table; a column `weight` is no slot, but says how often dialogs ask about a row."""
-        weights = tuple(float(row.pop(WEIGHT, 1.0)) for row in rows)
-        return cls(name, tuple(name for name in columns if name != WEIGHT), tuple(rows), is_rule, weights)
+        weights = tuple(float(row.get(WEIGHT, 1.0)) for row in rows)
+        facts = tuple({slot: value for slot, value in row.items() if slot != WEIGHT} for row in rows)
+        return cls(name, tuple(slot for slot in columns if slot != WEIGHT), facts, is_rule, weights)
 
     @cached_property
     def cumulative(self) -> list[float]:

@@ -107,7 +107,7 @@ class Reference(BaseModel):
                 if before is None or (reached := before.right_answers) is None:
                     return run.dialogs
                 part = (share - reached) / (right - reached)
-                return math.ceil(before.dialogs * (run.dialogs / before.dialogs) ** part)
+                return int(before.dialogs * (run.dialogs / before.dialogs) ** part) + 1
             before = run
         return None
 
