@@ -41,7 +41,7 @@ def read_world(folder: Path) -> World:
     systems = settings.systems
     if settings.include is not None:
         included, its_systems = settings.include.read()
-        systems = {**its_systems, **systems}
+        systems = systems or its_systems
         topics, files = included, dict.fromkeys(included, settings.include.folder.name)
     for path in paths:
         if path.stem == SETTINGS:
