@@ -21,7 +21,7 @@ GREETING = "Hello!"
 """The prompt to try where the data has no short one."""
 _LONGEST_PROMPT = 80
 """Characters of a prompt that is shown in a command."""
-_TALKS = "dialogkit train custom-tiny --preset talk"
+_TALKS = "dialogkit train custom-pico --preset talk"
 _UNSURE = 100.0
 """Perplexity above which sentences do not hold together."""
 
