@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 LONGEST_SHORT = 32
 """Tokens of a reply that is made while a model trains."""
+FEW_QUESTIONS = 40
+"""Checked questions that are answered before training and at each evaluation; at the end more are."""
 
 
 def reply_to_tests(
@@ -34,16 +36,16 @@ def reply_to_held_out(setup: "TrainingSetup", first: int, *, longest: int | None
     return _replies(setup, prompts, [pair.prompt_ids for pair in pairs], references, longest=longest)
 
 
-def answer_checked(setup: "TrainingSetup") -> ProbeResult:
-    """Return how many of a few checked questions the model answers right; nothing if none are asked.
+def answer_checked(setup: "TrainingSetup", first: int | None = None, *, longest: int | None = None) -> ProbeResult:
+    """Return how many of the first checked questions the model answers right; nothing if none are asked.
 
     They are the most probable replies: chance does not blur the curve, and the random state stays as it is.
     """
-    asked = setup.questions
+    asked = setup.questions[:first]
     if not asked or not setup.config.tracking.replies_at_evaluations:
         return ProbeResult({}, {})
     texts, prompts = [one.text for one in asked], [one.prompt_ids for one in asked]
-    replies = _replies(setup, texts, prompts, longest=LONGEST_SHORT, temperature=0.0, batch_size=len(asked))
+    replies = _replies(setup, texts, prompts, longest=longest, temperature=0.0, batch_size=len(asked))
     # Off the main process there may be no replies.
     return right_answers(mark(asked, [reply.reply for reply in replies]) if replies else [])
 

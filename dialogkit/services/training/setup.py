@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from dialogkit.inference.likelihood import Likelihood
     from dialogkit.services.evaluation.questions import Question
 
-CHECKED_QUESTIONS = 40
-"""Checked questions that are answered at each evaluation during training."""
-
 
 class TrainingSetup:
     """Tokenizer, data and model of a run, created in this order: bad data fails before weights are created."""
@@ -191,10 +188,10 @@ class TrainingSetup:
 
     @cached_property
     def questions(self) -> "list[Question]":
-        """A few held-out questions that are answered at each evaluation; none without checks in the dataset."""
+        """Held-out questions with checks; none without checks in the dataset."""
         from dialogkit.services.evaluation.questions import choose_questions
 
-        return choose_questions(self.data.evaluation, self.data.checked, self.tokenizer, CHECKED_QUESTIONS)
+        return choose_questions(self.data.evaluation, self.data.checked, self.tokenizer)
 
     def fit_task(
         self, folder: Path, *, resume_from: "tuple[Path, Progress] | None" = None, budget: "Budget | None" = None
