@@ -34,8 +34,8 @@ class Measured(NamedTuple):
         device: what it runs on.
         revision: that of the dataset.
         train_dialogs: training dialogs of a pass; of a world that was not made in full about as many.
-        tokens_per_s: tokens that steps train on in a second.
         start_s: seconds until the data are read and the model is built.
+        tokens_per_s: tokens that steps train on in a second.
         step_s: seconds of a step on dialogs of mean length.
         evaluation_s: seconds of an evaluation with its replies, as a time budget counts it.
     """
@@ -45,8 +45,8 @@ class Measured(NamedTuple):
     device: str
     revision: str
     train_dialogs: int
-    tokens_per_s: float
     start_s: float
+    tokens_per_s: float
     step_s: float
     evaluation_s: float
 
