@@ -1,6 +1,6 @@
 """How far does each custom model get with more steps? Writes the runs from which `plan` forecasts.
 
-    python benchmarks/reference_runs.py custom-nano custom-tiny custom-small --steps 125 250 500 1000 2000
+    python benchmarks/reference_runs.py custom-pico custom-nano custom-tiny custom-small
     python benchmarks/reference_runs.py custom-tiny --preset production --steps 250 500 1000 2000
     python benchmarks/reference_runs.py --leave-one-out
     python benchmarks/reference_runs.py --check 180
@@ -124,7 +124,6 @@ def check(seconds: float) -> None:
     """Plan, train what the plan proposes, and print both."""
     planned = plan(budget_s=seconds)
     row = planned.row
-    assert row is not None
     with tempfile.TemporaryDirectory() as folder:
         overrides = {**QUIET, "train.budget_s": seconds, "runtime.output_dir": folder}
         result = train(load_run_config(row.model, preset=planned.preset, overrides=overrides))
@@ -137,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*")
     parser.add_argument("--preset", default="talk")
-    parser.add_argument("--steps", nargs="+", type=int, default=[125, 250, 500, 1000, 2000])
+    parser.add_argument("--steps", nargs="+", type=int, default=[75, 150, 300, 600, 1200, 2400])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="measure also what the file has")
     parser.add_argument("--leave-one-out", action="store_true")

@@ -32,7 +32,7 @@ def plan_command(
     """Show what each model would come to in a time on this machine, and which one to train.
 
     It measures the machine for a few steps, and forecasts from reference runs that ship with the package.
-    Without --dataset, it is about smalltalk.
+    Without --dataset, it is about the dialogs of the preset talk.
     """
     from dialogkit.config.load import parse_sets
     from dialogkit.services.plan import plan
@@ -67,11 +67,9 @@ def _render(output: Output, result: "PlanResult") -> None:
     output.print(fitting(output.out, columns, result.rows, right=right, dispensable=("passes", "steps")), "")
     for remark in result.remarks:
         output.print(untrusted(remark))
-    chosen = result.row
-    forecast = None if chosen is None else chosen.forecast
-    if chosen is None or forecast is None:
+    if (forecast := result.row.forecast) is None:
         return
-    output.print(untrusted(f"the best is {chosen.model}: {_in_words(forecast)}"))
+    output.print(untrusted(f"the best is {result.chosen}: {_in_words(forecast)}"))
     if (reply := forecast.nearest.reply) is not None:
         output.print(
             "",

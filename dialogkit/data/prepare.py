@@ -120,6 +120,8 @@ class PreparedData:
     from_cache: bool
     checked: Mapping[int, Checked] = field(default_factory=dict)
     """What rows say about the answers of dialogs that may be held out, by hash."""
+    part: float = 1.0
+    """Fraction of the dataset that was made: less than all of it only of a world, if that was asked for."""
 
     @property
     def sample(self) -> DialogTokens:
@@ -132,7 +134,9 @@ class PreparedData:
         return len(self.train)
 
 
-def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, cache: Path) -> PreparedData:
+def prepare_data(
+    config: DataConfig, tokenizer: ChatTokenizer, *, context: int, cache: Path, most: int | None = None
+) -> PreparedData:
     """Return the prepared dialogs of a dataset.
 
     Rows that say in `split` which set they are of are followed, with at most `eval_max_dialogs` to evaluate.
@@ -140,12 +144,13 @@ def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, 
     `eval_min_dialogs` and at most `eval_max_dialogs`, but never more than half of the distinct dialogs. Both sets
     are sorted by hash, whatever the order of the rows. `samples` takes the first training dialogs, so a smaller
     sample is part of a larger one. Dialogs of more than `context` tokens, the longest that the model takes, are
-    cut. `cache` is the folder for the token arrays; their key includes the fingerprint of the tokenizer.
+    cut. `cache` is the folder for the token arrays; their key includes the fingerprint of the tokenizer. With
+    `most`, no more dialogs of a world are made, unless the cache holds all of them; what is made is not cached.
 
     Raises: DataError if nothing is left to train on or to evaluate.
     """
     longest = min(config.max_tokens or context, context)
-    made = _tokens(config, tokenizer, longest, cache)
+    made = _tokens(config, tokenizer, longest, cache, most)
     tokens, held_out, ledger = made.tokens, made.held_out, made.ledger
     if ledger.kept < 2 or len(np.unique(tokens.hashes)) < 2:
         raise _too_few(ledger, config.dataset, longest)
@@ -157,7 +162,7 @@ def prepare_data(config: DataConfig, tokenizer: ChatTokenizer, *, context: int, 
             tokens.hashes, config.eval_fraction, config.eval_min_dialogs, config.eval_max_dialogs
         )
     training = tokens.select(train[: config.samples])
-    return PreparedData(training, tokens.select(evaluation), ledger, made.from_cache, made.checked)
+    return PreparedData(training, tokens.select(evaluation), ledger, made.from_cache, made.checked, made.part)
 
 
 def _too_few(ledger: Ledger, dataset: str, longest: int) -> DataError:
@@ -185,9 +190,10 @@ class _Made(NamedTuple):
     checked: dict[int, Checked]
     ledger: Ledger
     from_cache: bool = False
+    part: float = 1.0
 
 
-def _tokens(config: DataConfig, tokenizer: ChatTokenizer, longest: int, cache: Path) -> _Made:
+def _tokens(config: DataConfig, tokenizer: ChatTokenizer, longest: int, cache: Path, most: int | None) -> _Made:
     source = find_source(config)
     # Only files and worlds are cached here, by their bytes. Hub datasets have their own cache, with a fingerprint.
     path, key, revision = cache, "", source_digest(source)
@@ -210,7 +216,7 @@ def _tokens(config: DataConfig, tokenizer: ChatTokenizer, longest: int, cache: P
             ledger = cached.ledger
             if (ledger.dataset, ledger.license, ledger.revision) == (source.name, source.license, revision):
                 return cached
-    raw = read_dialogs(source, config)
+    raw = read_dialogs(source, config, most=most)
     encoding = encode(raw.dialogs, tokenizer, longest)
     tokens, unfit = encoding.tokens, [f"{raw.places[index]}: {reason}" for index, reason in encoding.unfit]
     if len(unfit) == len(raw.dialogs):
@@ -239,10 +245,10 @@ def _tokens(config: DataConfig, tokenizer: ChatTokenizer, longest: int, cache: P
     checked = _checked_by_hash(raw, encoding)
     # A file that changed while it was read does not match the key.
     with suppress(DataError):
-        if revision is not None and raw.revision == revision == source_digest(source):
+        if raw.part == 1.0 and revision is not None and raw.revision == revision == source_digest(source):
             entry = {**vars(tokens), _HELD_OUT: held_out, _CHECKED: packed(checked)}
             write_entry(path, key, entry | {"ledger": np.array(json.dumps(asdict(ledger)))})
-    return _Made(tokens, held_out, checked, ledger)
+    return _Made(tokens, held_out, checked, ledger, part=raw.part)
 
 
 def _checked_by_hash(raw: RawData, encoding: Encoding) -> dict[int, Checked]:

@@ -94,6 +94,8 @@ class RawData:
     revision: str
     """SHA-256 of the file's bytes or of the world, or the fingerprint of the hub dataset."""
     rows: int = 0
+    part: float = 1.0
+    """Fraction of a world's dialogs that was made."""
     dialogs: list[Dialog] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
     """Where each dialog is, as `file:line` or `file[number]`."""
@@ -202,20 +204,21 @@ def source_digest(source: DataSource) -> str | None:
     return None if source.path is None else file_digest(source.path)
 
 
-def read_dialogs(source: DataSource, config: DataConfig) -> RawData:
-    """Return all dialogs of a source.
+def read_dialogs(source: DataSource, config: DataConfig, *, most: int | None = None) -> RawData:
+    """Return all dialogs of a source; with `most`, a world makes no more than these, drawn like the others.
 
     Raises: DataError naming the file, the line and the reason for unreadable input; UnavailableError if the
     hub cannot be reached and the dataset is not in its cache.
     """
+    part = 1.0
     if source.path is not None:
         rows = read_rows(source.path)
         revision = file_digest(source.path)
     elif source.world is not None:
-        rows, revision = _world_rows(source.world)
+        rows, revision, part = _world_rows(source.world, most)
     else:
         rows, revision = _hub_rows(source.hub_id, config.revision)
-    raw = RawData(source.name, "", source.license, revision)
+    raw = RawData(source.name, "", source.license, revision, part=part)
     parser = RowParser("" if config.format == "auto" else config.format, config.column_of, source=source.name)
     malformed, refused = _BadRows(), _BadRows()
 
@@ -362,13 +365,14 @@ def _hub_rows(hub_id: str, revision: str | None) -> tuple[Iterator[Row], str]:
     return rows, str(dataset._fingerprint)
 
 
-def _world_rows(folder: Path) -> tuple[Iterator[Row], str]:
-    from dialogkit.data.worlds.dialogs import dataset_digest, make_dialogs
+def _world_rows(folder: Path, most: int | None) -> tuple[Iterator[Row], str, float]:
+    from dialogkit.data.worlds.dialogs import DIALOGS, dataset_digest, make_dialogs
     from dialogkit.data.worlds.folder import read_world
 
-    world = read_world(folder)
-    rows = (Row(f"{world.name}[{number}]", row) for number, row in enumerate(make_dialogs(world), 1))
-    return rows, dataset_digest(folder)
+    world, dialogs = read_world(folder), min(DIALOGS, most or DIALOGS)
+    made = enumerate(make_dialogs(world, dialogs), 1)
+    rows = (Row(f"{world.name}[{number}]", row) for number, row in made)
+    return rows, dataset_digest(folder), dialogs / DIALOGS
 
 
 def hub_files(hub_id: str, revision: str | None) -> tuple[list[str], str, int | None]:

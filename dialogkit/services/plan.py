@@ -10,8 +10,8 @@ from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, OutOfMemoryError
 from dialogkit.hints import Call, Change
 from dialogkit.services.inspection.remarks import FEW_STEPS, MOST_EPOCHS, enough_epochs
-from dialogkit.services.planning.measuring import Measured, measure
-from dialogkit.services.planning.reference import Reference, preset_for, reference_of
+from dialogkit.services.planning.measuring import Measured, SharedData, measure
+from dialogkit.services.planning.reference import reference_of
 from dialogkit.services.planning.remarks import HALF, older, poor, unknown
 from dialogkit.services.planning.results import PlanResult, PlanRow
 from dialogkit.system.compute_lock import alone, require_threads
@@ -19,11 +19,10 @@ from dialogkit.text import duration
 
 __all__ = ["PlanResult", "plan"]
 
-CANDIDATES = ("custom-nano", "custom-tiny", "custom-small")
+CANDIDATES = ("custom-pico", "custom-nano", "custom-tiny", "custom-small")
 """Models that are compared, the smallest first; larger ones take days on a CPU."""
-USUAL_DATASET = "smalltalk"
-USUAL_PRESET = "production"
-"""The preset for datasets without reference runs: it takes all of the dialogs."""
+TALK, OTHER = "talk", "production"
+"""The preset whose dataset is planned for by default, and the one for all other datasets: it takes all dialogs."""
 
 ProgressSink = Callable[[str, float], None]
 """Receives the current stage and the fraction of the work that is done."""
@@ -41,70 +40,66 @@ def plan(
 
     Args:
         budget_s: seconds for the whole run, as `train.budget_s`.
-        dataset: a dataset as `train` takes it; None is smalltalk.
+        dataset: a dataset as `train` takes it; None is that of the preset talk.
         overrides: further settings by dotted names, such as `{"data.max_bad_rows": 5}`.
         on_progress: receives the current stage and the fraction of the work that is done.
 
     Raises: what `train` raises for the same data; ConfigError for a stream, or too short a time.
     """
-    given = dict(overrides or {})
-    name = str(dataset or given.pop("data.dataset", USUAL_DATASET))
-    preset = preset_for(name, USUAL_PRESET)
+    given, usual = dict(overrides or {}), load_run_config(preset=TALK).data.dataset
+    name = str(dataset or given.pop("data.dataset", usual))
+    preset = TALK if name == usual else OTHER
     changed = {**given, "data.dataset": name, "train.budget_s": budget_s}
     configs = [load_run_config(model, preset=preset, overrides=changed) for model in CANDIDATES]
     require_threads(configs[0].runtime.threads)
     if configs[0].data.streaming:
         problem = "a plan needs the number of dialogs, which a stream (data.streaming) does not know"
         raise ConfigError(problem, hint=Change({"data.streaming": False}))
-    measured: list[Measured | str] = []
+    data, rows, known = SharedData(), list[PlanRow](), list[Measured]()
     for number, config in enumerate(configs):
         on_progress(f"measuring {config.model.name} on {name}", number / len(configs))
         try:
-            measured.append(measure(config))
+            measured = measure(config, data)
         except OutOfMemoryError as error:
             if number == 0:  # the larger ones fit even less
                 raise
-            measured.append(error.message)
-    known = [one for one in measured if isinstance(one, Measured)]
-    # The first one may have filled the cache of the data, from which a training reads.
-    start_s = min(one.start_s for one in known)
-    measured = [one if isinstance(one, str) else one._replace(start_s=start_s) for one in measured]
-    found = [reference_of(config) for config in configs]
-    rows = [_row(*each) for each in zip(configs, measured, found, strict=True)]
+            rows.append(PlanRow(model=config.model.name, problem=error.message))
+        else:
+            known.append(measured)
+            rows.append(_row(config, measured))
     if not any(row.steps for row in rows):
-        raise _too_short(budget_s, [one for one in measured if isinstance(one, Measured)])
+        raise _too_short(budget_s, known)
+    first = known[0]
     forecast = any(row.forecast for row in rows)
-    chosen = _best(rows) if forecast else _fitting(rows, known[0].train_dialogs, configs[0].train.batch_size)
-    data = {} if load_run_config(preset=preset).data.dataset == name else {"data.dataset": name}
+    chosen = _best(rows) if forecast else _fitting(rows, first.train_dialogs, configs[0].train.batch_size)
+    other = {"data.dataset": name} if load_run_config(preset=preset).data.dataset != name else {}
     length: dict[str, float] = {"train.budget_s": budget_s}
     if not forecast and chosen.epochs > MOST_EPOCHS:
         length = {"train.epochs": MOST_EPOCHS}
     remarks = [
         *([] if forecast else unknown(name, chosen)),
-        *poor(rows, chosen, found),
-        *older(name, known[0].revision, found),
+        *poor(rows, chosen),
+        *older(name, first.revision, chosen),
         *(f"{row.model} is left out: {row.problem}" for row in rows if row.problem),
     ]
     return PlanResult(
         dataset=name,
         preset=preset,
         budget_s=budget_s,
-        device=known[0].device,
-        train_dialogs=known[0].train_dialogs,
+        device=first.device,
+        train_dialogs=first.train_dialogs,
         rows=rows,
         chosen=chosen.model,
         remarks=remarks,
-        training=Call("train", chosen.model, preset=preset, settings={**data, **given, **length}),
+        training=Call("train", chosen.model, preset=preset, settings={**other, **given, **length}),
     )
 
 
-def _row(config: RunConfig, measured: Measured | str, reference: Reference | None) -> PlanRow:
+def _row(config: RunConfig, measured: Measured) -> PlanRow:
     from dialogkit.engine.budget import budget_for, steps_within
 
-    if isinstance(measured, str):
-        return PlanRow(model=config.model.name, problem=measured)
     budget_s, batch = config.train.budget_s or 0.0, config.train.batch_size
-    steps = steps_within(budget_s, **measured.costs)
+    steps, reference = steps_within(budget_s, **measured.costs), reference_of(config)
     forecast = reference.forecast(steps * batch) if reference is not None and steps else None
     enough = None if reference is None else reference.dialogs_for(HALF)
     return PlanRow(

@@ -199,6 +199,7 @@ def test_the_datasets_with_a_short_name_are_listed(dialogkit: Run) -> None:
     assert [(row["name"], row["source"]) for row in rows] == [
         ("starter", "ships with the package"),
         ("smalltalk", "ships with the package"),
+        ("smalltalk-core", "ships with the package"),
         ("alpaca-gpt4", "vicgalle/alpaca-gpt4"),
     ]
     shown = dialogkit("data", "list")

@@ -138,13 +138,3 @@ def reference_of(config: RunConfig, known: Mapping[str, Reference] | None = None
     """Return the reference of a training; None if there is none of exactly these settings."""
     found = (references() if known is None else known).get(f"{config.model.name}/{config.preset}")
     return found if found is not None and found.settings == settings_of(config) else None
-
-
-def preset_for(dataset: str, default: str) -> str:
-    """Return the preset of the reference runs on a dataset, or the default if there are none."""
-    presets = (
-        name.partition("/")[2]
-        for name, reference in references().items()
-        if reference.settings["data.dataset"] == dataset
-    )
-    return next(presets, default)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dialogkit.config.run import RunConfig
 from dialogkit.services.inspection.remarks import MOST_EPOCHS
-from dialogkit.services.planning.reference import Reference, reference_of, references
+from dialogkit.services.planning.reference import reference_of, references
 from dialogkit.services.planning.results import PlanRow
 from dialogkit.text import counted, duration, listed, percent
 
@@ -27,27 +27,17 @@ def unknown(dataset: str, chosen: PlanRow) -> list[str]:
     return lines
 
 
-def poor(rows: Sequence[PlanRow], chosen: PlanRow, found: Sequence[Reference | None]) -> list[str]:
-    """Return what even the best model will not be able to do, and what would be enough, if it is poor."""
+def poor(rows: Sequence[PlanRow], chosen: PlanRow) -> list[str]:
+    """Return what even the best model will not be able to do, and how long would be enough, if it is poor."""
     forecast = chosen.forecast
     if forecast is None or (right := forecast.right_answers) is None or right >= HALF:
         return []
-    if forecast.range == "above":
-        return [
-            f"no reference run saw so many dialogs: {percent(right)} right answers is what {chosen.model} came to "
-            f"after {counted(forecast.nearest.dialogs, 'dialog')}"
-        ]
     said = f"in this time even the best model answers more questions wrong than right ({percent(right)} right)"
     enough = [(row.half_right_s, row.model) for row in rows if row.half_right_s is not None]
-    if enough:
-        seconds, model = min(enough)
-        return [f"{said}; to answer half of them right, {model} takes {duration(seconds)} on this machine"]
-    runs = [run for reference in found if reference is not None for run in reference.runs]
-    most = max(runs, key=lambda run: run.right_answers or 0.0)
-    return [
-        f"{said}; how long would be enough is unknown: no reference run came to half of them, and the best to "
-        f"{percent(most.right_answers or 0.0)} after {counted(most.dialogs, 'dialog')}"
-    ]
+    if not enough:
+        return [f"{said}; how long would be enough is unknown: no reference run came to half of them"]
+    seconds, model = min(enough)
+    return [f"{said}; to answer half of them right, {model} takes {duration(seconds)} on this machine"]
 
 
 def outlook(config: RunConfig, dialogs: int) -> str | None:
@@ -63,8 +53,8 @@ def outlook(config: RunConfig, dialogs: int) -> str | None:
     )
 
 
-def older(dataset: str, revision: str, found: Sequence[Reference | None]) -> list[str]:
+def older(dataset: str, revision: str, chosen: PlanRow) -> list[str]:
     """Return a line if the dataset is no longer the one of the reference runs."""
-    if all(run.revision == revision for one in found if one is not None for run in one.runs):
+    if chosen.forecast is None or chosen.forecast.nearest.revision == revision:
         return []
     return [f"{dataset} has changed since the runs behind this forecast, so it may be off"]

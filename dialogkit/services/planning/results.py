@@ -45,23 +45,22 @@ class PlanResult(Result):
     device: str
     train_dialogs: int
     rows: list[PlanRow]
-    chosen: str | None
-    """The model to train; None if the time is too short for all of them."""
+    chosen: str
+    """The model to train."""
     remarks: list[str]
-    training: InstanceOf[Call] | None = Field(default=None, exclude=True)
+    training: InstanceOf[Call] = Field(exclude=True)
     """The call that trains the chosen model."""
 
     @property
-    def row(self) -> PlanRow | None:
+    def row(self) -> PlanRow:
         """The row of the chosen model."""
-        return next((row for row in self.rows if row.model == self.chosen), None)
+        return next(row for row in self.rows if row.model == self.chosen)
 
     def facts(self) -> Iterable[tuple[str, Any]]:
         """Return the chosen model and its forecast."""
         yield "chosen", self.chosen
-        if (row := self.row) is not None:
-            yield "steps", row.steps
-            if row.forecast is not None:
-                yield "bits_per_byte", row.forecast.bits_per_byte
-                yield "right_answers", row.forecast.right_answers
+        yield "steps", self.row.steps
+        if (forecast := self.row.forecast) is not None:
+            yield "bits_per_byte", forecast.bits_per_byte
+            yield "right_answers", forecast.right_answers
         yield from (("dataset", self.dataset), ("budget_s", self.budget_s))

@@ -16,9 +16,11 @@ from dialogkit.services.training.progress import say_stopping
 from dialogkit.system.memory import free_bytes
 
 if TYPE_CHECKING:
+    from dialogkit.config.data import DataConfig
     from dialogkit.data.prepare import PreparedData
     from dialogkit.data.stream_setup import StreamedData
     from dialogkit.data.tokens import DialogTokens
+    from dialogkit.dialog import ChatTokenizer
     from dialogkit.engine.budget import Budget
     from dialogkit.engine.callbacks import StopAtSignal
     from dialogkit.engine.checkpoints import Progress
@@ -32,7 +34,12 @@ class TrainingSetup:
     """Tokenizer, data and model of a run, created in this order: bad data fails before weights are created."""
 
     def __init__(
-        self, config: RunConfig, runtime: "Runtime", *, raise_missed_signal: "Callable[[], None] | None" = None
+        self,
+        config: RunConfig,
+        runtime: "Runtime",
+        *,
+        raise_missed_signal: "Callable[[], None] | None" = None,
+        prepare: "Callable[[DataConfig, ChatTokenizer, int], PreparedData] | None" = None,
     ) -> None:
         """Build everything; every rank calls this.
 
@@ -40,6 +47,7 @@ class TrainingSetup:
             config: the settings of the run.
             runtime: device and precision.
             raise_missed_signal: raises the error of a signal that a library swallowed before the first step.
+            prepare: returns the dialogs for a tokenizer and a context, in place of all dialogs of the dataset.
 
         Raises: ConfigError, DataError, ModelError, OutOfMemoryError.
         """
@@ -65,6 +73,8 @@ class TrainingSetup:
                 context = context_length(built.config)
             if config.data.streaming:
                 self.data = self._stream(context)
+            elif prepare is not None:
+                self.data = prepare(config.data, self.tokenizer, context)
             else:
                 self.data = prepare_data(config.data, self.tokenizer, context=context, cache=cache_dir())
         self.schedule = resolve_schedule(config.train, self.data.size or 0)
