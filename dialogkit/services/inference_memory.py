@@ -16,15 +16,15 @@ from dialogkit.text import byte_size, counted
 if TYPE_CHECKING:
     from dialogkit.services.runs.loading import LoadedModel
 
-_WIDTH_BYTES, _INNER_BYTES, _MASK_BYTES = 20, 12, 4
-"""Bytes that the one layer that is computed takes of each token: for each unit of width, for each of the inner
-width of its feed-forward part, and for each token of the row.
-
-Float32 tensors counted. The peaks of a Llama of 4 layers and width 256, with 8 rows of 1,024 and 32 of 512 tokens,
-are within 20% of it.
-"""
+_WIDTH_BYTES, _INNER_BYTES = 24, 12
+"""Bytes that the one layer that is computed takes of each token: for each unit of width, and of the inner width of
+its feed-forward part."""
 _SCORE_BYTES = 8
 """Bytes of each score of attention where a kernel of torch does not avoid them."""
+_MASK_BYTES = 12
+"""Bytes of each score where a mask is needed: for rows of different lengths, or a sliding window."""
+_CHOICE_BYTES = 50
+"""Bytes of each entry of the vocabulary while the next token of a reply is drawn."""
 SHORTER_PROMPT = Either("shorten the prompt", Call("models list"))
 
 
@@ -51,24 +51,23 @@ def replies_at_once(
 
     Raises: OutOfMemoryError if not even one fits.
     """
-    free = _free(model)
-    if free is None:
+    free, longest = _free(model), max(prompts, default=0)
+    if free is None or not longest:
         return most
 
     def needed(limit: int) -> int:
-        shorter_replies = config.model_copy(update={"max_new_tokens": limit})
-        return max((_bytes_of_reply(model, length, shorter_replies, held) for length in prompts), default=0)
+        return bytes_of_reply(model, longest, config.model_copy(update={"max_new_tokens": limit}), held)
 
-    if (one := needed(config.max_new_tokens)) <= free:
-        return max(1, min(most, free // max(1, one)))
-    limit = config.max_new_tokens
-    while limit > 1 and needed(limit) > free:
-        limit //= 2
-    fits = shorter is not None and needed(limit) <= free
+    one = needed(config.max_new_tokens)
+    if one <= free:
+        several = one + _MASK_BYTES * min(longest, model.context) ** 2
+        return max(1, min(most, free // several))
+    halves = (config.max_new_tokens >> times for times in range(1, config.max_new_tokens.bit_length()))
+    fits = next((limit for limit in halves if needed(limit) <= free), None)
     raise OutOfMemoryError(
-        f"a reply of up to {counted(config.max_new_tokens, 'token')} to a prompt of {max(prompts):,} takes about "
+        f"a reply of up to {counted(config.max_new_tokens, 'token')} to a prompt of {longest:,} takes about "
         f"{byte_size(one)} besides the model and {byte_size(free)} are free",
-        hint=shorter(limit) if shorter is not None and fits else otherwise,
+        hint=shorter(fits) if shorter is not None and fits else otherwise,
     )
 
 
@@ -77,47 +76,42 @@ def scored_at_once(model: "LoadedModel", lengths: Sequence[int], most: int) -> i
 
     Raises: OutOfMemoryError if not even one fits.
     """
-    from dialogkit.inference.likelihood import CHUNK_TOKENS
-
-    free, longest_first = _free(model), sorted(lengths, reverse=True)
-    if free is None or not longest_first:
+    free, longest = _free(model), max(lengths, default=0)
+    if free is None or not longest:
         return most
-    vocabulary = model.model.get_input_embeddings().weight.shape[0]
-    logits: int = 3 * 4 * CHUNK_TOKENS * vocabulary  # with their softmax, in the model's and the metrics' form
-
-    def needed(dialogs: int) -> int:
-        return logits + sum(_bytes_of_layer(model, length) for length in longest_first[:dialogs])
-
-    if needed(1) > free:
+    logits, one = bytes_of_logits(model), bytes_of_layer(model, longest)
+    if logits + one > free:
         raise OutOfMemoryError(
-            f"to score a dialog of {counted(longest_first[0], 'token')} takes about {byte_size(needed(1))} "
+            f"to score a dialog of {counted(longest, 'token')} takes about {byte_size(logits + one)} "
             f"besides the model and {byte_size(free)} are free",
             hint=Call("models list"),
         )
-    at_once = min(most, len(longest_first))
-    while needed(at_once) > free:
-        at_once -= 1
-    return most if at_once == len(longest_first) else at_once
+    return min(most, (free - logits) // one)
 
 
 def _free(model: "LoadedModel") -> int | None:
     return free_bytes() if model.device == "cpu" else None
 
 
-def _bytes_of_reply(model: "LoadedModel", prompt: int, config: GenerateConfig, held: int) -> int:
-    """Return about how many bytes a reply takes: the keys and values of its tokens, one layer of its prompt."""
+def bytes_of_reply(model: "LoadedModel", prompt: int, config: GenerateConfig, held: int) -> int:
+    """Return about how many bytes a reply takes: keys, values, a layer of its prompt, the choice of tokens."""
     from dialogkit.inference.replies import fitted_lengths
 
     read, limit = fitted_lengths(prompt, config, model.context)
     held = min(held, read)
-    return (read + limit - held) * _bytes_of_cache(model) + _bytes_of_layer(model, read - held)
+    kept = (read + limit - held) * bytes_of_cache(model)
+    return kept + bytes_of_layer(model, read - held) + _CHOICE_BYTES * _vocabulary(model)
 
 
 def _shape(model: "LoadedModel") -> Any:
     return model.model.config.get_text_config(decoder=True)
 
 
-def _bytes_of_cache(model: "LoadedModel") -> int:
+def _vocabulary(model: "LoadedModel") -> int:
+    return int(model.model.get_input_embeddings().weight.shape[0])
+
+
+def bytes_of_cache(model: "LoadedModel") -> int:
     """Return the bytes of the keys and values of a token; a sliding window is counted in full."""
     shape = _shape(model)
     heads = getattr(shape, "num_attention_heads", None) or 1
@@ -126,7 +120,14 @@ def _bytes_of_cache(model: "LoadedModel") -> int:
     return int(2 * 4 * shape.num_hidden_layers * of_keys * size)
 
 
-def _bytes_of_layer(model: "LoadedModel", tokens: int) -> int:
+def bytes_of_logits(model: "LoadedModel") -> int:
+    """Return the bytes of the logits that are scored at once, with their softmax."""
+    from dialogkit.inference.likelihood import CHUNK_TOKENS
+
+    return 2 * 4 * CHUNK_TOKENS * _vocabulary(model)
+
+
+def bytes_of_layer(model: "LoadedModel", tokens: int) -> int:
     """Return about how many bytes a layer takes while it computes a row of tokens."""
     from dialogkit.engine.attention import keeps_scores
 
@@ -134,5 +135,6 @@ def _bytes_of_layer(model: "LoadedModel", tokens: int) -> int:
     width = shape.hidden_size
     inner = getattr(shape, "intermediate_size", None) or getattr(shape, "n_inner", None) or 4 * width
     scores = getattr(shape, "num_attention_heads", 1) if keeps_scores(model.model) else 0
-    of_row = _MASK_BYTES + _SCORE_BYTES * scores
+    window = getattr(shape, "sliding_window", None) or tokens
+    of_row = _SCORE_BYTES * scores + (_MASK_BYTES if tokens > window else 0)
     return int(tokens * (_WIDTH_BYTES * width + _INNER_BYTES * inner + of_row * tokens))

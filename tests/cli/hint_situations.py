@@ -286,7 +286,7 @@ SITUATIONS: list[tuple[Situation, str, str]] = [
     (memory(2**10), TRAIN, "models list"),
     (memory(2**26), TRAIN, "--set train.activation_checkpointing=true"),
     (memory(95_000_000), TRAIN, "--fit-batch"),
-    (memory_of_replies(400_000), "generate shared-run --max-new-tokens 200", "--max-new-tokens "),
+    (memory_of_replies(150_000), "generate shared-run --max-new-tokens 200", "--max-new-tokens "),
     (memory_of_replies(2**10), "generate shared-run", "shorten the prompt, or: dialogkit models list"),
     (environment(RANK="x", WORLD_SIZE="2"), TRAIN, "unset RANK WORLD_SIZE"),
     (environment(RANK="5", WORLD_SIZE="2"), TRAIN, "unset RANK WORLD_SIZE"),

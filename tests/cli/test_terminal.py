@@ -32,9 +32,9 @@ def test_no_word_is_broken_at_the_edge(text: str, shown: str, pieces: int) -> No
 
 
 def test_a_command_in_a_text_is_not_broken() -> None:
-    text = "a perplexity of 874; `dialogkit train nano` makes a model that talks"
+    text = "a perplexity of 874; `dialogkit plan` names a model that talks"
     assert between_words(text, 20, column=6) == (
-        "a perplexity\nof 874;\n`dialogkit train nano`\nmakes a model that\ntalks"
+        "a perplexity\nof 874;\n`dialogkit plan`\nnames a model that\ntalks"
     )
 
 

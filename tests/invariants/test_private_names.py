@@ -10,8 +10,8 @@ import pytest
 from tests.conftest import REPOSITORY
 
 PRIVATE = re.compile(r"_[a-z]\w*")
-OF_OTHERS = {"_save_checkpoint", "_repr_html_"}
-"""Methods that transformers' Trainer and notebooks call by these names."""
+OF_OTHERS = {"_save_checkpoint", "_repr_html_", "_fields"}
+"""Names that transformers' Trainer, notebooks and named tuples give."""
 
 
 @cache

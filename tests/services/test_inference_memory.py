@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dialogkit.config.generate import GenerateConfig
+from dialogkit.dialog import Message
 from dialogkit.errors import OutOfMemoryError
 from dialogkit.hints import Call, Change
 from dialogkit.inference import replies
@@ -35,12 +36,13 @@ def test_the_keys_and_values_are_those_of_the_cache(loaded: LoadedModel) -> None
     with torch.no_grad():
         cache = loaded.model(input_ids=torch.ones(1, 40, dtype=torch.long), use_cache=True).past_key_values
     held = sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
-    assert inference_memory._bytes_of_cache(loaded) * 40 == held
+    assert inference_memory.bytes_of_cache(loaded) * 40 == held
 
 
 def test_as_many_are_computed_at_once_as_fit(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = inference_memory._bytes_of_reply(loaded, 20, GREEDY, 0)
-    for free, at_once in ((None, 32), (100 * one, 32), (3 * one, 3), (one, 1)):
+    one = inference_memory.bytes_of_reply(loaded, 20, GREEDY, 0)
+    several = one + inference_memory._MASK_BYTES * 20**2  # of different lengths, which takes a mask
+    for free, at_once in ((None, 32), (100 * several, 32), (3 * several, 3), (one, 1)):
         leave(monkeypatch, free)
         assert replies_at_once(loaded, [5, 20], GREEDY, 32) == at_once
     lengths = [10, 20, 30]
@@ -48,34 +50,39 @@ def test_as_many_are_computed_at_once_as_fit(loaded: LoadedModel, monkeypatch: p
     assert scored_at_once(loaded, lengths, 8) == 8
     leave(monkeypatch, 2**40)
     assert scored_at_once(loaded, lengths, 8) == 8
-    of_logits = 3 * 4 * 256 * loaded.model.get_input_embeddings().weight.shape[0]
-    leave(monkeypatch, of_logits + inference_memory._bytes_of_layer(loaded, 30))
-    assert scored_at_once(loaded, lengths, 8) == 1
+    for dialogs in (1, 2):
+        leave(
+            monkeypatch,
+            inference_memory.bytes_of_logits(loaded) + dialogs * inference_memory.bytes_of_layer(loaded, 30),
+        )
+        assert scored_at_once(loaded, lengths, 8) == dialogs
 
 
 def test_replies_and_metrics_are_the_same_with_little_memory(
     loaded: LoadedModel, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows: list[int] = []
-    make = replies._generate
+    at_once: list[int] = []
+    answer = replies.continue_prompts
 
-    def counting(model: Any, tokenizer: Any, prompts: Any, *rest: Any) -> Any:
-        rows.append(len(prompts))
-        return make(model, tokenizer, prompts, *rest)
+    def counting(*asked: Any, batch_size: int, **rest: Any) -> Any:
+        at_once.append(batch_size)
+        return answer(*asked, batch_size=batch_size, **rest)
 
-    monkeypatch.setattr(replies, "_generate", counting)
+    monkeypatch.setattr(replies, "continue_prompts", counting)
     prompts = ["Hello!", "Who are you?", "What is a dog?"]
+    longest = max(len(loaded.tokenizer.encode_prompt([Message("user", text)])) for text in prompts)
     found = []
-    for free in (None, inference_memory._bytes_of_reply(loaded, 30, GREEDY, 0)):
+    for free in (None, inference_memory.bytes_of_reply(loaded, longest, GREEDY, 0)):
         leave(monkeypatch, free)
-        rows.clear()
         said = generate("shared-run", prompts, config=GREEDY, output=trained.output, device="cpu")
         found.append([reply.reply for reply in said.replies])
-        assert max(rows) == (3 if free is None else 1)
+    assert at_once == [replies.AT_ONCE, 1]
     assert found[0] == found[1]
-    of_logits = 3 * 4 * 256 * loaded.model.get_input_embeddings().weight.shape[0]
     bits = []
-    for free in (None, of_logits + inference_memory._bytes_of_layer(loaded, loaded.context)):
+    for free in (
+        None,
+        inference_memory.bytes_of_logits(loaded) + inference_memory.bytes_of_layer(loaded, loaded.context),
+    ):
         leave(monkeypatch, free)
         of = evaluate("shared-run", quick=True, output=trained.output, device="cpu")
         bits.append(of.rows[0].bits_per_byte)
@@ -85,7 +92,7 @@ def test_replies_and_metrics_are_the_same_with_little_memory(
 def test_what_does_not_fit_is_told_with_what_does(
     loaded: LoadedModel, trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    leave(monkeypatch, inference_memory._bytes_of_reply(loaded, 30, GREEDY, 0))
+    leave(monkeypatch, inference_memory.bytes_of_reply(loaded, 30, GREEDY, 0))
     where: dict[str, Any] = {"output": trained.output, "device": "cpu"}
     long = GREEDY.model_copy(update={"max_new_tokens": 128})
     with pytest.raises(

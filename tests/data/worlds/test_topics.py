@@ -169,7 +169,7 @@ def test_the_command_line_names_what_is_no_world(dialogkit: Callable[..., Finish
     (tmp_path / "empty").mkdir()
     for name, message in {
         "smalltlk": "there is no world 'smalltlk' (did you mean 'smalltalk'?)",
-        "starter": "'starter' is no world",
+        "starter": "'starter' is not a world",
         "empty": "the folder 'empty' holds no topics",
     }.items():
         done = dialogkit("data", "make", name)
