@@ -348,6 +348,7 @@ CHAT = {
     "/set zzz 1": "/set",
     "/set temperature -1": "/set temperature 0.7",
     "/undo": "/help",
+    "/set temperature 0\nHello!\n/retry": "/set temperature 0.7",
     "Hello!\n/save x.txt": "/save x.jsonl",
     "Hello!\n/save nowhere/x.jsonl": "/save chat.jsonl",
     "Hello!\n/save columns.jsonl": "/save columns-2.jsonl",
