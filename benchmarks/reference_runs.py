@@ -29,12 +29,9 @@ from dialogkit.services.planning.reference import (
     settings_of,
 )
 from dialogkit.services.train import train
-from dialogkit.services.training import setup
 from dialogkit.services.training.result import TrainResult
 from dialogkit.tracking.run_dir import RunDir
 
-QUESTIONS = 200
-"""Checked questions: an interval of 7 percent to both sides, where the 40 of a training have 15."""
 LONGEST_PROMPT = 80
 
 QUIET = {
@@ -48,7 +45,6 @@ QUIET = {
 
 def measured(config: RunConfig) -> ReferenceRun:
     """Train once and return the end of the run."""
-    setup.CHECKED_QUESTIONS = QUESTIONS  # as many as an evaluation asks, without all else that it measures
     result = train(config)
     record, metrics = RunDir(Path(result.run_dir)).read(), result.metrics
     right = metrics.get("final/right_answers")
