@@ -46,7 +46,7 @@ def list_command(json_output: JsonOption = False) -> None:
 def make_command(
     world: Annotated[
         str,
-        typer.Argument(help="smalltalk, or a folder of topics.", autocompletion=complete.worlds),
+        typer.Argument(help="smalltalk, smalltalk-core, or a folder of topics.", autocompletion=complete.worlds),
         Sets("data.dataset"),
     ],
     output_file: Annotated[
