@@ -26,7 +26,7 @@ class DataConfig(Section):
     """Which dialogs to use and how to prepare them."""
 
     dataset: str = Field("starter", min_length=1, max_length=4096)
-    """starter, smalltalk, smalltalk-core (shipped), alpaca-gpt4 (hub), a file, the folder of a world, or a hub id."""
+    """starter, smalltalk, smalltalk-core (shipped), alpaca-gpt4 (hub), a file, a world folder or a hub id."""
     streaming: bool = False
     """Read JSONL or Parquet (file, folder or hub id) during training, for data larger than memory."""
     shuffle_dialogs: int = Field(10_000, ge=1, le=10_000_000)
