@@ -153,7 +153,7 @@ def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
     """Write files, by their paths in a folder."""
     for name, content in contents.items():
         path = folder / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
