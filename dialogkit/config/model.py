@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 
 from dialogkit.config.base import Section
 
-SHIPPED_VOCABULARY = 32_768
-"""Entries of the tokenizer that ships with the package."""
+SHIPPED_VOCABULARIES = {None: 32_768, "smalltalk": 4096}
+"""Entries of the shipped tokenizers, by the setting `model.tokenizer`."""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Names of models and runs become folder names, so they cannot leave their folder."""
@@ -86,15 +86,21 @@ class ModelConfig(Section):
             return self.feed_forward
         return 4 * self.width if self.architecture == "gpt2" else -(-8 * self.width // 3 // 8) * 8
 
+    @property
+    def known_vocabulary(self) -> int | None:
+        """Entries of the tokenizer without reading it: as set, or those of a shipped one."""
+        shipped = SHIPPED_VOCABULARIES.get(self.tokenizer) if self.from_scratch else None
+        return self.vocabulary or shipped
+
     def parameter_counts(self, vocabulary: int | None = None) -> ParameterCounts | None:
         """Return the exact parameter counts of this shape, tied embeddings counted once.
 
         Args:
-            vocabulary: entries of the tokenizer; None: those of `vocabulary`, or of the shipped tokenizer.
+            vocabulary: entries of the tokenizer; None: `known_vocabulary`.
 
         Returns None if the shape is incomplete, as for any hub id.
         """
-        entries = vocabulary or self.vocabulary or (None if self.source else SHIPPED_VOCABULARY)
+        entries = vocabulary or self.known_vocabulary
         layers, width, context, inner = self.layers, self.width, self.context, self.feed_forward_width
         if entries is None or layers is None or width is None or context is None or inner is None:
             return None

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from dialogkit.config.base import Result
 from dialogkit.config.load import describe, load_run_config, model_names
-from dialogkit.config.model import SHIPPED_VOCABULARY
 from dialogkit.config.paths import DEFAULT_OUTPUT, holds_model
 from dialogkit.errors import ModelError
 from dialogkit.models.folder import require_regular
@@ -81,13 +80,12 @@ def _catalogue_row(name: str, output: Path, *, forgiving: bool = False) -> Model
     """Return a model of the catalogue or of a model file; `forgiving` as in `_loadable_row`."""
     model = load_run_config(name).model
     counts = model.parameter_counts()
-    shipped_vocabulary = SHIPPED_VOCABULARY if model.from_scratch and not model.tokenizer else None
     folder = published_dir(output, model.name)
     trained = holds_model(folder)
     # Another tokenizer, or settings of the run, may have changed its size.
     shape, problem = _read(read_shape, folder, forgiving=forgiving) if trained else ({}, "")
     planned = {name: getattr(model, name, None) for name in ("architecture", *_SIZES)}
-    planned["vocabulary"] = model.vocabulary or shipped_vocabulary
+    planned["vocabulary"] = model.known_vocabulary
     if counts is not None:
         planned |= {"parameters": counts.total, "parameters_without_embeddings": counts.without_embeddings}
     description = problem or (describe("models", name) if name in model_names() else "")

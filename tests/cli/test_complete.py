@@ -61,7 +61,10 @@ def test_commands_and_options_are_offered() -> None:
         (["runs", "prune", ""], {"first", "second"}),
         (["train", "--preset", ""], set(preset_names())),
         (["train", "-c", "pro"], {"production"}),
-        (["train", "--dataset", "s"], {"starter", "smalltalk", "shop.jsonl", "shop.csv.gz", "shards/"}),
+        (
+            ["train", "--dataset", "s"],
+            {"starter", "smalltalk", "smalltalk-core", "shop.jsonl", "shop.csv.gz", "shards/"},
+        ),
         (["data", "inspect", "./sh"], {"./shop.jsonl", "./shop.csv.gz", "./shards/"}),
         (["evaluate", "--dataset", "shards/"], {"shards/one.parquet"}),
         (["train", "--set", "train.opt"], {"train.optimizer=adamw", "train.optimizer=muon"}),

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from dialogkit.config.load import load_run_config, model_names
-from dialogkit.config.model import SHIPPED_VOCABULARY, ModelConfig, ParameterCounts
+from dialogkit.config.model import SHIPPED_VOCABULARIES, ModelConfig, ParameterCounts
 from dialogkit.models.build import build_model
 from dialogkit.models.tokenizer import ChatTokenizer, load_tokenizer, train_tokenizer
 
@@ -111,10 +111,10 @@ def test_the_formula_counts_what_transformers_makes_of_gpt2(name: str, weightles
 
 
 def test_without_a_vocabulary_the_shipped_tokenizers_is_counted(shipped: ChatTokenizer) -> None:
-    assert shipped.vocabulary == SHIPPED_VOCABULARY
+    assert shipped.vocabulary == SHIPPED_VOCABULARIES[None]
     config = ModelConfig(**SHAPE)
-    assert config.parameter_counts() == config.parameter_counts(SHIPPED_VOCABULARY)
-    assert config.parameter_counts() != config.parameter_counts(SHIPPED_VOCABULARY - 1)
+    assert config.parameter_counts() == config.parameter_counts(SHIPPED_VOCABULARIES[None])
+    assert config.parameter_counts() != config.parameter_counts(SHIPPED_VOCABULARIES[None] - 1)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dialogkit.config.model import SHIPPED_VOCABULARY, ModelConfig
+from dialogkit.config.model import SHIPPED_VOCABULARIES, ModelConfig
 from dialogkit.data.sources import STARTER
 from dialogkit.dialog import SPECIAL_TOKENS, Dialog, Message, native_format, plain_format, turns_format
 from dialogkit.errors import ConfigError, DataError, ModelError
@@ -355,7 +355,7 @@ def test_a_tokenizer_folder_may_stand_in_for_the_shipped_one(tmp_path: Path) -> 
     assert tokenizer.hf.chat_template == plain_format("</s>").template()
 
 
-@pytest.mark.parametrize(("name", "vocabulary"), [(None, SHIPPED_VOCABULARY), ("smalltalk", 4096)])
+@pytest.mark.parametrize(("name", "vocabulary"), SHIPPED_VOCABULARIES.items())
 def test_the_shipped_tokenizers_have_the_native_format(name: str | None, vocabulary: int) -> None:
     tokenizer = load_tokenizer(ModelConfig(tokenizer=name, **SCRATCH))
     assert tokenizer.vocabulary == vocabulary
