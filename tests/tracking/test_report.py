@@ -377,7 +377,7 @@ def test_tasks_of_runs_stand_side_by_side_where_the_questions_are_the_same(tmp_p
         figure = {"name": "acc", "filter": "", "value": value, "interval": interval, "better": 1}
         write_task(run, f"t{questions}", {"name": "t", "questions": questions, "figures": [figure]})
     page = page_of(first, second)
-    (text,) = re.findall(r"of the lm-evaluation-harness (.*?) Below a figure", page.text)
+    (text,) = re.findall(r"of the lm-evaluation-harness (.*?) Below each metric", page.text)
     dash = "–"  # noqa: RUF001
     assert text == (
         f"A first B second t 8 questions acc 0.2500 0.1250 {dash} 0.3750 0.7500 0.6250 {dash} 0.8750 "

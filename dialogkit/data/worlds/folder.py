@@ -39,10 +39,12 @@ def read_world(folder: Path) -> World:
     topics: dict[str, Topic] = {}
     files: dict[str, str] = {}
     systems = settings.systems
+    included: dict[str, Topic] = {}
     if settings.include is not None:
         included, its_systems = settings.include.read()
-        systems = systems or its_systems
-        topics, files = included, dict.fromkeys(included, settings.include.folder.name)
+        if not systems and all(path.stem == SETTINGS for path in paths):
+            systems = its_systems  # beside own topics, which have no answers in its manners, they are left out
+        topics, files = dict(included), dict.fromkeys(included, settings.include.folder.name)
     for path in paths:
         if path.stem == SETTINGS:
             continue
@@ -53,6 +55,10 @@ def read_world(folder: Path) -> World:
         topics[topic.name], files[topic.name] = topic, path.name
     if not topics:
         raise no_topics(folder)
+    if settings.include is not None and len(topics) > len(included):
+        own = sum(topic.frequency for name, topic in topics.items() if name not in included)
+        scale = own / sum(topic.frequency for topic in included.values()) * settings.include.odds
+        topics |= {name: replace(topic, weight=topic.weight * scale) for name, topic in included.items()}
     return World(folder.resolve().name, tuple(topics.values()), systems)
 
 
@@ -79,10 +85,17 @@ class _Include:
     Attributes:
         folder: that of the other world.
         topics: how many of the rows to take, the commonest, by the topic; None: everything.
+        share: of the dialogs, those that begin with an included topic, where the world has topics of its own.
     """
 
     folder: Path
     topics: "dict[str, Node] | None"
+    share: float = 0.25
+
+    @property
+    def odds(self) -> float:
+        """Dialogs that begin with an included topic, for each that begins with an own one."""
+        return self.share / (1 - self.share)
 
     def read(self) -> tuple[dict[str, Topic], dict[str, tuple[str, ...]]]:
         """Return the topics by their names, and the system prompts. Raises: DataError."""
@@ -129,7 +142,7 @@ def _fields(paths: Sequence[Path]) -> dict[str, Node]:
 
 
 def _include(node: Node, folder: Path) -> _Include:
-    fields = node.fields(("world", "topics"), ("world",))
+    fields = node.fields(("world", "topics", "share"), ("world",))
     name = fields["world"].text()
     shipped = sorted(path.name for path in WORLDS.iterdir() if holds_world(path))
     other = WORLDS / name if name in shipped else folder / name
@@ -140,4 +153,7 @@ def _include(node: Node, folder: Path) -> _Include:
     topics = fields.get("topics")
     if topics is not None and not isinstance(topics.value, dict):
         raise topics.wrong(f"{topics.shown} where topics with their numbers of rows are expected")
-    return _Include(other, None if topics is None else topics.fields(tuple(topics.value)))
+    share = fields["share"].value if "share" in fields else _Include.share
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+        raise fields["share"].wrong(f"{fields['share'].shown} is not a number above 0 and below 1")
+    return _Include(other, None if topics is None else topics.fields(tuple(topics.value)), float(share))

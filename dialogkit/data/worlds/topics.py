@@ -22,6 +22,7 @@ _EXCHANGE = ("ask", "answer", "right", "then", "manners", "place", "vary", "late
 _MOST_CHECKED = 60
 """Rows of a computed table whose answers are checked as it is read."""
 _MOST_FACTS = 1_000_000
+_MOST_WEIGHT = 20.0
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,11 @@ class Topic:
     table: Table
     exchanges: tuple[Exchange, ...]
     weight: float = 1.0
+
+    @property
+    def frequency(self) -> float:
+        """How often it comes up, relative to other topics: its weight times the root of its questions."""
+        return self.weight * min(_MOST_WEIGHT, (len(self.exchanges) * len(self.table.rows)) ** 0.5)
 
 
 @dataclass(frozen=True)

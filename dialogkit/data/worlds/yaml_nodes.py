@@ -165,7 +165,8 @@ def read_yaml(path: Path) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark is not None else ""
-        problem = f"{name}{line}: not valid YAML: {error.problem or error.context}"
+        quotes = "; in a list on one line, texts with braces or colons need quotes"
+        problem = f"{name}{line}: not valid YAML: {error.problem or error.context}{quotes}"
         raise DataError(problem, hint=FIX_WORLD) from None
     except yaml.YAMLError as error:  # a control character
         raise DataError(f"{name}: not valid YAML: {str(error).splitlines()[0]}", hint=FIX_WORLD) from None

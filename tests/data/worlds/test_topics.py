@@ -1,5 +1,6 @@
 """How worlds are read, and what is said about wrong ones."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ exchanges:
 
 
 def write(folder: Path, **files: str) -> Path:
+    folder.mkdir(exist_ok=True)
     for name, text in files.items():
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     return folder
@@ -217,7 +219,10 @@ def test_a_world_includes_the_commonest_rows_of_another(tmp_path: Path) -> None:
     capitals = world.topics[0].table
     assert [row["country"] for row in capitals.rows] == ["Argentina", "Australia", "Austria"]
     assert set(capitals.weights) == {10.0}
-    assert "pirate" in world.systems
+    starts = Counter(row["topic"] == "prices" for row in make_dialogs(world, 600))
+    assert 0.55 < starts[True] / 600 < 0.8  # a quarter is included, and some begin with a greeting
+    assert not world.systems
+    assert "pirate" in read_world(write(tmp_path / "other", world="include: {world: smalltalk}")).systems
 
 
 @pytest.mark.parametrize(
@@ -233,7 +238,8 @@ def test_a_world_includes_the_commonest_rows_of_another(tmp_path: Path) -> None:
         (INCLUDE.replace("smalltalk", "smalltalk-core"), "'smalltalk-core' includes a world itself"),
         ("include: {world: ., topics: 5}", "'.' includes a world itself"),
         ("include: {world: smalltalk, topics: [capitals]}", "a list where topics with their numbers of rows"),
-        ("include: smalltalk", "'smalltalk' where world, topics are expected"),
+        (INCLUDE.replace("topics", "share: 1.5, topics"), "share: 1.5 is not a number above 0 and below 1"),
+        ("include: smalltalk", "'smalltalk' where world, topics, share are expected"),
     ],
 )
 def test_what_cannot_be_included_is_named(text: str, problem: str, tmp_path: Path) -> None:

@@ -225,7 +225,14 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: MachineInfo) -> None:
                 "launch slurm --nodes 4 -- train custom-tiny",
             ),
         ),
-        (SERVER, {"environment": {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}}, "cluster", "ok", "a pod", None),
+        (
+            SERVER,
+            {"environment": {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}},
+            "cluster",
+            "ok",
+            "a Kubernetes pod",
+            None,
+        ),
         (
             SERVER,
             {"commands": frozenset(["sbatch"])},
