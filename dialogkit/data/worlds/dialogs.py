@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,6 @@ _OPENS, _CLOSES = 0.12, 0.12
 """How often a longer dialog begins with an exchange for the start, and ends with one for the end."""
 _MANNER, _SYSTEM = 0.12, 0.06
 """How often a system prompt asks for a manner, or changes nothing."""
-_MOST_WEIGHT = 20.0
 _WORD = re.compile(r"[\w.]+")
 """A word of a phrasing, or the name of a slot."""
 _TRIES = 60
@@ -319,8 +318,7 @@ class _Openers:
             ]
             if fitting:
                 self.topics.append((topic, fitting))
-                things = len(fitting) * len(topic.table.rows)
-                weights.append(topic.weight * min(_MOST_WEIGHT, things**0.5))
+                weights.append(replace(topic, exchanges=tuple(fitting)).frequency)
         self.weights = list(itertools.accumulate(weights))
         pairs = [(topic, exchange) for topic, exchanges in self.topics for exchange in exchanges]
         self.starts = [(topic, exchange) for topic, exchange in pairs if exchange.place == "start"]

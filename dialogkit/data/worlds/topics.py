@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -106,7 +107,7 @@ class Topic:
     @property
     def frequency(self) -> float:
         """How often it comes up, relative to other topics: its weight times the root of its questions."""
-        return self.weight * min(_MOST_WEIGHT, (len(self.exchanges) * len(self.table.rows)) ** 0.5)
+        return self.weight * min(_MOST_WEIGHT, math.sqrt(len(self.exchanges) * len(self.table.rows)))
 
 
 @dataclass(frozen=True)
