@@ -127,9 +127,8 @@ def devices(text: str) -> int | str:
 
 def columns(words: list[str]) -> list[str]:
     """Return the parts of `--columns prompt=frage,response=antwort`; a column's name may contain commas."""
-    from dialogkit.config.data import COLUMN_ROLES
-
-    between = re.compile(f",(?=(?:{'|'.join(COLUMN_ROLES)})=)")
+    # What is no role is a part as well, so that it is named.
+    between = re.compile(r",(?=\s*[\w-]+=)")
     return [part.strip() for word in words for part in between.split(word)]
 
 
