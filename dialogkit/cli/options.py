@@ -70,9 +70,14 @@ def one_model(word: str | None, option: str | None) -> str | None:
 
 
 def seconds_of(flag: str, text: str, *, example: str) -> float:
-    """Return the seconds of a time such as 90s or 1h30m. Raises: ConfigError, with the example as its hint."""
+    """Return the seconds of a time such as 90s or 1h30m.
+
+    Raises: ConfigError. Its hint is the example; for a number without a unit, that number with the example's unit.
+    """
     seconds = parse_duration(text)
     if seconds is None:
+        if re.fullmatch(r"[1-9]\d{0,2}(\.\d+)?", number := text.strip(), re.ASCII):
+            example = number + example[-1]
         raise ConfigError(
             f"{flag}: {text!r} is not a time such as 90s, 20m, 1h30m, 1.5h or 2d",
             hint=Change({flag.removeprefix("--").replace("-", "_"): example}),

@@ -40,6 +40,17 @@ def test_no_option_takes_anything_else(flag: str, text: str) -> None:
     assert FLAGS[flag](value) > 0
 
 
+def test_a_number_without_a_unit_is_suggested_with_one() -> None:
+    for flag, number, suggested in (
+        *(("--budget", "3", "3m"), ("--budget", " 1.5 ", "1.5m"), ("--budget", "-3", "20m")),
+        ("--older-than", "7", "7d"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            FLAGS[flag](number)
+        assert isinstance(refused.value.hint, Change)
+        assert [*refused.value.hint.settings.values()] == [suggested]
+
+
 def test_a_part_of_columns_that_is_no_role_is_a_part_as_well() -> None:
     parts = ["prompt=die Frage, kurz", "system=s", "weight=weight"]
     assert columns([", ".join(parts)]) == parts
