@@ -47,6 +47,9 @@ def render_comparison(output: Output, compared: "Comparison") -> None:
 
 def _warn_of_different_dialogs(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
     """Report runs that were evaluated on different dialogs, and on how many."""
+    evaluated_apart = compared.evaluate and any(compared.evaluated_on)
+    hidden = ", so their evaluations are not shown side by side"
+    hidden = hidden if evaluated_apart and not compared.evaluations else ""
     if not compared.same_data:
         own = [
             f"{letter}'s are {part.dialogs:,} of {part.dataset}"
@@ -54,15 +57,14 @@ def _warn_of_different_dialogs(output: Output, compared: "Comparison", letters: 
             if part is not None
         ]
         numbers = f" ({', '.join(own)})" if own else ""
-        output.note(f"their held-out dialogs differ{numbers}: results on different dialogs cannot be compared")
-    if not compared.evaluate or not any(compared.evaluated_on):
-        return
-    each = [
-        f"{letter} on {' and '.join(f'{part.dialogs:,} of {part.dataset}' for part in parts) or 'none'}"
-        for letter, parts in zip(letters, compared.evaluated_on, strict=True)
-    ]
-    hidden = "" if compared.evaluations else ", so their evaluations are not shown side by side"
-    output.note(f"they were not evaluated on the same dialogs ({', '.join(each)}){hidden}")
+        said = f"their held-out dialogs differ{numbers}: results on different dialogs cannot be compared"
+        output.note(f"{said}{hidden}")
+    elif evaluated_apart:
+        each = [
+            f"{letter} on {' and '.join(f'{part.dialogs:,} of {part.dataset}' for part in parts) or 'none'}"
+            for letter, parts in zip(letters, compared.evaluated_on, strict=True)
+        ]
+        output.note(f"they were not evaluated on the same dialogs ({', '.join(each)}){hidden}")
 
 
 def _render_evaluations(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:

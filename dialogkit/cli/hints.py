@@ -45,17 +45,31 @@ def _render(hint: Hint) -> str | None:
         case Shell():
             return hint.command
         case Either():
-            return ", or: ".join(filter(None, map(_render, hint.hints))) or None
+            return ", or: ".join(_alternatives(hint)) or None
         case Then():
             first, second = _render(hint.first), _render(hint.second)
-            if first and second and not second.startswith("dialogkit "):
-                flags = [word for word in shlex.split(second) if word.startswith("--") and word != "--set"]
-                second = f"dialogkit {shlex.join(without(_typed, flags))} {second}"
+            if first and second:
+                second = _whole(second)
             return f"{first} && {second}" if first and second else first
         case Through():
             return f"{hint.launcher} {_render(hint.call)}"
         case _:
             return hint
+
+
+def _alternatives(hint: Either) -> list[str]:
+    """Return the hints that the typed command can take; if one change of it is a whole command, all are."""
+    rendered = {text: isinstance(each, Change) for each in hint.hints if (text := _render(each))}
+    whole = any(is_change and text.startswith("dialogkit ") for text, is_change in rendered.items())
+    return [_whole(text) if whole and is_change else text for text, is_change in rendered.items()]
+
+
+def _whole(words: str) -> str:
+    """Return the typed command with flags that a hint adds; a command as it is."""
+    if words.startswith("dialogkit ") or not _typed:
+        return words
+    flags = [word for word in shlex.split(words) if word.startswith("--") and word != "--set"]
+    return f"dialogkit {shlex.join(without(_typed, flags))} {words}"
 
 
 def in_flags(message: str, setting: str) -> str:

@@ -70,9 +70,14 @@ def one_model(word: str | None, option: str | None) -> str | None:
 
 
 def seconds_of(flag: str, text: str, *, example: str) -> float:
-    """Return the seconds of a time such as 90s or 1h30m. Raises: ConfigError, with the example as its hint."""
+    """Return the seconds of a time such as 90s or 1h30m.
+
+    Raises: ConfigError. Its hint is the example; for a number without a unit, that number with the example's unit.
+    """
     seconds = parse_duration(text)
     if seconds is None:
+        if re.fullmatch(r"[1-9]\d{0,2}(\.\d+)?", number := text.strip(), re.ASCII):
+            example = number + example[-1]
         raise ConfigError(
             f"{flag}: {text!r} is not a time such as 90s, 20m, 1h30m, 1.5h or 2d",
             hint=Change({flag.removeprefix("--").replace("-", "_"): example}),
@@ -127,9 +132,8 @@ def devices(text: str) -> int | str:
 
 def columns(words: list[str]) -> list[str]:
     """Return the parts of `--columns prompt=frage,response=antwort`; a column's name may contain commas."""
-    from dialogkit.config.data import COLUMN_ROLES
-
-    between = re.compile(f",(?=(?:{'|'.join(COLUMN_ROLES)})=)")
+    # What is no role is a part as well, so that it is named.
+    between = re.compile(r",(?=\s*[\w-]+=)")
     return [part.strip() for word in words for part in between.split(word)]
 
 

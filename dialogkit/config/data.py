@@ -1,8 +1,11 @@
 """The dataset, its split and its limits."""
 
+from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Literal
 
 from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from dialogkit.config.base import Section
 from dialogkit.errors import did_you_mean
@@ -62,9 +65,10 @@ class DataConfig(Section):
             if not column.strip():
                 raise ValueError(f"{word!r} is not of the form ROLE=COLUMN, such as prompt=frage")
             if role not in COLUMN_ROLES:
-                raise ValueError(
-                    f"{role!r} is not a column role{did_you_mean(role, COLUMN_ROLES)}: {', '.join(COLUMN_ROLES)}"
-                )
+                meant = did_you_mean(role, COLUMN_ROLES)
+                problem = f"{role!r} is not a column role{meant}: there are {', '.join(COLUMN_ROLES)}"
+                context = {"problem": problem, "right": _with_known_roles(value)}
+                raise PydanticCustomError("value_error", "{problem}", context)
         if len({word.partition("=")[0] for word in value}) < len(value):
             raise ValueError("a role has two columns")
         return value
@@ -73,3 +77,12 @@ class DataConfig(Section):
     def column_of(self) -> dict[str, str]:
         """The column of each role that `columns` maps."""
         return {role: column for role, _, column in (word.partition("=") for word in self.columns)}
+
+
+def _with_known_roles(words: Sequence[str]) -> list[str]:
+    """Return a mapping with each unknown role as the one that is meant; without those that resemble none."""
+    known = {role: column for role, _, column in (word.partition("=") for word in words) if role in COLUMN_ROLES}
+    for role, _, column in (word.partition("=") for word in words):
+        for meant in get_close_matches(role, COLUMN_ROLES, n=1):
+            known.setdefault(meant, column)
+    return [f"{role}={column}" for role, column in known.items() if column.strip()]

@@ -133,6 +133,7 @@ def suggestion(error: ValidationError, origins: Mapping[str, str]) -> Hint | Non
         fields = _sections().get(str(part), {}) if fields is RunConfig.model_fields else {}
     field = fields.get(str(location[-1])) if location else None
     right = (field.examples or [field.default])[0] if field is not None else None
+    right = context.get("right") or right  # the check of a setting may know better than its example
     if isinstance(right, bool) and str(item["input"]).lower() in ("yes", "on", "1", "no", "off", "0"):
         right = str(item["input"]).lower() in ("yes", "on", "1")
     if item["type"] == "literal_error" and field is not None:

@@ -3,7 +3,6 @@
 `FORMATS` declares every shape; the reference page is generated from it.
 """
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -34,6 +33,8 @@ CONTEXT = ("input", "context")
 SYSTEM = ("system", "system_prompt", "system_message")
 REJECTED = ("rejected", "rejected_response")
 TREES = "oasst"
+_NEITHER = {*SYSTEM, *REJECTED, *CONTEXT, "history", "label", "tools", "weight", "split", "check", "id"}
+"""Columns whose meaning is known, and is neither a prompt nor an answer."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,8 @@ def unknown_columns(columns: Collection[str], *, source: str) -> DataError:
     """Return the error of rows whose columns match no format."""
     # An unclosed quote in the header of a CSV file includes line ends.
     names = [shortened(" ".join(name.split()), 60) for name in columns]
-    hint: Hint = USE_STARTER
-    if len(usable := [name for name in names if re.fullmatch(r"[^\s=,'\"]+", name)]) > 1:
-        hint = Either(Change({"data.columns": [f"prompt={usable[0]}", f"response={usable[1]}"]}), USE_STARTER)
+    mapped = _likely_columns(columns)
+    hint: Hint = Either(Change({"data.columns": mapped}), USE_STARTER) if mapped else USE_STARTER
     for kind, marks in _OTHER_SHAPES.items():
         if marks <= {column_name(column) for column in columns}:
             message = f"{source} is {kind}; convert it to rows with messages, each with a role and content"
@@ -84,6 +84,22 @@ def unknown_columns(columns: Collection[str], *, source: str) -> DataError:
         f"({', '.join(FORMATS)})",
         hint=hint,
     )
+
+
+def _likely_columns(columns: Collection[str]) -> list[str]:
+    """Return a mapping of the first two suitable columns to prompt and answer; empty if there are not two."""
+    # What a column is called must reach the command unchanged.
+    plain = [name for name in columns if name.isprintable() and len(name) <= 60 and not {*name} & {*'=,"'}]
+    names = {column_name(name): name.strip() for name in plain if name.strip()}
+    asked = next((name for name in PROMPT if name in names), "")
+    answer = next((name for name in RESPONSE if name in names), "")
+    free = iter(name for name in names if name not in {asked, answer, *_NEITHER})
+    asked = asked or next(free, "")
+    answer = answer or next(free, "")
+    if not (asked and answer):
+        return []
+    system = [f"system={names[name]}" for name in SYSTEM if name in names][:1]
+    return [f"prompt={names[asked]}", f"response={names[answer]}", *system]
 
 
 _OTHER_SHAPES = {

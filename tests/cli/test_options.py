@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from dialogkit.cli.options import age, budget, given_settings, sets_of, time_limit
+from dialogkit.cli.options import age, budget, columns, given_settings, sets_of, time_limit
 from dialogkit.cli.train import train_command
+from dialogkit.config.load import load_run_config
 from dialogkit.config.problems import known_settings
 from dialogkit.errors import ConfigError
 from dialogkit.hints import Change
@@ -37,6 +38,25 @@ def test_no_option_takes_anything_else(flag: str, text: str) -> None:
     [(name, value)] = hint.settings.items()
     assert f"--{name.replace('_', '-')}" == flag
     assert FLAGS[flag](value) > 0
+
+
+def test_a_number_without_a_unit_is_suggested_with_one() -> None:
+    for flag, number, suggested in (
+        *(("--budget", "3", "3m"), ("--budget", " 1.5 ", "1.5m"), ("--budget", "-3", "20m")),
+        ("--older-than", "7", "7d"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            FLAGS[flag](number)
+        assert isinstance(refused.value.hint, Change)
+        assert [*refused.value.hint.settings.values()] == [suggested]
+
+
+def test_a_part_of_columns_that_is_no_role_is_a_part_as_well() -> None:
+    parts = ["prompt=die Frage, kurz", "system=s", "weight=weight"]
+    assert columns([", ".join(parts)]) == parts
+    with pytest.raises(ConfigError, match="'weight' is not a column role: there are prompt, response") as refused:
+        load_run_config("custom-tiny", overrides={"data.columns": [*parts, "respons=a"]})
+    assert refused.value.hint == Change({"data.columns": [*parts[:2], "response=a"]})
 
 
 def test_a_time_is_bounded_by_what_it_is_for() -> None:

@@ -1,6 +1,7 @@
 """The shapes of dataset rows."""
 
 import json
+import shlex
 from typing import Any, get_args
 
 import pytest
@@ -285,6 +286,32 @@ def test_unknown_columns_are_listed_with_the_shapes_that_are_understood(columns:
     assert ", ".join(FORMATS) in refused.value.message
     mapped = "--columns prompt=a --columns response=b, or: " if len(columns) > 1 else ""
     assert typed(refused.value) == f"{mapped}--dataset starter"
+
+
+@pytest.mark.parametrize(
+    ("columns", "mapped"),
+    [
+        (
+            ["Kundenfrage", "Unsere Antwort", "system", "notiz", "weight"],
+            ["prompt=Kundenfrage", "response=Unsere Antwort", "system=system"],
+        ),
+        (["id", "Antwort", "question"], ["prompt=question", "response=Antwort"]),
+        (["output", "weight", "die Frage, kurz"], []),
+        (["frage", "weight", "label"], []),
+        (["a=b", "c\nd", "e"], []),
+    ],
+)
+def test_a_suggested_mapping_takes_columns_by_what_they_mean(columns: list[str], mapped: list[str]) -> None:
+    with pytest.raises(DataError) as refused:
+        recognise_format(columns, source="data.csv")
+    hint = typed(refused.value, "data", "inspect", "my data.csv") or ""
+    first, _, other = hint.partition(", or: ")
+    if not mapped:
+        assert first == "dialogkit data inspect starter"
+        return
+    words = ["dialogkit", "data", "inspect", "my data.csv", *(w for each in mapped for w in ("--columns", each))]
+    assert (shlex.split(first), other) == (words, "dialogkit data inspect starter")
+    assert RowParser(columns=DataConfig(columns=tuple(mapped)).column_of).parse(dict.fromkeys(columns, "x"))
 
 
 def test_a_known_shape_that_is_no_dialog_is_named() -> None:

@@ -215,6 +215,7 @@ def test_a_time_that_is_too_short_is_refused_with_one_that_is_enough(
 @pytest.mark.parametrize(
     ("words", "said", "hint"),
     [
+        (["--time", "3"], "--time: '3' is not a time such as 90s", "--time 3m"),
         (["--time", "5x"], "--time: '5x' is not a time such as 90s", "--time 20m"),
         (["--time", "0s"], "--time: '0s' leaves no time to train", "--time 20m"),
         (["--dataset", "startr"], "did you mean 'starter'?", "dialogkit data list"),
