@@ -93,7 +93,7 @@ def _overview(shown: "RunDetails") -> Table:
     """Return a table of the run's model, data, training and machine, as far as they are recorded."""
     values = {
         "model": _listed(_model(shown)),
-        "data": _listed(_data(shown.data)),
+        "data": _data(shown.data),
         "training": _listed(_training(shown)),
         "device": _listed(_device(shown)),
         "versions": _listed(
@@ -127,18 +127,19 @@ def _model(shown: "RunDetails") -> list[str | None]:
     ]
 
 
-def _data(data: "DataInfo") -> list[str | None]:
+def _data(data: "DataInfo") -> str:
     counts = {"cut": data.cut, "dropped": data.dropped, "unusable": data.unusable}
     lost = [f"{count:,} {name}" for name, count in counts.items() if count]
-    return [
+    known = known_from_training("the held-out dialogs", data.known_prompts, data.known_answers)
+    used = [
         data.dataset,
         f"{data.train_dialogs:,} to train on" if data.train_dialogs is not None else None,
         f"{data.eval_dialogs:,} held out" + (", as the rows say" if data.split_by == "rows" else "")
         if data.eval_dialogs is not None
         else None,
         f"{_listed(lost)} of {data.rows:,} rows" if data.rows is not None and lost else None,
-        known_from_training("these held-out dialogs", data.known_prompts, data.known_answers),
     ]
+    return _listed(used) + (f". {known[0].upper()}{known[1:]}." if known else "")
 
 
 def _training(shown: "RunDetails") -> list[str | None]:

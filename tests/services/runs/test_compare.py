@@ -269,7 +269,9 @@ def test_a_run_is_shown_in_a_screen_of_rounded_figures(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     run = RunDir(Path(output) / "runs/shared-run")
-    run.write(run.read().model_copy(update={"origins": origins}))
+    record = run.read()
+    data = record.data.model_copy(update={"split_by": "rows", "known_prompts": 0, "known_answers": 14})
+    run.write(record.model_copy(update={"origins": origins, "data": data}))
     out = dialogkit("runs", "show", "shared-run", "--output-dir", output).out
     lines = out.splitlines()
     assert re.match(r"shared-run  completed  \d{4}-\d\d-\d\d \d\d:\d\d, [\d.]+ s$", lines[0])
@@ -279,7 +281,8 @@ def test_a_run_is_shown_in_a_screen_of_rounded_figures(
     metrics = trained.result.metrics
     bits = [f"{metrics[f'{when}/bits_per_byte']:.3f}" for when in ("before", "final")]
     assert re.search(rf"^bits per byte +{bits[0]} +{bits[1]}$", out, re.MULTILINE)
-    assert re.search(r"^data +starter, 40 to train on, 15 held out\b", out, re.MULTILINE)
+    said = r" data starter, 40 to train on, 15 held out, as the rows say(, [^.]*)?\. Of the held-out dialogs, "
+    assert re.search(rf"{said}training contains the answer of 14\. training ", " ".join(out.split()))
     settings = out[out.index("setting ") : out.index("replies ")]
     reported = " ".join(["train.learning_rate", "0.01", *origins.values()])
     assert reported in [" ".join(line.split()) for line in settings.splitlines()]
