@@ -96,11 +96,12 @@ class ModelConfig(Section):
         """Return the exact parameter counts of this shape, tied embeddings counted once.
 
         Args:
-            vocabulary: entries of the tokenizer; None: `known_vocabulary`.
+            vocabulary: entries of the tokenizer; None: `known_vocabulary`, or those of the large shipped one.
 
         Returns None if the shape is incomplete, as for any hub id.
         """
-        entries = vocabulary or self.known_vocabulary
+        large = SHIPPED_VOCABULARIES[None] if self.from_scratch else None
+        entries = vocabulary or self.known_vocabulary or large
         layers, width, context, inner = self.layers, self.width, self.context, self.feed_forward_width
         if entries is None or layers is None or width is None or context is None or inner is None:
             return None

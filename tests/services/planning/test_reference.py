@@ -58,6 +58,7 @@ def test_runs_of_other_settings_say_nothing_of_a_training() -> None:
 
 
 def test_the_runs_that_ship_are_of_the_settings_that_ship() -> None:
+    assert "custom-pico/talk" in references()
     for name, found in references().items():
         model, preset = name.split("/")
         assert found.settings == settings_of(load_run_config(model, preset=preset)), name
