@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	$(BIN)/dialogkit train custom-pico --preset talk --budget 165s
+	$(BIN)/dialogkit train custom-pico --preset talk --budget 150s
 	printf '%s\n' 'Hello, my name is Emma.' 'What is the capital of France?' 'And of Japan?' 'Which continent is that on?' \
 		'What is 3 plus 4?' 'Tell me a joke.' 'What is my name?' \
 		| $(BIN)/dialogkit chat
