@@ -8,13 +8,7 @@ from dialogkit.errors import ConfigError
 from dialogkit.hints import Change
 from dialogkit.inference.results import ReplyResult
 from dialogkit.services.training.lifecycle import TrainingRun
-from dialogkit.services.training.samples import (
-    FEW_QUESTIONS,
-    LONGEST_SHORT,
-    answer_checked,
-    reply_to_held_out,
-    reply_to_tests,
-)
+from dialogkit.services.training.samples import answer_checked, reply_to_held_out, reply_to_tests
 from dialogkit.services.training.summary import ledger_line
 from dialogkit.text import counted
 
@@ -59,7 +53,7 @@ def measure_untrained(run: TrainingRun, setup: "TrainingSetup", recorder: "Recor
     lengths = Histogram(*np.histogram(setup.data.sample.lengths, bins=32))
     recorder.histograms(0, {"data/dialog_tokens": lengths})
     measured = time.perf_counter()
-    before = setup.score(autocast=False) | answer_checked(setup, FEW_QUESTIONS, longest=LONGEST_SHORT).metrics
+    before = setup.score(autocast=False) | answer_checked(setup).metrics
     if budget_s is not None:
         run.reporter.doing("answering the test prompts to measure the time this takes")
         reply_to_tests(setup)
@@ -106,7 +100,7 @@ def measure_trained(
     limited = setup.config.train.budget_s is not None
     run.record.schedule.total_steps = fitted.steps if limited else setup.schedule.total_steps
     likelihood = setup.likelihood(autocast=False)
-    right = answer_checked(setup)
+    right = answer_checked(setup, final=True)
     final = likelihood.figures() | right.metrics
     bounds = likelihood.intervals() | right.intervals
     run.record.intervals = {f"final/{name}": bound for name, bound in bounds.items()}

@@ -11,7 +11,7 @@ from dialogkit.inference.results import ReplyResult
 from dialogkit.services.planning.remarks import outlook
 from dialogkit.services.training.loss_bands import LossMonitor
 from dialogkit.services.training.progress import step_line
-from dialogkit.services.training.samples import FEW_QUESTIONS, LONGEST_SHORT, answer_checked, replies_at_evaluation
+from dialogkit.services.training.samples import answer_checked, replies_at_evaluation
 from dialogkit.services.training.summary import data_info, flops_per_token, header, ledger_line, warnings
 from dialogkit.system.memory import process_memory_bytes
 from dialogkit.text import counted
@@ -87,7 +87,7 @@ class Recorder:
 
         replies = replies_at_evaluation(self._setup, metrics)
         if "eval/nats_per_token" in metrics:
-            right = answer_checked(self._setup, FEW_QUESTIONS, longest=LONGEST_SHORT).metrics
+            right = answer_checked(self._setup).metrics
             metrics = {**metrics, **{f"eval/{name}": value for name, value in right.items()}}
             if self._setup.aborts():
                 raise EvaluationAborted

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LONGEST_SHORT = 32
 """Tokens of a reply that is made while a model trains."""
 FEW_QUESTIONS = 40
-"""Checked questions that are answered before training and at each evaluation; at the end more are."""
+"""Checked questions that are answered before training and at each evaluation, and at once; at the end more are."""
 
 
 def reply_to_tests(
@@ -36,16 +36,18 @@ def reply_to_held_out(setup: "TrainingSetup", first: int, *, longest: int | None
     return _replies(setup, prompts, [pair.prompt_ids for pair in pairs], references, longest=longest)
 
 
-def answer_checked(setup: "TrainingSetup", first: int | None = None, *, longest: int | None = None) -> ProbeResult:
-    """Return how many of the first checked questions the model answers right; nothing if none are asked.
+def answer_checked(setup: "TrainingSetup", *, final: bool = False) -> ProbeResult:
+    """Return how many checked questions the model answers right; nothing if none are asked.
 
+    Before the end of a run these are a few, with short replies.
     They are the most probable replies: chance does not blur the curve, and the random state stays as it is.
     """
-    asked = setup.questions[:first]
+    asked = setup.questions if final else setup.questions[:FEW_QUESTIONS]
     if not asked or not setup.config.tracking.replies_at_evaluations:
         return ProbeResult({}, {})
     texts, prompts = [one.text for one in asked], [one.prompt_ids for one in asked]
-    replies = _replies(setup, texts, prompts, longest=longest, temperature=0.0, batch_size=len(asked))
+    longest = None if final else LONGEST_SHORT
+    replies = _replies(setup, texts, prompts, longest=longest, temperature=0.0, batch_size=FEW_QUESTIONS)
     # Off the main process there may be no replies.
     return right_answers(mark(asked, [reply.reply for reply in replies]) if replies else [])
 
