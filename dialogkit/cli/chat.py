@@ -13,7 +13,6 @@ from dialogkit.cli.generate import sampling
 from dialogkit.cli.output import Output, untrusted
 from dialogkit.cli.terminal import no_echo, read_turns
 from dialogkit.errors import ConfigError, DialogKitError, did_you_mean
-from dialogkit.hints import Call, Hint
 from dialogkit.text import counted
 
 if TYPE_CHECKING:
@@ -90,17 +89,9 @@ def chat_command(
         try:
             _answer(output, chats, line)
         except DialogKitError as error:
-            error.hint = _in_dialog(error.hint)
             output.error(error)
     if line is None and not sys.stdin.isatty():
         output.note(f"standard input was empty: nothing was said; to ask once: {_ONE_PROMPT}")
-
-
-def _in_dialog(hint: Hint | None) -> Hint | None:
-    """Return a hint as what to type in a dialog: `chat save` is `/save` there."""
-    if not isinstance(hint, Call) or not hint.verb.startswith("chat "):
-        return hint
-    return " ".join([f"/{hint.verb.removeprefix('chat ')}", *hint.arguments])
 
 
 def _turns(output: Output) -> Iterator[str]:

@@ -40,6 +40,8 @@ def _render(hint: Hint) -> str | None:
     match hint:
         case Change():
             return _change(hint.settings)
+        case Call() if hint.verb.startswith("chat "):
+            return " ".join([f"/{hint.verb.removeprefix('chat ')}", *hint.arguments])  # is typed in a dialog
         case Call():
             return _call(Command(hint.verb), hint.arguments, hint.options)
         case Shell():

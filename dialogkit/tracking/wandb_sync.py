@@ -1,6 +1,7 @@
 """Uploads the offline W&B runs of an output folder."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,8 +41,12 @@ def offline_folders(output: Path) -> list[Path]:
 
 
 def folders_of_run(output: Path, wandb_id: str | None) -> list[Path]:
-    """Return the offline folders of one W&B run that are not uploaded yet; each start of it made one."""
-    return [folder for folder in offline_folders(output) if wandb_id and folder.name.endswith(f"-{wandb_id}")]
+    """Return the offline folders of one W&B run that are not uploaded yet; each start of it made one.
+
+    Where two starts fall into one second, W&B ends the name of the second folder with a number.
+    """
+    own = re.compile(rf".+-{re.escape(wandb_id or '')}(-\d+)?")
+    return [folder for folder in offline_folders(output) if wandb_id and own.fullmatch(folder.name)]
 
 
 def sync_folder(folder: Path, credentials: Credentials) -> str | None:

@@ -233,7 +233,7 @@ def test_wandb_gets_one_run_and_no_step_twice(whole: tuple[Any, Any], capfd: pyt
     output = Output()
     render_training(output, result)
     assert "W&B:    dialogkit runs sync stopped\n" in capfd.readouterr().out
-    assert {folder.name.rpartition("-")[2] for folder in folders} == {run.read().wandb.id}
+    assert {folder.name.split("-")[3] for folder in folders} == {run.read().wandb.id}
     assert len(folders) == 2
     points = [point for folder in folders for point in wandb_history(wandb_records(folder))]
     steps = [point["train/step"] for point in points if "train/loss" in point]
