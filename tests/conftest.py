@@ -142,11 +142,17 @@ def nothing_typed() -> Iterator[None]:
         hints.remember(())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def frozen_libraries() -> None:
-    """Spare the collector the objects of the libraries once they are loaded: each run calls it at its end."""
-    if "transformers.trainer" in sys.modules and not gc.get_freeze_count():
+@pytest.fixture(autouse=True)
+def frozen_libraries(request: pytest.FixtureRequest) -> None:
+    """Spare the collector the objects of the libraries once they are loaded: each run calls it, for half a second."""
+    if "transformers.trainer" in sys.modules and request.path not in _frozen:
+        _frozen.add(request.path)
+        gc.collect()
         gc.freeze()
+
+
+_frozen: set[Path] = set()
+"""The test files before whose tests the collector was spared."""
 
 
 def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:

@@ -83,7 +83,10 @@ def empty_kernel(kernel: Kernel, in_temporary_folder: Path) -> Kernel:
     return kernel
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, id=p.stem, marks=pytest.mark.faults if p.stem == "compare" else ()) for p in NOTEBOOKS],
+)
 def test_a_notebook_runs(path: Path, empty_kernel: Kernel) -> None:
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "committed without outputs"

@@ -23,6 +23,10 @@ RUN: dict[str, Any] = {
 }
 
 
+ALSO_GPT2 = ["llama", pytest.param("gpt2", marks=pytest.mark.faults)]
+ALSO_LLAMA = [("gpt2", 0.1), pytest.param("llama", 0.0, marks=pytest.mark.faults)]
+
+
 def run(
     small: Any,
     *,
@@ -58,7 +62,7 @@ def assert_same(one: Any, other: Any) -> None:
     assert all(torch.equal(tensor, other[1][name]) for name, tensor in one[1].items())
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("architecture", ALSO_GPT2)
 def test_accumulation_changes_nothing(small: Any, architecture: str) -> None:
     # Ten dialogs in batches of four: the last batch of an epoch is smaller.
     # AdamW divides its first gradient by its own size: with the usual epsilon, rounding shows in tiny ones.
@@ -69,7 +73,7 @@ def test_accumulation_changes_nothing(small: Any, architecture: str) -> None:
         assert_close(part, whole, tolerance=1e-5)
 
 
-@pytest.mark.parametrize(("architecture", "dropout"), [("gpt2", 0.1), ("llama", 0.0)])
+@pytest.mark.parametrize(("architecture", "dropout"), ALSO_LLAMA)
 def test_a_seed_repeats_a_run_bit_for_bit(small: Any, architecture: str, dropout: float) -> None:
     one, again = (run(small, architecture=architecture, dropout=dropout, seed=7) for _ in range(2))
     assert_same(one, again)
@@ -87,7 +91,7 @@ def test_another_seed_is_another_order_of_the_dialogs(small: Any) -> None:
     assert all(a != b for a, b in zip(one[0], other[0], strict=True))
 
 
-@pytest.mark.parametrize(("architecture", "dropout"), [("gpt2", 0.1), ("llama", 0.0)])
+@pytest.mark.parametrize(("architecture", "dropout"), ALSO_LLAMA)
 def test_activation_checkpointing_changes_nothing(small: Any, architecture: str, dropout: float) -> None:
     plain, saving = (
         run(small, architecture=architecture, dropout=dropout, activation_checkpointing=on) for on in (False, True)
@@ -103,8 +107,17 @@ def test_evaluating_in_between_changes_nothing(small: Any) -> None:
     assert_same(run(small, eval_every_steps=1), run(small))
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize(
+    ("schedule", "architecture"),
+    [
+        ("linear", "gpt2"),
+        ("cosine", "llama"),
+        *(
+            pytest.param(*some, marks=pytest.mark.faults)
+            for some in (("linear", "llama"), ("cosine", "gpt2"), ("constant", "gpt2"), ("constant", "llama"))
+        ),
+    ],
+)
 def test_the_steps_are_those_of_a_plain_loop_over_padded_batches(
     small: Any, architecture: str, schedule: str
 ) -> None:
@@ -166,7 +179,7 @@ def rate(step: int, schedule: str, warmup: int = 2) -> float:
     return rates[schedule]
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("architecture", ALSO_GPT2)
 def test_the_first_loss_is_that_of_knowing_nothing(small: Any, architecture: str) -> None:
     losses, _ = run(small, architecture=architecture, max_steps=1)
     assert losses[0] == pytest.approx(math.log(small.vocabulary), rel=0.02)
@@ -184,7 +197,7 @@ QUESTIONS = {
 }
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("architecture", ALSO_GPT2)
 def test_a_model_learns_eight_dialogs_by_heart(small: Any, architecture: str) -> None:
     encoded = small.tokenizer.encode_dialogs(
         [(Message("user", question), Message("assistant", answer)) for question, answer in QUESTIONS.items()]

@@ -403,7 +403,7 @@ def test_in_a_terminal_a_paste_is_one_turn_and_what_is_typed_meanwhile_waits(tra
     # One that comes in the moment between the prompt and the wait for a key is only seen with the next key.
     for _ in range(20):
         typing.type("\x03")
-        if shown.within("Ctrl-D leaves", seconds=20):
+        if shown.within("Ctrl-D leaves", seconds=2):
             break
     shown.until("Ctrl-D leaves")
     shown.until("> ")

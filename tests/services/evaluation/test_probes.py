@@ -47,11 +47,11 @@ ANSWERS = {
 MANNERS = ("Tell me about", "What do you know of", "Explain", "Say something on", "Please describe", "Write about")
 
 
-def write_dialogs(path: str, *, shuffled: bool = False) -> None:
+def write_dialogs(path: str, *, shuffled: bool = False, dialogs: int = 240) -> None:
     """Write prompts about twelve things whose answers follow from the thing alone, or by chance if shuffled."""
     chance, topics = random.Random(1), list(ANSWERS)
     with Path(path).open("w", encoding="utf-8") as file:
-        for number in range(240):
+        for number in range(dialogs):
             topic = topics[number % len(topics)]
             prompt = f"{MANNERS[number % 5]} {topic}, number {number}."
             answer = ANSWERS[chance.choice(topics) if shuffled else topic]
@@ -284,6 +284,7 @@ def test_a_model_that_answers_fluently_but_wrongly_is_named() -> None:
     assert any("answers wrongly: of" in remark for remark in row.remarks)
 
 
+@pytest.mark.faults
 def test_a_run_that_has_not_drawn_all_of_its_dialogs_is_not_said_to_know_them_by_heart() -> None:
     write_dialogs("rows.jsonl")
     row = judged(trained_on("rows.jsonl", **{"train.max_steps": 4}))
@@ -292,7 +293,7 @@ def test_a_run_that_has_not_drawn_all_of_its_dialogs_is_not_said_to_know_them_by
 
 
 def test_the_unigram_baseline_is_that_of_training_whatever_is_scored(trained: Trained) -> None:
-    write_dialogs("rows.jsonl")
+    write_dialogs("rows.jsonl", dialogs=24)
     run = shutil.copytree(trained.result.run_dir, "models/runs/shared-run")
     model = shutil.copytree(f"{run}/model", "stranger")
     known, stranger = (
@@ -308,6 +309,7 @@ def test_the_unigram_baseline_is_that_of_training_whatever_is_scored(trained: Tr
     assert (stranger.rows[0].known_answers, known.rows[0].known_answers) == (None, 0)
 
 
+@pytest.mark.faults
 def test_a_model_whose_prompts_and_answers_were_shuffled_does_not_listen() -> None:
     write_dialogs("shuffled.jsonl", shuffled=True)
     row = judged(trained_on("shuffled.jsonl"))
@@ -316,6 +318,7 @@ def test_a_model_whose_prompts_and_answers_were_shuffled_does_not_listen() -> No
     assert row.hits_at_1 < 0.4
 
 
+@pytest.mark.faults
 def test_a_model_whose_ends_of_turn_were_not_supervised_does_not_come_to_an_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -336,6 +339,7 @@ def test_a_model_whose_ends_of_turn_were_not_supervised_does_not_come_to_an_end(
     assert "as if they had not been supervised" in remark
 
 
+@pytest.mark.faults
 def test_a_model_that_saw_eight_dialogs_again_and_again_knows_them_by_heart() -> None:
     chance = random.Random(2)
     words = " ".join(ANSWERS.values()).lower().replace(",", "").replace(".", "").split()
