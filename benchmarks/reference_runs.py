@@ -13,6 +13,7 @@ are: from the other lengths of the file, and of a real training of that many sec
 import argparse
 import json
 import tempfile
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def write(found: dict[str, Reference]) -> None:
     RUNS.write_text(f"{text}\n", encoding="utf-8")
 
 
-def add(model: str, preset: str, lengths: list[int], seed: int, *, again: bool) -> None:
+def add(model: str, preset: str, lengths: list[int], seed: int, *, again: bool, keep: str | None) -> None:
     """Measure the lengths that the file does not have, and write it after each."""
     usual = settings_of(load_run_config(model, preset=preset))
     for steps in lengths:
@@ -98,7 +99,7 @@ def add(model: str, preset: str, lengths: list[int], seed: int, *, again: bool) 
         if any(run.steps == steps for run in kept) and not again:
             print(f"{name}: {steps} steps are measured", flush=True)
             continue
-        with tempfile.TemporaryDirectory() as folder:
+        with nullcontext(keep) if keep else tempfile.TemporaryDirectory() as folder:
             run = measured(load_run_config(model, preset=preset, overrides=settings(steps, seed, folder)))
         others = [other for other in kept if other.steps != run.steps]
         found[name] = Reference(settings=usual, runs=sorted([*others, run], key=lambda one: one.dialogs))
@@ -135,11 +136,12 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=[75, 150, 300, 600, 1200, 2400])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="measure also what the file has")
+    parser.add_argument("--keep", metavar="FOLDER", help="keep the runs there, to evaluate them")
     parser.add_argument("--leave-one-out", action="store_true")
     parser.add_argument("--check", type=float, metavar="SECONDS")
     words = parser.parse_args()
     for model in words.models:
-        add(model, words.preset, words.steps, words.seed, again=words.again)
+        add(model, words.preset, words.steps, words.seed, again=words.again, keep=words.keep)
     if words.leave_one_out:
         leave_one_out()
     if words.check is not None:
