@@ -13,7 +13,6 @@ from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
 from dialogkit.config.paths import nearest_file
 from dialogkit.data.foreign_files import named_file
-from dialogkit.data.formats import by_column
 from dialogkit.data.hints import (
     AS_ROWS,
     DETECT_FORMAT,
@@ -245,8 +244,7 @@ def read_dialogs(source: DataSource, config: DataConfig, *, most: int | None = N
             raw.rows = malformed.number + len(trees.rows) + len(trees.lost)
         splits: list[Any] = []
     for place, row in found:
-        # With `data.columns`, the user has said which ones are used.
-        values = {} if config.columns else by_column(row)
+        values = parser.values_of(row)
         try:
             dialog = parser.parse(row)
             checked = checked_of(values, dialog, trusted=source.world is not None)
@@ -282,8 +280,9 @@ def read_dialogs(source: DataSource, config: DataConfig, *, most: int | None = N
         )
     raw.format, raw.notes, raw.unused_columns = parser.format, dict(parser.notes), parser.unused
     raw.held_out = held_out_by_rows(splits)
-    used = {*([SPLIT] if raw.held_out is not None else []), *(COLUMNS if raw.checked or source.world else [])}
-    raw.unused_columns = [column for column in raw.unused_columns if column not in used]
+    used = [*([SPLIT] if raw.held_out is not None else []), *(COLUMNS if raw.checked or source.world else [])]
+    of_rows = {parser.column_of(name) for name in used}
+    raw.unused_columns = [column for column in raw.unused_columns if column not in of_rows]
     return raw
 
 
