@@ -47,9 +47,10 @@ def _render(hint: Hint) -> str | None:
         case Either():
             return ", or: ".join(_alternatives(hint)) or None
         case Then():
-            is_same_data = isinstance(hint.second, Change)  # the first hint rewrites it, so what was typed fits it
-            second = _change(hint.second.settings, keeps=True) if is_same_data else _render(hint.second)
-            if (first := _render(hint.first)) and second:
+            first, then = _render(hint.first), hint.second
+            # The first hint rewrites the data, so what was typed for the old data fits the new.
+            second = _change(then.settings, keeps=True) if isinstance(then, Change) else _render(then)
+            if first and second:
                 second = _whole(second)
             return f"{first} && {second}" if first and second else first
         case Through():
