@@ -184,8 +184,7 @@ def _overview(result: "InspectResult") -> Table:
         "to train on": _set(result.train),
         "held out": f"{_set(result.held_out)}; {_SPLIT[result.split_by]}",
         **({"checked": f"{counted(checked, 'answer')} with a check of what is right"} if checked else {}),
-        "tokens": f"{result.model}'s, {result.bytes_per_token:.2f} bytes of text each; "
-        f"{result.supervised_share:.1%} of all are learned",
+        "tokens": f"{result.model}'s, {result.bytes_per_token:.2f} bytes of text each",
         "turns": _turns(result.turns, dialogs)
         + (
             f"; a system prompt in {percentage_of(result.system_prompts, dialogs)}"

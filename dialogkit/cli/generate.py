@@ -69,6 +69,7 @@ def generate_command(
     )
     if prompts is None and _is_piped():
         output.note("standard input is ignored; to read prompts from it: dialogkit generate --prompts-file -")
+    output.loading()
     with output.busy("answering the test prompts" if prompts is None else "answering") as end_busy:
 
         def stream(text: str) -> None:

@@ -49,7 +49,9 @@ def _render(hint: Hint) -> str | None:
         case Either():
             return ", or: ".join(_alternatives(hint)) or None
         case Then():
-            first, second = _render(hint.first), _render(hint.second)
+            first, then = _render(hint.first), hint.second
+            # The first hint rewrites the data, so what was typed for the old data fits the new.
+            second = _change(then.settings, keeps=True) if isinstance(then, Change) else _render(then)
             if first and second:
                 second = _whole(second)
             return f"{first} && {second}" if first and second else first
@@ -70,7 +72,9 @@ def _whole(words: str) -> str:
     """Return the typed command with flags that a hint adds; a command as it is."""
     if words.startswith("dialogkit ") or not _typed:
         return words
-    flags = [word for word in shlex.split(words) if word.startswith("--") and word != "--set"]
+    flags = {word for word in shlex.split(words) if word.startswith("--") and word != "--set"}
+    for command in _typed_commands():
+        flags.update(*(option.parameter.opts for option in command.options if option.flag in flags))
     return f"dialogkit {shlex.join(without(_typed, flags))} {words}"
 
 
@@ -164,8 +168,11 @@ class Command:
         return None
 
 
-def _change(settings: Mapping[str, Any]) -> str | None:
-    """Return what to add to the typed command; the whole command where an argument of it has to change."""
+def _change(settings: Mapping[str, Any], *, keeps: bool = False) -> str | None:
+    """Return what to add to the typed command; the whole command where an argument of it has to change.
+
+    With `keeps`, that command has all else that was typed.
+    """
     words, begins, of_job = [], [], {}
     for name, value in settings.items():
         # A flag does not override what the typed command gives by `--set`.
@@ -176,12 +183,22 @@ def _change(settings: Mapping[str, Any]) -> str | None:
             return None
         option = command.option(name, value)
         if option is not None and option.is_argument:
-            begins = ["dialogkit", command.verb, *given]
+            begins = _with_argument(command, given) if keeps else ["dialogkit", command.verb, *given]
         elif command.verb.startswith("launch ") and given[0] not in _of_training():
             of_job[given[0]] = given
         else:
             words += given
     return " ".join([*([job_line(of_job)] if of_job else begins), *words])
+
+
+def _with_argument(command: Command, given: Sequence[str]) -> list[str]:
+    """Return the typed command with other words in place of its argument."""
+    begin = at = len(command.verb.split())
+    while at < len(_typed) and _typed[at].startswith("-"):
+        option = next((each for each in command.options if _typed[at] in each.parameter.opts), None)
+        at += 1 if option is None or getattr(option.parameter, "is_flag", False) else 2
+    before, behind = shlex.join(_typed[begin:at]), shlex.join(_typed[at + 1 :])
+    return ["dialogkit", command.verb, *filter(None, [before]), *given, *filter(None, [behind])]
 
 
 def _of_training() -> set[str]:

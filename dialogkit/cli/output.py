@@ -37,6 +37,8 @@ _OF_COMMANDS = (_NEXT, _TRY, WANDB)
 """Labels of lines that are a command."""
 UNBOUNDED = 10_000
 """Width of a file or a pipe, which has no edge: no line of a table is folded, and no column is left out."""
+LOADED, LOADING = {"torch", "transformers"}, "loading torch and transformers"
+"""Libraries whose loading takes seconds, and what is said meanwhile."""
 REPLY_COLUMN = 32
 """Minimum width of a column of replies; a narrower terminal shows them below each other."""
 
@@ -216,6 +218,11 @@ class Output:
             return
         with no_echo(), self.err.status(untrusted(text), spinner=spinner(self.err)) as status:
             yield status.stop
+
+    def loading(self) -> None:
+        """Report in a line that libraries are loaded, if they are not yet; a terminal shows an activity anyway."""
+        if LOADED - sys.modules.keys() and not (self.json_mode or self.err.is_terminal):
+            self.note(f"{LOADING} ...")
 
     @contextmanager
     def progress(self) -> "Iterator[Callable[[str, float], None]]":

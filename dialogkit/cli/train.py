@@ -2,15 +2,17 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand
 
 from dialogkit.cli import hints, options
-from dialogkit.cli.output import Output, untrusted
+from dialogkit.cli.output import LOADED, LOADING, Output, untrusted
 from dialogkit.cli.progress import TrainOutput
 from dialogkit.cli.train_arguments import TrainArguments
 from dialogkit.cli.train_view import chat_command, render_dry_run, render_training
@@ -97,6 +99,7 @@ def train_command(
         _dry_run(output, arguments)
     else:
         loaded = arguments.load()
+        _require_free_name(loaded.config)
         _start_processes(output, arguments, loaded.config)
         with _drawing(output) as drawing:
             result = train(loaded.config, origins=loaded.origins, command=hints.typed(), reporter=drawing)
@@ -106,6 +109,14 @@ def train_command(
             lambda out: render_training(out, result),
             hint=_next(loaded.config.model.name, result),
         )
+
+
+def _require_free_name(config: "RunConfig") -> None:
+    """Raise StorageError if the run's name is taken, before libraries are loaded, which takes seconds."""
+    from dialogkit.tracking.run_dir import RunDir
+
+    if config.name is not None and this_rank() is None:  # of several processes, one has created the folder
+        RunDir.require_free(Path(config.runtime.output_dir), config.name)
 
 
 def _dry_run(output: Output, arguments: TrainArguments) -> None:
@@ -186,6 +197,8 @@ def _drawing(output: Output) -> Iterator[TrainOutput]:
     """Draw the progress of a run, and leave the terminal as it was."""
     drawing = TrainOutput(output)
     try:
+        if LOADED - sys.modules.keys() and not output.json_mode:
+            drawing.doing(LOADING)
         yield drawing
     finally:
         drawing.close()

@@ -21,6 +21,10 @@ COLUMN_ROLES = (
     "chosen",
     "rejected",
     "label",
+    "split",
+    "check",
+    "topic",
+    "new",
 )
 """What a column can be mapped to."""
 
@@ -41,9 +45,10 @@ class DataConfig(Section):
     )
     """Format of the rows. auto: recognised by their columns."""
     columns: tuple[str, ...] = Field(
-        (), examples=[["prompt=frage", "response=antwort"]], max_length=10, strict=False
+        (), examples=[["prompt=frage", "response=antwort"]], max_length=len(COLUMN_ROLES), strict=False
     )
-    """What the columns of the rows mean, as ROLE=COLUMN; all others are not used. Empty: known by their names."""
+    """What the columns of the rows mean, as ROLE=COLUMN; of the others only `system`, `label`, `split` and
+    `check` are used. Empty: all are known by their names."""
     max_bad_rows: int = Field(0, ge=0, le=1_000_000_000)
     """Malformed rows of a file to skip. Well-formed rows without a dialog are always skipped."""
     samples: int | None = Field(None, examples=[100], ge=1, le=1_000_000_000)

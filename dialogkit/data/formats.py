@@ -98,8 +98,7 @@ def _likely_columns(columns: Collection[str]) -> list[str]:
     answer = answer or next(free, "")
     if not (asked and answer):
         return []
-    system = [f"system={names[name]}" for name in SYSTEM if name in names][:1]
-    return [f"prompt={names[asked]}", f"response={names[answer]}", *system]
+    return [f"prompt={names[asked]}", f"response={names[answer]}"]
 
 
 _OTHER_SHAPES = {

@@ -21,7 +21,6 @@ AS_ROWS = 'write it as JSONL, one {"prompt": "...", "response": "..."} per line'
 FIX_LINE = Either("fix that line", USE_STARTER)
 FIX_ROWS = Either("fix the rows", USE_STARTER)
 USE_SMALLTALK = Change({"data.dataset": "smalltalk"})
-FIX_WORLD = Either("fix that", USE_SMALLTALK)
 DETECT_FORMAT = Change({"data.format": "auto"})
 READ_INTO_MEMORY = Change({"data.streaming": False})
 
@@ -33,11 +32,16 @@ _MOST_READ = 2_000
 _looking_beside: ContextVar[bool] = ContextVar("looking_beside", default=False)
 
 
-def use_another_file(path: Path) -> Change:
-    """Return the hint to use the most similarly named dataset beside `path`, else any other, else starter."""
+def dataset_beside(path: Path) -> Path | None:
+    """Return the dataset beside `path` that was likely meant: one of a similar name, or the only one there is."""
     near = nearest_file(path, SUFFIXES)
-    others = [*([near] if near else []), *files_beside(path, SUFFIXES)]
-    other = next(iter(datasets_of(others, most=1)), None)
+    likely = datasets_of([near] if near else files_beside(path, SUFFIXES), most=2)
+    return likely[0] if len(likely) == 1 else None
+
+
+def use_another_file(path: Path) -> Change:
+    """Return the hint to use the dataset beside `path` that was likely meant, else starter."""
+    other = dataset_beside(path)
     return Change({"data.dataset": str(other)}) if other else USE_STARTER
 
 

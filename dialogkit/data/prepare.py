@@ -26,7 +26,7 @@ from dialogkit.errors import DataError, shortened
 from dialogkit.hints import Either
 from dialogkit.text import counted
 
-CACHE_VERSION = 7
+CACHE_VERSION = 8
 """Increased whenever the meaning of a cached file changes."""
 
 _ARRAYS = {

@@ -2,8 +2,11 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 from dialogkit.data.formats import FORMATS, REJECTED, SYSTEM, TREES, by_column, column_name, recognise_format
+from dialogkit.data.questions import COLUMNS as CHECKED
+from dialogkit.data.split import SPLIT
 from dialogkit.data.turns import Notes, Row, RowError, is_false, text_of
 from dialogkit.dialog import Dialog, Message, check_dialog
 from dialogkit.errors import DataError, did_you_mean
@@ -15,6 +18,8 @@ UNANSWERED = "messages after the last answer left out"
 TOOLS = "tool definitions left out"
 PREFERENCES = "preference data: the chosen answer is learned, the rejected one left out"
 MARKED_BAD = "marked as bad by `label`"
+_BESIDE = (*SYSTEM, "label", "tools", SPLIT, *CHECKED)
+"""Columns that mean the same beside any shape, so that `data.columns` need not map them."""
 
 
 class RowParser:
@@ -36,13 +41,29 @@ class RowParser:
         self.columns: dict[str, None] = {}
         self.unknown: DataError | None = None
         self._mapped = {role: column_name(column) for role, column in (columns or {}).items()}
+        self._beside = {*_BESIDE} - {*self._mapped, *self._mapped.values()}
+        if "system" in self._mapped:
+            self._beside -= {*SYSTEM}
         self._source = source
 
     @property
     def unused(self) -> list[str]:
         """Columns that are not used, in the order of the rows."""
-        used = set(self._mapped.values()) or {*FORMATS[self.format].uses, *SYSTEM, *REJECTED, "label", "tools"}
+        known = {*FORMATS[self.format].uses, *SYSTEM, *REJECTED, "label", "tools"}
+        used = {column for name in known if (column := self.column_of(name)) is not None}
         return [name for name in self.columns if name and name not in used]
+
+    def column_of(self, name: str) -> str | None:
+        """Return the column that means `name`; None if `data.columns` leaves none."""
+        return self._mapped.get(name, name if not self._mapped or name in self._beside else None)
+
+    def values_of(self, row: Row) -> dict[str, Any]:
+        """Return the values of a row by what its columns mean."""
+        values = by_column(row)
+        if not self._mapped:
+            return values
+        beside = {name: values[name] for name in self._beside if name in values}
+        return {**beside, **{role: values.get(column) for role, column in self._mapped.items()}}
 
     def expects_trees(self, row: Row) -> bool:
         """Return whether rows like this are messages of trees, so that `read_trees` makes the rows to parse."""
@@ -69,10 +90,8 @@ class RowParser:
         if len(values) < len(row):
             twice = next(name for name, number in Counter(map(column_name, row)).items() if number > 1)
             raise RowError(f"two columns are called {twice!r}")
-        if self._mapped:
-            values = {role: values.get(column) for role, column in self._mapped.items()}
         notes: Notes = Counter()
-        dialog = self._dialog(values, notes)
+        dialog = self._dialog(self.values_of(row) if self._mapped else values, notes)
         self.notes.update(dict.fromkeys(notes, 1))
         return dialog
 

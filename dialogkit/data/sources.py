@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,6 @@ from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
 from dialogkit.config.paths import nearest_file
 from dialogkit.data.foreign_files import named_file
-from dialogkit.data.formats import by_column
 from dialogkit.data.hints import (
     AS_ROWS,
     DETECT_FORMAT,
@@ -21,6 +21,7 @@ from dialogkit.data.hints import (
     SUFFIXES,
     USE_SMALLTALK,
     USE_STARTER,
+    dataset_beside,
     datasets_of,
     use_another_file,
 )
@@ -123,9 +124,11 @@ def find_world(name: str) -> Path:
     known = ", ".join(shipped)
     if name in NAMED or os.path.lexists(folder):
         raise DataError(f"{name!r} is not a world; a world is a folder of topics, or {known}", hint=USE_SMALLTALK)
-    meant = did_you_mean(name, [*shipped, *(entry for entry in os.listdir() if os.path.isdir(entry))])
+    worlds = [*shipped, *filter(holds_world, os.listdir())]
+    near = next(iter(get_close_matches(os.path.normpath(name), worlds, n=1)), "smalltalk")
     raise DataError(
-        f"there is no world {name!r}{meant}; a world is a folder of topics, or {known}", hint=USE_SMALLTALK
+        f"there is no world {name!r}{did_you_mean(name, worlds)}; a world is a folder of topics, or {known}",
+        hint=Change({"data.dataset": near}),
     )
 
 
@@ -165,10 +168,9 @@ def find_source(config: DataConfig) -> DataSource:
     if HUB_ID.match(name) and suffix_of(path) not in SUFFIXES:
         return DataSource(name, hub_id=name)
     if "/" in name or path.suffix:
-        near = nearest_file(path, SUFFIXES)
-        meant = f" (did you mean {str(near)!r}?)" if near else ""
-        beside = use_another_file(path)
-        hint = None if beside == USE_STARTER else beside
+        other = dataset_beside(path)
+        meant = f" (did you mean {str(other)!r}?)" if other and other == nearest_file(path, SUFFIXES) else ""
+        hint = Change({"data.dataset": str(other)}) if other else None
         raise DataError(f"the dataset file {name!r} does not exist{meant}", hint=hint)
     raise DataError(f"unknown dataset {name!r}{did_you_mean(name, NAMED)}")
 
@@ -245,8 +247,7 @@ def read_dialogs(source: DataSource, config: DataConfig, *, most: int | None = N
             raw.rows = malformed.number + len(trees.rows) + len(trees.lost)
         splits: list[Any] = []
     for place, row in found:
-        # With `data.columns`, the user has said which ones are used.
-        values = {} if config.columns else by_column(row)
+        values = parser.values_of(row)
         try:
             dialog = parser.parse(row)
             checked = checked_of(values, dialog, trusted=source.world is not None)
@@ -282,8 +283,9 @@ def read_dialogs(source: DataSource, config: DataConfig, *, most: int | None = N
         )
     raw.format, raw.notes, raw.unused_columns = parser.format, dict(parser.notes), parser.unused
     raw.held_out = held_out_by_rows(splits)
-    used = {*([SPLIT] if raw.held_out is not None else []), *(COLUMNS if raw.checked or source.world else [])}
-    raw.unused_columns = [column for column in raw.unused_columns if column not in used]
+    used = [*([SPLIT] if raw.held_out is not None else []), *(COLUMNS if raw.checked or source.world else [])]
+    of_rows = {parser.column_of(name) for name in used}
+    raw.unused_columns = [column for column in raw.unused_columns if column not in of_rows]
     return raw
 
 

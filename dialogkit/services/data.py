@@ -8,7 +8,7 @@ from typing import Any
 
 from dialogkit.config.base import Result
 from dialogkit.errors import ConfigError, StorageError
-from dialogkit.hints import Change
+from dialogkit.hints import Call, Change
 from dialogkit.system.files import write_text
 
 
@@ -84,7 +84,8 @@ def write_dialogs(
         problem = f"{str(path)!r} does not end in .jsonl, and JSON Lines are written"
         raise ConfigError(problem, hint=Change({"output": f"{path.with_suffix('.jsonl')}"}))
     if path.exists() and not force:
-        raise StorageError(f"{str(path)!r} exists", hint=Change({"force": True}))
+        again = Call("data make", world, output=output, dialogs=dialogs, seed=seed, force=True)
+        raise StorageError(f"{str(path)!r} exists", hint=again)
     rows = _rows(world, dialogs, seed)
     topics: Counter[str] = Counter()
     held_out: Counter[str] = Counter()

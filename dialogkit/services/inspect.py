@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from dialogkit.config.run import RunConfig
 from dialogkit.data.checks import is_right
 from dialogkit.data.duplicates import NEAR, SHINGLE_WORDS, group_labels, near_pairs
 from dialogkit.data.prepare import PreparedData, prepare_data
+from dialogkit.data.row_parser import MARKED_BAD
 from dialogkit.data.sources import RawData, datasets_in, find_source, read_dialogs
 from dialogkit.data.split import hash_dialog
 from dialogkit.data.statistics import (
@@ -195,13 +197,16 @@ def _ledger(data: PreparedData, texts: _Texts, raw: RawData) -> dict[str, Any]:
     names = ("dataset", "format", "license", "revision", "rows", "kept", "cut", "dropped", "unusable", "split_by")
     train, held_out = _figures(data.train), _figures(data.evaluation)
     learned = train.supervised_tokens + held_out.supervised_tokens
+    ledger = data.ledger
+    if ledger.notes.get(MARKED_BAD) == ledger.unusable:  # as the remark on unusable rows says
+        ledger = replace(ledger, notes={note: n for note, n in ledger.notes.items() if note != MARKED_BAD})
     return {
         **{name: getattr(data.ledger, name) for name in names},
         "train": train,
         "held_out": held_out,
         "checked": _checked(raw),
         "unusable_rows": texts.unusable_rows,
-        "notes": data.ledger.remarks(),
+        "notes": ledger.remarks(),
         "supervised_share": learned / (train.tokens + held_out.tokens),
     }
 

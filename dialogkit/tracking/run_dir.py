@@ -107,19 +107,26 @@ class RunDir:
         try:
             path.mkdir(parents=True)
         except FileExistsError:
-            if _holds_only_a_lock(path):  # of a run that was killed before it started
-                return cls(path)
-            if (path / PRUNED_FILE).exists():
-                raise StorageError(
-                    f"the run {name!r} was only partly deleted",
-                    hint=Call("runs prune", name, yes=True, output_dir=str(output)),
-                ) from None
-            is_run = cls(path).exists or cls(path).is_damaged
-            taken = f"the run {name!r} in {str(output)!r}" if is_run else repr(str(path))
-            raise StorageError(f"{taken} exists already", hint=Change({"name": f"{name}-2"})) from None
+            cls.require_free(output, name)
+            return cls(path)
         except OSError as error:
             raise StorageError(f"cannot create {str(path)!r}: {os_reason(error)}") from None
         return cls(path, made=made)
+
+    @classmethod
+    def require_free(cls, output: Path, name: str) -> None:
+        """Raise StorageError if a run has this name already, or something else its folder."""
+        path = output / "runs" / name
+        if not os.path.lexists(path) or _holds_only_a_lock(path):  # of a run that was killed before it started
+            return
+        if (path / PRUNED_FILE).exists():
+            raise StorageError(
+                f"the run {name!r} was only partly deleted",
+                hint=Call("runs prune", name, yes=True, output_dir=str(output)),
+            )
+        is_run = cls(path).exists or cls(path).is_damaged
+        taken = f"the run {name!r} in {str(output)!r}" if is_run else repr(str(path))
+        raise StorageError(f"{taken} exists already", hint=Change({"name": f"{name}-2"}))
 
     @property
     def exists(self) -> bool:

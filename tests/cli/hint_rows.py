@@ -201,10 +201,15 @@ WRONG = {
     # Worlds
     "data make nowhere": "data make smalltalk",
     "data make shop.csv": "data make smalltalk",
-    **{
-        f"data make {world}": "fix that, or: dialogkit data make smalltalk"
-        for world in ("syntax", "blank", "control", "encoded", "unknown", "settings", "huge", "folder", "full")
-    },
+    "data make syntax": "edit line 2 of syntax/a.yaml",
+    "data make blank": "write a topic into blank/a.yaml",
+    "data make control": "edit control/a.yaml",
+    "data make encoded": "save encoded/a.yaml as UTF-8",
+    "data make unknown": "edit line 2 of unknown/a.yaml",
+    "data make settings": "move what both say into settings/world.yaml",
+    "data make huge": "split huge/a.yaml",
+    "data make folder": "make folder/a.yaml a file that can be read",
+    "data make full": "write a topic into it, such as full/prices.yaml",
     # Streams
     f"{TRAIN} --dataset shop.csv --set data.streaming=true": "--set data.streaming=false",
     f"{TRAIN} --dataset empty.jsonl --set data.streaming=true": "--dataset starter",

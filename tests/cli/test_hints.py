@@ -244,6 +244,21 @@ def test_hints_of_all_kinds(hint: Hint | None, words: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("typed", "again"),
+    [
+        ("data inspect x --columns prompt=frage", "data inspect y --columns prompt=frage"),
+        ("data inspect --columns 'prompt=die Frage' --json x -s 3", None),
+        ("data inspect --show=2", "data inspect --show=2 y"),
+        ("train custom-nano -d x --columns prompt=frage", "train custom-nano --columns prompt=frage --dataset y"),
+    ],
+)
+def test_what_was_typed_stays_in_the_line_for_rewritten_data(typed: str, again: str | None) -> None:
+    hints.remember(shlex.split(typed))
+    hint = Then(Shell("iconv x > y"), Change({"data.dataset": "y"}))
+    assert render(hint) == f"iconv x > y && dialogkit {again or typed.replace(' x ', ' y ')}"
+
+
+@pytest.mark.parametrize(
     ("hint", "words"),
     [
         (Change({"train.batch_size": 4, "name": "x y"}), "set train.batch_size=4, name=x y"),

@@ -5,11 +5,13 @@ import json
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from dialogkit.cli import output
 from tests.conftest import Finished, Trained, run_process, write_files
 
 Run = Callable[..., Finished]
@@ -183,6 +185,9 @@ def files(in_temporary_folder: Path) -> None:
     write_files(in_temporary_folder, FILES)
 
 
+LOADING = f"{output.LOADING} ...\n"
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
 
@@ -191,7 +196,7 @@ def check_refused(done: Finished, shown: str) -> None:
     """One sentence that shows the wrong value, and something to type."""
     assert done.code == 2
     assert done.out == ""
-    error, *details, hint = done.err.splitlines()
+    error, *details, hint = done.err.removeprefix(LOADING).splitlines()
     assert error.startswith("error: ")
     assert shown in error
     assert not error.endswith(".")
@@ -276,8 +281,11 @@ def test_a_wrong_flag_is_reported_in_one_manner(dialogkit: Run, words: str) -> N
     assert re.fullmatch(r"error: --samples: must be greater than or equal to 1 \(got \"?0\"?\)", reported)
 
 
-def test_a_run_is_never_overwritten(dialogkit: Run, trained: Trained) -> None:
+def test_a_run_is_never_overwritten_and_refused_before_libraries_are_loaded(
+    dialogkit: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = tree(trained.output / "runs")
+    monkeypatch.setitem(sys.modules, "dialogkit.engine.fit", None)  # importing it, which imports torch, fails
     words = f"{TRAIN} --name shared-run --set runtime.output_dir={trained.output}"
     check_refused(dialogkit(*shlex.split(words)), "'shared-run'")
     assert tree(trained.output / "runs") == before
@@ -353,5 +361,8 @@ def test_a_process_of_its_own_refuses_in_the_same_way(
     before = tree(in_temporary_folder)
     done = run_process(*shlex.split(words), cwd=in_temporary_folder)
     check_refused(done, shown)
-    assert done == dialogkit(*shlex.split(words))
+    # What is wrong with the data is known after seconds, which are announced.
+    assert done.err.startswith(LOADING) == ("--dataset" in words)
+    alike = dialogkit(*shlex.split(words))
+    assert (done.code, done.err.removeprefix(LOADING)) == (alike.code, alike.err.removeprefix(LOADING))
     assert tree(in_temporary_folder) == before

@@ -256,6 +256,14 @@ def test_columns_of_any_name_can_be_mapped() -> None:
     parser = RowParser(columns={"prompt": "Frage", "response": "antwort"})
     row = {"frage": "Hi", "Antwort": "Hello.", "messages": "none"}
     assert (parser.parse(row), parser.format, parser.unused) == ((U, A), "prompt-response", ["messages"])
+    row |= {"System": "Be brief.", "text": "none"}
+    assert parser.parse(row) == (("system", "Be brief.", True), U, A)
+    parser = RowParser(columns={"prompt": "frage", "response": "antwort", "system": "rolle", "text": "text"})
+    row["rolle"] = "Be kind."
+    assert parser.parse(row)[0].content == "Be kind."
+    assert parser.unused == ["messages", "system", "text"]
+    with pytest.raises(RowError, match=MARKED_BAD):
+        parser.parse({**row, "label": False})
     parser = RowParser(columns={"prompt": "frage", "response": "antwort"}, source="data.csv")
     with pytest.raises(RowError, match=r"its columns \(fragen, antwort\) match no known format"):
         parser.parse({"fragen": 1, "antwort": 2})
@@ -293,7 +301,7 @@ def test_unknown_columns_are_listed_with_the_shapes_that_are_understood(columns:
     [
         (
             ["Kundenfrage", "Unsere Antwort", "system", "notiz", "weight"],
-            ["prompt=Kundenfrage", "response=Unsere Antwort", "system=system"],
+            ["prompt=Kundenfrage", "response=Unsere Antwort"],
         ),
         (["id", "Antwort", "question"], ["prompt=question", "response=Antwort"]),
         (["output", "weight", "die Frage, kurz"], []),

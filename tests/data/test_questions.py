@@ -92,7 +92,15 @@ def test_checks_that_do_not_suit_the_number_of_answers_are_named(tokenizer: Chat
         prepare(rows, tokenizer)
 
 
-def test_columns_that_are_mapped_by_hand_leave_checks_out(tokenizer: ChatTokenizer) -> None:
-    data = prepare(sums(20), tokenizer, columns=["prompt=prompt", "response=response"])
-    assert (data.checked, data.ledger.checked) == ({}, 0)
-    assert "check" in data.ledger.unused_columns
+def test_checks_and_split_count_beside_mapped_columns(tokenizer: ChatTokenizer) -> None:
+    by_name = [{**row, "frage": row["prompt"], "prompt": "none"} for row in sums(20)]
+    ledger = prepare(by_name, tokenizer, columns=["prompt=frage", "response=response"]).ledger
+    assert (ledger.checked, ledger.split_by, ledger.unused_columns) == (20, "rows", ["prompt"])
+    other = {"prompt": "frage", "check": "soll", "split": "teil"}
+    renamed = [{other.get(name, name): value for name, value in row.items()} for row in sums(20)]
+    columns = ["prompt=frage", "response=response"]
+    mapped = prepare(renamed, tokenizer, columns=[*columns, "check=soll", "split=teil"]).ledger
+    assert (mapped.checked, mapped.split_by, mapped.unused_columns) == (20, "rows", [])
+    unmapped = prepare(renamed, tokenizer, columns=columns).ledger
+    assert (unmapped.checked, unmapped.split_by) == (0, "hash")
+    assert {"soll", "teil"} <= {*unmapped.unused_columns}

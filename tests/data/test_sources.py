@@ -254,6 +254,18 @@ def test_a_dataset_that_is_not_there_says_what_to_type(name: str, reported: str,
     assert typed(error.value) == hint
 
 
+def test_a_file_beside_the_missing_one_is_suggested_only_if_it_is_likely_meant_and_not_refused() -> None:
+    table = "prompt,response\na,b\nc,d\n"
+    Path("notes.csv").write_text(table)
+    Path("shop.csv").write_text(table)
+    Path("prices.csv").write_text("prompt,response\na,b\n")
+    for name in ("dialogs.jsonl", "price.csv"):
+        with pytest.raises(DataError) as error:
+            find_source(DataConfig(dataset=name))
+        assert error.value.message == f"the dataset file {name!r} does not exist"
+        assert typed(error.value) == "dialogkit data list"
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [

@@ -1,6 +1,8 @@
 """The package from a notebook: one import, and no heavy library before it is needed."""
 
+import inspect
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +23,16 @@ def test_every_public_name_is_there_and_listed() -> None:
     assert set(dialogkit._EXPORTS) == set(dialogkit.__all__) - {"__version__"}
     for name in dialogkit.__all__:
         assert getattr(dialogkit, name) is getattr(dialogkit, name)
+
+
+@pytest.mark.parametrize("name", ["generate", "evaluate"])
+def test_the_page_lists_every_option_with_its_default(name: str) -> None:
+    page = (REPOSITORY / "docs/python.md").read_text(encoding="utf-8")
+    table = page.partition(f"| option of `{name}` |")[2].partition("\n\n")[0]
+    written = re.findall(r"^\| `(\w+)` \| `?(.*?)`? \|", table, re.MULTILINE)
+    parameters = inspect.signature(getattr(dialogkit, name)).parameters.values()
+    defaults = [(each.name, "nothing" if callable(each.default) else repr(each.default)) for each in parameters]
+    assert written == [(option, default.replace("'", '"')) for option, default in defaults]
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

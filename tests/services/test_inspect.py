@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -212,6 +213,9 @@ def test_a_model_gives_its_own_tokenizer_and_context(trained: Trained) -> None:
     assert few.held_out.supervised_tokens == record["eval_supervised_tokens"]
 
 
+LONG = " ".join(ascii_lowercase)
+TWO = ("few", "few of which many are held out", "near templates", "very few")
+"""Those with two remarks."""
 DEFECTS: dict[str, tuple[list[Row], str]] = {
     "nothing": (numbered(100), "^$"),
     "unusable": ([*numbered(100), row("a", "")], "without a usable dialog, left out"),
@@ -242,6 +246,18 @@ DEFECTS: dict[str, tuple[list[Row], str]] = {
         numbered(20),
         "^only 20 dialogs: enough to try everything out|^10 of only 20 dialogs are held out",
     ),
+    "few of which many are held out": (
+        numbered(12),
+        "^only 12 dialogs: enough to try|^6 of only 12 dialogs are held out .* But metrics on so few",
+    ),
+    "marked": (
+        [*numbered(100), *({**r, "label": False} for r in numbered(5, 100))],
+        r"^5 rows \(4.8%\) without a usable dialog, left out; the first: rows.jsonl:101: marked as bad by ",
+    ),
+    "near templates": (
+        [*numbered(100), *(row(f"{LONG} What is {n}?", "This.") for n in range(100))],
+        r"^\d+ dialogs are near duplicates|knows \d+ as near duplicates and \d+ but for names or numbers: ",
+    ),
     "very few": (numbered(3), "^only 3 dialogs: enough to try everything out|^only 1 dialog held out: "),
 }
 
@@ -254,7 +270,7 @@ def test_a_defect_is_reported_and_nothing_else(defect: str, by_bytes: dict[str, 
     of_bytes = [remark for remark in remarks if remark.startswith("a token covers only 1.0 bytes")]
     others = [remark for remark in remarks if remark not in of_bytes]
     assert len(of_bytes) == 1
-    number = {"nothing": 0, "few": 2, "very few": 2}.get(defect, 1)
+    number = {"nothing": 0, **dict.fromkeys(TWO, 2)}.get(defect, 1)
     assert [bool(re.search(reported, remark)) for remark in others] == [True] * number
 
 

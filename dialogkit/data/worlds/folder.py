@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dialogkit.data.hints import FIX_WORLD, WORLD_FILES
+from dialogkit.data.hints import WORLD_FILES
 from dialogkit.data.worlds.location import WORLDS, holds_world
 from dialogkit.data.worlds.topics import Topic, World, read_topic
 from dialogkit.data.worlds.yaml_nodes import Node, read_bytes, read_yaml
@@ -66,7 +66,7 @@ def no_topics(folder: Path) -> DataError:
     """Return the error of a folder that is no world."""
     return DataError(
         f"the folder {str(folder)!r} holds no topics, which are files ending in {', '.join(WORLD_FILES)}",
-        hint=FIX_WORLD,
+        hint=f"write a topic into it, such as {folder / 'prices.yaml'}",
     )
 
 
@@ -75,7 +75,7 @@ def _files(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if path.suffix in WORLD_FILES and path.name[0] != ".")
     except OSError as error:
         problem = f"the folder {str(folder)!r} cannot be read: {os_reason(error)}"
-        raise DataError(problem, hint=FIX_WORLD) from None
+        raise DataError(problem, hint=f"let this user read {folder}") from None
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,8 @@ def _settings(paths: Sequence[Path], folder: Path) -> _Settings:
 def _fields(paths: Sequence[Path]) -> dict[str, Node]:
     found = [path for path in paths if path.stem == SETTINGS]
     if len(found) > 1:
-        raise DataError(f"{found[0].name} and {found[1].name} are in the same world", hint=FIX_WORLD)
+        problem = f"{found[0].name} and {found[1].name} are in the same world"
+        raise DataError(problem, hint=f"move what both say into {found[0]}, and delete {found[1]}")
     return read_yaml(found[0]).fields(("license", "systems", "include")) if found else {}
 
 

@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import yaml
 
-from dialogkit.data.hints import FIX_WORLD
 from dialogkit.errors import DataError, did_you_mean, os_reason, shortened
 from dialogkit.text import read_small
 
@@ -44,13 +43,13 @@ class Node:
     """A value of a YAML file and its place.
 
     Attributes:
-        file: name of the file.
+        file: the file.
         line: its line, from 1.
         where: its place in words, such as `exchange 2`; empty at the top.
         value: text, number, truth value, None, a list of nodes, or a dict of nodes by their names.
     """
 
-    file: str
+    file: Path
     line: int
     where: str
     value: Any
@@ -58,7 +57,7 @@ class Node:
     def wrong(self, problem: str) -> DataError:
         """Return the error of this value."""
         where = f"{self.where}: " if self.where else ""
-        return DataError(f"{self.file}:{self.line}: {where}{problem}", hint=FIX_WORLD)
+        return DataError(f"{self.file.name}:{self.line}: {where}{problem}", hint=_edit(self.file, self.line))
 
     def fields(self, known: Sequence[str], required: Sequence[str] = ()) -> "dict[str, Node]":
         """Return the values by their names. Raises: DataError for an unknown name, or one that lacks."""
@@ -131,6 +130,11 @@ class Node:
                 return value
 
 
+def _edit(path: Path, line: int | None = None) -> str:
+    """Return the hint to edit a file."""
+    return f"edit {path}" if line is None else f"edit line {line} of {path}"
+
+
 def _joined(where: str, name: str) -> str:
     return f"{where}, {name}" if where else name
 
@@ -140,9 +144,10 @@ def read_bytes(path: Path) -> bytes:
     try:
         content = read_small(path, _LONGEST)
     except OSError as error:
-        raise DataError(f"{str(path)!r} cannot be read: {os_reason(error)}", hint=FIX_WORLD) from None
+        hint = f"make {path} a file that can be read, or move it out of the folder"
+        raise DataError(f"{str(path)!r} cannot be read: {os_reason(error)}", hint=hint) from None
     if len(content) > _LONGEST:
-        raise DataError(f"{path.name} is longer than {_LONGEST // 2**20} MiB", hint=FIX_WORLD)
+        raise DataError(f"{path.name} is longer than {_LONGEST // 2**20} MiB", hint=f"split {path} into topics")
     return content
 
 
@@ -154,25 +159,27 @@ def read_yaml(path: Path) -> Node:
         events = yaml.parse(content.decode("utf-8-sig"), Loader=_LOADER)
         found = [next(events), next(events)]
         if isinstance(found[1], yaml.StreamEndEvent):
-            raise DataError(f"{name} is empty", hint=FIX_WORLD)
-        root = _node(events, next(events), name, 0)
+            raise DataError(f"{name} is empty", hint=f"write a topic into {path}, or delete it")
+        root = _node(events, next(events), path, 0)
         found = [next(events), next(events)]
         if not isinstance(found[1], yaml.StreamEndEvent):
-            raise Node(name, found[1].start_mark.line + 1, "", None).wrong("a second document")
+            raise Node(path, found[1].start_mark.line + 1, "", None).wrong("a second document")
         return root
     except UnicodeDecodeError:
-        raise DataError(f"{name} is not UTF-8 text", hint=FIX_WORLD) from None
+        raise DataError(f"{name} is not UTF-8 text", hint=f"save {path} as UTF-8") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark is not None else ""
+        number = mark.line + 1 if mark is not None else None
+        line = f":{number}" if number else ""
         quotes = "; in a list on one line, texts with braces or colons need quotes"
         problem = f"{name}{line}: not valid YAML: {error.problem or error.context}{quotes}"
-        raise DataError(problem, hint=FIX_WORLD) from None
+        raise DataError(problem, hint=_edit(path, number)) from None
     except yaml.YAMLError as error:  # a control character
-        raise DataError(f"{name}: not valid YAML: {str(error).splitlines()[0]}", hint=FIX_WORLD) from None
+        problem = f"{name}: not valid YAML: {str(error).splitlines()[0]}"
+        raise DataError(problem, hint=_edit(path)) from None
 
 
-def _node(events: Iterator[Any], event: Any, file: str, depth: int) -> Node:
+def _node(events: Iterator[Any], event: Any, file: Path, depth: int) -> Node:
     """Return the value that an event begins."""
     here = Node(file, event.start_mark.line + 1, "", None)
     if isinstance(event, yaml.AliasEvent):

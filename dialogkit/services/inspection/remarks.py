@@ -7,7 +7,7 @@ from pathlib import Path
 from dialogkit.config.run import RunConfig
 from dialogkit.data.split import held_out_remark
 from dialogkit.services.inspection.results import InspectResult
-from dialogkit.text import counted, percentage_of
+from dialogkit.text import counted, listed, percentage_of
 from dialogkit.tracking.metric_specs import FEW
 
 FEW_DIALOGS = 100
@@ -91,29 +91,30 @@ def _few_dialogs(result: InspectResult, *, from_scratch: bool) -> Iterator[str]:
             f"one pass is only {counted(result.steps, 'step')}, too few to learn from: "
             f"{result.epochs:,} passes make {result.steps * result.epochs:,}"
         )
+    too_many = held_out_remark(held_out, kept)
     if held_out < FEW:
-        yield (
-            f"only {counted(held_out, 'dialog')} held out: metrics on so few say little about a model, and not "
-            "which of two models is better"
-        )
+        few = "metrics on so few say little about a model, and not which of two models is better"
+        yield f"{too_many}. But {few}" if too_many else f"only {counted(held_out, 'dialog')} held out: {few}"
+    elif too_many:
+        yield too_many
 
 
 def _held_out(result: InspectResult) -> Iterator[str]:
     overlap, held_out = result.overlap, result.held_out.dialogs
+    many_templates = overlap.template >= 0.1 * held_out
     known = [f"{overlap.prompt:,} by the prompt"] if overlap.prompt else []
     known += [f"{overlap.near:,} as near duplicates"] if overlap.near else []
     if known and max(overlap.prompt, overlap.near) >= 0.01 * held_out:
+        known += [f"{overlap.template:,} but for names or numbers"] if many_templates else []
         yield (
-            f"of {counted(held_out, 'held-out dialog')}, training knows {' and '.join(known)}: their metrics look "
+            f"of {counted(held_out, 'held-out dialog')}, training knows {listed(known)}: their metrics look "
             "better than they are. Remove duplicates, and keep each prompt in one dialog"
         )
-    if overlap.template >= 0.1 * held_out:
+    elif many_templates:
         yield (
             f"{overlap.template:,} of {counted(held_out, 'held-out dialog')} differ from a training prompt only "
             "in names or numbers: their metrics show how well the pattern is known, not how well the model answers"
         )
-    if remark := held_out_remark(held_out, result.kept):
-        yield remark
 
 
 def _checks(result: InspectResult) -> Iterator[str]:
