@@ -56,8 +56,13 @@ def this_rank() -> Rank | None:
     return None if rank.world_size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ else rank
 
 
-START_ALL = Either(Shell("unset RANK WORLD_SIZE"), Through("torchrun --nproc-per-node 2 -m", Call("train")))
-"""What to do about a rank that the environment gives by mistake."""
+_OF_TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def start_all() -> Either:
+    """Return what to do about a rank that the environment gives by mistake: forget it, or start all processes."""
+    given = [name for name in _OF_TORCH if name in os.environ] or ["SLURM_PROCID"]
+    return Either(Shell(f"unset {' '.join(given)}"), Through("torchrun --nproc-per-node 2 -m", Call("train")))
 
 
 def require_sound_rank() -> None:
@@ -67,11 +72,11 @@ def require_sound_rank() -> None:
         return
     for name, value in {**given, "MASTER_PORT": os.environ.get("MASTER_PORT", str(PORT))}.items():
         if name != "MASTER_ADDR" and not (value.isascii() and value.isdecimal()):
-            raise ConfigError(f"{name} is {value!r} in the environment, which is not a number", hint=START_ALL)
+            raise ConfigError(f"{name} is {value!r} in the environment, which is not a number", hint=start_all())
     if int(given["RANK"]) >= int(given["WORLD_SIZE"]):
         raise ConfigError(
             f"RANK is {given['RANK']} in the environment, but ranks go from 0 to {int(given['WORLD_SIZE']) - 1}",
-            hint=START_ALL,
+            hint=start_all(),
         )
 
 

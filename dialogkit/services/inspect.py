@@ -98,12 +98,12 @@ def inspect_data(
     try:
         return _inspect(load_run_config(model, overrides={**settings, **(overrides or {})}), show)
     except DialogKitError as error:
-        error.hint = error.hint and _to_inspect(error.hint)
+        error.hint = error.hint and _to_inspect(error.hint, str(dataset))
         raise
 
 
-def _to_inspect(hint: Hint) -> Hint:
-    """Return a hint of `train` as one of an inspection, whose dataset is an argument."""
+def _to_inspect(hint: Hint, dataset: str) -> Hint:
+    """Return a hint of `train` as one of an inspection of a dataset, which is an argument there."""
     match hint:
         case Change(settings) if "data.streaming" in settings:
             files = datasets_in(settings.get("data.dataset", ""))
@@ -113,9 +113,9 @@ def _to_inspect(hint: Hint) -> Hint:
         case Call("train") if "data.dataset" in hint.options:
             return _inspection(hint.options)
         case Call("train", (model,)) if not hint.options:
-            return Call("data inspect", model=model)
+            return Call("data inspect", dataset, model=model)
         case Either(hints):
-            return Either(*map(_to_inspect, hints))
+            return Either(*(_to_inspect(each, dataset) for each in hints))
         case _:
             return hint
 

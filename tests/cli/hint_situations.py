@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.cli.hint_rows import ROWS, TRAIN
+from tests.conftest import SMALL
 
 Situation = Callable[[pytest.MonkeyPatch], Any]
 
@@ -132,7 +133,7 @@ def pickled(monkeypatch: pytest.MonkeyPatch) -> None:
 
     shutil.copytree(RUN / "model", "mine")
     Path("mine/model.safetensors").unlink()
-    Path("mine/pytorch_model.bin").write_bytes(pickle.dumps({"a": Path("x")}))
+    Path("mine/pytorch_model.bin").write_bytes(pickle.dumps({"a": Path("x")}, protocol=2))
 
 
 def unknown_kind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,10 +241,45 @@ def packed(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("packed.parquet").unlink()
 
 
+def other_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are two runs, which were trained on different datasets."""
+    two_runs(monkeypatch)
+    second = RUN.with_name("second") / "run.json"
+    record = json.loads(second.read_text())
+    record["config"]["data"]["dataset"] = "shop.jsonl"
+    record["data"]["revision"] = "0" * 64
+    second.write_text(json.dumps(record))
+
+
+def kept_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder holds a trained adapter of the model."""
+    from dialogkit.config.load import load_run_config
+    from dialogkit.services.train import train
+
+    changed = {"train.method": "lora", "train.merge": False, "train.optimizer": "adamw", "name": "adapted"}
+    settings = {name: value for name, value in SMALL.items() if not name.startswith("model.")}
+    result = train(
+        load_run_config("models/custom_nano", overrides={**settings, **changed, "runtime.output_dir": "lora"})
+    )
+    shutil.copytree(result.model_dir, "mine")
+
+
+def own_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model lies where one of its name is published."""
+    shutil.copytree(RUN / "model", "models/mine")
+
+
+def gguf_without_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a GGUF file and no package to read it."""
+    ggufs(monkeypatch)
+    lacking("gguf")(monkeypatch)
+
+
 WITHOUT_STOP = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 WITHOUT_TEXT = "{% for m in messages %}<|user|>{% endfor %}"
 REFUSING = "{{ raise_exception('never') }}"
 MINE = "train mine"
+LAUNCHED = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
 
 SITUATIONS: list[tuple[Situation, str, str]] = [
     (stopped, "generate shared-run", "train --resume shared-run"),
@@ -274,7 +310,8 @@ SITUATIONS: list[tuple[Situation, str, str]] = [
     (template(WITHOUT_TEXT), MINE, "--set model.chat_format=plain"),
     (template(REFUSING), MINE, "--set model.chat_format=plain"),
     (template(WITHOUT_STOP), "generate mine", "train mine --set model.chat_format=plain"),
-    (pickled, "generate mine", "models list"),
+    (pickled, "generate mine", "safetensors"),
+    (pickled, MINE, "safetensors"),
     (unknown_kind, "generate mine", "models list"),
     (ggufs, "generate mine", "mine/a.gguf"),
     (adapter(None), "generate mine", "base_model_name_or_path"),
@@ -284,16 +321,26 @@ SITUATIONS: list[tuple[Situation, str, str]] = [
     (disk(2**20), TRAIN, "runs prune --checkpoints-only"),
     (disk(15 * 2**20), f"{TRAIN} --set train.keep_checkpoints=9", "runs prune --checkpoints-only"),
     (memory(2**10), TRAIN, "models list"),
+    (memory(2**25), f"{TRAIN} --set train.activation_checkpointing=true", "models list"),
     (memory(2**26), TRAIN, "--set train.activation_checkpointing=true"),
     (memory(95_000_000), TRAIN, "--fit-batch"),
     (memory_of_replies(150_000), "generate shared-run --max-new-tokens 200", "--max-new-tokens "),
+    (memory_of_replies(2**10), "evaluate shared-run", "models list"),
     (memory_of_replies(2**10), "generate shared-run", "shorten the prompt, or: dialogkit models list"),
     (environment(RANK="x", WORLD_SIZE="2"), TRAIN, "unset RANK WORLD_SIZE"),
+    (environment(**LAUNCHED, RANK="x"), TRAIN, "torchrun"),
+    (environment(**LAUNCHED, RANK="5"), TRAIN, "torchrun"),
     (environment(RANK="5", WORLD_SIZE="2"), TRAIN, "unset RANK WORLD_SIZE"),
     (environment(RANK="0", WORLD_SIZE="2"), TRAIN, "unset RANK WORLD_SIZE"),
     (two_runs, "runs compare shared-run second", "evaluate shared-run second"),
-    (long_row, "data inspect long.csv", "fix that line"),
-    (broken_link, "data inspect link.jsonl", "data inspect"),
+    (other_data, "runs compare shared-run second", "evaluate shared-run second --dataset"),
+    (other_data, "evaluate shared-run second", "evaluate shared-run second --dataset"),
+    (own_base, "train models/mine --method lora --no-merge", "model.name=my-mine"),
+    (kept_adapter, "train mine --method lora --no-merge", "merge"),
+    (gguf_without_reader, "generate mine/a.gguf", "pip install 'dialogkit[gguf]'"),
+    (torn, "train --from models/runs/shared-run/checkpoint-20", "train --from models/runs/shared-run/checkpoint-"),
+    (long_row, f"{TRAIN} --dataset long.csv", "fix that line"),
+    (broken_link, f"{TRAIN} --dataset link.jsonl", "--dataset"),
     (packed, f"{TRAIN} --dataset packed.parquet.gz --set data.streaming=true", "gunzip packed.parquet.gz && "),
 ]
 
@@ -311,15 +358,43 @@ UNREACHED = {
         "cli/train.py:_dry_run",
         "data/stream.py:_Blocks/_own",
         "data/stream.py:DialogStream/require_position:2",
-        "services/cluster/launch.py:join_processes",
         "services/training/agreement.py:require_same_request",
         "services/runs/resolve.py:refuse_sharded",
     ],
     "needs a machine with other hardware, disks or settings; tests/services/machine makes them up": [
-        "services/machine/checks.py",
+        *(
+            f"services/machine/checks.py:{name}"
+            for name in (
+                "_packages",
+                "_packages:2",
+                "_install",
+                "_gpus",
+                "_gpus:2",
+                "_memory",
+                "_output",
+                "_output:2",
+                "_output:3",
+                "_output:4",
+                "_cache",
+                "_wandb",
+                "_wandb:2",
+                "_wandb:3",
+                "_wandb:4",
+                "_hub",
+                "_hub:3",
+                "_hub:4",
+                "_devices",
+                "_devices:2",
+                "_cluster",
+                "_cluster:2",
+                "_shm",
+            )
+        ),
     ],
     "needs a program around the package": [
+        "config/load.py:parse_sets",
         "api/training.py:summary",
+        "services/training/resume.py:started_from",
         "examples/__init__.py:copy_examples",
         "services/chat.py:Chat/say",
         "services/training/lifecycle.py:_require_processes",
@@ -340,7 +415,30 @@ UNREACHED = {
         "services/evaluation/lm_eval.py:_load:2",
         "services/evaluation/lm_eval.py:_load:3",
     ],
+    "needs a model whose replies take more memory than its scores": [
+        "services/evaluation/scoring.py:replies_to",
+    ],
+    "needs a secret that no setting refuses; tests/services/cluster/test_job.py finds some": [
+        "services/cluster/job.py:plan",
+        "services/cluster/job.py:require_no_secrets",
+        "services/cluster/job.py:require_no_secrets:2",
+    ],
+    "needs a budget that ends between the start and the first step; tests/engine/test_budget.py makes one up": [
+        "engine/budget.py:BudgetCallback/on_train_begin",
+        "services/training/measure.py:measure_untrained",
+        "services/training/measure.py:plan_budget",
+    ],
+    "needs a run that diverges; tests/services/test_train.py makes one": [
+        "engine/callbacks.py:diverged",
+    ],
+    "needs a pickle in a checkpoint; tests/faults/test_hostile.py makes one": [
+        "engine/fit.py:fit",
+    ],
+    "leads to a run of a thousand steps": [
+        "services/training/setup.py:TrainingSetup/_stream",
+    ],
     "needs a hub that answers, or fails in the middle": [
+        "models/adapter_source.py:model_file",
         "data/sources.py:_from_hub:2",
         "data/sources.py:_from_hub:3",
         "data/sources.py:fetch_file",
@@ -354,6 +452,7 @@ UNREACHED = {
         "services/runs/compare.py:_folders_of",
     ],
     "needs a model of a rare kind; tests/models makes them": [
+        "data/prepare.py:none_fits",
         "engine/attention.py:use_packed_attention",
         "models/adapters.py:add_adapter:3",
         "models/adapters.py:merge_into",
@@ -392,6 +491,7 @@ UNREACHED = {
         "data/stream.py:DialogStream/require_position",
         "data/stream.py:DialogStream/_groups",
         "data/foreign_files.py:wrong_encoding",
+        "data/worlds/folder.py:_files",
     ],
 }
 """Places that make a hint which no command here prints, by the reason; a file stands for all of its places."""

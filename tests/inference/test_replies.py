@@ -48,7 +48,9 @@ def replies(model: Any, small: Any, prompts: Sequence[str], **options: Any) -> l
     )
 
 
-@pytest.mark.parametrize(("batch_size", "max_new_tokens"), [(2, 24), pytest.param(5, 110, marks=pytest.mark.faults)])
+@pytest.mark.parametrize(
+    ("batch_size", "max_new_tokens"), [(2, 24), pytest.param(5, 110, marks=pytest.mark.faults)]
+)
 def test_replies_in_a_batch_are_the_replies_one_by_one(
     model: Any, small: Any, batch_size: int, max_new_tokens: int
 ) -> None:

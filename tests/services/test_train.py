@@ -258,7 +258,12 @@ class Failing(LogReporter):
         (RuntimeError("the disk is gone"), "failed", 1, "the disk is gone"),
         (DivergedError("loss is nan"), "diverged", 3, "loss is nan"),
         (InterruptedRunError("stopped by SIGTERM", exit_code=143), "interrupted", 143, "stopped by SIGTERM"),
-        (BaseExceptionGroup("two", [OSError(), KeyboardInterrupt()]), "interrupted", 130, "two (2 sub-exceptions)"),
+        (
+            BaseExceptionGroup("two", [OSError(), KeyboardInterrupt()]),
+            "interrupted",
+            130,
+            "two (2 sub-exceptions)",
+        ),
         *(
             pytest.param(*some, marks=pytest.mark.faults)
             for some in (

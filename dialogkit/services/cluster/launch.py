@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
 from dialogkit.config.run import RunConfig
-from dialogkit.distributed.rank import LAUNCH_FOLDER, PORT, START_ALL, Rank, this_rank
+from dialogkit.distributed.rank import LAUNCH_FOLDER, PORT, Rank, start_all, this_rank
 from dialogkit.errors import ConfigError, DialogKitError, ProcessLostError, exit_code_of, wrong_setting
 from dialogkit.hints import Change
 from dialogkit.system.signals import ended_by_signals, stopped_by
@@ -144,7 +144,7 @@ def join_processes() -> bool:
         if "RANK" in os.environ and "MASTER_ADDR" not in os.environ and count.isdecimal() and int(count) > 1:
             raise ConfigError(
                 f"RANK and WORLD_SIZE make this one of {count} processes, without a MASTER_ADDR to meet at",
-                hint=START_ALL,
+                hint=start_all(),
             )
         return True
     with _quiet_torch():

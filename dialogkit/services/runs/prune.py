@@ -8,7 +8,7 @@ from dialogkit.config.base import Result
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.errors import ModelError, StorageError
 from dialogkit.hints import Call
-from dialogkit.services.runs.resolve import call_on, is_published
+from dialogkit.services.runs.resolve import is_published
 from dialogkit.system.ownership import Contents
 from dialogkit.tracking.pruning import contents, delete, freed_bytes, half_deleted
 from dialogkit.tracking.record import RunRecord, Status
@@ -115,7 +115,10 @@ def _named(output: Path, name: str) -> str:
     """Return the name of a run in the output folder. Raises: ModelError if it is not there."""
     run = find_run(output, name)
     if run.output is None or run.output.resolve() != output.resolve():
-        raise ModelError(f"the run {name!r} is not in {str(output)!r}", hint=call_on(run, "runs prune"))
+        raise ModelError(
+            f"the run {name!r} is not in {str(output)!r}",
+            hint=Call("runs prune", run.name, output_dir=str(run.output)),
+        )
     return run.name
 
 
