@@ -97,7 +97,7 @@ def evaluate(
         max_bad_rows: malformed rows of another dataset's file to skip.
         whole: score every dialog of the dataset, the held-out ones first.
         batch_size: dialogs per batch; does not change the metrics.
-        worst: the worst dialogs whose prompts are answered too, as replies to all are not made.
+        worst: number of worst dialogs for which to generate a reply as well.
         quick: score the answers only: no replies, no baselines.
         tasks: tasks of the lm-evaluation-harness, by name or file; `samples` limits their questions as well.
         use_model_settings: sample replies with the settings that come with each model; tasks keep their own.
@@ -136,8 +136,8 @@ def evaluate_models(request: EvaluateRequest, *, on_progress: ProgressSink) -> E
     result = EvaluateResult(rows=[])
     for number, model in enumerate(planned):
 
-        def report(stage: str, fraction: float, number: int = number, name: str = model.loadable.known_as) -> None:
-            on_progress(f"{name}: {stage}", (number + fraction) / len(planned))
+        def report(stage: str, fraction: float, number: int = number, one: _Planned = model) -> None:
+            on_progress(f"{one.loadable.display_name}: {stage}", (number + fraction) / len(planned))
 
         _evaluate_one(model, request, suite, report, result)
     if len(planned) > 1:

@@ -391,7 +391,7 @@ UNREACHED = {
         "data/parquet.py:ParquetRows/_opened",
         "data/stream.py:DialogStream/require_position",
         "data/stream.py:DialogStream/_groups",
-        "data/foreign_files.py:wrong_encoding",
+        "data/not_datasets.py:wrong_encoding",
     ],
 }
 """Places that make a hint which no command here prints, by the reason; a file stands for all of its places."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dialogkit.config.train import TrainConfig
-from dialogkit.engine.arguments import Schedule, resolve_schedule, training_arguments
+from dialogkit.engine.arguments import StepCounts, resolve_schedule, training_arguments
 from dialogkit.engine.device import Runtime
 from dialogkit.engine.task import FitTask
 
@@ -49,17 +49,17 @@ def test_logs_and_evaluations_are_spread_over_the_run(
     steps: int, settings: dict[str, Any], log: int, evaluate: int
 ) -> None:
     config = TrainConfig(max_steps=steps, **settings)
-    assert resolve_schedule(config, 10) == Schedule(steps, log, evaluate)
+    assert resolve_schedule(config, 10) == StepCounts(steps, log, evaluate)
 
 
-TWO_HUNDRED = Schedule(total_steps=200, log_every_steps=2, eval_every_steps=50)
+TWO_HUNDRED = StepCounts(total_steps=200, log_every_steps=2, eval_every_steps=50)
 
 
 def arguments(
     *,
     device: Any = "cpu",
     precision: Any = "fp32",
-    steps: Schedule = TWO_HUNDRED,
+    steps: StepCounts = TWO_HUNDRED,
     compile: bool = False,
     workers: int = 0,
     **settings: Any,
@@ -140,7 +140,7 @@ def test_no_setting_is_forgotten() -> None:
 
 
 def test_the_schedule_and_the_runtime_arrive() -> None:
-    made = arguments(steps=Schedule(99, 3, 33), precision="bf16", compile=True, workers=2)
+    made = arguments(steps=StepCounts(99, 3, 33), precision="bf16", compile=True, workers=2)
     assert (made.max_steps, made.logging_steps, made.eval_steps, made.save_steps) == (99, 3, 33, 33)
     assert (made.bf16, made.torch_compile, made.dataloader_num_workers) == (True, True, 2)
     assert made.device == torch.device("cpu")

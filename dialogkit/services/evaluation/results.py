@@ -168,7 +168,7 @@ class EvaluateRow(Result):
     model_settings: str | None = None
     """What its replies used of the model's own sampling settings, if that was requested."""
     data_notes: list[str] = Field(default_factory=list)
-    """What the model's chat template does not accept as it is."""
+    """How dialogs were changed to fit the model's chat template."""
     tasks: list[TaskRow] = Field(default_factory=list)
 
     def figures(self) -> dict[str, float]:

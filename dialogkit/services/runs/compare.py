@@ -199,7 +199,7 @@ def _judge(
     ]
     same = len({held_out_identity(record) for record in records}) == 1
     dialogs = records[0].data.eval_dialogs if same else None
-    return judge(contenders, dialogs=dialogs, differing=settings, by_trainings=True)
+    return judge(contenders, dialogs=dialogs, differing=settings, from_training=True)
 
 
 def _held_out(record: RunRecord) -> HeldOut | None:
