@@ -11,7 +11,9 @@ from dialogkit.system.signals import handled_by, stopped_by
 
 @contextmanager
 def signals_stop() -> Iterator[Callable[[], None]]:
-    """Raise an error that a run can record on Ctrl-C or SIGTERM; training steps have their own handler.
+    """Raise an error that a run can record on Ctrl-C or SIGTERM.
+
+    During training steps `StopAtSignal` replaces this handler, and gives a second signal back to it.
 
     Yields a function that raises it again, as a library that catches all exceptions may have swallowed it.
     """

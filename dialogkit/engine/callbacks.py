@@ -170,6 +170,9 @@ class EvaluationAborted(Exception):
 class StopAtSignal(TrainerCallback):
     """On Ctrl-C or SIGTERM finishes the step, or aborts the evaluation; at a second signal nothing more is saved.
 
+    A second signal goes to the handler that was there before training. In a run that is the one of
+    `dialogkit.distributed.stop_signals.signals_stop`, which `open_run` installs and which raises at once.
+
     A request by `dialogkit.system.stopping`, which needs no signal, counts as a Ctrl-C.
 
     Args:
@@ -200,7 +203,7 @@ class StopAtSignal(TrainerCallback):
             raise ProcessLostError("another rank of this run ended")
         if self._received is not None:
             self.release()
-            signal.raise_signal(number)
+            signal.raise_signal(number)  # to the previous handler
         self._received = number
         self._on_signal()
 
@@ -231,7 +234,7 @@ class StopAtSignal(TrainerCallback):
         return self._mine() is not None and not self._is_last_step
 
     def release(self) -> None:
-        """Restore the previous signal handlers."""
+        """Restore the signal handlers that were there before training."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}

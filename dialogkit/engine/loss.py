@@ -1,5 +1,7 @@
 """The training loss: cross-entropy at supervised positions only, head and loss in chunks.
 
+The functions return sums of nats; the forward of `install_dialog_loss` normalises them by the number of tokens.
+
 Shapes: S supervised tokens, D width, V vocabulary. The [S, V] matrix of logits is never held whole.
 """
 
