@@ -51,7 +51,6 @@ def training_arguments(task: "FitTask") -> Any:
     # Its name in the oldest transformers that dialogkit works with is deprecated in the newest.
     recompute = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
     sharded = runtime.sharding == "fsdp"
-    names = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
     arguments = TrainingArguments(
         output_dir=str(task.folder),
         # In steps, so that the length does not depend on how the Trainer rounds epochs.
@@ -61,9 +60,8 @@ def training_arguments(task: "FitTask") -> Any:
         # The loss is a mean over the supervised tokens of the step, in all micro-batches and ranks: HF sums their
         # number and multiplies the loss by the number of ranks, as DDP takes the mean of the gradients.
         average_tokens_across_devices=True,
+        # Its schedule is our own (`DialogTrainer.create_scheduler`).
         learning_rate=config.learning_rate,
-        lr_scheduler_type=names[config.schedule],
-        warmup_steps=round(config.warmup_fraction * schedule.total_steps),
         weight_decay=config.weight_decay,
         adam_beta1=config.adam_beta1,
         adam_beta2=config.adam_beta2,

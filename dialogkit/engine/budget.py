@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from dialogkit.config.train import TrainConfig
 from dialogkit.distributed import process_group
 from dialogkit.engine.arguments import EVALUATIONS_PER_RUN, UNPLANNED, StepCounts, default_log_interval
+from dialogkit.engine.schedule import count_warmup_steps, decay_factor
 from dialogkit.errors import ConfigError
 from dialogkit.hints import Change
 
@@ -91,7 +92,7 @@ class BudgetPlan:
 
     def plan_known_steps(self, step: int, end: int) -> None:
         """Plan a known number of steps; from step 0, this is the schedule of a run without a budget."""
-        self.warmup_fraction = round(self.warmup_fraction * end) / end
+        self.warmup_fraction = count_warmup_steps(self.warmup_fraction, end) / end
         self.respread(step, end)
 
     def respread(self, step: int, end: int) -> None:
@@ -108,14 +109,7 @@ class BudgetPlan:
                 is_planned = self.end != UNPLANNED
                 progress = self.progress(step + 1) if is_planned else progress + self.step_fraction
             return min(1.0, progress / self.warmup_fraction)
-        decayed = (progress - self.warmup_fraction) / max(1e-9, 1.0 - self.warmup_fraction)
-        match self.schedule:
-            case "linear":
-                return 1.0 - decayed
-            case "cosine":
-                return 0.5 * (1.0 + math.cos(math.pi * decayed))
-            case _:
-                return 1.0
+        return decay_factor(self.schedule, progress - self.warmup_fraction, 1.0 - self.warmup_fraction)
 
 
 class BudgetCallback(TrainerCallback):

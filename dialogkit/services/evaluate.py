@@ -153,20 +153,8 @@ def _judge(rows: Sequence[EvaluateRow], loadables: Sequence[Loadable]) -> Verdic
     """Return which of several models predicts best, and how the settings of their runs differ."""
     settings = [dict(flatten(one.run.read().config)) for one in loadables if one.run is not None]
     same = len({(row.dataset, row.dialogs) for row in rows}) == 1
-    contenders = [
-        Contender(
-            row.model,
-            row.bits_per_byte,
-            row.intervals.get("bits_per_byte"),
-            row.scores,
-            row.trained_on,
-            row.right_answers,
-            row.intervals.get("right_answers"),
-        )
-        for row in rows
-    ]
     return judge(
-        contenders,
+        [Contender.of_row(row.model, row, row.scores) for row in rows],
         dialogs=rows[0].dialogs if same else None,
         differing=differing(settings) if len(settings) == len(rows) else (),
     )

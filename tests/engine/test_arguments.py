@@ -84,10 +84,6 @@ ARRIVES = [
     ("batch_size", 12, {"per_device_train_batch_size": 12, "gradient_accumulation_steps": 1}),
     ("accumulation_steps", 4, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}),
     ("learning_rate", 0.003, {"learning_rate": 0.003}),
-    ("schedule", "linear", {"lr_scheduler_type": "linear"}),
-    ("schedule", "cosine", {"lr_scheduler_type": "cosine"}),
-    ("schedule", "constant", {"lr_scheduler_type": "constant_with_warmup"}),
-    ("warmup_fraction", 0.25, {"warmup_steps": 50}),
     ("weight_decay", 0.3, {"weight_decay": 0.3}),
     ("adam_beta1", 0.8, {"adam_beta1": 0.8}),
     ("adam_beta2", 0.9, {"adam_beta2": 0.9}),
@@ -129,6 +125,8 @@ NOT_MAPPED = frozenset(
         "merge",
         "method",
         "optimizer",
+        "schedule",
+        "warmup_fraction",
     }
 )
 

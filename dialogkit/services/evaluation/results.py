@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from dialogkit.config.base import Result
+from dialogkit.tracking.metric_specs import METRICS
 
 CANDIDATES = 10
 """Answers among which the true one is to be found."""
@@ -173,4 +174,4 @@ class EvaluateRow(Result):
 
     def figures(self) -> dict[str, float]:
         """Return the metrics that were measured, by name."""
-        return {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), float)}
+        return {one.name: value for one in METRICS if (value := getattr(self, one.name)) is not None}

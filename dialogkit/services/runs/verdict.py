@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dialogkit.config.base import Result
-from dialogkit.services.evaluation.results import Interval, Scores
+from dialogkit.services.evaluation.results import EvaluateRow, Interval, Scores
 from dialogkit.text import listed
 from dialogkit.tracking.metric_specs import FEW, best_of
 
@@ -68,6 +68,19 @@ class Contender(NamedTuple):
     trained_on: bool = False
     right: float | None = None
     right_interval: Interval | None = None
+
+    @classmethod
+    def of_row(cls, name: str, row: EvaluateRow, scores: Scores) -> "Contender":
+        """Return the contender of an evaluation, with the scores by dialog that are stored beside it."""
+        return cls(
+            name,
+            row.bits_per_byte,
+            row.intervals.get("bits_per_byte"),
+            scores,
+            row.trained_on,
+            row.right_answers,
+            row.intervals.get("right_answers"),
+        )
 
 
 def judge(
