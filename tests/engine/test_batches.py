@@ -97,11 +97,11 @@ def test_the_order_is_that_of_the_trainers_own_batches() -> None:
 
 def test_a_negative_index_gives_a_dialog_without_supervised_tokens(small: object) -> None:
     dialogs = small.train  # type: ignore[attr-defined]
-    negatable = DialogsWithFillers(dialogs)
-    assert len(negatable) == len(dialogs)
-    assert (negatable[3]["input_ids"] == negatable[~3]["input_ids"]).all()
-    assert negatable[3]["supervised"].any()
-    assert not negatable[~3]["supervised"].any()
+    filled = DialogsWithFillers(dialogs)
+    assert len(filled) == len(dialogs)
+    assert (filled[3]["input_ids"] == filled[~3]["input_ids"]).all()
+    assert filled[3]["supervised"].any()
+    assert not filled[~3]["supervised"].any()
     assert dialogs[3]["supervised"].any()
 
 
