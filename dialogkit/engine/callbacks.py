@@ -170,8 +170,8 @@ class EvaluationAborted(Exception):
 class StopAtSignal(TrainerCallback):
     """On Ctrl-C or SIGTERM finishes the step, or aborts the evaluation; at a second signal nothing more is saved.
 
-    A second signal goes to the handler that was there before training: in a run the one that `open_run` installs with
-    `dialogkit.distributed.stop_signals.signals_stop`, which raises at once.
+    A second signal goes to the handler that was there before training: in a run the one that `open_run` installs
+    with `dialogkit.distributed.stop_signals.signals_stop`, which raises at once.
 
     A request by `dialogkit.system.stopping`, which needs no signal, counts as a Ctrl-C.
 
