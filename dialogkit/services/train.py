@@ -2,25 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dialogkit.config.run import RunConfig
 from dialogkit.distributed import process_group, rendezvous
 from dialogkit.errors import OutOfMemoryError
 from dialogkit.services.training.agreement import require_same_request
-from dialogkit.services.training.lifecycle import TrainingRun, TrainRequest, open_run
+from dialogkit.services.training.lifecycle import TrainRequest, open_run
 from dialogkit.services.training.progress import LogReporter, TrainReporter
 from dialogkit.services.training.result import TrainResult
 from dialogkit.system.compute_lock import alone
 from dialogkit.system.stopping import raise_if_asked, stoppable
 from dialogkit.tracking.record import DataInfo
 from dialogkit.tracking.run_dir import RunDir
-
-if TYPE_CHECKING:
-    from dialogkit.engine.budget import Budget
-    from dialogkit.engine.fit import FitResult
-    from dialogkit.services.training.recorder import Recorder
-    from dialogkit.services.training.setup import TrainingSetup
 
 __all__ = ["TrainRequest", "TrainResult", "resume", "run_training", "train"]
 
@@ -79,13 +73,15 @@ def resume(
 
 def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
     """Train on every rank; return the result and HF's trainer."""
+    from dialogkit.engine.fit import fit
     from dialogkit.services.training.disk_plan import require_disk
     from dialogkit.services.training.measure import measure_trained, measure_untrained, plan_budget
-    from dialogkit.services.training.memory_plan import fit_batch_to_memory
+    from dialogkit.services.training.memory_plan import fit_batch_to_memory, resume_after_split, split_further
     from dialogkit.services.training.publish import publish_model
     from dialogkit.services.training.recorder import Recorder
     from dialogkit.services.training.resume import choose_checkpoint
     from dialogkit.services.training.setup import TrainingSetup
+    from dialogkit.services.training.summary import data_info
 
     with alone(request.reporter.note), stoppable():
         rendezvous.join()
@@ -103,34 +99,23 @@ def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
             # On resume, the checkpoint holds the time that an evaluation takes.
             evaluation_s = 0.0 if run.checkpoint else measure_untrained(run, setup, recorder)
             budget = plan_budget(run, setup, evaluation_s)
-            fitted = _fit(run, setup, recorder, budget)
+            resume_from = run.checkpoint
+            while True:  # again with smaller micro-batches if memory runs out, where the settings allow it
+                try:
+                    fitted = fit(
+                        setup.fit_task(run.folder.path, resume_from=resume_from, budget=budget),
+                        recorder.metrics,
+                        histograms=recorder.histograms,
+                        on_step_counts=recorder.plan,
+                    )
+                    break
+                except OutOfMemoryError as error:
+                    reason = split_further(setup, error)
+                finally:
+                    run.record.data = DataInfo(**data_info(setup))  # for a stream it is known only now
+                # Outside the handler, as the traceback keeps the tensors of the failed step alive.
+                resume_from = resume_after_split(run, setup, reason)
             setup.merge_adapter()
             measured = measure_trained(run, setup, recorder, fitted)
             result = publish_model(run, setup, fitted, measured)
     return result, fitted.trainer
-
-
-def _fit(run: TrainingRun, setup: "TrainingSetup", recorder: "Recorder", budget: "Budget | None") -> "FitResult":
-    """Train from the run's checkpoint; if memory runs out, split the batch further and resume, where allowed.
-
-    Raises: what `fit` raises.
-    """
-    from dialogkit.engine.fit import fit
-    from dialogkit.services.training.memory_plan import resume_after_split, split_further
-    from dialogkit.services.training.summary import data_info
-
-    checkpoint = run.checkpoint
-    while True:
-        try:
-            return fit(
-                setup.fit_task(run.folder.path, resume_from=checkpoint, budget=budget),
-                recorder.metrics,
-                histograms=recorder.histograms,
-                on_step_counts=recorder.plan,
-            )
-        except OutOfMemoryError as error:
-            reason = split_further(setup, error)
-        finally:
-            run.record.data = DataInfo(**data_info(setup))  # for a stream it is known only now
-        # Outside the handler, as the traceback keeps the tensors of the failed step alive.
-        checkpoint = resume_after_split(run, setup, reason)
