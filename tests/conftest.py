@@ -144,7 +144,7 @@ def nothing_typed() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def frozen_libraries(request: pytest.FixtureRequest) -> None:
-    """Spare the collector the objects of the libraries once they are loaded: each run calls it, which takes 0.5 s."""
+    """Spare the collector the objects of the libraries, once they are loaded: each run calls it, for 0.5 s."""
     if "transformers.trainer" in sys.modules and request.path not in _frozen:
         _frozen.add(request.path)
         gc.collect()

@@ -29,7 +29,7 @@ from dialogkit.cli import (
     tokenizer,
     train,
 )
-from dialogkit.cli.foreign_words import DEVICE
+from dialogkit.cli.aliases import DEVICE
 from dialogkit.cli.output import Output
 from dialogkit.distributed.rank import enter, require_sound_rank, silence, this_rank
 from dialogkit.errors import ConfigError, DialogKitError
@@ -189,7 +189,7 @@ def _one_of_several(words: list[str], output: Output) -> NoReturn:
 
 
 def _suggests_only(part: str, line: str) -> bool:
-    """Return whether a part of a message suggests no word that a line does not have."""
+    """Return whether every word that a suggestion names is in `line`."""
     return not part.startswith(" (did you mean") or any(
         word in shlex.split(line) for word in re.findall(r"[\w-]+", part)
     )

@@ -98,7 +98,7 @@ def _measured_on(row: "EvaluateRow") -> str:
 
 
 def _whole_for_more(row: "EvaluateRow", request: "EvaluateRequest") -> bool | None:
-    """Return whether more dialogs take --whole; None if there are no more, or only training ones."""
+    """Return whether evaluating more dialogs requires --whole; None if no more are left, or only training ones."""
     if row.held_out is None or row.of_dialogs is None:
         return None
     if request.samples is not None and row.dialogs == request.samples and row.held_out > row.dialogs:

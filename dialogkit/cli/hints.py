@@ -31,12 +31,12 @@ def typed() -> list[str]:
 
 
 def render(hint: Hint | None) -> str | None:
-    """Return a hint as what to type; what the typed command has no flag for, in words."""
+    """Render a hint as a command; changes that the command has no flag for become prose."""
     return None if hint is None else _render(hint) or str(hint)
 
 
 def _render(hint: Hint) -> str | None:
-    """Return a hint as what to type; None if the typed command cannot take the change."""
+    """Render a hint as a command; None if the typed command cannot take the change."""
     match hint:
         case Change():
             return _change(hint.settings)
@@ -326,7 +326,7 @@ def output_option(output: str | Path) -> str:
     return "" if Path(output) == Path(DEFAULT_OUTPUT) else f" --output-dir {shlex.quote(str(output))}"
 
 
-def known_as(run: "RunDir") -> str:
+def run_argument(run: "RunDir") -> str:
     """Return a run as it is typed in a command: its name, or its path if the name would not be found."""
     from dialogkit.config.model import NAME_PATTERN
 

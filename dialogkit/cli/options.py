@@ -17,7 +17,9 @@ from dialogkit.text import duration_word, parse_duration
 
 @dataclass(frozen=True)
 class Sets:
-    """The setting that an option gives; part of the option's annotation. The only table of flags and settings.
+    """The setting that an option gives; part of the option's annotation.
+
+    The one place that maps a flag to a setting.
 
     Attributes:
         setting: dotted name.

@@ -40,7 +40,7 @@ UNBOUNDED = 10_000
 LOADED, LOADING = {"torch", "transformers"}, "loading torch and transformers"
 """Libraries whose loading takes seconds, and what is said meanwhile."""
 REPLY_COLUMN = 32
-"""Minimum width of a column of replies; a narrower terminal shows them below each other."""
+"""Minimum width of a column of replies; a narrower terminal shows them one below the other."""
 
 
 def _write_json(content: Mapping[str, Any]) -> None:
@@ -49,7 +49,7 @@ def _write_json(content: Mapping[str, Any]) -> None:
 
 
 def _printable(drawn: str) -> str:
-    """Return JSON as it can be printed: what could steer a terminal is an escape, which reads back the same.
+    """Return JSON for a terminal: control characters are JSON escapes, which parse back to the same text.
 
     So is all that is not ASCII unless stdout is UTF-8: the escapes of other encodings are not JSON's.
     """
@@ -180,7 +180,7 @@ class Output:
         self.err.print(Text.assemble(label, untrusted(text, style)), soft_wrap=True)
 
     def print(self, *items: RenderableType) -> None:
-        """Print items to stdout, below each other."""
+        """Print items to stdout, one below the other."""
         for item in items:
             print_item(self.out, item)
 
@@ -285,7 +285,7 @@ class Output:
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """Return an empty table in the house's look."""
+    """Return an empty table in dialogkit's style."""
     made = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         made.add_column(untrusted(column), justify="right" if column in right else "left", overflow="fold")
@@ -354,7 +354,7 @@ def replies_table(
 
 
 def values_grid(values: Mapping[str, str]) -> Table:
-    """Return names, in bold, and values below each other; long values are folded."""
+    """Return names, in bold, and values one below the other; long values are folded."""
     grid = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))
     for name, value in values.items():
         grid.add_row(Text(name, style="bold"), untrusted(value))

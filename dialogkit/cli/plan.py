@@ -29,7 +29,7 @@ def plan_command(
     no_cuda: options.NoCudaOption = False,
     json_output: options.JsonOption = False,
 ) -> None:
-    """Show what each model would come to in a time on this machine, and which one to train.
+    """Show the quality to expect from each model in a time on this machine, and which one to train.
 
     It measures the machine for a few steps, and forecasts from reference runs that ship with the package.
     Without --dataset, it is about the dialogs of the preset talk.

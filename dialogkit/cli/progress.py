@@ -23,7 +23,7 @@ class TrainOutput(TrainReporter):
         self._task: Any = None
         self._status: Status | None = None
 
-    def doing(self, text: str) -> None:
+    def activity(self, text: str) -> None:
         """Show the current activity: a spinner until the next event in a terminal, a line elsewhere."""
         if not self._console.is_terminal:
             self._console.print(untrusted(redact(f"{text} ...")), soft_wrap=True)

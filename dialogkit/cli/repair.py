@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dialogkit.cli import complete
-from dialogkit.cli.foreign_words import (
+from dialogkit.cli.aliases import (
     COMMANDS,
     DEVICE,
     FLAGS,
@@ -64,7 +64,7 @@ def line_for(words: Sequence[str]) -> str | None:
 
 
 def _on_device(words: Sequence[str]) -> str:
-    """Return what chooses the GPU that was typed, of several; the first is used by itself."""
+    """Return the CUDA_VISIBLE_DEVICES prefix for the GPU that was asked for; none for the first one."""
     chosen = re.search(r"(?:^| )--?([\w-]+)[ =](?:cuda:)?([1-9]\d*)(?: |$)", " ".join(words))
     return f"CUDA_VISIBLE_DEVICES={chosen[2]} " if chosen and plain(chosen[1]) in DEVICE else ""
 
@@ -73,7 +73,7 @@ _JOINED = {
     **dict.fromkeys((".jsonl", ".ndjson"), "1"),
     **dict.fromkeys((".csv", ".tsv"), "'NR == 1 || FNR > 1'"),
 }
-"""Programs of awk that put files into one: it ends each last line, and leaves out further heads of columns."""
+"""awk programs that concatenate files: they terminate the last line and drop repeated header rows."""
 
 
 def line_for_error(error: DialogKitError, words: Sequence[str]) -> str | None:

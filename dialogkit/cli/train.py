@@ -176,7 +176,7 @@ def _render_finished(output: Output, arguments: TrainArguments, run: "RunDir", m
     hint = chat_command(model, run.path)
     if unused:
         message += f", and {listed(unused)} {'has' if len(unused) == 1 else 'have'} no effect"
-        hint = f"dialogkit train --from {hints.known_as(run)}"
+        hint = f"dialogkit train --from {hints.run_argument(run)}"
         hint += f" --name {arguments.given['name']}" if arguments.given["name"] else ""
     output.result(run.read(), lambda out: out.print(untrusted(message)), hint=hint)
 
@@ -198,7 +198,7 @@ def _drawing(output: Output) -> Iterator[TrainOutput]:
     drawing = TrainOutput(output)
     try:
         if LOADED - sys.modules.keys() and not output.json_mode:
-            drawing.doing(LOADING)
+            drawing.activity(LOADING)
         yield drawing
     finally:
         drawing.close()

@@ -28,12 +28,12 @@ _UNSURE = 100.0
 
 def chat_command(model: str, run: Path | str, replies: "Sequence[ReplyResult]" = ()) -> str:
     """Return the command that prompts the finished model of a run, with a short prompt of its data if any."""
-    from dialogkit.cli.hints import known_as, output_option
+    from dialogkit.cli.hints import output_option, run_argument
     from dialogkit.services.runs.resolve import name_to_type
     from dialogkit.tracking.run_dir import RunDir
 
     made = RunDir(Path(run))
-    name = known_as(made)
+    name = run_argument(made)
     if made.output is not None and name_to_type(model, made, made.output) == model:
         name = f"{model}{output_option(made.output)}"
     prompt = prompt_to_try(replies)
@@ -105,11 +105,11 @@ def _render_reply(output: Output, reply: "ReplyResult") -> None:
 
 def _wandb(result: "TrainResult") -> str | None:
     """Return the page of the W&B run, or the command that uploads it."""
-    from dialogkit.cli.hints import known_as
+    from dialogkit.cli.hints import run_argument
     from dialogkit.tracking.run_dir import RunDir
 
     if len(result.wandb_dirs) > 1 and not result.wandb_url:
-        return f"dialogkit runs sync {known_as(RunDir(Path(result.run_dir)))}"
+        return f"dialogkit runs sync {run_argument(RunDir(Path(result.run_dir)))}"
     return result.wandb_place
 
 

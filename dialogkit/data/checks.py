@@ -24,7 +24,7 @@ PATTERN = "pattern"
 _LONGEST_PATTERN = 500
 _LONGEST_REPLY = 20_000
 """Characters of a reply that are looked at."""
-_PATTERN_SECONDS = 2.0
+PATTERN_SECONDS = 2.0
 """The longest search of a pattern: some patterns would search for years."""
 
 
@@ -142,9 +142,9 @@ def _pattern_problem(pattern: str) -> str | None:
 
 def _matches(reply: str, pattern: str) -> bool:
     try:
-        return _compiled(pattern).search(reply, timeout=_PATTERN_SECONDS) is not None
+        return _compiled(pattern).search(reply, timeout=PATTERN_SECONDS) is not None
     except TimeoutError:
         raise DataError(
-            f"the pattern {shortened(repr(pattern), 60)} of a check takes longer than {_PATTERN_SECONDS:g} s",
+            f"the pattern {shortened(repr(pattern), 60)} of a check takes longer than {PATTERN_SECONDS:g} s",
             hint="write a simpler pattern",
         ) from None

@@ -19,7 +19,8 @@ NEAR = 0.8
 _BANDS, _ROWS = 20, 5
 _NEIGHBOURS = 8
 _SEED = 0
-_PAIRED_SHINGLES = 2**21
+PAIRED_SHINGLES = 2**21
+"""Shingles of candidate pairs that are compared at once."""
 
 # Scripts that put no spaces between words: Thai to Tibetan, Burmese, Khmer, kana and Han.
 _UNSPACED = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -156,7 +157,7 @@ def jaccard(shingles: Shingles, first: NDArray[np.int64], second: NDArray[np.int
     both = sizes[first] + sizes[second]
     shared = np.zeros(len(first), dtype=np.int64)
     # Chunks of pairs bound the number of shingles in memory.
-    part = np.cumsum(both) // _PAIRED_SHINGLES
+    part = np.cumsum(both) // PAIRED_SHINGLES
     for pairs in np.split(np.arange(len(first)), np.flatnonzero(np.diff(part)) + 1):
         if not len(pairs):
             continue

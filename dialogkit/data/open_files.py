@@ -49,7 +49,7 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError:
-        from dialogkit.data.foreign_files import named_file, wrong_encoding
+        from dialogkit.data.not_datasets import named_file, wrong_encoding
 
         raise (named_file(path) or wrong_encoding(path) or DataError(f"{path.name}: not UTF-8 text")) from None
     except (gzip.BadGzipFile, EOFError, zlib.error):

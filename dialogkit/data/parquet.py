@@ -6,8 +6,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dialogkit.data.foreign_files import named_file
 from dialogkit.data.hints import use_another_file
+from dialogkit.data.not_datasets import named_file
 from dialogkit.data.open_files import (
     MAX_ROW,
     NOT_UTF8,

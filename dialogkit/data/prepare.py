@@ -95,7 +95,7 @@ class Ledger:
         return lines
 
     def of_template(self) -> list[str]:
-        """Return sentences about what the model's chat template does not accept as it is."""
+        """Return sentences about how dialogs were changed to fit the model's chat template."""
         return _of_dialogs(self.template_notes) + [
             f"{number:,} of {counted(self.answers, 'answer')} {_are(number)} not learned: {reason}"
             for reason, number in self.not_learned.items()

@@ -125,11 +125,6 @@ def _system_text(row: Row, name: str) -> str:
     return "\n".join(text_of(part if isinstance(part, Mapping) else {"text": part}, "text") for part in parts)
 
 
-def parse_row(row: Row, kind: str) -> Dialog:
-    """Return the dialog of a single row of a format. Raises: RowError if it has none."""
-    return RowParser(kind).parse(row)
-
-
 def _repaired(messages: list[Message], notes: Notes) -> Dialog:
     """Return messages as a dialog. Raises: RowError if no answer is left."""
     system = [message.content for message in messages if message.role == "system" and message.content]

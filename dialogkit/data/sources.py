@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from dialogkit.config.data import DataConfig
 from dialogkit.config.load import HUB_ID
 from dialogkit.config.paths import nearest_file
-from dialogkit.data.foreign_files import named_file
 from dialogkit.data.hints import (
     AS_ROWS,
     DETECT_FORMAT,
@@ -25,6 +24,7 @@ from dialogkit.data.hints import (
     datasets_of,
     use_another_file,
 )
+from dialogkit.data.not_datasets import named_file
 from dialogkit.data.open_files import NOT_UTF8, STREAMED, Row, suffix_of
 from dialogkit.data.questions import COLUMNS, Checked, checked_of
 from dialogkit.data.readers import read_rows

@@ -17,7 +17,8 @@ _SCRIPT = re.compile(r"(.+?) (?:CAPITAL|SMALL|LETTER|SYLLAB|UNIFIED|COMPATIBILIT
 
 _OTHER_NAMES = {"Cjk": "Han", "Modifier": "Other", "unnamed": "Other"}
 
-_CHUNK_CHARACTERS = 2**22
+CHUNK_CHARACTERS = 2**22
+"""Characters that are counted at once."""
 
 
 def _codes(texts: Sequence[str]) -> NDArray[np.uint32]:
@@ -106,7 +107,7 @@ def chunks(texts: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
     start = held = 0
     for index, text in enumerate(texts):
         held += len(text)
-        if held >= _CHUNK_CHARACTERS:
+        if held >= CHUNK_CHARACTERS:
             yield start, texts[start : index + 1]
             start, held = index + 1, 0
     if start < len(texts):

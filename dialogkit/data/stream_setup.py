@@ -32,7 +32,7 @@ from dialogkit.data.turns import RowError
 from dialogkit.dialog import ChatTokenizer, Dialog
 from dialogkit.errors import DataError
 
-_SAMPLE = 1024
+SAMPLE_DIALOGS = 1024
 """Training dialogs whose lengths represent all others in estimates of memory and time."""
 _MAX_ROWS = 200_000
 """Rows after which the search ends, provided that `data.eval_min_dialogs` were found."""
@@ -148,7 +148,7 @@ class _FirstRows:
         for reader, block, row in _rows_in_turn(self._source):
             if row is None:
                 sufficient = len(found) >= self._config.eval_min_dialogs and self._rows >= _MAX_ROWS
-                if (len(found) >= self._most or sufficient) and len(self.sample) >= _SAMPLE:
+                if (len(found) >= self._most or sufficient) and len(self.sample) >= SAMPLE_DIALOGS:
                     break
                 continue
             self._rows += 1
@@ -173,7 +173,7 @@ class _FirstRows:
             self._hashes.append(hash)
             if hash < self._held_out_below:
                 found.add(hash)
-            if len(self.sample) < _SAMPLE:
+            if len(self.sample) < SAMPLE_DIALOGS:
                 self.sample.append((hash, dialog))
             self.lowest.setdefault(hash, dialog)
             if len(self.lowest) > 2 * self._most:

@@ -173,8 +173,8 @@ def enter() -> None:
             os._exit(0)
 
 
-def is_asked_to_stop() -> bool:
-    """Return whether a signal came from the user, and not from a launcher that lost another process."""
+def signal_came_from_user() -> bool:
+    """Return whether a signal comes from the user, and not from a launcher that lost another process."""
     folder = launch_folder()
     return folder is None or (folder / "stop").exists()
 

@@ -4,14 +4,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dialogkit.distributed.rank import is_asked_to_stop
+from dialogkit.distributed.rank import signal_came_from_user
 from dialogkit.errors import DialogKitError, ProcessLostError
 from dialogkit.system.signals import handled_by, stopped_by
 
 
 @contextmanager
 def signals_stop() -> Iterator[Callable[[], None]]:
-    """Raise an error that a run can record on Ctrl-C or SIGTERM; training steps have their own handler.
+    """Raise an error that a run can record on Ctrl-C or SIGTERM.
+
+    During training steps `StopAtSignal` replaces this handler, and gives a second signal back to it.
 
     Yields a function that raises it again, as a library that catches all exceptions may have swallowed it.
     """
@@ -19,7 +21,7 @@ def signals_stop() -> Iterator[Callable[[], None]]:
 
     def stop(number: int, _: Any) -> None:
         lost = ProcessLostError("another rank of this run ended")
-        stops.append(stopped_by(number) if is_asked_to_stop() else lost)
+        stops.append(stopped_by(number) if signal_came_from_user() else lost)
         raise stops[-1]
 
     def raise_missed() -> None:

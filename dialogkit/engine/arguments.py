@@ -1,4 +1,4 @@
-"""HF's `TrainingArguments` for a run, and its schedule."""
+"""HF's `TrainingArguments` for a run, and the numbers of steps."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ UNPLANNED = 100_000_000
 
 
 @dataclass(frozen=True)
-class Schedule:
+class StepCounts:
     """Numbers of steps that follow from the settings and the size of the training set."""
 
     total_steps: int
@@ -26,19 +26,19 @@ class Schedule:
     eval_every_steps: int
 
 
-def resolve_schedule(config: TrainConfig, num_dialogs: int) -> Schedule:
+def resolve_schedule(config: TrainConfig, num_dialogs: int) -> StepCounts:
     """Return the number of optimizer steps, and the steps between logs and between evaluations."""
     if config.budget_s is not None:
-        return Schedule(config.max_steps or UNPLANNED, UNPLANNED, UNPLANNED)
+        return StepCounts(config.max_steps or UNPLANNED, UNPLANNED, UNPLANNED)
     steps_per_epoch = math.ceil(num_dialogs / config.batch_size)
     total = config.max_steps or max(1, math.ceil(steps_per_epoch * config.epochs))
-    log = config.log_every_steps or points_apart(total)
+    log = config.log_every_steps or default_log_interval(total)
     evaluate = config.eval_every_steps or max(1, math.ceil(total / EVALUATIONS_PER_RUN))
-    return Schedule(total, min(log, total), min(evaluate, total))
+    return StepCounts(total, min(log, total), min(evaluate, total))
 
 
-def points_apart(total_steps: int) -> int:
-    """Return the steps between logged points of a run of `total_steps`."""
+def default_log_interval(total_steps: int) -> int:
+    """Return the steps between logged points of a run of `total_steps`, where the settings give none."""
     return max(1, min(10, total_steps // POINTS_PER_RUN))
 
 
@@ -51,7 +51,6 @@ def training_arguments(task: "FitTask") -> Any:
     # Its name in the oldest transformers that dialogkit works with is deprecated in the newest.
     recompute = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
     sharded = runtime.sharding == "fsdp"
-    names = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
     arguments = TrainingArguments(
         output_dir=str(task.folder),
         # In steps, so that the length does not depend on how the Trainer rounds epochs.
@@ -61,9 +60,8 @@ def training_arguments(task: "FitTask") -> Any:
         # The loss is a mean over the supervised tokens of the step, in all micro-batches and ranks: HF sums their
         # number and multiplies the loss by the number of ranks, as DDP takes the mean of the gradients.
         average_tokens_across_devices=True,
+        # Its schedule is our own (`DialogTrainer.create_scheduler`).
         learning_rate=config.learning_rate,
-        lr_scheduler_type=names[config.schedule],
-        warmup_steps=round(config.warmup_fraction * schedule.total_steps),
         weight_decay=config.weight_decay,
         adam_beta1=config.adam_beta1,
         adam_beta2=config.adam_beta2,

@@ -87,8 +87,8 @@ class BalancedBatches(Sampler[list[int]]):
                 yield [batch[number] for number in group] or [~batch[shortest]]
 
 
-class NegatableDialogs(Dataset[Any]):
-    """A dataset in which a negative index `~i` yields dialog i with no supervised tokens."""
+class DialogsWithFillers(Dataset[Any]):
+    """A dataset in which a negative index `~i` yields dialog i as a filler, with no supervised tokens."""
 
     def __init__(self, dialogs: Any) -> None:
         self._dialogs = dialogs

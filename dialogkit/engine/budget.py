@@ -10,7 +10,8 @@ from transformers import TrainerCallback
 
 from dialogkit.config.train import TrainConfig
 from dialogkit.distributed import process_group
-from dialogkit.engine.arguments import EVALUATIONS_PER_RUN, UNPLANNED, Schedule, points_apart
+from dialogkit.engine.arguments import EVALUATIONS_PER_RUN, UNPLANNED, StepCounts, default_log_interval
+from dialogkit.engine.schedule import count_warmup_steps, decay_factor
 from dialogkit.errors import ConfigError
 from dialogkit.hints import Change
 
@@ -89,13 +90,13 @@ class BudgetPlan:
         fraction = (step - self.since) / max(1, self.end - self.since)
         return min(1.0, self.reached + (1.0 - self.reached) * fraction)
 
-    def begin(self, step: int, end: int) -> None:
+    def plan_known_steps(self, step: int, end: int) -> None:
         """Plan a known number of steps; from step 0, this is the schedule of a run without a budget."""
-        self.warmup_fraction = round(self.warmup_fraction * end) / end
-        self.fit(step, end)
+        self.warmup_fraction = count_warmup_steps(self.warmup_fraction, end) / end
+        self.respread(step, end)
 
-    def fit(self, step: int, end: int) -> None:
-        """Spread the rest of the schedule over the steps up to `end`."""
+    def respread(self, step: int, end: int) -> None:
+        """Respread the rest of the schedule over the steps up to `end`."""
         if end != self.end:
             self.since, self.reached, self.end = step, self.progress(step), end
 
@@ -108,28 +109,21 @@ class BudgetPlan:
                 is_planned = self.end != UNPLANNED
                 progress = self.progress(step + 1) if is_planned else progress + self.step_fraction
             return min(1.0, progress / self.warmup_fraction)
-        decayed = (progress - self.warmup_fraction) / max(1e-9, 1.0 - self.warmup_fraction)
-        match self.schedule:
-            case "linear":
-                return 1.0 - decayed
-            case "cosine":
-                return 0.5 * (1.0 + math.cos(math.pi * decayed))
-            case _:
-                return 1.0
+        return decay_factor(self.schedule, progress - self.warmup_fraction, 1.0 - self.warmup_fraction)
 
 
 class BudgetCallback(TrainerCallback):
     """Fits the steps to the remaining time: once when the speed is known, then after every step."""
 
     def __init__(
-        self, config: TrainConfig, budget: Budget, plan: BudgetPlan, planned: Callable[[Schedule], None]
+        self, config: TrainConfig, budget: Budget, plan: BudgetPlan, on_step_counts: Callable[[StepCounts], None]
     ) -> None:
-        self._config, self._budget, self._plan, self._planned = config, budget, plan, planned
+        self._config, self._budget, self._plan, self._on_step_counts = config, budget, plan, on_step_counts
         self._spent_before = 0.0
         self._began = self._step_began = self._step_ended = 0.0
         self._first = True
         if config.max_steps:  # before the scheduler reads the rate of the first step
-            plan.begin(0, config.max_steps)
+            plan.plan_known_steps(0, config.max_steps)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock; a resumed run keeps its plan. Raises: ConfigError if no time is left."""
@@ -149,7 +143,7 @@ class BudgetCallback(TrainerCallback):
             )
         if self._config.max_steps:
             if plan.end == UNPLANNED:  # older versions did not set it while measuring
-                plan.begin(state.global_step, self._config.max_steps)
+                plan.plan_known_steps(state.global_step, self._config.max_steps)
             plan.unfitted_eval_every = plan.unfitted_eval_every or self._eval_every(plan.end)
             self._set(state)
 
@@ -179,7 +173,7 @@ class BudgetCallback(TrainerCallback):
         plan.step_s = plan.step_s or took
         if plan.eval_every:
             if step < plan.end:
-                plan.fit(step, self._no_more_than_allowed(self._end_in_time(step)))
+                plan.respread(step, self._no_more_than_allowed(self._end_in_time(step)))
                 self._set(state)
             return
         total, known = self._total(step), plan.end
@@ -188,9 +182,9 @@ class BudgetCallback(TrainerCallback):
         if few or enough or plan.spent_s + plan.evaluation_s + plan.end_s >= self._budget.seconds:
             plan.eval_every = plan.unfitted_eval_every if total == known else self._eval_every(total)
             if few:
-                plan.begin(0, total)
+                plan.plan_known_steps(0, total)
             else:
-                plan.fit(step, total)
+                plan.respread(step, total)
             self._set(state)
         elif total < known:  # until the speed is known, the schedule follows the clock
             plan.since, plan.reached = step, max(plan.progress(step), (now - self._began) / self._budget.seconds)
@@ -244,8 +238,8 @@ class BudgetCallback(TrainerCallback):
     def _set(self, state: Any) -> None:
         state.max_steps = self._plan.end
         state.eval_steps = state.save_steps = self._plan.eval_every or self._plan.unfitted_eval_every
-        state.logging_steps = self._config.log_every_steps or points_apart(self._plan.end)
-        self._planned(Schedule(state.max_steps, state.logging_steps, state.eval_steps))
+        state.logging_steps = self._config.log_every_steps or default_log_interval(self._plan.end)
+        self._on_step_counts(StepCounts(state.max_steps, state.logging_steps, state.eval_steps))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the evaluation; the next step's time starts after it."""

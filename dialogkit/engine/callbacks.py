@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from dialogkit.distributed import process_group
-from dialogkit.distributed.rank import is_asked_to_stop
+from dialogkit.distributed.rank import signal_came_from_user
 from dialogkit.engine.checkpoints import Progress
 from dialogkit.engine.loss import TokenCounter
 from dialogkit.errors import DivergedError, InterruptedRunError, ProcessLostError
@@ -170,6 +170,9 @@ class EvaluationAborted(Exception):
 class StopAtSignal(TrainerCallback):
     """On Ctrl-C or SIGTERM finishes the step, or aborts the evaluation; at a second signal nothing more is saved.
 
+    A second signal goes to the handler that was there before training: in a run the one that `open_run` installs
+    with `dialogkit.distributed.stop_signals.signals_stop`, which raises at once.
+
     A request by `dialogkit.system.stopping`, which needs no signal, counts as a Ctrl-C.
 
     Args:
@@ -196,11 +199,11 @@ class StopAtSignal(TrainerCallback):
         self._raise_missed()
 
     def _handle(self, number: int, frame: Any) -> None:
-        if not is_asked_to_stop():
+        if not signal_came_from_user():
             raise ProcessLostError("another rank of this run ended")
         if self._received is not None:
             self.release()
-            signal.raise_signal(number)
+            signal.raise_signal(number)  # to the previous handler
         self._received = number
         self._on_signal()
 
@@ -224,14 +227,14 @@ class StopAtSignal(TrainerCallback):
 
     def _mine(self) -> int | None:
         """Return the signal that this rank received."""
-        return signal.SIGINT if self._received is None and stopping.is_asked() else self._received
+        return signal.SIGINT if self._received is None and stopping.stop_was_called() else self._received
 
-    def aborts(self) -> bool:
+    def should_abort(self) -> bool:
         """Return whether to abort an evaluation or its replies; those of the last step are never aborted."""
         return self._mine() is not None and not self._is_last_step
 
     def release(self) -> None:
-        """Restore the previous signal handlers."""
+        """Restore the signal handlers that were there before training."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
@@ -239,7 +242,7 @@ class StopAtSignal(TrainerCallback):
     def raise_if_stopped(self, step: int) -> None:
         """Raise InterruptedRunError if a signal ended training."""
         if (received := self._received_by_any()) is not None:
-            by = stopping.STOPPED if self._received is None and stopping.is_asked() else name_of(received)
+            by = stopping.STOPPED if self._received is None and stopping.stop_was_called() else name_of(received)
             raise InterruptedRunError(
                 f"stopped by {by} after step {step}; its checkpoint is kept",
                 exit_code=128 + received,

@@ -16,7 +16,10 @@ _BESIDE_ADAPTER_BYTES = 16 * 2**20
 
 
 def checkpoint_bytes(model: Any, config: TrainConfig) -> int:
-    """Return the bytes of a checkpoint: what learns, with one moment for each weight of Muon and two of AdamW."""
+    """Return the bytes of a checkpoint: trainable weights plus optimizer state.
+
+    The state is one moment per weight for Muon, two for AdamW.
+    """
     by_muon = {id(matrix) for matrix in muon_matrices(model)} if config.optimizer == "muon" else set()
     learns = (p for p in model.parameters() if p.requires_grad)
     size: int = sum(p.numel() * p.element_size() * (2 if id(p) in by_muon else 3) for p in learns)
@@ -24,7 +27,7 @@ def checkpoint_bytes(model: Any, config: TrainConfig) -> int:
 
 
 def model_bytes(model: Any, config: TrainConfig) -> int:
-    """Return the bytes of the published model; of an adapter that stays apart, these are its own."""
+    """Return the bytes of the published model; for an unmerged adapter, those of the adapter alone."""
     adapter = has_adapter(model)
     saved = (p for p in model.parameters() if p.requires_grad or not adapter or config.merge)
     size: int = sum(p.numel() * p.element_size() for p in saved)

@@ -12,7 +12,7 @@ from transformers.utils import logging as hf_logging
 
 from dialogkit.config.train import TrainConfig
 from dialogkit.distributed import process_group
-from dialogkit.engine.arguments import Schedule
+from dialogkit.engine.arguments import StepCounts
 from dialogkit.engine.attention import use_packed_attention, use_plain_attention
 from dialogkit.engine.budget import BudgetCallback, BudgetPlan
 from dialogkit.engine.callbacks import (
@@ -52,12 +52,12 @@ def fit(
     sink: MetricSink,
     *,
     histograms: HistogramSink | None = None,
-    planned: Callable[[Schedule], None] = lambda _: None,
+    on_step_counts: Callable[[StepCounts], None] = lambda _: None,
 ) -> FitResult:
     """Train a model in place; afterwards it has the best or the last weights, according to `config.keep`.
 
-    `sink` receives every logged point, `histograms` those of weights and gradients, and `planned` the schedule
-    that the budget allows, whenever it changes.
+    `sink` receives every logged point, `histograms` those of weights and gradients, and `on_step_counts` the
+    numbers of steps that the budget allows, whenever they change.
 
     Raises: DivergedError, InterruptedRunError, OutOfMemoryError, ConfigError for a budget that is too small.
     """
@@ -76,7 +76,7 @@ def fit(
     if task.budget:
         from_zero = task.resume_from is not None  # unless the checkpoint says otherwise
         plan = BudgetPlan(config.schedule, config.warmup_fraction, task.budget, from_zero=from_zero)
-        callbacks.append(BudgetCallback(config, task.budget, plan, planned))
+        callbacks.append(BudgetCallback(config, task.budget, plan, on_step_counts))
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
     use_packed_attention(task.model)

@@ -1,5 +1,7 @@
 """The training loss: cross-entropy at supervised positions only, head and loss in chunks.
 
+The functions return sums of nats; the forward of `install_dialog_loss` normalises them by the number of tokens.
+
 Shapes: S supervised tokens, D width, V vocabulary. The [S, V] matrix of logits is never held whole.
 """
 
@@ -127,7 +129,7 @@ def _embed(module: torch.nn.Embedding, ids: torch.Tensor, shared: list[torch.Ten
     return rows
 
 
-def _is_plainly_tied(module: Any, head: Any) -> bool:
+def _is_tied_embedding(module: Any, head: Any) -> bool:
     """Return whether an embedding is tied to the output layer and only looks rows up."""
     return (
         type(module) is torch.nn.Embedding
@@ -217,17 +219,17 @@ class TokenCounter:
 def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter, sharded: bool = False) -> None:
     """Give a causal model a forward that takes padding-free batches and returns the loss alone.
 
-    The loss is the sum of nats over `num_items_in_batch`, the supervised tokens of the whole optimizer step, so
-    that accumulation changes nothing. A method on the instance, so that the Trainer, compilation and wrappers for
-    several devices see an ordinary model; `remove_dialog_loss` takes it away.
+    The loss is the sum of nats, normalised by `num_items_in_batch`: the supervised tokens of the whole optimizer
+    step, so that accumulation changes nothing. A method on the instance, so that the Trainer, compilation and
+    wrappers for several devices see an ordinary model; `remove_dialog_loss` takes it away.
 
     A `sharded` model's weights are complete only inside their own modules, so every module is called and no weight
     is used outside of its module.
     """
-    head, words = model.get_output_embeddings(), model.get_input_embeddings()
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     plain = head.bias is None and not alters_logits(model)  # the loss needs no more than the weight
     finish = final_logits(model)
-    tied = plain and not sharded and _is_plainly_tied(words, head)
+    tied = plain and not sharded and _is_tied_embedding(embeddings, head)
 
     def forward(
         self: Any,
@@ -244,8 +246,10 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
             padding = (0, common_length(input_ids.shape[1]) - input_ids.shape[1])  # belongs to no dialog
             input_ids, position_ids = pad(input_ids, padding), pad(position_ids, padding)
         shared: list[torch.Tensor] | None = [] if tied and torch.is_grad_enabled() else None
-        text = {"input_ids": input_ids} if shared is None else {"inputs_embeds": _embed(words, input_ids, shared)}
-        hidden = self.base_model(**text, position_ids=position_ids, use_cache=False, **kwargs)[0][0]
+        inputs = {"input_ids": input_ids}
+        if shared is not None:
+            inputs = {"inputs_embeds": _embed(embeddings, input_ids, shared)}
+        hidden = self.base_model(**inputs, position_ids=position_ids, use_cache=False, **kwargs)[0][0]
         hidden = hidden.index_select(0, label_positions)
 
         def loss(hidden_SD: torch.Tensor) -> Any:
@@ -254,6 +258,7 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
             return _any_cross_entropy(hidden_SD, head, finish, labels)
 
         total = inside(head, loss, hidden) if sharded else loss(hidden)
+        # Normalised here: over the supervised tokens of the whole step, or of the batch without a count.
         return {"loss": total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)}
 
     model.forward = MethodType(forward, model)

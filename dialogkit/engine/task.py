@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dialogkit.config.train import TrainConfig
-from dialogkit.engine.arguments import Schedule
+from dialogkit.engine.arguments import StepCounts
 from dialogkit.engine.budget import Budget
 from dialogkit.engine.callbacks import StopAtSignal
 from dialogkit.engine.checkpoints import Progress
@@ -26,7 +26,7 @@ class FitTask:
     """Indexable dialogs for `collate`, or a stream of them."""
     config: TrainConfig
     runtime: Runtime
-    schedule: Schedule
+    schedule: StepCounts
     collate: Callable[[Any], dict[str, Any]]
     """Makes a padding-free batch of dialogs."""
     score: Scorer

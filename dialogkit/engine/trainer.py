@@ -18,7 +18,7 @@ from dialogkit.distributed import process_group, shutdown
 from dialogkit.distributed.sharding import own_shard
 from dialogkit.engine.adapter_checkpoints import has_adapter, load_adapter
 from dialogkit.engine.arguments import training_arguments
-from dialogkit.engine.batches import BalancedBatches, EpochOrder, NegatableDialogs
+from dialogkit.engine.batches import BalancedBatches, DialogsWithFillers, EpochOrder
 from dialogkit.engine.budget import BudgetPlan
 from dialogkit.engine.callbacks import EvaluationAborted, MetricCallback, MetricSink, diverged
 from dialogkit.engine.checkpoints import (
@@ -136,7 +136,7 @@ class DialogTrainer(OpenTrainer):
         )
         self.add_callback(EpochOrder(batches))
         return DataLoader(
-            NegatableDialogs(dialogs),
+            DialogsWithFillers(dialogs),
             batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,

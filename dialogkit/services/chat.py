@@ -54,8 +54,8 @@ class Chat:
         messages: the dialog so far, the system text included.
         left_out: turns at its beginning that did not fit into the context of the last reply.
         config: the sampling settings.
-        notes: what was used of the model's own sampling settings, if `use_model_settings` is on, and what the chat
-            template does not take as it is.
+        notes: what was used of the model's own sampling settings, if `use_model_settings` is on, and how the
+            dialog was changed to fit the chat template.
     """
 
     @alone()

@@ -97,7 +97,7 @@ def evaluate(
         max_bad_rows: malformed rows of another dataset's file to skip.
         whole: score every dialog of the dataset, the held-out ones first.
         batch_size: dialogs per batch; does not change the metrics.
-        worst: the worst dialogs whose prompts are answered too, as replies to all are not made.
+        worst: number of worst dialogs for which to generate a reply as well.
         quick: score the answers only: no replies, no baselines.
         tasks: tasks of the lm-evaluation-harness, by name or file; `samples` limits their questions as well.
         use_model_settings: sample replies with the settings that come with each model; tasks keep their own.
@@ -136,8 +136,8 @@ def evaluate_models(request: EvaluateRequest, *, on_progress: ProgressSink) -> E
     result = EvaluateResult(rows=[])
     for number, model in enumerate(planned):
 
-        def report(stage: str, fraction: float, number: int = number, name: str = model.loadable.known_as) -> None:
-            on_progress(f"{name}: {stage}", (number + fraction) / len(planned))
+        def report(stage: str, fraction: float, number: int = number, one: _Planned = model) -> None:
+            on_progress(f"{one.loadable.display_name}: {stage}", (number + fraction) / len(planned))
 
         _evaluate_one(model, request, suite, report, result)
     if len(planned) > 1:
@@ -153,20 +153,8 @@ def _judge(rows: Sequence[EvaluateRow], loadables: Sequence[Loadable]) -> Verdic
     """Return which of several models predicts best, and how the settings of their runs differ."""
     settings = [dict(flatten(one.run.read().config)) for one in loadables if one.run is not None]
     same = len({(row.dataset, row.dialogs) for row in rows}) == 1
-    contenders = [
-        Contender(
-            row.model,
-            row.bits_per_byte,
-            row.intervals.get("bits_per_byte"),
-            row.scores,
-            row.trained_on,
-            row.right_answers,
-            row.intervals.get("right_answers"),
-        )
-        for row in rows
-    ]
     return judge(
-        contenders,
+        [Contender.of_row(row.model, row, row.scores) for row in rows],
         dialogs=rows[0].dialogs if same else None,
         differing=differing(settings) if len(settings) == len(rows) else (),
     )

@@ -25,8 +25,8 @@ class GenerateResult(Result):
 
     replies: list[ReplyResult]
     notes: list[str] = Field(default_factory=list)
-    """What was used of each model's own sampling settings, if `use_model_settings` is on, and what was changed to
-    fit its chat template."""
+    """What was used of each model's own sampling settings, if `use_model_settings` is on, and how prompts were
+    changed to fit its chat template."""
 
     @property
     def text(self) -> str:
@@ -84,7 +84,7 @@ def generate(
         with hints_for(loadable):
             loaded = load_for_inference(loadable, device=device)
             changes = loaded.tokenizer.changes([*start, Message("user", texts[0])])
-            notes += [f"{loadable.known_as}: {change}" for change in changes]
+            notes += [f"{loadable.display_name}: {change}" for change in changes]
             asked = [loaded.tokenizer.encode_prompt([*start, Message("user", text)]) for text in texts]
             at_once = replies_at_once(
                 loaded, list(map(len, asked)), config, AT_ONCE, shorter=lambda n: Change({"max_new_tokens": n})

@@ -33,10 +33,10 @@ def sampling_of(
 
     settings, notes = [], []
     for loadable in models:
-        name = loadable.known_as if loadable.run else loadable.model.source or loadable.name
+        name = loadable.display_name if loadable.run else loadable.model.source or loadable.name
         own, note = choose_settings(config, loadable.model, hint=Call(verb, name, **output_of(output)))
         settings.append(own)
-        notes.append(f"{loadable.known_as}: {note}")
+        notes.append(f"{loadable.display_name}: {note}")
     return settings, notes
 
 

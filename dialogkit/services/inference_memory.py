@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from dialogkit.services.runs.loading import LoadedModel
 
 _WIDTH_BYTES, _INNER_BYTES = 24, 12
-"""Bytes that the one layer that is computed takes of each token: for each unit of width, and of the inner width of
-its feed-forward part."""
+"""Working memory of the layer being computed, in bytes per token: for each unit of its width, and of the inner
+width of its feed-forward part."""
 _SCORE_BYTES = 8
-"""Bytes of each score of attention where a kernel of torch does not avoid them."""
+"""Working memory of the layer being computed, in bytes per attention score, unless a kernel avoids them."""
 _MASK_BYTES = 12
 """Bytes of each score where a mask is needed: for rows of different lengths, or a sliding window."""
 _CHOICE_BYTES = 50

@@ -1,4 +1,4 @@
-"""Plans a training: which model to train in the time there is, and what it will come to."""
+"""Plans a training: which model to train in the given time, and the quality to expect from it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ def plan(
     overrides: Mapping[str, Any] | None = None,
     on_progress: ProgressSink = lambda stage, fraction: None,
 ) -> PlanResult:
-    """Measure this machine for a few steps, and return which model to train in a time and what it will come to.
+    """Measure this machine for a few steps, and return the model to train in a time and the quality to expect.
 
     Args:
         budget_s: seconds for the whole run, as `train.budget_s`.

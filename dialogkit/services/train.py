@@ -79,7 +79,7 @@ def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
     from dialogkit.services.training.memory_plan import fit_batch_to_memory, resume_after_split, split_further
     from dialogkit.services.training.publish import publish_model
     from dialogkit.services.training.recorder import Recorder
-    from dialogkit.services.training.resume import restore_checkpoint
+    from dialogkit.services.training.resume import choose_checkpoint
     from dialogkit.services.training.setup import TrainingSetup
     from dialogkit.services.training.summary import data_info
 
@@ -89,7 +89,7 @@ def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
         with open_run(request) as run:
             setup = TrainingSetup(run.config, run.runtime, raise_missed_signal=run.raise_missed_signal)
             raise_if_asked()
-            run.checkpoint = None if run.is_new else restore_checkpoint(run, setup)
+            run.checkpoint = None if run.is_new else choose_checkpoint(run, setup)
             if process_group.is_main_process():
                 require_disk(setup, Path(run.config.runtime.output_dir), run.checkpoint)
             run.open_tracker()
@@ -99,18 +99,22 @@ def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
             # On resume, the checkpoint holds the time that an evaluation takes.
             evaluation_s = 0.0 if run.checkpoint else measure_untrained(run, setup, recorder)
             budget = plan_budget(run, setup, evaluation_s)
-            checkpoint = run.checkpoint
-            while True:
+            resume_from = run.checkpoint
+            while True:  # again with smaller micro-batches if memory runs out, where the settings allow it
                 try:
-                    task = setup.fit_task(run.folder.path, resume_from=checkpoint, budget=budget)
-                    fitted = fit(task, recorder.metrics, histograms=recorder.histograms, planned=recorder.plan)
+                    fitted = fit(
+                        setup.fit_task(run.folder.path, resume_from=resume_from, budget=budget),
+                        recorder.metrics,
+                        histograms=recorder.histograms,
+                        on_step_counts=recorder.plan,
+                    )
                     break
                 except OutOfMemoryError as error:
-                    problem = split_further(setup, error)
+                    reason = split_further(setup, error)
                 finally:
                     run.record.data = DataInfo(**data_info(setup))  # for a stream it is known only now
                 # Outside the handler, as the traceback keeps the tensors of the failed step alive.
-                checkpoint = resume_after_split(run, setup, problem)
+                resume_from = resume_after_split(run, setup, reason)
             setup.merge_adapter()
             measured = measure_trained(run, setup, recorder, fitted)
             result = publish_model(run, setup, fitted, measured)

@@ -32,12 +32,12 @@ def ask_to_stop() -> bool:
     return _asked.is_set()
 
 
-def is_asked() -> bool:
-    """Return whether what is running was asked to stop."""
+def stop_was_called() -> bool:
+    """Return whether `stop()` was called for what is running."""
     return _asked.is_set()
 
 
 def raise_if_asked() -> None:
     """Raise InterruptedRunError if what is running was asked to stop."""
-    if is_asked():
+    if stop_was_called():
         raise InterruptedRunError(f"stopped by {STOPPED}", exit_code=130)

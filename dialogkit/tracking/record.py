@@ -219,7 +219,7 @@ class Resumption(Info):
     step: int | None = None
     """Step of the checkpoint; 0 without one."""
     told_step: int = -1
-    """Last step that was logged before; -1 for none."""
+    """Last step that was logged before it resumed; -1 for none."""
 
 
 def _require_sections(config: dict[str, Any]) -> dict[str, Any]:

@@ -490,7 +490,7 @@ UNREACHED = {
         "data/parquet.py:ParquetRows/_opened",
         "data/stream.py:DialogStream/require_position",
         "data/stream.py:DialogStream/_groups",
-        "data/foreign_files.py:wrong_encoding",
+        "data/not_datasets.py:wrong_encoding",
         "data/worlds/folder.py:_files",
     ],
 }

@@ -57,7 +57,7 @@ def drawn(
 
 
 def test_of_one_model_the_baselines_need_no_owner(capfd: pytest.CaptureFixture[str]) -> None:
-    checked = row("a", checks=["by heart", "no end"])
+    checked = row("a", checks=["memorised", "no end"])
     result = EvaluateResult(rows=[checked], anchors=[row("what is no anchor"), *anchors("a")])
     out, err = drawn(capfd, result, EvaluateRequest(models=("custom-nano",)))
     assert out.startswith("a (custom-nano) on starter, 15 held-out dialogs\n")
@@ -66,7 +66,7 @@ def test_of_one_model_the_baselines_need_no_owner(capfd: pytest.CaptureFixture[s
         r"^How well it predicts\n\S loss .*\n\S perplexity +2,981 \[1,097, 8,103\] ", out, re.MULTILINE
     )
     assert out.index("bits/byte") < out.index("Whether it listens") < out.index("prompt gain")
-    none = "a: none of the checks made (by heart, no end) found a fault; whether what it says is true is not"
+    none = "a: none of the checks made (memorised, no end) found a fault; whether what it says is true is not"
     assert none in " ".join(out.split())
     assert "dialogkit evaluate --help explains the metrics" in err
     assert "a: not from a run folder, so nothing was saved" in err

@@ -67,7 +67,7 @@ def test_what_is_no_check_is_said(check: Any, problem: str) -> None:
 
 
 def test_a_pattern_that_would_search_for_years_ends_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dialogkit.data.checks._PATTERN_SECONDS", 0.05)
+    monkeypatch.setattr("dialogkit.data.checks.PATTERN_SECONDS", 0.05)
     with pytest.raises(DataError, match=r"a\+\)\+"):
         is_right("a" * 5000 + "b", {"pattern": r"^(?:(?:a+)+b?)+c$"})
 

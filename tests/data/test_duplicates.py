@@ -58,8 +58,8 @@ def test_the_near_pairs_are_those_of_a_comparison_of_all_with_all() -> None:
 def test_neither_order_nor_the_size_of_chunks_changes_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = changed_texts(40, seed=2)
     expected = {frozenset((texts[a], texts[b])) for a, b in found(texts)}
-    monkeypatch.setattr(statistics, "_CHUNK_CHARACTERS", 500)
-    monkeypatch.setattr(duplicates, "_PAIRED_SHINGLES", 100)
+    monkeypatch.setattr(statistics, "CHUNK_CHARACTERS", 500)
+    monkeypatch.setattr(duplicates, "PAIRED_SHINGLES", 100)
     turned = texts[::-1]
     assert {frozenset((turned[a], turned[b])) for a, b in found(turned)} == expected
     assert expected
@@ -138,7 +138,7 @@ def test_surprise_is_the_mean_information_of_the_characters(monkeypatch: pytest.
     expected = [sum(bits[character] for character in text) / len(text) for text in texts]
     counts = statistics.count_characters(texts)
     assert statistics.surprise(texts, counts).tolist() == pytest.approx(expected)
-    monkeypatch.setattr(statistics, "_CHUNK_CHARACTERS", 2)
+    monkeypatch.setattr(statistics, "CHUNK_CHARACTERS", 2)
     assert statistics.count_characters(texts).tolist() == counts.tolist()
     assert statistics.surprise(texts, counts).tolist() == pytest.approx(expected)
 

@@ -16,7 +16,6 @@ from dialogkit.data.row_parser import (
     TOOLS,
     UNANSWERED,
     RowParser,
-    parse_row,
 )
 from dialogkit.data.turns import REASONING, UNWEIGHTED, RowError
 from dialogkit.dialog import Dialog, Message
@@ -71,7 +70,7 @@ SYSTEM = turn("system", "Be kind.")
 )
 def test_a_row_of_each_shape_is_recognised_and_read(row: Any, kind: str, dialog: Any) -> None:
     assert recognise_format(row.keys(), source="data.jsonl") == kind
-    assert parse_row(row, kind) == dialog
+    assert RowParser(kind).parse(row) == dialog
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def parsed(row: Any, kind: str = "") -> tuple[Dialog, dict[str, int], list[str]]
 def test_the_example_of_every_shape_is_recognised_as_it_and_read(form: Format) -> None:
     assert recognise_format(form.example.keys(), source="data.jsonl") == form.name
     if form.name != "oasst":  # one row is no dialog there
-        assert parse_row(form.example, form.name)[-1].role == "assistant"
+        assert RowParser(form.name).parse(form.example)[-1].role == "assistant"
 
 
 def test_the_settings_know_every_shape() -> None:
@@ -376,4 +375,4 @@ def test_of_very_many_columns_twelve_are_listed() -> None:
 )
 def test_a_row_that_is_no_dialog_says_why(row: Any, kind: str, problem: str) -> None:
     with pytest.raises(RowError, match=problem):
-        parse_row(row, kind)
+        RowParser(kind).parse(row)

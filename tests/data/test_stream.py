@@ -184,7 +184,7 @@ def test_the_next_pass_has_the_same_dialogs_in_another_order(folder: str, tokeni
 def test_held_out_by_share_without_having_read_everything(
     tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dialogkit.data.stream_setup._SAMPLE", 16)
+    monkeypatch.setattr("dialogkit.data.stream_setup.SAMPLE_DIALOGS", 16)
     for shard in range(4):
         write(Path(f"shards/{shard}.jsonl"), [row(number) for number in range(shard * 200, shard * 200 + 200)])
     data = prepare("shards", tokenizer, eval_fraction=0.25, eval_max_dialogs=12)
@@ -318,7 +318,7 @@ def test_more_processes_than_blocks_are_refused(tokenizer: ChatTokenizer, monkey
 def test_malformed_rows_are_reported_by_file_and_line(
     workers: int, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dialogkit.data.stream_setup._SAMPLE", 16)
+    monkeypatch.setattr("dialogkit.data.stream_setup.SAMPLE_DIALOGS", 16)
     rows: list[Any] = [row(number) for number in range(400)]
     rows[250] = '{"prompt": '
     rows[330] = {"prompt": "no answer", "response": ""}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dialogkit.config.data import DataConfig
-from dialogkit.data.row_parser import parse_row
+from dialogkit.data.row_parser import RowParser
 from dialogkit.data.sources import find_source, read_dialogs
 from dialogkit.data.trees import LOST, read_trees
 from dialogkit.data.turns import RowError
@@ -54,6 +54,6 @@ def test_trees_of_any_content_are_read_or_refused_row_by_row() -> None:
     (twice, unclear), (place, row) = trees.rows
     assert (twice, place) == ("line 5", "line 1")
     with pytest.raises(RowError, match="two columns are called 'text'"):
-        parse_row(unclear, "oasst")
+        RowParser("oasst").parse(unclear)
     assert [message["text"] for message in row["messages"]] == ["one", "two", "three"]
     assert (trees.beside, trees.branched, trees.lost) == (1, 1, [])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dialogkit.config.train import TrainConfig
-from dialogkit.engine.batches import BalancedBatches, NegatableDialogs, balance, balance_micro_batches
+from dialogkit.engine.batches import BalancedBatches, DialogsWithFillers, balance, balance_micro_batches
 from dialogkit.errors import ConfigError
 from tests.conftest import typed
 
@@ -97,11 +97,11 @@ def test_the_order_is_that_of_the_trainers_own_batches() -> None:
 
 def test_a_negative_index_gives_a_dialog_without_supervised_tokens(small: object) -> None:
     dialogs = small.train  # type: ignore[attr-defined]
-    negatable = NegatableDialogs(dialogs)
-    assert len(negatable) == len(dialogs)
-    assert (negatable[3]["input_ids"] == negatable[~3]["input_ids"]).all()
-    assert negatable[3]["supervised"].any()
-    assert not negatable[~3]["supervised"].any()
+    filled = DialogsWithFillers(dialogs)
+    assert len(filled) == len(dialogs)
+    assert (filled[3]["input_ids"] == filled[~3]["input_ids"]).all()
+    assert filled[3]["supervised"].any()
+    assert not filled[~3]["supervised"].any()
     assert dialogs[3]["supervised"].any()
 
 

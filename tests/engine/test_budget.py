@@ -7,7 +7,7 @@ import pytest
 
 from dialogkit.config.train import TrainConfig
 from dialogkit.engine import budget as budget_module
-from dialogkit.engine.arguments import UNPLANNED, Schedule, resolve_schedule
+from dialogkit.engine.arguments import UNPLANNED, StepCounts, resolve_schedule
 from dialogkit.engine.budget import Budget, BudgetCallback, BudgetPlan
 from dialogkit.engine.schedule import StepSchedule
 from dialogkit.errors import ConfigError
@@ -34,7 +34,7 @@ class Training:
         budget = Budget(seconds, started=self.clock.now, evaluation_s=2.0, end_s=3.0)
         self.clock.now += 5.0  # imports, data, the model
         self.plan = BudgetPlan(self.config.schedule, self.config.warmup_fraction, budget)
-        self.planned: list[Schedule] = []
+        self.planned: list[StepCounts] = []
         self.callback = BudgetCallback(self.config, budget, self.plan, self.planned.append)
         self.state = SimpleNamespace(
             global_step=0, max_steps=UNPLANNED, eval_steps=UNPLANNED, save_steps=UNPLANNED, logging_steps=UNPLANNED

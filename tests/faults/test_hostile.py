@@ -146,7 +146,7 @@ def test_no_text_steers_a_terminal(number: int, as_json: bool, capfd: pytest.Cap
             drawn = TrainOutput(output)
             drawn.header({"model": text})
             drawn.note(text)
-            drawn.doing(text)
+            drawn.activity(text)
             output.print(untrusted(text))
             Output().text(sanitize(text))
         out, err = capfd.readouterr()

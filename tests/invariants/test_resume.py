@@ -65,7 +65,7 @@ class KillAt(LogReporter):
     def note(self, text: str) -> None:
         pass
 
-    def doing(self, text: str) -> None:
+    def activity(self, text: str) -> None:
         pass
 
     def step(self, step: int, total: int | None, metrics: Any) -> None:

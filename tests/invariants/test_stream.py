@@ -78,7 +78,7 @@ def test_a_stream_whose_files_changed_is_not_resumed() -> None:
 
 
 def test_a_stream_without_a_length_takes_steps_or_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dialogkit.data.stream_setup._SAMPLE", 8)
+    monkeypatch.setattr("dialogkit.data.stream_setup.SAMPLE_DIALOGS", 8)
     unknown = {"data.eval_fraction": 0.3, "data.eval_min_dialogs": 2, "data.eval_max_dialogs": 4}
     with pytest.raises(ConfigError, match="cannot convert epochs to steps") as refused:
         train(config_of("endless", **unknown, **{"train.max_steps": None}))
@@ -89,7 +89,7 @@ def test_a_stream_without_a_length_takes_steps_or_a_budget(monkeypatch: pytest.M
 def test_a_malformed_row_ends_a_run_that_reports_what_it_had_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dialogkit.data.stream_setup._SAMPLE", 8)
+    monkeypatch.setattr("dialogkit.data.stream_setup.SAMPLE_DIALOGS", 8)
     (folder / "1.jsonl").write_text((folder / "1.jsonl").read_text() + "{\n")
     settings = {"data.eval_fraction": 0.3, "data.eval_max_dialogs": 2, "data.shuffle_dialogs": 5}
     with pytest.raises(DataError, match=r"^1.jsonl:31: not valid JSON"):

@@ -139,9 +139,9 @@ def test_a_checkpoint_is_found_by_its_run_and_named_after_it(trained: Trained, f
     name = f"shared-run/{newest.name}"
     found = [resolve_model(name, output=output), resolve_model(str(newest), output=output)]
     assert [Path(str(loadable.model.source)) for loadable in found] == [newest] * 2
-    assert [(loadable.name, loadable.known_as) for loadable in found] == [(name, name)] * 2
+    assert [(loadable.name, loadable.display_name) for loadable in found] == [(name, name)] * 2
     for word in ("shared-run", "custom-nano", "shared-run/model", str(finished / "model"), str(finished)):
-        assert resolve_model(word, output=output).known_as == "shared-run", word
+        assert resolve_model(word, output=output).display_name == "shared-run", word
     with pytest.raises(ModelError, match=rf"no checkpoint 'checkpoint-99': it has .*{newest.name}$") as refused:
         resolve_model("shared-run/checkpoint-99", output=output)
     assert typed(refused.value) == f"dialogkit evaluate {name}"

@@ -156,7 +156,7 @@ def test_how_long_is_unknown_if_no_run_came_so_far(known: Path, machine: Callabl
     write_runs(known, {"custom-nano": [0.1, 0.2, 0.3]})
     machine(4.0)
     made = plan(180)
-    assert "how long would be enough is unknown: no reference run came to half of them" in made.remarks[0]
+    assert "the time needed is unknown: no reference run got half of them right" in made.remarks[0]
     assert [row.forecast is None for row in made.rows] == [True, False, True, True]
 
 

@@ -244,7 +244,7 @@ class Failing(LogReporter):
     def note(self, text: str) -> None:
         pass
 
-    def doing(self, text: str) -> None:
+    def activity(self, text: str) -> None:
         pass
 
     def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
@@ -320,7 +320,7 @@ class Losing(LogReporter):
     def __init__(self, when: int | str, do: Callable[[], object]) -> None:
         self.when, self.do = when, do
 
-    def doing(self, text: str) -> None:
+    def activity(self, text: str) -> None:
         if text == self.when:
             self.do()
 
@@ -425,7 +425,7 @@ def test_a_budget_that_does_not_bind_changes_nothing_that_is_learned_or_logged(
 class Lost(LogReporter):
     """Is reported to stop where somebody catches every exception, as libraries do where they look for others."""
 
-    def doing(self, text: str) -> None:
+    def activity(self, text: str) -> None:
         with suppress(Exception):
             signal.raise_signal(signal.SIGTERM)
 

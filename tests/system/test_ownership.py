@@ -128,7 +128,7 @@ def test_a_model_that_an_older_version_did_not_finish_is_kept_aside(
 class Blocking(LogReporter):
     """Somebody who puts a folder of theirs where the model goes, at the end of training."""
 
-    def doing(self, text: str) -> None:
+    def activity(self, text: str) -> None:
         if text == "answering the test prompts":
             MODEL.mkdir()
             (MODEL / "thesis.tex").write_text("mine")

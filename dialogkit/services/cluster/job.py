@@ -88,7 +88,7 @@ class Commands:
     train: Sequence[str]
     resume: Sequence[str]
     together: Sequence[str]
-    """What `train` and `resume` end with where several processes train together."""
+    """Arguments appended to `train` and `resume` for multi-process jobs."""
     node_rank: str
     """The option that takes the number of a node."""
     rendezvous: str

@@ -22,7 +22,7 @@ ALTERNATIVE_DIALOGS = 64
 FEWEST = 8
 """Fewest dialogs from which anything is concluded."""
 CLEARLY = 0.8
-"""A model predicts clearly better what costs at most this fraction of the bits."""
+"""Another format is clearly better if it needs at most this fraction of the bits."""
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

@@ -17,7 +17,8 @@ LITTLE_GAIN = 0.02
 FEWEST_PROMPTS = 5
 """Fewest different prompts for which equal replies mean anything."""
 FEWEST_SHORT, SHORT_WORDS = 10, 4
-"""Fewest short answers that allow a conclusion, and their most words; longer ones can be put in many ways."""
+"""Fewest short answers that allow a conclusion, and their maximum length in words; longer ones can be phrased in
+many ways."""
 FEW_RIGHT = 0.1
 """Fraction of the short answers; a model with no more of them right answers wrongly."""
 
@@ -74,7 +75,7 @@ def checks_of(evidence: Evidence) -> list[str]:
     looked_for = {
         "less than token frequencies": evidence.unigram_bits is not None,
         "nothing learned": "bits_per_byte" in evidence.before,
-        "by heart": evidence.trained_bits is not None,
+        "memorised": evidence.trained_bits is not None,
         "another chat template": True,
         "swapped roles": True,
         "not listening": "prompt_gain" in evidence.bounds,
@@ -102,14 +103,14 @@ def _learning_faults(evidence: Evidence) -> Iterator[str]:
             f"has learned nothing that helps with held-out answers: {bits:.2f} bits/byte, and {before:.2f} before "
             "its training; try a lower learning rate, or more dialogs like these"
         )
-    if _is_by_heart(evidence):
+    if _has_memorised(evidence):
         yield (
-            f"knows its training dialogs by heart: {evidence.trained_bits:.2f} bits/byte on them, {bits:.2f} on "
+            f"has memorised its training dialogs: {evidence.trained_bits:.2f} bits/byte on them, {bits:.2f} on "
             "held-out ones; train it on more dialogs, or fewer times on the same"
         )
 
 
-def _is_by_heart(evidence: Evidence) -> bool:
+def _has_memorised(evidence: Evidence) -> bool:
     """Return whether training dialogs cost far less than held-out ones, beyond their intervals."""
     trained, bits = evidence.trained_bits, evidence.figures["bits_per_byte"]
     of_trained, of_held_out = (evidence.bounds.get(name) for name in ("trained_bits_per_byte", "bits_per_byte"))
@@ -119,8 +120,8 @@ def _is_by_heart(evidence: Evidence) -> bool:
 
 
 def _longer(evidence: Evidence) -> str:
-    """Return what to try where more steps would help; not against what else is said about the model."""
-    return "train it on more dialogs" if _is_by_heart(evidence) else "train it longer"
+    """Return the advice to train longer; a model that has memorised its dialogs needs more of them instead."""
+    return "train it on more dialogs" if _has_memorised(evidence) else "train it longer"
 
 
 def _writing_faults(better: Alternative | None) -> Iterator[str]:

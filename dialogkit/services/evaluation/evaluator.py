@@ -38,7 +38,7 @@ from dialogkit.services.evaluation.questions import (
 from dialogkit.services.evaluation.request import EvaluateRequest
 from dialogkit.services.evaluation.results import CANDIDATES, EvaluateRow, WorstRow
 from dialogkit.services.evaluation.scoring import Exchange, first_exchanges, replies_to, score, scores_of
-from dialogkit.services.evaluation.slices import scarce_kinds, slices_of, worst_rows
+from dialogkit.services.evaluation.slices import slices_of, too_small_kinds, worst_rows
 from dialogkit.services.runs.resolve import Loadable
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def evaluate_model(
     if request.samples is not None:
         dialogs = dialogs.select(range(min(request.samples, len(dialogs))))
     common = {
-        "model": loadable.known_as,
+        "model": loadable.display_name,
         "dataset": data.ledger.dataset,
         "dialogs": len(dialogs),
         "held_out": len(data.evaluation),
@@ -109,7 +109,12 @@ def evaluate_model(
     if request.quick:
         return Evaluation(evaluator.quick_row(), [], [])
     trained = None
-    if request.own_data and not request.whole and own is not None and _drew_all(loadable, len(own.train)):
+    if (
+        request.own_data
+        and not request.whole
+        and own is not None
+        and _saw_every_training_dialog(loadable, len(own.train))
+    ):
         trained = own.train.select(range(min(TRAINED_DIALOGS, len(own.train))))
     others = None if request.whole or not len(data.train) else data.train
     return evaluator.full(
@@ -131,7 +136,7 @@ def _read_own_data(config: DataConfig | None, model: "LoadedModel") -> "Prepared
     return own if len(own.train) else None
 
 
-def _drew_all(loadable: Loadable, dialogs: int) -> bool:
+def _saw_every_training_dialog(loadable: Loadable, dialogs: int) -> bool:
     """Return whether a model was trained on each of its training dialogs at least once."""
     if loadable.run is None:
         return False
@@ -188,7 +193,7 @@ class _Evaluator:
     batch_size: int
     progress: _Progress
     worst: int
-    """The worst dialogs whose prompts are answered, too."""
+    """Number of worst dialogs for which to generate a reply as well."""
 
     @cached_property
     def _exchanges(self) -> list[Exchange]:
@@ -200,7 +205,7 @@ class _Evaluator:
         self.progress.start("predicting answers")
         likelihood = self._score(self.model, self.dialogs)
         scores = scores_of(likelihood, self.dialogs)
-        return self._likelihood_row(likelihood, int(likelihood.tokens.sum()), scores=scores)
+        return self._measured_row(likelihood, int(likelihood.tokens.sum()), scores=scores)
 
     def full(
         self,
@@ -286,7 +291,7 @@ class _Evaluator:
         of_replies, replies = probe_replies(model, exchanges[:REPLIES], self.sampling)
         progress.advance(REPLIES)
         marked = self._marked(model, questions)
-        row = self._likelihood_row(
+        row = self._measured_row(
             likelihood,
             int(likelihood.tokens.sum()),
             gain,
@@ -295,7 +300,7 @@ class _Evaluator:
             right_answers(marked),
             peak_memory_bytes=peak_bytes(model.device),
             slices=slices_of(first, exchanges),
-            scarce=scarce_kinds(exchanges),
+            scarce=too_small_kinds(exchanges),
             worst=worst_rows(first, exchanges),
             questions=len(marked),
             right_by_topic=right_rows(marked, lambda question: question.topic),
@@ -338,9 +343,9 @@ class _Evaluator:
         vocabulary = self.model.model.get_input_embeddings().weight.shape[0]
         stop_ids = self.model.tokenizer.stop_ids
         unigram = unigram_likelihood(frequencies_of, self.dialogs, vocabulary=vocabulary, stop_ids=stop_ids)
-        return self._likelihood_row(unigram, tokens, anchor="unigram", prompt_gain=0.0)
+        return self._measured_row(unigram, tokens, anchor="unigram", prompt_gain=0.0)
 
-    def _likelihood_row(
+    def _measured_row(
         self, likelihood: "Likelihood", tokens: int, *measured: ProbeResult, **fields: Any
     ) -> EvaluateRow:
         """Return the row of a model with this likelihood, further metrics and other fields."""

@@ -43,8 +43,8 @@ def prompt_gain(
 ) -> ProbeResult:
     """Return the bits per byte that the prompt saves: after another dialog's prompt minus after the dialog's own.
 
-    After an empty prompt, which no training has shown, a model may be worse however little it listens. A prompt
-    that is too long for the context is cut at its start. It is not measured if all prompts are the same.
+    An empty prompt is no fair baseline: models never saw one in training. A prompt that is too long for the
+    context is cut at its start. The gain is not measured if all prompts are the same.
 
     `known` is the likelihood of the answers after their own prompts, if it was measured before.
     """

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dialogkit.models.tokenizer import ChatTokenizer
 
 QUESTIONS = 200
-"""Most questions of an evaluation, unless more dialogs are asked for."""
+"""Maximum number of questions in an evaluation, unless more dialogs are requested."""
 
 
 class Question(NamedTuple):
@@ -39,15 +39,15 @@ class Marked(NamedTuple):
 def choose_questions(
     dialogs: "DialogTokens", checked: Mapping[int, Checked], tokenizer: "ChatTokenizer", most: int = QUESTIONS
 ) -> list[Question]:
-    """Return a question of each checked dialog, of every topic in turn, in the order of the dialogs.
+    """Return one question from each checked dialog: topics take turns, and each keeps the order of the dialogs.
 
-    Of a dialog it is the first that is checked: a row says the topic of its first question, and what is new in it.
+    It is the first checked question of the dialog: a row gives the topic of that one, and what is new in it.
 
     Args:
         dialogs: the held-out dialogs.
         checked: what their rows say about their answers, by hash.
         tokenizer: that of the dialogs.
-        most: the most questions to return.
+        most: maximum number of questions.
     """
     by_topic: dict[str, dict[int, int]] = {}
     for index, hashed in enumerate(dialogs.hashes.tolist()):

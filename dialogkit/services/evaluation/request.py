@@ -31,7 +31,7 @@ class EvaluateRequest:
     batch_size: int = 8
     """Dialogs per batch; does not change the metrics."""
     worst: int = 0
-    """Answer the prompts of this many of the worst dialogs, too."""
+    """Number of worst dialogs for which to generate a reply as well."""
     quick: bool = False
     """Score the answers only: no replies, no baselines."""
     tasks: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from dialogkit.config.base import Result
+from dialogkit.tracking.metric_specs import METRICS
 
 CANDIDATES = 10
 """Answers among which the true one is to be found."""
@@ -168,9 +169,9 @@ class EvaluateRow(Result):
     model_settings: str | None = None
     """What its replies used of the model's own sampling settings, if that was requested."""
     data_notes: list[str] = Field(default_factory=list)
-    """What the model's chat template does not accept as it is."""
+    """How dialogs were changed to fit the model's chat template."""
     tasks: list[TaskRow] = Field(default_factory=list)
 
     def figures(self) -> dict[str, float]:
         """Return the metrics that were measured, by name."""
-        return {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), float)}
+        return {one.name: value for one in METRICS if (value := getattr(self, one.name)) is not None}

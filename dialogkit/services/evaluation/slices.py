@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 WORST = 20
 LEAST = 10
-"""Dialogs that a kind needs to have metrics of its own."""
+"""Minimum number of dialogs of a kind that has metrics of its own."""
 _VERB = "verb: "
 
 
@@ -40,7 +40,7 @@ def slices_of(likelihood: "Likelihood", exchanges: Sequence[Exchange]) -> list[S
     return rows
 
 
-def scarce_kinds(exchanges: Sequence[Exchange]) -> dict[str, int]:
+def too_small_kinds(exchanges: Sequence[Exchange]) -> dict[str, int]:
     """Return the kinds with too few dialogs for metrics, and their numbers; without the kinds by first word."""
     kinds = {kind: len(found) for kind, found in _by_kind(exchanges).items() if not kind.startswith(_VERB)}
     return {kind: number for kind, number in sorted(kinds.items()) if number < LEAST}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dialogkit.dialog import ChatTokenizer
 
 OF_WORLD = 2_000
-"""Dialogs of a world that are made: enough for their mean length, and in them for the held-out ones to score."""
+"""Dialogs to make of a world: enough to estimate the mean length, and to contain the held-out ones to score."""
 SCORED = 32
 """Held-out dialogs that are scored to measure what all of them take."""
 SHORT_REPLY = 12
@@ -60,13 +60,13 @@ class SharedData:
     """The dialogs of a dataset for several models: prepared once for each tokenizer, and few of a world.
 
     Attributes:
-        waited_s: seconds that the newest call of `prepare` took.
-        takes_s: seconds that a training takes to prepare all of them.
-        part: fraction of the dataset that they are.
+        last_prepare_s: seconds that the newest call of `prepare` took.
+        full_prepare_s: seconds that training takes to prepare the whole dataset.
+        sampled_fraction: fraction of the dataset that was prepared.
     """
 
     def __init__(self) -> None:
-        self.waited_s, self.takes_s, self.part = 0.0, 0.0, 1.0
+        self.last_prepare_s, self.full_prepare_s, self.sampled_fraction = 0.0, 0.0, 1.0
         self._prepared: dict[tuple[str, int], tuple[PreparedData, float]] = {}
 
     def prepare(self, config: DataConfig, tokenizer: "ChatTokenizer", context: int) -> "PreparedData":
@@ -74,9 +74,9 @@ class SharedData:
         started, key = time.perf_counter(), (tokenizer.fingerprint, context)
         if key not in self._prepared:
             self._prepared[key] = _prepared(config, tokenizer, context)
-        data, self.takes_s = self._prepared[key]
-        self.part = data.part
-        self.waited_s = time.perf_counter() - started
+        data, self.full_prepare_s = self._prepared[key]
+        self.sampled_fraction = data.part
+        self.last_prepare_s = time.perf_counter() - started
         return data
 
 
@@ -108,11 +108,11 @@ def measure(config: RunConfig, data: SharedData) -> Measured:
     runtime = resolve_runtime(config.runtime)
     started = time.perf_counter()
     setup = TrainingSetup(config, runtime, prepare=data.prepare)
-    start_s = time.perf_counter() - started - data.waited_s + data.takes_s
+    start_s = time.perf_counter() - started - data.last_prepare_s + data.full_prepare_s
     fit_batch_to_memory(setup)
     info, dialogs = setup.model_info, setup.data
-    train_dialogs = _of_all(len(dialogs.sample), data.part, config.data.samples)
-    held_out = _of_all(len(dialogs.evaluation), data.part, config.data.eval_max_dialogs)
+    train_dialogs = _extrapolated(len(dialogs.sample), data.sampled_fraction, config.data.samples)
+    held_out = _extrapolated(len(dialogs.evaluation), data.sampled_fraction, config.data.eval_max_dialogs)
     evaluation_s = _measure_evaluation(setup, held_out)
     batch = config.train.batch_size
     tokens_per_dialog = float(dialogs.sample.lengths.mean())
@@ -131,11 +131,11 @@ def measure(config: RunConfig, data: SharedData) -> Measured:
     )
 
 
-def _of_all(number: int, part: float, most: int | None) -> int:
-    """Return how many dialogs the settings take of a whole dataset, if they take this number of a part of it."""
-    if part == 1.0:
+def _extrapolated(number: int, fraction: float, most: int | None) -> int:
+    """Scale a count from the sample to the whole dataset; the settings take at most `most`."""
+    if fraction == 1.0:
         return number
-    whole = round(number / part)
+    whole = round(number / fraction)
     return whole if most is None else min(whole, most)
 
 

@@ -1,4 +1,4 @@
-"""What a plan says in words: what is unknown, and what even the best model will not be able to do."""
+"""The remarks of a plan: what is unknown, and what even the best model will not be able to do."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ HALF = 0.5
 
 
 def unknown(dataset: str, chosen: PlanRow) -> list[str]:
-    """Return what is said instead of a forecast."""
+    """Return the lines shown when there is no forecast."""
     others = sorted({str(reference.settings["data.dataset"]) for reference in references().values()})
     of = f" (there are some on {listed(others)})" if others else ""
     lines = [
@@ -28,20 +28,20 @@ def unknown(dataset: str, chosen: PlanRow) -> list[str]:
 
 
 def poor(rows: Sequence[PlanRow], chosen: PlanRow) -> list[str]:
-    """Return what even the best model will not be able to do, and how long would be enough, if it is poor."""
+    """Return what even the best model will not be able to do, and the time needed for more, if it is poor."""
     forecast = chosen.forecast
     if forecast is None or (right := forecast.right_answers) is None or right >= HALF:
         return []
     said = f"in this time even the best model answers more questions wrong than right ({percent(right)} right)"
     enough = [(row.half_right_s, row.model) for row in rows if row.half_right_s is not None]
     if not enough:
-        return [f"{said}; how long would be enough is unknown: no reference run came to half of them"]
+        return [f"{said}; the time needed is unknown: no reference run got half of them right"]
     seconds, model = min(enough)
     return [f"{said}; to answer half of them right, {model} takes {duration(seconds)} on this machine"]
 
 
 def outlook(config: RunConfig, dialogs: int) -> str | None:
-    """Return what a training that has time for these dialogs is likely to come to, if that is poor."""
+    """Return the quality to expect from training on this many dialogs, if it is poor."""
     reference = reference_of(config)
     forecast = None if reference is None else reference.forecast(dialogs)
     if forecast is None or forecast.range == "above" or (right := forecast.right_answers) is None or right >= HALF:

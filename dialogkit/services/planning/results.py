@@ -1,4 +1,4 @@
-"""What a plan says: what each model would come to in the time, and which one to train."""
+"""The result of a plan: the quality to expect from each model in the time, and which one to train."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,7 @@ from dialogkit.services.planning.reference import Forecast
 
 
 class PlanRow(Result):
-    """What one model would come to in the time."""
+    """The quality to expect from one model in the time."""
 
     model: str
     parameters: int | None = None
@@ -37,7 +37,7 @@ class PlanRow(Result):
 
 
 class PlanResult(Result):
-    """What each model would come to in the time, and the one to train."""
+    """The quality to expect from each model in the time, and the one to train."""
 
     dataset: str
     preset: str

@@ -175,15 +175,7 @@ def _judge(
         rows = [row for row in evaluation.rows if row is not None]
         if len(rows) == len(runs):
             contenders = [
-                Contender(
-                    run.name,
-                    row.bits_per_byte,
-                    row.intervals.get("bits_per_byte"),
-                    dialog_scores(run, row.dataset, row.dialogs),
-                    row.trained_on,
-                    row.right_answers,
-                    row.intervals.get("right_answers"),
-                )
+                Contender.of_row(run.name, row, dialog_scores(run, row.dataset, row.dialogs))
                 for run, row in zip(runs, rows, strict=True)
             ]
             return judge(contenders, dialogs=evaluation.dialogs, differing=settings)
@@ -199,7 +191,7 @@ def _judge(
     ]
     same = len({held_out_identity(record) for record in records}) == 1
     dialogs = records[0].data.eval_dialogs if same else None
-    return judge(contenders, dialogs=dialogs, differing=settings, by_trainings=True)
+    return judge(contenders, dialogs=dialogs, differing=settings, from_training=True)
 
 
 def _held_out(record: RunRecord) -> HeldOut | None:

@@ -50,7 +50,7 @@ class Loadable:
     """The run that trained it, if it is in a run folder."""
 
     @property
-    def known_as(self) -> str:
+    def display_name(self) -> str:
         """One name for this model however it was requested: its run, with the checkpoint if it is one."""
         if self.run is None:
             return self.name

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dialogkit.config.base import Result
-from dialogkit.services.evaluation.results import Interval, Scores
+from dialogkit.services.evaluation.results import EvaluateRow, Interval, Scores
 from dialogkit.text import listed
 from dialogkit.tracking.metric_specs import FEW, best_of
 
@@ -69,13 +69,26 @@ class Contender(NamedTuple):
     right: float | None = None
     right_interval: Interval | None = None
 
+    @classmethod
+    def of_row(cls, name: str, row: EvaluateRow, scores: Scores) -> "Contender":
+        """Return the contender of an evaluation, with the scores by dialog that are stored beside it."""
+        return cls(
+            name,
+            row.bits_per_byte,
+            row.intervals.get("bits_per_byte"),
+            scores,
+            row.trained_on,
+            row.right_answers,
+            row.intervals.get("right_answers"),
+        )
+
 
 def judge(
     contenders: Sequence[Contender],
     *,
     dialogs: int | None,
     differing: Sequence[Differing] = (),
-    by_trainings: bool = False,
+    from_training: bool = False,
 ) -> Verdict:
     """Return which model predicts best.
 
@@ -86,7 +99,7 @@ def judge(
         contenders: two models or more.
         dialogs: how many dialogs they were evaluated on; None if on different ones, or on none.
         differing: settings in which they differ.
-        by_trainings: whether their trainings measured them, of which no scores by dialog are kept.
+        from_training: whether the metrics come from the training runs, which keep no per-dialog scores.
     """
     if common := _common(contenders):
         best, bits, behind = _paired(contenders, common)
@@ -102,7 +115,7 @@ def judge(
     sentence = _in_words(best, bits, behind, dialogs)
     if seen := [one.name for one in contenders if one.trained_on]:
         sentence += f"; {listed(seen)} {'was' if len(seen) == 1 else 'were'} trained on some of them"
-    sharper = by_trainings and dialogs >= FEW and not all(one.clear for one in behind)
+    sharper = from_training and dialogs >= FEW and not all(one.clear for one in behind)
     more = " An evaluation compares them dialog by dialog, which is sharper." if sharper else ""
     text = f"{sentence}.{more}{_right_in_words(contenders)}{_settings_in_words(differing)}"
     return Verdict(best=best, bits_per_byte=bits, dialogs=dialogs, behind=behind, text=text)
@@ -155,7 +168,7 @@ def _paired(contenders: Sequence[Contender], dialogs: Sequence[str]) -> _Ranked:
 
 
 def _by_intervals(contenders: Sequence[Contender], dialogs: int) -> _Ranked:
-    """Rank models of which only intervals are known, or not even these."""
+    """Rank models without per-dialog scores by their intervals, where they have any."""
     bits = [one.bits_per_byte or 0.0 for one in contenders]
     first = bits.index(min(bits))
     best, behind = contenders[first], []

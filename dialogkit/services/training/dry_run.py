@@ -75,13 +75,13 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     dialogs, train_dialogs = setup.data.sample, setup.data.size
     longest = dialogs.lengths.argsort()[-config.train.batch_size :]
     started = time.perf_counter()
-    reporter.doing(f"measuring the untrained model on {counted(len(setup.data.evaluation), 'held-out dialog')}")
+    reporter.activity(f"measuring the untrained model on {counted(len(setup.data.evaluation), 'held-out dialog')}")
     metrics = setup.score(autocast=False)
     score_s = time.perf_counter() - started
-    reporter.doing("answering the test prompts")
+    reporter.activity("answering the test prompts")
     replies = reply_to_tests(setup)
     reply_s = time.perf_counter() - started - score_s
-    reporter.doing("training two steps on the longest batch")
+    reporter.activity("training two steps on the longest batch")
     schedule = setup.schedule
     speed = measure_steps(setup, longest, 2)[-1]
     tokens_per_step = float(dialogs.lengths.mean()) * config.train.batch_size

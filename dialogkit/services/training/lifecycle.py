@@ -169,7 +169,7 @@ def open_run(request: TrainRequest) -> Iterator[TrainingRun]:
                 rendezvous.remember_run(path)
                 yield run
             except BaseException as error:
-                settled = shutdown.settle(_stop_behind(error, raise_missed_signal))
+                settled = shutdown.settle(_underlying_stop(error, raise_missed_signal))
                 ended = _record_end(run, settled) if main else settled
                 if ended is error:
                     raise
@@ -177,8 +177,8 @@ def open_run(request: TrainRequest) -> Iterator[TrainingRun]:
             folder.list_files()
 
 
-def _stop_behind(error: BaseException, raise_missed_signal: Callable[[], None]) -> BaseException:
-    """Return the stop that was caught and reported as another error, such as a file that cannot be loaded."""
+def _underlying_stop(error: BaseException, raise_missed_signal: Callable[[], None]) -> BaseException:
+    """Return the stop request that a library swallowed and re-raised as another error; else the error itself."""
     if not is_interruption(error):
         try:
             raise_missed_signal()

@@ -49,13 +49,13 @@ def measure_untrained(run: TrainingRun, setup: "TrainingSetup", recorder: "Recor
             f"a budget of {budget_s:,.0f} s is too short to train: startup alone took {spent_s:,.0f} s",
             hint=Change({"train.budget_s": max(60, round(10 * spent_s))}),
         )
-    run.reporter.doing(f"measuring the untrained model on {_held_out(setup)}")
+    run.reporter.activity(f"measuring the untrained model on {_held_out(setup)}")
     lengths = Histogram(*np.histogram(setup.data.sample.lengths, bins=32))
     recorder.histograms(0, {"data/dialog_tokens": lengths})
     measured = time.perf_counter()
     before = setup.score(autocast=False) | answer_checked(setup).metrics
     if budget_s is not None:
-        run.reporter.doing("answering the test prompts to measure the time this takes")
+        run.reporter.activity("answering the test prompts to measure the time this takes")
         reply_to_tests(setup)
     took_s = time.perf_counter() - measured
     untrained = {"train/tokens": 0.0, "train/supervised_tokens": 0.0}
@@ -96,7 +96,7 @@ def measure_trained(
     """Return the metrics of the trained model and its replies."""
     if setup.config.data.streaming:
         run.note(ledger_line(setup))
-    run.reporter.doing(f"measuring the trained model on {_held_out(setup)}")
+    run.reporter.activity(f"measuring the trained model on {_held_out(setup)}")
     limited = setup.config.train.budget_s is not None
     run.record.schedule.total_steps = fitted.steps if limited else setup.schedule.total_steps
     likelihood = setup.likelihood(autocast=False)
@@ -114,7 +114,7 @@ def measure_trained(
         "train/seconds": fitted.train_s,
         "perf/tokens_per_s": fitted.tokens / max(fitted.train_s, 1e-9),
     }
-    run.reporter.doing("answering the test prompts")
+    run.reporter.activity("answering the test prompts")
     replies = reply_to_tests(setup)
     held_out = reply_to_held_out(setup, setup.config.tracking.held_out_replies)
     recorder.replies(fitted.steps, replies + held_out, table="replies/final", of_step=fitted.kept_step)

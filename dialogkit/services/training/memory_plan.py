@@ -25,9 +25,9 @@ _LAYER_BYTES, _WIDTH_BYTES = 55, 224
 Fitted to the peak memory of custom-nano, -tiny and -small in bf16 with 1,000 to 6,000 tokens (within 10%).
 """
 _SCORE_BYTES = {"bf16": 6, "fp32": 4}
-"""Bytes kept of each score of each layer where attention keeps them: in float32, and a copy in a shorter type."""
+"""Bytes kept per attention score and layer, where scores are kept: in float32, and a copy in a shorter type."""
 _SCORE_BYTES_AT_ONCE = 8
-"""Bytes that the one layer that is computed takes of each score besides.
+"""Working memory of the layer being computed, in bytes per attention score, besides what is kept.
 
 Measured: the peaks of a Llama of 2 and of 6 layers with 1,536 tokens and eager attention (within 13%).
 """

@@ -22,7 +22,7 @@ class TrainReporter:
     def note(self, text: str) -> None:
         """A note or warning of one line."""
 
-    def doing(self, text: str) -> None:
+    def activity(self, text: str) -> None:
         """The work until the next event; reported before it may take long."""
 
     def advice(self, hint: Hint) -> str:
@@ -45,7 +45,7 @@ class LogReporter(TrainReporter):
         """Log the line."""
         logger.info(text)
 
-    def doing(self, text: str) -> None:
+    def activity(self, text: str) -> None:
         """Log the work that starts."""
         logger.info("%s ...", text)
 

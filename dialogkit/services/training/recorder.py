@@ -18,7 +18,7 @@ from dialogkit.text import counted
 from dialogkit.tracking.record import DataInfo, ModelInfo, ScheduleInfo
 
 if TYPE_CHECKING:
-    from dialogkit.engine.arguments import Schedule
+    from dialogkit.engine.arguments import StepCounts
     from dialogkit.engine.histograms import Histogram
     from dialogkit.services.training.lifecycle import TrainingRun
     from dialogkit.services.training.setup import TrainingSetup
@@ -89,7 +89,7 @@ class Recorder:
         if "eval/nats_per_token" in metrics:
             right = answer_checked(self._setup).metrics
             metrics = {**metrics, **{f"eval/{name}": value for name, value in right.items()}}
-            if self._setup.aborts():
+            if self._setup.should_abort():
                 raise EvaluationAborted
         self.point(step, metrics)
         if (warning := self._loss_monitor.point(step, metrics)) is not None:
@@ -130,7 +130,7 @@ class Recorder:
         rows = [[getattr(reply, column) for column in REPLY_COLUMNS] for reply in replies]
         self._wandb.log_table(table, REPLY_COLUMNS, rows, step=step)
 
-    def plan(self, schedule: "Schedule") -> None:
+    def plan(self, schedule: "StepCounts") -> None:
         """Record the schedule that a time budget allows, if it is new or much shorter."""
         self._total_steps = schedule.total_steps
         if self._noted_steps is not None and schedule.total_steps > 0.9 * self._noted_steps:

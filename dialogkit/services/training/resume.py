@@ -1,4 +1,4 @@
-"""Select the run to resume, check that the requested settings are compatible, and restore its checkpoint."""
+"""Select the run to resume, check that the requested settings are compatible, and choose its checkpoint."""
 
 import os
 import re
@@ -209,17 +209,17 @@ def resume_hint(run: RunDir, **options: Any) -> Call:
     return call_on(run, "train", by="resume", **options)
 
 
-def restore_checkpoint(run: "TrainingRun", setup: "TrainingSetup") -> "tuple[Path, Progress] | None":
+def choose_checkpoint(run: "TrainingRun", setup: "TrainingSetup") -> "tuple[Path, Progress] | None":
     """Prepare a run's record and files to resume; return its newest valid checkpoint, None to restart.
 
     Rank 0 decides; every rank returns the same.
     Raises: CheckpointError if everything that was saved is damaged, unless the request forces a restart.
     """
-    restored = _restore(run, setup) if process_group.is_main_process() else None
-    return process_group.broadcast(restored)
+    chosen = _choose_checkpoint(run, setup) if process_group.is_main_process() else None
+    return process_group.broadcast(chosen)
 
 
-def _restore(run: "TrainingRun", setup: "TrainingSetup") -> "tuple[Path, Progress] | None":
+def _choose_checkpoint(run: "TrainingRun", setup: "TrainingSetup") -> "tuple[Path, Progress] | None":
     from dialogkit.engine.checkpoints import newest_valid, steps_aside
     from dialogkit.engine.trainer import set_aside_torn_best
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LONGEST_SHORT = 32
 """Tokens of a reply that is made while a model trains."""
 FEW_QUESTIONS = 40
-"""Checked questions that are answered before training and at each evaluation, and at once; at the end more are."""
+"""Checked questions that are asked before training and at each evaluation, in one batch; at the end more are."""
 
 
 def reply_to_tests(
@@ -95,6 +95,6 @@ def _replies(
             context=setup.context,
             device=setup.runtime.device,
             batch_size=batch_size,
-            should_stop=setup.aborts,
+            should_stop=setup.should_abort,
         )
     return reply_results(setup.config.model.name, prompts, replies, references)

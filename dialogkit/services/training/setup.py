@@ -118,26 +118,26 @@ class TrainingSetup:
         if self.config.train.method == "lora" and self.config.train.merge:
             merge_adapter(self.model)
 
-    def aborts(self) -> bool:
-        """Return whether a signal asks to abort evaluations and replies between training steps.
+    def should_abort(self) -> bool:
+        """Return whether to abort evaluations and replies between training steps, because of a signal.
 
         Every rank has to call a sharded model equally often, so a sharded evaluation is never aborted.
         """
-        return self.runtime.sharding == "none" and self._stop is not None and self._stop.aborts()
+        return self.runtime.sharding == "none" and self._stop is not None and self._stop.should_abort()
 
     def _evaluation_batches(self) -> "Iterator[tuple[dict[str, Any], list[int]]]":
         from dialogkit.data.collate import batches_of
         from dialogkit.engine.callbacks import EvaluationAborted
 
-        for batch in batches_of(self._evaluated, self.config.train.eval_batch_size):
-            if self.aborts():
+        for batch in batches_of(self._own_held_out, self.config.train.eval_batch_size):
+            if self.should_abort():
                 raise EvaluationAborted
             yield batch
         if self.runtime.sharding == "none":
             return
         # Every rank has to call a sharded model equally often, even with nothing to score.
         size = self.config.train.eval_batch_size
-        count = -(-len(self._evaluated) // size)
+        count = -(-len(self._own_held_out) // size)
         for _ in range(count, max(process_group.all_gather(count))):
             first, _ = next(batches_of(self.data.evaluation, 1))
             nothing = {name: first[name][:0] for name in ("labels", "label_positions")}
@@ -164,7 +164,7 @@ class TrainingSetup:
         # Each rank scores some dialogs: metrics come from the sums of all ranks, and all abort if one does.
         sums, aborted = Likelihood.nothing(), False
         try:
-            if len(self._evaluated) or is_sharded(self.model):
+            if len(self._own_held_out) or is_sharded(self.model):
                 likelihood = score_batches(
                     self.model,
                     self._evaluation_batches(),
@@ -186,7 +186,7 @@ class TrainingSetup:
         return Likelihood.of_sums(sums)
 
     @cached_property
-    def _evaluated(self) -> "DialogTokens":
+    def _own_held_out(self) -> "DialogTokens":
         """The held-out dialogs that this rank scores: about as many tokens as every other rank."""
         from dialogkit.engine.batches import balance
 
@@ -253,8 +253,8 @@ class TrainingSetup:
         self.model = self._build().to(self.runtime.device)
 
     @cached_property
-    def known(self) -> tuple[int, int] | tuple[None, None]:
-        """Held-out dialogs whose prompt, and whose answer, training contains; unknown for a stream."""
+    def training_overlap(self) -> tuple[int, int] | tuple[None, None]:
+        """Numbers of held-out dialogs whose prompt, and whose answer, training contains; unknown for a stream."""
         from dialogkit.data.overlap import overlap_of
 
         if self.config.data.streaming:

@@ -22,7 +22,7 @@ def measure_steps(setup: "TrainingSetup", dialogs: "Sequence[int] | NDArray[np.i
 
     Raises: what `fit` raises; InterruptedRunError if a signal stops it.
     """
-    from dialogkit.engine.arguments import UNPLANNED, Schedule
+    from dialogkit.engine.arguments import UNPLANNED, StepCounts
     from dialogkit.engine.fit import fit
 
     speeds: list[float] = []
@@ -32,7 +32,7 @@ def measure_steps(setup: "TrainingSetup", dialogs: "Sequence[int] | NDArray[np.i
             speeds.append(logged["perf/tokens_per_s"])
 
     config = setup.config
-    setup.schedule = Schedule(steps, log_every_steps=1, eval_every_steps=UNPLANNED)
+    setup.schedule = StepCounts(steps, log_every_steps=1, eval_every_steps=UNPLANNED)
     setup.data = replace(setup.data, train=setup.data.sample.select(dialogs))
     train = config.train.model_copy(update={"max_steps": steps, "budget_s": None, "keep": "last"})
     tracking = config.tracking.model_copy(update={"trackers": ()})

@@ -71,7 +71,8 @@ def warnings(setup: "TrainingSetup", advice: Callable[[Hint], str]) -> list[str]
 
     lines = [setup.settings_note] if setup.settings_note else []
     lines += setup.data.ledger.remarks()
-    if known := known_from_training(counted(len(setup.data.evaluation), "held-out dialog"), *setup.known):
+    held_out = counted(len(setup.data.evaluation), "held-out dialog")
+    if known := known_from_training(held_out, *setup.training_overlap):
         lines.append(f"{known}: their metrics say less about new questions")
     remark = held_out_remark(len(setup.data.evaluation), setup.data.ledger.kept)
     if remark and not setup.config.data.streaming:
@@ -100,7 +101,7 @@ def data_info(setup: "TrainingSetup") -> dict[str, Any]:
         "train_supervised_tokens": supervised,
         "eval_dialogs": len(evaluation),
         "eval_supervised_tokens": evaluation.supervised_tokens,
-        **dict(zip(("known_prompts", "known_answers"), setup.known, strict=True)),
+        **dict(zip(("known_prompts", "known_answers"), setup.training_overlap, strict=True)),
     }
 
 

@@ -127,7 +127,7 @@ def repeated(reply: str, *, alike: int = 0) -> list[dict[str, str]]:
         ({"before": {"bits_per_byte": 1.4}}, ["has learned nothing that helps with held-out answers"]),
         (
             {"trained_bits": 0.5, "trained_bits_per_byte": (0.5, (0.3, 0.9)), "bits_per_byte": (1.5, (1.2, 1.8))},
-            ["knows its training dialogs by heart"],
+            ["has memorised its training dialogs"],
         ),
         (
             {"trained_bits": 0.5, "trained_bits_per_byte": (0.5, (0.3, 1.3)), "bits_per_byte": (1.5, (1.2, 1.8))},
@@ -141,7 +141,7 @@ def repeated(reply: str, *, alike: int = 0) -> list[dict[str, str]]:
             {"alternative": Alternative("swapped", 0.4, 1.5)},
             ["answers as if the roles were swapped: a prompt after"],
         ),
-        # What hurts is not said to save, and a model that knows its dialogs by heart is not to be trained longer.
+        # What hurts is not said to save, and a model that has memorised its dialogs is not to be trained longer.
         (
             {
                 "prompt_gain": (-0.25, (-0.4, -0.1)),
@@ -151,7 +151,7 @@ def repeated(reply: str, *, alike: int = 0) -> list[dict[str, str]]:
                 "bits_per_byte": (1.5, (1.2, 1.8)),
             },
             [
-                "knows its training dialogs by heart",
+                "has memorised its training dialogs",
                 "does not listen to the prompt: knowing it costs 0.250 bits/byte on top of 1.25, and the true "
                 "answer is found among ten in 10% (10% by chance); train it on more dialogs, and check",
             ],
@@ -221,7 +221,7 @@ def test_a_model_that_has_learned_its_dialogs_has_nothing_wrong() -> None:
     result = evaluate(trained_on("rows.jsonl"), device="cpu")
     (row,) = result.rows
     assert row.remarks == []
-    assert {"by heart", "another chat template", "swapped roles"} < set(row.checks)
+    assert {"memorised", "another chat template", "swapped roles"} < set(row.checks)
     assert (row.known_prompts, row.known_answers) == (0, row.dialogs)
     assert (row.hits_at_1, row.stop_rate) == (1.0, 1.0)
     assert row.prompt_gain is not None
@@ -289,7 +289,7 @@ def test_a_run_that_has_not_drawn_all_of_its_dialogs_is_not_said_to_know_them_by
     write_dialogs("rows.jsonl")
     row = judged(trained_on("rows.jsonl", **{"train.max_steps": 4}))
     assert row.trained_bits_per_byte is None
-    assert "by heart" not in row.checks
+    assert "memorised" not in row.checks
 
 
 def test_the_unigram_baseline_is_that_of_training_whatever_is_scored(trained: Trained) -> None:
@@ -349,7 +349,7 @@ def test_a_model_that_saw_eight_dialogs_again_and_again_knows_them_by_heart() ->
     ]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     row = judged(trained_on("rows.jsonl", **{"data.samples": 8, "train.batch_size": 8}))
-    (remark,) = [remark for remark in row.remarks if "by heart" in remark]
+    (remark,) = [remark for remark in row.remarks if "memorised" in remark]
     assert f"{row.trained_bits_per_byte:.2f} bits/byte on them" in remark
     assert row.trained_bits_per_byte < 0.5 * row.bits_per_byte  # type: ignore[operator]
 

@@ -75,7 +75,7 @@ def settings(**more: Any) -> dict[str, Any]:
 
 
 class Taught:
-    """A model that knows twenty answers by heart, and its evaluations."""
+    """A model that has memorised twenty answers, and its evaluations."""
 
     def __init__(self, folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Names files that cannot be read as a dataset, by their first lines, with the command that converts them."""
+"""Files that are no dataset: names them by their first lines, with the command that converts them."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Commands and flags by the names that other tools give them, and what they are here; and what a word is."""
+"""Names that other tools use for our commands and flags, and functions that classify a typed word."""
 
 import os
 import re
