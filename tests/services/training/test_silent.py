@@ -20,7 +20,10 @@ WRITES: dict[str, tuple[Any, ...]] = {
     "append_console": ("a line",),
 }
 """The methods that write, with arguments."""
-READS = {"checkpoints", "create", "held", "metrics", "read", "require_no_links", "require_there", "samples"}
+READS = {
+    "checkpoints", "create", "held", "metrics", "read", "require_free", "require_no_links", "require_there",
+    "samples",
+}  # fmt: skip
 """The others; `create` and `held` are called on rank 0 alone, and by `locked`."""
 
 
