@@ -248,20 +248,20 @@ def test_of_a_world_few_dialogs_are_made_and_once_for_a_tokenizer(
         return raw
 
     monkeypatch.setattr("dialogkit.data.prepare.read_dialogs", read)
-    monkeypatch.setattr("dialogkit.data.worlds.dialogs.DIALOGS", 6000)
+    monkeypatch.setattr("dialogkit.data.worlds.dialogs.DIALOGS", 3000)
     config = small_config({"data.dataset": "smalltalk-core", "data.samples": None, "train.budget_s": 60.0})
     data = SharedData()
     measured = measure(config, data)
-    fewer = {"data": config.data.model_copy(update={"samples": 5000})}
-    assert measure(config.model_copy(update=fewer), data).train_dialogs == 5000
+    fewer = {"data": config.data.model_copy(update={"samples": 2500})}
+    assert measure(config.model_copy(update=fewer), data).train_dialogs == 2500
     assert made == [2000]
     # What was made in part is not taken for the whole later.
     whole = TrainingSetup(config, resolve_runtime(config.runtime)).data
-    assert made == [2000, 6000]
+    assert made == [2000, 3000]
     assert measured.train_dialogs == pytest.approx(whole.size, rel=0.02)
     # And the whole is used if it is there.
     assert measure(config, SharedData()).train_dialogs == whole.size
-    assert made == [2000, 6000]
+    assert made == [2000, 3000]
 
 
 def test_a_training_that_will_be_poor_says_so(
