@@ -45,8 +45,8 @@ LEADS_ON = {
 }
 """Hints after which the same file or another reason is reported, by their ends."""
 
-SOME = dict(list(WRONG.items())[::25])
-"""Those of the ordinary suite; `make faults` runs all."""
+SOME = dict([row for row in WRONG.items() if not row[0].startswith("plan ")][::25])
+"""Those of the ordinary suite; `make faults` runs all, also those that measure the machine."""
 PRINTED: set[str] = set()
 
 
