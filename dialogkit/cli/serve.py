@@ -22,7 +22,10 @@ def serve_command(
     api_key: Annotated[
         str | None,
         typer.Option(
-            "--api-key", metavar="KEY", help=r"Key that requests must give. \[DIALOGKIT_API_KEY]", show_default=False
+            "--api-key",
+            metavar="KEY",
+            help=r"Key that requests must give. \[DIALOGKIT_API_KEY]",
+            show_default=False,
         ),
     ] = None,
     at_once: Annotated[

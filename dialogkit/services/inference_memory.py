@@ -103,7 +103,9 @@ def rows_fit(model: "LoadedModel", rows: Sequence[int], held: int, prompt: int, 
     if free is None:
         return True
     grown = (len(rows) + 1) * max(length, *rows) - len(rows) * held
-    return grown * bytes_of_cache(model) + bytes_of_layer(model, prompt) + _CHOICE_BYTES * _vocabulary(model) <= free
+    return (
+        grown * bytes_of_cache(model) + bytes_of_layer(model, prompt) + _CHOICE_BYTES * _vocabulary(model) <= free
+    )
 
 
 def _free(model: "LoadedModel") -> int | None:

@@ -18,9 +18,7 @@ PROMPTS = ["Hello!", "What is the capital of France?", "a", "One two three four 
 def config(number: int, **settings: Any) -> GenerateConfig:
     """Return settings that differ from reply to reply, in what is drawn and in how."""
     temperatures = (1.5, 1.5, 0.0, 2.0, 1.5)
-    return GenerateConfig(
-        max_new_tokens=6 + 5 * number, temperature=temperatures[number], seed=number, **settings
-    )
+    return GenerateConfig(max_new_tokens=6 + 5 * number, temperature=temperatures[number], seed=number, **settings)
 
 
 def prompt_ids(small: Any, text: str) -> list[int]:

@@ -69,7 +69,9 @@ def make_app(engine: Engine, models: Sequence[Offered], *, limits: Limits, api_k
         assert isinstance(error, HTTPException)
         known = {404: f"there is no {request.url.path!r}", 405: f"{request.method} is not answered here"}
         text = known.get(error.status_code, str(error.detail))
-        return error_response(ApiError(error.status_code, text, code="not_found", headers=dict(error.headers or {})))
+        return error_response(
+            ApiError(error.status_code, text, code="not_found", headers=dict(error.headers or {}))
+        )
 
     async def failed(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
@@ -215,7 +217,7 @@ class _Asking:
         self._engine.submit(self._jobs)
         try:
             while True:
-                index, event = await self._events.get()
+                _, event = await self._events.get()
                 if isinstance(event, ApiError):
                     raise event
                 if isinstance(event, Begun):

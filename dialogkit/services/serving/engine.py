@@ -116,7 +116,10 @@ class Engine:
         """Take no more jobs; end those that are left, and the thread."""
         with self._changed:
             self._is_closed = True
-            for job in (*self._waiting, *(job for lane in self._lanes.values() for job, _ in [*lane.jobs.values()])):
+            for job in (
+                *self._waiting,
+                *(job for lane in self._lanes.values() for job, _ in [*lane.jobs.values()]),
+            ):
                 job.is_cancelled = True
             self._changed.notify()
         self._thread.join()

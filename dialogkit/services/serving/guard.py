@@ -35,6 +35,7 @@ class Guard:
         self._open = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

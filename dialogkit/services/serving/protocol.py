@@ -165,7 +165,9 @@ def _refused(error: ValidationError) -> ApiError:
     problem = first["msg"].removeprefix("Value error, ")
     shown = repr(first["input"])
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-    return ApiError(400, f"{place}: {problem[:1].lower()}{problem[1:]}, not {shown}", code="invalid_value", param=name)
+    return ApiError(
+        400, f"{place}: {problem[:1].lower()}{problem[1:]}, not {shown}", code="invalid_value", param=name
+    )
 
 
 @dataclass(frozen=True)
