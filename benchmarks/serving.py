@@ -2,10 +2,9 @@
 
 python benchmarks/serving.py custom-nano --clients 1 8 32 --rounds 3 --json results.json
 
-A new model with random weights is served on loopback. Each client is a task of one other process and streams replies
-of the same length, one after the other, over a connection of its own. Counted are the tokens that the server reports,
-from the first request of all clients to the last reply; the first reply of a process is not. The numbers of clients
-take turns.
+A new model with random weights is served on loopback. Each client is a task of one other process and streams
+replies, one after the other, over a connection of its own. Counted are the tokens that the server reports, from
+the first request of all clients to the last reply; a first short reply is not. The numbers of clients take turns.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Replies of a model to prompts."""
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -120,6 +121,26 @@ def fitted_lengths(prompt: int, config: GenerateConfig, context: int) -> tuple[i
 def prompt_room(config: GenerateConfig, context: int) -> int:
     """Return the longest prompt, in tokens, that leaves room for a reply."""
     return context - max(1, min(config.max_new_tokens, context // 2))
+
+
+def fitting(tokenizer: ChatTokenizer, messages: Sequence[Message], room: int) -> list[Message]:
+    """Return the messages without as many of the oldest turns as do not fit into `room` tokens.
+
+    A system text and the last message stay, and may not fit either.
+    """
+    first = 1 if messages[0].role == "system" else 0
+
+    def without(turns: int) -> list[Message]:
+        return [*messages[:first], *messages[first + 2 * turns :]]
+
+    # Not one turn after the other: a long dialog would be encoded as often as it has turns.
+    return without(
+        bisect_left(
+            range((len(messages) - first - 1) // 2),
+            True,
+            key=lambda turns: len(tokenizer.encode_prompt(without(turns))) <= room,
+        )
+    )
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.paths import DEFAULT_OUTPUT
+from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError, UnavailableError, os_reason
 from dialogkit.hints import Call, Change, Either, Shell
 from dialogkit.services.inference import hints_for, names_of, sampling_of
@@ -35,7 +36,8 @@ class Server:
     Attributes:
         url: where it answers.
         models: the names that requests may give.
-        notes: what was used of the models' own sampling settings, if `use_model_settings` is on.
+        notes: what was used of the models' own sampling settings, if `use_model_settings` is on, and what their
+            chat templates do not take as it is.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Server:
                 hint=Either(f"set the environment variable {KEY_VARIABLE}", Change({"host": "127.0.0.1"})),
             )
         config = config or GenerateConfig()
-        chosen = [resolve_model(name, output=output) for name in names_of(model)]
+        chosen = [resolve_model(name, output=output) for name in names_of(model or None)]
         names = [loadable.known_as for loadable in chosen]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"the model {twice[0]!r} is given twice", hint=Call("serve", twice[0]))
@@ -69,7 +71,7 @@ class Server:
         self._socket = _listen(host, port)
         try:
             self._server = self._load(
-                list(zip(names, chosen, names_of(model), settings, strict=True)),
+                list(zip(names, chosen, names_of(model or None), settings, strict=True)),
                 is_seeded="seed" in config.model_fields_set,
                 device=device,
                 api_key=api_key,
@@ -108,6 +110,8 @@ class Server:
         for name, loadable, typed, config in models:
             with hints_for(loadable):
                 loaded[name] = load_for_inference(loadable, device=device)
+            changes = loaded[name].tokenizer.changes([Message("system", "-"), Message("user", "-")])
+            self.notes += [f"{name}: {change}" for change in changes]
             aliases = () if typed in (None, name) else (typed,)
             offered.append(Offered(name, config, is_seeded, aliases, int(time.time())))
         self._engine = Engine(loaded, at_once=at_once, queue=queue)
@@ -129,7 +133,7 @@ class Server:
     def run(self) -> int | None:
         """Answer requests until `stop` is called or a signal arrives; return the signal's number.
 
-        Replies that have begun are finished first, for up to 30 seconds; a second signal ends them.
+        Replies that were asked for are finished first, for up to 30 seconds; a second Ctrl-C ends them.
         """
         noted: list[int] = []
 

@@ -323,6 +323,13 @@ def test_a_host_that_others_reach_needs_a_key(trained: Trained) -> None:
     assert "--host 127.0.0.1" in str(typed(error.value, "serve", "shared-run"))
 
 
+def test_a_model_that_is_given_twice_is_refused(trained: Trained) -> None:
+    again = str(trained.output / "runs/shared-run")
+    with pytest.raises(ConfigError, match="the model 'shared-run' is given twice") as error:
+        Server(["shared-run", again], output=trained.output)
+    assert typed(error.value, "serve") == "dialogkit serve shared-run"
+
+
 def test_a_port_that_is_taken_is_refused_before_a_model_is_loaded(server: Server, trained: Trained) -> None:
     port = int(server.url.rpartition(":")[2])
     with pytest.raises(UnavailableError, match=f"port {port} of '127.0.0.1' cannot be used") as error:

@@ -248,18 +248,13 @@ def _fitting(loaded: "LoadedModel", job: Job) -> tuple[list[int], int]:
 
     Raises: ApiError if it does not fit.
     """
-    from dialogkit.inference.replies import prompt_room
+    from dialogkit.inference.replies import fitting, prompt_room
 
-    seen = list(job.messages)
-    ids = loaded.tokenizer.encode_prompt(seen)
-    if not job.leaves_out:
-        longest = loaded.context - 1
-    else:
+    seen, longest = list(job.messages), loaded.context - 1
+    if job.leaves_out:
         longest = prompt_room(job.config, loaded.context)
-        first = 1 if seen[0].role == "system" else 0
-        while len(seen) > first + 2 and len(ids) > longest:
-            seen = [*seen[:first], *seen[first + 2 :]]
-            ids = loaded.tokenizer.encode_prompt(seen)
+        seen = fitting(loaded.tokenizer, seen, longest)
+    ids = loaded.tokenizer.encode_prompt(seen)
     if len(ids) > longest:
         raise ApiError(
             400,
