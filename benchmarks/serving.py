@@ -5,6 +5,8 @@ python benchmarks/serving.py custom-nano --clients 1 8 32 --rounds 3 --json resu
 A new model with random weights is served on loopback. Each client is a task of one other process and streams
 replies, one after the other, over a connection of its own. Counted are the tokens that the server reports, from
 the first request of all clients to the last reply; a first short reply is not. The numbers of clients take turns.
+
+The tokens of a CPU second of the server hardly depend on what else the machine does.
 """
 
 import argparse
@@ -50,20 +52,22 @@ async def client(url: str, number: int, replies: int, tokens: int) -> tuple[int,
     return total, first
 
 
-def measure(url: str, clients: int, replies: int, tokens: int) -> dict[str, float]:
-    """Return the tokens per second of all clients together, and the median time to a first token."""
+def measure(url: str, clients: int, replies: int, longest: int) -> dict[str, float]:
+    """Return the tokens of all clients together, those per second, and the median time to a first token."""
 
     async def all_clients() -> list[tuple[int, list[float]]]:
         await client(url, 0, 1, 4)
         nonlocal started
         started = time.perf_counter()
-        return await asyncio.gather(*(client(url, number, replies, tokens) for number in range(clients)))
+        return await asyncio.gather(*(client(url, number, replies, longest) for number in range(clients)))
 
     started = 0.0
     done = asyncio.run(all_clients())
     seconds = time.perf_counter() - started
+    tokens = sum(total for total, _ in done)
     return {
-        "tokens_per_s": sum(total for total, _ in done) / seconds,
+        "tokens": tokens,
+        "tokens_per_s": tokens / seconds,
         "first_token_s": median([each for _, first in done for each in first]),
     }
 
@@ -96,7 +100,10 @@ def main() -> None:
             for _ in range(options.rounds):
                 for number in options.clients:
                     call = (server.url, number, options.replies, options.tokens)
-                    found[number].append(others.apply(measure, call))
+                    before = time.process_time()
+                    run = others.apply(measure, call)
+                    run["tokens_per_cpu_s"] = run["tokens"] / (time.process_time() - before)
+                    found[number].append(run)
     rows: list[dict[str, Any]] = [
         {"clients": number, **{name: median([run[name] for run in runs]) for name in runs[0]}}
         for number, runs in found.items()
@@ -104,7 +111,8 @@ def main() -> None:
     print(f"{options.model}, {options.tokens} tokens a reply, medians of {options.rounds} rounds")
     for row in rows:
         print(
-            f"{row['clients']:>3} clients  {row['tokens_per_s']:>7,.0f} tokens/s in all, first token after "
+            f"{row['clients']:>3} clients  {row['tokens_per_s']:>7,.0f} tokens/s in all, "
+            f"{row['tokens_per_cpu_s']:,.0f} a CPU second of the server, first token after "
             f"{1000 * row['first_token_s']:,.0f} ms"
         )
     if options.json:

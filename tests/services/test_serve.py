@@ -19,7 +19,7 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.errors import ConfigError, UnavailableError
 from dialogkit.services.generate import generate
 from dialogkit.services.serve import Server
-from tests.conftest import Trained, typed
+from tests.conftest import Finished, Trained, typed
 
 HELLO = [{"role": "user", "content": "Hello!"}]
 BODY = {"messages": HELLO, "max_tokens": 4}
@@ -315,6 +315,23 @@ def test_a_key_is_asked_for_where_there_is_one(trained: Trained, monkeypatch: py
         with pytest.raises(openai.AuthenticationError):
             ask(bad)
         assert httpx.get(url, headers={"Host": "my-server.example"}).status_code == 200
+
+
+def test_the_command_says_where_it_serves_and_how_it_ended(
+    trained: Trained, dialogkit: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Server.run
+
+    def briefly(server: Server) -> int:
+        server.stop()
+        run(server)
+        return int(signal.SIGTERM)
+
+    monkeypatch.setattr(Server, "run", briefly)
+    words = ["serve", "shared-run", "--port", "0", "--time-limit", "90s", "--no-cuda"]
+    done = dialogkit(*words, "--output-dir", str(trained.output))
+    assert (done.code, done.out) == (143, "")
+    assert "serving shared-run at http://127.0.0.1:" in done.err
 
 
 def test_a_host_that_others_reach_needs_a_key(trained: Trained) -> None:

@@ -66,7 +66,7 @@ class Guard:
         if self._key is not None and scope["path"] not in OPEN:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(
-                given.strip().encode("utf-8", "surrogateescape"), self._key.encode()
+                given.strip().encode("latin-1"), self._key.encode()
             ):
                 raise ApiError(
                     401,
