@@ -55,15 +55,13 @@ async def client(url: str, number: int, replies: int, tokens: int) -> tuple[int,
 def measure(url: str, clients: int, replies: int, longest: int) -> dict[str, float]:
     """Return the tokens of all clients together, those per second, and the median time to a first token."""
 
-    async def all_clients() -> list[tuple[int, list[float]]]:
+    async def all_clients() -> tuple[float, list[tuple[int, list[float]]]]:
         await client(url, 0, 1, 4)
-        nonlocal started
         started = time.perf_counter()
-        return await asyncio.gather(*(client(url, number, replies, longest) for number in range(clients)))
+        done = await asyncio.gather(*(client(url, number, replies, longest) for number in range(clients)))
+        return time.perf_counter() - started, done
 
-    started = 0.0
-    done = asyncio.run(all_clients())
-    seconds = time.perf_counter() - started
+    seconds, done = asyncio.run(all_clients())
     tokens = sum(total for total, _ in done)
     return {
         "tokens": tokens,

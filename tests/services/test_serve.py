@@ -114,7 +114,7 @@ def test_a_reply_is_that_of_generate(client: openai.OpenAI, trained: Trained, se
 
 
 def test_the_pieces_of_a_stream_are_the_whole(client: openai.OpenAI) -> None:
-    settings = {"seed": 5, "temperature": 1.5, "n": 2, "max_tokens": 20}
+    settings: dict[str, Any] = {"seed": 5, "temperature": 1.5, "n": 2, "max_tokens": 20}
     whole = ask(client, **settings)
     texts, reasons, usage = ["", ""], ["", ""], None
     for chunk in ask(client, **settings, stream=True, stream_options={"include_usage": True}):
@@ -130,7 +130,7 @@ def test_the_pieces_of_a_stream_are_the_whole(client: openai.OpenAI) -> None:
 
 
 def test_a_stop_string_ends_a_reply_before_itself(client: openai.OpenAI) -> None:
-    settings = {"seed": 5, "temperature": 1.5, "max_tokens": 20}
+    settings: dict[str, Any] = {"seed": 5, "temperature": 1.5, "max_tokens": 20}
     whole = ask(client, **settings).choices[0].message.content
     stop = whole[len(whole) // 2 :][:3]
     cut = ask(client, **settings, stop=["never said", stop]).choices[0]
@@ -143,7 +143,7 @@ def test_a_reply_is_the_same_alone_and_among_others(client: openai.OpenAI) -> No
     texts = ["Hello!", "What is the capital of France?", "a", "One two three four. " * 5, "Bye", "Who are you?"]
 
     def reply(number: int) -> str:
-        settings = {"seed": number, "temperature": 1.5, "max_tokens": 5 + 4 * number}
+        settings: dict[str, Any] = {"seed": number, "temperature": 1.5, "max_tokens": 5 + 4 * number}
         return str(ask(client, texts[number], **settings).choices[0].message.content)
 
     alone = [reply(number) for number in range(len(texts))]
