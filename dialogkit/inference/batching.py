@@ -188,6 +188,8 @@ def _padded(part: torch.Tensor, length: int, *, dim: int) -> torch.Tensor:
 def _only_keys_and_values(model: Any) -> bool:
     """Return whether keys and values are all that a model keeps of what it has read."""
     from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-    return all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=model.config).layers)
+    # Their subclasses keep more, such as the state of a convolution.
+    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    return kinds <= {DynamicLayer, DynamicSlidingWindowLayer}

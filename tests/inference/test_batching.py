@@ -78,6 +78,7 @@ def test_a_sliding_window_is_kept_in_a_batch(small: Any) -> None:
         )
     ).eval()
     batch = batch_of(model, small)
+    assert batch.is_mergeable
     joined = {number: batch.join(prompt_ids(small, PROMPTS[number]), config(number)) for number in (3, 1, 4)}
     while batch.rows:
         batch.step()
