@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dialogkit.services.models import list_models as list_models
     from dialogkit.services.plan import PlanResult as PlanResult
     from dialogkit.services.plan import plan as plan
+    from dialogkit.services.serve import serve as serve
     from dialogkit.services.training.result import TrainResult as TrainResult
 
 _MODULES = {
@@ -43,6 +44,7 @@ _MODULES = {
     "services.inspect": ("InspectResult", "inspect_data"),
     "services.models": ("list_models",),
     "services.plan": ("PlanResult", "plan"),
+    "services.serve": ("serve",),
     "services.training.result": ("TrainResult",),
 }
 _EXPORTS = {name: module for module, names in _MODULES.items() for name in names}

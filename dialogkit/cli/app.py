@@ -26,6 +26,7 @@ from dialogkit.cli import (
     plan,
     prune,
     runs,
+    serve,
     tokenizer,
     train,
 )
@@ -55,6 +56,7 @@ app.command("train", cls=train.TrainCommand)(train.train_command)
 app.command("plan")(plan.plan_command)
 app.command("generate")(generate.generate_command)
 app.command("chat")(chat.chat_command)
+app.command("serve")(serve.serve_command)
 app.command("evaluate", epilog=evaluate.LEGEND)(evaluate.evaluate_command)
 app.add_typer(models_app, name="models")
 models_app.command("list")(models.list_command)

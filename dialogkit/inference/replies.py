@@ -1,10 +1,10 @@
 """Replies of a model to prompts."""
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import groupby
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from packaging.version import Version
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import ChatTokenizer, Message
+from dialogkit.inference.growing_text import GrowingText
+from dialogkit.inference.sampling import Sampler, generator_of
 
 AT_ONCE = 32
 """Prompts that are answered at once where memory suffices."""
@@ -40,9 +42,8 @@ class _TextStreamer:
     """HF streamer that passes on the growing text of a single reply."""
 
     def __init__(self, tokenizer: ChatTokenizer, on_text: Callable[[str], None]) -> None:
-        self._tokenizer, self._on_text = tokenizer, on_text
+        self._text, self._on_text = GrowingText(tokenizer), on_text
         self._ids: list[int] = []
-        self._shown = ""
         self._prompt_seen = False
 
     def put(self, value: torch.Tensor) -> None:
@@ -50,18 +51,14 @@ class _TextStreamer:
             self._prompt_seen = True
             return
         self._ids += value.flatten().tolist()
-        text = self._tokenizer.decode(self._ids)
-        # A multi-byte character may still be incomplete.
-        if not text.endswith("\ufffd"):
-            self._show(text)
+        self._show(self._text.add(self._ids))
 
     def end(self) -> None:
-        self._show(self._tokenizer.decode(self._ids))
+        self._show(self._text.end(self._ids))
 
-    def _show(self, text: str) -> None:
-        if text.startswith(self._shown) and text != self._shown:
-            self._on_text(text[len(self._shown) :])
-            self._shown = text
+    def _show(self, new: str) -> None:
+        if new:
+            self._on_text(new)
 
 
 class _Clock:
@@ -84,47 +81,19 @@ class _Clock:
 
 
 class _Choice:
-    """HF logits processor that chooses the next token of each reply and leaves it as the only possible one.
-
-    HF draws the tokens of a batch from one stream of random numbers. Here each reply has its own generator, with
-    the same seed, so its draws depend on no other reply. The repetition penalty counts the tokens of the reply
-    alone, as many answers have to name what the prompt asks about; that of HF counts those of the prompt as well.
-    """
+    """HF logits processor that chooses the next token of each reply and leaves it as the only possible one."""
 
     def __init__(self, config: GenerateConfig, replies: int, prompt_tokens: int, device: str) -> None:
-        from transformers.generation import logits_process as hf
-
-        steps: list[Any] = []
-        if config.repetition_penalty != 1:
-            penalty = config.repetition_penalty
-            steps.append(partial(_penalised, penalty=penalty, prompt_tokens=prompt_tokens))
-        if config.temperature not in (0, 1):
-            steps.append(hf.TemperatureLogitsWarper(config.temperature))
-        if config.temperature > 0 and config.top_k > 0:
-            steps.append(hf.TopKLogitsWarper(config.top_k))
-        if config.temperature > 0 and config.top_p < 1:
-            steps.append(hf.TopPLogitsWarper(config.top_p))
-        self._steps = steps
-        self._generators = (
-            [torch.Generator(device).manual_seed(config.seed) for _ in range(replies)]
-            if config.temperature > 0
-            else []
-        )
+        self._sampler, self._prompt_tokens = Sampler(config), prompt_tokens
+        self._generators = [generator_of(config, device) for _ in range(replies)]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        for step in self._steps:
-            scores = step(input_ids, scores)
-        if not self._generators:
-            return scores
-        rows = zip(scores.softmax(dim=-1), self._generators, strict=True)
-        chosen = torch.stack([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
-
-
-def _penalised(ids: torch.Tensor, scores: torch.Tensor, *, penalty: float, prompt_tokens: int) -> torch.Tensor:
-    """Return scores [B, V] with those of earlier tokens of the reply lowered (Keskar et al. 2019, section 4.1)."""
-    seen = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, ids[:, prompt_tokens:], value=True)
-    return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+        seen = None
+        if self._sampler.penalty != 1:
+            seen = torch.zeros_like(scores, dtype=torch.bool)
+            seen.scatter_(1, input_ids[:, self._prompt_tokens :], value=True)
+        chosen = self._sampler.choose(scores, seen, self._generators)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
 
 
 @dataclass(frozen=True)
@@ -139,7 +108,7 @@ class _Prompt:
 
 
 def _fitted(ids: Sequence[int], config: GenerateConfig, context: int) -> _Prompt:
-    cut = max(0, len(ids) - _room(config, context))
+    cut = max(0, len(ids) - prompt_room(config, context))
     return _Prompt(ids[cut:], cut, min(config.max_new_tokens, context - len(ids) + cut))
 
 
@@ -149,9 +118,29 @@ def fitted_lengths(prompt: int, config: GenerateConfig, context: int) -> tuple[i
     return len(one.ids), one.limit
 
 
-def _room(config: GenerateConfig, context: int) -> int:
+def prompt_room(config: GenerateConfig, context: int) -> int:
     """Return the longest prompt, in tokens, that leaves room for a reply."""
     return context - max(1, min(config.max_new_tokens, context // 2))
+
+
+def fitting(tokenizer: ChatTokenizer, messages: Sequence[Message], room: int) -> list[Message]:
+    """Return the messages without as many of the oldest turns as do not fit into `room` tokens.
+
+    A system text and the last message stay, and may not fit either.
+    """
+    first = 1 if messages[0].role == "system" else 0
+
+    def without(turns: int) -> list[Message]:
+        return [*messages[:first], *messages[first + 2 * turns :]]
+
+    # Not one turn after the other: a long dialog would be encoded as often as it has turns.
+    return without(
+        bisect_left(
+            range((len(messages) - first - 1) // 2),
+            True,
+            key=lambda turns: len(tokenizer.encode_prompt(without(turns))) <= room,
+        )
+    )
 
 
 @torch.no_grad()
@@ -289,7 +278,7 @@ class Conversation:
 
     def room(self, config: GenerateConfig) -> int:
         """Return the longest prompt, in tokens, that leaves room for a reply."""
-        return _room(config, self._context)
+        return prompt_room(config, self._context)
 
     @torch.no_grad()
     def reply(

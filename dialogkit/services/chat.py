@@ -235,9 +235,11 @@ class Chat:
     def _reply(
         self, messages: list[Message], on_text: StreamSink | None, should_stop: StopCheck | None
     ) -> ReplyResult:
+        from dialogkit.inference.replies import fitting
+
         config = self.config.model_copy(update={"seed": (self.config.seed + self._attempt) % 2**32})
         with hints_for(self._loadable):
-            seen = self._fitting(messages)
+            seen = fitting(self._tokenizer, messages, self._conversation.room(self.config))
             replies_at_once(
                 self._loaded,
                 [len(self._tokenizer.encode_prompt(seen))],
@@ -251,14 +253,6 @@ class Chat:
         self.messages = [*messages, Message("assistant", made.text)]
         self._finished = None if made.stop_reason == "interruption" else (self.config, self.messages)
         return reply_results(self.name, [messages[-1].content], [made])[0]
-
-    def _fitting(self, messages: list[Message]) -> list[Message]:
-        """Return the messages that fit into the context, without the oldest turns."""
-        first = 1 if messages[0].role == "system" else 0
-        room, seen = self._conversation.room(self.config), messages
-        while len(seen) > first + 2 and len(self._tokenizer.encode_prompt(seen)) > room:
-            seen = [*seen[:first], *seen[first + 2 :]]
-        return seen
 
 
 def _range_of(name: str) -> str:

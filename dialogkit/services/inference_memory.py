@@ -89,6 +89,25 @@ def scored_at_once(model: "LoadedModel", lengths: Sequence[int], most: int) -> i
     return min(most, (free - logits) // one)
 
 
+def rows_fit(model: "LoadedModel", rows: Sequence[int], held: int, prompt: int, length: int) -> bool:
+    """Return whether one more reply fits into memory beside others of a padded batch.
+
+    Args:
+        model: the model.
+        rows: the tokens that each of the others may come to, prompt and reply.
+        held: tokens of the batch now, padding included.
+        prompt: tokens of the new prompt.
+        length: the tokens that the new one may come to.
+    """
+    free = _free(model)
+    if free is None:
+        return True
+    grown = (len(rows) + 1) * max(length, *rows) - len(rows) * held
+    return (
+        grown * bytes_of_cache(model) + bytes_of_layer(model, prompt) + _CHOICE_BYTES * _vocabulary(model) <= free
+    )
+
+
 def _free(model: "LoadedModel") -> int | None:
     return free_bytes() if model.device == "cpu" else None
 

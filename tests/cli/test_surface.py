@@ -32,6 +32,8 @@ SURFACE = {
     "--top-k --top-p --repetition-penalty --seed --use-model-settings --no-cuda --output-dir --json",
     "chat": "[model] --model -m --system --compare --max-new-tokens --temperature --seed --use-model-settings "
     "--no-cuda --output-dir",
+    "serve": "[models] --model -m --host --port --api-key --at-once --queue --time-limit --max-new-tokens "
+    "--temperature --top-k --top-p --repetition-penalty --seed --use-model-settings --no-cuda --output-dir",
     "evaluate": "[models] --model -m --dataset -d --samples -s --max-bad-rows --whole --quick --slices --worst "
     "--tasks --batch-size --use-model-settings --wandb --no-cuda --output-dir --json",
     "models list": "--output-dir --json",

@@ -13,6 +13,7 @@ COMMANDS = [
     "plan",
     "generate",
     "chat",
+    "serve",
     "evaluate",
     "doctor",
     "models",

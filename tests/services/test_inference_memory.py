@@ -1,5 +1,7 @@
 """Replies and scores take the memory that is there: fewer at once, or one sentence instead of a killed process."""
 
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from dialogkit.services.generate import generate
 from dialogkit.services.inference_memory import replies_at_once, scored_at_once
 from dialogkit.services.runs.loading import LoadedModel, load_for_inference
 from dialogkit.services.runs.resolve import resolve_model
+from dialogkit.services.serving.engine import Begun, Ended, Engine, Job
 from tests.conftest import Trained
 
 GREEDY = GenerateConfig(temperature=0.0, max_new_tokens=8)
@@ -114,3 +117,31 @@ def test_what_does_not_fit_is_told_with_what_does(
     with pytest.raises(OutOfMemoryError, match="to score a dialog of") as told:
         evaluate("shared-run", quick=True, **where)
     assert told.value.hint == Call("models list")
+
+
+def test_a_reply_that_does_not_fit_beside_others_begins_after_them(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = [Message("user", "Hello!")]
+    tokens = len(loaded.tokenizer.encode_prompt(prompt))
+    leave(monkeypatch, inference_memory.bytes_of_reply(loaded, tokens, GREEDY, 0))
+    events, done = list[tuple[str, object]](), threading.Event()
+
+    def deliver(name: str, event: object) -> None:
+        events.append((name, event))
+        if len(events) == 4:
+            done.set()
+
+    engine = Engine({"it": loaded}, at_once=8, queue=8)
+    engine.submit([Job("it", prompt, GREEDY, partial(deliver, name)) for name in ("first", "second")])
+    assert done.wait(60)
+    assert [(name, type(event)) for name, event in events] == [
+        (name, kind) for name in ("first", "second") for kind in (Begun, Ended)
+    ]
+    leave(monkeypatch, 1)
+    done.clear()
+    events.clear()
+    engine.submit([Job("it", prompt, GREEDY, partial(deliver, "third")) for _ in range(4)])
+    assert done.wait(60)
+    engine.close()
+    assert [getattr(error, "status", None) for _, error in events] == [503] * 4
