@@ -1,4 +1,4 @@
-"""How models of transformers are laid out in GGUF: names of settings and tensors, and the order of their values."""
+"""How models of transformers are laid out in GGUF: the names of settings and tensors, and the order of values."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -62,7 +62,7 @@ def layout_of(config: Any) -> Layout:
     for setting, known in layout.computes.items():
         if (value := getattr(config, setting, known[0])) not in known:
             raise ModelError(
-                f"the model has {setting} {value!r}, and the {layout.name} of llama.cpp computes with {known[0]!r} only"
+                f"the model has {setting} {value!r}, and llama.cpp computes {layout.name} with {known[0]!r} only"
             )
     if layout.rotary and (scaling := _rotation(config).get("rope_type", "default")) != "default":
         raise ModelError(f"the model scales its rotary positions ({scaling!r}), which cannot be exported to GGUF")

@@ -110,7 +110,7 @@ def read_gguf(path: Path, model: Any) -> Any:
         for tensor in tensors_of(copy, layout_of(copy.config)):
             stored = held[tensor.name]
             values = tensor.from_gguf(dequantize(stored.data, stored.tensor_type))
-            tensor.parameter.copy_(torch.from_numpy(values))
+            tensor.parameter.copy_(torch.from_numpy(values.copy()))  # those of the file cannot be written to
     return copy
 
 

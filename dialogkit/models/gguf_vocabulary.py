@@ -12,7 +12,7 @@ _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 
 _CLITICS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_OFTEN = (
+_SUITED = (
     "a tokenizer made by dialogkit, or one split like those of GPT-2, Llama 3, Qwen2 or SmolLM, can be exported"
 )
 
@@ -64,7 +64,7 @@ def gguf_vocabulary(tokenizer: ChatTokenizer, *, entries: int) -> GgufVocabulary
         notes.append("the tokenizer composes accents (NFC) and llama.cpp does not: texts that are not NFC differ")
     elif rules["normalizer"] is not None:
         raise ModelError(
-            f"the tokenizer normalizes texts ({_kinds(rules['normalizer'])}), and llama.cpp does not", hint=_OFTEN
+            f"the tokenizer normalizes texts ({_kinds(rules['normalizer'])}), and llama.cpp does not", hint=_SUITED
         )
     tokens = [f"[PAD{number}]" for number in range(entries)]
     types = [_UNUSED] * entries
@@ -85,7 +85,7 @@ def _pre_tokenizer(rules: Mapping[str, Any]) -> str:
         raise ModelError(
             f"the tokenizer is {model['type']}{' with byte fallback' if model.get('byte_fallback') else ''}, "
             "and only byte-level BPE can be exported to GGUF",
-            hint=_OFTEN,
+            hint=_SUITED,
         )
     steps = rules["pre_tokenizer"] or {}
     steps = steps.get("pretokenizers", [steps])
@@ -95,8 +95,9 @@ def _pre_tokenizer(rules: Mapping[str, Any]) -> str:
         if same and bool(model.get("ignore_merges")) == skips_merges:
             return name
     raise ModelError(
-        f"llama.cpp has no pre-tokenizer that splits texts as this tokenizer does ({_kinds(rules['pre_tokenizer'])})",
-        hint=_OFTEN,
+        "the tokenizer splits texts as no pre-tokenizer of llama.cpp that is known here does "
+        f"({_kinds(rules['pre_tokenizer'])})",
+        hint=_SUITED,
     )
 
 
