@@ -1,11 +1,13 @@
 """`dialogkit export`."""
 
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dialogkit.cli import options
 from dialogkit.cli.output import Output, values_grid
+from dialogkit.hints import Hint, Shell
 
 if TYPE_CHECKING:
     from dialogkit.services.export import ExportResult
@@ -31,7 +33,7 @@ def export_command(
     json_output: options.JsonOption = False,
 ) -> None:
     """Write MODEL for llama.cpp, Ollama or an e-mail, and certify how faithful the copy is."""
-    from dialogkit.services.export import export, next_step
+    from dialogkit.services.export import export
 
     form: Any = to
     weight_type: Any = type
@@ -49,7 +51,15 @@ def export_command(
         )
     for note in result.notes:
         shown.note(f"note: {note}")
-    shown.result(result, lambda out: render_export(out, result), hint=next_step(result))
+    shown.result(result, lambda out: render_export(out, result), hint=_next(result))
+
+
+def _next(result: "ExportResult") -> Hint | None:
+    """Return how to talk to a GGUF file in Ollama; None for a bundle."""
+    if result.ollama is None:
+        return None
+    modelfile = shlex.quote(f"{result.folder}/Modelfile")
+    return Shell(f"ollama create {result.ollama} -f {modelfile} && ollama run {result.ollama}")
 
 
 def render_export(output: Output, result: "ExportResult") -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.load import folder_name
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.errors import ConfigError, ModelError, StorageError, did_you_mean, os_reason, wrong_setting
-from dialogkit.hints import Call, Change, Either, Hint, Shell
+from dialogkit.hints import Call, Change, Either
 from dialogkit.services.evaluation.evaluator import ProgressSink
 from dialogkit.services.exporting.bundle import add_readme, read_bundle, write_bundle
 from dialogkit.services.exporting.card import bundle_readme, gguf_card, origin_of
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
 FORMS = ("gguf", "bundle")
 TYPES = ("f32", "f16", "q8_0", "q4_0")
+DEFAULT_TYPE = "q8_0"
 EXPORTS = "exports"
 """The folder of exported models, unless another is named."""
 
@@ -89,15 +89,15 @@ def export(
 
     Raises: ConfigError, ModelError, StorageError, UnavailableError.
     """
-    _require_known("to", to, FORMS)
+    _require_known("to", to, FORMS, "gguf")
     if type is not None:
-        _require_known("type", type, TYPES)
+        _require_known("type", type, TYPES, DEFAULT_TYPE)
         if to == "bundle":
             raise ConfigError(
                 f"type {type!r} is for GGUF files; a bundle keeps the weights as they are",
                 hint=Call("export", *filter(None, [model]), to="bundle", **output_of(output)),
             )
-    weight_type = type or "q8_0"
+    weight_type = type or DEFAULT_TYPE
     if to == "gguf":
         from dialogkit.models.sources import require_gguf
 
@@ -125,14 +125,6 @@ def export(
         notes=notes,
         ollama=name.lower() if to == "gguf" else None,
     )
-
-
-def next_step(result: ExportResult) -> Hint:
-    """Return what to do with an exported model."""
-    if result.ollama is not None:
-        folder = shlex.quote(str(Path(result.folder) / "Modelfile"))
-        return Shell(f"ollama create {result.ollama} -f {folder} && ollama run {result.ollama}")
-    return Shell(f"unzip -l {shlex.quote(result.file)}")
 
 
 def _gguf(
@@ -265,8 +257,8 @@ def _written_to(folder: Path, names: Sequence[str], *, force: bool) -> Iterator[
                 parent.rmdir()
 
 
-def _require_known(option: str, value: str, known: Sequence[str]) -> None:
+def _require_known(option: str, value: str, known: Sequence[str], default: str) -> None:
     if value not in known:
         likely = did_you_mean(value, known)
         problem = f"{value!r} is none of {', '.join(known)}{likely}"
-        raise wrong_setting(option, problem, Change({option: known[-1 if option == "to" else 2]}))
+        raise wrong_setting(option, problem, Change({option: default}))

@@ -230,6 +230,12 @@ def broken_link(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("link.jsonl").symlink_to("nowhere.jsonl")
 
 
+def exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is where the export of the model goes."""
+    Path("exports/shared-run-q8_0").mkdir(parents=True)
+    Path("exports/shared-run-q8_0/Modelfile").write_text("mine")
+
+
 def packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Parquet file is gzipped."""
     import pyarrow as pa
@@ -294,6 +300,8 @@ SITUATIONS: list[tuple[Situation, str, str]] = [
     (two_runs, "runs compare shared-run second", "evaluate shared-run second"),
     (long_row, "data inspect long.csv", "fix that line"),
     (broken_link, "data inspect link.jsonl", "data inspect"),
+    (exported, "export shared-run", "--force"),
+    (lacking("gguf"), "export shared-run", "pip install 'dialogkit[gguf]'"),
     (packed, f"{TRAIN} --dataset packed.parquet.gz --set data.streaming=true", "gunzip packed.parquet.gz && "),
 ]
 
@@ -361,6 +369,7 @@ UNREACHED = {
         "models/build.py:_require_buildable",
         "models/vocabulary.py:load_vocabulary",
         "models/vocabulary.py:_require_reader",
+        "models/gguf_vocabulary.py",
         "models/tokenizer.py:ChatTokenizer/__init__",
         "models/chat_template.py:TemplateFormat/_render",
         "models/chat_template.py:TemplateFormat/_render:3",
@@ -369,6 +378,9 @@ UNREACHED = {
         "engine/fit.py:_out_of_memory",
         "engine/fit.py:_out_of_memory:2",
         "engine/fit.py:_out_of_memory:3",
+    ],
+    "needs a copy that is not faithful; tests/services/test_export.py makes one": [
+        "services/export.py:export:2",
     ],
     "needs a pattern that takes seconds to match": [
         "data/checks.py:_matches",
