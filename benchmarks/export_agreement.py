@@ -2,10 +2,10 @@
 
 python benchmarks/export_agreement.py MODEL --types f32 q8_0 --prompts 16
 
-MODEL is written as GGUF, and llama.cpp answers the test prompts and prompts of `starter` greedily. Compared are the ids
-that it makes of each prompt under the chat template, and the tokens of its replies: with those of transformers in
-float32 on the original weights. Behind the first token that differs all may. llama.cpp comes with node-llama-cpp, as in
-generation_speed.py; its cache has 16 bits, so that a near tie may fall on the other token.
+MODEL is written as GGUF, and llama.cpp answers the test prompts and prompts of `starter` greedily. Compared are
+the ids that it makes of each prompt under the chat template, and the tokens of its replies: with those of
+transformers in float32 on the original weights. After the first token that differs, all may. llama.cpp comes with
+node-llama-cpp, as in generation_speed.py; its cache has 16 bits, so that a near tie may fall on the other token.
 """
 
 import argparse
@@ -68,7 +68,8 @@ def main() -> None:
             pairs = [(own, reply[: len(own)]) for own, reply in zip(wanted, replies, strict=True)]
             equal = sum(a == b for own, reply in pairs for a, b in zip(own, reply, strict=False))
             tokens, whole = sum(len(own) for own, _ in pairs), sum(own == reply for own, reply in pairs)
-            print(f"| {weight_type} | {same} of {len(encoded)} | {equal / tokens:.2%} of {tokens:,} | {whole} of {len(pairs)} |")
+            share, replied = f"{equal / tokens:.2%} of {tokens:,}", f"{whole} of {len(pairs)}"
+            print(f"| {weight_type} | {same} of {len(encoded)} | {share} | {replied} |")
 
 
 if __name__ == "__main__":

@@ -240,6 +240,8 @@ def _written_to(folder: Path, names: Sequence[str], *, force: bool) -> Iterator[
     """
     if not force and (taken := next((name for name in names if os.path.lexists(folder / name)), None)):
         raise StorageError(f"{str(folder / taken)!r} exists", hint=Change({"force": True}))
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"{str(folder)!r} is a file, not a folder", hint=Change({"output": "my-export"}))
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -313,6 +313,7 @@ WITH_RUN = {
     "export shared-run --to bundel": "--to gguf",
     "export shared-run --to bundle --type f16": "export shared-run --to bundle",
     "export shared-run --output shop.csv": "--output my-export",
+    "export shared-run --output shop.csv/x": "--output my-export",
     "generate 'Hello there!'": "generate --prompt",
     "models show custom-nano": "generate custom-nano --prompt",
     "runs show shared-run": "runs show shared-run --all",

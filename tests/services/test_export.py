@@ -125,7 +125,8 @@ def test_a_copy_beyond_its_tolerance_is_not_kept(
         ("shared-run --to bundle --type f16", "type 'f16' is for GGUF files", "export shared-run --to bundle"),
         ("shared-rn", "no model or run 'shared-rn' (did you mean 'shared-run'?)", "models list"),
         ("shared-run --output there", "'there/Modelfile' exists", "--force"),
-        ("shared-run --output there/Modelfile", "cannot be written: not a directory", "--output my-export"),
+        ("shared-run --output there/Modelfile", "'there/Modelfile' is a file, not a folder", "--output my-export"),
+        ("shared-run --output there/Modelfile/x", "x' cannot be written: not a directory", "--output my-export"),
     ],
 )
 def test_wrong_words_are_one_sentence(
