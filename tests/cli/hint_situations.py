@@ -301,6 +301,7 @@ SITUATIONS: list[tuple[Situation, str, str]] = [
     (long_row, "data inspect long.csv", "fix that line"),
     (broken_link, "data inspect link.jsonl", "data inspect"),
     (exported, "export shared-run", "--force"),
+    (own_settings, "export shared-run", "correct or delete its generation_config.json"),
     (lacking("gguf"), "export shared-run", "pip install 'dialogkit[gguf]'"),
     (packed, f"{TRAIN} --dataset packed.parquet.gz --set data.streaming=true", "gunzip packed.parquet.gz && "),
 ]
@@ -381,6 +382,7 @@ UNREACHED = {
     ],
     "needs a copy that is not faithful; tests/services/test_export.py makes one": [
         "services/export.py:export:2",
+        "services/export.py:export:3",
     ],
     "needs a pattern that takes seconds to match": [
         "data/checks.py:_matches",
