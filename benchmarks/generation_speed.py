@@ -102,11 +102,18 @@ class LlamaCpp:
 
     def reply(self, encoded: Ids, tokens: int, *, together: bool) -> Ids:
         """Return the ids of a reply to each prompt."""
+        return self._ask(encoded=encoded, tokens=tokens, together=together)
+
+    def tokenize(self, texts: list[str]) -> Ids:
+        """Return the ids of texts with special tokens."""
+        return self._ask(texts=texts)
+
+    def _ask(self, **question: Any) -> Ids:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"encoded": encoded, "tokens": tokens, "together": together}) + "\n")
+        self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
-        replies: Ids = self._answer()
-        return replies
+        ids: Ids = self._answer()
+        return ids
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None

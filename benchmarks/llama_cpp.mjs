@@ -1,4 +1,4 @@
-// Answers prompts with llama.cpp for generation_speed.py: a line of JSON in, a line of JSON out.
+// Answers prompts with llama.cpp for generation_speed.py, or tokenizes texts: a line of JSON in, a line of JSON out.
 // node llama_cpp.mjs MODEL.gguf PROMPTS CONTEXT THREADS
 import {createInterface} from "node:readline";
 import {getLlama} from "node-llama-cpp";
@@ -24,9 +24,10 @@ async function reply(slot, ids, tokens) {
 
 console.log(JSON.stringify({cpu: llama.systemInfo}));
 for await (const line of createInterface({input: process.stdin})) {
-    const {together, tokens, encoded} = JSON.parse(line);
+    const {together, tokens, encoded, texts} = JSON.parse(line);
     let replies = [];
-    if (together) replies = await Promise.all(encoded.map((ids, i) => reply(slots[i], ids, tokens)));
+    if (texts) replies = texts.map((text) => [...model.tokenize(text, true)]);
+    else if (together) replies = await Promise.all(encoded.map((ids, i) => reply(slots[i], ids, tokens)));
     else for (const ids of encoded) replies.push(await reply(single, ids, tokens));
     console.log(JSON.stringify(replies));
 }

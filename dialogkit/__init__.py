@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dialogkit.examples import copy_examples as copy_examples
     from dialogkit.services.evaluate import EvaluateResult as EvaluateResult
     from dialogkit.services.evaluate import evaluate as evaluate
+    from dialogkit.services.export import ExportResult as ExportResult
+    from dialogkit.services.export import export as export
     from dialogkit.services.generate import GenerateResult as GenerateResult
     from dialogkit.services.generate import generate as generate
     from dialogkit.services.inspect import InspectResult as InspectResult
@@ -40,6 +42,7 @@ _MODULES = {
     "errors": ("DialogKitError",),
     "examples": ("copy_examples",),
     "services.evaluate": ("EvaluateResult", "evaluate"),
+    "services.export": ("ExportResult", "export"),
     "services.generate": ("GenerateResult", "generate"),
     "services.inspect": ("InspectResult", "inspect_data"),
     "services.models": ("list_models",),

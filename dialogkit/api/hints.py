@@ -13,6 +13,7 @@ from dialogkit.hints import Call, Change, Either, Hint, Shell, Then
 _VERBS = {
     "generate": ("generate", {"prompt": "prompts", "output_dir": "output"}),
     "evaluate": ("evaluate", {"output_dir": "output"}),
+    "export": ("export", {"output": "folder", "output_dir": "output"}),
     "data inspect": ("inspect_data", {"data.dataset": "dataset"}),
     "plan": ("plan", {"train.budget_s": "budget_s", "data.dataset": "dataset"}),
     "models list": ("list_models", {"output_dir": "output"}),

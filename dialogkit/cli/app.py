@@ -19,6 +19,7 @@ from dialogkit.cli import (
     data,
     doctor,
     evaluate,
+    export,
     generate,
     hints,
     launch,
@@ -58,6 +59,7 @@ app.command("generate")(generate.generate_command)
 app.command("chat")(chat.chat_command)
 app.command("serve")(serve.serve_command)
 app.command("evaluate", epilog=evaluate.LEGEND)(evaluate.evaluate_command)
+app.command("export")(export.export_command)
 app.add_typer(models_app, name="models")
 models_app.command("list")(models.list_command)
 models_app.command("show")(models.show_command)

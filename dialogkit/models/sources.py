@@ -38,10 +38,7 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **optio
             require_regular(local)
         folder = str(local)
         if (gguf := find_gguf(config)) is not None:
-            if find_spec("gguf") is None:
-                raise UnavailableError(
-                    "GGUF files need the package gguf", hint=Shell("pip install 'dialogkit[gguf]'")
-                )
+            require_gguf()
             folder, options["gguf_file"] = str(gguf.parent), gguf.name
     else:
         folder, options["revision"] = source, config.revision
@@ -64,6 +61,12 @@ def load_from_source(loader: Callable[..., Any], config: ModelConfig, /, **optio
     # Whatever a library raises for damaged files counts as wrong input.
     except Exception as error:
         raise unusable(source, error) from None
+
+
+def require_gguf() -> None:
+    """Raise UnavailableError if the package that reads and writes GGUF files is missing."""
+    if find_spec("gguf") is None:
+        raise UnavailableError("GGUF files need the package gguf", hint=Shell("pip install 'dialogkit[gguf]'"))
 
 
 def _require_sound_config(source: str, revision: str | None, *, online: bool) -> None:

@@ -115,6 +115,11 @@ class ChatTokenizer:
         return self._id_of(self._format.end_of_turn)
 
     @property
+    def turn_format(self) -> TurnFormat | None:
+        """The chat format; None if it is the model's own template."""
+        return self._format if isinstance(self._format, TurnFormat) else None
+
+    @property
     def pad_id(self) -> int:
         """The padding id; never attended to."""
         return self.hf.pad_token_id if self.hf.pad_token_id is not None else self.end_of_turn_id

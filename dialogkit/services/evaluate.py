@@ -172,7 +172,7 @@ def _plan(request: EvaluateRequest) -> list[_Planned]:
     wandb = request.wandb if request.stores_results else "disabled"
     stores = [EvaluationStore(loadable, wandb=wandb, output=request.output) for loadable in chosen]
     noted: Sequence[str | None] = notes or [None] * len(chosen)
-    own = [_own_data_config(loadable) for loadable in chosen]
+    own = [own_data_config(loadable) for loadable in chosen]
     return list(map(_Planned, chosen, datasets, sampling, noted, stores, own))
 
 
@@ -224,7 +224,7 @@ def _evaluate_one(
         result.tracked.append(tracked)
 
 
-def _own_data_config(loadable: Loadable) -> DataConfig | None:
+def own_data_config(loadable: Loadable) -> DataConfig | None:
     """Return the data settings of a model's run; None if they are unknown or its dataset is not there."""
     if loadable.run is None:
         return None

@@ -231,6 +231,12 @@ def broken_link(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("link.jsonl").symlink_to("nowhere.jsonl")
 
 
+def exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is where the export of the model goes."""
+    Path("exports/shared-run-q8_0").mkdir(parents=True)
+    Path("exports/shared-run-q8_0/Modelfile").write_text("mine")
+
+
 def packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Parquet file is gzipped."""
     import pyarrow as pa
@@ -341,6 +347,9 @@ SITUATIONS: list[tuple[Situation, str, str]] = [
     (torn, "train --from models/runs/shared-run/checkpoint-20", "train --from models/runs/shared-run/checkpoint-"),
     (long_row, f"{TRAIN} --dataset long.csv", "fix that line"),
     (broken_link, f"{TRAIN} --dataset link.jsonl", "--dataset"),
+    (exported, "export shared-run", "--force"),
+    (own_settings, "export shared-run", "correct or delete its generation_config.json"),
+    (lacking("gguf"), "export shared-run", "pip install 'dialogkit[gguf]'"),
     (packed, f"{TRAIN} --dataset packed.parquet.gz --set data.streaming=true", "gunzip packed.parquet.gz && "),
 ]
 
@@ -463,6 +472,7 @@ UNREACHED = {
         "models/build.py:_require_buildable",
         "models/vocabulary.py:load_vocabulary",
         "models/vocabulary.py:_require_reader",
+        "models/gguf_vocabulary.py",
         "models/tokenizer.py:ChatTokenizer/__init__",
         "models/chat_template.py:TemplateFormat/_render",
         "models/chat_template.py:TemplateFormat/_render:3",
@@ -471,6 +481,10 @@ UNREACHED = {
         "engine/fit.py:_out_of_memory",
         "engine/fit.py:_out_of_memory:2",
         "engine/fit.py:_out_of_memory:3",
+    ],
+    "needs a copy that is not faithful; tests/services/test_export.py makes one": [
+        "services/export.py:export:2",
+        "services/export.py:export:3",
     ],
     "needs a pattern that takes seconds to match": [
         "data/checks.py:_matches",

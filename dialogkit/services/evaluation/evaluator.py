@@ -84,7 +84,7 @@ def evaluate_model(
     on_progress("loading", 0.0)
     model = load_for_inference(loadable, device=request.device)
     on_progress("reading the dialogs", 0.0)
-    data = _read_data(data_config, model)
+    data = read_data(data_config, model)
     dialogs = concatenate([data.evaluation, data.train]) if request.whole else data.evaluation
     if request.samples is not None:
         dialogs = dialogs.select(range(min(request.samples, len(dialogs))))
@@ -130,7 +130,7 @@ def _read_own_data(config: DataConfig | None, model: "LoadedModel") -> "Prepared
     if config is None:
         return None
     try:
-        own = _read_data(config, model)
+        own = read_data(config, model)
     except DialogKitError:
         return None
     return own if len(own.train) else None
@@ -149,7 +149,8 @@ def _saw_every_training_dialog(loadable: Loadable, dialogs: int) -> bool:
     return isinstance(size, int) and steps * size >= max(dialogs, record.data.train_dialogs or 0)
 
 
-def _read_data(config: DataConfig, model: "LoadedModel") -> "PreparedData":
+def read_data(config: DataConfig, model: "LoadedModel") -> "PreparedData":
+    """Return the training and held-out dialogs of a dataset as the ids of a model; of a stream, a sample."""
     if config.streaming:
         from dialogkit.data.stream_setup import prepare_stream
 

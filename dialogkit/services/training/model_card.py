@@ -32,14 +32,14 @@ def model_card(record: RunRecord) -> str:
     source = model["source"]
     base = f"`{source}`" if source else "random weights (trained from scratch)"
     from_hub = source is not None and HUB_ID.match(source) and not Path(source).exists()
-    license_id = _license_id(data.license)
+    license_name = license_id(data.license)
     is_lora = train.get("method") == "lora"
     is_adapter = is_lora and not train["merge"]
     lines = [
         "---",
         f"library_name: {'peft' if is_adapter else 'transformers'}",
         "pipeline_tag: text-generation",
-        f"license: {license_id}",
+        f"license: {license_name}",
         *([f"base_model: {source}"] if from_hub else []),
         "tags: [dialogkit, conversational]",
         "---",
@@ -54,7 +54,7 @@ def model_card(record: RunRecord) -> str:
         "",
         f"- dataset: {data.dataset}, format {data.format}, revision `{(data.revision or '')[:16]}`",
         f"- licence of the data: {data.license or 'unknown, ask the owner of the dataset'}",
-        *([_RESEARCH] if license_id == "cc-by-nc-4.0" else []),
+        *([_RESEARCH] if license_name == "cc-by-nc-4.0" else []),
         *([f"- licence of the base weights: {model['license']}"] if model.get("license") else []),
         f"- {counted(data.train_dialogs or 0, 'training dialog')}, "
         f"{counted(data.train_supervised_tokens or 0, 'supervised token')}; "
@@ -117,7 +117,7 @@ def model_card(record: RunRecord) -> str:
     return "\n".join(lines)
 
 
-def _license_id(license: str | None) -> str:
+def license_id(license: str | None) -> str:
     """Return the licence of the data as the hub writes it; `other` for one that it has no name for."""
     written = re.sub(r"\s*\(.*\)$", "", license or "").strip().lower().replace(" ", "-")
     return written if written in _HUB_LICENSES else "other"

@@ -1,0 +1,76 @@
+"""Does llama.cpp say the same as dialogkit with an exported model?
+
+python benchmarks/export_agreement.py MODEL --types f32 q8_0 --prompts 16
+
+MODEL is written as GGUF, and llama.cpp answers the test prompts and prompts of `starter` greedily. Compared are
+the ids that it makes of each prompt under the chat template, and the tokens of its replies: with those of
+transformers in float32 on the original weights. After the first token that differs, all may. llama.cpp comes with
+node-llama-cpp, as in generation_speed.py; its cache has 16 bits, so that a near tie may fall on the other token.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from generation_speed import LlamaCpp, make_llama_env
+
+from dialogkit.config.generate import TEST_PROMPTS, GenerateConfig
+from dialogkit.data.sources import STARTER
+from dialogkit.dialog import Message
+from dialogkit.models.gguf_file import WEIGHT_TYPES, write_gguf
+from dialogkit.services.runs.loading import load_for_inference
+from dialogkit.services.runs.resolve import resolve_model
+
+
+def main() -> None:
+    """Print how many prompts get the same ids, and how many tokens and replies are equal, for each type."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--types", nargs="+", default=["f32"], choices=WEIGHT_TYPES)
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=48, help="longest reply")
+    parser.add_argument("--output-dir", default="models")
+    parser.add_argument("--llama-env", type=Path, default=Path(tempfile.gettempdir()) / "dialogkit-bench-llama")
+    words = parser.parse_args()
+    make_llama_env(words.llama_env)
+    loaded = load_for_inference(resolve_model(words.model, output=words.output_dir), device="cpu")
+    tokenizer = loaded.tokenizer
+    rows = (json.loads(line)["messages"] for line in STARTER.read_text(encoding="utf-8").splitlines())
+    texts = [*TEST_PROMPTS, *(row[-2]["content"] for row in rows)][: words.prompts]
+    encoded = [tokenizer.encode_prompt([Message("user", text)]) for text in texts]
+    chats = [[{"role": "user", "content": text}] for text in texts]
+    rendered = [tokenizer.hf.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
+    ends = sorted(tokenizer.reply_stop_ids)
+    wanted = []
+    for ids in encoded:
+        asked = torch.tensor([ids])
+        made = loaded.model.generate(
+            input_ids=asked,
+            attention_mask=torch.ones_like(asked),
+            do_sample=False,
+            max_new_tokens=words.tokens,
+            eos_token_id=ends,
+            pad_token_id=tokenizer.pad_id,
+        )
+        wanted.append(made[0, len(ids) :].tolist())
+    print("| type | prompts with the same ids | equal tokens | equal replies |")
+    print("|---|---:|---:|---:|")
+    with tempfile.TemporaryDirectory() as folder:
+        for weight_type in words.types:
+            file = Path(folder) / f"{weight_type}.gguf"
+            write_gguf(file, loaded.model, tokenizer, weight_type, name=loaded.name, sampling=GenerateConfig())
+            context = max(map(len, encoded)) + words.tokens + 1
+            engine = LlamaCpp(words.llama_env, file, prompts=1, context=context)
+            same = sum(map(list.__eq__, engine.tokenize(rendered), encoded))
+            replies = engine.reply(encoded, words.tokens, together=False)
+            pairs = [(own, reply[: len(own)]) for own, reply in zip(wanted, replies, strict=True)]
+            equal = sum(a == b for own, reply in pairs for a, b in zip(own, reply, strict=False))
+            tokens, whole = sum(len(own) for own, _ in pairs), sum(own == reply for own, reply in pairs)
+            share, replied = f"{equal / tokens:.2%} of {tokens:,}", f"{whole} of {len(pairs)}"
+            print(f"| {weight_type} | {same} of {len(encoded)} | {share} | {replied} |")
+
+
+if __name__ == "__main__":
+    main()

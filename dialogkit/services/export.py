@@ -1,0 +1,266 @@
+"""Writes a trained model for other programs, with a certificate of how faithful the copy is."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+from dialogkit import __version__
+from dialogkit.config.base import Result
+from dialogkit.config.generate import GenerateConfig
+from dialogkit.config.load import folder_name
+from dialogkit.config.paths import DEFAULT_OUTPUT
+from dialogkit.errors import ConfigError, ModelError, StorageError, did_you_mean, os_reason, wrong_setting
+from dialogkit.hints import Call, Change, Either
+from dialogkit.services.evaluation.evaluator import ProgressSink
+from dialogkit.services.exporting.bundle import add_readme, read_bundle, write_bundle
+from dialogkit.services.exporting.card import bundle_readme, gguf_card, origin_of
+from dialogkit.services.exporting.certificate import Certificate, certify
+from dialogkit.services.exporting.modelfile import modelfile
+from dialogkit.services.inference import hints_for
+from dialogkit.services.runs.resolve import Loadable, output_of, resolve_model
+from dialogkit.system.compute_lock import alone
+
+if TYPE_CHECKING:
+    from dialogkit.services.runs.loading import LoadedModel
+
+FORMS = ("gguf", "bundle")
+TYPES = ("f32", "f16", "q8_0", "q4_0")
+DEFAULT_TYPE = "q8_0"
+EXPORTS = "exports"
+"""The folder of exported models, unless another is named."""
+
+
+class ExportResult(Result):
+    """An exported model.
+
+    Attributes:
+        to: its form, `gguf` or `bundle`.
+        folder: where its files are.
+        file: the GGUF or zip file.
+        files: all files.
+        certificate: how faithful it is.
+        notes: where it may differ from the original.
+        ollama: the name under which it may be created in Ollama; None for a bundle.
+    """
+
+    to: str
+    folder: str
+    file: str
+    files: list[str]
+    certificate: Certificate
+    notes: list[str]
+    ollama: str | None
+
+    def repr_fields(self) -> Iterable[tuple[str, Any]]:
+        """Return the file, and how faithful it is."""
+        yield "file", self.file
+        yield "equal_tokens", self.certificate.equal_tokens
+        yield "bits_per_byte_lost", self.certificate.bits_per_byte_lost
+
+
+@alone()
+def export(
+    model: str | Path | None = None,
+    *,
+    to: Literal["gguf", "bundle"] = "gguf",
+    type: Literal["f32", "f16", "q8_0", "q4_0"] | None = None,
+    folder: str | Path | None = None,
+    force: bool = False,
+    output: str | Path = DEFAULT_OUTPUT,
+    on_progress: ProgressSink = lambda stage, fraction: None,
+) -> ExportResult:
+    """Write a model for other programs, and certify that it answers as the original does.
+
+    The weights are read back from the written file, and compared with the original on prompts and on held-out
+    dialogs. A copy beyond the tolerance of its type is not kept.
+
+    Args:
+        model: catalogue name, run, folder or hub id; None is the newest finished run.
+        to: `gguf` for llama.cpp and Ollama, or `bundle`, a zip file for transformers and dialogkit.
+        type: how a GGUF file stores weights: f32, f16, q8_0 (the default) or q4_0.
+        folder: where to write. None: a folder in `exports` with the name of the model and the type.
+        force: replace existing files, and keep a copy beyond the tolerance.
+        output: folder of models and runs.
+        on_progress: receives the current stage and the fraction of the work that is done.
+
+    Raises: ConfigError, ModelError, StorageError, UnavailableError.
+    """
+    _require_known("to", to, FORMS, "gguf")
+    if type is not None:
+        _require_known("type", type, TYPES, DEFAULT_TYPE)
+        if to == "bundle":
+            raise ConfigError(
+                f"type {type!r} is for GGUF files; a bundle keeps the weights as they are",
+                hint=Call("export", *filter(None, [model]), to="bundle", **output_of(output)),
+            )
+    weight_type = type or DEFAULT_TYPE
+    if to == "gguf":
+        from dialogkit.models.sources import require_gguf
+
+        require_gguf()
+    loadable = resolve_model(None if model is None else str(model), output=output)
+    name = folder_name(loadable.name)
+    stem = f"{name}-{weight_type}" if to == "gguf" else name
+    target = Path(EXPORTS) / stem if folder is None else Path(folder).expanduser()
+    certificate_file = f"{stem}.certificate.json"
+    names = [f"{stem}.gguf", "Modelfile", "README.md"] if to == "gguf" else [f"{stem}.zip"]
+    with _written_to(target, [*names, certificate_file], force=force) as staging, hints_for(loadable):
+        make = _gguf if to == "gguf" else _bundle
+        certificate, notes = make(loadable, staging / names[0], name, weight_type, on_progress)
+        if certificate.problem and not force:
+            larger = [Change({"type": "q8_0"})] if weight_type == "q4_0" else []
+            raise ModelError(certificate.problem, hint=Either(*larger, Change({"force": True})))
+        notes += [certificate.problem] if certificate.problem else []
+        (staging / certificate_file).write_text(certificate.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return ExportResult(
+        to=to,
+        folder=str(target),
+        file=str(target / names[0]),
+        files=[str(target / each) for each in (*names, certificate_file)],
+        certificate=certificate,
+        notes=notes,
+        ollama=name.lower() if to == "gguf" else None,
+    )
+
+
+def _gguf(
+    loadable: Loadable, file: Path, name: str, weight_type: Any, on_progress: ProgressSink
+) -> tuple[Certificate, list[str]]:
+    """Write a GGUF file, with a Modelfile and a card beside it, and return its certificate and notes."""
+    from dialogkit.models.generation import choose_settings
+    from dialogkit.models.gguf_file import read_gguf, write_gguf
+
+    own = "correct or delete its generation_config.json"
+    sampling, _ = choose_settings(GenerateConfig(use_model_settings=True), loadable.model, hint=own)
+    original, origin = _load(loadable, on_progress), origin_of(loadable)
+    on_progress("writing", 0.1)
+    written = write_gguf(
+        file,
+        original.model,
+        original.tokenizer,
+        weight_type,
+        name=name,
+        sampling=sampling,
+        license_id=origin.license_id,
+    )
+    certificate = _certified(
+        loadable,
+        original,
+        read_gguf(file, original.model),
+        file,
+        weight_type,
+        reader="gguf",
+        kept_f16=written.kept_f16,
+        on_progress=on_progress,
+    )
+    tokenizer = original.tokenizer
+    settings = modelfile(
+        file.name,
+        tokenizer.turn_format,
+        stops=tokenizer.token_texts(sorted(tokenizer.reply_stop_ids)),
+        context=original.context,
+        sampling=sampling,
+    )
+    card = gguf_card(name.lower(), certificate, origin, Path(loadable.model.source or ""))
+    (file.parent / "Modelfile").write_text(settings, encoding="utf-8")
+    (file.parent / "README.md").write_text(card, encoding="utf-8")
+    return certificate, list(written.notes)
+
+
+def _bundle(
+    loadable: Loadable, file: Path, name: str, weight_type: Any, on_progress: ProgressSink
+) -> tuple[Certificate, list[str]]:
+    """Write a bundle, and return its certificate and notes."""
+    original = _load(loadable, on_progress)
+    on_progress("writing", 0.1)
+    write_bundle(file, name, original, Path(loadable.model.source or ""), origin_of(loadable))
+    certificate = _certified(
+        loadable,
+        original,
+        read_bundle(file, name, original),
+        file,
+        "f32",
+        reader="transformers",
+        on_progress=on_progress,
+    )
+    add_readme(file, name, bundle_readme(name, certificate))
+    return certificate.model_copy(update=_of_file(file)), []
+
+
+def _load(loadable: Loadable, on_progress: ProgressSink) -> "LoadedModel":
+    from dialogkit.services.runs.loading import load_for_inference
+
+    on_progress("loading", 0.0)
+    return load_for_inference(loadable, device="cpu")
+
+
+def _certified(
+    loadable: Loadable,
+    original: "LoadedModel",
+    copy: Any,
+    file: Path,
+    weight_type: str,
+    *,
+    reader: Literal["gguf", "transformers"],
+    on_progress: ProgressSink,
+    kept_f16: Sequence[str] = (),
+) -> Certificate:
+    """Return the certificate of a file whose weights were read into a copy of the model."""
+    from importlib.metadata import version
+
+    versions = {package: version(package) for package in dict.fromkeys((reader, "transformers", "torch"))}
+    return certify(
+        loadable,
+        original,
+        original._replace(model=copy.eval()),
+        weight_type=weight_type,
+        on_progress=on_progress,
+        **_of_file(file),
+        read_back_with=f"{reader} {versions[reader]}" + ("'s own dequantized weights" if reader == "gguf" else ""),
+        kept_f16=list(kept_f16),
+        versions={"dialogkit": __version__, **versions},
+    )
+
+
+def _of_file(file: Path) -> dict[str, Any]:
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return {"file": file.name, "bytes": file.stat().st_size, "sha256": digest}
+
+
+@contextmanager
+def _written_to(folder: Path, names: Sequence[str], *, force: bool) -> Iterator[Path]:
+    """Yield a folder to write files to, which are moved to their place if nothing fails.
+
+    Raises: StorageError if one exists and is not to be replaced, or a file cannot be written.
+    """
+    if not force and (taken := next((name for name in names if os.path.lexists(folder / name)), None)):
+        raise StorageError(f"{str(folder / taken)!r} exists", hint=Change({"force": True}))
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"{str(folder)!r} is a file, not a folder", hint=Change({"output": "my-export"}))
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".export-") as staging:
+            yield Path(staging)
+            for name in names:
+                os.replace(Path(staging) / name, folder / name)
+    except OSError as error:
+        raise StorageError(
+            f"{str(folder)!r} cannot be written: {os_reason(error)}", hint=Change({"output": "my-export"})
+        ) from None
+    finally:
+        for parent in made:
+            with suppress(OSError):  # not empty: all went well
+                parent.rmdir()
+
+
+def _require_known(option: str, value: str, known: Sequence[str], default: str) -> None:
+    if value not in known:
+        likely = did_you_mean(value, known)
+        problem = f"{value!r} is none of {', '.join(known)}{likely}"
+        raise wrong_setting(option, problem, Change({option: default}))

@@ -1,0 +1,1 @@
+"""Copies of models for other programs: the files, and certificates of how faithful they are."""

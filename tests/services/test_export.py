@@ -1,0 +1,166 @@
+"""Exports: what the files hold, how faithful they are, and what is refused."""
+
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dialogkit.errors import ModelError
+from dialogkit.services.export import ExportResult, export
+from dialogkit.services.exporting import certificate as certificates
+from dialogkit.services.runs.loading import load_for_inference
+from dialogkit.services.runs.resolve import resolve_model
+from tests.conftest import Finished, Trained, typed
+
+Run = Callable[..., Finished]
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure on few prompts and dialogs."""
+    for name, number in (("PROMPTS", 3), ("LONGEST", 8), ("DIALOGS", 3)):
+        monkeypatch.setattr(certificates, name, number)
+
+
+@pytest.fixture
+def make(trained: Trained) -> Callable[..., ExportResult]:
+    def call(**options: Any) -> ExportResult:
+        return export("shared-run", output=trained.output, **options)
+
+    return call
+
+
+def loaded(name: str, trained: Trained) -> Any:
+    return load_for_inference(resolve_model(name, output=trained.output), device="cpu")
+
+
+def test_a_gguf_file_is_the_model_itself_for_whoever_reads_it(
+    make: Callable[..., ExportResult], trained: Trained
+) -> None:
+    result = make(type="f32", folder="out")
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        *("Modelfile", "README.md", "shared-run-f32.certificate.json", "shared-run-f32.gguf")
+    ]
+    # Transformers has a reader of its own.
+    original, copy = loaded("shared-run", trained), loaded(result.file, trained)
+    ids = torch.tensor([original.tokenizer.hf("Hello, how are you? <|user|> 1 2 3")["input_ids"]])
+    assert torch.equal(original.model(ids).logits, copy.model(ids).logits)
+    assert copy.tokenizer.hf.get_vocab() == original.tokenizer.hf.get_vocab()
+    assert copy.tokenizer.hf.chat_template == original.tokenizer.hf.chat_template
+    assert copy.context == original.context
+    certificate = result.certificate
+    assert (certificate.equal_tokens, certificate.bits_per_byte_lost) == (1.0, 0.0)
+    assert (certificate.dataset, certificate.own_data, certificate.dialogs) == ("starter", True, 3)
+    assert json.loads(Path("out/shared-run-f32.certificate.json").read_text()) == certificate.model_dump(
+        mode="json"
+    )
+
+
+def test_fewer_bits_cost_little_and_are_certified(make: Callable[..., ExportResult]) -> None:
+    small, large = make(type="q4_0"), make()
+    assert (Path(small.folder), Path(large.folder)) == (
+        Path("exports/shared-run-q4_0"),
+        Path("exports/shared-run-q8_0"),
+    )
+    lost = [abs(one.certificate.bits_per_byte_lost) for one in (large, small)]
+    assert 0 < lost[0] < lost[1] < 0.15
+    assert large.certificate.kept_f16 == [f"blk.{layer}.ffn_down.weight" for layer in (0, 1)]  # 88 wide
+    card = Path(large.folder, "README.md").read_text()
+    assert f"| bits/byte | {large.certificate.rows()['bits/byte']} |" in card
+    assert "licence of the data: CC0-1.0" in card
+    assert "## Files" not in card
+
+
+def test_the_same_model_makes_the_same_file(make: Callable[..., ExportResult]) -> None:
+    first, second = make(folder="one"), make(folder="two")
+    assert first.certificate.sha256 == second.certificate.sha256
+
+
+def test_a_bundle_is_loaded_by_transformers_and_runs_no_code(
+    make: Callable[..., ExportResult], trained: Trained
+) -> None:
+    result = make(to="bundle")
+    assert (result.file, result.certificate.equal_tokens) == ("exports/shared-run/shared-run.zip", 1.0)
+    with zipfile.ZipFile(result.file) as bundle:
+        assert bundle.testzip() is None
+        bundle.extractall("there")
+    folder = Path("there/shared-run")
+    assert {path.name for path in folder.iterdir()} == {"LICENSE.txt", "README.md", "model"}
+    assert not list(folder.rglob("*.bin"))
+    assert "Licence of the data: CC0-1.0" in (folder / "LICENSE.txt").read_text()
+    assert "from transformers import pipeline" in (folder / "README.md").read_text()
+    from transformers import pipeline
+
+    chat = pipeline("text-generation", model=str(folder / "model"), device="cpu")
+    said = chat([{"role": "user", "content": "Hello!"}], max_new_tokens=2, do_sample=False)
+    assert said[0]["generated_text"][-1]["role"] == "assistant"
+    original, copy = loaded("shared-run", trained), loaded(str(folder / "model"), trained)
+    assert all(map(torch.equal, original.model.parameters(), copy.model.parameters()))
+
+
+def test_a_copy_beyond_its_tolerance_is_not_kept(
+    make: Callable[..., ExportResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificates, "BITS_LOST", {"q4_0": -1.0})
+    with pytest.raises(ModelError, match=r"as q4_0, 'shared-run' loses .* bits/byte on 3 held-out") as refused:
+        make(type="q4_0")
+    assert typed(refused.value, "export", "shared-run", "--type", "q4_0") == "--type q8_0, or: --force"
+    assert not Path("exports").exists()
+    kept = make(type="q4_0", force=True)
+    assert Path(kept.file).is_file()
+    assert not kept.certificate.within_tolerance
+    assert kept.notes == [refused.value.message]
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        ("shared-run --type q4", "--type: 'q4' is none of f32, f16, q8_0, q4_0", "--type q8_0"),
+        ("shared-run --to onnx", "--to: 'onnx' is none of gguf, bundle", "--to gguf"),
+        ("shared-run --to bundle --type f16", "type 'f16' is for GGUF files", "export shared-run --to bundle"),
+        ("shared-rn", "no model or run 'shared-rn' (did you mean 'shared-run'?)", "models list"),
+        ("shared-run --output there", "'there/Modelfile' exists", "--force"),
+        ("shared-run --output there/Modelfile", "'there/Modelfile' is a file, not a folder", "--output my-export"),
+        ("shared-run --output there/Modelfile/x", "x' cannot be written: not a directory", "--output my-export"),
+    ],
+)
+def test_wrong_words_are_one_sentence(
+    words: str, message: str, hint: str, trained: Trained, dialogkit: Run
+) -> None:
+    Path("there").mkdir()
+    Path("there/Modelfile").write_text("mine")
+    done = dialogkit("export", *words.split(), "--output-dir", str(trained.output))
+    told, advice = [line for line in done.err.splitlines() if not line.endswith("...")]
+    assert (done.code, done.out) == (2, "")
+    assert message in told.removeprefix("error: ")
+    assert hint in advice.removeprefix("try: ")
+    assert [path.name for path in Path("there").iterdir()] == ["Modelfile"]
+
+
+def test_the_command_prints_the_certificate_and_replaces_only_its_own_files(
+    trained: Trained, dialogkit: Run
+) -> None:
+    Path("there").mkdir()
+    Path("there/Modelfile").write_text("old")
+    Path("there/notes.txt").write_text("mine")
+    words = ["shared-run", "--output", "there", "--force", "--output-dir", str(trained.output)]
+    done = dialogkit("export", *words)
+    assert done.code == 0
+    assert "there/shared-run-q8_0.gguf, 0.1 MiB" in done.out
+    assert re.search(r"^equal tokens +\d+\.\d\d% of \d+ in greedy replies", done.out, re.MULTILINE)
+    assert "next: ollama create shared-run -f there/Modelfile && ollama run shared-run" in done.err
+    assert Path("there/Modelfile").read_text().startswith("FROM ./shared-run-q8_0.gguf\n")
+    assert Path("there/notes.txt").read_text() == "mine"
+
+
+def test_a_run_whose_data_are_gone_is_measured_on_the_starter_dialogs(
+    make: Callable[..., ExportResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificates, "own_data_config", lambda loadable: None)
+    certificate = make(type="f16").certificate
+    assert (certificate.dataset, certificate.own_data) == ("starter", False)
