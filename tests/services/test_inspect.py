@@ -339,7 +339,7 @@ GOOD = {"a.jsonl": '{"prompt": "a", "response": "b"}\n' * 2, "b.csv": "prompt,re
             "dialogkit data inspect folder/a.jsonl, or: dialogkit data inspect folder/b.csv",
         ),
         (Call("train", settings={"data.dataset": "a.csv"}), "dialogkit data inspect a.csv"),
-        (Call("train", "mine.json"), "dialogkit data inspect --model mine.json"),
+        (Call("train", "mine.json"), "dialogkit data inspect rows.jsonl --model mine.json"),
         (Call("data list"), "dialogkit data list"),
     ],
 )
