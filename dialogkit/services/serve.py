@@ -64,7 +64,7 @@ class Server:
             )
         config = config or GenerateConfig()
         chosen = [resolve_model(name, output=output) for name in names_of(model or None)]
-        names = [loadable.known_as for loadable in chosen]
+        names = [loadable.display_name for loadable in chosen]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"the model {twice[0]!r} is given twice", hint=Call("serve", twice[0]))
         settings, self.notes = sampling_of(chosen, config, verb="serve", output=output)

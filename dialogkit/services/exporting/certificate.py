@@ -174,7 +174,7 @@ def certify(
     tokens = sum(one.tokens for one in agreements)
     return Certificate(
         **about,
-        model=loadable.known_as,
+        model=loadable.display_name,
         weight_type=weight_type,
         prompts=len(prompts),
         equal_replies=sum(one.tokens == one.equal for one in agreements),
