@@ -13,6 +13,8 @@ from jupyter_client.manager import start_new_kernel
 from tests.conftest import REPOSITORY, SMALL
 
 NOTEBOOKS = sorted((REPOSITORY / "dialogkit/examples").glob("*.ipynb"))
+SHORT = ("first_steps", "from_scratch")
+"""Those of the ordinary suite; `make faults` runs all."""
 
 PRELUDE = f"""
 import threading
@@ -85,7 +87,10 @@ def empty_kernel(kernel: Kernel, in_temporary_folder: Path) -> Kernel:
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(p, id=p.stem, marks=pytest.mark.faults if p.stem == "compare" else ()) for p in NOTEBOOKS],
+    [
+        pytest.param(path, id=path.stem, marks=() if path.stem in SHORT else pytest.mark.faults)
+        for path in NOTEBOOKS
+    ],
 )
 def test_a_notebook_runs(path: Path, empty_kernel: Kernel) -> None:
     notebook = nbformat.read(path, as_version=4)

@@ -1,10 +1,8 @@
 """The package from a notebook: one import, and no heavy library before it is needed."""
 
 import inspect
-import os
+import logging
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 import dialogkit
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import REPOSITORY, SMALL, Trained
+from tests.forks import heard, run_forked
 
 SETTINGS = {name: value for name, value in SMALL.items() if name != "data.samples"}
 
@@ -82,27 +81,19 @@ def test_a_result_can_be_kept_as_json(trained: Trained) -> None:
     assert dialogkit.TrainResult.model_validate_json(text) == trained.result
 
 
+def train_twice() -> None:
+    dialogkit.train_single_model("custom-nano", overrides=SMALL)
+    dialogkit.evaluate(samples=2)
+    assert logging.getLogger().handlers == []
+    logging.basicConfig(level="INFO")  # as libraries do while they work
+    print("AGAIN", flush=True)
+    dialogkit.train(dialogkit.load_run_config("custom-nano", overrides=SMALL))
+
+
 def test_each_run_of_a_process_says_each_thing_once(tmp_path: Path) -> None:
-    script = (
-        "import logging, sys, dialogkit\n"
-        "assert 'torch' not in sys.modules\n"
-        f"dialogkit.train_single_model('custom-nano', overrides={SMALL!r})\n"
-        "dialogkit.evaluate(samples=2)\n"
-        "assert logging.getLogger().handlers == []\n"
-        "logging.basicConfig(level='INFO')  # as libraries do while they work\n"
-        "print('AGAIN')\n"
-        f"dialogkit.train(dialogkit.load_run_config('custom-nano', overrides={SMALL!r}))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "loss" not in done.stderr
-    for part in done.stdout.split("AGAIN\n"):
+    _, out, err = run_forked(heard, train_twice, folder=tmp_path)
+    assert "loss" not in err
+    for part in out.split("AGAIN\n"):
         lines = part.splitlines()
         assert lines[0].split()[:2] == ["model", "custom-nano,"]
         assert [line.split()[1] for line in lines if line.startswith("step ") and "held-out" not in line] == [

@@ -216,6 +216,7 @@ def judged(run: str) -> EvaluateRow:
     return row
 
 
+@pytest.mark.faults
 def test_a_model_that_has_learned_its_dialogs_has_nothing_wrong() -> None:
     write_dialogs("rows.jsonl")
     result = evaluate(trained_on("rows.jsonl"), device="cpu")
