@@ -127,7 +127,8 @@ def finished(run: Path) -> str | None:
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
-    ("stops", "steps"), [(1, STEPS), pytest.param(ROUNDS or 50, 60, marks=pytest.mark.faults)]
+    ("stops", "steps"),
+    [pytest.param(1, STEPS, marks=pytest.mark.faults), pytest.param(ROUNDS or 50, 60, marks=pytest.mark.faults)],
 )
 def test_a_run_that_is_stopped_again_and_again_ends_the_same(
     tmp_path: Path, stops: int, steps: int, undisturbed: Undisturbed

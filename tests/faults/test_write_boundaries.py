@@ -50,7 +50,7 @@ def end_at_write(number: int) -> int:
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    "every", [pytest.param(50, id="some"), pytest.param(1, id="all", marks=pytest.mark.faults)]
+    "every", [pytest.param(100, id="some"), pytest.param(1, id="all", marks=pytest.mark.faults)]
 )
 def test_a_save_can_end_at_any_write(every: int, tmp_path: Path, undisturbed: Undisturbed) -> None:
     (tmp_path / "count").mkdir()

@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def smalltalk() -> World:
-    return read_world(SMALLTALK)
+    return read_world(SMALLTALK, check_answers=True)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_no_slot_is_left_and_answers_are_clean(rows: list[Row]) -> None:
 
 
 def test_what_is_held_out_is_never_trained(smalltalk: World) -> None:
-    rows = list(make_dialogs(smalltalk, 12_000))
+    rows = list(make_dialogs(smalltalk, 6000))
     held_out = [row for row in rows if row["split"] == "held-out"]
     assert {"phrasing", "pair", "fact"} == {row["new"] for row in held_out}
     assert 0.03 < len(held_out) / len(rows) < 0.07
@@ -103,11 +103,11 @@ def test_what_is_held_out_is_never_trained(smalltalk: World) -> None:
 def test_what_is_held_out_does_not_depend_on_the_seed(smalltalk: World) -> None:
     trained = {
         normal_form(text)
-        for row in make_dialogs(smalltalk, 6000, seed=1)
+        for row in make_dialogs(smalltalk, 3000, seed=1)
         if row["split"] == "train"
         for text in texts(row, "user")
     }
-    other = [row for row in make_dialogs(smalltalk, 6000, seed=2) if row["split"] == "held-out"]
+    other = [row for row in make_dialogs(smalltalk, 3000, seed=2) if row["split"] == "held-out"]
     assert [row for row in other if normal_form(texts(row, "user")[0]) in trained] == []
 
 

@@ -210,7 +210,7 @@ def test_a_place_that_cannot_be_is_refused_before_anything_is_waited_for(
 @pytest.mark.parametrize(
     ("words", "environment"),
     [
-        ("--nodes 2 --node-rank 1 --rendezvous nowhere.invalid:29400", {}),
+        pytest.param("--nodes 2 --node-rank 1 --rendezvous nowhere.invalid:29400", {}, marks=pytest.mark.faults),
         ("", {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29399"}),
     ],
 )

@@ -293,7 +293,10 @@ def test_a_run_that_has_not_drawn_all_of_its_dialogs_is_not_said_to_know_them_by
     assert "memorised" not in row.checks
 
 
-def test_the_unigram_baseline_is_that_of_training_whatever_is_scored(trained: Trained) -> None:
+def test_the_unigram_baseline_is_that_of_training_whatever_is_scored(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dialogkit.services.evaluation.evaluator.REPLIES", 2)
     write_dialogs("rows.jsonl", dialogs=24)
     run = shutil.copytree(trained.result.run_dir, "models/runs/shared-run")
     model = shutil.copytree(f"{run}/model", "stranger")
