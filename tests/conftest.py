@@ -38,8 +38,10 @@ os.environ.update(
     WANDB_MODE="offline",
     TERM="dumb",
 )
-for name in ("WANDB_API_KEY", "HF_TOKEN", "FORCE_COLOR"):
+for name in ("WANDB_API_KEY", "HF_TOKEN", "FORCE_COLOR", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(name, None)
+# Else each of the processes compiles the package anew, and each worker rewrites all tests: half a minute in all.
+sys.dont_write_bytecode = False
 
 TOKENIZER, VOCABULARY = REPOSITORY / "tests/tokenizer", 512
 """A tokenizer that was trained on the starter dialogs, and its entries.

