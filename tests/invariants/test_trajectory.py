@@ -197,7 +197,8 @@ QUESTIONS = {
 }
 
 
-@pytest.mark.parametrize("architecture", ALSO_GPT2)
+@pytest.mark.faults
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_a_model_learns_eight_dialogs_by_heart(small: Any, architecture: str) -> None:
     encoded = small.tokenizer.encode_dialogs(
         [(Message("user", question), Message("assistant", answer)) for question, answer in QUESTIONS.items()]

@@ -395,6 +395,7 @@ class Typing:
         return os.waitstatus_to_exitcode(status)
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_in_a_terminal_a_paste_is_one_turn_and_what_is_typed_meanwhile_waits(trained: Trained) -> None:
     typing = Typing(trained)

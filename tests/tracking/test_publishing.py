@@ -455,7 +455,14 @@ def publish_together(
     ("runs", "rounds"),
     [(2, 3), *(pytest.param(*some, marks=pytest.mark.faults) for some in ((2, 300), (10, 20), (50, 4)))],
 )
-@pytest.mark.parametrize(("exchanging", "linking"), [(True, True), (False, True), (True, False), (False, False)])
+@pytest.mark.parametrize(
+    ("exchanging", "linking"),
+    [
+        (True, True),
+        (False, False),
+        *(pytest.param(*some, marks=pytest.mark.faults) for some in ((False, True), (True, False))),
+    ],
+)
 def test_runs_that_finish_together_end_with_one_whole_model(
     runs: int, rounds: int, exchanging: bool, linking: bool, tmp_path: Path
 ) -> None:
