@@ -291,7 +291,7 @@ WRONG = {
     # Plans
     "plan --dataset shop.jsonl": "train custom-",
     "plan --dataset shop.jsonl --time 0s": "--time 20m",
-    "plan --dataset shop.jsonl --time 1s": "--time 1m",
+    "plan --dataset shop.jsonl --time 1s": "--time ",
     "plan --dataset shop.jsonl --set data.streaming=true": "--set data.streaming=false",
 }
 """What is typed wrong in a folder of files."""
