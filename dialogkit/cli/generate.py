@@ -56,7 +56,7 @@ def generate_command(
     from dialogkit.services.generate import generate
 
     config, model = sampling(context.params), options.one_model(model, model_option)
-    prompts = read_prompts(prompt, prompts_file)
+    prompts = read_prompts(prompt, prompts_file, model=model)
     models = [*([] if model is None else [model]), *(compare or [])]
     if twice := [name for name in models if models.count(name) > 1]:
         raise ConfigError(f"{twice[0]!r} cannot be compared with itself", hint=Call("generate", twice[0]))
@@ -106,11 +106,11 @@ def sampling(given: Mapping[str, Any]) -> "GenerateConfig":
         raise ConfigError(flag + problem.removeprefix(problem.setting), hint=Call("generate", help=True)) from None
 
 
-def read_prompts(prompts: list[str] | None, file: str | None) -> list[str] | None:
+def read_prompts(prompts: list[str] | None, file: str | None, *, model: str | None = None) -> list[str] | None:
     """Return typed prompts and those of a file; None for none. Raises: ConfigError if the file has none."""
     texts = list(prompts or [])
     if file is not None:
-        hint = Call("generate", prompt="Hello!")
+        hint = Call("generate", *filter(None, [model]), prompt="Hello!")
         try:
             content = _standard_input() if file == "-" else Path(file).read_bytes()
             lines = [line for line in lines_of(content.decode("utf-8-sig")) if line.strip()]

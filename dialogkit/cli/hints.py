@@ -207,10 +207,15 @@ def _of_training() -> set[str]:
     return {word.partition("=")[0] for word in behind if word.startswith("-")}
 
 
-def job_line(options: Mapping[str, Sequence[str]], training: Sequence[str] | None = None) -> str:
+def job_line(
+    options: Mapping[str, Sequence[str]], training: Sequence[str] | None = None, *, misplaced: Collection[str] = ()
+) -> str:
     """Return the typed `launch` with these options, by their flags, before the training, which may be another."""
     end = next((_typed.index(word) for word in ("--", "train") if word in _typed), len(_typed))
-    before = shlex.join(["dialogkit", *without(_typed[:end], options)])
+    typed_before = _typed[:end]
+    if end == len(_typed) and training is not None:  # its words stand among those of the job
+        typed_before = [*typed_before[:2], *(word for word in typed_before[2:] if word not in misplaced)]
+    before = shlex.join(["dialogkit", *without(typed_before, options)])
     words = [word for word in _typed[end:] if word != "--"] if training is None else training
     return " ".join([before, *chain.from_iterable(options.values()), "--", shlex.join(words)])
 

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -98,6 +99,14 @@ NOT_IN_A_JOB = {
 """Options of `train` that have no place in a job, by their parameters, and why."""
 
 
+def _meant(words: list[str]) -> list[str]:
+    """Return the words after `train` if they begin with a model, also one that is misspelt; else a model."""
+    from dialogkit.config.load import model_names
+
+    near = get_close_matches(words[0], model_names(), n=1)
+    return [*near, *words[1:]] if near else ["custom-tiny"]
+
+
 def _training(words: list[str], name: str | None) -> "tuple[RunConfig, list[str]]":
     """Return the configuration of a run and the words after `train`, checked as `train` checks them.
 
@@ -107,7 +116,7 @@ def _training(words: list[str], name: str | None) -> "tuple[RunConfig, list[str]
     if words[:1] != ["train"]:
         raise ConfigError(
             f"the command of a job begins with train and not {words[0]!r}",
-            hint=hints.job_line({}, ["train", "custom-tiny"]),
+            hint=hints.job_line({}, ["train", *_meant(words)], misplaced=words),
         )
     if name is not None:
         if any(word.split("=")[0] == "--name" for word in words):

@@ -276,8 +276,8 @@ def read_dialogs(source: DataSource, config: DataConfig, *, most: int | None = N
             raise parser.unknown
         reasons = [*malformed.reasons(), *refused.reasons()]
         raise DataError(
-            f"none of the {raw.rows} rows of {source.name} is a dialog in the format {parser.format}: "
-            + reasons[0],
+            f"none of the {raw.rows} rows of {source.name} is a dialog"
+            f"{f' in the format {parser.format}' if parser.format else ''}: {reasons[0]}",
             hint=FIX_ROWS if config.format == "auto" else DETECT_FORMAT,
             details=reasons[1:SHOWN_ROWS],
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from dialogkit.config.base import Result
 from dialogkit.errors import ConfigError, StorageError
-from dialogkit.hints import Call, Change
+from dialogkit.hints import Change, Either
 from dialogkit.system.files import write_text
 
 
@@ -84,8 +84,10 @@ def write_dialogs(
         problem = f"{str(path)!r} does not end in .jsonl, and JSON Lines are written"
         raise ConfigError(problem, hint=Change({"output": f"{path.with_suffix('.jsonl')}"}))
     if path.exists() and not force:
-        again = Call("data make", world, output=output, dialogs=dialogs, seed=seed, force=True)
-        raise StorageError(f"{str(path)!r} exists", hint=again)
+        another = path.with_stem(f"{path.stem}-2")
+        raise StorageError(
+            f"{str(path)!r} exists", hint=Either(Change({"output": str(another)}), Change({"force": True}))
+        )
     rows = _rows(world, dialogs, seed)
     topics: Counter[str] = Counter()
     held_out: Counter[str] = Counter()

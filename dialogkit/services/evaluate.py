@@ -142,7 +142,9 @@ def evaluate_models(request: EvaluateRequest, *, on_progress: ProgressSink) -> E
         _evaluate_one(model, request, suite, report, result)
     if len(planned) > 1:
         verdict, again = _judge(result.rows, [model.loadable for model in planned]), None
-        if len({row.dataset for row in result.rows}) > 1:
+        if (
+            len({row.dataset for row in result.rows}) > 1 and not planned[0].data.columns
+        ):  # no option maps columns here
             names = [word or row.model for word, row in zip(request.models, result.rows, strict=True)]
             again = Call("evaluate", *names, dataset=planned[0].data.dataset, output_dir=str(request.output))
         result = result.model_copy(update={"verdict": verdict, "same_dialogs": again})

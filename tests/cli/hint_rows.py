@@ -211,7 +211,7 @@ WRONG = {
     "data inspect shop.jsonl --model shap.json": "data inspect shop.jsonl --model shape.json",
     # Worlds
     "data make smalltalk --output x.txt": "--output x.jsonl",
-    "data make smalltalk --output shop.jsonl": "--force",
+    "data make smalltalk --output shop.jsonl": "--output shop-2.jsonl, or: --force",
     "data make smalltalk --output words.txt/x.jsonl": "--output dialogs.jsonl",
     "data make nowhere": "data make smalltalk",
     "data make shop.csv": "data make smalltalk",
@@ -254,6 +254,7 @@ WRONG = {
     f"{SLURM} {TRAIN} --samples 5": f"{SLURM} -- {TRAIN} --samples 5",
     f"{SLURM} -- {TRAIN} --num_epochs 3": f"-- {TRAIN} --epochs 3",
     f"{SLURM} -- custom-nano": f"-- {TRAIN}",
+    f"{SLURM} custom-nanno --gpus 2": f"{SLURM} --gpus 2 -- {TRAIN}",
     f"{SLURM} -- generate x": f"{SLURM} -- train custom-tiny",
     f"{SLURM} --name a -- {TRAIN} --name b": f"{SLURM} --name a -- {TRAIN}",
     f"{SLURM} --nodes 2 -- {TRAIN} --batch-size 4 --devices 2": f"{SLURM} --nodes 2 --gpus 2 -- {TRAIN}",

@@ -37,8 +37,8 @@ def read_world(folder: Path, *, check_answers: bool | None = None) -> World:
 
     Args:
         folder: that of the world.
-        check_answers: whether each answer is held against its check, which takes most of the time. None: unless the
-            world ships with the package, whose answers are tested.
+        check_answers: whether to hold each answer against its check, which takes longest. None: unless the
+            world ships with the package.
 
     Raises: DataError with the file, the line and the value that is wrong.
     """

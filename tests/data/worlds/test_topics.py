@@ -194,7 +194,7 @@ def test_a_file_that_exists_is_replaced_only_on_demand(dialogkit: Callable[..., 
     before = Path("shop.jsonl").read_bytes()
     again = dialogkit(*words)
     assert again.code == 2
-    assert again.json["error"]["hint"] == "dialogkit data make ./shop --dialogs 20 --force"
+    assert again.json["error"]["hint"] == "--output shop-2.jsonl, or: --force"
     assert dialogkit(*words, "--force", "--seed", "9").code == 0
     assert Path("shop.jsonl").read_bytes() != before
     assert dialogkit("data", "make", "shop", "-o", "a.csv").code == 2
