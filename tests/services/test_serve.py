@@ -253,7 +253,7 @@ def test_more_than_the_queue_holds_is_refused_and_the_rest_is_answered(pace: Pac
 
 
 def test_a_client_that_leaves_frees_its_place(pace: Pace, trained: Trained) -> None:
-    body = {"model": "shared-run", "messages": HELLO, "max_tokens": 250}
+    body = {"model": "shared-run", "messages": HELLO, "max_tokens": 250, "temperature": 0}
     with dialogkit.serve("shared-run", port=0, output=trained.output, device="cpu") as server:
 
         def running() -> int:
@@ -277,10 +277,10 @@ def test_a_reply_over_its_time_is_an_error(pace: Pace, trained: Trained) -> None
     with dialogkit.serve("shared-run", port=0, output=trained.output, device="cpu", time_limit_s=0.5) as server:
         client = client_of(server)
         with pytest.raises(openai.APIStatusError) as late:
-            ask(client, max_tokens=200)
+            ask(client, max_tokens=200, temperature=0)
         assert (late.value.status_code, late.value.code) == (504, "timeout")
         with pytest.raises(openai.APIError, match="longer than the server allows"):
-            list(ask(client, max_tokens=200, stream=True))
+            list(ask(client, max_tokens=200, temperature=0, stream=True))
 
 
 def test_a_failure_while_replying_is_an_error_and_the_next_reply_is_none(
@@ -294,7 +294,7 @@ def test_a_failure_while_replying_is_an_error_and_the_next_reply_is_none(
     with monkeypatch.context() as patch:
         patch.setattr(ReplyBatch, "step", broken)
         with pytest.raises(openai.InternalServerError):
-            ask(client, max_tokens=20, extra_body={"repetition_penalty": 10})
+            ask(client, max_tokens=20, temperature=0)  # whose first token does not end the reply
     assert ask(client, max_tokens=2).choices
 
 
@@ -368,7 +368,7 @@ def test_a_signal_lets_replies_end(pace: Pace, trained: Trained) -> None:
     reasons: list[str] = []
 
     def talk() -> None:
-        for number, chunk in enumerate(ask(client_of(server), stream=True, max_tokens=12)):
+        for number, chunk in enumerate(ask(client_of(server), stream=True, max_tokens=12, temperature=0)):
             if number == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             reasons.extend(choice.finish_reason for choice in chunk.choices if choice.finish_reason)
