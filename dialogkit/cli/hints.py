@@ -212,10 +212,10 @@ def job_line(
 ) -> str:
     """Return the typed `launch` with these options, by their flags, before the training, which may be another."""
     end = next((_typed.index(word) for word in ("--", "train") if word in _typed), len(_typed))
-    typed_before = _typed[:end]
-    if end == len(_typed) and training is not None:  # its words stand among those of the job
-        typed_before = [*typed_before[:2], *(word for word in typed_before[2:] if word not in misplaced)]
-    before = shlex.join(["dialogkit", *without(typed_before, options)])
+    of_job = list(_typed[:end])
+    if end == len(_typed):  # the training's words stand among those of the job, behind `launch slurm`
+        of_job[2:] = [word for word in of_job[2:] if word not in misplaced]
+    before = shlex.join(["dialogkit", *without(of_job, options)])
     words = [word for word in _typed[end:] if word != "--"] if training is None else training
     return " ".join([before, *chain.from_iterable(options.values()), "--", shlex.join(words)])
 

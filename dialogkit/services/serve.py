@@ -63,7 +63,8 @@ class Server:
                 hint=Either(f"set the environment variable {KEY_VARIABLE}", Change({"host": "127.0.0.1"})),
             )
         config = config or GenerateConfig()
-        chosen = [resolve_model(name, output=output) for name in names_of(model or None)]
+        typed = names_of(model or None)
+        chosen = [resolve_model(name, output=output) for name in typed]
         names = [loadable.display_name for loadable in chosen]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"the model {twice[0]!r} is given twice", hint=Call("serve", twice[0]))
@@ -71,7 +72,7 @@ class Server:
         self._socket = _listen(host, port)
         try:
             self._server = self._load(
-                list(zip(names, chosen, names_of(model or None), settings, strict=True)),
+                list(zip(names, chosen, typed, settings, strict=True)),
                 is_seeded="seed" in config.model_fields_set,
                 device=device,
                 api_key=api_key,

@@ -184,7 +184,7 @@ class Engine:
             text = GrowingText(lane.loaded.tokenizer, job.stops)
             lane.jobs[reply] = job, text
             job.deliver(Begun(len(ids), left_out))
-            self._tell(lane, reply)
+            self._deliver(lane, reply)
         return True
 
     def _advance(self, lane: _Lane) -> None:
@@ -199,9 +199,9 @@ class Engine:
             logger.exception("replies could not be continued")
             self._fail(lane)
         for reply in [*lane.jobs]:
-            self._tell(lane, reply)
+            self._deliver(lane, reply)
 
-    def _tell(self, lane: _Lane, reply: "RunningReply") -> None:
+    def _deliver(self, lane: _Lane, reply: "RunningReply") -> None:
         """Deliver what is new of a reply, and its end."""
         job, text = lane.jobs[reply]
         piece = ""
@@ -219,7 +219,7 @@ class Engine:
             del lane.jobs[reply]
 
     def _is_late(self, job: Job) -> bool:
-        """Return whether a job is over its time, and tell it."""
+        """Return whether a job is over its time limit; if so, deliver the error."""
         if time.monotonic() < job.deadline:
             return False
         job.deliver(ApiError(504, "the reply took longer than the server allows", code="timeout"))
