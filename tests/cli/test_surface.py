@@ -311,6 +311,7 @@ def unheard(words: list[str]) -> int:
     return code
 
 
+@pytest.mark.faults
 def test_a_run_continues_when_the_reader_of_its_talk_leaves(tmp_path: Path) -> None:
     small = [word for key, value in SMALL.items() for word in ("--set", f"{key}={json.dumps(value)}")]
     words = ["train", "custom-nano", *small, "--name", "unheard"]

@@ -62,9 +62,8 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "size", [size if size == 3_000_000 else pytest.param(size, marks=pytest.mark.faults) for size in SIZES]
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("size", SIZES)
 def test_a_disk_that_is_full_at_any_size_costs_no_checkpoint(
     size: int, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import Message
 from dialogkit.inference.replies import Conversation, Reply, continue_prompts
-from tests.models.foreign import GENERATION_SETTINGS
+from tests.models.foreign import GENERATION_SETTINGS, together
 
 CONTEXT = 256
+TOKENS = 12
 GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0}
 PROMPTS = [
     "Hello!",
@@ -42,14 +43,14 @@ def replies(model: Any, small: Any, prompts: Sequence[str], **options: Any) -> l
         model,
         tokenizer,
         [tokenizer.encode_prompt([Message("user", prompt)]) for prompt in prompts],
-        GenerateConfig(**{"max_new_tokens": 24, **options}),
+        GenerateConfig(**{"max_new_tokens": TOKENS, **options}),
         **{"context": CONTEXT, **call},
         device="cpu",
     )
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "max_new_tokens"), [(2, 24), pytest.param(5, 110, marks=pytest.mark.faults)]
+    ("batch_size", "max_new_tokens"), [(2, TOKENS), pytest.param(5, 110, marks=pytest.mark.faults)]
 )
 def test_replies_in_a_batch_are_the_replies_one_by_one(
     model: Any, small: Any, batch_size: int, max_new_tokens: int
@@ -65,7 +66,7 @@ def test_replies_in_a_batch_are_the_replies_one_by_one(
 def test_a_greedy_reply_is_that_of_a_naive_loop_without_a_cache(model: Any, small: Any, prompt: str) -> None:
     ids = small.tokenizer.encode_prompt([Message("user", prompt)])
     start = len(ids)
-    while len(ids) < start + 24 and (len(ids) == start or ids[-1] not in small.tokenizer.stop_ids):
+    while len(ids) < start + TOKENS and (len(ids) == start or ids[-1] not in small.tokenizer.stop_ids):
         with torch.no_grad():
             ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
     (reply,) = replies(model, small, [prompt], **GREEDY)
@@ -225,7 +226,7 @@ class Asked:
         monkeypatch.setattr(model, "generate", remember)
 
 
-@pytest.mark.parametrize(("max_new_tokens", "room"), [(24, 24), (128, 128), (5000, 128)])
+@pytest.mark.parametrize(("max_new_tokens", "room"), [(TOKENS, TOKENS), (128, 128), (5000, 128)])
 def test_a_prompt_longer_than_the_context_loses_its_beginning_and_is_answered(
     model: Any, small: Any, monkeypatch: pytest.MonkeyPatch, max_new_tokens: int, room: int
 ) -> None:
@@ -293,7 +294,10 @@ def test_the_repetition_penalty_keeps_a_model_from_saying_the_same_again(model: 
     assert len(set(ids_of(small, penalised.text))) > len(set(ids_of(small, plain.text)))
 
 
-def test_generation_settings_of_a_model_change_no_reply(small: Any) -> None:
+@pytest.mark.parametrize(
+    "settings_tried", [together(GENERATION_SETTINGS), pytest.param(GENERATION_SETTINGS, marks=pytest.mark.faults)]
+)
+def test_generation_settings_of_a_model_change_no_reply(small: Any, settings_tried: list[dict[str, Any]]) -> None:
     model = small.model(seed=1, initializer_range=0.4)
     few = GenerateConfig(max_new_tokens=3)
 
@@ -305,7 +309,7 @@ def test_generation_settings_of_a_model_change_no_reply(small: Any) -> None:
         return [*replies(model, small, PROMPTS[:2], max_new_tokens=3), first, conversation.reply(turns, few)]
 
     plain, own = talk(), model.generation_config
-    for brought in GENERATION_SETTINGS:
+    for brought in settings_tried:
         model.generation_config = held = copy.deepcopy(own)
         vars(held).update(brought)
         assert talk() == plain, brought

@@ -150,3 +150,14 @@ FILE_ONLY: list[dict[str, Any]] = [
     {"assistant_model": "x/y"}, {"streamer": 1}, {"custom_generate": "x/y", "trust_remote_code": True},
 ]  # fmt: skip
 """Further ones, of a generation_config.json alone."""
+
+
+def together(many: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the same settings in fewer dictionaries."""
+    fewer: list[dict[str, Any]] = []
+    for settings in many:
+        free = next((each for each in fewer if not each.keys() & settings.keys()), None)
+        if free is None:
+            fewer.append(free := {})
+        free.update(settings)
+    return fewer

@@ -15,7 +15,7 @@ from dialogkit.errors import ModelError
 from dialogkit.hints import Call
 from dialogkit.models.build import build_model, require_savable
 from dialogkit.models.generation import GENERATION_CONFIG, choose_settings
-from tests.models.foreign import FILE_ONLY, GENERATION_SETTINGS
+from tests.models.foreign import FILE_ONLY, GENERATION_SETTINGS, together
 
 Write = Callable[[str, Any], ModelConfig]
 HINT = Call("generate", "model")
@@ -40,8 +40,17 @@ def write(small: Any) -> Write:
     return new
 
 
-@pytest.mark.parametrize("file", [GENERATION_CONFIG, pytest.param("config.json", marks=pytest.mark.faults)])
-def test_a_model_is_loaded_and_can_be_saved_as_one_without_settings(file: str, small: Any, write: Write) -> None:
+@pytest.mark.parametrize(
+    ("file", "every"),
+    [
+        (GENERATION_CONFIG, False),
+        pytest.param(GENERATION_CONFIG, True, marks=pytest.mark.faults),
+        pytest.param("config.json", True, marks=pytest.mark.faults),
+    ],
+)
+def test_a_model_is_loaded_and_can_be_saved_as_one_without_settings(
+    file: str, every: bool, small: Any, write: Write
+) -> None:
     def loaded(settings: Any) -> list[dict[str, Any]]:
         source = write(file, settings)
         model = build_model(source, small.tokenizer)
@@ -55,7 +64,7 @@ def test_a_model_is_loaded_and_can_be_saved_as_one_without_settings(file: str, s
     # In a config.json these are no generation settings.
     others = {"eos_token_id", "pad_token_id", "use_cache", "of_a_later_release", "_from_model_config"}
     tried = [t for t in tried if not others & t.keys()] if file == "config.json" else tried + FILE_ONLY
-    for settings in tried:
+    for settings in tried if every else together(tried):
         shape, kept = loaded(settings)
         assert kept.pop("transformers_version")
         assert [shape, kept] == plain, settings

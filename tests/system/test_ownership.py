@@ -67,6 +67,7 @@ def test_files_of_others_outlive_training_rotation_publishing_evaluation_and_pru
     assert {path: path.read_text() for path in TEN} == dict.fromkeys(TEN, "mine")
 
 
+@pytest.mark.faults
 def test_what_somebody_changed_is_kept_beside_what_replaces_it(small_config: SmallConfig) -> None:
     train(small_config({"name": "one", "tracking.report": True}))
     evaluate(["one"], quick=False, samples=4)

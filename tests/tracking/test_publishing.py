@@ -396,6 +396,7 @@ def publish_until(calls: int, new: Path, target: Path) -> None:
     publish(new, target)
 
 
+@pytest.mark.faults
 def test_a_process_that_is_killed_at_any_moment_leaves_a_whole_model_and_all_files(tmp_path: Path) -> None:
     moments, ended = 0, False
     while not ended:
