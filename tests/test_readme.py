@@ -117,6 +117,7 @@ class Reader:
     def work_through(self, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(self.folder)
         monkeypatch.setattr("dialogkit.services.evaluation.evaluator.REPLIES", 2)
+        monkeypatch.setattr("dialogkit.services.exporting.certificate.LONGEST", 4)
         monkeypatch.setattr("dialogkit.data.worlds.dialogs.DIALOGS", 600)
         monkeypatch.setenv("WANDB_MODE", "offline" if page == "docs/tracking.md" else "disabled")
         for block in blocks(page):

@@ -23,7 +23,7 @@ def hostile_rows(number: int) -> list[dict[str, str]]:
     return [{"prompt": f"ask {n} {texts[n]}", "response": f"say {n} {texts[number + n]}"} for n in range(number)]
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [80, pytest.param(120, marks=pytest.mark.faults)])
 def test_no_text_steers_the_terminal_or_leaves_its_width(
     width: int, dialogkit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

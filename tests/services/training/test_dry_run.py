@@ -142,7 +142,7 @@ def bytes_written(run: Path) -> tuple[int, int]:
     )
 
 
-@pytest.mark.parametrize("attempt", [dry_run, train])
+@pytest.mark.parametrize("attempt", [dry_run, pytest.param(train, marks=pytest.mark.faults)])
 def test_a_disk_that_will_be_full_is_foreseen(
     attempt: Callable[..., Any],
     small_config: Callable[..., RunConfig],
