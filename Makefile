@@ -1,11 +1,11 @@
-# Targets: setup, demo, test, faults, versions, check, bench, reference. Needs python3 (3.11 or newer) and a package index, nothing else.
+# Targets: setup, demo, test, faults, versions, coverage, check, bench, reference. Needs python3 (3.11 or newer) and a package index, nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Made again only when what it was made from changes; a second run re-uses the environment as it is.
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test faults versions check bench reference clean
+.PHONY: setup demo test faults versions coverage check bench reference clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,15 @@ versions:
 			--constraint build/constraints.txt --editable '.[dev]' "transformers$$version" && \
 		build/versions/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder || exit 1; \
 	done
+
+# The statements that no test of the suite runs, in build/coverage/report.txt; takes three times as long as the suite.
+coverage: setup
+	rm -rf build/coverage
+	mkdir -p build/coverage
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --show-missing >build/coverage/report.txt
+	@tail -n 1 build/coverage/report.txt
 
 check: setup
 	$(BIN)/ruff check .
