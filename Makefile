@@ -33,7 +33,7 @@ OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml
 versions:
 	mkdir -p build
 	grep -vE '^(transformers|huggingface.hub|peft)==' constraints.txt >build/constraints.txt
-	for version in "==$(OLDEST).*" ""; do \
+	for version in "==$(OLDEST)" ""; do \
 		$(PYTHON) -m venv --clear build/versions && \
 		build/versions/bin/python -m pip install --quiet --disable-pip-version-check \
 			--constraint build/constraints.txt --editable '.[dev]' "transformers$$version" && \
