@@ -18,7 +18,7 @@ from dialogkit.engine.checkpoints import Progress
 from dialogkit.engine.loss import TokenCounter
 from dialogkit.errors import DivergedError, InterruptedRunError, ProcessLostError
 from dialogkit.hints import Change
-from dialogkit.system import stopping
+from dialogkit.system import cpu_threads, stopping
 from dialogkit.system.signals import name_of
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,8 @@ class MetricCallback(TrainerCallback):
         metrics = {f"train/{key}": float(value) for key, value in logs.items() if key in _FORWARDED}
         metrics |= self.counter.metrics()
         metrics["perf/tokens_per_s"] = tokens / max(seconds, 1e-9)
+        if cpu_threads.of_process.adaptive:
+            metrics["perf/threads"] = cpu_threads.of_process.now
         metrics["perf/step_s"] = seconds / max(step - done.logged_step, 1)
         metrics["perf/time_left_s"] = done.train_s / step * (state.max_steps - step)
         metrics |= device_memory()
@@ -139,6 +141,21 @@ def guard_trackers(trainer: Any, trackers: Sequence[str]) -> None:
     for name in trackers:
         callback = trainer.pop_callback(INTEGRATION_TO_CALLBACK[name])
         trainer.add_callback(_Guarded(name, callback))
+
+
+class ThreadsCallback(TrainerCallback):
+    """Leaves busy cores to other programs, and reports it."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Report fewer threads at the beginning."""
+        threads = cpu_threads.of_process
+        if threads.now < threads.most:
+            logger.warning("%s", cpu_threads.ThreadChange(threads.now, threads.most))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Change the number of threads if the load asks for it."""
+        if (change := cpu_threads.of_process.adapt()) is not None:
+            logger.warning("from step %d on, %s", state.global_step + 1, change)
 
 
 class StopAtNonFinite(TrainerCallback):

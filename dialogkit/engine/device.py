@@ -13,6 +13,7 @@ from dialogkit.distributed import process_group
 from dialogkit.distributed.rank import is_true
 from dialogkit.errors import UnavailableError
 from dialogkit.hints import Change
+from dialogkit.system import cpu_threads
 from dialogkit.system.cpu import processor_flags, processor_name
 
 Precision = Literal["fp32", "bf16"]
@@ -38,13 +39,15 @@ class Runtime:
 
 
 def resolve_runtime(config: RuntimeConfig) -> Runtime:
-    """Return device and precision for a request, and set the number of CPU threads.
+    """Return device and precision for a request, and choose the number of CPU threads.
 
     Raises: UnavailableError if the requested device is not available.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device, device_reason = _device(config.device)
+    alone = process_group.world_size() == 1  # several processes share the cores already
+    cpu_threads.start(adaptive=device == "cpu" and config.threads is None and alone)
     precision, precision_reason = _precision(config.precision, device)
     return Runtime(
         device,
@@ -105,7 +108,7 @@ def _device_name(device: str) -> str:
     if device == "cuda":
         return str(torch.cuda.get_device_name())
     # Compared with the record when a run resumes, so its form must stay.
-    return f"{processor_name()}, {torch.get_num_threads()} threads"
+    return f"{processor_name()}, {cpu_threads.of_process.most} threads"
 
 
 def gpu_info(device: str) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from dialogkit.engine.callbacks import (
     MetricCallback,
     MetricSink,
     StopAtNonFinite,
+    ThreadsCallback,
     guard_trackers,
 )
 from dialogkit.engine.device import Runtime
@@ -69,7 +70,7 @@ def fit(
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
     metrics = MetricCallback(sink)
-    callbacks = [metrics, StopAtNonFinite(), stop]
+    callbacks = [metrics, StopAtNonFinite(), stop, ThreadsCallback()]
     if histograms is not None and task.histogram_every and process_group.is_main_process() and not sharded:
         callbacks.append(HistogramCallback(histograms, every=task.histogram_every))
     plan = None

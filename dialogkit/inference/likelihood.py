@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from dialogkit.distributed.sharding import inside
 from dialogkit.inference.intervals import Interval, Quotient, intervals
 from dialogkit.logits import final_logits
+from dialogkit.system import cpu_threads
 
 CHUNK_TOKENS = 256
 LIKELY = 5
@@ -125,6 +126,7 @@ def score_batches(
             sums = torch.zeros((len(starts), columns.shape[1]), dtype=torch.float64, device=device)
             batch_sums.append(sums.index_add_(0, dialog_S, columns).cpu())
             answer_bytes += sizes
+            cpu_threads.of_process.adapt()
     finally:
         model.train(was_training)
     nats, tokens, answer_nats, number_of_ends, correct, likely = torch.cat(batch_sums).numpy().T

@@ -15,6 +15,7 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import ChatTokenizer, Message
 from dialogkit.inference.growing_text import GrowingText
 from dialogkit.inference.sampling import Sampler, generator_of
+from dialogkit.system import cpu_threads
 
 AT_ONCE = 32
 """Prompts that are answered at once where memory suffices."""
@@ -72,6 +73,7 @@ class _Clock:
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         self._at.append(time.perf_counter() - self._started)
+        cpu_threads.of_process.adapt()
         self.stopped = self._should_stop is not None and self._should_stop()
         return torch.full((len(input_ids),), self.stopped, dtype=torch.bool, device=input_ids.device)
 

@@ -57,6 +57,11 @@ def require_threads(threads: int | None) -> None:
         )
 
 
+def forked_with_torch() -> bool:
+    """Return whether this process was forked from one that had loaded torch: it must compute with one thread."""
+    return _forked_with_torch
+
+
 def _compute_in_fork(note: Callable[[str], None]) -> None:
     """Limit torch to one thread in a forked process: OpenMP would wait for threads that only the parent has."""
     import torch

@@ -11,12 +11,16 @@ from dialogkit.engine import device
 from dialogkit.engine.device import Runtime, resolve_runtime
 from dialogkit.errors import UnavailableError
 from dialogkit.system.cpu import processor_flags
+from dialogkit.system.cpu_threads import CpuThreads, Usage
 from tests.conftest import typed
 
 
 @pytest.fixture(autouse=True)
-def threads_as_they_were() -> Iterator[None]:
+def threads_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
+    idle = CpuThreads(lambda: Usage(0.0, 0.0, 0.0, 3), torch.set_num_threads)
+    monkeypatch.setattr("dialogkit.system.cpu_threads.of_process", idle)
+    monkeypatch.setattr("dialogkit.system.cpu_threads.usable_cores", lambda: 3)
     yield
     torch.set_num_threads(before)
 
