@@ -21,7 +21,7 @@ class RuntimeConfig(Section):
     compile: bool = False
     """Compile the model with torch.compile: slower start, faster steps on a GPU."""
     threads: int | None = Field(None, examples=[2], ge=1, le=1024)
-    """CPU threads. None: torch's choice."""
+    """CPU threads. None: one for each core that other programs leave free, adapted while it runs."""
     workers: int = Field(0, ge=0, le=256)
     """Processes that assemble batches. 0: none besides the main one."""
     output_dir: str = Field("models", min_length=1, max_length=4096)
