@@ -6,9 +6,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from dialogkit.engine.flops import peak_flops
-from dialogkit.hints import Call
+from dialogkit.hints import Call, Change
 from dialogkit.inference.results import ReplyResult
-from dialogkit.services.planning.remarks import outlook
+from dialogkit.services.planning.remarks import GOOD_BATCH, larger_batch, outlook
 from dialogkit.services.training.loss_bands import LossMonitor
 from dialogkit.services.training.progress import step_line
 from dialogkit.services.training.samples import answer_checked, replies_at_evaluation
@@ -148,6 +148,9 @@ class Recorder:
             asked = {"train.budget_s": config.train.budget_s, "data.dataset": config.data.dataset}
             better = self._reporter.advice(Call("plan", settings=asked))
             self._run.note(f"{poor}; whether another model does better in this time: {better}")
+        on_cpu = self._run.runtime.device == "cpu"
+        if is_first and on_cpu and (note := larger_batch(config, schedule.total_steps)):
+            self._run.note(f"{note}: {self._reporter.advice(Change({'train.batch_size': GOOD_BATCH}))}")
 
 
 def reply_statistics(replies: Sequence[ReplyResult]) -> dict[str, float]:
