@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +32,8 @@ class WritableHub:
 
     Attributes:
         faults: by the beginning of a request, as in `POST /api/repos/create`, the answers that it gets first: a
-            status, with a wait for 429; `cut`, which closes the connection in the middle of the body.
+            status, with the wait that it asks for; `cut`, which closes the connection in the middle of the body;
+            `interrupt`, which is Ctrl-C at that moment, in this process.
         taken: large files that were taken whole, by their SHA-256.
         uploads: SHA-256 of each large file that was begun to be taken.
     """
@@ -155,6 +158,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.startswith("/storage/"):
             self.hub.uploads.append(self.path.rpartition("/")[2])
         fault = next((faults.pop(0) for begin, faults in self._faults(asked)), "")
+        if fault == "interrupt":
+            os.kill(os.getpid(), signal.SIGINT)
+            fault = "cut"
         if fault == "cut":
             self.rfile.read(1)
             self.close_connection = True
@@ -174,6 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if wait:
             self.send_header("Retry-After", wait)
+        if code == 404:
+            self.send_header("X-Error-Code", "RepoNotFound")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer)

@@ -7,8 +7,8 @@ import typer
 
 from dialogkit.cli import complete, options
 from dialogkit.cli.output import Output, table, untrusted, values_grid
-from dialogkit.hints import Call
-from dialogkit.text import byte_size, listed
+from dialogkit.hints import Call, Shell
+from dialogkit.text import byte_size, counted, listed
 
 if TYPE_CHECKING:
     from dialogkit.services.exporting.hub_files import PushedFile
@@ -41,13 +41,15 @@ def push_command(
     from dialogkit.services.push import push
 
     shown = Output(json_mode=json_output)
+    told: list[str] = []
 
     def show(files: Sequence["PushedFile"], notes: Sequence[str]) -> None:
         if not dry_run:
-            parts = [f"{file.name} ({byte_size(file.bytes)})" for file in files]
-            shown.note(f"files: {listed(parts)}, {byte_size(sum(file.bytes for file in files))} in all")
+            parts = [f"{file.name} ({_size(file.bytes)})" for file in files]
+            shown.note(f"files: {listed(parts)}, {_size(sum(file.bytes for file in files))} in all")
         for note in notes:
             shown.note(note)
+        told.extend(notes)
 
     with shown.progress() as on_progress:
         result = push(
@@ -63,7 +65,11 @@ def push_command(
             on_files=show,
             on_progress=on_progress,
         )
-    following = None if dry_run else Call("chat", result.repository)
+    for note in result.notes[len(told) :]:
+        shown.note(note)
+    is_gguf = any(file.name.endswith(".gguf") for file in result.files)
+    loaded = Shell(f"llama-cli -hf {result.repository}") if is_gguf else Call("chat", result.repository)
+    following = None if dry_run else loaded
     shown.result(result, lambda out: render_push(out, result), hint=following)
 
 
@@ -73,16 +79,23 @@ def render_push(output: Output, result: "PushResult") -> None:
     if result.dry_run:
         files = table("file", "size", right=("size",))
         for file in result.files:
-            files.add_row(untrusted(file.name), byte_size(file.bytes))
+            files.add_row(untrusted(file.name), _size(file.bytes))
         output.print(files)
         output.text(f"\n{result.card}")
-        total = byte_size(sum(file.bytes for file in result.files))
+        total = _size(sum(file.bytes for file in result.files))
         output.note(f"dry run: {total} would go to {result.repository}, and {who}; nothing was sent")
         return
-    sent = "nothing, as it holds all of this" if not result.sent else listed(result.sent)
-    values = {"model": f"{result.url}, {who}", "sent": f"{sent}; {byte_size(result.sent_bytes)} of weights"}
+    committed = "nothing, as it holds all of this" if not result.committed else listed(result.committed)
+    values = {"model": f"{result.url}, {who}", "committed": committed}
     if result.removed:
         values["removed"] = f"{listed(result.removed)}, of an earlier model"
     if result.commit is not None:
         values["commit"] = result.commit
     output.print(values_grid(values))
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes in a unit of its order."""
+    if count < 1024:
+        return counted(count, "byte")
+    return f"{count / 1024:,.1f} KiB" if count < 2**20 else byte_size(count)

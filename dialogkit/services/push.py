@@ -15,11 +15,17 @@ from dialogkit.hints import Call
 from dialogkit.services.evaluation.evaluator import ProgressSink
 from dialogkit.services.exporting.hub_card import HubCard, hub_card, places_of, without_places
 from dialogkit.services.exporting.hub_files import CARD, Parts, PushedFile, choose_files
-from dialogkit.services.exporting.hub_repository import Wanted, require_hub, require_name, send
+from dialogkit.services.exporting.hub_repository import (
+    Wanted,
+    account_of,
+    address_of,
+    require_hub,
+    require_name,
+    send,
+)
 from dialogkit.services.runs.resolve import Loadable, output_of, refuse_sharded, resolve_model
 from dialogkit.system.compute_lock import alone
-from dialogkit.system.network import hub_url, plain_url
-from dialogkit.text import counted, listed
+from dialogkit.text import listed
 from dialogkit.tracking.run_dir import REPORT_FILE
 
 Show = Callable[[Sequence[PushedFile], Sequence[str]], None]
@@ -33,7 +39,7 @@ class PushResult(Result):
         url: its address; None where the owner is not known.
         private: whether only its owner sees it.
         files: all files of the model.
-        sent: the names of those that the repository lacked.
+        committed: the names of those that the repository lacked or held in another version.
         sent_bytes: bytes of files that were sent.
         removed: the names of files of an earlier model that were removed.
         left_out: the names of files that stay here.
@@ -47,7 +53,7 @@ class PushResult(Result):
     url: str | None
     private: bool
     files: list[PushedFile]
-    sent: list[str]
+    committed: list[str]
     sent_bytes: int
     removed: list[str]
     left_out: list[str]
@@ -60,7 +66,7 @@ class PushResult(Result):
         """Return where it is."""
         yield "url", self.url
         yield "private", self.private
-        yield "sent", self.sent
+        yield "committed", self.committed
         yield "dry_run", self.dry_run
 
 
@@ -80,8 +86,8 @@ def push(
 ) -> PushResult:
     """Send a model to the Hugging Face hub, with a card that says what it was trained on and how good it is.
 
-    Only the model goes there: its weights, tokenizer and settings, and its card. What the repository has already is
-    not sent again, so the same call continues after a failure.
+    Only the model goes there: its weights, tokenizer and settings, and its card. What the repository has already
+    is not sent again, so the same call continues after a failure.
 
     Args:
         model: catalogue name, run or folder.
@@ -112,7 +118,10 @@ def push(
             from dialogkit.models.folder import require_sound
 
             require_sound(folder)
-        card = hub_card(loadable, folder, repository, is_merged=is_merged)
+        token = "" if dry_run else require_hub()
+        account = "" if dry_run else account_of(token, again)
+        named = repository if "/" in repository or dry_run else f"{account}/{repository}"
+        card = hub_card(loadable, folder, named, is_merged=is_merged)
         texts = {CARD: card.text, **({REPORT_FILE: _report(loadable, again)} if bundle else {})}
         parts = Parts({name: path for name, path in files.items() if name not in texts}, texts)
         parts.require_no_secrets()
@@ -123,29 +132,25 @@ def push(
             **{"card": card.head, "dry_run": dry_run},
         }
         if dry_run:
-            url = f"{plain_url(hub_url())}/{repository}" if "/" in repository else None
             return PushResult(
-                repository=repository,
-                url=url,
+                repository=named,
+                url=address_of(named) if "/" in named else None,
                 private=not public,
-                sent=[],
+                committed=[],
                 sent_bytes=0,
                 removed=[],
                 commit=None,
                 **known,
             )
-        token = require_hub()
         said = message or f"{loadable.display_name}, with dialogkit {__version__}"
-        done = send(Wanted(repository, parts, said, public, force, again), token, on_progress)
+        done = send(Wanted(named, parts, said, public, force, again), token, account, on_progress)
     if public and done.is_private:
-        notes.append(
-            f"note: {done.repository} was private before and stays so; its settings on the hub change that"
-        )
+        notes.append(f"note: {named} is private and stays so; its settings on the hub change that")
     return PushResult(
-        repository=done.repository,
+        repository=named,
         url=done.url,
         private=done.is_private,
-        sent=done.files,
+        committed=done.committed,
         sent_bytes=done.bytes,
         removed=done.removed,
         commit=done.commit,
@@ -191,7 +196,7 @@ def _folder_of(loadable: Loadable) -> Iterator[tuple[Path, str | None, bool]]:
 
 
 def _report(loadable: Loadable, again: Call) -> str:
-    """Return the report of a model's run, without the folders of this machine. Raises: ConfigError without a run."""
+    """Return the report of a model's run without this machine's folders. Raises: ConfigError without a run."""
     if loadable.run is None:
         without = {name: value for name, value in again.options.items() if name != "bundle"}
         raise ConfigError(
@@ -209,5 +214,6 @@ def _notes(card: HubCard, left_out: Sequence[str], *, is_merged: bool) -> list[s
     if is_merged:
         notes.append("note: the adapter's base is only on this machine: both are sent as one model")
     if left_out:
-        notes.append(f"note: {counted(len(left_out), 'file')} stay here: {listed(left_out[:8])}")
+        more = [f"{len(left_out) - 8} more"] if len(left_out) > 8 else []
+        notes.append(f"note: not sent: {listed([*left_out[:8], *more])}")
     return notes

@@ -1,8 +1,8 @@
 """Send to the Hugging Face hub within time limits: its own library waits and retries without an end.
 
-An answer must begin within `ANSWER_S`, and each piece of a file must be taken within `TAKEN_S`. A busy server is asked
-again after the time that it names, but at most `TRIES` times and not after more than `PATIENCE_S`. A file whose
-connection breaks is sent again, at most `TRIES` times in all.
+An answer must begin within `ANSWER_S`, and each piece of a file must be taken within `TAKEN_S`. A busy server is
+asked again after the time that it names, unless that is more than `PATIENCE_S`. A file whose connection breaks is
+sent again. The upload ends with its failure number `TRIES`.
 """
 
 import logging
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 ANSWER_S, TAKEN_S = 60.0, 30.0
 """Longest wait for an answer, which a commit of many files may take, and for a piece of a file to be taken."""
 TRIES, PATIENCE_S = 4, 60.0
-"""How often a busy or broken server is asked in all, and the longest wait that it may name."""
+"""Failures that end an upload, and the longest wait that a server may ask for."""
 
 
 class Refusal(NamedTuple):

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,12 +92,19 @@ def places_of(loadable: Loadable) -> dict[str, str]:
     places = {str(Path.home()): "~"}
     if loadable.run is not None:
         record = loadable.run.read()
-        places[str(loadable.run.path.resolve())] = loadable.run.name
+        places |= {path: Path(path).name for path in _absolute_paths(record.model_dump(mode="json"))}
         places |= {folder: "." for folder in [record.environment.folder] if folder}
-        named = (record.settings("model").get("source"), record.settings("data").get("dataset"))
-        local = [text for text in named if isinstance(text, str) and Path(text).is_absolute()]
-        places |= {text: Path(text).name for text in local}
-    return {place: name for place, name in places.items() if len(Path(place).parts) > 1}
+        places[str(loadable.run.path.resolve())] = loadable.run.name
+    return {place: name for place, name in places.items() if len(Path(place).parts) > 2}
+
+
+def _absolute_paths(value: object) -> Iterator[str]:
+    """Yield the paths in JSON that begin at the root."""
+    if isinstance(value, str) and Path(value).is_absolute():
+        yield value
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for child in children:
+        yield from _absolute_paths(child)
 
 
 def without_places(text: str, places: Mapping[str, str]) -> str:

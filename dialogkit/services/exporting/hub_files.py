@@ -23,7 +23,7 @@ _OTHERS = (
     *("chat_template.jinja", "chat_template.json", "LICENSE*", "NOTICE*", "Modelfile", "*.certificate.json"),
 )
 _OF_A_MODEL = ("*.safetensors", *_PICKLES, "*.index.json", ADAPTER_CONFIG)
-"""Files that make another model of a folder if they are left from an earlier one; GGUF files stand by themselves."""
+"""Files that make another model of a folder if they are left from an earlier one; GGUF files stand alone."""
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.index.json", "*.tiktoken")
 """Texts that are no place for secrets, and whose entries may look like one."""
 _MOST = 4 * 2**20
@@ -92,7 +92,7 @@ def choose_files(folder: Path, *, only: str | None, pickles: bool) -> tuple[dict
         as_pickles = [name for name in names if _is_one_of(name, _PICKLES)]
         if as_pickles:
             raise ModelError(
-                f"the weights in {str(folder)!r} are a pickle ({listed(as_pickles)}), and loading one can run code",
+                f"the weights in {str(folder)!r} are a pickle ({listed(as_pickles)}), which can run code",
                 hint=Change({"include_pickle": True}),
             )
         raise ModelError(f"the folder {str(folder)!r} holds no weights")

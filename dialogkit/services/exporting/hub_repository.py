@@ -30,20 +30,18 @@ class Sent(NamedTuple):
     """What was done.
 
     Attributes:
-        repository: its name, with that of its owner.
         url: its address.
         commit: the commit that holds the model; None if the repository held all of it.
         is_private: whether only its owner sees it.
-        files: the files that differed, and so were committed.
+        committed: the files that differed.
         bytes: bytes of files that were sent.
         removed: files of an earlier model that were removed.
     """
 
-    repository: str
     url: str
     commit: str | None
     is_private: bool
-    files: list[str]
+    committed: list[str]
     bytes: int
     removed: list[str]
 
@@ -52,7 +50,7 @@ class Wanted(NamedTuple):
     """What is asked of the hub.
 
     Attributes:
-        repository: the name, with or without that of its owner.
+        repository: the name, with that of its owner.
         parts: what goes there.
         message: that of the commit.
         is_public: whether everybody is to see it.
@@ -68,8 +66,13 @@ class Wanted(NamedTuple):
     again: Call
 
 
+def address_of(repository: str) -> str:
+    """Return the address of a repository."""
+    return f"{plain_url(hub_url())}/{repository}"
+
+
 def require_name(repository: str, again: Callable[[str], Hint]) -> None:
-    """Raise ConfigError if a repository cannot have this name; `again` makes the hint of a name that it can have."""
+    """Raise ConfigError if a repository cannot have this name; `again` makes the hint of one that it can have."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -98,8 +101,22 @@ def require_hub() -> str:
     return token
 
 
-def send(wanted: Wanted, token: str, on_progress: Callable[[str, float], None]) -> Sent:
+def account_of(token: str, again: Call) -> str:
+    """Return the name of the account that a token belongs to. Raises: UnavailableError."""
+    from huggingface_hub import HfApi
+
+    with uploading(lambda sent: None), _refusals("", again, "", token):
+        return str(HfApi(endpoint=hub_url(), token=token).whoami()["name"])
+
+
+def send(wanted: Wanted, token: str, account: str, on_progress: Callable[[str, float], None]) -> Sent:
     """Create the repository if there is none, and send to it what it lacks.
+
+    Args:
+        wanted: what goes where.
+        token: the token of the hub.
+        account: the account that it belongs to.
+        on_progress: receives the current activity and the fraction that is done.
 
     Raises: UnavailableError; ConfigError and StorageError if the repository is not as it should be;
     InterruptedRunError after Ctrl-C. What was sent by then stays on the hub.
@@ -111,18 +128,13 @@ def send(wanted: Wanted, token: str, on_progress: Callable[[str, float], None]) 
     with uploading(lambda sent: on_progress(activity, min(1.0, sent / total))) as requests:
         api = HfApi(endpoint=hub_url(), token=token)
         on_progress(activity, 0.0)
-        with _refusals(wanted, "", token):
-            account = str(api.whoami()["name"])
-        owned = "/" in wanted.repository
-        repository = wanted.repository if owned else f"{account}/{wanted.repository}"
-        wanted = wanted._replace(repository=repository)
-        with _refusals(wanted, account, token):
+        with _refusals(wanted.repository, wanted.again, account, token):
             there, parent, is_private = _open(api, wanted)
             changed = _changed(wanted, there)
             removed = left_of_another_model(list(there), [*wanted.parts.files, *wanted.parts.texts])
             if (others := [name for name in changed if name in there] + removed) and not wanted.force:
                 raise StorageError(
-                    f"{repository!r} holds other files of these names or another model: {listed(others)}",
+                    f"{wanted.repository!r} holds other files of these names or another model: {listed(others)}",
                     hint=Change({"force": True}),
                 )
 
@@ -131,9 +143,11 @@ def send(wanted: Wanted, token: str, on_progress: Callable[[str, float], None]) 
                 activity = text
                 on_progress(activity, min(1.0, requests.sent / total))
 
-            commit = _commit(api, wanted, changed, removed, parent, say) if changed or removed else None
-    url = f"{plain_url(hub_url())}/{repository}"
-    return Sent(repository, url, commit, is_private, changed, requests.sent, removed)
+            commit = None
+            if changed or removed:
+                _send_large(api, wanted, changed, lambda: requests.sent, say)
+                commit = _commit(api, wanted, changed, removed, parent, say)
+    return Sent(address_of(wanted.repository), commit, is_private, changed, requests.sent, removed)
 
 
 def _open(api: Any, wanted: Wanted) -> tuple[dict[str, Any], str | None, bool]:
@@ -173,6 +187,28 @@ def _is_same(file: Any, content: Path | bytes) -> bool:
     return bool(known == digest(content, large=file.lfs is not None))
 
 
+def _additions(wanted: Wanted, names: Sequence[str]) -> list[Any]:
+    """Return what adds files to the repository, as the hub's library takes it."""
+    from huggingface_hub import CommitOperationAdd
+
+    files, texts = wanted.parts.files, wanted.parts.texts
+    contents = {name: str(files[name]) if name in files else texts[name].encode() for name in names}
+    return [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()]
+
+
+def _send_large(
+    api: Any, wanted: Wanted, names: Sequence[str], sent: Callable[[], int], say: Callable[[str], None]
+) -> None:
+    """Send the large ones among some files one by one: each that is there whole stays there without a commit."""
+    for addition in _additions(wanted, names):
+        if addition.upload_info.size >= ONE_BY_ONE:
+            say(f"sending {addition.path_in_repo}")
+            before = sent()
+            api.preupload_lfs_files(wanted.repository, [addition])
+            if sent() == before:
+                say(f"{addition.path_in_repo} is on the hub already")
+
+
 def _commit(
     api: Any,
     wanted: Wanted,
@@ -181,24 +217,13 @@ def _commit(
     parent: str | None,
     say: Callable[[str], None],
 ) -> str:
-    """Send files one by one, then commit all of them; return the commit."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    """Add and remove files in one commit, and return it."""
+    from huggingface_hub import CommitOperationDelete
 
-    files, texts = wanted.parts.files, wanted.parts.texts
-    additions = [
-        CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(files[name]))
-        if name in files
-        else CommitOperationAdd(path_in_repo=name, path_or_fileobj=texts[name].encode())
-        for name in changed
-    ]
-    for addition in additions:
-        if addition.upload_info.size >= ONE_BY_ONE:
-            say(f"sending {addition.path_in_repo}")
-            api.preupload_lfs_files(wanted.repository, [addition], free_memory=False)
-    say(f"committing {counted(len(additions) + len(removed), 'file')}")
+    say(f"committing {counted(len(changed) + len(removed), 'file')}")
     done = api.create_commit(
         wanted.repository,
-        [*(CommitOperationDelete(path_in_repo=name) for name in removed), *additions],
+        [*(CommitOperationDelete(path_in_repo=name) for name in removed), *_additions(wanted, changed)],
         commit_message=wanted.message,
         parent_commit=parent,
         num_threads=1,
@@ -207,7 +232,7 @@ def _commit(
 
 
 @contextmanager
-def _refusals(wanted: Wanted, account: str, token: str) -> Iterator[None]:
+def _refusals(repository: str, again: Call, account: str, token: str) -> Iterator[None]:
     """Turn the errors of the hub's library into one sentence each, with what to do."""
     try:
         yield
@@ -215,7 +240,7 @@ def _refusals(wanted: Wanted, account: str, token: str) -> Iterator[None]:
         raise
     except KeyboardInterrupt:
         message = "stopped by Ctrl-C; the files that were sent whole need not be sent again"
-        raise InterruptedRunError(message, exit_code=130, hint=wanted.again) from None
+        raise InterruptedRunError(message, exit_code=130, hint=again) from None
     except Exception as error:
         refused = refusal(error)
         if refused is None and isinstance(error, ValueError) and "metadata" in str(error).lower():
@@ -225,10 +250,10 @@ def _refusals(wanted: Wanted, account: str, token: str) -> Iterator[None]:
             raise ModelError(f"{str(error.filename)!r} cannot be read: {os_reason(error)}") from None
         if refused is None:
             raise
-        raise _unavailable(refused, wanted, account, token) from None
+        raise _unavailable(refused, repository, again, account, token) from None
 
 
-def _unavailable(refused: Refusal, wanted: Wanted, account: str, token: str) -> UnavailableError:
+def _unavailable(refused: Refusal, repository: str, again: Call, account: str, token: str) -> UnavailableError:
     """Return what the hub refused as a sentence."""
     said = f": {refused.said}" if refused.said else ""
     if refused.status == 401:
@@ -237,13 +262,13 @@ def _unavailable(refused: Refusal, wanted: Wanted, account: str, token: str) -> 
         advice: Hint = "set HF_TOKEN to a token that may write" if from_environment else Shell("hf auth login")
         return UnavailableError(f"the hub does not know the token {source}", hint=advice)
     if refused.status == 403:
-        owner, _, name = wanted.repository.rpartition("/")
-        other = Call("push", *wanted.again.arguments[:1], f"{account}/{name}", **wanted.again.options)
+        owner, _, name = repository.rpartition("/")
+        other = Call("push", *again.arguments[:1], f"{account}/{name}", **again.options)
         may_write = "use a token that may write, from https://huggingface.co/settings/tokens"
         return UnavailableError(
-            f"the token of {account!r} may not write to {wanted.repository!r}{said}",
+            f"the token of {account!r} may not write to {repository!r}{said}",
             hint=Either(may_write, *([] if owner == account else [other])),
         )
     if refused.status in (409, 412):
-        return UnavailableError(f"{wanted.repository!r} was changed meanwhile{said}", hint=wanted.again)
-    return UnavailableError(f"{refused.sentence}{said}", hint=wanted.again)
+        return UnavailableError(f"{repository!r} was changed meanwhile{said}", hint=again)
+    return UnavailableError(f"{refused.sentence}{said}", hint=again)
