@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dialogkit.cli import complete, options
+from dialogkit.cli import complete, hints, options
 from dialogkit.cli.output import Output, table, untrusted, values_grid
 from dialogkit.hints import Call, Shell
 from dialogkit.text import byte_size, counted, listed
 
 if TYPE_CHECKING:
+    from dialogkit.services.exporting.hub_card import Note
     from dialogkit.services.exporting.hub_files import PushedFile
     from dialogkit.services.push import PushResult
 
@@ -43,13 +44,13 @@ def push_command(
     shown = Output(json_mode=json_output)
     told: list[str] = []
 
-    def show(files: Sequence["PushedFile"], notes: Sequence[str]) -> None:
+    def show(files: Sequence["PushedFile"], notes: Sequence["Note"]) -> None:
         if not dry_run:
             parts = [f"{file.name} ({_size(file.bytes)})" for file in files]
             shown.note(f"files: {listed(parts)}, {_size(sum(file.bytes for file in files))} in all")
-        for note in notes:
-            shown.note(note)
-        told.extend(notes)
+        for text, advice in notes:
+            shown.note(text if advice is None else f"{text}; {hints.render(advice)}")
+            told.append(text)
 
     with shown.progress() as on_progress:
         result = push(

@@ -13,7 +13,7 @@ from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.errors import ConfigError, ModelError
 from dialogkit.hints import Call
 from dialogkit.services.evaluation.evaluator import ProgressSink
-from dialogkit.services.exporting.hub_card import HubCard, hub_card, places_of, without_places
+from dialogkit.services.exporting.hub_card import HubCard, Note, hub_card, places_of, without_places
 from dialogkit.services.exporting.hub_files import CARD, Parts, PushedFile, choose_files
 from dialogkit.services.exporting.hub_repository import (
     Wanted,
@@ -28,7 +28,7 @@ from dialogkit.system.compute_lock import alone
 from dialogkit.text import listed
 from dialogkit.tracking.run_dir import REPORT_FILE
 
-Show = Callable[[Sequence[PushedFile], Sequence[str]], None]
+Show = Callable[[Sequence[PushedFile], Sequence[Note]], None]
 
 
 class PushResult(Result):
@@ -105,8 +105,8 @@ def push(
     Raises: ModelError, ConfigError, StorageError, UnavailableError; InterruptedRunError after Ctrl-C.
     """
     options = {
-        **{"public": public, "bundle": bundle, "include_pickle": include_pickle, "force": force},
-        "message": message,
+        **{"public": public, "dry_run": dry_run, "bundle": bundle},
+        **{"message": message, "include_pickle": include_pickle, "force": force},
     }
     given = {name: value for name, value in options.items() if value} | output_of(output)
     require_name(repository, lambda name: Call("push", model, name, **given))
@@ -127,8 +127,8 @@ def push(
         parts.require_no_secrets()
         notes = _notes(card, left_out, is_merged=is_merged)
         on_files(parts.listed(), notes)
-        known = {
-            **{"files": parts.listed(), "left_out": left_out, "notes": notes},
+        known: dict[str, Any] = {
+            **{"files": parts.listed(), "left_out": left_out, "notes": [note.text for note in notes]},
             **{"card": card.head, "dry_run": dry_run},
         }
         if dry_run:
@@ -145,7 +145,8 @@ def push(
         said = message or f"{loadable.display_name}, with dialogkit {__version__}"
         done = send(Wanted(named, parts, said, public, force, again), token, account, on_progress)
     if public and done.is_private:
-        notes.append(f"note: {named} is private and stays so; its settings on the hub change that")
+        stays = f"note: {named} is private and stays so; its settings on the hub change that"
+        known["notes"] = [*known["notes"], stays]
     return PushResult(
         repository=named,
         url=done.url,
@@ -208,12 +209,12 @@ def _report(loadable: Loadable, again: Call) -> str:
     return without_places(render_report([loadable.run]), places_of(loadable))
 
 
-def _notes(card: HubCard, left_out: Sequence[str], *, is_merged: bool) -> list[str]:
+def _notes(card: HubCard, left_out: Sequence[str], *, is_merged: bool) -> list[Note]:
     """Return what is worth knowing about what is sent."""
     notes = list(card.notes)
     if is_merged:
-        notes.append("note: the adapter's base is only on this machine: both are sent as one model")
+        notes.append(Note("note: the adapter's base is only on this machine: both are sent as one model"))
     if left_out:
         more = [f"{len(left_out) - 8} more"] if len(left_out) > 8 else []
-        notes.append(f"note: not sent: {listed([*left_out[:8], *more])}")
+        notes.append(Note(f"note: not sent: {listed([*left_out[:8], *more])}"))
     return notes

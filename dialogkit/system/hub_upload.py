@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 ANSWER_S, TAKEN_S = 60.0, 30.0
 """Longest wait for an answer, which a commit of many files may take, and for a piece of a file to be taken."""
-TRIES, PATIENCE_S = 4, 60.0
-"""Failures that end an upload, and the longest wait that a server may ask for."""
+TRIES, PATIENCE_S, PAUSE_S = 4, 60.0, 1.0
+"""Failures that end an upload, the longest wait that a server may ask for, and the wait where it asks for none."""
 
 
 class Refusal(NamedTuple):
@@ -52,6 +52,7 @@ class Uploading:
         self.sent = 0
         self._on_sent = on_sent
         self._failures = 0
+        self._failure: str | None = None
 
     def send(self, send: Callable[..., Any], request: Any, *, stream: bool, **options: Any) -> Any:
         """Send a request, again if its server is busy or lost the connection; count its bytes if it is a file."""
@@ -61,6 +62,8 @@ class Uploading:
         if is_file:
             request.stream = _counted(request.stream, self)
         while True:
+            if self._failure is not None:  # of another thread of the library
+                _end(self._failure)
             try:
                 response = send(request, stream=stream, **options)
             except Exception as error:
@@ -70,7 +73,7 @@ class Uploading:
                 self._fail(request, said_by(error), is_last="/commit/" in str(request.url))
                 if is_file:
                     raise
-                wait = 1.0
+                wait = PAUSE_S
             else:
                 if response.status_code not in BUSY:
                     return response
@@ -91,7 +94,8 @@ class Uploading:
         """Count a failure; end the upload with the last one."""
         self._failures += 1
         if is_last or self._failures >= TRIES or said.startswith("cannot be reached"):
-            _end(f"{server_of(request)} {said}")
+            self._failure = f"{server_of(request)} {said}"
+            _end(self._failure)
         logger.warning("%s %s; trying again ...", server_of(request), said)
 
 
@@ -141,7 +145,7 @@ def hub_token() -> str | None:
 
 def _busy(response: Any) -> tuple[str, float]:
     """Return what a busy server said, and the seconds that it asks to wait."""
-    said, wait = f"answered {_named(response.status_code)}", 1.0
+    said, wait = f"answered {_named(response.status_code)}", PAUSE_S
     with suppress(ValueError):
         wait = float(response.headers.get("Retry-After", ""))
         said += f" and asks to wait {wait:g} s"

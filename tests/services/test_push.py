@@ -11,8 +11,8 @@ import pytest
 from dialogkit.errors import DialogKitError, InterruptedRunError, ModelError
 from dialogkit.services.exporting import hub_repository
 from dialogkit.services.push import PushResult, push
-from dialogkit.system import network
-from tests.conftest import Finished, Trained, typed
+from dialogkit.system import hub_upload, network
+from tests.conftest import Finished, Trained, typed, write_files
 from tests.writable_hub import TOKEN, Repository, WritableHub, sha256, writable_hub
 
 Run = Callable[..., Finished]
@@ -32,7 +32,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[WritableHub]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub_repository, "ONE_BY_ONE", 100_000)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr(hub_upload, "PAUSE_S", 0.0)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # of the hub's library
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     network.forget()
     with writable_hub() as made:
@@ -194,7 +195,7 @@ def test_other_files_are_replaced_and_an_earlier_model_removed_only_with_force(
     assert hub.repositories["ann/tiny"].files == before
     result = make(force=True)
     assert result.removed == ["model-00001-of-00002.safetensors"]
-    assert sorted(hub.repositories["ann/tiny"].files) == [*FILES, "notes.txt"]
+    assert sorted(hub.repositories["ann/tiny"].files) == sorted([*FILES, "notes.txt"])
 
 
 def test_who_sees_a_repository_is_never_changed(hub: WritableHub, make: Push) -> None:
@@ -292,15 +293,18 @@ def test_neither_secrets_nor_pickles_nor_models_of_the_hub_go(output: Path) -> N
         push("someone/thing", "tiny", dry_run=True)
 
 
-def test_a_gguf_file_goes_with_what_stands_beside_it(trained: Trained) -> None:
-    from dialogkit.services.export import export
-
-    export("shared-run", output=trained.output, folder="out")
-    export("shared-run", output=trained.output, folder="out", type="f16", force=True)
-    result = push("out/shared-run-q8_0.gguf", "tiny", dry_run=True)
-    assert [file.name for file in result.files if "f16" not in file.name] == [
-        *("Modelfile", "README.md", "shared-run-q8_0.certificate.json", "shared-run-q8_0.gguf")
-    ]
+def test_a_gguf_file_goes_with_what_stands_beside_it() -> None:
+    beside = {
+        "Modelfile": "FROM ./a.gguf",
+        "a.certificate.json": "{}",
+        "README.md": "---\nlicense: mit\n---\n# A\n",
+    }
+    write_files(
+        Path("out"), {**beside, "a.gguf": b"GGUF", "b.gguf": b"GGUF", "b.log": "", "b.certificate.json": "{}"}
+    )
+    result = push("out/a.gguf", "tiny", dry_run=True)
+    assert [file.name for file in result.files] == ["Modelfile", "README.md", "a.certificate.json", "a.gguf"]
+    assert result.left_out == ["b.certificate.json", "b.gguf", "b.log"]
     assert "library_name: gguf" in result.card
 
 

@@ -33,20 +33,25 @@ _OF_OUR_DATA = "en"
 """The language of the datasets with a short name."""
 
 
+class Note(NamedTuple):
+    """Something to know about a card, and what to do about it if anything."""
+
+    text: str
+    advice: Hint | None = None
+
+
 class HubCard(NamedTuple):
     """A card.
 
     Attributes:
         text: all of it.
         head: the YAML at its beginning.
-        notes: what its reader should know before it is public.
-        advice: what to do about the first note that something can be done about.
+        notes: what to know before it is sent, each with what can be done about it.
     """
 
     text: str
     head: str
-    notes: list[str]
-    advice: Hint | None
+    notes: list[Note]
 
 
 def hub_card(loadable: Loadable, folder: Path, repository: str, *, is_merged: bool) -> HubCard:
@@ -83,8 +88,7 @@ def hub_card(loadable: Loadable, folder: Path, repository: str, *, is_merged: bo
     places = places_of(loadable)
     yaml = without_places(_yaml(head, loadable.display_name, folder / CARD), places)
     text = f"---\n{yaml}---\n{without_places(body, places)}"
-    notes, advice = _notes(loadable, origin, head)
-    return HubCard(text, yaml, notes, advice)
+    return HubCard(text, yaml, _notes(loadable, origin, head))
 
 
 def places_of(loadable: Loadable) -> dict[str, str]:
@@ -201,22 +205,20 @@ def _is_non_commercial(license: str | None) -> bool:
     return _NON_COMMERCIAL.search(license or "") is not None
 
 
-def _notes(loadable: Loadable, origin: Origin, head: Mapping[str, Any]) -> tuple[list[str], Hint | None]:
-    notes: list[str] = []
-    advice: Hint | None = None
+def _notes(loadable: Loadable, origin: Origin, head: Mapping[str, Any]) -> list[Note]:
+    notes = []
     for thing, license in ((origin.data, origin.data_license), (origin.weights, origin.weights_license)):
         if _is_non_commercial(license):
-            notes.append(f"warning: {thing} is {license}: nobody may use the model commercially")
+            notes.append(Note(f"warning: {thing} is {license}: nobody may use the model commercially"))
     if head.get("license") == "other":
         known = origin.data_license or origin.weights_license
-        why = f"{known!r} is none that the hub has a name for" if known else "no licence of its data is known"
-        notes.append(f"note: {why}: the card says `license: other`")
+        why = f"the hub has no name for the licence {known!r}" if known else "no licence of its data is known"
+        notes.append(Note(f"note: {why}: the card says `license: other`"))
     if "model-index" not in head:
-        if loadable.run is not None:
-            advice = call_on(loadable.run, "evaluate")
-        lacks = "no evaluation of it is kept" if loadable.run is not None else "it has no run here"
-        notes.append(f"note: {lacks}: the card has no model-index")
-    return notes, advice
+        lacks = "it has no run here" if loadable.run is None else "no evaluation of it is kept"
+        advice = None if loadable.run is None else call_on(loadable.run, "evaluate")
+        notes.append(Note(f"note: {lacks}: the card has no model-index", advice))
+    return notes
 
 
 def _body(own: str, repository: str, *, is_adapter: bool) -> str:

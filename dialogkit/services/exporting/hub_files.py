@@ -24,6 +24,8 @@ _OTHERS = (
 )
 _OF_A_MODEL = ("*.safetensors", *_PICKLES, "*.index.json", ADAPTER_CONFIG)
 """Files that make another model of a folder if they are left from an earlier one; GGUF files stand alone."""
+_OF_ONE = (*_WEIGHTS, "*.certificate.json")
+"""Files of one of several models in a folder."""
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.index.json", "*.tiktoken")
 """Texts that are no place for secrets, and whose entries may look like one."""
 _MOST = 4 * 2**20
@@ -83,7 +85,9 @@ def choose_files(folder: Path, *, only: str | None, pickles: bool) -> tuple[dict
         names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise ModelError(f"the folder {str(folder)!r} cannot be read: {os_reason(error)}") from None
-    others = {name for name in names if only is not None and name != only and _is_one_of(name, _WEIGHTS)}
+    stem = None if only is None else only.rpartition(".")[0]
+    certificate = f"{stem}.certificate.json"
+    others = {name for name in names if _is_one_of(name, _OF_ONE) and stem and name not in (only, certificate)}
     chosen = {name: folder / name for name in names if _is_one_of(name, wanted) and name not in others}
     for path in chosen.values():
         if (kind := file_kind(path)) is not None:
