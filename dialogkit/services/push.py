@@ -114,14 +114,15 @@ def push(
     again = Call("push", model, repository, **given)
     with _folder_of(loadable) as (folder, only, is_merged):
         files, left_out = choose_files(folder, only=only, pickles=include_pickle)
-        if not any(name.endswith(".gguf") for name in files):
+        is_gguf = any(name.endswith(".gguf") for name in files)
+        if not is_gguf:
             from dialogkit.models.folder import require_sound
 
             require_sound(folder)
         token = "" if dry_run else require_hub()
         account = "" if dry_run else account_of(token, again)
         named = repository if "/" in repository or dry_run else f"{account}/{repository}"
-        card = hub_card(loadable, folder, named, is_merged=is_merged)
+        card = hub_card(loadable, folder, named, is_merged=is_merged, is_gguf=is_gguf)
         texts = {CARD: card.text, **({REPORT_FILE: _report(loadable, again)} if bundle else {})}
         parts = Parts({name: path for name, path in files.items() if name not in texts}, texts)
         parts.require_no_secrets()

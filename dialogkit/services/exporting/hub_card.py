@@ -54,7 +54,7 @@ class HubCard(NamedTuple):
     notes: list[Note]
 
 
-def hub_card(loadable: Loadable, folder: Path, repository: str, *, is_merged: bool) -> HubCard:
+def hub_card(loadable: Loadable, folder: Path, repository: str, *, is_merged: bool, is_gguf: bool) -> HubCard:
     """Return the card of a model.
 
     A card that training wrote gets a new head, and a section on its use from the hub. To another card only what
@@ -65,6 +65,7 @@ def hub_card(loadable: Loadable, folder: Path, repository: str, *, is_merged: bo
         folder: its folder.
         repository: its name on the hub.
         is_merged: whether an adapter is sent together with its base, as one model.
+        is_gguf: whether its weights are GGUF files.
 
     Raises: ModelError if the head of the card in the folder is not valid.
     """
@@ -72,7 +73,6 @@ def hub_card(loadable: Loadable, folder: Path, repository: str, *, is_merged: bo
     given = _head_of(own, folder / CARD) if own is not None else {}
     origin, results = origin_of(loadable), _results(loadable)
     is_ours = own is None or _OURS in (given.get("tags") or [])
-    is_gguf = given.get("library_name") == "gguf" or Path(loadable.model.source or "").suffix == ".gguf"
     head = _facts(loadable, origin, results)
     if is_gguf:
         head |= {"library_name": "gguf", "tags": [_OURS, "gguf", "conversational"]}
