@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
 from dialogkit.redaction import remember
-from dialogkit.system.hub import BUSY, hub_name, is_of_client, limited, said_by, server_of
+from dialogkit.system.hub import BUSY, hub_name, is_for_hub, is_of_client, limited, said_by, server_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,8 @@ class Uploading:
         timeout = {"connect": TAKEN_S, "pool": TAKEN_S, "write": TAKEN_S, "read": ANSWER_S}
         request.extensions = {**request.extensions, "timeout": timeout}
         is_file = request.method == "PUT"  # the library begins it anew, as what was sent of it is gone
+        if not is_file and (not is_for_hub(request) or "/telemetry/" in request.url.path):
+            return send(request, stream=stream, **options)  # of another thread, and not of this upload
         if is_file:
             request.stream = _counted(request.stream, self)
         while True:

@@ -128,6 +128,21 @@ def test_a_connection_that_breaks_in_a_file_costs_that_file_alone(hub: WritableH
     assert hub.uploads.count(whole) == 1
 
 
+@pytest.mark.parametrize("url", ["http://localhost:9/", "http://127.0.0.1:9/api/telemetry/x"])
+def test_what_else_the_library_asks_meanwhile_may_fail(url: str, hub: WritableHub, make: Push) -> None:
+    from huggingface_hub import get_session
+
+    asked: list[str] = []
+
+    def ask(stage: str, fraction: float) -> None:
+        with pytest.raises(Exception, match="refused"):
+            get_session().get(url)
+        asked.append(stage)
+
+    assert make(on_progress=ask).committed == FILES
+    assert asked
+
+
 def test_ctrl_c_says_that_the_same_call_continues(hub: WritableHub, make: Push) -> None:
     hub.faults[PUT] = ["interrupt"]
     with pytest.raises(InterruptedRunError, match="stopped by Ctrl-C") as stopped:
