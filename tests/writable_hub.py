@@ -33,7 +33,7 @@ class WritableHub:
     Attributes:
         faults: by the beginning of a request, as in `POST /api/repos/create`, the answers that it gets first: a
             status, with the wait that it asks for; `cut`, which closes the connection in the middle of the body;
-            `interrupt`, which is Ctrl-C at that moment, in this process.
+            `page`, a web page; `interrupt`, which is Ctrl-C at that moment, in this process.
         taken: large files that were taken whole, by their SHA-256.
         uploads: SHA-256 of each large file that was begun to be taken.
     """
@@ -172,12 +172,13 @@ class _Handler(BaseHTTPRequestHandler):
                 body += self.rfile.read(size)
                 self.rfile.readline()
             self.rfile.readline()
-        status, _, wait = fault.partition(" ")
+        is_page = fault == "page"
+        status, _, wait = fault.removeprefix("page").partition(" ")
         code, content = (int(status), {"error": "not now"}) if status else self.hub.answer(self, body)
         answer = json.dumps(content).encode()
         self.send_response(code)
-        for name, value in {"Content-Length": str(len(answer)), "Content-Type": "application/json"}.items():
-            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer)))
+        self.send_header("Content-Type", "text/html" if is_page else "application/json")
         if wait:
             self.send_header("Retry-After", wait)
         if code == 404:

@@ -34,6 +34,8 @@ SLOW_S, ANSWERS_S = 3.0, 60.0
 """Seconds from which an answer counts as slow, and the longest total wait for slow answers of one loading."""
 STALL_S, STALL_BYTES = 30.0, 16 * 1024
 """A file that delivers fewer bytes in this time has stalled; HF_HUB_DOWNLOAD_TIMEOUT overrides the seconds."""
+PAGE = "answered with a web page, such as the sign-in page of a network"
+"""The rest of a sentence about such a page."""
 BREAKS = 5
 """How often a file is resumed after its connection broke."""
 BUSY = frozenset({408, 429, 500, 502, 503, 504})
@@ -250,9 +252,9 @@ class _Loading:
                     wait = float(response.headers.get("Retry-After", ""))
                     said += f" and asks to wait {wait:g} s"
             else:
-                if _is_page(request, response):
+                if is_page(request, response):
                     pump.abandon()
-                    self.fail(request, "answered with a web page, such as the sign-in page of a network")
+                    self.fail(request, PAGE)
                 response.extensions["dialogkit_pump"] = pump
                 return response
             if time.monotonic() + wait >= end:
@@ -392,7 +394,8 @@ def _file(request: Any) -> str:
     return repr(path.partition("/resolve/")[2].partition("/")[2] or path.rpartition("/")[2] or "/")
 
 
-def _is_page(request: Any, response: Any) -> bool:
+def is_page(request: Any, response: Any) -> bool:
+    """Return whether a page for people came in place of the hub's answer, as where one has to sign in first."""
     kind = response.headers.get("Content-Type", "")
     return (
         response.status_code == 200

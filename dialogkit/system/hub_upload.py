@@ -15,7 +15,17 @@ from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
 from dialogkit.redaction import remember
-from dialogkit.system.hub import BUSY, hub_name, is_for_hub, is_of_client, limited, said_by, server_of
+from dialogkit.system.hub import (
+    BUSY,
+    PAGE,
+    hub_name,
+    is_for_hub,
+    is_of_client,
+    is_page,
+    limited,
+    said_by,
+    server_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +87,8 @@ class Uploading:
                     raise
                 wait = PAUSE_S
             else:
+                if is_page(request, response):
+                    self._fail(request, PAGE, is_last=True)
                 if response.status_code not in BUSY:
                     return response
                 said, wait = _busy(response)
@@ -108,7 +120,7 @@ def uploading(on_sent: Callable[[int], None]) -> Iterator[Uploading]:
     Args:
         on_sent: receives the number of bytes of files that were sent so far.
     """
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     shown = not are_progress_bars_disabled() and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ
     if shown:

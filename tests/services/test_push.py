@@ -178,6 +178,7 @@ REFUSED = {
     "nowhere": ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {}, "cannot be reached", "doctor --network"),
     "bob/tiny": ({}, {}, "the token of 'ann' may not write to 'bob/tiny'", "push shared-run ann/tiny"),
     "a b": ({}, {}, "the repository is 'a b'", "push shared-run a-b"),
+    "page": ({}, {"GET /api/whoami": ["page"]}, "answered with a web page", "push shared-run page"),
     "later": ({}, {"POST /api/models": ["429 3600"]}, "asks to wait 3600 s", "push shared-run later"),
     "changed": ({}, {"POST /api/models/ann/changed/commit": ["412"]}, "was changed meanwhile", "push shared-run"),
 }

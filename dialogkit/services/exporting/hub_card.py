@@ -158,7 +158,7 @@ def _facts(loadable: Loadable, origin: Origin, results: list[_Measured]) -> dict
         model_name=loadable.display_name if scores else None,
         eval_results=scores or None,
     )
-    return {name: value for name, value in data.to_dict().items() if value is not None}
+    return {name: value for name, value in data.to_dict().items() if value is not None}  # type: ignore[no-untyped-call]
 
 
 def _results(loadable: Loadable) -> list[_Measured]:
@@ -253,7 +253,7 @@ def _head_of(card: str, path: Path) -> dict[str, Any]:
     if without_head(card) == card:
         return {}
     try:
-        return dict(ModelCard(card).data.to_dict())
+        return dict(ModelCard(card).data.to_dict())  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever the YAML library raises, or the check of the results
         raise ModelError(
             f"the YAML at the beginning of {str(path)!r} is not valid: {first_line(error)}",

@@ -74,7 +74,7 @@ def address_of(repository: str) -> str:
 def require_name(repository: str, again: Callable[[str], Hint]) -> None:
     """Raise ConfigError if a repository cannot have this name; `again` makes the hint of one that it can have."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     bare = repository.removeprefix(f"{plain_url(hub_url())}/").removeprefix("https://huggingface.co/")
     try:
