@@ -14,7 +14,7 @@ from dialogkit.errors import ConfigError, ModelError
 from dialogkit.hints import Call
 from dialogkit.services.evaluation.evaluator import ProgressSink
 from dialogkit.services.exporting.hub_card import HubCard, Note, hub_card, places_of, without_places
-from dialogkit.services.exporting.hub_files import CARD, Parts, PushedFile, choose_files
+from dialogkit.services.exporting.hub_files import CARD, Parts, PushedFile, choose_files, settings_without_folders
 from dialogkit.services.exporting.hub_repository import (
     Wanted,
     account_of,
@@ -123,7 +123,11 @@ def push(
         account = "" if dry_run else account_of(token, again)
         named = repository if "/" in repository or dry_run else f"{account}/{repository}"
         card = hub_card(loadable, folder, named, is_merged=is_merged, is_gguf=is_gguf)
-        texts = {CARD: card.text, **({REPORT_FILE: _report(loadable, again)} if bundle else {})}
+        texts = {
+            CARD: card.text,
+            **settings_without_folders(files),
+            **({REPORT_FILE: _report(loadable, again)} if bundle else {}),
+        }
         parts = Parts({name: path for name, path in files.items() if name not in texts}, texts)
         parts.require_no_secrets()
         notes = _notes(card, left_out, is_merged=is_merged)

@@ -236,6 +236,14 @@ def test_the_report_goes_with_it_without_the_folders_of_this_machine(
     assert str(Path.cwd()) not in page
 
 
+def test_no_settings_name_the_folder_that_a_model_was_loaded_from(hub: WritableHub, output: Path) -> None:
+    shutil.copytree(output / "custom_nano", "copy")
+    settings = json.loads(Path("copy/config.json").read_text())
+    Path("copy/config.json").write_text(json.dumps({**settings, "_name_or_path": str(Path.cwd() / "copy")}))
+    push("copy", "tiny")
+    assert json.loads(hub.repositories["ann/tiny"].files["config.json"]) == settings
+
+
 def record_of(output: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path = output / "runs/shared-run/run.json"
     record = json.loads(path.read_text())

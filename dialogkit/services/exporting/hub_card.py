@@ -22,6 +22,7 @@ from dialogkit.services.exporting.card import (
 from dialogkit.services.exporting.hub_files import CARD
 from dialogkit.services.runs.resolve import Loadable, call_on
 from dialogkit.services.training.model_card import ADAPTER_ONLY, license_id
+from dialogkit.text import counted
 from dialogkit.tracking.evaluation_files import best_evaluations
 from dialogkit.tracking.metric_specs import HELD_OUT
 
@@ -99,7 +100,7 @@ def places_of(loadable: Loadable) -> dict[str, str]:
         places |= {path: Path(path).name for path in _absolute_paths(record.model_dump(mode="json"))}
         places |= {folder: "." for folder in [record.environment.folder] if folder}
         places[str(loadable.run.path.resolve())] = loadable.run.name
-    return {place: name for place, name in places.items() if len(Path(place).parts) > 2}
+    return {place: name for place, name in places.items() if len(Path(place).parts) > 1}
 
 
 def _absolute_paths(value: object) -> Iterator[str]:
@@ -114,7 +115,8 @@ def _absolute_paths(value: object) -> Iterator[str]:
 def without_places(text: str, places: Mapping[str, str]) -> str:
     """Return a text with other words for the folders of this machine."""
     for place in sorted(places, key=len, reverse=True):
-        text = text.replace(place, places[place])
+        whole = rf"(?<![\w.~-]){re.escape(place)}(?![\w-])"
+        text = re.sub(whole, places[place].replace("\\", r"\\"), text)
     return text
 
 
@@ -124,6 +126,11 @@ class _Measured(NamedTuple):
     dataset: str
     dialogs: int | None
     values: dict[str, float]
+
+    @property
+    def size(self) -> str:
+        """The number of dialogs as the end of a metric's name."""
+        return "" if self.dialogs is None else f", {counted(self.dialogs, 'held-out dialog')}"
 
 
 def _facts(loadable: Loadable, origin: Origin, results: list[_Measured]) -> dict[str, Any]:
@@ -140,11 +147,10 @@ def _facts(loadable: Loadable, origin: Origin, results: list[_Measured]) -> dict
             dataset_name=measured.dataset,
             dataset_split="held-out",
             metric_type=name,
-            metric_name=f"{HELD_OUT[name][0]}" + ("" if dialogs is None else f", {dialogs:,} held-out dialogs"),
+            metric_name=f"{HELD_OUT[name][0]}{measured.size}",
             metric_value=float(f"{value:.6g}"),
         )
         for measured in results
-        for dialogs in [measured.dialogs]
         for name, value in measured.values.items()
     ]
     data = ModelCardData(

@@ -1,7 +1,9 @@
 """Which files of a model's folder go to the hub, and a search of them for secrets."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +30,8 @@ _OF_ONE = (*_WEIGHTS, "*.certificate.json")
 """Files of one of several models in a folder."""
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.index.json", "*.tiktoken")
 """Texts that are no place for secrets, and whose entries may look like one."""
+_NAME_THEIR_FOLDER = {"config.json", "tokenizer_config.json"}
+_OF_A_FOLDER = ("_name_or_path", "name_or_path")
 _MOST = 4 * 2**20
 
 
@@ -102,6 +106,19 @@ def choose_files(folder: Path, *, only: str | None, pickles: bool) -> tuple[dict
         raise ModelError(f"the folder {str(folder)!r} holds no weights")
     left = [name for name in names if name not in chosen and name != CARD and not name.startswith(".")]
     return chosen, left
+
+
+def settings_without_folders(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return the settings among some files that say from which folder a model was loaded, without that."""
+    made = {}
+    for name in _NAME_THEIR_FOLDER & files.keys():
+        with suppress(ValueError, RecursionError):  # what is no JSON goes as it is, if it may go at all
+            content = json.loads(files[name].read_bytes()[:_MOST])
+            named = {key for key in _OF_A_FOLDER if Path(str(content.get(key) or "")).is_absolute()}
+            if named:
+                kept = {key: value for key, value in content.items() if key not in named}
+                made[name] = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
+    return made
 
 
 def left_of_another_model(there: Sequence[str], sent: Sequence[str]) -> list[str]:

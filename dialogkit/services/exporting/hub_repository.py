@@ -161,7 +161,8 @@ def _open(api: Any, wanted: Wanted) -> tuple[dict[str, Any], str | None, bool]:
     try:
         info = api.model_info(repository, files_metadata=True)
     except RepositoryNotFoundError:
-        api.create_repo(repository, private=not wanted.is_public, repo_type="model", exist_ok=True)
+        # Not `exist_ok`: what another process made meanwhile may be public.
+        api.create_repo(repository, private=not wanted.is_public, repo_type="model")
         return {}, None, not wanted.is_public
     if not info.private and not wanted.is_public:
         raise ConfigError(
