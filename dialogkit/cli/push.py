@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def push_command(
-    model: Annotated[str, typer.Argument(help="Catalogue name, run or folder.", autocompletion=complete.models)],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Catalogue name, run or folder.", autocompletion=complete.models)
+    ],
     repository: Annotated[
         str, typer.Argument(metavar="REPO", help="Repository on the hub: USER/NAME, or NAME for one of your own.")
     ],

@@ -114,9 +114,10 @@ def settings_without_folders(files: Mapping[str, Path]) -> dict[str, str]:
     for name in _NAME_THEIR_FOLDER & files.keys():
         with suppress(ValueError, RecursionError):  # what is no JSON goes as it is, if it may go at all
             content = json.loads(files[name].read_bytes()[:_MOST])
-            named = {key for key in _OF_A_FOLDER if Path(str(content.get(key) or "")).is_absolute()}
+            known = content if isinstance(content, dict) else {}
+            named = {key for key in _OF_A_FOLDER if Path(str(known.get(key) or "")).is_absolute()}
             if named:
-                kept = {key: value for key, value in content.items() if key not in named}
+                kept = {key: value for key, value in known.items() if key not in named}
                 made[name] = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
     return made
 
