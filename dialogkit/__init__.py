@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from dialogkit.services.models import list_models as list_models
     from dialogkit.services.plan import PlanResult as PlanResult
     from dialogkit.services.plan import plan as plan
+    from dialogkit.services.push import PushResult as PushResult
+    from dialogkit.services.push import push as push
     from dialogkit.services.serve import serve as serve
     from dialogkit.services.training.result import TrainResult as TrainResult
 
@@ -47,6 +49,7 @@ _MODULES = {
     "services.inspect": ("InspectResult", "inspect_data"),
     "services.models": ("list_models",),
     "services.plan": ("PlanResult", "plan"),
+    "services.push": ("PushResult", "push"),
     "services.serve": ("serve",),
     "services.training.result": ("TrainResult",),
 }

@@ -14,6 +14,7 @@ _VERBS = {
     "generate": ("generate", {"prompt": "prompts", "output_dir": "output"}),
     "evaluate": ("evaluate", {"output_dir": "output"}),
     "export": ("export", {"output": "folder", "output_dir": "output"}),
+    "push": ("push", {"output_dir": "output"}),
     "data inspect": ("inspect_data", {"data.dataset": "dataset"}),
     "plan": ("plan", {"train.budget_s": "budget_s", "data.dataset": "dataset"}),
     "models list": ("list_models", {"output_dir": "output"}),
@@ -89,7 +90,7 @@ def _call(hint: Call) -> str:
     if any("." in name for name in options):
         return _in_shell(of_commands.render(hint) or str(hint))
     arguments = list(map(_text, hint.arguments))
-    if len(arguments) > 1:
+    if len(arguments) > 1 and hint.verb != "push":
         arguments = [f"[{', '.join(arguments)}]"]
     if arguments and "prompts" in options:
         arguments.append(_value(options.pop("prompts")))

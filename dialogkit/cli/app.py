@@ -26,6 +26,7 @@ from dialogkit.cli import (
     models,
     plan,
     prune,
+    push,
     runs,
     serve,
     tokenizer,
@@ -60,6 +61,7 @@ app.command("chat")(chat.chat_command)
 app.command("serve")(serve.serve_command)
 app.command("evaluate", epilog=evaluate.LEGEND)(evaluate.evaluate_command)
 app.command("export")(export.export_command)
+app.command("push")(push.push_command)
 app.add_typer(models_app, name="models")
 models_app.command("list")(models.list_command)
 models_app.command("show")(models.show_command)

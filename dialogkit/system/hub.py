@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from importlib import import_module
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from dialogkit.errors import DialogKitError, UnavailableError
@@ -34,14 +34,17 @@ SLOW_S, ANSWERS_S = 3.0, 60.0
 """Seconds from which an answer counts as slow, and the longest total wait for slow answers of one loading."""
 STALL_S, STALL_BYTES = 30.0, 16 * 1024
 """A file that delivers fewer bytes in this time has stalled; HF_HUB_DOWNLOAD_TIMEOUT overrides the seconds."""
+PAGE = "answered with a web page, such as the sign-in page of a network"
+"""The rest of a sentence about such a page."""
 BREAKS = 5
 """How often a file is resumed after its connection broke."""
-_BUSY = frozenset({408, 429, 500, 502, 503, 504})
+BUSY = frozenset({408, 429, 500, 502, 503, 504})
+"""Statuses of a server that may answer later."""
 _QUEUED = 32
 """Most chunks of a file that wait in the queue."""
 
 _noted: set[str] = set()
-_loading: "_Loading | None" = None
+_requests: "Requests | None" = None
 _one_at_a_time = threading.RLock()
 """Held while the limits apply to the libraries, whose settings are process-wide."""
 
@@ -52,8 +55,8 @@ def stall_limit() -> float:
 
 
 def _forked() -> None:
-    global _loading, _one_at_a_time
-    _loading, _one_at_a_time = None, threading.RLock()
+    global _requests, _one_at_a_time
+    _requests, _one_at_a_time = None, threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -70,7 +73,7 @@ def from_hub(load: Callable[[bool], T], *, lacking: str, hint: Hint) -> T:
 
     Raises: UnavailableError if the hub fails and the cache is not enough; else whatever `load` raises.
     """
-    with _one_at_a_time, _limited(_known_failure()) as loading:
+    with limited(_Loading(_known_failure())) as loading:
         failure = loading.failure
         if failure is None:
             try:
@@ -85,7 +88,7 @@ def from_hub(load: Callable[[bool], T], *, lacking: str, hint: Hint) -> T:
                 # A failure that a library ignored may leave the result incomplete.
                 if (failure := loading.failure) is None:
                     return result
-            network.remember(hub_url(), failure.removeprefix(f"{_hub()} "))
+            network.remember(hub_url(), failure.removeprefix(f"{hub_name()} "))
         try:
             result = load(False)
         except (OSError, ValueError) as error:  # other errors come from a damaged copy
@@ -103,13 +106,31 @@ def _known_failure() -> str | None:
     if hub_forbidden():
         return "HF_HUB_OFFLINE forbids asking the hub"
     problem = problems([hub_url()])[0]
-    return problem and f"{_hub()} {problem}"
+    return problem and f"{hub_name()} {problem}"
+
+
+class Requests(Protocol):
+    """What decides about each request of the hub's libraries, and has an event that a signal sets."""
+
+    stop: threading.Event
+
+    def send(self, send: Callable[..., Any], request: Any, *, stream: bool, **options: Any) -> Any:
+        """Send a request by the library's own function, and return the response."""
+
+
+R = TypeVar("R", bound=Requests)
 
 
 @contextmanager
-def _limited(failure: str | None) -> "Iterator[_Loading]":
-    """Apply the limits to the hub's libraries, and silence them."""
-    global _loading
+def limited(requests: R) -> Iterator[R]:
+    """Apply limits to the hub's libraries, one caller at a time, and silence the libraries."""
+    with _one_at_a_time, _in_place_of_theirs(requests):
+        yield requests
+
+
+@contextmanager
+def _in_place_of_theirs(requests: Requests) -> Iterator[None]:
+    global _requests
     import huggingface_hub
     from huggingface_hub.utils import logging as hub_logging
 
@@ -118,29 +139,28 @@ def _limited(failure: str | None) -> "Iterator[_Loading]":
         # Wraps the client in use, so that its proxy and certificates stay.
         client.send = _sending(client.send)  # type: ignore[method-assign]
         client.dialogkit_limits = True  # type: ignore[attr-defined]
-    before = _loading
-    loading = _loading = _Loading(failure)
+    before, _requests = _requests, requests
     verbosity, xet = hub_logging.get_verbosity(), huggingface_hub.constants.HF_HUB_DISABLE_XET
     hub_logging.set_verbosity(logging.CRITICAL)
     if "HF_HUB_DISABLE_XET" not in os.environ:
         huggingface_hub.constants.HF_HUB_DISABLE_XET = True  # it ignores these limits
     try:
         # A library may wait for its own threads, which a signal does not reach.
-        with ended_by_signals(lambda _: loading.stop.set()), warnings.catch_warnings():
+        with ended_by_signals(lambda _: requests.stop.set()), warnings.catch_warnings():
             # For example of a full disk, which writing the file reports again.
             warnings.filterwarnings("ignore", module="huggingface_hub")
-            yield loading
+            yield
     finally:
-        _loading = before
+        _requests = before
         hub_logging.set_verbosity(verbosity)
         huggingface_hub.constants.HF_HUB_DISABLE_XET = xet
 
 
 def _sending(send: Callable[..., Any]) -> Callable[..., Any]:
     def limited(request: Any, *, stream: bool = False, **options: Any) -> Any:
-        if (loading := _loading) is None:
+        if (requests := _requests) is None:
             return send(request, stream=stream, **options)
-        return loading.send(send, request, stream=stream, **options)
+        return requests.send(send, request, stream=stream, **options)
 
     return limited
 
@@ -170,8 +190,8 @@ class _Loading:
         """Return what the hub did wrong if it caused a library's error, else None."""
         seen: BaseException | None = error
         while seen is not None:
-            if _is_of_client(seen):
-                return f"{_hub()} {_said(seen)}"
+            if is_of_client(seen):
+                return f"{hub_name()} {said_by(seen)}"
             if type(seen).__name__ == "FileMetadataError":
                 return f"the server at {plain_url(hub_url())} answered, but not as a hub does"
             seen = seen.__cause__ or seen.__context__
@@ -199,7 +219,7 @@ class _Loading:
     def _answer(
         self, send: Callable[..., Any], request: Any, options: dict[str, Any], end: float, limit: float
     ) -> Any:
-        news = Wait(f"waiting for {_name(request)}, at most {limit:g} s")
+        news = Wait(f"waiting for {server_of(request)}, at most {limit:g} s")
         for attempt in range(10):
             self.raise_stop()
             if self.stop.is_set():
@@ -219,12 +239,12 @@ class _Loading:
                 self.fail(request, f"did not answer within {limit:g} s")
             wait = float(2**attempt)
             if isinstance(response, BaseException):
-                if not _is_of_client(response):
+                if not is_of_client(response):
                     raise response
-                said = _said(response)
+                said = said_by(response)
                 if "closed" not in said:
                     self.fail(request, said)
-            elif response.status_code in _BUSY and _of_hub(request):
+            elif response.status_code in BUSY and is_for_hub(request):
                 pump.abandon()
                 status = int(response.status_code)
                 said = f"answered {status} ({HTTPStatus(status).phrase.lower()})"
@@ -232,9 +252,9 @@ class _Loading:
                     wait = float(response.headers.get("Retry-After", ""))
                     said += f" and asks to wait {wait:g} s"
             else:
-                if _is_page(request, response):
+                if is_page(request, response):
                     pump.abandon()
-                    self.fail(request, "answered with a web page, such as the sign-in page of a network")
+                    self.fail(request, PAGE)
                 response.extensions["dialogkit_pump"] = pump
                 return response
             if time.monotonic() + wait >= end:
@@ -252,8 +272,8 @@ class _Loading:
 
     def fail(self, request: Any, said: str) -> NoReturn:
         """End the loading, or only the request if it is neither for the hub nor a file, such as telemetry."""
-        failure = f"{_name(request)} {said}"
-        if _of_hub(request) or request.extensions.get("dialogkit_file"):
+        failure = f"{server_of(request)} {said}"
+        if is_for_hub(request) or request.extensions.get("dialogkit_file"):
             self.failure = self.failure or failure
         self._raise(failure)
 
@@ -325,7 +345,7 @@ def _body(loading: _Loading, response: Any, request: Any, limit: float) -> Any:
             taken, window, left = 0, 0, limit
             while True:
                 so_far = f"{taken / 1e6:,.1f} of {total / 1e6:,.1f} MB" if total else f"{taken / 1e6:,.1f} MB"
-                news.text = f"fetching {_file(request)} from {_name(request)}: {so_far}"
+                news.text = f"fetching {_file(request)} from {server_of(request)}: {so_far}"
                 news.tick()
                 start = time.monotonic()
                 try:
@@ -353,16 +373,19 @@ def _body(loading: _Loading, response: Any, request: Any, limit: float) -> Any:
     return Body()
 
 
-def _of_hub(request: Any) -> bool:
+def is_for_hub(request: Any) -> bool:
+    """Return whether a request goes to the hub itself, and not to a server for its files."""
     return str(request.url.host) == urlsplit(hub_url()).hostname
 
 
-def _hub() -> str:
+def hub_name() -> str:
+    """Return the hub as a sentence names it."""
     return f"the hub at {plain_url(hub_url())}"
 
 
-def _name(request: Any) -> str:
-    return _hub() if _of_hub(request) else f"the hub's server {request.url.host}"
+def server_of(request: Any) -> str:
+    """Return the server of a request as a sentence names it."""
+    return hub_name() if is_for_hub(request) else f"the hub's server {request.url.host}"
 
 
 def _file(request: Any) -> str:
@@ -371,22 +394,23 @@ def _file(request: Any) -> str:
     return repr(path.partition("/resolve/")[2].partition("/")[2] or path.rpartition("/")[2] or "/")
 
 
-def _is_page(request: Any, response: Any) -> bool:
+def is_page(request: Any, response: Any) -> bool:
+    """Return whether a page for people came in place of the hub's answer, as where one has to sign in first."""
     kind = response.headers.get("Content-Type", "")
     return (
         response.status_code == 200
-        and _of_hub(request)
+        and is_for_hub(request)
         and kind.startswith("text/html")
         and "X-Repo-Commit" not in response.headers
     )
 
 
-def _is_of_client(error: BaseException) -> bool:
+def is_of_client(error: BaseException) -> bool:
     """Return whether httpx, or the library below it, raised an error."""
     return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2")
 
 
-def _said(error: BaseException) -> str:
+def said_by(error: BaseException) -> str:
     """Return what a server did, given an error of httpx."""
     kind = type(error).__name__
     if kind == "TooManyRedirects":

@@ -30,6 +30,7 @@ PYTHON: list[tuple[Hint, str]] = [
     ),
     (Call("data inspect", Path("x.jsonl")), 'inspect_data("x.jsonl")'),
     (Call("models list"), "list_models()"),
+    (Call("push", "m", "you/m", public=True), 'push("m", "you/m", public=True)'),
     (
         Call("plan", settings={"train.budget_s": 180.0, "data.dataset": "smalltalk"}),
         'plan(budget_s=180.0, dataset="smalltalk")',

@@ -331,6 +331,8 @@ WITH_RUN = {
     "export shared-run --to bundle --type f16": "export shared-run --to bundle",
     "export shared-run --output shop.csv": "--output my-export",
     "export shared-run --output shop.csv/x": "--output my-export",
+    "push shared-run 'a b' --dry-run": "push shared-run a-b --dry-run",
+    "push someone/gone tiny": "train someone/gone --preset test",
     "generate 'Hello there!'": "generate --prompt",
     "models show custom-nano": "generate custom-nano --prompt",
     "runs show shared-run": "runs show shared-run --all",

@@ -350,6 +350,8 @@ SITUATIONS: list[tuple[Situation, str, str]] = [
     (exported, "export shared-run", "--force"),
     (own_settings, "export shared-run", "correct or delete its generation_config.json"),
     (lacking("gguf"), "export shared-run", "pip install 'dialogkit[gguf]'"),
+    (pickled, "push mine tiny --dry-run", "--include-pickle"),
+    (own_base, "push models/mine tiny --dry-run --bundle", "push models/mine tiny --dry-run"),
     (packed, f"{TRAIN} --dataset packed.parquet.gz --set data.streaming=true", "gunzip packed.parquet.gz && "),
 ]
 
@@ -485,6 +487,24 @@ UNREACHED = {
     "needs a copy that is not faithful; tests/services/test_export.py makes one": [
         "services/export.py:export:2",
         "services/export.py:export:3",
+    ],
+    "needs a hub to write to, or what must not go there; tests/services/test_push.py makes them": [
+        "cli/push.py:push_command",
+        "cli/push.py:push_command:2",
+        "services/push.py:push:2",
+        "services/exporting/hub_card.py:_head_of",
+        "services/exporting/hub_card.py:_yaml",
+        "services/exporting/hub_files.py:Parts/require_no_secrets",
+        "services/exporting/hub_repository.py:",
+        "services/exporting/hub_repository.py:require_hub",
+        "services/exporting/hub_repository.py:require_hub:2",
+        "services/exporting/hub_repository.py:require_hub:3",
+        "services/exporting/hub_repository.py:send",
+        "services/exporting/hub_repository.py:_open",
+        "services/exporting/hub_repository.py:_refusals",
+        "services/exporting/hub_repository.py:_unavailable",
+        "services/exporting/hub_repository.py:_unavailable:2",
+        "services/exporting/hub_repository.py:_unavailable:3",
     ],
     "needs a pattern that takes seconds to match": [
         "data/checks.py:_matches",

@@ -40,6 +40,7 @@ LEADS_ON = {
     "config validate list.json": "list.json holds no JSON object",
     "config validate models/runs/shared-run/run.json": "train.epochs: must be greater than 0",
     "runs show shared-run": "still holds its finished model",
+    "train someone/gone --preset test": "is not in its cache",
     "--nodes 2": "several machines need a rendezvous",
     "--method lora --no-merge": "starts from random weights",
 }

@@ -12,7 +12,9 @@ from dialogkit.text import read_small
 _OF_THE_FOLDER = ("Use", "Files")
 """Sections of a model's card about its folder, which is not exported."""
 _MOST = 1_000_000
-_CAUTION = "A model of this size makes mistakes and invents facts; do not rely on what it says."
+FROM_NOTHING = "random weights"
+"""What the training of a model from a shape started from."""
+CAUTION = "A model of this size makes mistakes and invents facts; do not rely on what it says."
 
 
 class Origin(NamedTuple):
@@ -42,7 +44,7 @@ def origin_of(loadable: Loadable) -> Origin:
     settings = record.settings("model")
     source = settings.get("source")
     return Origin(
-        "random weights" if source is None else str(source),
+        FROM_NOTHING if source is None else str(source),
         settings.get("license"),
         record.data.dataset,
         record.data.license,
@@ -52,12 +54,12 @@ def origin_of(loadable: Loadable) -> Origin:
 def license_text(origin: Origin) -> str:
     """Return what is known about the licence of a model."""
     lines = [f"The weights were trained from {origin.weights}."]
-    if origin.weights != "random weights":
+    if origin.weights != FROM_NOTHING:
         lines.append(f"Licence of those weights: {origin.weights_license or 'not recorded, ask their owner'}")
     if origin.data is not None:
         lines.append(f"Data: {origin.data}")
         lines.append(f"Licence of the data: {origin.data_license or 'not recorded, ask the owner of the data'}")
-    return "\n".join([*lines, "", _CAUTION, ""])
+    return "\n".join([*lines, "", CAUTION, ""])
 
 
 def certificate_section(certificate: Certificate) -> list[str]:
@@ -98,7 +100,7 @@ def gguf_card(name: str, certificate: Certificate, origin: Origin, folder: Path)
         "```",
         "",
     ]
-    return "\n".join([*lines, *_about(folder), _CAUTION, ""])
+    return "\n".join([*lines, *_about(folder), CAUTION, ""])
 
 
 def bundle_readme(name: str, certificate: Certificate) -> str:
@@ -142,7 +144,16 @@ def own_card(folder: Path) -> str | None:
 
 def _about(folder: Path) -> list[str]:
     """Return the sections of a model's card that are about the model."""
-    card = re.sub(r"\A---\n.*?\n---\n", "", own_card(folder) or "", flags=re.DOTALL)
-    sections = re.split(r"^## ", card, flags=re.MULTILINE)[1:]
+    return sections_about(own_card(folder) or "")[1:]
+
+
+def sections_about(card: str) -> list[str]:
+    """Return the beginning of a model's card and its sections about the model, without those about its folder."""
+    begin, *sections = re.split(r"^## ", without_head(card), flags=re.MULTILINE)
     kept = [section for section in sections if section.splitlines()[0].strip() not in _OF_THE_FOLDER]
-    return [f"## {section.rstrip()}\n" for section in kept]
+    return [begin, *(f"## {section.rstrip()}\n" for section in kept)]
+
+
+def without_head(card: str) -> str:
+    """Return a card without the YAML at its beginning."""
+    return re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)

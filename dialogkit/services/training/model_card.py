@@ -9,7 +9,7 @@ from dialogkit.tracking.metric_specs import HELD_OUT
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import SAMPLES_FILE
 
-_ADAPTER = "This folder contains only an adapter: loading it requires peft and those weights."
+ADAPTER_ONLY = "This folder contains only an adapter: loading it requires peft and those weights."
 _HUB_LICENSES = {
     *("apache-2.0", "bsd-3-clause", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-sa-3.0"),
     *("cc-by-sa-4.0", "cc0-1.0", "gpl-3.0", "mit", "odbl", "odc-by", "pddl", "unlicense"),
@@ -49,7 +49,7 @@ def model_card(record: RunRecord) -> str:
         f"A dialog model of {record.model.parameters:,} parameters ({record.model.architecture or '?'}), "
         f"trained with dialogkit {record.versions.get('dialogkit', '')} from {base}.",
         "",
-        *([_ADAPTER, ""] if is_adapter else []),
+        *([ADAPTER_ONLY, ""] if is_adapter else []),
         "## Data",
         "",
         f"- dataset: {data.dataset}, format {data.format}, revision `{(data.revision or '')[:16]}`",
