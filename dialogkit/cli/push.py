@@ -44,7 +44,7 @@ def push_command(
     from dialogkit.services.push import push
 
     shown = Output(json_mode=json_output)
-    told: list[str] = []
+    shown_notes: list[str] = []
 
     def show(files: Sequence["PushedFile"], notes: Sequence["Note"]) -> None:
         if not dry_run:
@@ -52,7 +52,7 @@ def push_command(
             shown.note(f"files: {listed(parts)}, {_size(sum(file.bytes for file in files))} in all")
         for text, advice in notes:
             shown.note(text if advice is None else f"{text}; {hints.render(advice)}")
-            told.append(text)
+            shown_notes.append(text)
 
     with shown.progress() as on_progress:
         result = push(
@@ -68,7 +68,7 @@ def push_command(
             on_files=show,
             on_progress=on_progress,
         )
-    for note in result.notes[len(told) :]:
+    for note in result.notes[len(shown_notes) :]:
         shown.note(note)
     is_gguf = any(file.name.endswith(".gguf") for file in result.files)
     loaded = Shell(f"llama-cli -hf {result.repository}") if is_gguf else Call("chat", result.repository)

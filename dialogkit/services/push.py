@@ -14,9 +14,9 @@ from dialogkit.errors import ConfigError, ModelError
 from dialogkit.hints import Call
 from dialogkit.services.evaluation.evaluator import ProgressSink
 from dialogkit.services.exporting.hub_card import HubCard, Note, hub_card, places_of, without_places
-from dialogkit.services.exporting.hub_files import CARD, Parts, PushedFile, choose_files, settings_without_folders
+from dialogkit.services.exporting.hub_files import CARD, PushedFile, Upload, choose_files, settings_without_folders
 from dialogkit.services.exporting.hub_repository import (
-    Wanted,
+    PushRequest,
     account_of,
     address_of,
     require_hub,
@@ -128,12 +128,12 @@ def push(
             **settings_without_folders(files),
             **({REPORT_FILE: _report(loadable, again)} if bundle else {}),
         }
-        parts = Parts({name: path for name, path in files.items() if name not in texts}, texts)
-        parts.require_no_secrets()
+        upload = Upload({name: path for name, path in files.items() if name not in texts}, texts)
+        upload.require_no_secrets()
         notes = _notes(card, left_out, is_merged=is_merged)
-        on_files(parts.listed(), notes)
+        on_files(upload.listed(), notes)
         known: dict[str, Any] = {
-            **{"files": parts.listed(), "left_out": left_out, "notes": [note.text for note in notes]},
+            **{"files": upload.listed(), "left_out": left_out, "notes": [note.text for note in notes]},
             **{"card": card.head, "dry_run": dry_run},
         }
         if dry_run:
@@ -147,8 +147,8 @@ def push(
                 commit=None,
                 **known,
             )
-        said = message or f"{loadable.display_name}, with dialogkit {__version__}"
-        done = send(Wanted(named, parts, said, public, force, again), token, account, on_progress)
+        commit_message = message or f"{loadable.display_name}, with dialogkit {__version__}"
+        done = send(PushRequest(named, upload, commit_message, public, force, again), token, account, on_progress)
     if public and done.is_private:
         stays = f"note: {named} is private and stays so; its settings on the hub change that"
         known["notes"] = [*known["notes"], stays]

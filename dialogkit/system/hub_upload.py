@@ -41,12 +41,12 @@ class Refusal(NamedTuple):
     Attributes:
         sentence: what it did, as the beginning of a sentence.
         status: its status; None if it did not answer, or was not asked any more.
-        said: its own words, in one line; may be empty.
+        message: its own words, in one line; may be empty.
     """
 
     sentence: str
     status: int | None = None
-    said: str = ""
+    message: str = ""
 
 
 class Uploading:
@@ -91,8 +91,8 @@ class Uploading:
                     self._fail(request, PAGE, is_last=True)
                 if response.status_code not in BUSY:
                     return response
-                said, wait = _busy(response)
-                self._fail(request, said, is_last=wait > PATIENCE_S)
+                reason, wait = _busy(response)
+                self._fail(request, reason, is_last=wait > PATIENCE_S)
                 if is_file:
                     return response
             self.stop.wait(wait)
@@ -104,13 +104,13 @@ class Uploading:
         self.sent += size
         self._on_sent(self.sent)
 
-    def _fail(self, request: Any, said: str, *, is_last: bool) -> None:
+    def _fail(self, request: Any, reason: str, *, is_last: bool) -> None:
         """Count a failure; end the upload with the last one."""
         self._failures += 1
-        if is_last or self._failures >= TRIES or said.startswith("cannot be reached"):
-            self._failure = f"{server_of(request)} {said}"
+        if is_last or self._failures >= TRIES or reason.startswith("cannot be reached"):
+            self._failure = f"{server_of(request)} {reason}"
             _end(self._failure)
-        logger.warning("%s %s; trying again ...", server_of(request), said)
+        logger.warning("%s %s; trying again ...", server_of(request), reason)
 
 
 @contextmanager
@@ -139,8 +139,8 @@ def refusal(error: BaseException) -> Refusal | None:
     while seen is not None:
         response = getattr(seen, "response", None)
         if (status := getattr(response, "status_code", None)) is not None:
-            said = " ".join(str(getattr(seen, "server_message", None) or "").split()).rstrip(".")
-            return Refusal(f"{hub_name()} answered {_named(int(status))}", int(status), said[:300])
+            reason = " ".join(str(getattr(seen, "server_message", None) or "").split()).rstrip(".")
+            return Refusal(f"{hub_name()} answered {_named(int(status))}", int(status), reason[:300])
         if type(seen).__name__ == "OfflineModeIsEnabled":  # also what `_end` raises
             return Refusal(str(seen))
         if is_of_client(seen):
@@ -158,12 +158,12 @@ def hub_token() -> str | None:
 
 
 def _busy(response: Any) -> tuple[str, float]:
-    """Return what a busy server said, and the seconds that it asks to wait."""
-    said, wait = f"answered {_named(response.status_code)}", PAUSE_S
+    """Return what a busy server answered, and the seconds that it asks to wait."""
+    reason, wait = f"answered {_named(response.status_code)}", PAUSE_S
     with suppress(ValueError):
         wait = float(response.headers.get("Retry-After", ""))
-        said += f" and asks to wait {wait:g} s"
-    return said, wait
+        reason += f" and asks to wait {wait:g} s"
+    return reason, wait
 
 
 def _named(status: int) -> str:

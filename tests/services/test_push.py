@@ -193,9 +193,9 @@ def test_what_the_hub_or_the_machine_refuses_is_one_sentence(
         monkeypatch.setenv(name, value)
     hub.faults |= {begin: list(answers) for begin, answers in faults.items()}
     done = dialogkit("push", "shared-run", repository, "--output-dir", str(trained.output))
-    (told,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    (error,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert (done.code, done.out) == (2, "")
-    assert message in told
+    assert message in error
     assert hint in done.err.splitlines()[-1]
     assert not {TOKEN, environment.get("HF_TOKEN") or TOKEN} & set(done.err.split())
 

@@ -42,7 +42,7 @@ class PushedFile(Result):
     bytes: int
 
 
-class Parts(NamedTuple):
+class Upload(NamedTuple):
     """What goes to the hub, by its name there.
 
     Attributes:

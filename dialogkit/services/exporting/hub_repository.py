@@ -16,7 +16,7 @@ from dialogkit.errors import (
     os_reason,
 )
 from dialogkit.hints import Call, Change, Either, Hint, Shell
-from dialogkit.services.exporting.hub_files import Parts, digest, left_of_another_model
+from dialogkit.services.exporting.hub_files import Upload, digest, left_of_another_model
 from dialogkit.system.hub_upload import Refusal, hub_token, refusal, uploading
 from dialogkit.system.network import hub_forbidden, hub_url, plain_url, problems
 from dialogkit.text import counted, listed
@@ -46,12 +46,12 @@ class Sent(NamedTuple):
     removed: list[str]
 
 
-class Wanted(NamedTuple):
+class PushRequest(NamedTuple):
     """What is asked of the hub.
 
     Attributes:
         repository: the name, with that of its owner.
-        parts: what goes there.
+        upload: what goes there.
         message: that of the commit.
         is_public: whether everybody is to see it.
         force: whether other files there may be replaced.
@@ -59,7 +59,7 @@ class Wanted(NamedTuple):
     """
 
     repository: str
-    parts: Parts
+    upload: Upload
     message: str
     is_public: bool
     force: bool
@@ -109,11 +109,11 @@ def account_of(token: str, again: Call) -> str:
         return str(HfApi(endpoint=hub_url(), token=token).whoami()["name"])
 
 
-def send(wanted: Wanted, token: str, account: str, on_progress: Callable[[str, float], None]) -> Sent:
+def send(request: PushRequest, token: str, account: str, on_progress: Callable[[str, float], None]) -> Sent:
     """Create the repository if there is none, and send to it what it lacks.
 
     Args:
-        wanted: what goes where.
+        request: what goes where.
         token: the token of the hub.
         account: the account that it belongs to.
         on_progress: receives the current activity and the fraction that is done.
@@ -123,18 +123,18 @@ def send(wanted: Wanted, token: str, account: str, on_progress: Callable[[str, f
     """
     from huggingface_hub import HfApi
 
-    total = sum(file.bytes for file in wanted.parts.listed()) or 1
+    total = sum(file.bytes for file in request.upload.listed()) or 1
     activity = "asking the hub"
     with uploading(lambda sent: on_progress(activity, min(1.0, sent / total))) as requests:
         api = HfApi(endpoint=hub_url(), token=token)
         on_progress(activity, 0.0)
-        with _refusals(wanted.repository, wanted.again, account, token):
-            there, parent, is_private = _open(api, wanted)
-            changed = _changed(wanted, there)
-            removed = left_of_another_model(list(there), [*wanted.parts.files, *wanted.parts.texts])
-            if (others := [name for name in changed if name in there] + removed) and not wanted.force:
+        with _refusals(request.repository, request.again, account, token):
+            there, parent, is_private = _open(api, request)
+            changed = _changed(request, there)
+            removed = left_of_another_model(list(there), [*request.upload.files, *request.upload.texts])
+            if (others := [name for name in changed if name in there] + removed) and not request.force:
                 raise StorageError(
-                    f"{wanted.repository!r} holds other files of these names or another model: {listed(others)}",
+                    f"{request.repository!r} holds other files of these names or another model: {listed(others)}",
                     hint=Change({"force": True}),
                 )
 
@@ -145,36 +145,36 @@ def send(wanted: Wanted, token: str, account: str, on_progress: Callable[[str, f
 
             commit = None
             if changed or removed:
-                _send_large(api, wanted, changed, lambda: requests.sent, say)
-                commit = _commit(api, wanted, changed, removed, parent, say)
-    return Sent(address_of(wanted.repository), commit, is_private, changed, requests.sent, removed)
+                _send_large(api, request, changed, lambda: requests.sent, say)
+                commit = _commit(api, request, changed, removed, parent, say)
+    return Sent(address_of(request.repository), commit, is_private, changed, requests.sent, removed)
 
 
-def _open(api: Any, wanted: Wanted) -> tuple[dict[str, Any], str | None, bool]:
+def _open(api: Any, request: PushRequest) -> tuple[dict[str, Any], str | None, bool]:
     """Return the files of the repository, its last commit, and whether it is private; create it if there is none.
 
     Raises: ConfigError if everybody sees it, and nobody asked for that.
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    repository = wanted.repository
+    repository = request.repository
     try:
         info = api.model_info(repository, files_metadata=True)
     except RepositoryNotFoundError:
         # Not `exist_ok`: what another process made meanwhile may be public.
-        api.create_repo(repository, private=not wanted.is_public, repo_type="model")
-        return {}, None, not wanted.is_public
-    if not info.private and not wanted.is_public:
+        api.create_repo(repository, private=not request.is_public, repo_type="model")
+        return {}, None, not request.is_public
+    if not info.private and not request.is_public:
         raise ConfigError(
             f"{repository!r} is public: everybody could read what is sent there", hint=Change({"public": True})
         )
     return {file.rfilename: file for file in info.siblings or ()}, info.sha, bool(info.private)
 
 
-def _changed(wanted: Wanted, there: Mapping[str, Any]) -> list[str]:
+def _changed(request: PushRequest, there: Mapping[str, Any]) -> list[str]:
     """Return the files that the repository lacks or holds in another version."""
-    contents: dict[str, Path | bytes] = {name: text.encode() for name, text in wanted.parts.texts.items()}
-    contents |= wanted.parts.files
+    contents: dict[str, Path | bytes] = {name: text.encode() for name, text in request.upload.texts.items()}
+    contents |= request.upload.files
     return sorted(name for name, content in contents.items() if not _is_same(there.get(name), content))
 
 
@@ -188,31 +188,31 @@ def _is_same(file: Any, content: Path | bytes) -> bool:
     return bool(known == digest(content, large=file.lfs is not None))
 
 
-def _additions(wanted: Wanted, names: Sequence[str]) -> list[Any]:
+def _additions(request: PushRequest, names: Sequence[str]) -> list[Any]:
     """Return what adds files to the repository, as the hub's library takes it."""
     from huggingface_hub import CommitOperationAdd
 
-    files, texts = wanted.parts.files, wanted.parts.texts
+    files, texts = request.upload.files, request.upload.texts
     contents = {name: str(files[name]) if name in files else texts[name].encode() for name in names}
     return [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()]
 
 
 def _send_large(
-    api: Any, wanted: Wanted, names: Sequence[str], sent: Callable[[], int], say: Callable[[str], None]
+    api: Any, request: PushRequest, names: Sequence[str], sent: Callable[[], int], say: Callable[[str], None]
 ) -> None:
     """Send the large ones among some files one by one: each that is there whole stays there without a commit."""
-    for addition in _additions(wanted, names):
+    for addition in _additions(request, names):
         if addition.upload_info.size >= ONE_BY_ONE:
             say(f"sending {addition.path_in_repo}")
             before = sent()
-            api.preupload_lfs_files(wanted.repository, [addition])
+            api.preupload_lfs_files(request.repository, [addition])
             if sent() == before:
                 say(f"{addition.path_in_repo} is on the hub already")
 
 
 def _commit(
     api: Any,
-    wanted: Wanted,
+    request: PushRequest,
     changed: Sequence[str],
     removed: Sequence[str],
     parent: str | None,
@@ -223,9 +223,9 @@ def _commit(
 
     say(f"committing {counted(len(changed) + len(removed), 'file')}")
     done = api.create_commit(
-        wanted.repository,
-        [*(CommitOperationDelete(path_in_repo=name) for name in removed), *_additions(wanted, changed)],
-        commit_message=wanted.message,
+        request.repository,
+        [*(CommitOperationDelete(path_in_repo=name) for name in removed), *_additions(request, changed)],
+        commit_message=request.message,
         parent_commit=parent,
         num_threads=1,
     )
@@ -256,7 +256,7 @@ def _refusals(repository: str, again: Call, account: str, token: str) -> Iterato
 
 def _unavailable(refused: Refusal, repository: str, again: Call, account: str, token: str) -> UnavailableError:
     """Return what the hub refused as a sentence."""
-    said = f": {refused.said}" if refused.said else ""
+    message = f": {refused.message}" if refused.message else ""
     if refused.status == 401:
         from_environment = token in (os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN"))
         source = "in the environment variable HF_TOKEN" if from_environment else "that is kept on this machine"
@@ -267,9 +267,9 @@ def _unavailable(refused: Refusal, repository: str, again: Call, account: str, t
         other = Call("push", *again.arguments[:1], f"{account}/{name}", **again.options)
         may_write = "use a token that may write, from https://huggingface.co/settings/tokens"
         return UnavailableError(
-            f"the token of {account!r} may not write to {repository!r}{said}",
+            f"the token of {account!r} may not write to {repository!r}{message}",
             hint=Either(may_write, *([] if owner == account else [other])),
         )
     if refused.status in (409, 412):
-        return UnavailableError(f"{repository!r} was changed meanwhile{said}", hint=again)
-    return UnavailableError(f"{refused.sentence}{said}", hint=again)
+        return UnavailableError(f"{repository!r} was changed meanwhile{message}", hint=again)
+    return UnavailableError(f"{refused.sentence}{message}", hint=again)
