@@ -1,7 +1,7 @@
 """A summary of each run in an output folder, kept in an index so that a list does not read all records again.
 
 The folder of a run stays the only truth. An entry of the index counts only while the files it was made from have
-the same times, size and inode: an index that is old, copied, damaged or written by two processes costs time at most.
+the same times, size and inode: an index that is old, copied, damaged or written twice at once costs time at most.
 """
 
 import os
