@@ -70,8 +70,8 @@ class DialogTokens:
             begin, end = offsets[first], offsets[min(first + _CHUNK_DIALOGS, len(chosen))]
             places = np.repeat(starts[block] - offsets[:-1][block], lengths[block]) + np.arange(begin, end)
             ids[begin:end], supervised[begin:end] = self.ids[places], self.supervised[places]
-        others = (values[chosen] for values in (self.answer_bytes, self.hashes, self.whole_tokens))
-        return type(self)(ids, supervised, offsets, *others)
+        sizes, hashes, whole = self.answer_bytes[chosen], self.hashes[chosen], self.whole_tokens[chosen]
+        return type(self)(ids, supervised, offsets, sizes, hashes, whole)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
