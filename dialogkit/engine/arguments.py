@@ -12,12 +12,6 @@ if TYPE_CHECKING:
 
 POINTS_PER_RUN = 100
 EVALUATIONS_PER_RUN = 4
-EVALUATED_FRACTION = 0.4
-"""Dialogs that all evaluations between the first and the last step score together, per dialog that is trained on.
-
-Scoring one takes a third of the time of training on it at most, usually a tenth.
-"""
-FEWEST_EVALUATED = 8
 
 UNPLANNED = 100_000_000
 """Steps of a run with a time budget, before its speed is known."""
@@ -41,13 +35,6 @@ def resolve_schedule(config: TrainConfig, num_dialogs: int) -> StepCounts:
     log = config.log_every_steps or default_log_interval(total)
     evaluate = config.eval_every_steps or max(1, math.ceil(total / EVALUATIONS_PER_RUN))
     return StepCounts(total, min(log, total), min(evaluate, total))
-
-
-def dialogs_per_evaluation(config: TrainConfig, total_steps: int) -> int:
-    """Return how many dialogs an evaluation during training scores, at most: few in a short run."""
-    every = config.eval_every_steps or math.ceil(total_steps / EVALUATIONS_PER_RUN)
-    evaluations = math.ceil(total_steps / every)
-    return max(FEWEST_EVALUATED, int(EVALUATED_FRACTION * total_steps * config.batch_size / evaluations))
 
 
 def default_log_interval(total_steps: int) -> int:

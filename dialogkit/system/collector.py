@@ -1,7 +1,7 @@
 """Python's cyclic garbage collector, in a process that runs nothing but dialogkit.
 
 Loading torch and transformers makes half a million objects, none of them garbage. Python would look through all of
-them eight times meanwhile, and HF's Trainer once more: a seventh of the time of a short run.
+them several times meanwhile, and HF's Trainer once more.
 """
 
 import gc

@@ -82,7 +82,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     replies = reply_to_tests(setup)
     reply_s = time.perf_counter() - started - score_s
     reporter.activity("training two steps on the longest batch")
-    schedule, share = setup.schedule, setup.evaluated_between / len(setup.data.evaluation)
+    schedule = setup.schedule
     speed = measure_steps(setup, longest, 2)[-1]
     tokens_per_step = float(dialogs.lengths.mean()) * config.train.batch_size
     step_s = tokens_per_step / speed
@@ -106,7 +106,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
         tokens_per_s=speed,
         peak_memory_bytes=peak_bytes(runtime.device) or 0,
         # One more evaluation before training and one after it; replies come last.
-        expected_s=start_s + training_s + (evaluations * share + 2) * score_s + reply_s,
+        expected_s=start_s + training_s + (evaluations + 2) * score_s + reply_s,
         training_s=training_s,
         eval_nats_per_token=metrics["nats_per_token"],
         reply=replies[0].reply if replies else "",

@@ -58,11 +58,8 @@ def measure_untrained(run: TrainingRun, setup: "TrainingSetup", recorder: "Recor
         run.reporter.activity("answering the test prompts to measure the time this takes")
         reply_to_all(setup)
     took_s = time.perf_counter() - measured
-    first = before
-    if setup.evaluated_between < len(setup.data.evaluation):  # the curve is of the same dialogs at all points
-        first = before | setup.score(setup.evaluated_between, autocast=True)
     untrained = {"train/tokens": 0.0, "train/supervised_tokens": 0.0}
-    recorder.point(0, {f"eval/{name}": value for name, value in first.items()} | untrained)
+    recorder.point(0, {f"eval/{name}": value for name, value in before.items()} | untrained)
     run.record.metrics = {f"before/{name}": value for name, value in before.items()}
     run.folder.write(run.record)
     return took_s

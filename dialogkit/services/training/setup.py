@@ -125,19 +125,11 @@ class TrainingSetup:
         """
         return self.runtime.sharding == "none" and self._stop is not None and self._stop.should_abort()
 
-    @property
-    def evaluated_between(self) -> int:
-        """Number of the first held-out dialogs that evaluations between steps score; the others score all."""
-        from dialogkit.engine.arguments import dialogs_per_evaluation
-
-        most = dialogs_per_evaluation(self.config.train, self.schedule.total_steps)
-        return min(len(self.data.evaluation), most)
-
-    def _evaluation_batches(self, own: "DialogTokens") -> "Iterator[tuple[dict[str, Any], list[int]]]":
+    def _evaluation_batches(self) -> "Iterator[tuple[dict[str, Any], list[int]]]":
         from dialogkit.data.collate import batches_of
         from dialogkit.engine.callbacks import EvaluationAborted
 
-        for batch in batches_of(own, self.config.train.eval_batch_size):
+        for batch in batches_of(self._own_held_out, self.config.train.eval_batch_size):
             if self.should_abort():
                 raise EvaluationAborted
             yield batch
@@ -145,21 +137,21 @@ class TrainingSetup:
             return
         # Every rank has to call a sharded model equally often, even with nothing to score.
         size = self.config.train.eval_batch_size
-        count = -(-len(own) // size)
+        count = -(-len(self._own_held_out) // size)
         for _ in range(count, max(process_group.all_gather(count))):
             first, _ = next(batches_of(self.data.evaluation, 1))
             nothing = {name: first[name][:0] for name in ("labels", "label_positions")}
             yield {**first, **nothing}, [0]
 
-    def score(self, first: int | None = None, *, autocast: bool) -> dict[str, float]:
-        """Return the metrics on the held-out dialogs, on every rank; published ones are of all, in float32.
+    def score(self, *, autocast: bool) -> dict[str, float]:
+        """Return the metrics on the held-out dialogs, on every rank; published ones are in float32.
 
         Raises: EvaluationAborted if a signal stops training meanwhile.
         """
-        return self.likelihood(first, autocast=autocast).figures()
+        return self.likelihood(autocast=autocast).figures()
 
-    def likelihood(self, first: int | None = None, *, autocast: bool) -> "Likelihood":
-        """Return the likelihood of the first held-out dialogs, by default of all; of several ranks only the sums.
+    def likelihood(self, *, autocast: bool) -> "Likelihood":
+        """Return the likelihood of the held-out dialogs, on every rank; of several ranks only the sums.
 
         Raises: EvaluationAborted if a signal stops training meanwhile.
         """
@@ -170,12 +162,12 @@ class TrainingSetup:
 
         use_packed_attention(self.model)
         # Each rank scores some dialogs: metrics come from the sums of all ranks, and all abort if one does.
-        sums, aborted, own = Likelihood.nothing(), False, self._own_held_out(first)
+        sums, aborted = Likelihood.nothing(), False
         try:
-            if len(own) or is_sharded(self.model):
+            if len(self._own_held_out) or is_sharded(self.model):
                 likelihood = score_batches(
                     self.model,
-                    self._evaluation_batches(own),
+                    self._evaluation_batches(),
                     self.tokenizer.stop_ids,
                     device=self.runtime.device,
                     autocast=self.runtime.autocast() if autocast else None,
@@ -193,13 +185,12 @@ class TrainingSetup:
             raise EvaluationAborted
         return Likelihood.of_sums(sums)
 
-    def _own_held_out(self, first: int | None) -> "DialogTokens":
-        """Return those of the first held-out dialogs that this rank scores, about as many tokens as others."""
+    @cached_property
+    def _own_held_out(self) -> "DialogTokens":
+        """The held-out dialogs that this rank scores: about as many tokens as every other rank."""
         from dialogkit.engine.batches import balance
 
         evaluation = self.data.evaluation
-        if first is not None and first < len(evaluation):
-            evaluation = evaluation.select(range(first))
         if process_group.world_size() == 1:
             return evaluation
         groups = balance(evaluation.lengths.tolist(), process_group.world_size())
@@ -235,7 +226,7 @@ class TrainingSetup:
             runtime=self.runtime,
             schedule=self.schedule,
             collate=collate_dialogs,
-            score=lambda: self.score(self.evaluated_between, autocast=True),
+            score=lambda: self.score(autocast=True),
             folder=folder,
             tokenizer=self.tokenizer.hf,
             compile=self.config.runtime.compile,
