@@ -9,7 +9,9 @@ def main() -> None:
     _use_utf8()
     try:
         from dialogkit.cli.app import main as run
+        from dialogkit.system.collector import take_over
 
+        take_over()
         run()
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -10,8 +10,12 @@ from datetime import datetime
 from textwrap import shorten
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
+from rich.measure import Measurement
+from rich.segment import Segment
+from rich.style import Style
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -299,7 +303,7 @@ def fitting(
     *,
     right: Sequence[str],
     dispensable: Sequence[str],
-) -> Table:
+) -> "Table | PlainTable":
     """Return a table of rows with the columns that fit the console.
 
     Args:
@@ -309,17 +313,55 @@ def fitting(
         right: right-aligned columns.
         dispensable: columns to leave out if they do not fit, the first ones first.
     """
+    cells = {title: [sanitize(cell(row)) for row in rows] for title, cell in columns.items()}
     for left_out in range(len(dispensable) + 1):
-        shown = {title: cell for title, cell in columns.items() if title not in dispensable[:left_out]}
-        made = table(*shown, right=right)
-        for row in rows:
-            made.add_row(*(untrusted(cell(row)) for cell in shown.values()))
-        if fits(console, made):
+        shown = {title: cells[title] for title in columns if title not in dispensable[:left_out]}
+        plain = PlainTable(shown, right)
+        if plain.width <= console.width:
             break
+    if plain.width <= console.width and plain.is_printable:
+        return plain
+    made = table(*shown, right=right)
+    for texts in zip(*shown.values(), strict=True):
+        made.add_row(*map(Text, texts))
     return made
 
 
-def fits(console: Console, drawn: Table) -> bool:
+class PlainTable:
+    """A table in the style of `table` that is as wide as its cells: rich would measure each of them many times.
+
+    Args:
+        columns: the cells of each column, by title.
+        right: right-aligned columns.
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence[str]], right: Sequence[str]) -> None:
+        self._columns = [(title in right, [title, *texts]) for title, texts in columns.items()]
+        self._widths = [max(map(cell_len, texts)) for _, texts in self._columns]
+        self.width = sum(self._widths) + 2 * (len(self._widths) - 1)
+        self.is_printable = all(text.isprintable() for _, texts in self._columns for text in texts)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the lines, the first one bold."""
+        padded = [
+            [_pad(text, width, to_right) for text in texts]
+            for (to_right, texts), width in zip(self._columns, self._widths, strict=True)
+        ]
+        for number, texts in enumerate(zip(*padded, strict=True)):
+            yield Segment("  ".join(texts), None if number else Style(bold=True))
+            yield Segment.line()
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """Return the only width at which this is drawn."""
+        return Measurement(self.width, self.width)
+
+
+def _pad(text: str, width: int, to_right: bool) -> str:
+    blanks = " " * (width - cell_len(text))
+    return blanks + text if to_right else text + blanks
+
+
+def fits(console: Console, drawn: "Table | PlainTable") -> bool:
     """Return whether a table fits the width of a console."""
     return console.measure(drawn, options=console.options.update(width=UNBOUNDED)).maximum <= console.width
 

@@ -28,10 +28,10 @@ _FIRST_TRAINING = Call("train", "custom-tiny", preset="test")
 
 def list_command(output_dir: OutputOption = "models", json_output: JsonOption = False) -> None:
     """List the runs, the newest first."""
-    from dialogkit.services.runs.listing import list_run_rows, skipped_runs
+    from dialogkit.services.runs.listing import list_run_rows
     from dialogkit.tracking.run_list import is_ahead
 
-    rows, damaged = list_run_rows(output=output_dir), skipped_runs(output=output_dir)
+    rows, damaged = list_run_rows(output=output_dir)
     hint = None if rows else _FIRST_TRAINING
     none = f"there is no run in {output_dir!r} yet"
     if damaged:

@@ -51,10 +51,10 @@ def list_models(*, output: str | Path = DEFAULT_OUTPUT) -> list[ModelRow]:
     """Return the catalogue, then the other models that were trained in the output folder."""
     output, shipped = Path(output), model_names()
     own: dict[str, ModelRow] = {}
-    for run, record in list_runs(output):
-        name = record.model_name
+    for run, summary in list_runs(output):
+        name = summary.model_name
         folder = published_dir(output, name)
-        if record.status == "completed" and name not in own and name not in shipped:
+        if summary.status == "completed" and name not in own and name not in shipped:
             own[name] = _loadable_row(Loadable(name, model_of_folder(name, folder), run), output, forgiving=True)
     listed = {published_dir(output, name) for name in (*shipped, *own)}
     for folder in published_dirs(output):

@@ -11,6 +11,7 @@ from dialogkit.services.training.agreement import require_same_request
 from dialogkit.services.training.lifecycle import TrainRequest, open_run
 from dialogkit.services.training.progress import LogReporter, TrainReporter
 from dialogkit.services.training.result import TrainResult
+from dialogkit.system.collector import spare_loaded
 from dialogkit.system.compute_lock import alone
 from dialogkit.system.stopping import raise_if_asked, stoppable
 from dialogkit.tracking.record import DataInfo
@@ -83,6 +84,7 @@ def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
     from dialogkit.services.training.setup import TrainingSetup
     from dialogkit.services.training.summary import data_info
 
+    spare_loaded()
     with alone(request.reporter.note), stoppable():
         rendezvous.join()
         request = require_same_request(request)

@@ -26,8 +26,9 @@ from dialogkit.tracking.record import RunRecord, now
 RECORD_FILE = "run.json"
 REPORT_FILE = "report.html"
 SAMPLES_FILE = "samples.jsonl"
-_METRICS_FILE, _HISTOGRAMS_FILE, _CONSOLE_FILE = "metrics.jsonl", "histograms.jsonl", "console.log"
-_LOGS = (_METRICS_FILE, SAMPLES_FILE, _HISTOGRAMS_FILE, _CONSOLE_FILE)
+METRICS_FILE = "metrics.jsonl"
+_HISTOGRAMS_FILE, _CONSOLE_FILE = "histograms.jsonl", "console.log"
+_LOGS = (METRICS_FILE, SAMPLES_FILE, _HISTOGRAMS_FILE, _CONSOLE_FILE)
 RUN_FILES = (RECORD_FILE, *_LOGS, REPORT_FILE)
 PRUNED_FILE = ".pruned.json"
 """Name of the record while the run is being deleted, when the folder no longer counts as a run."""
@@ -222,7 +223,7 @@ class RunDir:
 
     def cut_after(self, step: int) -> None:
         """Remove later steps from the logs: a resumed run logs them again."""
-        for name in (_METRICS_FILE, SAMPLES_FILE, _HISTOGRAMS_FILE):
+        for name in (METRICS_FILE, SAMPLES_FILE, _HISTOGRAMS_FILE):
             path = self.path / name
             lines = lines_of(path.read_bytes().decode("utf-8", "replace")) if path.is_file() else []
             kept = [line for line in lines if _step_of(line) <= step]
@@ -297,7 +298,7 @@ class RunDir:
 
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Append one point to `metrics.jsonl`; it is on disk when this returns."""
-        self._append(_METRICS_FILE, {"step": step, "time": now(), **metrics})
+        self._append(METRICS_FILE, {"step": step, "time": now(), **metrics})
 
     def append_histograms(self, step: int, histograms: Mapping[str, tuple[Any, Any]]) -> None:
         """Append histograms, each as counts and edges, to `histograms.jsonl`."""
@@ -315,7 +316,7 @@ class RunDir:
         """Return the logged points; skip invalid lines, such as a last line cut off by a crash."""
         return [
             {name: value for name, value in point.items() if name == "time" or _is_metric(value)}
-            for point in self._lines(_METRICS_FILE)
+            for point in self._lines(METRICS_FILE)
         ]
 
     def samples(self) -> list[dict[str, Any]]:

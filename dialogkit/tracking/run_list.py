@@ -2,16 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from dialogkit.config.model import NAME_PATTERN
 from dialogkit.errors import ModelError, did_you_mean
 from dialogkit.hints import Call
-from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
+from dialogkit.tracking.run_index import RunSummary, read_runs
 
 _EARLIEST = datetime.min.replace(tzinfo=UTC)
 _AHEAD = timedelta(days=1)
@@ -27,22 +25,22 @@ def run_name(model: str, preset: str, output: Path) -> str:
     return name
 
 
-def list_runs(output: Path) -> Iterator[tuple[RunDir, RunRecord]]:
-    """Yield the runs of an output folder, newest first; skip folders without a readable record.
+def list_runs(output: Path) -> list[tuple[RunDir, RunSummary]]:
+    """Return the runs of an output folder, newest first; skip folders without a readable record.
 
     Runs without a valid start time come last, as do those that started in the future.
     """
-    runs: list[tuple[RunDir, RunRecord]] = []
-    with suppress(OSError):
-        for path in (output / "runs").iterdir():
-            with suppress(ModelError):
-                runs.append((RunDir(path), RunDir(path).read()))
-    yield from sorted(runs, key=lambda run: _age(*run), reverse=True)
+    return newest_first(read_runs(output).readable)
 
 
-def _age(run: RunDir, record: RunRecord) -> tuple[bool, datetime, str]:
+def newest_first(runs: list[tuple[RunDir, RunSummary]]) -> list[tuple[RunDir, RunSummary]]:
+    """Return runs in the order of `list_runs`."""
+    return sorted(runs, key=lambda run: _age(*run), reverse=True)
+
+
+def _age(run: RunDir, summary: RunSummary) -> tuple[bool, datetime, str]:
     # If the clock of this machine is behind, all runs start in its future: they keep their order.
-    return start_time(record.created) is not None, _moment(record.created) or _EARLIEST, run.name
+    return start_time(summary.created) is not None, _moment(summary.created) or _EARLIEST, run.name
 
 
 def start_time(created: str) -> datetime | None:
@@ -69,9 +67,7 @@ def _moment(text: str) -> datetime | None:
 
 def damaged_runs(output: Path) -> list[RunDir]:
     """Return the runs that `list_runs` skips because of an unreadable record, by name."""
-    with suppress(OSError):
-        return [RunDir(path) for path in sorted((output / "runs").iterdir()) if RunDir(path).is_damaged]
-    return []
+    return read_runs(output).damaged
 
 
 def find_run(output: Path, name: str) -> RunDir:
@@ -85,9 +81,8 @@ def find_run(output: Path, name: str) -> RunDir:
             run.read()
             return run
     run, is_name = RunDir(output / "runs" / name), bool(re.match(NAME_PATTERN, name))
-    if is_name and run.is_damaged:
+    if is_name and (run.exists or run.is_damaged):
         run.read()
+        return run
     names = [run.name for run, _ in list_runs(output)]
-    if name not in names:
-        raise ModelError(f"no run {name!r} in {str(output)!r}{did_you_mean(name, names)}", hint=Call("runs list"))
-    return run
+    raise ModelError(f"no run {name!r} in {str(output)!r}{did_you_mean(name, names)}", hint=Call("runs list"))

@@ -190,7 +190,7 @@ def test_a_signal_saves_at_its_step_and_names_the_command_that_continues(
 def test_a_signal_in_an_evaluation_leaves_it_and_it_is_made_up_for(
     place: str, whole: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner, name = (TrainingSetup, "score") if place == "scores" else (samples, "reply_to_tests")
+    owner, name = (TrainingSetup, "score") if place == "scores" else (samples, "reply_to_all")
     real, calls = getattr(owner, name), []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -11,9 +11,8 @@ from dialogkit.config.base import Result
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
-from dialogkit.tracking.run_list import damaged_runs, list_runs
-
-_METRICS = ("bits_per_byte", "nats_per_token")
+from dialogkit.tracking.run_index import RunSummary, read_runs
+from dialogkit.tracking.run_list import damaged_runs, list_runs, newest_first
 
 
 class RunRow(Result):
@@ -45,9 +44,18 @@ class RunRow(Result):
     """Of the best run: the others on the same held-out dialogs that it may not be better than."""
 
 
-def list_run_rows(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:
-    """Return the runs of an output folder, newest first."""
-    return [_row(run, record) for run, record in list_runs(Path(output))]
+class RunList(NamedTuple):
+    """The runs of an output folder, newest first, and the names of those whose records cannot be read."""
+
+    rows: list[RunRow]
+    skipped: list[str]
+
+
+def list_run_rows(*, output: str | Path = DEFAULT_OUTPUT) -> RunList:
+    """Return the runs of an output folder."""
+    found = read_runs(Path(output))
+    rows = [_row(run, summary) for run, summary in newest_first(found.readable)]
+    return RunList(rows, [run.name for run in found.damaged])
 
 
 def skipped_runs(*, output: str | Path = DEFAULT_OUTPUT) -> list[str]:
@@ -58,10 +66,10 @@ def skipped_runs(*, output: str | Path = DEFAULT_OUTPUT) -> list[str]:
 def best_runs(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:
     """Return the finished run with the fewest bits per byte on each dataset, and those it may not beat."""
     by_data: dict[Any, list[RunRow]] = {}
-    for run, record in list_runs(Path(output)):
-        row = _row(run, record)
-        if record.status == "completed" and row.bits_per_byte is not None:
-            by_data.setdefault(held_out_identity(record), []).append(row)
+    for run, summary in list_runs(Path(output)):
+        row = _row(run, summary)
+        if summary.status == "completed" and row.bits_per_byte is not None:
+            by_data.setdefault((summary.revision, summary.eval_dialogs), []).append(row)
     best = []
     for rows in by_data.values():
         first, *others = sorted(rows, key=lambda row: row.bits_per_byte or 0)
@@ -90,32 +98,22 @@ def series_of(points: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int,
     ]
 
 
-def _row(run: RunDir, record: RunRecord) -> RunRow:
-    total = steps = record.schedule.total_steps
-    speed = record.metrics.get("perf/tokens_per_s")
-    if record.status == "completed":
-        total = steps = int(record.metrics.get("train/steps", total or 0))  # early stopping makes fewer
-        metrics: Mapping[str, Any] = {name: record.metrics.get(f"final/{name}") for name in _METRICS}
-    else:
-        points = run.metrics()
-        steps = max((int(point["step"]) for point in points), default=None)
-        evaluated = [point for point in points if "eval/nats_per_token" in point]
-        metrics = {name: evaluated[-1].get(f"eval/{name}") if evaluated else None for name in _METRICS}
-        speed = next((value for _, value in reversed(series_of(points, "perf/tokens_per_s"))), None)
+def _row(run: RunDir, summary: RunSummary) -> RunRow:
     return RunRow(
         name=run.name,
-        status=record.status,
-        created=record.created,
-        duration_s=record.duration_s,
-        model=record.model_name,
-        preset=str(record.config.get("preset", "")),
-        parameters=record.model.parameters,
-        dataset=record.data.dataset or "",
-        steps=steps,
-        total_steps=total,
-        **metrics,
-        reply_rate=record.replies.get("reply_rate", record.replies.get("success_rate")),  # its name up to 0.2.0
-        stop_rate=record.replies.get("stop_rate"),
-        tokens_per_s=speed,
-        interval=record.intervals.get("final/bits_per_byte"),
+        status=summary.status,
+        created=summary.created,
+        duration_s=summary.duration_s,
+        model=summary.model_name,
+        preset=summary.preset,
+        parameters=summary.parameters,
+        dataset=summary.dataset or "",
+        steps=summary.steps,
+        total_steps=summary.total_steps,
+        bits_per_byte=summary.bits_per_byte,
+        nats_per_token=summary.nats_per_token,
+        reply_rate=summary.reply_rate,
+        stop_rate=summary.stop_rate,
+        tokens_per_s=summary.tokens_per_s,
+        interval=summary.interval,
     )

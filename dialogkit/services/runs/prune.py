@@ -11,8 +11,9 @@ from dialogkit.hints import Call
 from dialogkit.services.runs.resolve import is_published
 from dialogkit.system.ownership import Contents
 from dialogkit.tracking.pruning import contents, delete, freed_bytes, half_deleted
-from dialogkit.tracking.record import RunRecord, Status
+from dialogkit.tracking.record import Status
 from dialogkit.tracking.run_dir import RunDir
+from dialogkit.tracking.run_index import RunSummary
 from dialogkit.tracking.run_list import find_run, list_runs, start_time
 
 
@@ -73,15 +74,16 @@ def prune_runs(
     chosen = _chosen(output, names, keep, older_than_s, status)
     by_default = not names and keep is None and older_than_s is None and not status
     alone = checkpoints_only or by_default
-    planned = [_planned(run, record, output, checkpoints_only=alone) for run, record in chosen]
+    planned = [_planned(run, summary, output, checkpoints_only=alone) for run, summary in chosen]
     if names:
         for row in planned:
             if row.problem is not None:
                 raise StorageError(row.problem, hint=Call("runs show", row.name))
     for run, record in half_deleted(output):
         if not names or run.name in names:
-            chosen.append((run, record))
-            planned.append(_planned(run, record, output, checkpoints_only=False))
+            summary = RunSummary.of(record, ())
+            chosen.append((run, summary))
+            planned.append(_planned(run, summary, output, checkpoints_only=False))
     work = [(run, row) for (run, _), row in zip(chosen, planned, strict=True) if row.bytes or row.problem]
     plan = PruneResult(
         rows=[row for _, row in work], freed_bytes=sum(row.freed_bytes for _, row in work), pruned=False
@@ -98,16 +100,16 @@ def _chosen(
     keep: int | None,
     older_than_s: float | None,
     status: Sequence[Status] | None,
-) -> list[tuple[RunDir, RunRecord]]:
+) -> list[tuple[RunDir, RunSummary]]:
     half = {run.name for run, _ in half_deleted(output)}
     named = {_named(output, name) for name in names or () if name not in half}
-    kept = [(run, record) for run, record in list_runs(output) if not names or run.name in named]
+    kept = [(run, summary) for run, summary in list_runs(output) if not names or run.name in named]
     if status or not names:
-        kept = [(run, record) for run, record in kept if record.status in (status or ("completed",))]
+        kept = [(run, summary) for run, summary in kept if summary.status in (status or ("completed",))]
     if older_than_s is not None:
         limit = datetime.now(UTC) - timedelta(seconds=older_than_s)
         # A run without a valid start time counts as new.
-        kept = [(run, record) for run, record in kept if (start_time(record.created) or limit) < limit]
+        kept = [(run, summary) for run, summary in kept if (start_time(summary.created) or limit) < limit]
     return kept[keep or 0 :]
 
 
@@ -122,7 +124,7 @@ def _named(output: Path, name: str) -> str:
     return run.name
 
 
-def _planned(run: RunDir, record: RunRecord, output: Path, *, checkpoints_only: bool) -> PruneRow:
+def _planned(run: RunDir, summary: RunSummary, output: Path, *, checkpoints_only: bool) -> PruneRow:
     found, problem = Contents(), None
     try:
         if run.is_held:
@@ -131,14 +133,14 @@ def _planned(run: RunDir, record: RunRecord, output: Path, *, checkpoints_only: 
             found = contents(run, checkpoints_only=checkpoints_only, exact=False)
     except StorageError as error:
         problem = error.message
-    goes = record.status == "completed" and any(path.parent == run.model_dir for path in found.files)
+    goes = summary.status == "completed" and any(path.parent == run.model_dir for path in found.files)
     return PruneRow(
         name=run.name,
-        status=record.status,
+        status=summary.status,
         checkpoints_only=checkpoints_only,
         bytes=found.bytes,
         freed_bytes=freed_bytes(found.files),
-        deletes_model=goes and not is_published(run, record, output),
+        deletes_model=goes and not is_published(run, summary.model_name, output),
         foreign=[str(path) for path in found.foreign],
         problem=problem,
     )

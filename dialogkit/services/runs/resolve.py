@@ -69,8 +69,8 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
     """
     output = Path(output)
     if name is None:
-        for newest, record in list_runs(output):
-            if record.status == "completed" and holds_model(newest.model_dir):
+        for newest, summary in list_runs(output):
+            if summary.status == "completed" and holds_model(newest.model_dir):
                 return _from_run(newest)
         raise ModelError(
             f"no finished run in {str(output)!r} yet", hint=Call("train", "custom-tiny", preset="test")
@@ -131,9 +131,9 @@ def _published(name: str, output: Path) -> Loadable | None:
     if not holds_model(folder):
         return None
     # It came from the newest finished run of that model, unless that was deleted.
-    for run, record in list_runs(output):
-        made = record.model_name
-        if record.status == "completed" and published_dir(output, made) == folder and _made(run, folder):
+    for run, summary in list_runs(output):
+        made = summary.model_name
+        if summary.status == "completed" and published_dir(output, made) == folder and _made(run, folder):
             return Loadable(made, model_of_folder(made, folder), run)
     return Loadable(name, model_of_folder(name, folder))
 
@@ -152,9 +152,9 @@ def lasting_source(model: ModelConfig, output: Path) -> ModelConfig:
     return model.model_copy(update={"source": str(found.run.model_dir)})
 
 
-def is_published(run: RunDir, record: RunRecord, output: Path) -> bool:
-    """Return whether the finished model of a run is also published in the output folder."""
-    return bool(_weights(run.model_dir)) and _made(run, published_dir(output, record.model_name))
+def is_published(run: RunDir, name: str, output: Path) -> bool:
+    """Return whether the finished model of a run is also published under its name in the output folder."""
+    return bool(_weights(run.model_dir)) and _made(run, published_dir(output, name))
 
 
 def _made(run: RunDir, folder: Path) -> bool:

@@ -8,7 +8,7 @@ from dialogkit.errors import ConfigError
 from dialogkit.hints import Change
 from dialogkit.inference.results import ReplyResult
 from dialogkit.services.training.lifecycle import TrainingRun
-from dialogkit.services.training.samples import answer_checked, reply_to_held_out, reply_to_tests
+from dialogkit.services.training.samples import answer_checked, reply_to_all
 from dialogkit.services.training.summary import ledger_line
 from dialogkit.text import counted
 
@@ -56,7 +56,7 @@ def measure_untrained(run: TrainingRun, setup: "TrainingSetup", recorder: "Recor
     before = setup.score(autocast=False) | answer_checked(setup).metrics
     if budget_s is not None:
         run.reporter.activity("answering the test prompts to measure the time this takes")
-        reply_to_tests(setup)
+        reply_to_all(setup)
     took_s = time.perf_counter() - measured
     untrained = {"train/tokens": 0.0, "train/supervised_tokens": 0.0}
     recorder.point(0, {f"eval/{name}": value for name, value in before.items()} | untrained)
@@ -115,8 +115,7 @@ def measure_trained(
         "perf/tokens_per_s": fitted.tokens / max(fitted.train_s, 1e-9),
     }
     run.reporter.activity("answering the test prompts")
-    replies = reply_to_tests(setup)
-    held_out = reply_to_held_out(setup, setup.config.tracking.held_out_replies)
+    replies, held_out = reply_to_all(setup)
     recorder.replies(fitted.steps, replies + held_out, table="replies/final", of_step=fitted.kept_step)
     return Measurements(metrics, replies, held_out)
 

@@ -47,9 +47,9 @@ def find_resumable(name: str, *, model: str | None, output: Path) -> RunDir:
             raise ModelError(f"the run {run.name!r} trains {made}, not {model}", hint=resume_hint(run))
         _require_valid(run, record)
         return run
-    for run, record in list_runs(output):
-        if record.status != "completed" and model in (None, record.settings("model").get("name")):
-            _require_valid(run, record)
+    for run, summary in list_runs(output):
+        if summary.status != "completed" and model in (None, summary.model_name):
+            _require_valid(run, run.read())
             return run
     of_model = f" of {model}" if model else ""
     problem = f"there is no unfinished run{of_model} in {str(output)!r}"

@@ -19,21 +19,35 @@ FEW_QUESTIONS = 40
 """Checked questions that are asked before training and at each evaluation, in one batch; at the end more are."""
 
 
-def reply_to_tests(
-    setup: "TrainingSetup", first: int | None = None, *, longest: int | None = None
-) -> list[ReplyResult]:
-    """Reply to the test prompts, or to the first of them, in at most `longest` tokens; also between steps."""
-    prompts = setup.config.generate.test_prompts[:first]
+def reply_to_tests(setup: "TrainingSetup", *, longest: int | None = None) -> list[ReplyResult]:
+    """Reply to the test prompts in at most `longest` tokens."""
+    return reply_to_all(setup, held_out=0, longest=longest)[0]
+
+
+def reply_to_all(
+    setup: "TrainingSetup", *, tests: int | None = None, held_out: int | None = None, longest: int | None = None
+) -> tuple[list[ReplyResult], list[ReplyResult]]:
+    """Reply to the test prompts, and to the first turns of held-out dialogs, in one batch; also between steps.
+
+    Args:
+        setup: the model.
+        tests: number of the first test prompts; None for all.
+        held_out: number of the first held-out dialogs, whose answers are the references; None as in the settings.
+        longest: most tokens of a reply; None as in the settings.
+    """
+    prompts = setup.config.generate.test_prompts[:tests]
     encoded = [setup.tokenizer.encode_prompt([Message("user", prompt)]) for prompt in prompts]
-    return _replies(setup, prompts, encoded, longest=longest)
-
-
-def reply_to_held_out(setup: "TrainingSetup", first: int, *, longest: int | None = None) -> list[ReplyResult]:
-    """Reply to the first turns of the first held-out dialogs, whose answers are the references."""
-    held_out = setup.data.evaluation
-    pairs = first_exchanges(held_out.select(range(min(first, len(held_out)))), setup.tokenizer)
-    prompts, references = [pair.prompt for pair in pairs], [pair.answer for pair in pairs]
-    return _replies(setup, prompts, [pair.prompt_ids for pair in pairs], references, longest=longest)
+    dialogs = setup.data.evaluation
+    number = min(setup.config.tracking.held_out_replies if held_out is None else held_out, len(dialogs))
+    pairs = first_exchanges(dialogs.select(range(number)), setup.tokenizer)
+    replies = _replies(
+        setup,
+        [*prompts, *(pair.prompt for pair in pairs)],
+        [*encoded, *(pair.prompt_ids for pair in pairs)],
+        [*[None] * len(prompts), *(pair.answer for pair in pairs)],
+        longest=longest,
+    )
+    return replies[: len(prompts)], replies[len(prompts) :]
 
 
 def answer_checked(setup: "TrainingSetup", *, final: bool = False) -> ProbeResult:
@@ -58,16 +72,15 @@ def replies_at_evaluation(setup: "TrainingSetup", metrics: Mapping[str, float]) 
     tests, held_out = tracking.replies_at_evaluations, tracking.held_out_replies
     if not tests + held_out or "eval/nats_per_token" not in metrics:
         return None
-    return reply_to_tests(setup, tests, longest=LONGEST_SHORT) + reply_to_held_out(
-        setup, held_out, longest=LONGEST_SHORT
-    )
+    of_tests, of_held_out = reply_to_all(setup, tests=tests, longest=LONGEST_SHORT)
+    return of_tests + of_held_out
 
 
 def _replies(
     setup: "TrainingSetup",
     prompts: Sequence[str],
     encoded: Sequence[Sequence[int]],
-    references: Sequence[str] = (),
+    references: Sequence[str | None] = (),
     *,
     longest: int | None,
     temperature: float | None = None,

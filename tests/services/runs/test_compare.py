@@ -101,7 +101,7 @@ def test_the_stop_rate_is_that_of_the_test_prompts_wherever_it_is_shown(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     keep_evaluation(two, "shared-run", stop_rate=0.4375)
-    assert {row.stop_rate for row in list_run_rows(output=two)} == {trained.result.stop_rate}
+    assert {row.stop_rate for row in list_run_rows(output=two).rows} == {trained.result.stop_rate}
     shown = f"{trained.result.stop_rate:.1%}"
     compared = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two).out
     assert re.search(rf"^ends by itself \(test prompts\) +{shown} +{shown}$", compared, re.MULTILINE)

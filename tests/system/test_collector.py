@@ -1,0 +1,31 @@
+"""The garbage collector is changed in a process of dialogkit's own alone."""
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from dialogkit.system import collector
+
+
+@pytest.fixture
+def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Restore the collector."""
+    threshold = gc.get_threshold()
+    monkeypatch.setattr(collector, "_is_ours", False)
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*threshold)
+
+
+@pytest.mark.usefixtures("as_before")
+def test_only_a_process_of_its_own_spares_what_is_loaded() -> None:
+    frozen = gc.get_freeze_count()
+    collector.spare_loaded()
+    assert gc.get_freeze_count() == frozen
+    young, middle, full = gc.get_threshold()
+    collector.take_over()
+    collector.spare_loaded()
+    assert gc.get_freeze_count() > frozen
+    assert gc.get_threshold()[:2] == (young, middle)
+    assert gc.get_threshold()[2] > full
