@@ -103,7 +103,8 @@ def gpu_problem() -> str | None:
         return "this build of torch uses no NVIDIA GPU"
     if driver.cuda[0] < int(torch.version.cuda.split(".")[0]):
         newest = ".".join(map(str, driver.cuda))
-        return f"the NVIDIA driver supports CUDA up to {newest}, and this build of torch needs {torch.version.cuda}"
+        needed = torch.version.cuda
+        return f"the NVIDIA driver supports CUDA up to {newest}, and this build of torch needs {needed}"
     return "torch finds no CUDA device, but the NVIDIA driver does"
 
 

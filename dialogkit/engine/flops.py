@@ -29,7 +29,7 @@ PEAK_BF16 = {
     "RTX 4090": 1.652e14,
     "RTX 3090": 7.1e13,
 }
-"""Dense bf16 operations per second by words of the device's name, as the vendors publish them; SXM if not named."""
+"""Dense bf16 operations per second by words of the device's name, as published by the vendors (SXM by default)."""
 
 _SLOWER = re.compile(r"\b(Laptop|MIG|D)\b")
 """Words of a name that is not the whole GPU: that of a laptop, a part of one, a model for one country."""

@@ -1,7 +1,6 @@
 """A process reads its rank from the environment that torchrun, Slurm and others set."""
 
 import os
-
 from types import SimpleNamespace
 
 import pytest

@@ -133,7 +133,8 @@ def test_a_gpu_is_used_if_torch_was_compiled_for_it(
     machine(cuda=capability, kernels=kernels)
     made = resolve_runtime(RuntimeConfig())
     assert (made.device, made.precision) == (device, precision)
-    reason = f"this build of torch has no kernels for the a GPU (compute capability {capability[0]}.{capability[1]})"
+    version = ".".join(map(str, capability))
+    reason = f"this build of torch has no kernels for the a GPU (compute capability {version})"
     assert unused_gpu(made) == (reason if device == "cpu" else None)
     if device == "cpu":
         with pytest.raises(UnavailableError, match="CUDA was requested, but this build of torch has no") as error:

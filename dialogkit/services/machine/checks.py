@@ -10,7 +10,7 @@ from dialogkit import __version__
 from dialogkit.config.base import Result
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.hints import Call, Hint, Shell
-from dialogkit.services.machine.probe import FolderInfo, MachineInfo, read_machine
+from dialogkit.services.machine.probe import FolderInfo, Gpu, MachineInfo, read_machine
 from dialogkit.services.machine.torch_builds import BUILDS, build_for, has_kernels
 from dialogkit.system.network import is_on
 from dialogkit.text import byte_size, counted
@@ -114,7 +114,7 @@ def _torch(machine: MachineInfo) -> Iterator[Finding]:
         return  # reported with the packages
     cuda, hip = machine.torch_cuda, machine.torch_hip
     text = f"{machine.torch}, built for {f'CUDA {cuda}' if cuda else f'ROCm {hip}' if hip else 'the CPU'}"
-    without = [gpu for gpu in machine.gpus if cuda and gpu.capability and not has_kernels(_release(cuda), gpu.capability)]
+    without = [gpu for gpu in machine.gpus if cuda and not _runs_on(gpu, cuda)]
     if machine.gpus and not cuda:
         text += f", so the {machine.gpus[0].name} is not used"
         yield _better("torch", *_with_build(machine, text))
@@ -126,7 +126,7 @@ def _torch(machine: MachineInfo) -> Iterator[Finding]:
         text += f", without kernels for the {without[0].name} (compute capability {major}.{minor}): it is not used"
         yield _better("torch", *_with_build(machine, text))
     elif machine.amd_gpus and not (cuda or hip):
-        text += f", so the {machine.amd_gpus[0].name} is not used; builds for ROCm: https://pytorch.org/get-started"
+        text += f", so the {machine.amd_gpus[0].name} is not used; builds for ROCm: pytorch.org/get-started"
         yield _better("torch", text)
     else:
         yield _ok("torch", text)
@@ -138,10 +138,14 @@ def _with_build(machine: MachineInfo, problem: str) -> tuple[str, Shell | None]:
     build = build_for([gpu.capability for gpu in machine.gpus if gpu.capability], driver)
     if build is None:
         old = driver is not None and driver[0] < BUILDS[-1].cuda[0]
-        return f"{problem}; {'no build of torch supports so old a driver' if old else 'no build of torch supports it'}", None
+        return f"{problem}; no build of torch supports {'so old a driver' if old else 'it'}", None
     supported = next((package.supported for package in machine.packages if package.name == "torch"), "")
     command = f"pip install --force-reinstall {shlex.quote('torch' + supported)}"
     return problem, Shell(f"{command} --index-url https://download.pytorch.org/whl/{build.index}")
+
+
+def _runs_on(gpu: Gpu, cuda: str) -> bool:
+    return gpu.capability is None or has_kernels(_release(cuda), gpu.capability)
 
 
 def _release(version: str) -> tuple[int, int]:

@@ -36,7 +36,7 @@ ENVIRONMENT = (
 """The variables that matter. No other is read, so no other can be printed."""
 
 INTEGRATED = 6 * 2**30
-"""Bytes of own memory below which a GPU of AMD is taken for a part of the processor, which ROCm does not support."""
+"""Bytes of own memory below which an AMD GPU is taken for a part of the processor, which ROCm leaves out."""
 
 COMMANDS = ("nvidia-smi", "sbatch", "kubectl")
 _GPU_QUERY = ("--query-gpu=name,memory.total,memory.free,compute_cap", "--format=csv,noheader,nounits")
@@ -223,7 +223,7 @@ def parse_gpus(text: str) -> tuple[Gpu, ...]:
 
 
 def amd_gpus(drivers: Path = Path("/sys/class/drm"), compute: Path = Path("/dev/kfd")) -> tuple[Gpu, ...]:
-    """Return the GPUs of AMD's Linux driver; without ROCm's interface `compute`, or built into a processor, none."""
+    """Return the GPUs of AMD's Linux driver, without those in processors; none without ROCm's `compute`."""
     found = []
     for folder in sorted(drivers.glob("card[0-9]*/device")) if compute.exists() else ():
         with suppress(OSError, ValueError):  # of another maker

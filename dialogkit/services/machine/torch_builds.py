@@ -1,7 +1,7 @@
 """Which of torch's builds runs on which NVIDIA GPU.
 
-For torch 2.11 to 2.14, from its table of builds: https://github.com/pytorch/pytorch/blob/main/RELEASE.md. CUDA 13 has
-dropped the GPUs before Turing; the builds for CUDA 12.6 are the last for these, and end with torch 2.14.
+For torch 2.11 to 2.14, from https://github.com/pytorch/pytorch/blob/main/RELEASE.md. CUDA 13 has dropped the GPUs
+before Turing: the builds for CUDA 12.6 are the last for these, and end with torch 2.14.
 """
 
 from typing import NamedTuple
@@ -40,7 +40,7 @@ def has_kernels(cuda: Capability, gpu: Capability) -> bool:
 
 
 def build_for(gpus: list[Capability], driver_cuda: Capability | None) -> Build | None:
-    """Return the build that runs on most of the GPUs with a driver; None if the driver is too old for all.
+    """Return the build that runs on most of the GPUs with a driver, the newest of several; None if none does.
 
     Args:
         gpus: compute capabilities.
@@ -48,9 +48,10 @@ def build_for(gpus: list[Capability], driver_cuda: Capability | None) -> Build |
             of its major version.
     """
     usable = [build for build in BUILDS if driver_cuda is None or build.cuda[0] <= driver_cuda[0]]
-    # Blackwell needs a driver of CUDA 12.8, which any that sees such a GPU is.
+    # A driver that sees Blackwell is of CUDA 12.8 or newer. Other GPUs need no build that is of one release alone.
     ranked = [
-        (sum(build.oldest <= gpu <= build.newest for gpu in gpus), build.index != "cu128", build) for build in usable
+        (sum(build.oldest <= gpu <= build.newest for gpu in gpus), build.index != "cu128", build)
+        for build in usable
     ]
     best = max(ranked, default=None)
     return best[2] if best and (best[0] or not gpus) else None

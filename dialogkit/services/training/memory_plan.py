@@ -129,7 +129,8 @@ def split_until_the_longest_fit(setup: "TrainingSetup") -> str | None:
     if problem is None:
         return None
     count = setup.config.train.accumulation_steps
-    return f"{problem}: each step is split into {count} micro-batches of {counted(train.batch_size // count, 'dialog')}"
+    size = counted(train.batch_size // count, "dialog")
+    return f"{problem}: each step is split into {count} micro-batches of {size}"
 
 
 def split_further(setup: "TrainingSetup", error: OutOfMemoryError) -> str:
