@@ -10,6 +10,7 @@ whether a dry run forecasts well. The exit code is 1 if a claim failed; one that
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -250,14 +251,17 @@ def measured(name: str, limit_s: float, folder: Path, batch_size: float | None) 
 
 def run_part(words: list[str], limit_s: float, log: Path) -> int | None:
     """Run a part of this program in a process of its own; return its exit code, None if it took too long."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    with log.open("w", encoding="utf-8") as out, suppress(subprocess.TimeoutExpired):
-        command = [sys.executable, __file__, *words]
-        done = subprocess.run(
-            command, stdout=out, stderr=subprocess.STDOUT, timeout=limit_s, cwd=log.parent, env=environment
+    command, environment = [sys.executable, __file__, *words], {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with log.open("w", encoding="utf-8") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, cwd=log.parent, env=environment, start_new_session=True
         )
-        return done.returncode
-    return None
+        try:
+            return process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # also what it has started
+            process.wait()
+            return None
 
 
 def last_line(log: Path) -> str:
