@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -90,21 +91,22 @@ def _device(request: Literal["auto", "cpu", "cuda", "mps"]) -> tuple[Literal["cp
 
 def gpu_problem() -> str | None:
     """Return why a GPU of this machine cannot be used by torch; None if it can, or if there is none."""
-    if torch.cuda.is_available():
-        capability, compiled = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
-        if torch.version.hip or has_kernels(capability, compiled):
-            return None
-        name, (major, minor) = torch.cuda.get_device_name(), capability
-        return f"this build of torch has no kernels for the {name} (compute capability {major}.{minor})"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about what is said here
+        if torch.cuda.is_available():
+            major, minor = torch.cuda.get_device_capability()
+            if torch.version.hip or has_kernels((major, minor), torch.cuda.get_arch_list()):
+                return None
+            name = torch.cuda.get_device_name()
+            return f"this build of torch has no kernels for the {name} (compute capability {major}.{minor})"
     driver = nvidia_driver()
     if driver is None or not driver.gpus:
         return None
     if torch.version.cuda is None:
         return "this build of torch uses no NVIDIA GPU"
     if driver.cuda[0] < int(torch.version.cuda.split(".")[0]):
-        newest = ".".join(map(str, driver.cuda))
-        needed = torch.version.cuda
-        return f"the NVIDIA driver supports CUDA up to {newest}, and this build of torch needs {needed}"
+        (major, minor), needed = driver.cuda, torch.version.cuda
+        return f"the NVIDIA driver supports CUDA up to {major}.{minor}, and this build of torch needs {needed}"
     return "torch finds no CUDA device, but the NVIDIA driver does"
 
 
