@@ -180,7 +180,8 @@ def allocator() -> Claim:
 
     runtime = resolve_runtime(RuntimeConfig())
     tensor = torch.ones(2**20, device=runtime.device)
-    grows = any(segment["is_expandable"] for segment in torch.cuda.memory_snapshot())
+    cuda: Any = torch.cuda
+    grows = any(segment["is_expandable"] for segment in cuda.memory_snapshot())
     return Claim(GROWS, "proven" if grows and tensor.is_cuda else "failed", runtime.device_name)
 
 

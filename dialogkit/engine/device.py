@@ -161,8 +161,10 @@ def float32_as_found() -> Iterator[None]:
 
     Both of torch's interfaces are restored: torch refuses to read the older one where the two differ.
     """
-    matmul = torch.backends.cuda.matmul
-    general, products, allowed = torch.backends.fp32_precision, matmul.fp32_precision, None  # type: ignore[attr-defined]
+    backends: Any = torch.backends
+    matmul = backends.cuda.matmul
+    general, products = backends.fp32_precision, matmul.fp32_precision
+    allowed: bool | None = None
     with suppress(RuntimeError):  # they differ already
         allowed = matmul.allow_tf32
     try:
@@ -170,7 +172,7 @@ def float32_as_found() -> Iterator[None]:
     finally:
         if allowed is not None:
             matmul.allow_tf32 = allowed
-        torch.backends.fp32_precision = general  # type: ignore[attr-defined]
+        backends.fp32_precision = general
         matmul.fp32_precision = products
 
 

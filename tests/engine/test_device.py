@@ -188,12 +188,13 @@ def test_gpus_that_could_share_a_batch_are_counted(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_compiled_model_leaves_the_precision_of_float32_as_it_was() -> None:
-    matmul = torch.backends.cuda.matmul
-    before = torch.backends.fp32_precision, matmul.fp32_precision, matmul.allow_tf32
+    backends: Any = torch.backends
+    matmul = backends.cuda.matmul
+    before = backends.fp32_precision, matmul.fp32_precision, matmul.allow_tf32
     with float32_as_found():  # as HF's arguments and accelerate do for torch.compile
-        torch.backends.fp32_precision = "tf32"
+        backends.fp32_precision = "tf32"
         matmul.allow_tf32 = True
-    assert (torch.backends.fp32_precision, matmul.fp32_precision, matmul.allow_tf32) == before
+    assert (backends.fp32_precision, matmul.fp32_precision, matmul.allow_tf32) == before
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -117,7 +117,8 @@ def split_until_the_longest_fit(setup: "TrainingSetup") -> str | None:
     from dialogkit.services.training.speed import measure_steps
 
     train = setup.config.train
-    longest, problem = setup.data.sample.lengths.argsort()[-train.batch_size :], None
+    longest = setup.data.sample.lengths.argsort()[-train.batch_size :]
+    problem: str | None = None
     while True:
         try:
             measure_steps(copy(setup), longest, 1)
