@@ -1,11 +1,11 @@
-# Targets: setup, demo, test, faults, versions, coverage, check, bench, reference. Needs python3 (3.11 or newer) and a package index, nothing else.
+# Targets: setup, demo, test, faults, gpu, versions, coverage, check, bench, reference. Needs python3 (3.11 or newer) and a package index, nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Made again only when what it was made from changes; a second run re-uses the environment as it is.
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test faults versions coverage check bench reference clean
+.PHONY: setup demo test faults gpu versions coverage check bench reference clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,10 @@ test: setup
 
 faults: setup
 	$(BIN)/python -m pytest -m faults
+
+# What holds on the GPUs of this machine, in at most 15 minutes: a line for each claim, and JSON beside.
+gpu: setup
+	$(BIN)/python benchmarks/gpu.py --json build/gpu.json
 
 # The suite with the oldest and the newest transformers that pyproject.toml allows, each in an environment of its own.
 # The newest is left out where it is the one of constraints.txt, which `make test` uses.

@@ -11,7 +11,7 @@ class RuntimeConfig(Section):
     """Device, precision and output folder. `auto` is resolved at the start and recorded with its reason."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Device to use. auto: CUDA, else Apple's MPS, else the CPU."""
+    """Device to use. auto: CUDA if torch can use it, else the CPU; Apple's mps, untried so far, only if named."""
     devices: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = 1
     """Processes on this machine, one per device; they split each batch. auto: one per GPU, one on a CPU."""
     sharding: Literal["none", "fsdp"] = "none"

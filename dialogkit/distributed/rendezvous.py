@@ -37,7 +37,7 @@ def join() -> bool:
     if process_group.is_initialized() or rank is None:
         return process_group.is_initialized()
     export_for_torch()
-    _set_device_and_threads(rank)
+    set_device_and_threads(rank)
     address, port = os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", "29500"))
     try:
         group, watched = _connect(rank, address, port)
@@ -53,11 +53,13 @@ def join() -> bool:
     return True
 
 
-def _set_device_and_threads(rank: Rank) -> None:
+def set_device_and_threads(rank: Rank) -> None:
+    """Give this process its device and its share of the CPU's threads."""
     import torch
 
-    if torch.cuda.is_available() and rank.local_world_size <= torch.cuda.device_count():
-        torch.cuda.set_device(rank.local_rank)
+    if torch.cuda.is_available():
+        # `srun --gpus-per-task=1` shows each rank one device, number 0.
+        torch.cuda.set_device(rank.local_rank % torch.cuda.device_count())
     # Oversubscribed threads in several processes on a machine cost more than they gain.
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // rank.local_world_size))

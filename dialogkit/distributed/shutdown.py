@@ -16,6 +16,7 @@ from dialogkit.distributed import process_group
 from dialogkit.distributed.process_group import Group, Settled
 from dialogkit.distributed.rank import launch_folder
 from dialogkit.errors import DialogKitError, InterruptedRunError, ProcessLostError, exit_code_of, first_line
+from dialogkit.system.memory import is_out_of_memory
 
 RESTART = 75
 """Exit code of a rank that ended because another one did: the launcher may restart all."""
@@ -37,7 +38,9 @@ def is_lost_peer(error: BaseException) -> bool:
 
     if isinstance(error, ProcessLostError | distributed.DistError | ConnectionError):
         return True
-    return isinstance(error, RuntimeError) and _CONNECTION_ERROR.search(str(error)) is not None
+    # NCCL reports a GPU without room for its buffers in the same way; all ranks would run out of memory again.
+    is_connection = isinstance(error, RuntimeError) and _CONNECTION_ERROR.search(str(error)) is not None
+    return is_connection and not is_out_of_memory(error)
 
 
 @contextmanager

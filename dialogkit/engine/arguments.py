@@ -100,9 +100,20 @@ def training_arguments(task: "FitTask") -> Any:
         ddp_timeout=int(process_group.STEP_TIMEOUT.total_seconds()),
         restore_callback_states_from_checkpoint=True,
     )
+    use_visible_device(arguments.distributed_state)
     # Several visible GPUs make HF multiply the batch and wrap the model in DataParallel, which splits batches.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def use_visible_device(state: Any) -> None:
+    """Make accelerate's number of a GPU that of this rank's device, among those that it sees.
+
+    Accelerate gives DDP the rank on its machine as the number of the device. Under `srun --gpus-per-task=1` each
+    rank sees a single device, number 0.
+    """
+    if state is not None and state.device.type == "cuda" and state.device.index is not None:
+        state.local_process_index = state.device.index
 
 
 def _sharding(config: TrainConfig) -> dict[str, Any]:

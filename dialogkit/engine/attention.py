@@ -17,10 +17,10 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from dialogkit.engine.hf_model import attention_of, plain_attention_of, takes_attention
-from dialogkit.engine.memory import is_out_of_memory
 from dialogkit.errors import ModelError
 from dialogkit.hints import Call
 from dialogkit.logits import final_logits
+from dialogkit.system.memory import is_out_of_memory
 
 PACKED = "dialogkit_packed"
 _ALIGNED = 16

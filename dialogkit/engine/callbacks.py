@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from dialogkit.distributed import process_group
 from dialogkit.distributed.rank import signal_came_from_user
 from dialogkit.engine.checkpoints import Progress
+from dialogkit.engine.device import synchronize
 from dialogkit.engine.loss import TokenCounter
 from dialogkit.errors import DivergedError, InterruptedRunError, ProcessLostError
 from dialogkit.hints import Change
@@ -71,7 +72,9 @@ class MetricCallback(TrainerCallback):
     on_evaluate = on_save = on_train_begin
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Add the step's time."""
+        """Add the step's time; where it is logged, the time until the device has done all of it."""
+        if control.should_log:
+            synchronize(args.device.type)
         now = time.perf_counter()
         self._done.train_s += now - self._since
         self._since = now

@@ -1,8 +1,10 @@
 """Select device and precision, each with a reason."""
 
+import re
 import subprocess
-from collections.abc import Callable
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,9 +14,10 @@ from dialogkit.config.runtime import RuntimeConfig
 from dialogkit.distributed import process_group
 from dialogkit.distributed.rank import is_true
 from dialogkit.errors import UnavailableError
-from dialogkit.hints import Change
+from dialogkit.hints import Call, Change, Either
 from dialogkit.system import cpu_threads
 from dialogkit.system.cpu import processor_flags, processor_name
+from dialogkit.system.nvidia import nvidia_driver, reduce_fragmentation
 
 Precision = Literal["fp32", "bf16"]
 
@@ -61,23 +64,75 @@ def resolve_runtime(config: RuntimeConfig) -> Runtime:
 
 
 def _device(request: Literal["auto", "cpu", "cuda", "mps"]) -> tuple[Literal["cpu", "cuda", "mps"], str]:
-    available: dict[str, Callable[[], bool]] = {
-        "cpu": lambda: True,
-        "cuda": torch.cuda.is_available,
-        "mps": torch.backends.mps.is_available,
-    }
-    if request != "auto":
-        if not available[request]():
-            name = "CUDA" if request == "cuda" else "Apple MPS"
-            raise UnavailableError(f"no {name} device is available", hint=Change({"runtime.device": "cpu"}))
+    if request == "cpu":
         return request, "requested"
-    if is_true("ACCELERATE_USE_CPU"):
+    if request == "auto" and is_true("ACCELERATE_USE_CPU"):
         return "cpu", "ACCELERATE_USE_CPU"
+    if request == "mps":
+        if not torch.backends.mps.is_available():
+            raise UnavailableError("no Apple MPS device is available", hint=Change({"runtime.device": "cpu"}))
+        return request, "requested"
+    if torch.version.cuda:
+        reduce_fragmentation()
+    problem = gpu_problem()
+    if request == "cuda":
+        if problem:
+            hint = Either(Call("doctor"), Change({"runtime.device": "cpu"}))
+            raise UnavailableError(f"CUDA was requested, but {problem}", hint=hint)
+        if not torch.cuda.is_available():
+            raise UnavailableError("no CUDA device is available", hint=Change({"runtime.device": "cpu"}))
+        return request, "requested"
+    if problem:
+        return "cpu", problem
     if torch.cuda.is_available():
         return "cuda", "a CUDA device is available"
     if torch.backends.mps.is_available():
-        return "mps", "Apple MPS is available"
+        # No Mac has run the tests yet.
+        return "cpu", "Apple MPS is only used if runtime.device is mps"
     return "cpu", "no GPU is available"
+
+
+def gpu_problem() -> str | None:
+    """Return why a GPU of this machine cannot be used by torch; None if it can, or if there is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about what is said here
+        if torch.cuda.is_available():
+            major, minor = torch.cuda.get_device_capability()
+            if torch.version.hip or has_kernels((major, minor), torch.cuda.get_arch_list()):
+                return None
+            name = torch.cuda.get_device_name()
+            return f"this build of torch has no kernels for the {name} (compute capability {major}.{minor})"
+    driver = nvidia_driver()
+    if driver is None or not driver.gpus:
+        return None
+    if torch.version.cuda is None:
+        return "this build of torch uses no NVIDIA GPU"
+    if driver.cuda[0] < int(torch.version.cuda.split(".")[0]):
+        (major, minor), needed = driver.cuda, torch.version.cuda
+        return f"the NVIDIA driver supports CUDA up to {major}.{minor}, and this build of torch needs {needed}"
+    return "torch finds no CUDA device, but the NVIDIA driver does"
+
+
+def has_kernels(capability: tuple[int, int], compiled: Sequence[str]) -> bool:
+    """Return whether a build of torch runs on a GPU.
+
+    Machine code (`sm_80`) runs on later minor versions of its generation, unless it is made for one GPU alone
+    (`sm_90a`); intermediate code (`compute_120`) runs on all later GPUs.
+    """
+    for name in compiled:
+        if (found := re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name)) is None:
+            continue
+        kind, made_for, alone = found[1], (int(found[2]), int(found[3])), found[4] == "a"
+        same_generation = kind == "compute" or made_for[0] == capability[0]
+        if made_for == capability or (made_for < capability and same_generation and not alone):
+            return True
+    return False
+
+
+def unused_gpu(runtime: Runtime) -> str | None:
+    """Return why the machine's GPU is not used, if nobody asked for that."""
+    told = runtime.device == "cpu" and runtime.device_reason not in ("requested", "ACCELERATE_USE_CPU")
+    return gpu_problem() if told else None
 
 
 def _precision(request: Literal["auto", "fp32", "bf16"], device: str) -> tuple[Precision, str]:
@@ -94,6 +149,42 @@ def _precision(request: Literal["auto", "fp32", "bf16"], device: str) -> tuple[P
                 return "bf16", f"the CPU has {flag}"
         return "fp32", "the CPU has no bf16 arithmetic"
     return "fp32", "MPS"
+
+
+def usable_devices(runtime: Runtime, batch_size: int) -> int:
+    """Return how many GPUs could share a batch of a run that uses one."""
+    if runtime.device != "cuda" or runtime.processes > 1:
+        return 1
+    return max(n for n in range(1, max(1, torch.cuda.device_count()) + 1) if batch_size % n == 0)
+
+
+@contextmanager
+def float32_as_found() -> Iterator[None]:
+    """Restore the precision of float32 products, which HF and accelerate lower to TF32 for compiled models.
+
+    Both of torch's interfaces are restored: torch refuses to read the older one where the two differ.
+    """
+    backends: Any = torch.backends
+    matmul = backends.cuda.matmul
+    general, products = backends.fp32_precision, matmul.fp32_precision
+    allowed: bool | None = None
+    with suppress(RuntimeError):  # they differ already
+        allowed = matmul.allow_tf32
+    try:
+        yield
+    finally:
+        if allowed is not None:
+            matmul.allow_tf32 = allowed
+        backends.fp32_precision = general
+        matmul.fp32_precision = products
+
+
+def synchronize(device: str) -> None:
+    """Wait until a device has done all work that was given to it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
 
 
 def emulates_bf16(runtime: Runtime) -> bool:

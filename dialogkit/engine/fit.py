@@ -23,14 +23,15 @@ from dialogkit.engine.callbacks import (
     ThreadsCallback,
     guard_trackers,
 )
-from dialogkit.engine.device import Runtime
+from dialogkit.engine.device import Runtime, float32_as_found
 from dialogkit.engine.histograms import HistogramCallback, HistogramSink
 from dialogkit.engine.loss import install_dialog_loss, remove_dialog_loss
-from dialogkit.engine.memory import is_out_of_memory, keep_freed_memory
+from dialogkit.engine.memory import keep_freed_memory
 from dialogkit.engine.task import FitTask
 from dialogkit.engine.trainer import DialogTrainer, StreamCallback, Streamed, resume
 from dialogkit.errors import ModelError, OutOfMemoryError
 from dialogkit.hints import Call, Change
+from dialogkit.system.memory import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def fit(
     dtype = torch.bfloat16 if task.runtime.precision == "bf16" else torch.float32
     install_dialog_loss(task.model, dtype=dtype, counter=metrics.counter, sharded=sharded)
     try:
-        trainer = DialogTrainer(task, metrics, sink, plan, callbacks)
+        with float32_as_found():
+            trainer = DialogTrainer(task, metrics, sink, plan, callbacks)
         trainer.remove_callback(PrinterCallback)  # the reporter prints
         guard_trackers(trainer, task.trackers)
         # Raised by accelerate about an argument that HF passes.

@@ -1,17 +1,38 @@
 """Floating-point operations of training, and the peak of a device."""
 
+import re
+
 PEAK_BF16 = {
+    # https://www.amd.com/en/products/accelerators/instinct/mi300/mi300x.html
+    "MI300X": 1.307e15,
+    # https://www.nvidia.com/en-us/data-center/dgx-b200/ (72 petaFLOPS of sparse FP8 on eight GPUs)
     "B200": 2.25e15,
+    # https://www.nvidia.com/en-us/data-center/h200/ and /h100/: half of what they list, which is with sparsity
+    "H200 NVL": 8.35e14,
     "H200": 9.89e14,
+    "GH200": 9.89e14,
+    "H100 NVL": 8.35e14,
+    "H100 PCIe": 7.56e14,
     "H100": 9.89e14,
+    # https://www.nvidia.com/en-us/data-center/a100/
     "A100": 3.12e14,
+    # https://www.nvidia.com/en-us/data-center/l40s/, /l40/ and /l4/: half of what is listed with sparsity
     "L40S": 3.62e14,
+    "L40": 1.81e14,
     "L4": 1.21e14,
+    # https://www.nvidia.com/en-us/data-center/products/a10-gpu/, and the data sheet of the A10G of AWS's G5
+    "A10": 1.25e14,
     "A10G": 7.0e13,
-    "RTX 4090": 1.65e14,
+    # NVIDIA's white papers of the RTX Blackwell, Ada and GA102 architectures: BF16 with FP32 sums, dense
+    "RTX 5090": 2.095e14,
+    "RTX 6000 Ada": 3.643e14,
+    "RTX 4090": 1.652e14,
     "RTX 3090": 7.1e13,
 }
-"""Dense bf16 operations per second by a part of the device's name, from the vendors' data sheets (SXM)."""
+"""Dense bf16 operations per second by words of the device's name, as published by the vendors (SXM by default)."""
+
+_SLOWER = re.compile(r"\b(Laptop|MIG|D)\b")
+"""Words of a name that is not the whole GPU: that of a laptop, a part of one, a model for one country."""
 
 
 def flops_per_token(
@@ -48,4 +69,8 @@ def peak_flops(device_name: str, precision: str) -> float | None:
     """Return the peak operations per second of a device; None if unknown."""
     if precision != "bf16":
         return None
-    return next((peak for part, peak in PEAK_BF16.items() if part in device_name), None)
+    if _SLOWER.search(device_name):
+        return None
+    longest_first = sorted(PEAK_BF16, key=len, reverse=True)
+    named = (words for words in longest_first if re.search(rf"\b{words}\b", device_name))
+    return next((PEAK_BF16[words] for words in named), None)

@@ -31,7 +31,7 @@ HistogramSink = Callable[[int, dict[str, Histogram]], None]
 def histogram(tensor: torch.Tensor) -> Histogram | None:
     """Return the histogram of a tensor's finite values, or of evenly spaced ones of many; None without any."""
     flat = tensor.detach().reshape(-1)
-    values = flat[:: max(1, -(-flat.numel() // SAMPLE))].double().cpu().numpy()
+    values = flat[:: max(1, -(-flat.numel() // SAMPLE))].cpu().double().numpy()
     values = values[np.isfinite(values)]
     if not len(values):
         return None

@@ -1,18 +1,10 @@
-"""Errors about memory, freed memory, and peak memory."""
+"""Freed memory, and peak memory."""
 
 import ctypes
 import sys
 from contextlib import suppress
 
 import torch
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means out of memory; torch has an exception type of its own only for GPUs."""
-    markers = ("DefaultCPUAllocator", "Cannot allocate memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(marker in str(error) for marker in markers)
-    )
 
 
 def keep_freed_memory() -> None:

@@ -110,21 +110,22 @@ def score_batches(
     was_training = model.training
     model.eval()
     base, head, finish = model.base_model, model.get_output_embeddings(), final_logits(model)
-    ends = torch.tensor(sorted(stop_ids), device=device)
+    ends = torch.tensor(sorted(stop_ids))
     batch_sums: list[torch.Tensor] = []
     answer_bytes: list[int] = []
     try:
         for batch, sizes in batches:
+            targets = batch["labels"]
             with autocast or nullcontext():
-                targets = batch["labels"].to(device)
-                scores_S3 = within(partial(_score_batch, base, head, finish, batch, targets))
+                scores_S3 = within(partial(_score_batch, base, head, finish, batch, targets.to(device)))
+            scores_S3 = scores_S3.cpu().double()  # MPS has no float64; and here the order of the sums is fixed
             is_end, nats, ranks = torch.isin(targets, ends)[:, None], scores_S3[:, :1], scores_S3[:, 1:]
             answer_nats = torch.where(is_end, 0.0, nats)
             columns = torch.cat([nats, torch.ones_like(nats), answer_nats, is_end.double(), ranks], 1)
             starts = torch.tensor(batch["dialog_lengths"]).cumsum(0)
-            dialog_S = torch.bucketize(batch["label_positions"], starts, right=True).to(device)
-            sums = torch.zeros((len(starts), columns.shape[1]), dtype=torch.float64, device=device)
-            batch_sums.append(sums.index_add_(0, dialog_S, columns).cpu())
+            dialog_S = torch.bucketize(batch["label_positions"], starts, right=True)
+            sums = torch.zeros((len(starts), columns.shape[1]), dtype=torch.float64)
+            batch_sums.append(sums.index_add_(0, dialog_S, columns))
             answer_bytes += sizes
             cpu_threads.of_process.adapt()
     finally:
@@ -160,7 +161,7 @@ def _score_batch(
 
 def _score(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
     """Return for each target: nats, whether it ranks first, whether it ranks among the first five; [S, 3]."""
-    nats = cross_entropy(logits_SV, targets_S, reduction="none").double()
+    nats = cross_entropy(logits_SV, targets_S, reduction="none")
     highest = logits_SV.topk(min(LIKELY, logits_SV.shape[1]), 1).values
     of_target = logits_SV.gather(1, targets_S[:, None])
-    return torch.cat([nats[:, None], (of_target >= highest[:, [0, -1]]).double()], 1)
+    return torch.cat([nats[:, None], (of_target >= highest[:, [0, -1]]).float()], 1)

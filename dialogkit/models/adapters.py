@@ -58,7 +58,7 @@ def add_adapter(model: Any, config: TrainConfig, source: ModelConfig) -> None:
             )
     targets = sorted(config.lora_targets) or [name for name in suffixes if name not in _untouchable(model)]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)  # not those of devices, which would not be restored
         try:
             _inject(
                 model,

@@ -48,7 +48,7 @@ def build_model(
                 hint=Change({"model.vocabulary": tokenizer.vocabulary}),
             )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # not those of devices, which would not be restored
             model = _new_model(config, tokenizer, dropout)
     else:
         from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig

@@ -77,7 +77,12 @@ def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
     from dialogkit.engine.fit import fit
     from dialogkit.services.training.disk_plan import require_disk
     from dialogkit.services.training.measure import measure_trained, measure_untrained, plan_budget
-    from dialogkit.services.training.memory_plan import fit_batch_to_memory, resume_after_split, split_further
+    from dialogkit.services.training.memory_plan import (
+        fit_batch_to_gpu,
+        fit_batch_to_memory,
+        resume_after_split,
+        split_further,
+    )
     from dialogkit.services.training.publish import publish_model
     from dialogkit.services.training.recorder import Recorder
     from dialogkit.services.training.resume import choose_checkpoint
@@ -95,7 +100,7 @@ def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
             if process_group.is_main_process():
                 require_disk(setup, Path(run.config.runtime.output_dir), run.checkpoint)
             run.open_tracker()
-            split = fit_batch_to_memory(setup)
+            split = fit_batch_to_memory(setup) or (None if run.checkpoint else fit_batch_to_gpu(setup))
             recorder = Recorder(run, setup)
             recorder.begin(split)
             # On resume, the checkpoint holds the time that an evaluation takes.

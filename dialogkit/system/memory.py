@@ -3,6 +3,7 @@
 All sizes are in bytes; None means unknown or unlimited.
 """
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -10,12 +11,27 @@ from typing import NamedTuple
 _UNLIMITED = 2**60
 """Version 1 of control groups writes a very large number for no limit."""
 
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory"  # CUDA, HIP, MPS, cuDNN, and NCCL where the GPU has no room for its buffers
+    r"|_STATUS_\w*ALLOC\w*_FAILED"  # cuBLAS, cuDNN, hipBLAS
+    r"|DefaultCPUAllocator|Cannot allocate memory",
+    re.IGNORECASE,
+)
+"""Words of torch's errors that mean out of memory: only its own allocator on a GPU has an exception type."""
+
 
 class Memory(NamedTuple):
     """Total memory, and how much of it is free."""
 
     total: int | None
     free: int | None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that a device, or this machine, is out of memory."""
+    if isinstance(error, RuntimeError):  # also torch's OutOfMemoryError and AcceleratorError
+        return _OUT_OF_MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError)
 
 
 def machine_memory() -> Memory:

@@ -19,6 +19,7 @@ from dialogkit.errors import DataError, ProcessLostError
         (RuntimeError("Broken pipe in TCPStore::get"), True),
         (RuntimeError("[2] is setting up a communicator, but store->get('0') has an error"), True),
         # A restart would not help.
+        (RuntimeError("NCCL error: unhandled cuda error: Failed to CUDA calloc 608 bytes, out of memory"), False),
         (
             RuntimeError(
                 "don't know how to restore data location of torch.storage.UntypedStorage (tagged with a)"

@@ -1,10 +1,14 @@
 """A process reads its rank from the environment that torchrun, Slurm and others set."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from dialogkit.distributed import rendezvous
 from dialogkit.distributed.rank import Rank, export_for_torch, first_host, reject_foreign_settings, this_rank
+from dialogkit.engine.arguments import use_visible_device
 from dialogkit.errors import ConfigError
 from tests.conftest import typed
 
@@ -24,6 +28,21 @@ SRUN = {
     "SLURM_STEP_NODELIST": "gpu[07-08]",
     "SLURM_JOB_ID": "123456",
 }
+
+
+@pytest.mark.parametrize(("visible", "device"), [(1, 0), (4, 3), (2, 1)])
+def test_a_rank_takes_its_device_among_those_that_it_sees(
+    visible: int, device: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    rendezvous.set_device_and_threads(Rank(rank=3, world_size=4, local_rank=3, local_world_size=4))
+    state = SimpleNamespace(device=torch.device("cuda", device), local_process_index=3)
+    use_visible_device(state)  # what accelerate gives DDP
+    assert taken == [device] == [state.local_process_index]
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from dialogkit.engine import loss as loss_module
-from dialogkit.engine.callbacks import StopAtSignal
+from dialogkit.engine.callbacks import MetricCallback, StopAtSignal
 from dialogkit.errors import DivergedError
 from tests.conftest import TOKENIZER, typed
 from tests.forks import command_line_into, start_forked
@@ -65,6 +66,19 @@ def test_a_loss_that_is_no_number_ends_the_run_at_its_step(small: Any, poisoned:
     assert f"loss is {value} at step 3" in error.value.message
     assert (typed(error.value), error.value.exit_code) == ("--lr 0.001", 3)
     assert sorted(path.name for path in Path("fit").iterdir()) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_the_clock_waits_for_the_device_where_the_speed_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: now.__setitem__(0, now[0] + 10))
+    metrics = MetricCallback(lambda step, logged: None)
+    gpu = SimpleNamespace(device=torch.device("cuda"))
+    metrics.on_train_begin(gpu, None, None)
+    for should_log in (False, True):
+        now[0] += 1  # the work was only given to the device
+        metrics.on_step_end(gpu, None, SimpleNamespace(should_log=should_log))
+    assert metrics.train_s == 12
 
 
 @pytest.mark.parametrize("last", [3, 8])

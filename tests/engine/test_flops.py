@@ -35,7 +35,28 @@ def test_the_formula_agrees_with_torchs_counter(rank: int) -> None:
     assert abs(counter.get_total_flops() / length / expected - 1) < 0.05
 
 
-def test_the_peak_is_known_by_name_and_precision() -> None:
-    assert peak_flops("NVIDIA H200", "bf16") == 9.89e14
-    assert peak_flops("NVIDIA H200", "fp32") is None
-    assert peak_flops("Some CPU, 2 threads", "bf16") is None
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 9.89e14),
+        ("NVIDIA GH200 480GB", 9.89e14),
+        ("NVIDIA H100 80GB HBM3", 9.89e14),
+        ("NVIDIA H100 PCIe", 7.56e14),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA A100-SXM4-40GB", 3.12e14),
+        ("NVIDIA A10", 1.25e14),
+        ("NVIDIA A10G", 7.0e13),
+        ("NVIDIA L4", 1.21e14),
+        ("NVIDIA L40", 1.81e14),
+        ("NVIDIA L40S", 3.62e14),
+        ("NVIDIA GeForce RTX 5090", 2.095e14),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA RTX 6000 Ada Generation", 3.643e14),
+        ("AMD Instinct MI300X", 1.307e15),
+        ("Tesla T4", None),
+        ("Some CPU, 2 threads", None),
+    ],
+)
+def test_the_peak_is_known_by_name_and_precision(name: str, peak: float | None) -> None:
+    assert peak_flops(name, "bf16") == peak
+    assert peak_flops(name, "fp32") is None

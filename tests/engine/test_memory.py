@@ -16,7 +16,7 @@ from dialogkit.errors import OutOfMemoryError
 from dialogkit.services.train import train
 from dialogkit.services.training import memory_plan
 from dialogkit.services.training.memory_plan import fewest_micro_batches, step_bytes
-from dialogkit.system.memory import free_bytes
+from dialogkit.system.memory import free_bytes, is_out_of_memory
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import REPOSITORY, typed
 
@@ -166,6 +166,53 @@ def test_memory_that_ends_in_the_midst_is_reported_in_a_sentence(
     with pytest.raises(OutOfMemoryError, match="does not have enough memory for 4 dialogs at once") as refused:
         train(small_config(BATCH))
     assert typed(refused.value) == "--fit-batch"
+
+
+@pytest.mark.parametrize(
+    ("error", "means_it"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("cuDNN SDPA failed\nCUDA ran out of memory outside PyTorch's allocator."), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, max allowed: 9.07 GB)"), True),
+        (RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("NCCL error: unhandled cuda error: Failed to CUDA calloc 608 bytes, out of memory"), True),
+        (RuntimeError("CUDA error: no kernel image is available for execution on the device"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_which_errors_mean_out_of_memory(error: Exception, means_it: bool) -> None:
+    assert is_out_of_memory(error) is means_it
+
+
+def test_a_gpu_meets_the_longest_dialogs_before_the_first_step(
+    small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dialogkit.engine.device import resolve_runtime
+    from dialogkit.services.training.setup import TrainingSetup
+
+    config = small_config({**BATCH, "train.fit_batch": True})
+    setup = TrainingSetup(config, resolve_runtime(config.runtime))
+    before = {name: weight.clone() for name, weight in setup.model.state_dict().items()}
+    real, tokens = loss.chunked_cross_entropy, list[int]()
+
+    def small_device(hidden: Any, *args: Any, **kwargs: Any) -> Any:
+        tokens.append(len(hidden))
+        if len(tokens) < 2:
+            raise torch.AcceleratorError("CUDA error: out of memory")
+        return real(hidden, *args, **kwargs)
+
+    monkeypatch.setattr(loss, "chunked_cross_entropy", small_device)
+    assert memory_plan.fit_batch_to_gpu(setup) is None  # on a CPU
+    note = memory_plan.split_until_the_longest_fit(setup)
+    assert note is not None
+    assert note.endswith("each step is split into 2 micro-batches of 2 dialogs")
+    assert len(tokens) == 3
+    assert sum(tokens[1:]) == tokens[0]
+    assert all(torch.equal(before[name], weight) for name, weight in setup.model.state_dict().items())
 
 
 def test_a_limit_of_the_process_counts() -> None:

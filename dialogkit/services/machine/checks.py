@@ -10,7 +10,8 @@ from dialogkit import __version__
 from dialogkit.config.base import Result
 from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.hints import Call, Hint, Shell
-from dialogkit.services.machine.probe import FolderInfo, MachineInfo, read_machine
+from dialogkit.services.machine.probe import FolderInfo, Gpu, MachineInfo, read_machine
+from dialogkit.services.machine.torch_builds import BUILDS, build_for, has_kernels
 from dialogkit.system.network import is_on
 from dialogkit.text import byte_size, counted
 
@@ -113,44 +114,62 @@ def _torch(machine: MachineInfo) -> Iterator[Finding]:
         return  # reported with the packages
     cuda, hip = machine.torch_cuda, machine.torch_hip
     text = f"{machine.torch}, built for {f'CUDA {cuda}' if cuda else f'ROCm {hip}' if hip else 'the CPU'}"
-    if machine.gpus and not (cuda or hip):
+    without = [gpu for gpu in machine.gpus if cuda and not _runs_on(gpu, cuda)]
+    if machine.gpus and not cuda:
         text += f", so the {machine.gpus[0].name} is not used"
-        yield _better("torch", text, _install(machine))
-    elif machine.gpus and cuda and _major(machine.driver_cuda) < _major(cuda):
+        yield _better("torch", *_with_build(machine, text))
+    elif machine.gpus and cuda and machine.driver_cuda and _release(machine.driver_cuda)[0] < _release(cuda)[0]:
         text += f", but the driver {machine.driver} only supports CUDA up to {machine.driver_cuda}: no GPU is used"
-        yield _better("torch", text, _install(machine))
+        yield _better("torch", *_with_build(machine, text))
+    elif without:
+        major, minor = without[0].capability or (0, 0)
+        text += f", without kernels for the {without[0].name} (compute capability {major}.{minor}): it is not used"
+        yield _better("torch", *_with_build(machine, text))
+    elif machine.amd_gpus and not (cuda or hip):
+        text += f", so the {machine.amd_gpus[0].name} is not used; builds for ROCm: pytorch.org/get-started"
+        yield _better("torch", text)
     else:
         yield _ok("torch", text)
 
 
-def _install(machine: MachineInfo) -> Shell:
+def _with_build(machine: MachineInfo, problem: str) -> tuple[str, Shell | None]:
+    """Return a problem of torch's build with the command that installs the right one, where there is one."""
+    driver = _release(machine.driver_cuda) if machine.driver_cuda else None
+    build = build_for([gpu.capability for gpu in machine.gpus if gpu.capability], driver)
+    if build is None:
+        old = driver is not None and driver[0] < BUILDS[-1].cuda[0]
+        return f"{problem}; no build of torch supports {'so old a driver' if old else 'it'}", None
     supported = next((package.supported for package in machine.packages if package.name == "torch"), "")
     command = f"pip install --force-reinstall {shlex.quote('torch' + supported)}"
-    build = "cu130" if _major(machine.driver_cuda) >= 13 else "cu126"
-    return Shell(f"{command} --index-url https://download.pytorch.org/whl/{build}")
+    return problem, Shell(f"{command} --index-url https://download.pytorch.org/whl/{build.index}")
 
 
-def _major(version: str | None) -> int:
-    return int(version.split(".")[0]) if version else 99
+def _runs_on(gpu: Gpu, cuda: str) -> bool:
+    return gpu.capability is None or has_kernels(_release(cuda), gpu.capability)
+
+
+def _release(version: str) -> tuple[int, int]:
+    major, minor, *_ = (*version.split("."), "0")
+    return int(major), int(minor)
 
 
 def _gpus(machine: MachineInfo) -> Iterator[Finding]:
-    for gpu in machine.gpus:
+    for gpu in (*machine.gpus, *machine.amd_gpus):
         capability = gpu.capability
-        bf16 = "bf16" if capability is None or capability >= (8, 0) else "no bf16, so float32"
+        bf16 = "bf16" if capability and capability >= (8, 0) else "no bf16, so float32"
         detail = f", compute capability {capability[0]}.{capability[1]}: {bf16}" if capability else ""
         text = f"{gpu.name}, {_size(gpu.free_bytes)} of {_size(gpu.memory_bytes)} free{detail}"
         if gpu.free_bytes < gpu.memory_bytes / 2:
             yield _better("gpu", f"{text}; another process holds most of its memory", Shell("nvidia-smi"))
         else:
             yield _ok("gpu", text)
-    if machine.gpus:
+    if machine.gpus or machine.amd_gpus:
         return
     if "nvidia-smi" in machine.commands:
         text = "nvidia-smi is installed but reports no GPU, so training uses the CPU"
         yield _better("gpu", text, Shell("nvidia-smi"))
     elif machine.system == "Darwin" and machine.processor.startswith("Apple"):
-        yield _ok("gpu", "Apple MPS, in float32")
+        yield _ok("gpu", "Apple MPS, in float32; used only with runtime.device=mps, as nobody has tried it yet")
     else:
         yield _ok("gpu", "none, so training uses the CPU")
 

@@ -35,6 +35,9 @@ ENVIRONMENT = (
 )
 """The variables that matter. No other is read, so no other can be printed."""
 
+INTEGRATED = 6 * 2**30
+"""Bytes of own memory below which an AMD GPU is taken for a part of the processor, which ROCm leaves out."""
+
 COMMANDS = ("nvidia-smi", "sbatch", "kubectl")
 _GPU_QUERY = ("--query-gpu=name,memory.total,memory.free,compute_cap", "--format=csv,noheader,nounits")
 
@@ -88,6 +91,7 @@ class MachineInfo:
     """CUDA version that torch is built for."""
     torch_hip: str | None
     gpus: tuple[Gpu, ...]
+    """Of NVIDIA."""
     driver: str | None
     driver_cuda: str | None
     """Newest CUDA version that the driver supports."""
@@ -107,6 +111,7 @@ class MachineInfo:
     open_dotenv: bool
     """Whether other users can read a `.env` that holds the W&B key."""
     commands: frozenset[str]
+    amd_gpus: tuple[Gpu, ...] = ()
     server_answers: bool | None = None
     """Whether W&B's server answers; None: not asked."""
     hub_answers: bool | None = None
@@ -150,6 +155,7 @@ def read_machine(output: Path, *, network: bool = False) -> MachineInfo:
             driver=driver.result()[0],
             driver_cuda=driver.result()[1],
             gpus=gpus.result(),
+            amd_gpus=_guarded(amd_gpus, ()),
             server_answers=server_answers,
             hub_answers=hub_answers,
         )
@@ -213,6 +219,19 @@ def parse_gpus(text: str) -> tuple[Gpu, ...]:
             capability = re.fullmatch(r"(\d+)\.(\d+)", figures[2])
             parsed = (int(capability[1]), int(capability[2])) if capability else None
             found.append(Gpu(name, int(figures[0]) * 2**20, int(figures[1]) * 2**20, parsed))
+    return tuple(found)
+
+
+def amd_gpus(drivers: Path = Path("/sys/class/drm"), compute: Path = Path("/dev/kfd")) -> tuple[Gpu, ...]:
+    """Return the GPUs of AMD's Linux driver, without those in processors; none without ROCm's `compute`."""
+    found = []
+    for folder in sorted(drivers.glob("card[0-9]*/device")) if compute.exists() else ():
+        with suppress(OSError, ValueError):  # of another maker
+            total, used = (int((folder / f"mem_info_vram_{name}").read_text()) for name in ("total", "used"))
+            product = folder / "product_name"
+            name = product.read_text().strip() if product.exists() else ""
+            if total >= INTEGRATED:
+                found.append(Gpu(name or "AMD GPU", total, total - used, None))
     return tuple(found)
 
 

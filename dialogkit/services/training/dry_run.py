@@ -9,7 +9,7 @@ from dialogkit.config.run import RunConfig
 from dialogkit.services.training.base_model import with_lasting_base
 from dialogkit.services.training.disk_plan import require_disk
 from dialogkit.services.training.lifecycle import create_folder, require_startable
-from dialogkit.services.training.memory_plan import fit_batch_to_memory
+from dialogkit.services.training.memory_plan import fit_batch_to_gpu, fit_batch_to_memory
 from dialogkit.services.training.progress import LogReporter, TrainReporter
 from dialogkit.services.training.samples import reply_to_tests
 from dialogkit.services.training.setup import TrainingSetup
@@ -67,7 +67,7 @@ def dry_run(config: RunConfig, *, reporter: TrainReporter | None = None) -> DryR
     runtime = resolve_runtime(config.runtime)
     setup = TrainingSetup(config, runtime)
     require_disk(setup, Path(config.runtime.output_dir))
-    split = fit_batch_to_memory(setup)
+    split = fit_batch_to_memory(setup) or fit_batch_to_gpu(setup)
     config = setup.config
     for line in (ledger_line(setup), *warnings(setup, reporter.advice), *([split] if split else [])):
         reporter.note(line)

@@ -96,6 +96,7 @@ def measure_trained(
     """Return the metrics of the trained model and its replies."""
     if setup.config.data.streaming:
         run.note(ledger_line(setup))
+    recorder.gpu_use()
     run.reporter.activity(f"measuring the trained model on {_held_out(setup)}")
     limited = setup.config.train.budget_s is not None
     run.record.schedule.total_steps = fitted.steps if limited else setup.schedule.total_steps

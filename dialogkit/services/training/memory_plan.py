@@ -4,6 +4,7 @@ On a GPU the allocator reports what is missing; on the CPU the system kills a pr
 """
 
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,42 @@ def fit_batch_to_memory(setup: "TrainingSetup") -> str | None:
             hint=Change({"train.fit_batch": True}),
         )
     setup.use_micro_batches(count)
+    return f"{problem}: each step is split into {count} micro-batches of {size}"
+
+
+def fit_batch_to_gpu(setup: "TrainingSetup") -> str | None:
+    """Split the batch so that a step fits into the GPU, if the settings allow it; return a note about the split.
+
+    Raises: OutOfMemoryError if not even single dialogs fit.
+    """
+    train, runtime = setup.config.train, setup.runtime
+    if runtime.device == "cpu" or not train.fit_batch or runtime.processes > 1:
+        return None
+    return split_until_the_longest_fit(setup)
+
+
+def split_until_the_longest_fit(setup: "TrainingSetup") -> str | None:
+    """Train a step on the longest dialogs, which a run may meet only after hours, until the split lets it fit.
+
+    Returns a note about the split, or None. The model is as before. Raises: OutOfMemoryError.
+    """
+    from dialogkit.services.training.speed import measure_steps
+
+    train = setup.config.train
+    longest = setup.data.sample.lengths.argsort()[-train.batch_size :]
+    problem: str | None = None
+    while True:
+        try:
+            measure_steps(copy(setup), longest, 1)
+            break
+        except OutOfMemoryError as error:
+            problem = split_further(setup, error)
+        finally:
+            setup.reset_model()
+    if problem is None:
+        return None
+    count = setup.config.train.accumulation_steps
+    size = counted(train.batch_size // count, "dialog")
     return f"{problem}: each step is split into {count} micro-batches of {size}"
 
 

@@ -9,6 +9,7 @@ from dialogkit.engine.flops import peak_flops
 from dialogkit.hints import Call, Change
 from dialogkit.inference.results import ReplyResult
 from dialogkit.services.planning.remarks import GOOD_BATCH, larger_batch, outlook
+from dialogkit.services.training.gpu_use import GpuUse
 from dialogkit.services.training.loss_bands import LossMonitor
 from dialogkit.services.training.progress import step_line
 from dialogkit.services.training.samples import answer_checked, replies_at_evaluation
@@ -44,6 +45,7 @@ class Recorder:
         self._flops_per_token = flops_per_token(setup)
         self._peak_flops = peak_flops(setup.runtime.device_name, setup.runtime.precision)
         self._loss_monitor = LossMonitor(setup.config)
+        self._gpu = GpuUse()
 
     def begin(self, split: str | None) -> None:
         """Record and print the header, the data ledger and the warnings of the run.
@@ -104,6 +106,7 @@ class Recorder:
     def point(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics at an optimizer step."""
         metrics = dict(metrics)
+        self._gpu.point(metrics)
         if (speed := metrics.get("perf/tokens_per_s")) is not None:
             if self._peak_flops:
                 metrics["perf/mfu"] = speed * self._flops_per_token / self._peak_flops
@@ -114,6 +117,17 @@ class Recorder:
         if (line := step_line(step, self._total_steps, metrics)) is not None:
             self._folder.append_console(line)
         self._reporter.step(step, self._total_steps, metrics)
+
+    def gpu_use(self) -> None:
+        """Report how busy the GPU was, and a batch that would use more of it."""
+        gpu, busy = self._run.record.environment.gpu, self._gpu.busy
+        if gpu is None or gpu.memory_bytes is None or busy is None:
+            return
+        line = f"the GPU computed {busy:.0%} of the time"
+        if larger := self._gpu.larger_batch(self._setup.config.train.batch_size, gpu.memory_bytes):
+            line += f"; a step of {larger} dialogs might take as long: "
+            line += self._reporter.advice(Change({"train.batch_size": larger}))
+        self._run.note(line)
 
     def histograms(self, step: int, histograms: Mapping[str, "Histogram"]) -> None:
         """Record histograms."""

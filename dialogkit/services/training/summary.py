@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dialogkit.config.train import TrainConfig
 from dialogkit.data.split import BY_ROWS, held_out_remark
 from dialogkit.engine import flops
-from dialogkit.hints import Change, Hint
+from dialogkit.hints import Call, Change, Hint
 from dialogkit.text import counted, known_from_training
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.wandb_run import WandbRun
@@ -27,7 +27,8 @@ def header(setup: "TrainingSetup", run: RunDir, wandb_run: WandbRun) -> dict[str
         f"{info.get('architecture', '')}",
         **({"learns": _trainable(setup)} if train.method == "lora" else {}),
         "device": f"{setup.runtime.device} ({setup.runtime.device_name})"
-        + (f", {setup.runtime.processes} processes" if setup.runtime.processes > 1 else ""),
+        + (f", {setup.runtime.processes} processes" if setup.runtime.processes > 1 else "")
+        + f", because {setup.runtime.device_reason}",
         "precision": f"{setup.runtime.precision}, because {setup.runtime.precision_reason}",
         "data": f"{_dialogs_of(setup)} dialogs to train on, "
         f"{len(setup.data.evaluation):,} held out for evaluation{said} ({setup.data.ledger.dataset})",
@@ -66,7 +67,7 @@ def warnings(setup: "TrainingSetup", advice: Callable[[Hint], str]) -> list[str]
         setup: tokenizer, data and model of the run.
         advice: renders a hint as the user would type it.
     """
-    from dialogkit.engine.device import emulates_bf16
+    from dialogkit.engine.device import emulates_bf16, unused_gpu, usable_devices
     from dialogkit.models.build import has_dropout
 
     lines = [setup.settings_note] if setup.settings_note else []
@@ -84,6 +85,11 @@ def warnings(setup: "TrainingSetup", advice: Callable[[Hint], str]) -> list[str]
     unused = [name for name in of_lora if getattr(train, name) != getattr(defaults, name)]
     if train.method == "full" and unused:
         lines.append(f"train.{unused[0]} does nothing: train.method is full, and only lora uses it")
+    if problem := unused_gpu(setup.runtime):
+        lines.append(f"the GPU is not used: {problem}; what helps: {advice(Call('doctor'))}")
+    if (devices := usable_devices(setup.runtime, train.batch_size)) > 1:
+        faster = advice(Change({"runtime.devices": devices}))
+        lines.append(f"one GPU is used of several: {faster} trains on {devices}")
     if emulates_bf16(setup.runtime):
         faster = advice(Change({"runtime.precision": "fp32"}))
         lines.append(f"this CPU only emulates bf16: {faster} is many times faster")

@@ -31,6 +31,8 @@ Run = Callable[..., Finished]
 
 GIB = 2**30
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * GIB, 79 * GIB, (9, 0))
+B200 = Gpu("NVIDIA B200", 180 * GIB, 179 * GIB, (10, 0))
+V100 = Gpu("Tesla V100-SXM2-16GB", 16 * GIB, 16 * GIB, (7, 0))
 T4 = Gpu("Tesla T4", 15 * GIB, 15 * GIB, (7, 5))
 FINE = FolderInfo("models", 500 * GIB, None, True, True)
 
@@ -124,6 +126,38 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: MachineInfo) -> None:
             SERVER,
             {"driver": "550.54", "driver_cuda": "12.4"},
             *("torch", "could be better", "only supports CUDA up to 12.4: no GPU is used", "whl/cu126"),
+        ),
+        (
+            SERVER,
+            {"gpus": (V100,)},
+            "torch",
+            "could be better",
+            "without kernels for the Tesla V100-SXM2-16GB (compute capability 7.0): it is not used",
+            "whl/cu126",
+        ),
+        (SERVER, {"gpus": (V100, T4)}, "torch", "could be better", "V100", "whl/cu126"),
+        (SERVER, {"gpus": (V100,), "torch_cuda": "12.6"}, "torch", "ok", "built for CUDA 12.6", None),
+        (SERVER, {"gpus": (T4,)}, "torch", "ok", "built for CUDA 13.0", None),
+        (SERVER, {"gpus": (B200,), "torch_cuda": "12.6"}, "torch", "could be better", "B200", "whl/cu130"),
+        (
+            SERVER,
+            {"gpus": (B200,), "driver": "570.86", "driver_cuda": "12.8"},
+            *("torch", "could be better", "only supports CUDA up to 12.8", "whl/cu128"),
+        ),
+        (
+            SERVER,
+            {"driver": "470.57", "driver_cuda": "11.4"},
+            *("torch", "could be better", "no build of torch supports so old a driver", None),
+        ),
+        (
+            SERVER,
+            {"gpus": (replace(V100, name="GTX 780", capability=(3, 5)),), "torch_cuda": "12.6"},
+            *("torch", "could be better", "GTX 780 (compute capability 3.5): it is not used; no build of", None),
+        ),
+        (
+            LAPTOP,
+            {"amd_gpus": (Gpu("AMD Instinct MI300X", 192 * GIB, 190 * GIB, None),)},
+            *("torch", "could be better", "so the AMD Instinct MI300X is not used; builds for ROCm", None),
         ),
         (SERVER, {}, "gpu", "ok", "79.0 GiB of 80.0 GiB free, compute capability 9.0: bf16", None),
         (SERVER, {"gpus": (T4,)}, "gpu", "ok", "7.5: no bf16, so float32", None),
