@@ -58,14 +58,16 @@ class ReplyBatch:
     """A batch of replies of one model; replies join and leave it between any two tokens.
 
     Their keys and values are one cache, padded on the left to the longest. A prompt is read alone, so its cache is
-    the same whatever stands beside it. What was read before, for a reply that has ended or one of the batch, is not
-    read again where a prompt begins with it.
+    the same whatever stands beside it. What was read for another reply, of the batch or ended, is not read again
+    where a prompt begins with it.
 
     Attributes:
         rows: the replies, of which those with a `stop_reason` leave before the next step.
     """
 
-    def __init__(self, model: Any, tokenizer: ChatTokenizer, *, context: int, device: str, prefix_bytes: int = 0) -> None:
+    def __init__(
+        self, model: Any, tokenizer: ChatTokenizer, *, context: int, device: str, prefix_bytes: int = 0
+    ) -> None:
         """Begin without replies; of those that end, keys and values of so many bytes are kept."""
         self._model, self._tokenizer = model, tokenizer
         self._context, self._device = context, device

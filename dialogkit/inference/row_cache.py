@@ -108,9 +108,7 @@ class RowCache(Cache):  # type: ignore[misc]
             begin = states.shape[-2] - tokens
             return states[at : at + 1, :, begin : begin + first]
 
-        return [
-            (part(layer.keys), part(layer.values)) if layer.is_initialized else None for layer in self.layers
-        ]
+        return [(part(layer.keys), part(layer.values)) if layer.is_initialized else None for layer in self.layers]
 
     def join(self, other: "RowCache") -> None:
         """Add the one row of another cache."""

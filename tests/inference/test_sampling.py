@@ -13,8 +13,8 @@ DRAWS = 20_000
 
 
 @pytest.mark.parametrize("settings", [
-    {"top_k": 0, "top_p": 1}, {"top_k": 0, "top_p": 0.9}, {"top_k": 50, "top_p": 0.95}, {"top_k": 50, "top_p": 0.01},
-    {"top_k": 5, "top_p": 1}, {"top_k": 10_000, "top_p": 0.5},
+    {"top_k": 0, "top_p": 1}, {"top_k": 0, "top_p": 0.9}, {"top_k": 50, "top_p": 0.95},
+    {"top_k": 50, "top_p": 0.01}, {"top_k": 5, "top_p": 1}, {"top_k": 10_000, "top_p": 0.5},
 ])  # fmt: skip
 def test_tokens_are_drawn_with_the_probabilities_of_hfs_processors(settings: dict[str, Any]) -> None:
     config = GenerateConfig(temperature=1.3, repetition_penalty=1, **settings)

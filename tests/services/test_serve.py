@@ -124,7 +124,9 @@ def test_the_pieces_of_a_stream_are_the_whole(client: openai.OpenAI) -> None:
             reasons[choice.index] = choice.finish_reason or reasons[choice.index]
     assert texts == [choice.message.content for choice in whole.choices]
     assert reasons == [choice.finish_reason for choice in whole.choices]
-    assert usage == whole.usage
+    assert usage is not None
+    assert usage.model_copy(update={"prompt_tokens_details": whole.usage.prompt_tokens_details}) == whole.usage
+    assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1  # read for the reply before
     assert texts[0] != texts[1]
     assert ask(client, **(settings | {"seed": 6, "n": 1})).choices[0].message.content == texts[1]
 
