@@ -24,8 +24,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append tokens [B, H, T, D] of all rows; return all keys and values."""
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self._hold(key_states, value_states)
+            self.hold(key_states, value_states)
         else:
             new = key_states.shape[-2]
             if self._end + new > self._wholes[0].shape[-2]:
@@ -38,8 +37,9 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
     def hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Hold these keys and values, and no others."""
-        self.lazy_initialization(keys, values)
-        self._hold(keys, values)
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self._wholes, self._start, self._end = (keys, values), 0, keys.shape[-2]
+        self._show(len(keys))
 
     def join(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Add a row [1, H, T, D], whose last token stands beside those of the others."""
@@ -66,10 +66,6 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
                     whole[to, :, self._start : self._end] = whole[source, :, self._start : self._end]
         self._start += padding
         self._show(len(order))
-
-    def _hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        self._wholes, self._start, self._end = (keys, values), 0, keys.shape[-2]
-        self._show(len(keys))
 
     def _show(self, rows: int) -> None:
         self.keys, self.values = (whole[:rows, :, self._start : self._end] for whole in self._wholes)

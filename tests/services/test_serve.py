@@ -1,5 +1,6 @@
 """A server on loopback: OpenAI's client as it is, many requests at once, and what is refused."""
 
+import inspect
 import json
 import os
 import signal
@@ -356,6 +357,12 @@ def test_a_port_that_is_taken_is_refused_before_a_model_is_loaded(server: Server
     with pytest.raises(UnavailableError, match=f"port {port} of '127.0.0.1' cannot be used") as error:
         Server("shared-run", port=port, output=trained.output)
     assert typed(error.value, "serve", "shared-run") == f"--port {port + 1}"
+
+
+def test_serve_takes_and_explains_what_a_server_takes() -> None:
+    parameters = inspect.signature(dialogkit.serve).parameters
+    assert parameters == inspect.signature(Server).parameters
+    assert [name for name in parameters if f"        {name}: " not in str(dialogkit.serve.__doc__)] == []
 
 
 def test_without_the_packages_the_command_that_installs_them_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

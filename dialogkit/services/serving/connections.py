@@ -1,6 +1,7 @@
 """Connections of the server: how many are open, and how long one may wait before it asks for something."""
 
 import asyncio
+import logging
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -9,6 +10,9 @@ MOST_CONNECTIONS = 512
 """Twice the requests that may be open at once, so that even then a new one is told so."""
 HEAD_S = 10.0
 """Seconds in which the head of a request has to arrive."""
+
+logger = logging.getLogger("dialogkit.serving.connections")
+logger.setLevel(logging.ERROR)  # not a line for each request that is no HTTP: anyone could fill the log
 
 
 class Connection(H11Protocol):
@@ -22,6 +26,7 @@ class Connection(H11Protocol):
         super().__init__(*args, **kwargs)
         self._timer: asyncio.TimerHandle | None = None
         self._is_dropped = False
+        self.logger = logger
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait; close another connection, or this one, if too many are open."""

@@ -57,7 +57,7 @@ class Job:
     messages: Sequence[Message]
     config: GenerateConfig
     deliver: Callable[[Event], None]
-    """Called by what hands events over."""
+    """Called in the thread to which events are handed over."""
     stops: Sequence[str] = ()
     streams: bool = False
     leaves_out: bool = False
@@ -84,7 +84,12 @@ class _Lane:
 
 
 class Engine:
-    """Generates replies of several models in one thread, of each model many at once."""
+    """Generates replies of several models in one thread, of each model many at once.
+
+    Attributes:
+        hand_over: receives in that thread what happened in a step, of all jobs together: to wake up another thread
+            for each of their tokens takes longer than some models do.
+    """
 
     def __init__(self, models: Mapping[str, "LoadedModel"], *, at_once: int, queue: int) -> None:
         """Start the thread.
@@ -93,10 +98,6 @@ class Engine:
             models: by the names that jobs give.
             at_once: most replies of a model that are generated together.
             queue: most jobs that wait.
-
-        Attributes:
-            hand_over: receives in the engine's thread what happened in a step, all jobs together: to wake up
-                another thread for each of their tokens takes longer than some models do.
         """
         self.hand_over: Callable[[Sequence[tuple[Job, Event]]], None] = deliver_all
         self._events: list[tuple[Job, Event]] = []
