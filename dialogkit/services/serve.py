@@ -25,7 +25,7 @@ from dialogkit.system.signals import handled_by
 if TYPE_CHECKING:
     from types import FrameType
 
-P = ParamSpec("P")
+_P = ParamSpec("_P")
 
 PORT, AT_ONCE, QUEUE, TIME_LIMIT_S = 8000, 32, 128, 300.0
 DRAIN_S = 30
@@ -173,11 +173,11 @@ class Server:
 
 
 def _with_parameters_of(
-    make: Callable[P, Server],
-) -> Callable[[Callable[..., Server]], Callable[P, Server]]:
+    make: Callable[_P, Server],
+) -> Callable[[Callable[..., Server]], Callable[_P, Server]]:
     """Return a decorator that gives a function the parameters of another one, which alone declares them."""
 
-    def give(function: Callable[..., Server]) -> Callable[P, Server]:
+    def give(function: Callable[..., Server]) -> Callable[_P, Server]:
         parameters = inspect.signature(make).replace(return_annotation=Server)
         function.__signature__ = parameters  # type: ignore[attr-defined]
         return function

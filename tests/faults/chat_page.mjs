@@ -99,12 +99,15 @@ try {
     URL.createObjectURL = made;
     return blob.text();
   }, button);
-  const ratings = await page.$$(".side [data-name='up-1'], .side + .side [data-name='down-1']");
-  await ratings[0].press("Enter");
+  await (await page.$(".side [data-name='up-1']")).press("Enter");
   await (await page.$(".side + .side [data-name='down-1']")).press("Enter");
   await page.click("#settings-button");
   found.preferences = await saved("#save-pairs");
   found.dialogs = await saved("#save-dialog");
+  await browser.defaultBrowserContext().overridePermissions(new URL(url).origin, ["clipboard-read", "clipboard-write"]);
+  await page.click("#copy-dialog");
+  await page.waitForFunction(() => document.querySelector("#heard").textContent === "Copied");
+  found.copied = await page.evaluate(() => navigator.clipboard.readText());
 } finally {
   await browser.close();
 }

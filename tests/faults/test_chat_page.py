@@ -59,6 +59,7 @@ def test_the_page_in_a_browser(trained: Trained, tmp_path: Path) -> None:
     assert found["markup"][0].endswith("</script>")
     assert found["heard"].partition(": ")[2] in found["markup"]
     assert (found["ran"], found["drawn"]) == (None, 0)
+    assert found["copied"] == found["dialogs"]
     for name in ("preferences", "dialogs"):
         (tmp_path / f"{name}.jsonl").write_text(found[name], encoding="utf-8")
     (pair,) = map(json.loads, found["preferences"].splitlines())

@@ -17,7 +17,7 @@ import pytest
 
 import dialogkit
 from dialogkit.config.generate import GenerateConfig
-from dialogkit.errors import ConfigError, UnavailableError
+from dialogkit.errors import ConfigError, OutOfMemoryError, UnavailableError
 from dialogkit.services.generate import generate
 from dialogkit.services.serve import Server
 from tests.conftest import Finished, Trained, typed
@@ -299,6 +299,24 @@ def test_a_failure_while_replying_is_an_error_and_the_next_reply_is_none(
         with pytest.raises(openai.InternalServerError):
             ask(client, max_tokens=20, temperature=0)  # whose first token does not end the reply
     assert ask(client, max_tokens=2).choices
+
+
+def test_what_ended_replies_have_read_makes_room_for_others(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([None, OutOfMemoryError("it takes more than is free"), None, None])
+
+    def room(*args: Any) -> int:
+        if answer := next(answers):
+            raise answer
+        return 1
+
+    monkeypatch.setattr("dialogkit.services.serving.engine.replies_at_once", room)
+    with dialogkit.serve("shared-run", port=0, output=trained.output, device="cpu") as server:
+        replies = [ask(client_of(server), seed=1, max_tokens=4) for _ in range(3)]
+    reused = [reply.usage.prompt_tokens_details.cached_tokens for reply in replies]
+    assert reused == [0, 0, replies[0].usage.prompt_tokens - 1]
+    assert len({reply.choices[0].message.content for reply in replies}) == 1
 
 
 def test_the_page_reaches_nothing_but_its_server(http: httpx.Client) -> None:
