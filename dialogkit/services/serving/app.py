@@ -4,7 +4,6 @@ import asyncio
 import base64
 import hashlib
 import json
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -90,8 +89,10 @@ def make_app(engine: Engine, models: Sequence[Offered], *, limits: Limits, api_k
 
 def _page() -> tuple[str, str]:
     """Return the chat page, and the policy that lets it run its own script and reach nothing but this server."""
-    page = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    page, style, script = (
+        files(__package__).joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
+    )
+    page = page.replace("<style>", f"<style>{style}").replace("<script>", f"<script>{script}")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; connect-src 'self'; "
