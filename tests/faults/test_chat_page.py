@@ -34,7 +34,7 @@ def test_the_page_in_a_browser(trained: Trained, tmp_path: Path) -> None:
     checkpoint = sorted(trained.output.glob("runs/shared-run/checkpoint-*"))[-1]
     models = ["shared-run", str(checkpoint)]
     with dialogkit.serve(models, port=0, output=trained.output, device="cpu") as server:
-        words = ["node", Path(__file__).with_name("chat_page.mjs"), server.url, str(BROWSER)]
+        words = ["node", str(Path(__file__).with_name("chat_page.mjs")), server.url, str(BROWSER)]
         words += filter(None, [os.environ.get("SCREENSHOTS")])
         done = subprocess.run(
             words,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -31,7 +32,7 @@ BODIES = [
         "stop": "a",
     },
 ]
-VALUES = [
+VALUES: list[Any] = [
     *(None, True, -1, 0, 1e308, float("nan"), 2**80, "", "\x00", "../../secret.txt", [], {}, [[]], "x" * 5000),
     *({"role": "user"}, "\ud800", {"$ref": "file:///etc/passwd"}, "\x1b[2J\x9b\u202e", "{{ 7 * 7 }}", "%s%n"),
 ]
@@ -60,7 +61,7 @@ def serve_and_note(words: list[str], said: str, opened: str) -> None:
 
     run = Server.run
 
-    def noting(server: Server) -> int | None:
+    def noting(self: Server) -> int | None:
         notes = open(opened, "ab", buffering=0)  # noqa: SIM115 (open as long as the process is)
 
         def note(event: str, args: tuple[object, ...]) -> None:
@@ -68,7 +69,7 @@ def serve_and_note(words: list[str], said: str, opened: str) -> None:
                 notes.write(f"{args[0]}\n".encode(errors="replace"))
 
         sys.addaudithook(note)
-        return run(server)
+        return run(self)
 
     Server.run = noting  # type: ignore[method-assign]
     command_line_into(words, said)
