@@ -10,7 +10,9 @@ import torch
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import ChatTokenizer
+from dialogkit.inference.prefixes import Prefixes, common
 from dialogkit.inference.replies import StopReason
+from dialogkit.inference.row_cache import Row, RowCache
 from dialogkit.inference.sampling import Sampler, generator_of
 
 
@@ -18,17 +20,27 @@ from dialogkit.inference.sampling import Sampler, generator_of
 class RunningReply:
     """One reply of a batch."""
 
-    prompt_tokens: int
+    prompt: list[int]
     config: GenerateConfig
     limit: int
     """Most tokens."""
     generator: torch.Generator
-    seen: torch.Tensor | None
-    """Which tokens it has already [V]; None without a repetition penalty."""
+    reused: int = 0
+    """Tokens of the prompt that had been read before."""
     ids: list[int] = field(default_factory=list)
     """Its tokens, including the end of turn."""
     stop_reason: StopReason | None = None
     """Why it ended; set from outside, it ends the reply before the next step."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt)
+
+    @property
+    def read(self) -> list[int]:
+        """The ids that the model has read."""
+        return self.prompt + self.ids[:-1]
 
     @property
     def text_ids(self) -> list[int]:
@@ -46,17 +58,22 @@ class ReplyBatch:
     """A batch of replies of one model; replies join and leave it between any two tokens.
 
     Their keys and values are one cache, padded on the left to the longest. A prompt is read alone, so its cache is
-    the same whatever stands beside it.
+    the same whatever stands beside it. What was read for another reply, of the batch or ended, is not read again
+    where a prompt begins with it.
 
     Attributes:
         rows: the replies, of which those with a `stop_reason` leave before the next step.
     """
 
-    def __init__(self, model: Any, tokenizer: ChatTokenizer, *, context: int, device: str) -> None:
+    def __init__(
+        self, model: Any, tokenizer: ChatTokenizer, *, context: int, device: str, prefix_bytes: int = 0
+    ) -> None:
+        """Begin without replies; of those that end, keys and values of so many bytes are kept."""
         self._model, self._tokenizer = model, tokenizer
         self._context, self._device = context, device
         self._parameters = inspect.signature(model.forward).parameters
         self._samplers: dict[tuple[float, ...], Sampler] = {}
+        self._prefixes = Prefixes(prefix_bytes)
         self._cache: Any = None
         self._mask = torch.zeros(0, 0, dtype=torch.long, device=device)
         self.rows: list[RunningReply] = []
@@ -79,20 +96,23 @@ class ReplyBatch:
         The prompt leaves room for at least one token in the context.
         """
         self._leave()
-        cache, mask = self._new_cache(), torch.ones(1, len(prompt), dtype=torch.long, device=self._device)
-        positions = torch.arange(len(prompt), device=self._device)[None]
-        scores = self._forward(torch.tensor([list(prompt)], device=self._device), mask, positions, cache)
-        seen = (
-            torch.zeros(scores.shape[-1], dtype=torch.bool, device=self._device)
-            if config.repetition_penalty != 1
-            else None
-        )
-        limit = self.limit(len(prompt), config)
-        reply = RunningReply(len(prompt), config, limit, generator_of(config, self._device), seen)
+        ids = list(prompt)
+        reused, row = self._read_before(ids[:-1])  # the last id always is: it yields the reply's first token
+        cache, mask = self._new_cache(row), torch.ones(1, len(ids), dtype=torch.long, device=self._device)
+        positions = torch.arange(reused, len(ids), device=self._device)[None]
+        scores = self._forward(torch.tensor([ids[reused:]], device=self._device), mask, positions, cache)
+        reply = RunningReply(ids, config, self.limit(len(ids), config), generator_of(config), reused)
         self._extend([reply], scores)
         self._merge(cache, mask)
         self.rows.append(reply)
         return reply
+
+    def forget(self) -> bool:
+        """Free the memory of what ended replies have read; return whether there was any."""
+        self._leave()
+        held = self._prefixes.held_bytes > 0
+        self._prefixes.clear()
+        return held
 
     @torch.no_grad()
     def step(self) -> None:
@@ -105,12 +125,22 @@ class ReplyBatch:
         self._mask = torch.cat([self._mask, torch.ones_like(last)], dim=1)
         self._extend(self.rows, self._forward(last, self._mask, at, self._cache))
 
-    def _new_cache(self) -> Any:
+    def _read_before(self, ids: Sequence[int]) -> tuple[int, Row]:
+        """Return how many ids at the beginning were read before, and their keys and values."""
+        length, row = self._prefixes.find(ids)
+        if self.is_mergeable:
+            for at, reply in enumerate(self.rows):
+                read = reply.read
+                if (shared := common(ids, read)) > length:
+                    length, row = shared, self._cache.row(at, len(read), shared)
+        return length, row
+
+    def _new_cache(self, row: Row) -> Any:
         from transformers import DynamicCache
 
         # Without the model's settings every layer keeps all keys and values, so that rows can be cut and joined; a
         # sliding window is then up to the mask.
-        return DynamicCache() if self.is_mergeable else DynamicCache(config=self._model.config)
+        return RowCache(row) if self.is_mergeable else DynamicCache(config=self._model.config)
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
         """Read ids [B, T] and return the logits [B, V] of the next token."""
@@ -134,17 +164,21 @@ class ReplyBatch:
                 if len(self._samplers) > 100:  # settings come from outside
                     self._samplers.clear()
                 self._samplers[sampling] = Sampler(alike[0].config)
-            of_rows = scores if len(rows) == len(replies) == 1 else scores[rows]
-            masks = [reply.seen for reply in alike if reply.seen is not None]
-            seen = torch.stack(masks) if masks else None
-            chosen = self._samplers[sampling].choose(of_rows, seen, [reply.generator for reply in alike])
+            sampler = self._samplers[sampling]
+            of_rows = scores if len(rows) == len(replies) else scores[rows]
+            said = self._said(alike) if sampler.penalty != 1 else None
+            chosen = sampler.choose(of_rows, said, [reply.generator for reply in alike])
             for reply, token in zip(alike, chosen.tolist(), strict=True):
                 self._append(reply, token)
 
+    def _said(self, replies: Sequence[RunningReply]) -> torch.Tensor | None:
+        """Return the tokens of replies [B, T], the last of each as often as it takes to the longest."""
+        longest = max(len(reply.ids) for reply in replies)
+        filled = [reply.ids + reply.ids[-1:] * (longest - len(reply.ids)) for reply in replies]
+        return torch.tensor(filled, device=self._device) if longest else None
+
     def _append(self, reply: RunningReply, token: int) -> None:
         reply.ids.append(token)
-        if reply.seen is not None:
-            reply.seen[token] = True
         if token in self._tokenizer.reply_stop_ids:
             reply.stop_reason = "end of turn"
         elif len(reply.ids) >= reply.limit:
@@ -156,33 +190,36 @@ class ReplyBatch:
             self._cache, self._mask = cache, mask
             return
         longest = max(self._mask.shape[1], mask.shape[1])
-        self._mask = torch.cat([_padded(part, longest, dim=-1) for part in (self._mask, mask)])
-        for layer, new in zip(self._cache.layers, cache.layers, strict=True):
-            if layer.is_initialized:  # a layer may use the keys of another
-                layer.keys = torch.cat([_padded(part, longest, dim=-2) for part in (layer.keys, new.keys)])
-                layer.values = torch.cat([_padded(part, longest, dim=-2) for part in (layer.values, new.values)])
+        self._mask = torch.cat([_padded(part, longest) for part in (self._mask, mask)])
+        self._cache.join(cache)
 
     def _leave(self) -> None:
         """Remove the rows that have ended, and the padding that no other row needs."""
-        keep = [i for i, row in enumerate(self.rows) if row.stop_reason is None]
-        if len(keep) == len(self.rows):
+        order = [at for at, row in enumerate(self.rows) if row.stop_reason is None]
+        if len(order) == len(self.rows):
             return
-        self.rows = [self.rows[i] for i in keep]
-        if not keep:
+        if self.is_mergeable:
+            for at, row in enumerate(self.rows):
+                if row.stop_reason is not None:
+                    read = row.read
+                    self._prefixes.add(read, self._cache.row(at, len(read), len(read)))
+        # The last rows move to where others have left, so that most stay where they are.
+        for hole in [at for at, row in enumerate(self.rows) if row.stop_reason is not None]:
+            if hole < len(order):
+                order.insert(hole, order.pop())
+        self.rows = [self.rows[at] for at in order]
+        if not order:
             self._cache = None
             return
-        self._mask = self._mask[keep]
+        self._mask = self._mask[order]
         padding = int((self._mask.cumsum(dim=1) == 0).sum(dim=1).min())
         self._mask = self._mask[:, padding:]
-        for layer in self._cache.layers:
-            if layer.is_initialized:
-                layer.keys, layer.values = layer.keys[keep, :, padding:], layer.values[keep, :, padding:]
+        self._cache.keep(order, padding)
 
 
-def _padded(part: torch.Tensor, length: int, *, dim: int) -> torch.Tensor:
-    """Return a tensor padded on the left of a dimension, counted from the last."""
-    missing = length - part.shape[dim]
-    return torch.nn.functional.pad(part, (0, 0) * (-dim - 1) + (missing, 0)) if missing else part
+def _padded(mask: torch.Tensor, length: int) -> torch.Tensor:
+    """Return a mask [B, T] padded on the left."""
+    return torch.nn.functional.pad(mask, (length - mask.shape[1], 0))
 
 
 def _only_keys_and_values(model: Any) -> bool:

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 from dialogkit.dialog import ChatTokenizer
 
+WINDOW = 32
+"""Tokens that are decoded again with each new one, at least."""
+
 
 class GrowingText:
     """Turns the tokens of a reply into pieces of text that no later token changes.
@@ -17,12 +20,20 @@ class GrowingText:
         self._tokenizer, self._stops = tokenizer, tuple(stops)
         self.text = ""
         self.stopped = False
+        self._head, self._from = "", 0
+        """The text of the ids before this place, which is not decoded again."""
 
     def add(self, ids: Sequence[int]) -> str:
         """Return the new text of a reply that has these ids so far."""
-        text = self._tokenizer.decode(ids)
-        # A multi-byte character may still be incomplete.
-        return "" if text.endswith("\ufffd") else self._grow(text, ends=False)
+        text = self._head + self._tokenizer.decode(ids[self._from :])
+        if text.endswith("\ufffd"):  # a multi-byte character may still be incomplete
+            return ""
+        if len(ids) - self._from >= 2 * WINDOW:
+            at = len(ids) - WINDOW
+            tail = self._tokenizer.decode(ids[at:])
+            if tail and text.endswith(tail):  # else it begins within a character
+                self._head, self._from = text.removesuffix(tail), at
+        return self._grow(text, ends=False)
 
     def end(self, ids: Sequence[int]) -> str:
         """Return the rest of the text of a reply that has ended."""

@@ -85,16 +85,12 @@ class _Clock:
 class _Choice:
     """HF logits processor that chooses the next token of each reply and leaves it as the only possible one."""
 
-    def __init__(self, config: GenerateConfig, replies: int, prompt_tokens: int, device: str) -> None:
+    def __init__(self, config: GenerateConfig, replies: int, prompt_tokens: int) -> None:
         self._sampler, self._prompt_tokens = Sampler(config), prompt_tokens
-        self._generators = [generator_of(config, device) for _ in range(replies)]
+        self._generators = [generator_of(config) for _ in range(replies)]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        seen = None
-        if self._sampler.penalty != 1:
-            seen = torch.zeros_like(scores, dtype=torch.bool)
-            seen.scatter_(1, input_ids[:, self._prompt_tokens :], value=True)
-        chosen = self._sampler.choose(scores, seen, self._generators)
+        chosen = self._sampler.choose(scores, input_ids[:, self._prompt_tokens :], self._generators)
         return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
 
 
@@ -215,7 +211,7 @@ def _generate(
         inputs[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
         mask[row, longest - len(prompt.ids) :] = 1
     clock = _Clock(should_stop)
-    choice = _Choice(config, len(prompts), longest, device)
+    choice = _Choice(config, len(prompts), longest)
     output = model.generate(
         input_ids=inputs.to(device),
         attention_mask=mask.to(device),

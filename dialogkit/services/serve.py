@@ -1,14 +1,15 @@
 """Serves models over HTTP: OpenAI's chat API, and a page to chat on."""
 
 import asyncio
+import inspect
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ParamSpec, Self
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.paths import DEFAULT_OUTPUT
@@ -23,6 +24,8 @@ from dialogkit.system.signals import handled_by
 
 if TYPE_CHECKING:
     from types import FrameType
+
+_P = ParamSpec("_P")
 
 PORT, AT_ONCE, QUEUE, TIME_LIMIT_S = 8000, 32, 128, 300.0
 DRAIN_S = 30
@@ -105,6 +108,7 @@ class Server:
 
         from dialogkit.services.runs.loading import load_for_inference
         from dialogkit.services.serving.app import Limits, Offered, make_app
+        from dialogkit.services.serving.connections import Connection
         from dialogkit.services.serving.engine import Engine
 
         loaded, offered = {}, []
@@ -126,7 +130,7 @@ class Server:
             lifespan="off",
             ws="none",
             loop="asyncio",
-            http="h11",
+            http=Connection,
             timeout_graceful_shutdown=DRAIN_S,
         )
         return uvicorn.Server(options)
@@ -168,19 +172,21 @@ class Server:
         self.stop()
 
 
-def serve(
-    model: str | Path | Sequence[str] | None = None,
-    *,
-    host: str = "127.0.0.1",
-    port: int = PORT,
-    api_key: str | None = None,
-    config: GenerateConfig | None = None,
-    output: str | Path = DEFAULT_OUTPUT,
-    device: str = "auto",
-    at_once: int = AT_ONCE,
-    queue: int = QUEUE,
-    time_limit_s: float = TIME_LIMIT_S,
-) -> Server:
+def _with_parameters_of(
+    make: Callable[_P, Server],
+) -> Callable[[Callable[..., Server]], Callable[_P, Server]]:
+    """Return a decorator that gives a function the parameters of another one, which alone declares them."""
+
+    def give(function: Callable[..., Server]) -> Callable[_P, Server]:
+        parameters = inspect.signature(make).replace(return_annotation=Server)
+        function.__signature__ = parameters  # type: ignore[attr-defined]
+        return function
+
+    return give
+
+
+@_with_parameters_of(Server)
+def serve(*args: Any, **options: Any) -> Server:  # noqa: D417 (documented are the parameters it is given)
     """Serve models over HTTP in a thread; return the server, whose `stop` ends it, as does the end of a `with`.
 
     Args:
@@ -198,18 +204,7 @@ def serve(
 
     Raises: ModelError, UnavailableError, ConfigError.
     """
-    server = Server(
-        model,
-        host=host,
-        port=port,
-        api_key=api_key,
-        config=config,
-        output=output,
-        device=device,
-        at_once=at_once,
-        queue=queue,
-        time_limit_s=time_limit_s,
-    )
+    server = Server(*args, **options)
     server.start()
     return server
 

@@ -8,7 +8,7 @@ import torch
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import Message
 from dialogkit.inference.batching import ReplyBatch, RunningReply
-from dialogkit.inference.growing_text import GrowingText
+from dialogkit.inference.growing_text import WINDOW, GrowingText
 from dialogkit.inference.replies import Reply, continue_prompts
 
 CONTEXT = 256
@@ -67,6 +67,28 @@ def test_the_cache_holds_no_more_than_the_longest_row_needs(model: Any, small: A
     assert batch.length == short.prompt_tokens + 1
 
 
+def test_what_was_read_for_another_reply_is_not_read_again(model: Any, small: Any) -> None:
+    def finished(batch: ReplyBatch, dialog: list[Message], seed: int) -> RunningReply:
+        reply = batch.join(small.tokenizer.encode_prompt(dialog), GenerateConfig(max_new_tokens=12, seed=seed))
+        while reply.stop_reason is None:
+            batch.step()
+        return reply
+
+    batch = ReplyBatch(model, small.tokenizer, context=CONTEXT, device="cpu", prefix_bytes=2**20)
+    dialog = [Message("user", PROMPTS[3])]
+    first = finished(batch, dialog, 1)
+    assert first.reused == 0
+    dialog += [Message("assistant", small.tokenizer.decode(first.text_ids)), Message("user", PROMPTS[1])]
+    beside = batch.join(small.tokenizer.encode_prompt(dialog), GenerateConfig(max_new_tokens=99, seed=2))
+    following = finished(batch, dialog, 2)
+    assert beside.reused >= first.prompt_tokens
+    assert following.reused == following.prompt_tokens - 1  # read for the reply beside it
+    batch.forget()
+    assert finished(batch, [Message("user", PROMPTS[3])], 1).ids == first.ids
+    expected = finished(batch_of(model, small), dialog, 2)
+    assert following.ids == expected.ids == beside.ids[: len(expected.ids)]
+
+
 def test_a_sliding_window_is_kept_in_a_batch(small: Any) -> None:
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -116,3 +138,20 @@ def test_text_before_a_stop_string_is_held_back_until_it_is_decided() -> None:
     assert grow("a END b", "END") == (["a", " ", "", "", "", "", "", ""], True)
     assert grow("a ENb", "END") == (["a", " ", "", "", "ENb", ""], False)
     assert grow("a EN", "END", "x") == (["a", " ", "", "", "EN"], False)
+
+
+def test_a_long_text_grows_without_all_of_it_being_decoded_again(small: Any) -> None:
+    ids = small.tokenizer.hf.encode("One 👋 two, three.\n\n  Four 👋👋 five? " * 20)
+    decoded = 0
+
+    class Counting:
+        def decode(self, part: list[int]) -> str:
+            nonlocal decoded
+            decoded += len(part)
+            return str(small.tokenizer.decode(part))
+
+    growing = GrowingText(Counting())  # type: ignore[arg-type]
+    pieces = [growing.add(ids[:length]) for length in range(1, len(ids) + 1)]
+    assert decoded < 3 * WINDOW * len(ids) < len(ids) ** 2 / 2
+    assert "".join([*pieces, growing.end(ids)]) == small.tokenizer.decode(ids)
+    assert sum(map(len, pieces)) > len(growing.text) - 20

@@ -1,5 +1,6 @@
 """A server on loopback: OpenAI's client as it is, many requests at once, and what is refused."""
 
+import inspect
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import pytest
 
 import dialogkit
 from dialogkit.config.generate import GenerateConfig
-from dialogkit.errors import ConfigError, UnavailableError
+from dialogkit.errors import ConfigError, OutOfMemoryError, UnavailableError
 from dialogkit.services.generate import generate
 from dialogkit.services.serve import Server
 from tests.conftest import Finished, Trained, typed
@@ -124,7 +125,9 @@ def test_the_pieces_of_a_stream_are_the_whole(client: openai.OpenAI) -> None:
             reasons[choice.index] = choice.finish_reason or reasons[choice.index]
     assert texts == [choice.message.content for choice in whole.choices]
     assert reasons == [choice.finish_reason for choice in whole.choices]
-    assert usage == whole.usage
+    assert usage is not None
+    assert usage.model_copy(update={"prompt_tokens_details": whole.usage.prompt_tokens_details}) == whole.usage
+    assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1  # read for the reply before
     assert texts[0] != texts[1]
     assert ask(client, **(settings | {"seed": 6, "n": 1})).choices[0].message.content == texts[1]
 
@@ -298,6 +301,24 @@ def test_a_failure_while_replying_is_an_error_and_the_next_reply_is_none(
     assert ask(client, max_tokens=2).choices
 
 
+def test_what_ended_replies_have_read_makes_room_for_others(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([None, OutOfMemoryError("it takes more than is free"), None, None])
+
+    def room(*args: Any) -> int:
+        if answer := next(answers):
+            raise answer
+        return 1
+
+    monkeypatch.setattr("dialogkit.services.serving.engine.replies_at_once", room)
+    with dialogkit.serve("shared-run", port=0, output=trained.output, device="cpu") as server:
+        replies = [ask(client_of(server), seed=1, max_tokens=4) for _ in range(3)]
+    reused = [reply.usage.prompt_tokens_details.cached_tokens for reply in replies]
+    assert reused == [0, 0, replies[0].usage.prompt_tokens - 1]
+    assert len({reply.choices[0].message.content for reply in replies}) == 1
+
+
 def test_the_page_reaches_nothing_but_its_server(http: httpx.Client) -> None:
     page = http.get("/")
     assert page.headers["content-type"].startswith("text/html")
@@ -354,6 +375,12 @@ def test_a_port_that_is_taken_is_refused_before_a_model_is_loaded(server: Server
     with pytest.raises(UnavailableError, match=f"port {port} of '127.0.0.1' cannot be used") as error:
         Server("shared-run", port=port, output=trained.output)
     assert typed(error.value, "serve", "shared-run") == f"--port {port + 1}"
+
+
+def test_serve_takes_and_explains_what_a_server_takes() -> None:
+    parameters = inspect.signature(dialogkit.serve).parameters
+    assert parameters == inspect.signature(Server).parameters
+    assert [name for name in parameters if f"        {name}: " not in str(dialogkit.serve.__doc__)] == []
 
 
 def test_without_the_packages_the_command_that_installs_them_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

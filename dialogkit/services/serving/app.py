@@ -4,7 +4,6 @@ import asyncio
 import base64
 import hashlib
 import json
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from dialogkit.config.generate import GenerateConfig
-from dialogkit.services.serving.engine import Begun, Ended, Engine, Event, Job
+from dialogkit.services.serving.engine import Begun, Ended, Engine, Event, Job, deliver_all
 from dialogkit.services.serving.guard import Guard
 from dialogkit.services.serving.protocol import Answer, ApiError, ChatRequest, Usage, read_request
 
@@ -90,8 +89,10 @@ def make_app(engine: Engine, models: Sequence[Offered], *, limits: Limits, api_k
 
 def _page() -> tuple[str, str]:
     """Return the chat page, and the policy that lets it run its own script and reach nothing but this server."""
-    page = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    page, style, script = (
+        files(__package__).joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
+    )
+    page = page.replace("<style>", f"<style>{style}").replace("<script>", f"<script>{script}")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; connect-src 'self'; "
@@ -105,6 +106,7 @@ class _Api:
 
     def __init__(self, engine: Engine, models: Sequence[Offered], limits: Limits) -> None:
         self._engine, self._limits = engine, limits
+        engine.hand_over = self._hand_over
         self._models = {model.name: model for model in models}
         self._known: Mapping[str, Offered] = {
             **{alias: model for model in models for alias in model.aliases},
@@ -133,7 +135,13 @@ class _Api:
             raise ApiError(404, text, code="model_not_found", param="model")
         return self._known[name]
 
+    def _hand_over(self, events: Sequence[tuple[Job, Event]]) -> None:
+        """Pass events from the engine's thread to that of the requests."""
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(deliver_all, events)
+
     async def chat(self, request: Request) -> Response:
+        self._loop = asyncio.get_running_loop()
         asked = read_request(await self._json(request))
         model = self._model(asked.model)
         given = asked.sampling()
@@ -193,7 +201,6 @@ class _Asking:
     def __init__(
         self, engine: Engine, model: Offered, asked: ChatRequest, config: GenerateConfig, limits: Limits
     ) -> None:
-        loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._asked, self._model, self._config, self._engine = asked, model, config, engine
         deadline, dialog = time.monotonic() + limits.reply_s, asked.dialog()
@@ -202,7 +209,7 @@ class _Asking:
                 model.name,
                 dialog,
                 config.model_copy(update={"seed": (config.seed + index) % 2**32}),
-                partial(_hand_over, loop, self._events, index),
+                partial(self._receive, index),
                 stops=asked.stop,
                 streams=asked.stream,
                 leaves_out=asked.truncation == "auto",
@@ -210,7 +217,7 @@ class _Asking:
             )
             for index in range(asked.n)
         ]
-        self._prompt_tokens = 0
+        self._prompt_tokens = self._reused = 0
 
     async def begin(self) -> Answer:
         """Submit the jobs, and return the answer when the first has begun. Raises: ApiError."""
@@ -221,11 +228,14 @@ class _Asking:
                 if isinstance(event, ApiError):
                     raise event
                 if isinstance(event, Begun):
-                    self._prompt_tokens = event.prompt_tokens
+                    self._prompt_tokens, self._reused = event.prompt_tokens, event.reused
                     return Answer(self._model.name, seed=self._config.seed, left_out=event.left_out)
         except BaseException:
             self.cancel()
             raise
+
+    def _receive(self, index: int, event: Event) -> None:
+        self._events.put_nowait((index, event))
 
     def cancel(self) -> None:
         """End the jobs that are not complete."""
@@ -242,7 +252,7 @@ class _Asking:
             if isinstance(event, Ended):
                 ends[index] = event
         chosen = [ends[index] for index in range(len(self._jobs))]
-        usage = Usage(self._prompt_tokens, sum(end.tokens for end in chosen))
+        usage = Usage(self._prompt_tokens, self._reused, sum(end.tokens for end in chosen))
         return answer.whole([end.text for end in chosen], [end.reason for end in chosen], usage)
 
     async def stream(self, answer: Answer) -> AsyncIterator[str]:
@@ -262,16 +272,8 @@ class _Asking:
                 tokens += event.tokens
                 yield _event(answer.chunk(index, {}, event.reason))
         if self._asked.stream_options.include_usage:
-            yield _event(answer.usage_chunk(Usage(self._prompt_tokens, tokens)))
+            yield _event(answer.usage_chunk(Usage(self._prompt_tokens, self._reused, tokens)))
         yield "data: [DONE]\n\n"
-
-
-def _hand_over(
-    loop: asyncio.AbstractEventLoop, events: asyncio.Queue[tuple[int, Event]], index: int, event: Event
-) -> None:
-    """Pass an event from the engine's thread to the request's."""
-    with suppress(RuntimeError):  # the loop is closed: nobody waits
-        loop.call_soon_threadsafe(events.put_nowait, (index, event))
 
 
 def _event(body: Mapping[str, Any]) -> str:

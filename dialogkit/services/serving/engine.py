@@ -27,6 +27,8 @@ class Begun(NamedTuple):
     """A prompt was read."""
 
     prompt_tokens: int
+    reused: int
+    """Those of them that had been read before."""
     left_out: int
     """Oldest messages that were left out to fit the context."""
 
@@ -43,6 +45,9 @@ class Ended(NamedTuple):
 Event = Begun | str | Ended | ApiError
 """What happens to a job, in this order; a text is a new piece of its reply, which only streams get."""
 
+PREFIX_BYTES = 256 * 2**20
+"""Memory for what ended replies have read, of all models together."""
+
 
 @dataclass(eq=False)
 class Job:
@@ -52,7 +57,7 @@ class Job:
     messages: Sequence[Message]
     config: GenerateConfig
     deliver: Callable[[Event], None]
-    """Called in the thread of the engine."""
+    """Called in the thread to which events are handed over."""
     stops: Sequence[str] = ()
     streams: bool = False
     leaves_out: bool = False
@@ -61,6 +66,12 @@ class Job:
     """Time of the monotonic clock at which it fails."""
     is_cancelled: bool = False
     """Set when nobody waits for it any more."""
+
+
+def deliver_all(events: "Sequence[tuple[Job, Event]]") -> None:
+    """Deliver events to their jobs."""
+    for job, event in events:
+        job.deliver(event)
 
 
 @dataclass
@@ -73,7 +84,12 @@ class _Lane:
 
 
 class Engine:
-    """Generates replies of several models in one thread, of each model many at once."""
+    """Generates replies of several models in one thread, of each model many at once.
+
+    Attributes:
+        hand_over: receives in that thread what happened in a step, of all jobs together: to wake up another thread
+            for each of their tokens takes longer than some models do.
+    """
 
     def __init__(self, models: Mapping[str, "LoadedModel"], *, at_once: int, queue: int) -> None:
         """Start the thread.
@@ -83,8 +99,11 @@ class Engine:
             at_once: most replies of a model that are generated together.
             queue: most jobs that wait.
         """
+        self.hand_over: Callable[[Sequence[tuple[Job, Event]]], None] = deliver_all
+        self._events: list[tuple[Job, Event]] = []
         self._at_once, self._queue = at_once, queue
-        self._lanes = {name: _Lane(loaded, _new_batch(loaded)) for name, loaded in models.items()}
+        self._prefix_bytes = PREFIX_BYTES // len(models)
+        self._lanes = {name: _Lane(loaded, self._new_batch(loaded)) for name, loaded in models.items()}
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
@@ -135,6 +154,27 @@ class Engine:
                 self._admit()
                 for lane in self._lanes.values():
                     self._advance(lane)
+                    self._flush()
+
+    def _new_batch(self, loaded: "LoadedModel") -> "ReplyBatch":
+        from dialogkit.inference.batching import ReplyBatch
+
+        return ReplyBatch(
+            loaded.model,
+            loaded.tokenizer,
+            context=loaded.context,
+            device=loaded.device,
+            prefix_bytes=self._prefix_bytes,
+        )
+
+    def _note(self, job: Job, event: Event) -> None:
+        self._events.append((job, event))
+
+    def _flush(self) -> None:
+        """Hand over what has happened."""
+        if self._events:
+            events, self._events = self._events, []
+            self.hand_over(events)
 
     def _admit(self) -> None:
         """Begin the jobs that have room, in their order; a job that has none holds back those behind it."""
@@ -149,6 +189,7 @@ class Engine:
             elif job.model not in full:
                 if self._begin(lane, job):
                     taken.append(job)
+                    self._flush()  # not after the next prompt, which may be long
                 else:
                     full.add(job.model)
         with self._changed:
@@ -163,29 +204,50 @@ class Engine:
             return False
         try:
             ids, left_out = _fitting(lane.loaded, job)
-            limit = lane.batch.limit(len(ids), job.config)
-            lengths = [row.prompt_tokens + row.limit for row in lane.jobs]
-            if lane.jobs and not rows_fit(lane.loaded, lengths, lane.batch.length, len(ids), len(ids) + limit):
+            if not self._has_memory(lane, ids, job.config):
                 return False
-            if not lane.jobs:
-                replies_at_once(lane.loaded, [len(ids)], job.config, 1)
             reply = lane.batch.join(ids, job.config)
         except ApiError as error:
-            job.deliver(error)
+            self._note(job, error)
         except OutOfMemoryError as error:
-            job.deliver(ApiError(503, error.message, code="out_of_memory"))
+            self._note(job, ApiError(503, error.message, code="out_of_memory"))
         except DialogKitError as error:  # such as that of a chat template
-            job.deliver(ApiError(400, error.message, code="invalid_dialog", param="messages"))
+            self._note(job, ApiError(400, error.message, code="invalid_dialog", param="messages"))
         except Exception:
             logger.exception("a prompt could not be read")
-            job.deliver(_internal())
+            self._note(job, _internal())
             self._fail(lane)
         else:
             text = GrowingText(lane.loaded.tokenizer, job.stops)
             lane.jobs[reply] = job, text
-            job.deliver(Begun(len(ids), left_out))
+            self._note(job, Begun(len(ids), reply.reused, left_out))
             self._deliver(lane, reply)
         return True
+
+    def _has_memory(self, lane: _Lane, ids: Sequence[int], config: GenerateConfig) -> bool:
+        """Return whether a reply fits into memory beside those of its model; what ended ones have read makes room.
+
+        Raises: OutOfMemoryError if it does not although there are no others.
+        """
+        length = len(ids) + lane.batch.limit(len(ids), config)
+        lengths = [row.prompt_tokens + row.limit for row in lane.jobs]
+        while True:
+            try:
+                if lane.jobs:
+                    fits = rows_fit(lane.loaded, lengths, lane.batch.length, len(ids), length)
+                else:
+                    fits = replies_at_once(lane.loaded, [len(ids)], config, 1) > 0
+            except OutOfMemoryError:
+                if not self._forget():
+                    raise
+            else:
+                if fits or not self._forget():
+                    return fits
+
+    def _forget(self) -> bool:
+        """Free the memory of what ended replies have read; return whether there was any."""
+        held = [lane.batch.forget() for lane in self._lanes.values()]
+        return any(held)
 
     def _advance(self, lane: _Lane) -> None:
         """Generate a token of each reply of a model."""
@@ -212,35 +274,29 @@ class Engine:
         if text.stopped and reply.stop_reason is None:
             reply.stop_reason = "interruption"
         if piece and job.streams:
-            job.deliver(piece)
+            self._note(job, piece)
         if reply.stop_reason is not None:
             is_stop = text.stopped or reply.stop_reason == "end of turn"
-            job.deliver(Ended(text.text, len(reply.ids), "stop" if is_stop else "length"))
+            self._note(job, Ended(text.text, len(reply.ids), "stop" if is_stop else "length"))
             del lane.jobs[reply]
 
     def _is_late(self, job: Job) -> bool:
         """Return whether a job is over its time limit; if so, deliver the error."""
         if time.monotonic() < job.deadline:
             return False
-        job.deliver(ApiError(504, "the reply took longer than the server allows", code="timeout"))
+        self._note(job, ApiError(504, "the reply took longer than the server allows", code="timeout"))
         return True
 
     def _fail(self, lane: _Lane) -> None:
         """End all replies of a model, whose cache may hold half a step."""
         for job, _ in lane.jobs.values():
-            job.deliver(_internal())
+            self._note(job, _internal())
         lane.jobs.clear()
-        lane.batch = _new_batch(lane.loaded)
+        lane.batch = self._new_batch(lane.loaded)
 
 
 def _internal() -> ApiError:
     return ApiError(500, "the reply failed; the server's log says why", code="internal_error")
-
-
-def _new_batch(loaded: "LoadedModel") -> "ReplyBatch":
-    from dialogkit.inference.batching import ReplyBatch
-
-    return ReplyBatch(loaded.model, loaded.tokenizer, context=loaded.context, device=loaded.device)
 
 
 def _fitting(loaded: "LoadedModel", job: Job) -> tuple[list[int], int]:

@@ -175,15 +175,18 @@ class Usage:
     """Tokens of a prompt and of all replies to it."""
 
     prompt_tokens: int
+    reused: int
+    """Tokens of the prompt that had been read before."""
     completion_tokens: int
 
-    def body(self) -> dict[str, int]:
+    def body(self) -> dict[str, Any]:
         """Return it as the API writes it."""
         total = self.prompt_tokens + self.completion_tokens
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": total,
+            "prompt_tokens_details": {"cached_tokens": self.reused},
         }
 
 
