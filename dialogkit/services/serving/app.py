@@ -1,17 +1,13 @@
 """The HTTP application: OpenAI's chat API, and the page to chat on."""
 
 import asyncio
-import base64
-import hashlib
 import json
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
@@ -21,6 +17,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from dialogkit.config.generate import GenerateConfig
+from dialogkit.services.serving.chat_page import chat_page
 from dialogkit.services.serving.engine import Begun, Ended, Engine, Event, Job
 from dialogkit.services.serving.guard import Guard
 from dialogkit.services.serving.protocol import Answer, ApiError, ChatRequest, Usage, read_request
@@ -90,14 +87,12 @@ def make_app(engine: Engine, models: Sequence[Offered], *, limits: Limits, api_k
 
 def _page() -> tuple[str, str]:
     """Return the chat page, and the policy that lets it run its own script and reach nothing but this server."""
-    page = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = chat_page()
     policy = (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; connect-src 'self'; "
+        f"default-src 'none'; script-src {page.digest}; style-src 'unsafe-inline'; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    return page, policy
+    return page.html, policy
 
 
 class _Api:
