@@ -21,7 +21,7 @@ def export_command(
         typer.Option(
             "--to",
             metavar="FORM",
-            help="gguf for llama.cpp and Ollama, onnx for a page that runs it in the browser, or bundle, a zip file.",
+            help="gguf for llama.cpp and Ollama, onnx for a page in the browser, or bundle, a zip file.",
         ),
     ] = "gguf",
     type: Annotated[

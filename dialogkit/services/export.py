@@ -91,8 +91,8 @@ def export(
             for transformers and dialogkit.
         type: how weights are stored, except in a bundle: f32, f16, q8_0 (the default) or, in GGUF, q4_0.
         folder: where to write. None: a folder in `exports` with the name of the model and the type.
-        runtime: for `onnx`, the folder of the npm package onnxruntime-web. None: what npm installed here, else it is
-            downloaded once from the npm registry.
+        runtime: for `onnx`, the folder of the npm package onnxruntime-web. None: what npm installed here, else it
+            is downloaded once from the npm registry.
         force: replace existing files, and keep a copy beyond the tolerance.
         output: folder of models and runs.
         on_progress: receives the current stage and the fraction of the work that is done.

@@ -95,9 +95,9 @@ def web_card(name: str, certificate: Certificate, origin: Origin, folder: Path) 
         "python3 -m http.server -b 127.0.0.1 -d .",
         "```",
         "",
-        "The model runs in the browser. Once loaded, the page asks no server for anything, and what is said stays in",
-        "the browser. `onnxruntime.js` and `onnxruntime.wasm` are of onnxruntime-web, by Microsoft, under the MIT",
-        "License.",
+        "The model runs in the browser. Once it is loaded, the page asks no server for anything, and what is said",
+        "stays in the browser. `onnxruntime.js` and `onnxruntime.wasm` are parts of Microsoft's onnxruntime-web,",
+        "under the MIT License.",
     ]
     return _card(name, "onnx", "ONNX", certificate, origin, folder, use)
 

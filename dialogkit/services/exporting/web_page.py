@@ -83,7 +83,7 @@ def write_page(
 
 
 def local_page(html: str, digest: str) -> str:
-    """Return the chat page with a worker in place of the server, and the policy that lets it reach nothing else."""
+    """Return the chat page with a worker in place of the server, and the policy that it reaches nothing else."""
     policy = (
         f"default-src 'none'; script-src 'self' {digest}; style-src 'unsafe-inline'; "
         "connect-src 'self'; worker-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"

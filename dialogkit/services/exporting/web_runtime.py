@@ -65,7 +65,9 @@ def find_runtime(folder: str | Path | None, on_download: Callable[[float], None]
 
 def registry() -> str:
     """Return the address of the npm registry that the settings of npm name."""
-    named = os.environ.get("NPM_CONFIG_REGISTRY") or os.environ.get("npm_config_registry")
+    # npm reads its variables in either case.
+    variables = {name.lower(): value for name, value in os.environ.items()}
+    named = variables.get("npm_config_registry")
     for file in (Path(".npmrc"), Path.home() / ".npmrc"):
         with suppress(OSError, UnicodeDecodeError):
             if not named:
