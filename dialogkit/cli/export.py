@@ -72,7 +72,7 @@ def export_command(
 def _next(result: "ExportResult") -> Hint | None:
     """Return how to talk to a GGUF file in Ollama, or to serve a page; None for a bundle."""
     if result.to == "onnx":
-        return Shell(f"python3 -m http.server -b 127.0.0.1 -d {shlex.quote(result.folder)}")
+        return Shell(f"python -m http.server -b 127.0.0.1 -d {shlex.quote(result.folder)}")
     if result.ollama is None:
         return None
     modelfile = shlex.quote(f"{result.folder}/Modelfile")

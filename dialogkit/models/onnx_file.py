@@ -32,7 +32,6 @@ COMPUTES: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
 """The values of settings that the graph of an architecture computes with."""
 _ROTATIONS = ("default", "linear", "llama3")
 """Rotary positions whose frequencies are the same for texts of every length."""
-_GGUF = Change({"to": "gguf"})
 
 
 def write_onnx(path: Path, model: Any, weight_type: WeightType) -> tuple[str, ...]:
@@ -75,25 +74,23 @@ def write_onnx(path: Path, model: Any, weight_type: WeightType) -> tuple[str, ..
 
 def require_computed(config: Any) -> None:
     """Raise ModelError if no graph is written for a model."""
+    if (problem := _problem(config)) is not None:
+        raise ModelError(problem, hint=Change({"to": "bundle"}))
+
+
+def _problem(config: Any) -> str | None:
+    """Return why no graph is written for a model, in one sentence; None if one is."""
     computes = COMPUTES.get(config.model_type)
     if computes is None:
-        raise ModelError(
-            f"a model of the architecture {config.model_type!r} cannot be exported to ONNX; those of "
-            f"{', '.join(COMPUTES)} can",
-            hint=Change({"to": "bundle"}),
-        )
-    for setting, known in computes.items():
-        if (value := getattr(config, setting, known[0])) not in known:
-            raise ModelError(
-                f"the model has {setting} {value!r}, and its ONNX graph computes {known[0]!r} only",
-                hint=Change({"to": "bundle"}),
-            )
+        known = ", ".join(COMPUTES)
+        return f"a model of the architecture {config.model_type!r} cannot be exported to ONNX; {known} can"
+    for setting, values in computes.items():
+        if (value := getattr(config, setting, values[0])) not in values:
+            return f"the model has {setting} {value!r}, and its ONNX graph computes {values[0]!r} only"
     rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rotation not in _ROTATIONS:
-        raise ModelError(
-            f"the model scales its rotary positions ({rotation!r}), which its ONNX graph does not",
-            hint=Change({"to": "bundle"}),
-        )
+        return f"the model scales its rotary positions ({rotation!r}), which its ONNX graph does not"
+    return None
 
 
 def cache_shape(config: Any) -> tuple[int, int, int]:

@@ -20,16 +20,15 @@ from dialogkit.services.evaluation.evaluator import ProgressSink
 from dialogkit.services.exporting import web_page, web_runtime
 from dialogkit.services.exporting.bundle import add_readme, read_bundle, write_bundle
 from dialogkit.services.exporting.card import bundle_readme, gguf_card, origin_of, web_card
-from dialogkit.services.exporting.certificate import GREEDY, Certificate, Means, certify
+from dialogkit.services.exporting.certificate import BY_TRANSFORMERS, Certificate, Means, certify
 from dialogkit.services.exporting.modelfile import modelfile
+from dialogkit.services.exporting.onnx_means import BY_ONNX
 from dialogkit.services.inference import hints_for
 from dialogkit.services.runs.resolve import Loadable, output_of, resolve_model
 from dialogkit.services.serving.chat_page import chat_page
 from dialogkit.system.compute_lock import alone
 
 if TYPE_CHECKING:
-    from dialogkit.data.tokens import DialogTokens
-    from dialogkit.inference.likelihood import Likelihood
     from dialogkit.services.runs.loading import LoadedModel
 
 FORMS = ("gguf", "onnx", "bundle")
@@ -233,31 +232,12 @@ def _onnx(
         reader="onnxruntime",
         read_back_with="{}, which computed the copy",
         kept_f16=kept_f16,
-        means=Means(_likelihood_by_onnx, _answers_by_onnx),
+        means=BY_ONNX,
         on_progress=on_progress,
     )
     card = web_card(name, certificate, origin, Path(loadable.model.source or ""))
     (file.parent / "README.md").write_text(card, encoding="utf-8")
     return certificate, []
-
-
-def _likelihood_by_onnx(copy: "LoadedModel", dialogs: "DialogTokens") -> "Likelihood":
-    from dialogkit.data.collate import batches_of
-    from dialogkit.inference.likelihood import score_batches
-
-    # One dialog at a time: the logits of all of its tokens are in memory.
-    return score_batches(copy.model, batches_of(dialogs, 1), copy.tokenizer.stop_ids, device="cpu")
-
-
-def _answers_by_onnx(copy: "LoadedModel", prompts: Sequence[Sequence[int]]) -> list[str]:
-    from dialogkit.inference.replies import fitted_lengths
-
-    answers, ends = [], copy.tokenizer.reply_stop_ids
-    for prompt in prompts:
-        read, longest = fitted_lengths(len(prompt), GREEDY, copy.context)
-        ids = copy.model.reply(prompt[-read:], longest=longest, ends=ends)
-        answers.append(copy.tokenizer.decode([token for token in ids if token not in ends]))
-    return answers
 
 
 def _bundle(
@@ -307,7 +287,7 @@ def _certified(
     read_back_with: str,
     on_progress: ProgressSink,
     kept_f16: Sequence[str] = (),
-    means: Means | None = None,
+    means: Means = BY_TRANSFORMERS,
 ) -> Certificate:
     """Return the certificate of a file that was read into a copy of the model; `{}` stands for what read it."""
     from importlib.metadata import version

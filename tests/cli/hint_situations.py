@@ -350,6 +350,7 @@ SITUATIONS: list[tuple[Situation, str, str]] = [
     (exported, "export shared-run", "--force"),
     (own_settings, "export shared-run", "correct or delete its generation_config.json"),
     (lacking("gguf"), "export shared-run", "pip install 'dialogkit[gguf]'"),
+    (lacking("onnx"), "export shared-run --to onnx", "pip install 'dialogkit[onnx]'"),
     (packed, f"{TRAIN} --dataset packed.parquet.gz --set data.streaming=true", "gunzip packed.parquet.gz && "),
 ]
 
@@ -473,6 +474,8 @@ UNREACHED = {
         "models/vocabulary.py:load_vocabulary",
         "models/vocabulary.py:_require_reader",
         "models/byte_level.py",
+        "models/onnx_file.py",
+        "services/exporting/web_page.py",
         "models/tokenizer.py:ChatTokenizer/__init__",
         "models/chat_template.py:TemplateFormat/_render",
         "models/chat_template.py:TemplateFormat/_render:3",
@@ -483,8 +486,15 @@ UNREACHED = {
         "engine/fit.py:_out_of_memory:3",
     ],
     "needs a copy that is not faithful; tests/services/test_export.py makes one": [
-        "services/export.py:export:2",
         "services/export.py:export:3",
+        "services/export.py:export:4",
+    ],
+    "needs onnxruntime-web; tests/services/test_export.py has a stand-in for it": [
+        "cli/export.py:_next",
+    ],
+    "needs a registry of npm; tests/services/exporting/test_web_runtime.py makes one": [
+        "services/exporting/web_runtime.py:_download",
+        "services/exporting/web_runtime.py:_download:2",
     ],
     "needs a pattern that takes seconds to match": [
         "data/checks.py:_matches",

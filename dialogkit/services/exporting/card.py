@@ -92,7 +92,7 @@ def web_card(name: str, certificate: Certificate, origin: Origin, folder: Path) 
         "Any server of files will do; browsers start no model from a file on the disk:",
         "",
         "```bash",
-        "python3 -m http.server -b 127.0.0.1 -d .",
+        "python -m http.server -b 127.0.0.1 -d .",
         "```",
         "",
         "The model runs in the browser. Once it is loaded, the page asks no server for anything, and what is said",

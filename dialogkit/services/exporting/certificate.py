@@ -135,6 +135,14 @@ class Means(NamedTuple):
     answers: "Callable[[LoadedModel, Sequence[Sequence[int]]], list[str]]"
 
 
+def _answers(model: "LoadedModel", prompts: Sequence[Sequence[int]]) -> list[str]:
+    return [reply.text for reply in replies_to(model, prompts, GREEDY)]
+
+
+BY_TRANSFORMERS = Means(score, _answers)
+"""For a model of transformers."""
+
+
 def certify(
     loadable: Loadable,
     original: "LoadedModel",
@@ -142,7 +150,7 @@ def certify(
     *,
     weight_type: str,
     on_progress: ProgressSink,
-    means: Means | None = None,
+    means: Means = BY_TRANSFORMERS,
     **about: Any,
 ) -> Certificate:
     """Return the certificate of a copy; `about` are the fields that say what the file is.
@@ -155,7 +163,7 @@ def certify(
         copy: what was read from the file.
         weight_type: how the file stores weights.
         on_progress: receives the current stage and the fraction of the work that is done.
-        means: how to measure the copy; None if it is a model of transformers.
+        means: how to measure the copy.
         about: other fields of the certificate.
     """
     from dialogkit.inference.agreement import agreement_on
@@ -182,8 +190,7 @@ def certify(
             )
         )
     bits, right = [], []
-    own = Means(score, _answers)
-    for number, (one, by) in enumerate(((original, own), (copy, means or own))):
+    for number, (one, by) in enumerate(((original, BY_TRANSFORMERS), (copy, means))):
         on_progress("predicting held-out answers", 0.5 + 0.25 * number)
         bits.append(by.likelihood(one, dialogs).figures()["bits_per_byte"])
         if questions:
@@ -210,10 +217,6 @@ def certify(
         smallest_equal_tokens=EQUAL_TOKENS.get(weight_type),
         most_bits_per_byte_lost=BITS_LOST[weight_type],
     )
-
-
-def _answers(model: "LoadedModel", prompts: Sequence[Sequence[int]]) -> list[str]:
-    return [reply.text for reply in replies_to(model, prompts, GREEDY)]
 
 
 def _held_out(loadable: Loadable, model: "LoadedModel") -> "tuple[PreparedData, bool]":

@@ -13,7 +13,6 @@ from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.error import URLError
 from urllib.request import urlopen
 
 from dialogkit.config.paths import cache_dir
@@ -98,9 +97,7 @@ def _download(archive: Path, on_download: Callable[[float], None]) -> None:
             if not _is_right(made):
                 raise UnavailableError(f"{lacking} is not version {VERSION}: its SHA-512 differs", hint=_INSTALL)
             os.replace(made, archive)
-    except URLError as error:
-        reason = os_reason(error.reason) if isinstance(error.reason, OSError) else str(error.reason)
-        raise UnavailableError(f"{lacking} cannot be read: {reason}", hint=_INSTALL) from None
-    except (OSError, HTTPException, ValueError) as error:  # the connection breaks, or the cache cannot be written
-        reason = os_reason(error) if isinstance(error, OSError) else str(error)
+    except (OSError, HTTPException, ValueError) as error:  # no answer, half an answer, or no room for it
+        cause = getattr(error, "reason", error)  # that of an URLError
+        reason = os_reason(cause) if isinstance(cause, OSError) else str(cause)
         raise UnavailableError(f"{lacking} cannot be downloaded: {reason}", hint=_INSTALL) from None

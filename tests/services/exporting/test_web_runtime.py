@@ -62,7 +62,7 @@ def test_it_is_downloaded_once(archive: Path) -> None:
     assert find() == CONTENT
     (cached,) = cache_dir().iterdir()
     cached.write_bytes(b"damaged")
-    with pytest.raises(UnavailableError, match=r"is not in node_modules, and file.*tgz cannot be read: no such"):
+    with pytest.raises(UnavailableError, match=r"is not in node_modules, and file.* cannot be downloaded: no"):
         find()
 
 
