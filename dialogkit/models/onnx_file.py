@@ -5,7 +5,7 @@ There is no batch: a page talks with one person.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +199,7 @@ def _llama(graph: Graph, model: Any, text: _Text) -> str:
     return _rms_norm(graph, base.norm, text.last(graph, hidden))
 
 
-def _rotation(graph: Graph, rotary: Any, text: _Text) -> Any:
+def _rotation(graph: Graph, rotary: Any, text: _Text) -> Callable[[str], str]:
     """Return a function that rotates [heads, T, D] by the positions; the two halves of a head form pairs."""
     from onnx import TensorProto
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ FORMS = ("gguf", "onnx", "bundle")
 TYPES = {"gguf": ("f32", "f16", "q8_0", "q4_0"), "onnx": ("f32", "f16", "q8_0")}
 """How weights can be stored, by form."""
 DEFAULT_TYPE = "q8_0"
+_Make = Callable[[Loadable, Path, str, Any, ProgressSink], tuple[Certificate, list[str]]]
 EXPORTS = "exports"
 """The folder of exported models, unless another is named."""
 
@@ -122,8 +123,8 @@ def export(
         "bundle": [f"{stem}.zip"],
     }[to]
     with _written_to(target, [*names, certificate_file], force=force) as staging, hints_for(loadable):
-        make = {"gguf": _gguf, "onnx": partial(_onnx, runtime), "bundle": _bundle}[to]
-        certificate, notes = make(loadable, staging / names[0], name, weight_type, on_progress)
+        make: Mapping[str, _Make] = {"gguf": _gguf, "onnx": partial(_onnx, runtime), "bundle": _bundle}
+        certificate, notes = make[to](loadable, staging / names[0], name, weight_type, on_progress)
         if certificate.problem and not force:
             larger = [Change({"type": "q8_0"})] if weight_type == "q4_0" else []
             raise ModelError(certificate.problem, hint=Either(*larger, Change({"force": True})))

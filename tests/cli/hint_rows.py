@@ -330,7 +330,6 @@ WITH_RUN = {
     "export shared-run --to bundel": "--to gguf",
     "export shared-run --to onnx --type q4_0": "--type q8_0",
     "export shared-run --to onnx --runtime shop.csv": "npm install onnxruntime-web@",
-    "export shared-run --runtime node_modules": "--to onnx",
     "export shared-run --to bundle --type f16": "export shared-run --to bundle",
     "export shared-run --output shop.csv": "--output my-export",
     "export shared-run --output shop.csv/x": "--output my-export",

@@ -491,6 +491,7 @@ UNREACHED = {
     ],
     "needs onnxruntime-web; tests/services/test_export.py has a stand-in for it": [
         "cli/export.py:_next",
+        "services/export.py:export:2",
     ],
     "needs a registry of npm; tests/services/exporting/test_web_runtime.py makes one": [
         "services/exporting/web_runtime.py:_download",

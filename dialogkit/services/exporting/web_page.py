@@ -3,13 +3,14 @@
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.errors import ModelError
 from dialogkit.hints import Change
-from dialogkit.models.byte_level import composes_accents, pre_tokenizer_of, rules_of
-from dialogkit.models.tokenizer import ChatTokenizer
+
+if TYPE_CHECKING:
+    from dialogkit.models.tokenizer import ChatTokenizer
 
 SCRIPTS = ("local.js", "model.js", "sampling.js", "tokenizer.js", "worker.js")
 FILES = ("index.html", *SCRIPTS, "settings.json", "tokenizer.json")
@@ -17,8 +18,10 @@ _ROLES = ("system", "user", "assistant")
 _OTHERWISE = Change({"to": "gguf"})
 
 
-def require_page(tokenizer: ChatTokenizer) -> None:
+def require_page(tokenizer: "ChatTokenizer") -> None:
     """Raise ModelError if the page would make other ids of a dialog than dialogkit."""
+    from dialogkit.models.byte_level import composes_accents, pre_tokenizer_of, rules_of
+
     rules = rules_of(tokenizer)
     pre_tokenizer_of(rules)
     composes_accents(rules)
@@ -38,7 +41,7 @@ def require_page(tokenizer: ChatTokenizer) -> None:
 def write_page(
     folder: Path,
     name: str,
-    tokenizer: ChatTokenizer,
+    tokenizer: "ChatTokenizer",
     sampling: GenerateConfig,
     *,
     context: int,
@@ -58,6 +61,8 @@ def write_page(
         html: the page that a server has.
         digest: that of its script.
     """
+    from dialogkit.models.byte_level import pre_tokenizer_of, rules_of
+
     rules, turns = rules_of(tokenizer), tokenizer.turn_format
     assert turns is not None
     settings: dict[str, Any] = {

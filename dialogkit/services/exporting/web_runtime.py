@@ -53,13 +53,10 @@ def find_runtime(folder: str | Path | None, on_download: Callable[[float], None]
     archive = cache_dir() / f"{PACKAGE}-{VERSION}.tgz"
     if not _is_right(archive):
         _download(archive, on_download)
-    found = {}
-    with tarfile.open(archive) as package:
-        for name, file in FILES.items():
-            member = package.extractfile(f"package/dist/{file}")
-            assert member is not None
-            found[name] = member.read()
-    return found
+    names = {f"package/dist/{file}": name for name, file in FILES.items()}
+    with tarfile.open(archive, "r|gz") as package:  # to go back in it would unpack it again
+        contents = ((names[entry.name], package.extractfile(entry)) for entry in package if entry.name in names)
+        return {name: content.read() for name, content in contents if content is not None}
 
 
 def registry() -> str:
