@@ -6,6 +6,7 @@ The other program is a process that multiplies matrices with as many threads as 
 """
 
 import argparse
+import operator
 import os
 import subprocess
 import sys
@@ -65,7 +66,9 @@ def tokens_per_s(model: str, threads: int | None, steps: int, batch_size: int) -
         }
         result = train(load_run_config(model, preset="test", overrides=overrides))
         points = [point for point in RunDir(Path(result.run_dir)).metrics() if "perf/step_s" in point][2:]
-    return sum(p["perf/tokens_per_s"] * p["perf/step_s"] for p in points) / sum(p["perf/step_s"] for p in points)
+    seconds = [float(point["perf/step_s"]) for point in points]
+    speeds = [float(point["perf/tokens_per_s"]) for point in points]
+    return sum(map(operator.mul, speeds, seconds)) / sum(seconds)
 
 
 def main() -> None:

@@ -17,14 +17,27 @@ def export_command(
     model: options.ModelArgument = None,
     model_option: options.ModelOption = None,
     to: Annotated[
-        str, typer.Option("--to", metavar="FORM", help="gguf for llama.cpp and Ollama, or bundle, a zip file.")
+        str,
+        typer.Option(
+            "--to",
+            metavar="FORM",
+            help="gguf for llama.cpp and Ollama, onnx for a page in the browser, or bundle, a zip file.",
+        ),
     ] = "gguf",
     type: Annotated[
         str | None,
-        typer.Option("--type", metavar="TYPE", help=r"Weights of GGUF: f32, f16, q8_0 or q4_0. \[q8_0]"),
+        typer.Option("--type", metavar="TYPE", help=r"Weights: f32, f16, q8_0 or, of GGUF, q4_0. \[q8_0]"),
     ] = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="DIR", help=r"Folder to write. \[exports/MODEL-TYPE]")
+    ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            "--runtime",
+            metavar="DIR",
+            help=r"For onnx: folder of the npm package onnxruntime-web. \[node_modules/onnxruntime-web]",
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace existing files, and keep a copy that is not faithful.")
@@ -32,7 +45,7 @@ def export_command(
     output_dir: options.OutputOption = "models",
     json_output: options.JsonOption = False,
 ) -> None:
-    """Write MODEL for llama.cpp, Ollama or an e-mail, and certify how faithful the copy is."""
+    """Write MODEL for llama.cpp, Ollama, a browser or an e-mail, and certify how faithful the copy is."""
     from dialogkit.services.export import export
 
     form: Any = to
@@ -45,6 +58,7 @@ def export_command(
             to=form,
             type=weight_type,
             folder=output,
+            runtime=runtime,
             force=force,
             output=output_dir,
             on_progress=on_progress,
@@ -55,7 +69,9 @@ def export_command(
 
 
 def _next(result: "ExportResult") -> Hint | None:
-    """Return how to talk to a GGUF file in Ollama; None for a bundle."""
+    """Return how to talk to a GGUF file in Ollama, or to serve a page; None for a bundle."""
+    if result.to == "onnx":
+        return Shell(f"python -m http.server -b 127.0.0.1 -d {shlex.quote(result.folder)}")
     if result.ollama is None:
         return None
     modelfile = shlex.quote(f"{result.folder}/Modelfile")

@@ -69,6 +69,15 @@ def require_gguf() -> None:
         raise UnavailableError("GGUF files need the package gguf", hint=Shell("pip install 'dialogkit[gguf]'"))
 
 
+def require_onnx() -> None:
+    """Raise UnavailableError if a package that writes ONNX files, or computes them, is missing."""
+    for package in ("onnx", "onnxruntime"):
+        if find_spec(package) is None:
+            raise UnavailableError(
+                f"ONNX files need the package {package}", hint=Shell("pip install 'dialogkit[onnx]'")
+            )
+
+
 def _require_sound_config(source: str, revision: str | None, *, online: bool) -> None:
     """Raise ModelError if the config of a model on the hub is invalid; see `require_sound`."""
     from transformers.utils import cached_file

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,20 +17,25 @@ from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.errors import ConfigError, ModelError, StorageError, did_you_mean, os_reason, wrong_setting
 from dialogkit.hints import Call, Change, Either
 from dialogkit.services.evaluation.evaluator import ProgressSink
+from dialogkit.services.exporting import web_page, web_runtime
 from dialogkit.services.exporting.bundle import add_readme, read_bundle, write_bundle
-from dialogkit.services.exporting.card import bundle_readme, gguf_card, origin_of
-from dialogkit.services.exporting.certificate import Certificate, certify
+from dialogkit.services.exporting.card import bundle_readme, gguf_card, origin_of, web_card
+from dialogkit.services.exporting.certificate import BY_TRANSFORMERS, Certificate, Means, certify
 from dialogkit.services.exporting.modelfile import modelfile
+from dialogkit.services.exporting.onnx_means import BY_ONNX
 from dialogkit.services.inference import hints_for
 from dialogkit.services.runs.resolve import Loadable, output_of, resolve_model
+from dialogkit.services.serving.chat_page import chat_page
 from dialogkit.system.compute_lock import alone
 
 if TYPE_CHECKING:
     from dialogkit.services.runs.loading import LoadedModel
 
-FORMS = ("gguf", "bundle")
-TYPES = ("f32", "f16", "q8_0", "q4_0")
+FORMS = ("gguf", "onnx", "bundle")
+TYPES = {"gguf": ("f32", "f16", "q8_0", "q4_0"), "onnx": ("f32", "f16", "q8_0")}
+"""How weights can be stored, by form."""
 DEFAULT_TYPE = "q8_0"
+_Make = Callable[[Loadable, Path, str, Any, ProgressSink], tuple[Certificate, list[str]]]
 EXPORTS = "exports"
 """The folder of exported models, unless another is named."""
 
@@ -38,13 +44,13 @@ class ExportResult(Result):
     """An exported model.
 
     Attributes:
-        to: its form, `gguf` or `bundle`.
+        to: its form: `gguf`, `onnx` or `bundle`.
         folder: where its files are.
-        file: the GGUF or zip file.
+        file: the file that holds the weights.
         files: all files.
         certificate: how faithful it is.
         notes: where it may differ from the original.
-        ollama: the name under which it may be created in Ollama; None for a bundle.
+        ollama: the name under which it may be created in Ollama; None for other forms than `gguf`.
     """
 
     to: str
@@ -66,9 +72,10 @@ class ExportResult(Result):
 def export(
     model: str | Path | None = None,
     *,
-    to: Literal["gguf", "bundle"] = "gguf",
+    to: Literal["gguf", "onnx", "bundle"] = "gguf",
     type: Literal["f32", "f16", "q8_0", "q4_0"] | None = None,
     folder: str | Path | None = None,
+    runtime: str | Path | None = None,
     force: bool = False,
     output: str | Path = DEFAULT_OUTPUT,
     on_progress: ProgressSink = lambda stage, fraction: None,
@@ -80,9 +87,11 @@ def export(
 
     Args:
         model: catalogue name, run, folder or hub id; None is the newest finished run.
-        to: `gguf` for llama.cpp and Ollama, or `bundle`, a zip file for transformers and dialogkit.
-        type: how a GGUF file stores weights: f32, f16, q8_0 (the default) or q4_0.
+        to: `gguf` for llama.cpp and Ollama, `onnx` for a page that runs it in the browser, or `bundle`, a zip file
+            for transformers and dialogkit.
+        type: how weights are stored, except in a bundle: f32, f16, q8_0 (the default) or, in GGUF, q4_0.
         folder: where to write. None: a folder in `exports` with the name of the model and the type.
+        runtime: for `onnx`, the folder of the npm package onnxruntime-web. None: what npm installed here.
         force: replace existing files, and keep a copy beyond the tolerance.
         output: folder of models and runs.
         on_progress: receives the current stage and the fraction of the work that is done.
@@ -91,26 +100,30 @@ def export(
     """
     _require_known("to", to, FORMS, "gguf")
     if type is not None:
-        _require_known("type", type, TYPES, DEFAULT_TYPE)
         if to == "bundle":
+            _require_known("type", type, TYPES["gguf"], DEFAULT_TYPE)
             raise ConfigError(
-                f"type {type!r} is for GGUF files; a bundle keeps the weights as they are",
+                f"type {type!r} is for GGUF and ONNX files; a bundle keeps the weights as they are",
                 hint=Call("export", *filter(None, [model]), to="bundle", **output_of(output)),
             )
+        _require_known("type", type, TYPES[to], DEFAULT_TYPE)
+    if runtime is not None and to != "onnx":
+        raise wrong_setting("runtime", "only ONNX files need onnxruntime-web", Change({"to": "onnx"}))
     weight_type = type or DEFAULT_TYPE
-    if to == "gguf":
-        from dialogkit.models.sources import require_gguf
-
-        require_gguf()
+    _require_packages(to)
     loadable = resolve_model(None if model is None else str(model), output=output)
     name = folder_name(loadable.name)
-    stem = f"{name}-{weight_type}" if to == "gguf" else name
+    stem = {"gguf": f"{name}-{weight_type}", "onnx": f"{name}-onnx-{weight_type}", "bundle": name}[to]
     target = Path(EXPORTS) / stem if folder is None else Path(folder).expanduser()
-    certificate_file = f"{stem}.certificate.json"
-    names = [f"{stem}.gguf", "Modelfile", "README.md"] if to == "gguf" else [f"{stem}.zip"]
+    certificate_file = "certificate.json" if to == "onnx" else f"{stem}.certificate.json"
+    names = {
+        "gguf": [f"{stem}.gguf", "Modelfile", "README.md"],
+        "onnx": ["model.onnx", *web_page.FILES, *web_runtime.FILES, "README.md"],
+        "bundle": [f"{stem}.zip"],
+    }[to]
     with _written_to(target, [*names, certificate_file], force=force) as staging, hints_for(loadable):
-        make = _gguf if to == "gguf" else _bundle
-        certificate, notes = make(loadable, staging / names[0], name, weight_type, on_progress)
+        make: Mapping[str, _Make] = {"gguf": _gguf, "onnx": partial(_onnx, runtime), "bundle": _bundle}
+        certificate, notes = make[to](loadable, staging / names[0], name, weight_type, on_progress)
         if certificate.problem and not force:
             larger = [Change({"type": "q8_0"})] if weight_type == "q4_0" else []
             raise ModelError(certificate.problem, hint=Either(*larger, Change({"force": True})))
@@ -127,15 +140,21 @@ def export(
     )
 
 
+def _require_packages(to: str) -> None:
+    """Raise UnavailableError if a package is missing that a form needs."""
+    from dialogkit.models.sources import require_gguf, require_onnx
+
+    if to != "bundle":
+        (require_gguf if to == "gguf" else require_onnx)()
+
+
 def _gguf(
     loadable: Loadable, file: Path, name: str, weight_type: Any, on_progress: ProgressSink
 ) -> tuple[Certificate, list[str]]:
     """Write a GGUF file, with a Modelfile and a card beside it, and return its certificate and notes."""
-    from dialogkit.models.generation import choose_settings
     from dialogkit.models.gguf_file import read_gguf, write_gguf
 
-    own = "correct or delete its generation_config.json"
-    sampling, _ = choose_settings(GenerateConfig(use_model_settings=True), loadable.model, hint=own)
+    sampling = _sampling(loadable)
     original, origin = _load(loadable, on_progress), origin_of(loadable)
     on_progress("writing", 0.1)
     written = write_gguf(
@@ -154,6 +173,7 @@ def _gguf(
         file,
         weight_type,
         reader="gguf",
+        read_back_with="{}'s own dequantized weights",
         kept_f16=written.kept_f16,
         on_progress=on_progress,
     )
@@ -171,6 +191,55 @@ def _gguf(
     return certificate, list(written.notes)
 
 
+def _onnx(
+    runtime: str | Path | None,
+    loadable: Loadable,
+    file: Path,
+    name: str,
+    weight_type: Any,
+    on_progress: ProgressSink,
+) -> tuple[Certificate, list[str]]:
+    """Write an ONNX file with a page that runs it and a card beside it, and return its certificate and notes."""
+    from dialogkit.inference.onnx_model import OnnxModel
+    from dialogkit.models.onnx_file import cache_shape, require_computed, write_onnx
+
+    sampling = _sampling(loadable)
+    original, origin = _load(loadable, on_progress), origin_of(loadable)
+    require_computed(original.model.config)
+    web_page.require_page(original.tokenizer)
+    found = web_runtime.find_runtime(runtime)
+    on_progress("writing", 0.1)
+    for beside, content in found.items():
+        (file.parent / beside).write_bytes(content)
+    kept_f16 = write_onnx(file, original.model, weight_type)
+    page = chat_page()
+    web_page.write_page(
+        file.parent,
+        name,
+        original.tokenizer,
+        sampling,
+        context=original.context,
+        cache=cache_shape(original.model.config),
+        html=page.html,
+        digest=page.digest,
+    )
+    certificate = _certified(
+        loadable,
+        original,
+        OnnxModel(file, original.model.config),
+        file,
+        weight_type,
+        reader="onnxruntime",
+        read_back_with="{}, which computed the copy",
+        kept_f16=kept_f16,
+        means=BY_ONNX,
+        on_progress=on_progress,
+    )
+    card = web_card(name, certificate, origin, Path(loadable.model.source or ""))
+    (file.parent / "README.md").write_text(card, encoding="utf-8")
+    return certificate, []
+
+
 def _bundle(
     loadable: Loadable, file: Path, name: str, weight_type: Any, on_progress: ProgressSink
 ) -> tuple[Certificate, list[str]]:
@@ -185,10 +254,19 @@ def _bundle(
         file,
         "f32",
         reader="transformers",
+        read_back_with="{}",
         on_progress=on_progress,
     )
     add_readme(file, name, bundle_readme(name, certificate))
     return certificate.model_copy(update=_of_file(file)), []
+
+
+def _sampling(loadable: Loadable) -> GenerateConfig:
+    """Return the settings for sampling that stand in the files."""
+    from dialogkit.models.generation import choose_settings
+
+    own = "correct or delete its generation_config.json"
+    return choose_settings(GenerateConfig(use_model_settings=True), loadable.model, hint=own)[0]
 
 
 def _load(loadable: Loadable, on_progress: ProgressSink) -> "LoadedModel":
@@ -205,11 +283,13 @@ def _certified(
     file: Path,
     weight_type: str,
     *,
-    reader: Literal["gguf", "transformers"],
+    reader: Literal["gguf", "onnxruntime", "transformers"],
+    read_back_with: str,
     on_progress: ProgressSink,
     kept_f16: Sequence[str] = (),
+    means: Means = BY_TRANSFORMERS,
 ) -> Certificate:
-    """Return the certificate of a file whose weights were read into a copy of the model."""
+    """Return the certificate of a file that was read into a copy of the model; `{}` stands for what read it."""
     from importlib.metadata import version
 
     versions = {package: version(package) for package in dict.fromkeys((reader, "transformers", "torch"))}
@@ -219,8 +299,9 @@ def _certified(
         original._replace(model=copy.eval()),
         weight_type=weight_type,
         on_progress=on_progress,
+        means=means,
         **_of_file(file),
-        read_back_with=f"{reader} {versions[reader]}" + ("'s own dequantized weights" if reader == "gguf" else ""),
+        read_back_with=read_back_with.format(f"{reader} {versions[reader]}"),
         kept_f16=list(kept_f16),
         versions={"dialogkit": __version__, **versions},
     )

@@ -328,6 +328,8 @@ WITH_RUN = {
     "generate shop.csv": "evaluate --dataset shop.csv",
     "export shared-run": "ollama create shared-run",
     "export shared-run --to bundel": "--to gguf",
+    "export shared-run --to onnx --type q4_0": "--type q8_0",
+    "export shared-run --to onnx --runtime shop.csv": "npm install onnxruntime-web@",
     "export shared-run --to bundle --type f16": "export shared-run --to bundle",
     "export shared-run --output shop.csv": "--output my-export",
     "export shared-run --output shop.csv/x": "--output my-export",

@@ -352,6 +352,7 @@ SITUATIONS: list[tuple[Situation, str, str]] = [
     (lacking("gguf"), "export shared-run", "pip install 'dialogkit[gguf]'"),
     (pickled, "push mine tiny --dry-run", "--include-pickle"),
     (own_base, "push models/mine tiny --dry-run --bundle", "push models/mine tiny --dry-run"),
+    (lacking("onnx"), "export shared-run --to onnx", "pip install 'dialogkit[onnx]'"),
     (packed, f"{TRAIN} --dataset packed.parquet.gz --set data.streaming=true", "gunzip packed.parquet.gz && "),
 ]
 
@@ -474,7 +475,9 @@ UNREACHED = {
         "models/build.py:_require_buildable",
         "models/vocabulary.py:load_vocabulary",
         "models/vocabulary.py:_require_reader",
-        "models/gguf_vocabulary.py",
+        "models/byte_level.py",
+        "models/onnx_file.py",
+        "services/exporting/web_page.py",
         "models/tokenizer.py:ChatTokenizer/__init__",
         "models/chat_template.py:TemplateFormat/_render",
         "models/chat_template.py:TemplateFormat/_render:3",
@@ -485,8 +488,15 @@ UNREACHED = {
         "engine/fit.py:_out_of_memory:3",
     ],
     "needs a copy that is not faithful; tests/services/test_export.py makes one": [
-        "services/export.py:export:2",
         "services/export.py:export:3",
+        "services/export.py:export:4",
+    ],
+    "needs onnxruntime-web; tests/services/test_export.py has a stand-in for it": [
+        "cli/export.py:_next",
+        "services/export.py:export:2",
+    ],
+    "needs a folder without it; tests/services/exporting/test_web_runtime.py makes one": [
+        "services/exporting/web_runtime.py:",
     ],
     "needs a hub to write to, or what must not go there; tests/services/test_push.py makes them": [
         "cli/push.py:push_command",
@@ -494,7 +504,7 @@ UNREACHED = {
         "services/push.py:push:2",
         "services/exporting/hub_card.py:_head_of",
         "services/exporting/hub_card.py:_yaml",
-        "services/exporting/hub_files.py:Parts/require_no_secrets",
+        "services/exporting/hub_files.py:Upload/require_no_secrets",
         "services/exporting/hub_repository.py:",
         "services/exporting/hub_repository.py:require_hub",
         "services/exporting/hub_repository.py:require_hub:2",

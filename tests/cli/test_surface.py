@@ -36,7 +36,7 @@ SURFACE = {
     "--temperature --top-k --top-p --repetition-penalty --seed --use-model-settings --no-cuda --output-dir",
     "evaluate": "[models] --model -m --dataset -d --samples -s --max-bad-rows --whole --quick --slices --worst "
     "--tasks --batch-size --use-model-settings --wandb --no-cuda --output-dir --json",
-    "export": "[model] --model -m --to --type --output -o --force --output-dir --json",
+    "export": "[model] --model -m --to --type --output -o --runtime --force --output-dir --json",
     "push": "model repository --public --dry-run --bundle --message --include-pickle --force --output-dir --json",
     "models list": "--output-dir --json",
     "models show": "name --output-dir --json",

@@ -175,10 +175,13 @@ def test_a_way_to_split_texts_has_llama_cpps_name(rules: dict[str, Any], name: s
     [
         (
             {"pre_tokenizer": split(LLAMA3)},
-            "as no pre-tokenizer of llama.cpp that is known here does (Split",
+            "splits texts as none that is known here does (Split",
         ),
-        ({"pre_tokenizer": split(LLAMA3.replace("{1,3}", "{1,2}"))}, "as no pre-tokenizer of llama.cpp"),
-        ({"pre_tokenizer": {**BYTES, "use_regex": True, "add_prefix_space": True}}, "as no pre-tokenizer of"),
+        ({"pre_tokenizer": split(LLAMA3.replace("{1,3}", "{1,2}"))}, "splits texts as none that is known"),
+        (
+            {"pre_tokenizer": {**BYTES, "use_regex": True, "add_prefix_space": True}},
+            "splits texts as none that is known",
+        ),
         ({"normalizer": {"type": "Lowercase"}}, "the tokenizer normalizes texts (Lowercase)"),
         ({"model": {"byte_fallback": True}}, "the tokenizer is BPE with byte fallback"),
     ],

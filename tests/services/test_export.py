@@ -10,9 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from dialogkit.config.generate import TEST_PROMPTS
+from dialogkit.dialog import Message
 from dialogkit.errors import ModelError
+from dialogkit.inference.onnx_model import OnnxModel
 from dialogkit.services.export import ExportResult, export
 from dialogkit.services.exporting import certificate as certificates
+from dialogkit.services.exporting import web_page, web_runtime
+from dialogkit.services.exporting.onnx_means import BY_ONNX
 from dialogkit.services.runs.loading import load_for_inference
 from dialogkit.services.runs.resolve import resolve_model
 from tests.conftest import Finished, Trained, typed
@@ -103,6 +108,40 @@ def test_a_bundle_is_loaded_by_transformers_and_runs_no_code(
     assert all(map(torch.equal, original.model.parameters(), copy.model.parameters()))
 
 
+@pytest.fixture
+def runtime() -> str:
+    """A stand-in for the files of onnxruntime-web."""
+    for file in web_runtime.FILES.values():
+        Path("runtime/dist").mkdir(parents=True, exist_ok=True)
+        Path("runtime/dist", file).write_text(f"the content of {file}")
+    return "runtime"
+
+
+def test_onnxruntime_says_what_the_model_says(
+    make: Callable[..., ExportResult], trained: Trained, runtime: str
+) -> None:
+    result = make(to="onnx", type="f32", runtime=runtime)
+    assert result.file == "exports/shared-run-onnx-f32/model.onnx"
+    folder = Path(result.folder)
+    assert {path.name for path in folder.iterdir()} == {
+        *(*web_page.FILES, *web_runtime.FILES, "model.onnx", "README.md", "certificate.json")
+    }
+    assert (folder / "onnxruntime.js").read_text() == "the content of ort.wasm.bundle.min.mjs"
+    certificate = result.certificate
+    assert certificate.equal_tokens == 1.0
+    assert certificate.bits_per_byte_lost == pytest.approx(0, abs=1e-5)
+    assert certificate.read_back_with.startswith("onnxruntime ")
+    assert json.loads((folder / "certificate.json").read_text()) == certificate.model_dump(mode="json")
+    assert f"| bits/byte | {certificate.rows()['bits/byte']} |" in (folder / "README.md").read_text()
+    settings = json.loads((folder / "settings.json").read_text())
+    assert (settings["context"], settings["ends"], settings["sampling"]["top_k"]) == (256, [5], 50)
+    original = loaded("shared-run", trained)
+    copy = original._replace(model=OnnxModel(Path(result.file), original.model.config))
+    prompts = [original.tokenizer.encode_prompt([Message("user", text)]) for text in TEST_PROMPTS[:3]]
+    prompts.append(prompts[0] * 100)  # longer than the context
+    assert BY_ONNX.answers(copy, prompts) == certificates.BY_TRANSFORMERS.answers(original, prompts)
+
+
 def test_a_copy_beyond_its_tolerance_is_not_kept(
     make: Callable[..., ExportResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,8 +160,10 @@ def test_a_copy_beyond_its_tolerance_is_not_kept(
     ("words", "message", "hint"),
     [
         ("shared-run --type q4", "--type: 'q4' is none of f32, f16, q8_0, q4_0", "--type q8_0"),
-        ("shared-run --to onnx", "--to: 'onnx' is none of gguf, bundle", "--to gguf"),
-        ("shared-run --to bundle --type f16", "type 'f16' is for GGUF files", "export shared-run --to bundle"),
+        ("shared-run --to onx", "--to: 'onx' is none of gguf, onnx, bundle", "--to gguf"),
+        ("shared-run --to onnx --type q4_0", "--type: 'q4_0' is none of f32, f16, q8_0", "--type q8_0"),
+        ("shared-run --runtime there", "--runtime: only ONNX files need onnxruntime-web", "--to onnx"),
+        ("shared-run --to bundle --type f16", "type 'f16' is for GGUF and ONNX", "export shared-run --to bundle"),
         ("shared-rn", "no model or run 'shared-rn' (did you mean 'shared-run'?)", "models list"),
         ("shared-run --output there", "'there/Modelfile' exists", "--force"),
         ("shared-run --output there/Modelfile", "'there/Modelfile' is a file, not a folder", "--output my-export"),

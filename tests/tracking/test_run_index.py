@@ -33,7 +33,8 @@ def opened() -> Iterator[list[str]]:
     if not _opened:
         sys.addaudithook(_note)  # it cannot be removed
         _opened.append([])
-    _opened.append(found := [])
+    found: list[str] = []
+    _opened.append(found)
     try:
         yield found
     finally:

@@ -1,6 +1,7 @@
 """The pages beside an exported model: its card, how to use it, and its licence."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,27 +78,58 @@ def gguf_card(name: str, certificate: Certificate, origin: Origin, folder: Path)
         origin: where the model is from.
         folder: the folder of the original, which may have a card.
     """
-    lines = [
-        "---",
-        "library_name: gguf",
-        "pipeline_tag: text-generation",
-        f"license: {origin.license_id}",
-        "tags: [dialogkit, gguf, conversational]",
-        "---",
-        "",
-        f"# {name}",
-        "",
-        f"`{certificate.file}` is {certificate.model} in GGUF with {certificate.weight_type.upper()} weights, "
-        f"made by dialogkit {certificate.versions['dialogkit']}.",
-        "",
-        *certificate_section(certificate),
-        "## Use",
-        "",
+    use = [
         "```bash",
         f"llama-cli -m {certificate.file}",
         f"ollama create {name} -f Modelfile && ollama run {name}",
         f'dialogkit generate ./{certificate.file} --prompt "Hello!"',
         "```",
+    ]
+    return _card(name, "gguf", "GGUF", certificate, origin, folder, use)
+
+
+def web_card(name: str, certificate: Certificate, origin: Origin, folder: Path) -> str:
+    """Return the card of a page that runs a model: see `gguf_card`."""
+    use = [
+        "Any server of files will do; browsers start no model from a file on the disk:",
+        "",
+        "```bash",
+        "python -m http.server -b 127.0.0.1 -d .",
+        "```",
+        "",
+        "The model runs in the browser. Once it is loaded, the page asks no server for anything, and what is said",
+        "stays in the browser. `onnxruntime.js` and `onnxruntime.wasm` are parts of Microsoft's onnxruntime-web,",
+        "under the MIT License.",
+    ]
+    return _card(name, "onnx", "ONNX", certificate, origin, folder, use)
+
+
+def _card(
+    name: str,
+    library: str,
+    form: str,
+    certificate: Certificate,
+    origin: Origin,
+    folder: Path,
+    use: Sequence[str],
+) -> str:
+    lines = [
+        "---",
+        f"library_name: {library}",
+        "pipeline_tag: text-generation",
+        f"license: {origin.license_id}",
+        f"tags: [dialogkit, {library}, conversational]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"`{certificate.file}` is {certificate.model} in {form} with {certificate.weight_type.upper()} weights, "
+        f"made by dialogkit {certificate.versions['dialogkit']}.",
+        "",
+        *certificate_section(certificate),
+        "## Use",
+        "",
+        *use,
         "",
     ]
     return "\n".join([*lines, *_about(folder), CAUTION, ""])

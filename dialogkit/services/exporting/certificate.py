@@ -1,8 +1,8 @@
 """Certificates: how faithfully an exported model answers, measured with the weights read back from its file."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import computed_field
 
@@ -20,6 +20,8 @@ from dialogkit.text import counted
 
 if TYPE_CHECKING:
     from dialogkit.data.prepare import PreparedData
+    from dialogkit.data.tokens import DialogTokens
+    from dialogkit.inference.likelihood import Likelihood
     from dialogkit.services.runs.loading import LoadedModel
 
 PROMPTS = 32
@@ -30,7 +32,7 @@ DIALOGS = 64
 """Held-out dialogs whose answers are scored."""
 QUESTIONS = 64
 """Most checked questions that are asked."""
-_GREEDY = GenerateConfig(temperature=0, repetition_penalty=1.0)
+GREEDY = GenerateConfig(temperature=0, repetition_penalty=1.0)
 
 EQUAL_TOKENS: Mapping[str, float] = {"f32": 0.999, "f16": 0.99}
 """The smallest share of equal tokens, for weights that are kept, or only rounded."""
@@ -52,7 +54,7 @@ class Certificate(Result):
     read_back_with: str
     """What read the weights of the file."""
     kept_f16: list[str]
-    """Tensors that have 16 bits, as their rows do not divide into blocks."""
+    """Matrices that have 16 bits, as their rows do not divide into blocks."""
     prompts: int
     equal_replies: int
     tokens: int
@@ -126,6 +128,21 @@ class Certificate(Result):
         return rows
 
 
+class Means(NamedTuple):
+    """How to measure a model: the likelihood of dialogs, and its greedy answers to prompts of ids."""
+
+    likelihood: "Callable[[LoadedModel, DialogTokens], Likelihood]"
+    answers: "Callable[[LoadedModel, Sequence[Sequence[int]]], list[str]]"
+
+
+def _answers(model: "LoadedModel", prompts: Sequence[Sequence[int]]) -> list[str]:
+    return [reply.text for reply in replies_to(model, prompts, GREEDY)]
+
+
+BY_TRANSFORMERS = Means(score, _answers)
+"""For a model of transformers."""
+
+
 def certify(
     loadable: Loadable,
     original: "LoadedModel",
@@ -133,11 +150,21 @@ def certify(
     *,
     weight_type: str,
     on_progress: ProgressSink,
+    means: Means = BY_TRANSFORMERS,
     **about: Any,
 ) -> Certificate:
     """Return the certificate of a copy; `about` are the fields that say what the file is.
 
     The held-out dialogs are those of the model's run; where they are not at hand, those of `starter`.
+
+    Args:
+        loadable: the model.
+        original: as it was loaded.
+        copy: what was read from the file.
+        weight_type: how the file stores weights.
+        on_progress: receives the current stage and the fraction of the work that is done.
+        means: how to measure the copy.
+        about: other fields of the certificate.
     """
     from dialogkit.inference.agreement import agreement_on
 
@@ -163,13 +190,12 @@ def certify(
             )
         )
     bits, right = [], []
-    for number, one in enumerate((original, copy)):
+    for number, (one, by) in enumerate(((original, BY_TRANSFORMERS), (copy, means))):
         on_progress("predicting held-out answers", 0.5 + 0.25 * number)
-        bits.append(score(one, dialogs).figures()["bits_per_byte"])
+        bits.append(by.likelihood(one, dialogs).figures()["bits_per_byte"])
         if questions:
             on_progress("answering checked questions", 0.6 + 0.25 * number)
-            made = replies_to(one, [question.prompt_ids for question in questions], _GREEDY)
-            marked = mark(questions, [reply.text for reply in made])
+            marked = mark(questions, by.answers(one, [question.prompt_ids for question in questions]))
             right.append(sum(each.is_right for each in marked) / len(marked))
     tokens = sum(one.tokens for one in agreements)
     return Certificate(

@@ -1,8 +1,6 @@
 """The HTTP application: OpenAI's chat API, and the page to chat on."""
 
 import asyncio
-import base64
-import hashlib
 import json
 import secrets
 import time
@@ -10,7 +8,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
@@ -20,6 +17,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from dialogkit.config.generate import GenerateConfig
+from dialogkit.services.serving.chat_page import chat_page
 from dialogkit.services.serving.engine import Begun, Ended, Engine, Event, Job, deliver_all
 from dialogkit.services.serving.guard import Guard
 from dialogkit.services.serving.protocol import Answer, ApiError, ChatRequest, Usage, read_request
@@ -89,16 +87,12 @@ def make_app(engine: Engine, models: Sequence[Offered], *, limits: Limits, api_k
 
 def _page() -> tuple[str, str]:
     """Return the chat page, and the policy that lets it run its own script and reach nothing but this server."""
-    page, style, script = (
-        files(__package__).joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
-    )
-    page = page.replace("<style>", f"<style>{style}").replace("<script>", f"<script>{script}")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = chat_page()
     policy = (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; connect-src 'self'; "
+        f"default-src 'none'; script-src {page.digest}; style-src 'unsafe-inline'; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    return page, policy
+    return page.html, policy
 
 
 class _Api:
