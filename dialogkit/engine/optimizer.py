@@ -10,8 +10,20 @@ from dialogkit.config.train import TrainConfig
 from dialogkit.engine.device import Precision
 
 
-class Float32Muon(Muon):
-    """torch's Muon with its iteration in float32; torch's is in bfloat16, which many CPUs only emulate."""
+_STACKED = 2**26
+"""Numbers in a stack of matrices at most, which bounds the memory of a step: 256 MB in float32."""
+
+
+class StackedMuon(Muon):
+    """torch's Muon with its iteration in a chosen dtype; on a GPU it takes matrices of one shape together.
+
+    torch's iteration is in bfloat16, which many CPUs only emulate, and on one matrix after the other, for which a GPU
+    launches some 20 kernels each.
+    """
+
+    def __init__(self, matrices: Iterable[torch.nn.Parameter], *, dtype: torch.dtype, **settings: Any) -> None:
+        super().__init__(matrices, **settings)
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -20,35 +32,60 @@ class Float32Muon(Muon):
             loss = None if closure is None else closure()
         for group in self.param_groups:
             iteration = group["ns_coefficients"], group["ns_steps"], group["eps"]
-            for matrix in group["params"]:
-                if (gradient := matrix.grad) is None:
-                    continue
-                state = self.state[matrix]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(gradient)
-                mean = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-                direction = orthogonalized(gradient.lerp(mean, group["momentum"]), *iteration)
+            for matrices in _stacks(group["params"]):
+                gradients = [matrix.grad for matrix in matrices]
+                for matrix in matrices:
+                    if "momentum_buffer" not in self.state[matrix]:
+                        self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix.grad)
+                means = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+                torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+                ahead = torch._foreach_lerp(gradients, means, group["momentum"])
+                if len(matrices) == 1:  # the kernels for a stack may round differently
+                    directions = [orthogonalized(ahead[0].to(self._dtype), *iteration)]
+                else:
+                    stack = orthogonalized(torch.stack(ahead).to(self._dtype), *iteration)
+                    # Laid out like the matrices, so that one kernel adds all of them.
+                    directions = [*stack.to(ahead[0].dtype, memory_format=torch.contiguous_format)]
                 rate = group["lr"]
-                matrix.mul_(1 - rate * group["weight_decay"])
-                matrix.add_(direction, alpha=-0.2 * max(matrix.shape) ** 0.5 * rate)
+                torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
+                alpha = -0.2 * max(matrices[0].shape) ** 0.5 * rate
+                torch._foreach_add_(matrices, directions, alpha=alpha)
         return loss
 
 
-def orthogonalized(
-    matrix: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
-) -> torch.Tensor:
-    """Return a matrix of the same singular vectors, with all singular values near 1 (0.5 to 1.5).
+def _stacks(matrices: Iterable[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
+    """Return the matrices that have gradients, in lists that are computed together."""
+    stacks: list[list[torch.nn.Parameter]] = []
+    latest: dict[torch.Size, list[torch.nn.Parameter]] = {}
+    for matrix in matrices:
+        if matrix.grad is None:
+            continue
+        stack = latest.get(matrix.shape)
+        # On a CPU stacks are slower: they leave its caches.
+        if stack is None or matrix.device.type == "cpu" or (len(stack) + 1) * matrix.numel() > _STACKED:
+            stack = latest[matrix.shape] = []
+            stacks.append(stack)
+        stack.append(matrix)
+    return stacks
 
-    The quintic Newton-Schulz iteration of Jordan et al. 2024 as in torch, but in the matrix's own dtype.
+
+def orthogonalized(
+    matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> torch.Tensor:
+    """Return matrices of the same singular vectors, with all singular values near 1 (0.5 to 1.5).
+
+    The quintic Newton-Schulz iteration of Jordan et al. 2024 as in torch, but in the matrices' own dtype, and for a
+    stack of them as well, [N, rows, columns].
     """
     a, b, c = coefficients
-    tall = matrix.shape[0] > matrix.shape[1]
-    found = matrix.T if tall else matrix
-    found = found / found.norm().clamp(min=eps)
+    product = torch.addmm if matrices.ndim == 2 else torch.baddbmm
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    found = matrices.mT if tall else matrices
+    found = found / torch.linalg.vector_norm(found, dim=(-2, -1), keepdim=True).clamp(min=eps)
     for _ in range(steps):
-        gram = found @ found.T
-        found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
-    return found.T if tall else found
+        gram = found @ found.mT
+        found = product(found, product(gram, gram, gram, beta=b, alpha=c), found, beta=a)
+    return found.mT if tall else found
 
 
 class MuonWithAdamW(Optimizer):
@@ -103,9 +140,9 @@ def muon_with_adamw(
             (decays if name in decayed else keeps).append(parameter)
     others = [{"params": decays, "weight_decay": config.weight_decay}, {"params": keeps, "weight_decay": 0.0}]
     rate, decay = config.learning_rate, config.weight_decay
-    kind = Muon if precision == "bf16" else Float32Muon
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return MuonWithAdamW(
-        kind(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        StackedMuon(matrices, dtype=dtype, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
         AdamW(
             [group for group in others if group["params"]],
             lr=rate,
