@@ -10,10 +10,6 @@ from dialogkit.config.train import TrainConfig
 from dialogkit.engine.device import Precision
 
 
-_STACKED = 2**26
-"""Numbers in a stack of matrices at most, which bounds the memory of a step: 256 MB in float32."""
-
-
 class StackedMuon(Muon):
     """torch's Muon with its iteration in a chosen dtype; on a GPU it takes matrices of one shape together.
 
@@ -45,12 +41,21 @@ class StackedMuon(Muon):
                 else:
                     stack = orthogonalized(torch.stack(ahead).to(self._dtype), *iteration)
                     # Laid out like the matrices, so that one kernel adds all of them.
-                    directions = [*stack.to(ahead[0].dtype, memory_format=torch.contiguous_format)]
+                    directions = list(stack.to(ahead[0].dtype, memory_format=torch.contiguous_format))
                 rate = group["lr"]
                 torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
                 alpha = -0.2 * max(matrices[0].shape) ** 0.5 * rate
                 torch._foreach_add_(matrices, directions, alpha=alpha)
         return loss
+
+
+def most_stacked(device: torch.device) -> int:
+    """Return how many numbers a stack of matrices has at most, unless it is a single matrix.
+
+    On a GPU 256 MB in float32, so that a step of a large model needs little memory. On a CPU stacks are slower: they do
+    not fit into its caches.
+    """
+    return 0 if device.type == "cpu" else 2**26
 
 
 def _stacks(matrices: Iterable[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
@@ -61,8 +66,7 @@ def _stacks(matrices: Iterable[torch.nn.Parameter]) -> list[list[torch.nn.Parame
         if matrix.grad is None:
             continue
         stack = latest.get(matrix.shape)
-        # On a CPU stacks are slower: they leave its caches.
-        if stack is None or matrix.device.type == "cpu" or (len(stack) + 1) * matrix.numel() > _STACKED:
+        if stack is None or (len(stack) + 1) * matrix.numel() > most_stacked(matrix.device):
             stack = latest[matrix.shape] = []
             stacks.append(stack)
         stack.append(matrix)

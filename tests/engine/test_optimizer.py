@@ -126,3 +126,35 @@ def test_a_schedule_reaches_both_and_a_restored_state_continues_the_same() -> No
     steps(twin, other, other_scheduler, range(2, 5))
     for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize("most", [2**26, 3 * 32 * 32])
+def test_matrices_of_one_shape_take_the_steps_together_that_they_take_alone(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    products: list[int] = []
+    product = torch.baddbmm
+
+    def reported(*stacks: torch.Tensor, **options: Any) -> torch.Tensor:
+        products.append(len(stacks[0]))
+        return product(*stacks, **options)
+
+    monkeypatch.setattr(torch, "baddbmm", reported)
+    alone = make_model("llama")
+    together = copy.deepcopy(alone)
+    single, stacked = (muon_with_adamw(model, [], CONFIG, "fp32") for model in (alone, together))
+    for step in range(3):
+        give_gradients(alone, step)
+        give_gradients(together, step)
+        single.step()
+        with monkeypatch.context() as patch:
+            patch.setattr("dialogkit.engine.optimizer.most_stacked", lambda _: most)
+            if step == 1:  # what was saved by the one is loaded by the other
+                stacked.load_state_dict(previous)
+            stacked.step()
+        previous = copy.deepcopy(single.state_dict())
+        for (name, ours), theirs in zip(together.named_parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
+    # Eight matrices of attention, four that widen and two that narrow, in two layers.
+    assert set(products) == ({8, 4, 2} if most == 2**26 else {3, 2})
+    assert str(single.state_dict()["parts"][0]["param_groups"]) == str(stacked.state_dict()["parts"][0]["param_groups"])
