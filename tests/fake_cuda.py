@@ -28,10 +28,10 @@ COMPILER = next(filter(None, map(shutil.which, ("g++", "clang++"))), None)
 NO_COMPILER = "needs g++ or clang++, to compile a CUDA device that does nothing"
 
 LAUNCH_NOTHING = {
-    "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "device", "diagonal", "empty", "empty_like",
-    "empty_strided", "expand", "is_pinned", "is_same_size", "lift_fresh", "narrow", "new_empty", "permute", "reshape",
-    "select", "set_", "size", "slice", "split", "split_with_sizes", "squeeze", "stride", "t", "transpose", "unbind",
-    "unfold", "unsqueeze", "view",
+    "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "device", "diagonal", "empty",
+    "empty_like", "empty_strided", "expand", "is_pinned", "is_same_size", "lift_fresh", "narrow", "new_empty",
+    "permute", "reshape", "select", "set_", "size", "slice", "split", "split_with_sizes", "squeeze", "stride", "t",
+    "transpose", "unbind", "unfold", "unsqueeze", "view",
 }  # fmt: skip
 """Operations of torch that compute nothing: views, new memory, and questions."""
 
@@ -59,7 +59,7 @@ def fake_cuda(capability: tuple[int, int] = (8, 0)) -> Iterator[None]:
     """Within the context there is one GPU, and all new tensors are fake."""
     ctypes.CDLL(str(compiled())).install()
     of_cuda = torch.library.Library("aten", "IMPL")
-    for name in ("_fused_rms_norm", "_fused_rms_norm_backward"):  # else torch puts it together from other operations
+    for name in ("_fused_rms_norm", "_fused_rms_norm_backward"):  # else torch takes six operations in its place
         of_cuda.impl(name, _no_kernel, "CUDA")
     properties = SimpleNamespace(
         name="NVIDIA A100-SXM4-80GB", major=capability[0], minor=capability[1], total_memory=80 * 2**30

@@ -41,15 +41,12 @@ def common_length(length: int) -> int:
     return -(-length // step) * step
 
 
-def chunk_tokens(vocabulary: int, dtype: torch.dtype, device: torch.device) -> int:
+def chunk_tokens(vocabulary: int, device: torch.device) -> int:
     """Return how many rows of logits are held at once.
 
-    A GPU waits for the next kernel if there is too little to do in each. In float16 the gradient of the output layer
-    is finite only for a sum over few rows.
+    A GPU waits for the next kernel if there is too little to do in each.
     """
-    if device.type != "cuda" or dtype == torch.float16:
-        return CHUNK_TOKENS
-    return max(CHUNK_TOKENS, _GPU_LOGITS // vocabulary)
+    return CHUNK_TOKENS if device.type != "cuda" else max(CHUNK_TOKENS, _GPU_LOGITS // vocabulary)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -75,7 +72,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         learns = ctx.needs_input_grad[1]  # False if only an adapter is trained
         grad_weight: torch.Tensor | None = None
         total = hidden_SD.new_zeros((), dtype=torch.float32)
-        rows = chunk_tokens(len(weight), dtype, hidden.device)
+        rows = chunk_tokens(len(weight), hidden.device)
         logits_buffer = hidden.new_empty(min(rows, len(hidden)), len(weight))
         for start in range(0, len(hidden), rows):
             chunk = slice(start, start + rows)
@@ -189,7 +186,7 @@ def _any_cross_entropy(
     def part(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return cross_entropy(finish(linear(hidden, head.weight, head.bias)).float(), targets, reduction="sum")
 
-    rows = chunk_tokens(len(head.weight), torch.float32, hidden_SD.device)
+    rows = chunk_tokens(len(head.weight), hidden_SD.device)
     chunks = zip(torch.split(hidden_SD, rows), torch.split(targets_S, rows), strict=True)
     parts = [checkpoint(part, hidden, targets, use_reentrant=False) for hidden, targets in chunks]
     return torch.stack(parts).sum()

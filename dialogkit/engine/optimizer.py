@@ -13,8 +13,8 @@ from dialogkit.engine.device import Precision
 class StackedMuon(Muon):
     """torch's Muon with its iteration in a chosen dtype; on a GPU it takes matrices of one shape together.
 
-    torch's iteration is in bfloat16, which many CPUs only emulate, and on one matrix after the other, for which a GPU
-    launches some 20 kernels each.
+    torch's iteration is in bfloat16, which many CPUs only emulate, and takes one matrix after the other, which keeps
+    a GPU waiting: some 20 kernels for each.
     """
 
     def __init__(self, matrices: Iterable[torch.nn.Parameter], *, dtype: torch.dtype, **settings: Any) -> None:
@@ -52,8 +52,8 @@ class StackedMuon(Muon):
 def most_stacked(device: torch.device) -> int:
     """Return how many numbers a stack of matrices has at most, unless it is a single matrix.
 
-    On a GPU 256 MB in float32, so that a step of a large model needs little memory. On a CPU stacks are slower: they do
-    not fit into its caches.
+    On a GPU 256 MB in float32, so that a step of a large model needs little memory. On a CPU stacks are slower:
+    they do not fit into its caches.
     """
     return 0 if device.type == "cpu" else 2**26
 
@@ -78,8 +78,8 @@ def orthogonalized(
 ) -> torch.Tensor:
     """Return matrices of the same singular vectors, with all singular values near 1 (0.5 to 1.5).
 
-    The quintic Newton-Schulz iteration of Jordan et al. 2024 as in torch, but in the matrices' own dtype, and for a
-    stack of them as well, [N, rows, columns].
+    The quintic Newton-Schulz iteration of Jordan et al. 2024 as in torch, but in the matrices' own dtype, and also
+    for a stack of them, [N, rows, columns].
     """
     a, b, c = coefficients
     product = torch.addmm if matrices.ndim == 2 else torch.baddbmm

@@ -226,17 +226,15 @@ def test_all_layers_and_dialogs_of_a_batch_share_one_mask() -> None:
     assert list(masks.values()) == [4 * 32 * 32]  # float32, its side a multiple of 16
 
 
-def attended(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, scale: Any, window: list[int]
-) -> torch.Tensor:
-    """Return what FlashAttention computes for dialogs of all lengths, by its documentation; the heads come second."""
+def attended(query: Any, key: Any, value: Any, bounds: Any, scale: Any, window: list[int]) -> torch.Tensor:
+    """Return what FlashAttention computes for dialogs of all lengths, by its documentation, [T, H, D]."""
     parts = []
     for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        q, k, v = (part[start:end].transpose(0, 1) for part in (query, key, value))
         distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
         before, after = (n if n >= 0 else end for n in window)
         seen = (distance <= before) & (distance >= -after)
-        made = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=seen, scale=scale, enable_gqa=True)
+        q, k, v = (part[start:end].transpose(0, 1)[None] for part in (query, key, value))
+        made = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=True)
         parts.append(made[0].transpose(0, 1))
     return torch.cat(parts)
 
@@ -249,15 +247,16 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
 
     def forward(
-        q: Any, k: Any, v: Any, bounds: Any, bounds_k: Any, longest: int, longest_k: int, is_causal: bool, scale: Any,
-        window: list[int], *more: Any,
+        q: Any, k: Any, v: Any, bounds: Any, bounds_k: Any, longest: int, longest_k: int, is_causal: bool,
+        scale: Any, window: list[int], *more: Any,
     ) -> Any:  # fmt: skip
         calls.append({"longest": longest, "window": window, "bounds": bounds})
-        return attended(q, k, v, bounds, scale, window), torch.zeros(q.shape[1], len(q)), torch.zeros(2).to(torch.uint64)
+        unused = torch.zeros(q.shape[1], len(q)), torch.zeros(2).to(torch.uint64)
+        return attended(q, k, v, bounds, scale, window), *unused
 
     def backward(
-        grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, bounds: Any, bounds_k: Any, longest: int, longest_k: int,
-        is_causal: bool, state: Any, scale: Any, window: list[int],
+        grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, bounds: Any, bounds_k: Any, longest: int,
+        longest_k: int, is_causal: bool, state: Any, scale: Any, window: list[int],
     ) -> Any:  # fmt: skip
 
         def gradients() -> Any:

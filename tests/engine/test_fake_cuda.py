@@ -8,7 +8,16 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from tests.fake_cuda import COMPILER, NO_COMPILER, Dialogs, Watch, compiled, fake_cuda, new_model, operations_of_a_step
+from tests.fake_cuda import (
+    COMPILER,
+    NO_COMPILER,
+    Dialogs,
+    Watch,
+    compiled,
+    fake_cuda,
+    new_model,
+    operations_of_a_step,
+)
 from tests.forks import run_forked
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
