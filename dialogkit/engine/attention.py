@@ -1,8 +1,8 @@
 """Attention inside each dialog of a padding-free batch.
 
-Most architectures take attention as a function, `packed_attention`. It computes all dialogs at once where torch has
-a kernel for that, and each on its own elsewhere. For the other architectures, the dialogs are put into rows of one
-length for as long as the model computes.
+Most architectures take attention as a function, `packed_attention`. It computes all dialogs at once where torch
+has a kernel for that, and each on its own elsewhere. For the other architectures, the dialogs are put into rows of
+one length for as long as the model computes.
 
 Shapes: query [1, H, T, D]; key and value [1, H_kv, T, D]; T tokens of all
 B dialogs of the batch, L of the longest.
@@ -35,8 +35,8 @@ _ALTERS_SCORES = ("softcap", "s_aux")
 def varlen_dtype(query: torch.Tensor) -> torch.dtype | None:
     """Return the dtype in which one kernel computes all dialogs of a batch; None where there is no such kernel.
 
-    It is FlashAttention's: for NVIDIA GPUs from compute capability 8.0 on, in 16 bits, and for heads whose width is
-    a multiple of 8 up to 256.
+    It is FlashAttention's: for NVIDIA GPUs from compute capability 8.0 on, in 16 bits, and for heads whose width
+    is a multiple of 8 up to 256.
     """
     if query.device.type != "cuda" or query.shape[-1] % 8 or query.shape[-1] > 256:
         return None

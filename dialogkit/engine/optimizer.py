@@ -13,8 +13,8 @@ from dialogkit.engine.device import Precision
 class StackedMuon(Muon):
     """torch's Muon with its iteration in a chosen dtype; on a GPU it takes matrices of one shape together.
 
-    torch's iteration is in bfloat16, which many CPUs only emulate, and takes one matrix after the other, which keeps
-    a GPU waiting: some 20 kernels for each.
+    torch's iteration is in bfloat16, which many CPUs only emulate, and takes one matrix after the other, which
+    keeps a GPU waiting: some 20 kernels for each.
     """
 
     def __init__(self, matrices: Iterable[torch.nn.Parameter], *, dtype: torch.dtype, **settings: Any) -> None:
