@@ -3,7 +3,8 @@
 python benchmarks/operations.py custom-medium --dialogs 8 64
 
 A GPU takes microseconds for each, however small it is. Counted are torch's operations that compute something, in
-bf16 on a GPU of compute capability 8.0, for dialogs of 60 to 260 tokens. Needs g++ or clang++.
+bf16 on a GPU of compute capability 8.0, for dialogs of 60 to 260 tokens. Needs g++ or clang++, and torch
+without CUDA.
 """
 
 import argparse

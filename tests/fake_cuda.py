@@ -25,7 +25,8 @@ from torch.utils._pytree import tree_leaves
 SOURCE = Path(__file__).with_suffix(".cpp")
 BUILT = SOURCE.parent.parent / "build" / f"fake_cuda-{torch.__version__}.so"
 COMPILER = next(filter(None, map(shutil.which, ("g++", "clang++"))), None)
-NO_COMPILER = "needs g++ or clang++, to compile a CUDA device that does nothing"
+NEEDS = "g++ or clang++, to compile a CUDA device that does nothing, and torch without CUDA, which has none"
+USABLE = COMPILER is not None and torch.version.cuda is None and torch.version.hip is None
 
 LAUNCH_NOTHING = {
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "device", "diagonal", "empty",
@@ -39,7 +40,7 @@ LAUNCH_NOTHING = {
 def compiled() -> Path:
     """Return the library with the device, compiled if it is not there."""
     if not BUILT.exists():
-        assert COMPILER is not None, NO_COMPILER
+        assert COMPILER is not None, f"needs {NEEDS}"
         torch_folder = Path(torch.__file__).parent
         libraries = [f"-L{torch_folder / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch_folder / 'lib'}"]
         BUILT.parent.mkdir(exist_ok=True)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.fake_cuda import (
-    COMPILER,
-    NO_COMPILER,
+    NEEDS,
+    USABLE,
     Dialogs,
     Watch,
     compiled,
@@ -20,7 +20,7 @@ from tests.fake_cuda import (
 )
 from tests.forks import run_forked
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+pytestmark = pytest.mark.skipif(not USABLE, reason=f"needs {NEEDS}")
 
 LENGTHS = [(60 + 37 * number) % 200 + 20 for number in range(40)]
 STEPS, LOG_EVERY = 5, 2

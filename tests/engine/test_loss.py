@@ -296,8 +296,8 @@ def test_a_training_step_never_holds_logits_of_more_tokens_than_a_chunk(dtype: t
 
 def test_a_gpu_takes_more_rows_of_logits_at_once_if_the_vocabulary_allows_it() -> None:
     sizes = {(d, v): chunk_tokens(v, torch.device(d)) for d in ("cpu", "cuda") for v in (32_768, 1_000_000)}
-    few = CHUNK_TOKENS
-    assert sizes == {("cpu", 32_768): few, ("cpu", 1_000_000): few, ("cuda", 32_768): 4096, ("cuda", 1_000_000): few}
+    assert sizes.pop(("cuda", 32_768)) == 4096
+    assert set(sizes.values()) == {CHUNK_TOKENS}
 
 
 def test_a_compiled_model_is_not_compiled_again_for_the_lengths_of_each_batch() -> None:
