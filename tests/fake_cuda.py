@@ -69,6 +69,7 @@ def fake_cuda(capability: tuple[int, int] = (8, 0)) -> Iterator[None]:
         "is_available": True, "device_count": 1, "current_device": 0, "is_initialized": False,
         "is_bf16_supported": capability >= (8, 0), "get_device_capability": capability,
         "get_device_name": properties.name, "get_device_properties": properties, "get_rng_state_all": [],
+        "get_rng_state": torch.zeros(16, dtype=torch.uint8),
         **dict.fromkeys(("set_device", "_lazy_init", "manual_seed", "manual_seed_all", "set_rng_state_all")),
         **dict.fromkeys(("synchronize", "empty_cache")),
     }  # fmt: skip

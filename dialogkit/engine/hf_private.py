@@ -32,7 +32,7 @@ class OpenTrainer(Trainer):
         return gradient_norm(model.parameters()) if grad_norm is None else grad_norm
 
     # HF compares each label on the device, and wants a second copy of them to know that none is shifted.
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         own = torch.full((), sum(len(batch["labels"]) for batch in batch_samples), device=device)
         return self.accelerator.gather(own).sum() if self.args.world_size > 1 else own
 

@@ -29,11 +29,11 @@ class StackedMuon(Muon):
         for group in self.param_groups:
             iteration = group["ns_coefficients"], group["ns_steps"], group["eps"]
             for matrices in _stacks(group["params"]):
-                gradients = [matrix.grad for matrix in matrices]
+                gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]  # none is
                 for matrix in matrices:
                     if "momentum_buffer" not in self.state[matrix]:
-                        self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix.grad)
-                means = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+                        self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+                means: list[torch.Tensor] = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
                 torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
                 ahead = torch._foreach_lerp(gradients, means, group["momentum"])
                 if len(matrices) == 1:  # the kernels for a stack may round differently
@@ -58,10 +58,10 @@ def most_stacked(device: torch.device) -> int:
     return 0 if device.type == "cpu" else 2**26
 
 
-def _stacks(matrices: Iterable[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
+def _stacks(matrices: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
     """Return the matrices that have gradients, in lists that are computed together."""
-    stacks: list[list[torch.nn.Parameter]] = []
-    latest: dict[torch.Size, list[torch.nn.Parameter]] = {}
+    stacks: list[list[torch.Tensor]] = []
+    latest: dict[torch.Size, list[torch.Tensor]] = {}
     for matrix in matrices:
         if matrix.grad is None:
             continue
@@ -82,7 +82,7 @@ def orthogonalized(
     for a stack of them, [N, rows, columns].
     """
     a, b, c = coefficients
-    product = torch.addmm if matrices.ndim == 2 else torch.baddbmm
+    product: Any = torch.addmm if matrices.ndim == 2 else torch.baddbmm
     tall = matrices.shape[-2] > matrices.shape[-1]
     found = matrices.mT if tall else matrices
     found = found / torch.linalg.vector_norm(found, dim=(-2, -1), keepdim=True).clamp(min=eps)

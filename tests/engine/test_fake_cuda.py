@@ -23,7 +23,7 @@ from tests.forks import run_forked
 pytestmark = pytest.mark.skipif(not USABLE, reason=f"needs {NEEDS}")
 
 LENGTHS = [(60 + 37 * number) % 200 + 20 for number in range(40)]
-STEPS, LOG_EVERY = 5, 2
+STEPS, LOG_EVERY = 4, 2
 
 
 class Stream:
@@ -42,7 +42,8 @@ class Stream:
 
     def save(self, folder: Path) -> None: ...
 
-    def row_counts(self) -> Any: ...
+    def row_counts(self) -> Any:
+        return None
 
     def merge_row_counts(self, ranks: Any) -> None: ...
 
@@ -58,7 +59,7 @@ def train(*, accumulation_steps: int = 1, streamed: bool = False, precision: str
     from dialogkit.engine.task import FitTask
     from dialogkit.engine.trainer import DialogTrainer
 
-    begin, pinned, cudnn = DialogTrainer.training_step, set[tuple[int, ...]](), set[bool]()
+    begin, pinned, cudnn = DialogTrainer.training_step, 0, set[bool]()
 
     def training_step(trainer: Any, *args: Any, **kwargs: Any) -> Any:
         watch.step = trainer.state.global_step + 1
@@ -66,11 +67,13 @@ def train(*, accumulation_steps: int = 1, streamed: bool = False, precision: str
         return begin(trainer, *args, **kwargs)
 
     def pin_memory(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
-        pinned.add(tuple(tensor.shape))
+        nonlocal pinned
+        pinned += 1
         return tensor
 
     with fake_cuda(), Watch() as watch:
         model, config = new_model("custom-nano", layers=2, width=64, heads=2, context=256)
+        model.to = lambda *_, **__: model  # it is there, and fake weights cannot be moved
         changes = {"accumulation_steps": accumulation_steps, "batch_size": 4, "keep": "last", "max_steps": STEPS}
         dialogs = Dialogs(LENGTHS, 32768)
         task = FitTask(
@@ -95,7 +98,7 @@ def train(*, accumulation_steps: int = 1, streamed: bool = False, precision: str
             "logged": points,
             "devices": {str(parameter.device) for parameter in model.parameters()},
             "cudnn": cudnn,
-            "pinned": len(pinned),
+            "pinned": pinned,
             "seen": {step: vars(seen) for step, seen in watch.steps.items() if step},
         }
 
@@ -124,12 +127,12 @@ def test_a_step_does_not_wait_for_the_gpu_unless_it_is_logged(way: str, seen: An
     for step, of_step in run["seen"].items():
         assert of_step["operations"] > 100
         assert bool(of_step["waits"]) == (step in run["logged"]), (step, of_step["waits"])
-        assert len(of_step["waits"]) <= 3
-        assert of_step["copies"] > 0
+        assert len(of_step["waits"]) <= 2 or step == STEPS
         assert of_step["blocking_copies"] == []
         assert of_step["from_the_host"] == []
         assert of_step["float64"] == []
-    assert run["pinned"] >= STEPS
+    assert sum(of_step["copies"] for of_step in run["seen"].values()) >= 5 * (STEPS - 1)
+    assert run["pinned"] >= 5 * STEPS  # the tensors of a batch
     assert run["cudnn"] == {False}
 
 
