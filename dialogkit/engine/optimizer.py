@@ -29,7 +29,7 @@ class StackedMuon(Muon):
         for group in self.param_groups:
             iteration = group["ns_coefficients"], group["ns_steps"], group["eps"]
             for matrices in _stacks(group["params"]):
-                gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]  # none is
+                gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]  # all have one
                 for matrix in matrices:
                     if "momentum_buffer" not in self.state[matrix]:
                         self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
