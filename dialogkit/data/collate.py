@@ -19,24 +19,22 @@ def collate_dialogs(dialogs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     input_ids [1, T] and position_ids [1, T] (restarting in each dialog); labels [S], the supervised target ids,
     and label_positions [S], the positions in T whose hidden state predicts them; dialog_lengths, B numbers that
-    sum to T.
+    sum to T, and dialog_bounds [B + 1], where each dialog begins and the last ends.
     """
     lengths = [len(d["input_ids"]) for d in dialogs]
     ids = np.concatenate([d["input_ids"] for d in dialogs]).astype(np.int64)
     supervised = np.concatenate([d["supervised"] for d in dialogs])
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
     # No token precedes the first token of a dialog and could predict it.
-    supervised[starts] = False
+    supervised[bounds[:-1]] = False
     targets = np.flatnonzero(supervised)
-    labels = torch.from_numpy(ids[targets])
     return {
         "input_ids": torch.from_numpy(ids)[None],
         "position_ids": torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None],
-        "labels": labels,
-        # HF's Trainer takes these as aligned already, so that it counts all of them.
-        "shift_labels": labels,
+        "labels": torch.from_numpy(ids[targets]),
         "label_positions": torch.from_numpy(targets - 1),
         "dialog_lengths": tuple(lengths),
+        "dialog_bounds": torch.from_numpy(bounds.astype(np.int32)),
     }
 
 

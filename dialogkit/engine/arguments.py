@@ -86,7 +86,9 @@ def training_arguments(task: "FitTask") -> Any:
         use_cpu=runtime.device == "cpu",
         torch_compile=task.compile,
         dataloader_num_workers=task.workers,
+        # A GPU computes while the next batch is copied, which takes memory that is not swapped.
         dataloader_pin_memory=runtime.device == "cuda",
+        accelerator_config={"non_blocking": runtime.device == "cuda"},
         # The batches are ours: no column may be removed.
         remove_unused_columns=False,
         # We report to W&B and show progress ourselves.

@@ -1,19 +1,22 @@
 """Attention inside each dialog of a padding-free batch.
 
-Most architectures take attention as a function, and `packed_attention` computes each dialog on its own. For the
-others, the dialogs are put into rows of one length for as long as the model computes.
+Most architectures take attention as a function, `packed_attention`. It computes all dialogs at once where torch
+has a kernel for that, and each on its own elsewhere. For the other architectures, the dialogs are put into rows of
+one length for as long as the model computes.
 
 Shapes: query [1, H, T, D]; key and value [1, H_kv, T, D]; T tokens of all
 B dialogs of the batch, L of the longest.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from types import MethodType
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from dialogkit.engine.hf_model import attention_of, plain_attention_of, takes_attention
@@ -29,8 +32,36 @@ _ALTERS_SCORES = ("softcap", "s_aux")
 """Arguments of attention, None where unused, that torch's kernel does not have: capped scores, and sinks."""
 
 
-# Not part of a compiled model, which would be compiled again for the lengths of every batch.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+def varlen_dtype(query: torch.Tensor) -> torch.dtype | None:
+    """Return the dtype in which one kernel computes all dialogs of a batch; None where there is no such kernel.
+
+    It is FlashAttention's: for NVIDIA GPUs from compute capability 8.0 on, in 16 bits, and for heads whose width
+    is a multiple of 8 up to 256.
+    """
+    if query.device.type != "cuda" or query.shape[-1] % 8 or query.shape[-1] > 256:
+        return None
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+    return dtype if dtype in (torch.bfloat16, torch.float16) and _has_varlen(query.device) else None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_varlen(device: torch.device) -> bool:
+    return (
+        torch.version.hip is None
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and _varlen_has_windows()
+    )
+
+
+@lru_cache
+def _varlen_has_windows() -> bool:
+    """Return whether torch's function takes what we pass; its first versions do not."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
+
+
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -40,20 +71,69 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     *,
-    dialog_lengths: tuple[int, ...],
+    dialog_lengths: Sequence[int],
+    dialog_bounds: torch.Tensor | None = None,
     sliding_window: int | None = None,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return causal attention inside each dialog, [1, T, H, D].
 
-    One call of torch's kernel per dialog: exact, without a mask, and no dialog can see another. Tokens after the
-    last dialog are padding; nothing is computed for them. With a window of W, a token attends to W
-    tokens including itself; only then is a mask needed, for dialogs that are longer.
+    Exact, without a mask, and no dialog can see another. Tokens after the last dialog are padding; nothing is
+    computed for them. With a window of W, a token attends to W tokens including itself.
 
-    Raises: NotImplementedError for attention that the kernel does not compute.
+    `dialog_bounds` says in int32 where each dialog begins and the last one ends, [B + 1]. Without it, each dialog
+    is computed on its own.
+
+    Raises: NotImplementedError for attention that the kernels do not compute.
     """
     if altered := [name for name in _ALTERS_SCORES if unused.get(name) is not None]:
         raise NotImplementedError(altered[0])
+    dtype = None if dialog_bounds is None else varlen_dtype(query)
+    if dtype is None:
+        return _one_by_one(query, key, value, dialog_lengths, scaling, sliding_window), None
+    assert dialog_bounds is not None
+    heads = (part[0].transpose(0, 1).to(dtype) for part in (query, key, value))
+    return _at_once(*heads, dialog_bounds, max(dialog_lengths), scaling, sliding_window)[None], None
+
+
+def _at_once(
+    query_THD: torch.Tensor,
+    key_THD: torch.Tensor,
+    value_THD: torch.Tensor,
+    bounds: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Return attention by one call of a kernel for dialogs of all lengths, which a compiled model contains."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    attended: torch.Tensor = varlen_attn(
+        query_THD,
+        key_THD,
+        value_THD,
+        bounds,
+        bounds,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=key_THD.shape[1] != query_THD.shape[1],
+    )
+    return attended
+
+
+# Not part of a compiled model, which would be compiled again for the lengths of every batch.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _one_by_one(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dialog_lengths: Sequence[int],
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Return attention by one call of torch's kernel per dialog; only longer ones than the window need a mask."""
     grouped = key.shape[1] != query.shape[1]
     lengths = (*dialog_lengths, query.shape[2] - sum(dialog_lengths))
     *dialogs, (padding, _, _) = zip(
@@ -62,15 +142,26 @@ def packed_attention(
     longest, attended = max(dialog_lengths), []
     for q, k, v in dialogs:
         mask, length = None, q.shape[2]
-        if sliding_window is not None and length > sliding_window:
-            mask = _window(longest, sliding_window, q.dtype, q.device)[:length, :length]
+        if window is not None and length > window:
+            mask = _window(longest, window, q.dtype, q.device)[:length, :length]
         attended.append(
             scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
             )
         )
     attended.append(padding)
-    return torch.cat(attended, 2).transpose(1, 2).contiguous(), None
+    return torch.cat(attended, 2).transpose(1, 2).contiguous()
+
+
+def kernels_without_plans(device: str) -> AbstractContextManager[Any]:
+    """Return a context in which attention on a GPU uses any kernel but cuDNN's; on other devices it does nothing.
+
+    cuDNN makes a plan for every new shape, which takes longer than a step, and keeps all of them. The lengths of
+    dialogs are always new.
+    """
+    if device != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 # Each layer keeps its mask for the backward pass, and a shorter dialog's is a part of the longest one's. So all
@@ -89,7 +180,8 @@ def _forward_in_rows(
     input_ids: torch.Tensor | None = None,
     inputs_embeds: torch.Tensor | None = None,
     *,
-    dialog_lengths: tuple[int, ...],
+    dialog_lengths: Sequence[int],
+    dialog_bounds: torch.Tensor | None = None,  # known by the lengths
     position_ids: torch.Tensor | None = None,  # every row starts at 0, as the model does by itself
     **more: Any,
 ) -> tuple[torch.Tensor]:

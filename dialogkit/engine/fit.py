@@ -13,7 +13,7 @@ from transformers.utils import logging as hf_logging
 from dialogkit.config.train import TrainConfig
 from dialogkit.distributed import process_group
 from dialogkit.engine.arguments import StepCounts
-from dialogkit.engine.attention import use_packed_attention, use_plain_attention
+from dialogkit.engine.attention import kernels_without_plans, use_packed_attention, use_plain_attention
 from dialogkit.engine.budget import BudgetCallback, BudgetPlan
 from dialogkit.engine.callbacks import (
     EvaluationAborted,
@@ -27,6 +27,7 @@ from dialogkit.engine.device import Runtime, float32_as_found
 from dialogkit.engine.histograms import HistogramCallback, HistogramSink
 from dialogkit.engine.loss import install_dialog_loss, remove_dialog_loss
 from dialogkit.engine.memory import keep_freed_memory
+from dialogkit.engine.norms import fused_norms
 from dialogkit.engine.task import FitTask
 from dialogkit.engine.trainer import DialogTrainer, StreamCallback, Streamed, resume
 from dialogkit.errors import ModelError, OutOfMemoryError
@@ -97,10 +98,12 @@ def fit(
             stream = StreamCallback(train_set)
             stream.exchange()  # a finished run makes no step, so no callback would
             trainer.add_callback(stream)
-        if task.resume_from is None:
-            trainer.train()
-        else:
-            resume(trainer, task, metrics, *task.resume_from)
+        device = task.runtime.device
+        with kernels_without_plans(device), fused_norms(task.model, device):
+            if task.resume_from is None:
+                trainer.train()
+            else:
+                resume(trainer, task, metrics, *task.resume_from)
     except EvaluationAborted:
         trainer.save_unevaluated()
     except pickle.UnpicklingError:

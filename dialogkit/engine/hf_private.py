@@ -8,6 +8,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dialogkit.engine.adapter_checkpoints import complete_adapter, has_adapter, load_adapter
 from dialogkit.engine.clipping import clip_gradients, gradient_norm
 
@@ -28,6 +30,17 @@ class OpenTrainer(Trainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         return gradient_norm(model.parameters()) if grad_norm is None else grad_norm
+
+    # HF compares each label on the device, and wants a second copy of them to know that none is shifted.
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        own = torch.full((), sum(len(batch["labels"]) for batch in batch_samples), device=device)
+        return self.accelerator.gather(own).sum() if self.args.world_size > 1 else own
+
+    # HF waits for every copy to the device.
+    def _prepare_input(self, data: Any) -> Any:
+        if isinstance(data, torch.Tensor) and self.args.device.type == "cuda":
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
 
     # HF has no hook before and after a checkpoint is written that may refuse it, or make it valid.
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

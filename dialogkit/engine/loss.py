@@ -20,6 +20,8 @@ from dialogkit.logits import alters_logits, final_logits
 
 CHUNK_TOKENS = 512
 """Rows of logits held at once; 512 x 32,768 in bf16 are 32 MB."""
+_GPU_LOGITS = 2**27
+"""Logits held at once on a GPU; 4,096 rows of 32,768 in bf16 are 256 MB."""
 
 _LEAST = torch.finfo(torch.float32).tiny
 """Smallest probability with a finite logarithm; a target below it counts as this, 87 nats."""
@@ -37,6 +39,14 @@ def common_length(length: int) -> int:
     """
     step = max(64, (1 << length.bit_length()) // 16)
     return -(-length // step) * step
+
+
+def chunk_tokens(vocabulary: int, device: torch.device) -> int:
+    """Return how many rows of logits are held at once.
+
+    A GPU waits for the next kernel if there is too little to do in each.
+    """
+    return CHUNK_TOKENS if device.type != "cuda" else max(CHUNK_TOKENS, _GPU_LOGITS // vocabulary)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -62,10 +72,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         learns = ctx.needs_input_grad[1]  # False if only an adapter is trained
         grad_weight: torch.Tensor | None = None
         total = hidden_SD.new_zeros((), dtype=torch.float32)
-        rows = min(CHUNK_TOKENS, hidden.shape[0])
-        logits_buffer = hidden.new_empty(rows, weight.shape[0])
-        for start in range(0, hidden.shape[0], CHUNK_TOKENS):
-            chunk = slice(start, start + CHUNK_TOKENS)
+        rows = chunk_tokens(len(weight), hidden.device)
+        logits_buffer = hidden.new_empty(min(rows, len(hidden)), len(weight))
+        for start in range(0, len(hidden), rows):
+            chunk = slice(start, start + rows)
             x, targets = hidden[chunk], targets_S[chunk]
             at_targets = (torch.arange(len(targets), device=x.device), targets)
             logits = torch.mm(x, weight.t(), out=logits_buffer[: len(x)])
@@ -176,7 +186,8 @@ def _any_cross_entropy(
     def part(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return cross_entropy(finish(linear(hidden, head.weight, head.bias)).float(), targets, reduction="sum")
 
-    chunks = zip(torch.split(hidden_SD, CHUNK_TOKENS), torch.split(targets_S, CHUNK_TOKENS), strict=True)
+    rows = chunk_tokens(len(head.weight), hidden_SD.device)
+    chunks = zip(torch.split(hidden_SD, rows), torch.split(targets_S, rows), strict=True)
     parts = [checkpoint(part, hidden, targets, use_reentrant=False) for hidden, targets in chunks]
     return torch.stack(parts).sum()
 
@@ -238,7 +249,6 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
         labels: torch.Tensor,
         label_positions: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None = None,
-        shift_labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, torch.Tensor]:
         counter.count(input_ids.numel(), labels.numel())

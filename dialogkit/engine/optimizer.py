@@ -10,8 +10,16 @@ from dialogkit.config.train import TrainConfig
 from dialogkit.engine.device import Precision
 
 
-class Float32Muon(Muon):
-    """torch's Muon with its iteration in float32; torch's is in bfloat16, which many CPUs only emulate."""
+class StackedMuon(Muon):
+    """torch's Muon with its iteration in a chosen dtype; on a GPU it takes matrices of one shape together.
+
+    torch's iteration is in bfloat16, which many CPUs only emulate, and takes one matrix after the other, which
+    keeps a GPU waiting: some 20 kernels for each.
+    """
+
+    def __init__(self, matrices: Iterable[torch.nn.Parameter], *, dtype: torch.dtype, **settings: Any) -> None:
+        super().__init__(matrices, **settings)
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -20,35 +28,68 @@ class Float32Muon(Muon):
             loss = None if closure is None else closure()
         for group in self.param_groups:
             iteration = group["ns_coefficients"], group["ns_steps"], group["eps"]
-            for matrix in group["params"]:
-                if (gradient := matrix.grad) is None:
-                    continue
-                state = self.state[matrix]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(gradient)
-                mean = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-                direction = orthogonalized(gradient.lerp(mean, group["momentum"]), *iteration)
+            for matrices in _stacks(group["params"]):
+                gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]  # all have one
+                for matrix in matrices:
+                    if "momentum_buffer" not in self.state[matrix]:
+                        self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+                means: list[torch.Tensor] = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+                torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+                ahead = torch._foreach_lerp(gradients, means, group["momentum"])
+                if len(matrices) == 1:  # the kernels for a stack may round differently
+                    directions = [orthogonalized(ahead[0].to(self._dtype), *iteration)]
+                else:
+                    stack = orthogonalized(torch.stack(ahead).to(self._dtype), *iteration)
+                    # Laid out like the matrices, so that one kernel adds all of them.
+                    directions = list(stack.to(ahead[0].dtype, memory_format=torch.contiguous_format))
                 rate = group["lr"]
-                matrix.mul_(1 - rate * group["weight_decay"])
-                matrix.add_(direction, alpha=-0.2 * max(matrix.shape) ** 0.5 * rate)
+                torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
+                alpha = -0.2 * max(matrices[0].shape) ** 0.5 * rate
+                torch._foreach_add_(matrices, directions, alpha=alpha)
         return loss
 
 
-def orthogonalized(
-    matrix: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
-) -> torch.Tensor:
-    """Return a matrix of the same singular vectors, with all singular values near 1 (0.5 to 1.5).
+def most_stacked(device: torch.device) -> int:
+    """Return how many numbers a stack of matrices has at most, unless it is a single matrix.
 
-    The quintic Newton-Schulz iteration of Jordan et al. 2024 as in torch, but in the matrix's own dtype.
+    On a GPU 256 MB in float32, so that a step of a large model needs little memory. On a CPU stacks are slower:
+    they do not fit into its caches.
+    """
+    return 0 if device.type == "cpu" else 2**26
+
+
+def _stacks(matrices: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Return the matrices that have gradients, in lists that are computed together."""
+    stacks: list[list[torch.Tensor]] = []
+    latest: dict[torch.Size, list[torch.Tensor]] = {}
+    for matrix in matrices:
+        if matrix.grad is None:
+            continue
+        stack = latest.get(matrix.shape)
+        if stack is None or (len(stack) + 1) * matrix.numel() > most_stacked(matrix.device):
+            stack = latest[matrix.shape] = []
+            stacks.append(stack)
+        stack.append(matrix)
+    return stacks
+
+
+def orthogonalized(
+    matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> torch.Tensor:
+    """Return matrices of the same singular vectors, with all singular values near 1 (0.5 to 1.5).
+
+    The quintic Newton-Schulz iteration of Jordan et al. 2024 as in torch, but in the matrices' own dtype, and also
+    for a stack of them, [N, rows, columns].
     """
     a, b, c = coefficients
-    tall = matrix.shape[0] > matrix.shape[1]
-    found = matrix.T if tall else matrix
-    found = found / found.norm().clamp(min=eps)
+    product: Any = torch.addmm if matrices.ndim == 2 else torch.baddbmm
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    found = matrices.mT if tall else matrices
+    found = found / torch.linalg.vector_norm(found, dim=(-2, -1), keepdim=True).clamp(min=eps)
     for _ in range(steps):
-        gram = found @ found.T
-        found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
-    return found.T if tall else found
+        gram = found @ found.mT
+        found = product(found, product(gram, gram, gram, beta=b, alpha=c), found, beta=a)
+    return found.mT if tall else found
 
 
 class MuonWithAdamW(Optimizer):
@@ -103,9 +144,9 @@ def muon_with_adamw(
             (decays if name in decayed else keeps).append(parameter)
     others = [{"params": decays, "weight_decay": config.weight_decay}, {"params": keeps, "weight_decay": 0.0}]
     rate, decay = config.learning_rate, config.weight_decay
-    kind = Muon if precision == "bf16" else Float32Muon
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return MuonWithAdamW(
-        kind(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        StackedMuon(matrices, dtype=dtype, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
         AdamW(
             [group for group in others if group["params"]],
             lr=rate,

@@ -122,22 +122,23 @@ class DialogTrainer(OpenTrainer):
         """Return the batches of this process; HF's sampler would give each rank batches of its own."""
         if isinstance(self.train_dataset, Streamed):  # it distributes itself among ranks and workers
             workers = self.args.dataloader_num_workers
-            return self.train_dataset.batches(self.device_batch_size, self.data_collator, workers)
+            batches = self.train_dataset.batches(self.device_batch_size, self.data_collator, workers)
+            return map(_pinned, batches) if self.args.dataloader_pin_memory else batches
         micro_batches = self._config.accumulation_steps
         if micro_batches * process_group.world_size() == 1:
             return super().get_train_dataloader()
         dialogs: Any = self.train_dataset
-        batches = BalancedBatches(
+        sampler = BalancedBatches(
             dialogs.lengths,
             self._config.batch_size,
             micro_batches=micro_batches,
             processes=process_group.world_size(),
             process=process_group.rank(),
         )
-        self.add_callback(EpochOrder(batches))
+        self.add_callback(EpochOrder(sampler))
         return DataLoader(
             DialogsWithFillers(dialogs),
-            batch_sampler=batches,
+            batch_sampler=sampler,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
@@ -265,6 +266,11 @@ class DialogTrainer(OpenTrainer):
             raise EvaluationAborted
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _pinned(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch in memory from which it is copied to a GPU while that computes."""
+    return {name: part.pin_memory() if isinstance(part, torch.Tensor) else part for name, part in batch.items()}
 
 
 class RestoreCallback(TrainerCallback):

@@ -148,6 +148,7 @@ def _score_batch(
         input_ids=batch["input_ids"].to(device),
         position_ids=batch["position_ids"].to(device),
         dialog_lengths=batch["dialog_lengths"],
+        dialog_bounds=batch["dialog_bounds"].to(device),
         use_cache=False,
     )[0][0].index_select(0, batch["label_positions"].to(device))
     plain = head.forward

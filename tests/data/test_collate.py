@@ -33,6 +33,8 @@ def test_a_batch_is_its_dialogs_one_after_another(flags: list[list[bool]]) -> No
     batch = collate_dialogs(dialogs)
     total = sum(map(len, flags))
     assert batch["dialog_lengths"] == tuple(map(len, flags))
+    assert (batch["dialog_bounds"].dtype, int(batch["dialog_bounds"][0])) == (torch.int32, 0)  # as kernels need it
+    assert tuple(batch["dialog_bounds"].diff().tolist()) == batch["dialog_lengths"]
     assert batch["input_ids"].shape == batch["position_ids"].shape == (1, total)
     assert batch["input_ids"][0].tolist() == [int(i) for d in dialogs for i in d["input_ids"]]
     assert batch["position_ids"][0].tolist() == [position for f in flags for position in range(len(f))]
@@ -51,7 +53,6 @@ def test_a_label_is_predicted_from_the_token_before_it_in_the_same_dialog(flags:
     ]
     before = batch["input_ids"][0][batch["label_positions"]]
     assert list(zip(before.tolist(), batch["labels"].tolist(), strict=True)) == expected
-    assert batch["shift_labels"] is batch["labels"]
 
 
 def test_a_first_token_is_never_a_label_and_the_dialogs_stay_as_they_are() -> None:

@@ -1,12 +1,22 @@
 """Dialogs in one row must not affect each other."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
-from dialogkit.engine.attention import packed_attention, use_packed_attention, use_plain_attention
+from dialogkit.data.collate import collate_dialogs
+from dialogkit.engine.attention import (
+    kernels_without_plans,
+    packed_attention,
+    use_packed_attention,
+    use_plain_attention,
+    varlen_dtype,
+)
 from dialogkit.errors import ModelError
 
 VOCABULARY = 97
@@ -110,6 +120,7 @@ def hidden_packed(model: Any, parts: list[torch.Tensor]) -> torch.Tensor:
         input_ids=torch.cat(parts)[None],
         position_ids=torch.cat([torch.arange(len(part)) for part in parts])[None],
         dialog_lengths=tuple(len(part) for part in parts),
+        dialog_bounds=torch.tensor([0, *(len(part) for part in parts)]).cumsum(0).int(),
         use_cache=False,
     )[0][0]
     return hidden
@@ -213,3 +224,119 @@ def test_all_layers_and_dialogs_of_a_batch_share_one_mask() -> None:
             )
     attended.sum().backward()
     assert list(masks.values()) == [4 * 32 * 32]  # float32, its side a multiple of 16
+
+
+def attended(query: Any, key: Any, value: Any, bounds: Any, scale: Any, window: list[int]) -> torch.Tensor:
+    """Return what FlashAttention computes for dialogs of all lengths, by its documentation, [T, H, D]."""
+    parts = []
+    for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
+        before, after = (n if n >= 0 else end for n in window)
+        seen = (distance <= before) & (distance >= -after)
+        q, k, v = (part[start:end].transpose(0, 1)[None] for part in (query, key, value))
+        made = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=True)
+        parts.append(made[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Let a CPU do what is behind torch's `varlen_attn`, which needs a GPU; each call is noted."""
+    from torch.nn.attention import varlen
+
+    calls: list[dict[str, Any]] = []
+
+    def forward(
+        q: Any, k: Any, v: Any, bounds: Any, bounds_k: Any, longest: int, longest_k: int, is_causal: bool,
+        scale: Any, window: list[int], *more: Any,
+    ) -> Any:  # fmt: skip
+        calls.append({"longest": longest, "window": window, "bounds": bounds})
+        unused = torch.zeros(q.shape[1], len(q)), torch.zeros(2).to(torch.uint64)
+        return attended(q, k, v, bounds, scale, window), *unused
+
+    def backward(
+        grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, bounds: Any, bounds_k: Any, longest: int,
+        longest_k: int, is_causal: bool, state: Any, scale: Any, window: list[int],
+    ) -> Any:  # fmt: skip
+
+        def gradients() -> Any:
+            inputs = [part.detach().requires_grad_() for part in (q, k, v)]
+            return torch.autograd.grad(attended(*inputs, bounds, scale, window), inputs, grad)
+
+        with ThreadPoolExecutor() as thread:  # in this one autograd is switched off, as in every kernel
+            return thread.submit(gradients).result()
+
+    torch.library.register_kernel("torch_attn::_varlen_attn", "cpu", forward)
+    torch.library.register_kernel("torch_attn::_varlen_attn_backward", "cpu", backward)
+    assert varlen.varlen_attn
+    monkeypatch.setattr("dialogkit.engine.attention.varlen_dtype", lambda query: query.dtype)
+    return calls
+
+
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_one_kernel_for_all_dialogs_gives_the_states_and_gradients_of_each_alone(
+    architecture: Callable[[], Any], kernel: list[dict[str, Any]]
+) -> None:
+    test_a_dialog_among_others_gets_the_states_and_gradients_that_it_gets_alone(architecture)
+    assert len(kernel) == 2  # once a layer
+    assert {call["longest"] for call in kernel} == {max(LENGTHS)}
+    assert kernel[0]["bounds"].tolist() == [0, 7, 8, 20, 24]
+    assert {tuple(call["window"]) for call in kernel} == {(4, 0) if architecture is mistral else (-1, 0)}
+
+
+@pytest.mark.faults
+def test_a_model_with_one_kernel_for_all_dialogs_is_compiled_at_most_twice(
+    small: Any, kernel: list[dict[str, Any]]
+) -> None:
+    graphs: list[Any] = []
+
+    def as_it_is(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model = small.model()
+    use_packed_attention(model)
+    compiled = torch.compile(model.base_model, backend=as_it_is)
+    made, start = [], 0
+    for _ in range(4):
+        batch = collate_dialogs([small.train[i] for i in range(start, start + 3)])
+        start += 3
+        inputs = {name: batch[name] for name in ("input_ids", "position_ids", "dialog_lengths", "dialog_bounds")}
+        with torch.no_grad():
+            torch.testing.assert_close(
+                compiled(**inputs, use_cache=False)[0], model.base_model(**inputs, use_cache=False)[0]
+            )
+        made.append(len(graphs))
+    assert made == [1, 2, 2, 2]  # once for the first lengths, once more for any
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "heads", "capability", "expected"),
+    [
+        ("cuda", torch.bfloat16, 64, (8, 0), torch.bfloat16),
+        ("cuda", torch.float16, 128, (12, 0), torch.float16),
+        ("cuda", torch.float32, 64, (9, 0), None),
+        ("cuda", torch.bfloat16, 64, (7, 5), None),
+        ("cuda", torch.bfloat16, 20, (9, 0), None),
+        ("cuda", torch.bfloat16, 264, (9, 0), None),
+        ("cpu", torch.bfloat16, 64, (9, 0), None),
+    ],
+)
+def test_one_kernel_is_taken_where_a_gpu_has_it(
+    device: str, dtype: torch.dtype, heads: int, capability: tuple[int, int], expected: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("torch.backends.cuda.is_flash_attention_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda *_: capability)
+    query: Any = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(1, 2, 30, heads))
+    assert varlen_dtype(query) == expected
+
+
+def test_cudnn_computes_no_attention_on_a_gpu() -> None:
+    found = torch.backends.cuda.cudnn_sdp_enabled()
+    for device, expected in (("cuda", False), ("cpu", found)):
+        with kernels_without_plans(device):
+            assert torch.backends.cuda.cudnn_sdp_enabled() is expected
+            assert torch.backends.cuda.flash_sdp_enabled()
+            assert torch.backends.cuda.mem_efficient_sdp_enabled()
+        assert torch.backends.cuda.cudnn_sdp_enabled() is found

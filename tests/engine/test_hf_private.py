@@ -17,6 +17,8 @@ METHODS = {
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_best_model": ["self"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
+    "_get_num_items_in_batch": ["self", "batch_samples", "device"],
+    "_prepare_input": ["self", "data"],
     "_save": ["self", "output_dir", "state_dict"],
     "_evaluate": ["self", "trial", "ignore_keys_for_eval"],
     "_determine_best_metric": ["self", "metrics", "trial"],

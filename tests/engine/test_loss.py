@@ -14,6 +14,7 @@ from dialogkit.engine.attention import packed_attention, use_packed_attention, u
 from dialogkit.engine.loss import (
     CHUNK_TOKENS,
     TokenCounter,
+    chunk_tokens,
     chunked_cross_entropy,
     common_length,
     install_dialog_loss,
@@ -291,6 +292,12 @@ def test_a_training_step_never_holds_logits_of_more_tokens_than_a_chunk(dtype: t
     with LargestLogits(small.vocabulary, {model.lm_head.weight.shape}) as largest:
         loss_and_gradients(model, [batch])
     assert largest.rows == CHUNK_TOKENS
+
+
+def test_a_gpu_takes_more_rows_of_logits_at_once_if_the_vocabulary_allows_it() -> None:
+    sizes = {(d, v): chunk_tokens(v, torch.device(d)) for d in ("cpu", "cuda") for v in (32_768, 1_000_000)}
+    assert sizes.pop(("cuda", 32_768)) == 4096
+    assert set(sizes.values()) == {CHUNK_TOKENS}
 
 
 def test_a_compiled_model_is_not_compiled_again_for_the_lengths_of_each_batch() -> None:

@@ -11,7 +11,7 @@ from torch.optim import AdamW, Muon, _muon
 from dialogkit.config.load import load_run_config
 from dialogkit.config.train import TrainConfig
 from dialogkit.engine.device import Precision
-from dialogkit.engine.optimizer import Float32Muon, MuonWithAdamW, muon_with_adamw, orthogonalized
+from dialogkit.engine.optimizer import MuonWithAdamW, muon_with_adamw, orthogonalized
 from dialogkit.models.build import build_model
 from dialogkit.models.tokenizer import load_tokenizer
 from tests.conftest import TINY
@@ -98,7 +98,6 @@ def test_products_of_the_iteration_have_the_precision_of_the_run(monkeypatch: py
     give_gradients(model, 0)
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         optimizer = muon_with_adamw(model, [], CONFIG, precision)  # type: ignore[arg-type]
-        assert isinstance(optimizer.optimizers[0], Float32Muon) == (precision == "fp32")
         optimizer.step()
         assert set(seen) == {dtype}
         seen.clear()
@@ -127,3 +126,37 @@ def test_a_schedule_reaches_both_and_a_restored_state_continues_the_same() -> No
     steps(twin, other, other_scheduler, range(2, 5))
     for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize("most", [2**26, 3 * 32 * 32])
+def test_matrices_of_one_shape_take_the_steps_together_that_they_take_alone(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    products: list[int] = []
+    product = torch.baddbmm
+
+    def reported(*stacks: torch.Tensor, **options: Any) -> torch.Tensor:
+        products.append(len(stacks[0]))
+        return product(*stacks, **options)
+
+    monkeypatch.setattr(torch, "baddbmm", reported)
+    alone = make_model("llama")
+    together = copy.deepcopy(alone)
+    single, stacked = (muon_with_adamw(model, [], CONFIG, "fp32") for model in (alone, together))
+    previous: dict[str, Any] = {}
+    for step in range(3):
+        give_gradients(alone, step)
+        give_gradients(together, step)
+        single.step()
+        with monkeypatch.context() as patch:
+            patch.setattr("dialogkit.engine.optimizer.most_stacked", lambda _: most)
+            if step == 1:  # what was saved by the one is loaded by the other
+                stacked.load_state_dict(previous)
+            stacked.step()
+        previous = copy.deepcopy(single.state_dict())
+        for (name, ours), theirs in zip(together.named_parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
+    # Eight matrices of attention, four that widen and two that narrow, in two layers.
+    assert set(products) == ({8, 4, 2} if most == 2**26 else {3, 2})
+    groups, others = (optimizer.state_dict()["parts"][0]["param_groups"] for optimizer in (single, stacked))
+    assert groups == others

@@ -70,6 +70,23 @@ def test_the_first_losses_in_float32_are_those_of_the_cpu(small: Any) -> None:
     assert on_cuda == pytest.approx(on_cpu, rel=1e-3)
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0), reason="needs FlashAttention"
+)
+def test_one_attention_kernel_for_all_dialogs_gives_the_losses_of_one_for_each(
+    small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = train(small, device="cuda", precision="bf16", max_steps=5)[0]
+    monkeypatch.setattr("dialogkit.engine.attention.varlen_dtype", lambda _: None)
+    alone = train(small, device="cuda", precision="bf16", max_steps=5)[0]
+    assert together == pytest.approx(alone, rel=1e-2)
+
+
+def test_muon_takes_the_steps_of_the_cpu(small: Any) -> None:
+    on_cuda, on_cpu = (train(small, device=d, max_steps=5, optimizer="muon")[0] for d in ("cuda", "cpu"))
+    assert on_cuda == pytest.approx(on_cpu, rel=1e-3)
+
+
 def test_accumulation_changes_nothing(small: Any) -> None:
     whole, parts = (train(small, device="cuda", max_steps=5, accumulation_steps=n)[0] for n in (1, 4))
     assert parts == pytest.approx(whole, rel=1e-3)
