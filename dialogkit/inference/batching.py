@@ -14,6 +14,7 @@ from dialogkit.inference.prefixes import Prefixes, common
 from dialogkit.inference.replies import StopReason
 from dialogkit.inference.row_cache import Row, RowCache
 from dialogkit.inference.sampling import Sampler, generator_of
+from dialogkit.system import cpu_threads
 
 
 @dataclass(eq=False)
@@ -124,6 +125,7 @@ class ReplyBatch:
         at = torch.tensor([[row.prompt_tokens + len(row.ids) - 1] for row in self.rows], device=self._device)
         self._mask = torch.cat([self._mask, torch.ones_like(last)], dim=1)
         self._extend(self.rows, self._forward(last, self._mask, at, self._cache))
+        cpu_threads.of_process.adapt()
 
     def _read_before(self, ids: Sequence[int]) -> tuple[int, Row]:
         """Return how many ids at the beginning were read before, and their keys and values."""
