@@ -141,7 +141,7 @@ def _with_build(machine: MachineInfo, problem: str) -> tuple[str, Shell | None]:
         return f"{problem}; no build of torch supports {'so old a driver' if old else 'it'}", None
     supported = next((package.supported for package in machine.packages if package.name == "torch"), "")
     command = f"pip install --force-reinstall {shlex.quote('torch' + supported)}"
-    return problem, Shell(f"{command} --index-url https://download.pytorch.org/whl/{build.index}")
+    return problem, Shell(f"{command} --index-url https://download.pytorch.org/whl/{build.wheels}")
 
 
 def _runs_on(gpu: Gpu, cuda: str) -> bool:

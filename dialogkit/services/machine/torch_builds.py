@@ -14,13 +14,13 @@ class Build(NamedTuple):
 
     Attributes:
         cuda: the version.
-        index: its part of the address of torch's package index.
+        wheels: its part of the address of torch's package index.
         oldest: lowest compute capability that it has kernels for.
         newest: highest one.
     """
 
     cuda: Capability
-    index: str
+    wheels: str
     oldest: Capability
     newest: Capability
 
@@ -50,7 +50,7 @@ def build_for(gpus: list[Capability], driver_cuda: Capability | None) -> Build |
     usable = [build for build in BUILDS if driver_cuda is None or build.cuda[0] <= driver_cuda[0]]
     # A driver that sees Blackwell is of CUDA 12.8 or newer. Other GPUs need no build that is of one release alone.
     ranked = [
-        (sum(build.oldest <= gpu <= build.newest for gpu in gpus), build.index != "cu128", build)
+        (sum(build.oldest <= gpu <= build.newest for gpu in gpus), build.wheels != "cu128", build)
         for build in usable
     ]
     best = max(ranked, default=None)
