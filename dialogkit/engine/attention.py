@@ -92,8 +92,10 @@ def packed_attention(
     if dtype is None:
         return _one_by_one(query, key, value, dialog_lengths, scaling, sliding_window), None
     assert dialog_bounds is not None
-    heads = (part[0].transpose(0, 1).to(dtype) for part in (query, key, value))
-    return _at_once(*heads, dialog_bounds, max(dialog_lengths), scaling, sliding_window)[None], None
+    query_THD, key_THD, value_THD = (part[0].transpose(0, 1).to(dtype) for part in (query, key, value))
+    longest = max(dialog_lengths)
+    attended = _at_once(query_THD, key_THD, value_THD, dialog_bounds, longest, scaling, sliding_window)
+    return attended[None], None
 
 
 def _at_once(
@@ -108,7 +110,7 @@ def _at_once(
     """Return attention by one call of a kernel for dialogs of all lengths, which a compiled model contains."""
     from torch.nn.attention.varlen import varlen_attn
 
-    attended: torch.Tensor = varlen_attn(
+    attended = varlen_attn(
         query_THD,
         key_THD,
         value_THD,
@@ -120,6 +122,7 @@ def _at_once(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=key_THD.shape[1] != query_THD.shape[1],
     )
+    assert isinstance(attended, torch.Tensor)  # without the sums of its softmax
     return attended
 
 

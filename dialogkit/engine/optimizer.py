@@ -82,7 +82,7 @@ def orthogonalized(
     for a stack of them, [N, rows, columns].
     """
     a, b, c = coefficients
-    product: Any = torch.addmm if matrices.ndim == 2 else torch.baddbmm
+    product: Callable[..., torch.Tensor] = torch.addmm if matrices.ndim == 2 else torch.baddbmm
     tall = matrices.shape[-2] > matrices.shape[-1]
     found = matrices.mT if tall else matrices
     found = found / torch.linalg.vector_norm(found, dim=(-2, -1), keepdim=True).clamp(min=eps)

@@ -51,7 +51,7 @@ class OnnxModel(torch.nn.Module):
         Each is read in two parts, so that the second relies on the keys and values of the first.
         """
         rows = []
-        for ids in input_ids[0].split(list(dialog_lengths or (input_ids.shape[1],))):
+        for ids in torch.split(input_ids[0], list(dialog_lengths or (input_ids.shape[1],))):
             past = self._nothing
             for part in filter(len, ids.tensor_split(2)):
                 logits, past = self._run(part.tolist(), past, keep=len(part))

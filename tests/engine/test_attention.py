@@ -260,15 +260,17 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     ) -> Any:  # fmt: skip
 
         def gradients() -> Any:
-            inputs = [part.detach().requires_grad_() for part in (q, k, v)]
-            return torch.autograd.grad(attended(*inputs, bounds, scale, window), inputs, grad)
+            inputs = tuple(part.detach().requires_grad_() for part in (q, k, v))
+            return torch.autograd.grad(
+                attended(inputs[0], inputs[1], inputs[2], bounds, scale, window), inputs, grad
+            )
 
         with ThreadPoolExecutor() as thread:  # in this one autograd is switched off, as in every kernel
             return thread.submit(gradients).result()
 
     torch.library.register_kernel("torch_attn::_varlen_attn", "cpu", forward)
     torch.library.register_kernel("torch_attn::_varlen_attn_backward", "cpu", backward)
-    assert varlen.varlen_attn
+    assert callable(varlen.varlen_attn)
     monkeypatch.setattr("dialogkit.engine.attention.varlen_dtype", lambda query: query.dtype)
     return calls
 

@@ -309,7 +309,7 @@ def test_a_compiled_model_is_not_compiled_again_for_the_lengths_of_each_batch() 
 
     def step(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, lengths: Any) -> torch.Tensor:
         heads = (2 * hidden)[None, None]
-        attended, _ = packed_attention(None, heads, heads, heads, None, dialog_lengths=lengths)
+        attended, _ = packed_attention(torch.nn.Identity(), heads, heads, heads, None, dialog_lengths=lengths)
         loss: torch.Tensor = chunked_cross_entropy(attended[0, :, 0] + 1, weight, targets, dtype=torch.float32) / 3
         return loss
 
