@@ -68,7 +68,8 @@ def tokens_per_s(model: str, threads: int | None, steps: int, batch_size: int) -
         points = [point for point in RunDir(Path(result.run_dir)).metrics() if "perf/step_s" in point][2:]
     seconds = [float(point["perf/step_s"]) for point in points]
     speeds = [float(point["perf/tokens_per_s"]) for point in points]
-    return sum(map(operator.mul, speeds, seconds)) / sum(seconds)
+    tokens: float = sum(map(operator.mul, speeds, seconds))
+    return tokens / sum(seconds)
 
 
 def main() -> None:

@@ -73,8 +73,9 @@ def fake_cuda(capability: tuple[int, int] = (8, 0)) -> Iterator[None]:
         **dict.fromkeys(("set_device", "_lazy_init", "manual_seed", "manual_seed_all", "set_rng_state_all")),
         **dict.fromkeys(("synchronize", "empty_cache")),
     }  # fmt: skip
+    given: Any = {name: lambda *_, answer=a, **__: answer for name, a in answers.items()}
     with (
-        patch.multiple(torch.cuda, **{name: lambda *_, answer=a, **__: answer for name, a in answers.items()}),
+        patch.multiple(torch.cuda, **given),
         patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
         patch("torch.backends.cuda.is_flash_attention_available", lambda: True),
         patch("torch.nn.utils.clip_grad._has_foreach_support", lambda *_: True),  # it knows no fake tensors

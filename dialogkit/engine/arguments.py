@@ -102,7 +102,7 @@ def training_arguments(task: "FitTask") -> Any:
         ddp_timeout=int(process_group.STEP_TIMEOUT.total_seconds()),
         restore_callback_states_from_checkpoint=True,
     )
-    use_visible_device(arguments.distributed_state)
+    use_visible_device(getattr(arguments, "distributed_state", None))
     # Several visible GPUs make HF multiply the batch and wrap the model in DataParallel, which splits batches.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

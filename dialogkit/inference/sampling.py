@@ -24,17 +24,17 @@ class Sampler:
         self._temperature, self._top_k, self._top_p = config.temperature, config.top_k, config.top_p
 
     def choose(
-        self, scores: torch.Tensor, said: torch.Tensor | None, generators: Sequence[torch.Generator]
+        self, scores: torch.Tensor, earlier: torch.Tensor | None, generators: Sequence[torch.Generator]
     ) -> torch.Tensor:
         """Return the token of each of B replies.
 
         Args:
             scores: logits [B, V].
-            said: the tokens of each reply so far [B, T], any of them more than once; None if there are none.
+            earlier: the tokens of each reply so far [B, T], any of them more than once; None if there are none.
             generators: random numbers of each reply; not used by greedy replies.
         """
-        if said is not None and self.penalty != 1:
-            scores = _penalised(scores, said, self.penalty)
+        if earlier is not None and self.penalty != 1:
+            scores = _penalised(scores, earlier, self.penalty)
         if self.is_greedy:
             return scores.argmax(dim=-1)
         probabilities, tokens = self._candidates(scores)
@@ -63,10 +63,10 @@ class Sampler:
         return probabilities.gather(1, order), tokens
 
 
-def _penalised(scores: torch.Tensor, said: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Return scores with those of the tokens in `said` lowered (Keskar et al. 2019, section 4.1)."""
-    found = scores.gather(1, said)
-    return scores.scatter(1, said, torch.where(found < 0, found * penalty, found / penalty))
+def _penalised(scores: torch.Tensor, earlier: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Return scores with those of the tokens in `earlier` lowered (Keskar et al. 2019, section 4.1)."""
+    found = scores.gather(1, earlier)
+    return scores.scatter(1, earlier, torch.where(found < 0, found * penalty, found / penalty))
 
 
 def generator_of(config: GenerateConfig) -> torch.Generator:

@@ -9,15 +9,15 @@ import gc
 _FULL_EVERY = 100
 """Collections of the middle generation before a full one, by default 10; loading the libraries makes fewer."""
 
-_is_ours = False
+is_own = False
 
 
 def take_over() -> None:
     """Make full collections rarer. Only for a process that is dialogkit's own, such as that of a command."""
-    global _is_ours
+    global is_own
     young, middle, _ = gc.get_threshold()
     gc.set_threshold(young, middle, _FULL_EVERY)
-    _is_ours = True
+    is_own = True
 
 
 def spare_loaded() -> None:
@@ -25,5 +25,5 @@ def spare_loaded() -> None:
 
     To be called once the libraries are loaded, and before there is a model: what is spared is never collected.
     """
-    if _is_ours:
+    if is_own:
         gc.freeze()

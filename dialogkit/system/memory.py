@@ -29,9 +29,9 @@ class Memory(NamedTuple):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that a device, or this machine, is out of memory."""
-    if isinstance(error, RuntimeError):  # also torch's OutOfMemoryError and AcceleratorError
-        return _OUT_OF_MEMORY.search(str(error)) is not None
-    return isinstance(error, MemoryError)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without loading it
+        return True
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def machine_memory() -> Memory:

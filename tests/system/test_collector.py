@@ -12,7 +12,7 @@ from dialogkit.system import collector
 def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Restore the collector."""
     threshold = gc.get_threshold()
-    monkeypatch.setattr(collector, "_is_ours", False)
+    monkeypatch.setattr(collector, "is_own", False)
     yield
     gc.unfreeze()
     gc.set_threshold(*threshold)

@@ -148,7 +148,7 @@ def test_the_page_writes_a_dialog_in_the_chat_format_and_reads_replies(
 @needs_node
 def test_the_page_draws_from_what_dialogkit_draws_from(tmp_path: Path) -> None:
     scores = [1.0, 4.0, -2.0, 3.5, 3.9, 0.0, 3.0]
-    cases = [
+    cases: list[dict[str, float]] = [
         {"temperature": 0},
         {"temperature": 0.7, "top_k": 3},
         {"temperature": 0.5, "top_p": 0.6},
@@ -169,14 +169,14 @@ def test_the_page_draws_from_what_dialogkit_draws_from(tmp_path: Path) -> None:
 
     from dialogkit.inference.sampling import Sampler
 
-    configs = [GenerateConfig(**{"repetition_penalty": 1.0, **case}) for case in cases]  # type: ignore[arg-type]
+    configs = [GenerateConfig.model_validate({"repetition_penalty": 1.0, **case}) for case in cases]
     out = "const out = (value) => console.log(JSON.stringify(value));"
     made = in_node(tmp_path, out + script, {"cases": [each.model_dump() for each in configs], "scores": scores})
     for config, shares in zip(configs, made, strict=True):
-        seen = torch.tensor([[False, config.repetition_penalty > 1, *[False] * 5]])
+        earlier = torch.tensor([[1]]).expand(1500, 1) if config.repetition_penalty > 1 else None
         rows = torch.tensor(scores).repeat(1500, 1)
         generators = [torch.Generator().manual_seed(seed) for seed in range(1500)]
-        tokens = Sampler(config).choose(rows, seen.expand(1500, -1), generators)
+        tokens = Sampler(config).choose(rows, earlier, generators)
         wanted = torch.bincount(tokens, minlength=7) / 1500
         assert (wanted > 0).tolist() == [share > 0 for share in shares[0]]
         assert shares[0] == pytest.approx(wanted.tolist(), abs=0.05)
