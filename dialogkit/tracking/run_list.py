@@ -85,4 +85,6 @@ def find_run(output: Path, name: str) -> RunDir:
         run.read()
         return run
     names = [run.name for run, _ in list_runs(output)]
+    if name in names:  # a folder that somebody renamed
+        return run
     raise ModelError(f"no run {name!r} in {str(output)!r}{did_you_mean(name, names)}", hint=Call("runs list"))

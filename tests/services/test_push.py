@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,15 +45,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[WritableHub]:
 
 @pytest.fixture
 def output(trained: Trained) -> Path:
-    """A copy of the trained model and its run, to change them."""
-    shutil.copytree(trained.output, "models", ignore=shutil.ignore_patterns("checkpoint-*", "wandb"))
+    """A copy of the trained model and its run, to change them, without evaluations of other tests."""
+    ignored = shutil.ignore_patterns("checkpoint-*", "wandb", "evaluation")
+    shutil.copytree(trained.output, "models", ignore=ignored)
     return Path("models")
 
 
 @pytest.fixture
-def make(trained: Trained) -> Push:
+def make(output: Path) -> Push:
     def call(repository: str = "tiny", **options: Any) -> PushResult:
-        return push("shared-run", repository, output=trained.output, **options)
+        return push("shared-run", repository, output=output, **options)
 
     return call
 
@@ -98,7 +100,7 @@ def test_what_was_sent_whole_is_not_sent_again(hub: WritableHub, make: Push, tra
     hub.faults[COMMIT] = ["503"] * 4
     with pytest.raises(DialogKitError, match=r"answered 503 \(service unavailable\)") as failed:
         make()
-    assert typed(failed.value, "push") == f"dialogkit push shared-run tiny --output-dir {trained.output}"
+    assert typed(failed.value, "push") == "dialogkit push shared-run tiny"
     weights = sha256((Path(trained.result.model_dir) / WEIGHTS).read_bytes())
     stages: list[str] = []
     resumed = make(on_progress=lambda stage, fraction: stages.append(stage))
@@ -143,6 +145,15 @@ def test_what_else_the_library_asks_meanwhile_may_fail(url: str, hub: WritableHu
     assert asked
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Handle SIGINT as a terminal's process does; one that a script starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_says_that_the_same_call_continues(hub: WritableHub, make: Push) -> None:
     hub.faults[PUT] = ["interrupt"]
     with pytest.raises(InterruptedRunError, match="stopped by Ctrl-C") as stopped:
