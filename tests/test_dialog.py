@@ -57,7 +57,7 @@ MESSAGES = st.builds(
     st.lists(st.builds(Message, st.just("system"), CONTENT), max_size=1),
     st.lists(st.tuples(CONTENT, CONTENT), min_size=1, max_size=4),
 )
-few = settings(max_examples=50, derandomize=True, deadline=None, database=None)
+few = settings(max_examples=20, derandomize=True, deadline=None, database=None)
 
 
 @pytest.mark.parametrize("turn_format", FORMATS, ids=lambda f: f.name)

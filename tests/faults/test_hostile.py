@@ -129,7 +129,7 @@ def print_results(output: Output, text: str) -> None:
     output.result(dry, lambda out: train_view.render_dry_run(out, dry))
 
 
-@pytest.mark.parametrize("number", [pytest.param(20, id="some"), pytest.param(2000, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("number", [pytest.param(5, id="some"), pytest.param(2000, marks=pytest.mark.faults)])
 @pytest.mark.parametrize("as_json", [False, True])
 @pytest.mark.timeout(900)
 def test_no_text_steers_a_terminal(number: int, as_json: bool, capfd: pytest.CaptureFixture[str]) -> None:

@@ -163,6 +163,7 @@ def be_refused(again: bool) -> tuple[int, str, float]:
     return 0, "", 0
 
 
+@pytest.mark.faults
 def test_a_second_trainer_of_a_run_is_refused_and_the_first_does_not_notice(
     tmp_path: Path, undisturbed: Undisturbed
 ) -> None:

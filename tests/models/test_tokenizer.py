@@ -141,7 +141,7 @@ EXCHANGES = st.lists(st.tuples(CONTENT, CONTENT), min_size=1, max_size=5)
 
 
 @pytest.mark.parametrize("kind", CHATS)
-@settings(max_examples=25, derandomize=True, deadline=None, database=None)
+@settings(max_examples=12, derandomize=True, deadline=None, database=None)
 @given(system=st.none() | CONTENT, exchanges=EXCHANGES)
 def test_a_prompt_is_a_prefix_of_training_and_the_answer_follows(
     kind: str, system: str | None, exchanges: list[tuple[str, str]]

@@ -370,6 +370,7 @@ def test_a_key_is_in_no_file_of_a_run(
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the service's process in /proc")
+@pytest.mark.faults
 def test_the_death_of_the_service_of_wandb_costs_this_run_alone(tmp_path: Path) -> None:
     script = (
         "import os, signal\n"
