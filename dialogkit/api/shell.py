@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from typing import Any
 
 from dialogkit.errors import DialogKitError
@@ -23,6 +24,8 @@ def is_notebook() -> bool:
 
 def show_sentences() -> None:
     """Let IPython show an error of this package as a sentence and what to do about it, without its traceback."""
+    # tqdm's, which the libraries use, about widgets that nothing here shows.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     setattr(DialogKitError, HOOK, _rendered)
 
 

@@ -74,7 +74,7 @@ def chat_command(
     output = Output()
     if sys.stdin is None:
         raise ConfigError("standard input is closed, so there is nothing to reply to", hint=_ONE_PROMPT)
-    config, device = sampling(context.params), "cpu" if no_cuda else "auto"
+    config, device = sampling(context.params, "chat"), "cpu" if no_cuda else "auto"
     model = options.one_model(model, model_option)
     names = [model, compare] if compare else [model]
     with output.busy("loading the model"):

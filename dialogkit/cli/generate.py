@@ -90,7 +90,7 @@ def generate_command(
     output.result(result, lambda out: render_replies(out, result, streamed=streams))
 
 
-def sampling(given: Mapping[str, Any]) -> "GenerateConfig":
+def sampling(given: Mapping[str, Any], verb: str = "generate") -> "GenerateConfig":
     """Return the sampling settings among the parameters of a command. Raises: ConfigError that names the flag."""
     from pydantic import ValidationError
 
@@ -103,7 +103,7 @@ def sampling(given: Mapping[str, Any]) -> "GenerateConfig":
     except ValidationError as error:
         problem = list_problems(error)[0]
         flag = f"--{problem.setting.replace('_', '-')}"
-        raise ConfigError(flag + problem.removeprefix(problem.setting), hint=Call("generate", help=True)) from None
+        raise ConfigError(flag + problem.removeprefix(problem.setting), hint=Call(verb, help=True)) from None
 
 
 def read_prompts(prompts: list[str] | None, file: str | None, *, model: str | None = None) -> list[str] | None:

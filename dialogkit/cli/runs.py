@@ -99,7 +99,11 @@ def _render_best(output: Output, rows: "list[RunRow]", none: str) -> None:
     for row in rows:
         if row.tied_with:
             names = ", ".join(row.tied_with[:_TIED]) + (" ..." if len(row.tied_with) > _TIED else "")
-            output.note(f"{row.name} is not clearly better than {names}: their 95% intervals overlap")
+            by_dialog = hints.render(Call("evaluate", row.name, row.tied_with[0]))
+            output.note(
+                f"{row.name} is not clearly better than {names}: their 95% intervals overlap; "
+                f"{by_dialog} compares them dialog by dialog, which is sharper"
+            )
 
 
 def report_command(

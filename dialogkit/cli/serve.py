@@ -53,7 +53,7 @@ def serve_command(
     output = Output()
     names = list(dict.fromkeys([*(models or []), *(model_option or [])]))
     seconds = options.seconds_of("--time-limit", time_limit, example="5m")
-    config = sampling(context.params)
+    config = sampling(context.params, "serve")
     with output.busy("loading the model"):
         server = Server(
             names or None,

@@ -34,7 +34,8 @@ def chat_command(model: str, run: Path | str, replies: "Sequence[ReplyResult]" =
 
     made = RunDir(Path(run))
     name = run_argument(made)
-    if made.output is not None and name_to_type(model, made, made.output) == model:
+    is_named = not made.name.startswith(f"{model[:32]}-")  # by the user, who will look for it under that name
+    if not is_named and made.output is not None and name_to_type(model, made, made.output) == model:
         name = f"{model}{output_option(made.output)}"
     prompt = prompt_to_try(replies)
     typed = f'"{prompt}"' if prompt == GREETING else shlex.quote(prompt)

@@ -74,6 +74,7 @@ def resume(
 
 def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
     """Train on every rank; return the result and HF's trainer."""
+    from dialogkit.data.worlds.location import WORLDS, holds_world
     from dialogkit.engine.fit import fit
     from dialogkit.services.training.disk_plan import require_disk
     from dialogkit.services.training.measure import measure_trained, measure_untrained, plan_budget
@@ -94,6 +95,9 @@ def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
         rendezvous.join()
         request = require_same_request(request)
         with open_run(request) as run:
+            dataset = run.config.data.dataset
+            if holds_world(dataset) or holds_world(WORLDS / dataset):  # takes longer than a file does
+                run.reporter.activity(f"making the dialogs of {dataset}")
             setup = TrainingSetup(run.config, run.runtime, raise_missed_signal=run.raise_missed_signal)
             raise_if_asked()
             run.checkpoint = None if run.is_new else choose_checkpoint(run, setup)

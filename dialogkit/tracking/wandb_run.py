@@ -178,7 +178,8 @@ class WandbRun:
         """Finish the run. If the server does not take the rest in time, log a warning and return."""
         self._guard(lambda run: run.finish(exit_code=exit_code))
         self._calls.put(None)
-        waiting = Wait(f"waiting for W&B to take the rest of the run, at most {FINISH_TIMEOUT_S:.0f} s")
+        taker = "W&B" if self.mode == "online" else "W&B's files"
+        waiting = Wait(f"waiting for {taker} to take the rest of the run, at most {FINISH_TIMEOUT_S:.0f} s")
         deadline = time.monotonic() + FINISH_TIMEOUT_S + 3
         try:
             while self._worker.is_alive() and not self._failed and time.monotonic() < deadline:

@@ -348,7 +348,7 @@ WITH_RUN = {
     f"{TRAIN} --name shared-run": "--name shared-run-2",
     "runs prune models/runs/shared-run --output-dir other": "runs prune shared-run",
     "train --resume shared-run --preset test": "train --resume shared-run",
-    "train --resume shared-run": "generate custom-nano --prompt",
+    "train --resume shared-run": "generate shared-run --prompt",
     "train --resume shared-run --epochs 9": "train --from shared-run",
     "train --resume shared-run --name other": "train --from shared-run --name other",
     "train custom-tiny --resume shared-run": "train --resume shared-run",

@@ -300,6 +300,7 @@ def test_a_gpu_takes_more_rows_of_logits_at_once_if_the_vocabulary_allows_it() -
     assert set(sizes.values()) == {CHUNK_TOKENS}
 
 
+@pytest.mark.faults
 def test_a_compiled_model_is_not_compiled_again_for_the_lengths_of_each_batch() -> None:
     graphs: list[Any] = []
 

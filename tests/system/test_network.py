@@ -210,6 +210,7 @@ def test_answers_that_are_all_slow_have_a_limit_together(monkeypatch: pytest.Mon
             from_hub(load, lacking="it is not in its cache", hint="")
 
 
+@pytest.mark.faults
 def test_threads_that_load_at_once_are_held_to_the_limits_each(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 

@@ -276,6 +276,7 @@ def test_a_server_that_refuses_makes_the_run_an_offline_one(
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
 
 
+@pytest.mark.faults
 def test_no_key_and_a_terminal_ask_nothing(tmp_path: Path) -> None:
     import pty
 

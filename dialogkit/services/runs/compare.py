@@ -128,7 +128,8 @@ class Comparison(Result):
 def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -> Comparison:
     """Compare the records of runs. Raises: ConfigError for fewer than two; ModelError."""
     if len(set(names)) < 2:
-        raise ConfigError("a comparison needs at least two runs", hint=Call("runs list"))
+        given = f", and {names[0]!r} was given {len(names)} times" if len(names) > 1 else ""
+        raise ConfigError(f"a comparison needs at least two runs{given}", hint=Call("runs list"))
     runs = [find_run(Path(output), name) for name in dict.fromkeys(names)]
     records = [run.read() for run in runs]
     figures = [

@@ -92,6 +92,11 @@ class TrainingRun:
         """Whether this is a new run, not a resumed one."""
         return self.request.resumed is None
 
+    @property
+    def duration_s(self) -> float:
+        """Seconds since this start, and those of earlier starts as far as they were recorded."""
+        return (self.unchanged.duration_s or 0.0) + time.perf_counter() - self.started
+
     def note(self, text: str) -> None:
         """Report a line, and add it to the run's `console.log`."""
         self.folder.append_console(text)
@@ -278,7 +283,7 @@ def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
         return error
     record.status = _status(error)
     record.finished, record.error = now(), redact(str(error)) or type(error).__name__
-    record.duration_s, record.exit_code = time.perf_counter() - run.started, exit_code_of(error)
+    record.duration_s, record.exit_code = run.duration_s, exit_code_of(error)
     hint = getattr(error, "hint", None)
     if is_interruption(error) or isinstance(error, CheckpointError):
         hint = hint or resume_hint(folder)

@@ -1,7 +1,6 @@
 """Writes the finished model into its run, publishes it under its name, and closes the run."""
 
 import shlex
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -100,7 +99,7 @@ def _close(run: TrainingRun) -> None:
     """Record the completed run, in its folder and in W&B."""
     record = run.record
     record.status, record.exit_code = "completed", 0
-    record.finished, record.duration_s = now(), time.perf_counter() - run.started
+    record.finished, record.duration_s = now(), run.duration_s
     run.wandb_run.summarize(
         {
             **record.metrics,

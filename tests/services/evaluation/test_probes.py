@@ -293,6 +293,7 @@ def test_a_run_that_has_not_drawn_all_of_its_dialogs_is_not_said_to_know_them_by
     assert "memorised" not in row.checks
 
 
+@pytest.mark.faults
 def test_the_unigram_baseline_is_that_of_training_whatever_is_scored(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:

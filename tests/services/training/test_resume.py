@@ -395,7 +395,7 @@ def test_a_run_resumed_by_its_path_publishes_where_it_lies(
     output = {"relative": "project/models", "absolute": str(project / "models"), "inside": "../.."}[way]
     assert refused.err.splitlines()[-1] == f"try: dialogkit train --resume r --output-dir {output}"
     hint = done.err.splitlines()[-1]
-    assert hint == f'next: dialogkit generate custom-nano --output-dir {output} --prompt "Hello!"'
+    assert hint == f'next: dialogkit generate r --output-dir {output} --prompt "Hello!"'
     assert dialogkit(*shlex.split(hint)[2:], "--max-new-tokens", "1").code == 0
 
 
