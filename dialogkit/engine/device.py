@@ -46,11 +46,9 @@ def resolve_runtime(config: RuntimeConfig) -> Runtime:
 
     Raises: UnavailableError if the requested device is not available.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     device, device_reason = _device(config.device)
     alone = process_group.world_size() == 1  # several processes share the cores already
-    cpu_threads.start(adaptive=device == "cpu" and config.threads is None and alone)
+    cpu_threads.start(config.threads, adaptive=device == "cpu" and alone)
     precision, precision_reason = _precision(config.precision, device)
     return Runtime(
         device,

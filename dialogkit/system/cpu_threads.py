@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -76,30 +77,36 @@ class CpuThreads:
 
     def __init__(self, measure: Callable[[], Usage], set_threads: Callable[[int], None]) -> None:
         self._measure, self._set_threads = measure, set_threads
-        self.now = self.most = 1
+        self.now, self.most, self._usual = 0, 1, 1
         self.adaptive = False
         self._short = self._long = Usage(0.0, 0.0, 0.0, 1)
         self._more_s, self._raised_at = MORE_S, -math.inf
 
-    def start(self, current: int, cores: int, *, adaptive: bool) -> ThreadChange | None:
-        """Begin with the current number of threads, or with fewer if there are fewer cores or these are busy.
+    def start(
+        self, current: int, cores: int, *, requested: int | None = None, adaptive: bool
+    ) -> ThreadChange | None:
+        """Begin with a requested number of threads, or with as many as there are free cores.
 
         Args:
             current: torch's number of threads.
             cores: cores that the scheduler and the control group leave to this process.
-            adaptive: whether the number may change.
+            requested: a number that stays as it is.
+            adaptive: whether the number may change without a request.
         """
-        # A number that this object chose before says nothing about the machine.
-        most = self.most if current == self.now and self.most > 1 else current
+        if current != self.now:  # else it was chosen here, and says nothing about the machine
+            self._usual = current
         self.now = current
-        self.most = min(most, cores) if adaptive else current
-        self.adaptive = adaptive and most > 1
-        if not self.adaptive:
-            return None
-        self._short = self._long = self._measure()
-        time.sleep(FIRST_S)
-        found = self._measure()
-        return self._change(self._wanted(self._short, found), found)
+        self.most = requested or (min(self._usual, cores) if adaptive else current)
+        self.adaptive = adaptive and requested is None and self.most > 1
+        if self.adaptive:
+            with suppress(Exception):  # a strange /proc, on which psutil fails in many ways
+                self._short = self._measure()
+                time.sleep(FIRST_S)
+                found = self._measure()
+                return self._change(self._wanted(self._short, found), found)
+            self.adaptive = False
+        self._change(self.most, self._short)
+        return None
 
     def adapt(self) -> ThreadChange | None:
         """Change the number if the load asks for it. Call it often, between operations."""
@@ -139,7 +146,8 @@ of_process = CpuThreads(usage, _set_threads)
 """The threads of this process; torch's number of threads belongs to the process too."""
 
 
-def start(*, adaptive: bool) -> ThreadChange | None:
+def start(requested: int | None = None, *, adaptive: bool) -> ThreadChange | None:
     """Choose the number of torch's threads; see `CpuThreads.start`. torch must be loaded."""
     current = sys.modules["torch"].get_num_threads()
-    return of_process.start(current, usable_cores(), adaptive=adaptive and not forked_with_torch())
+    adaptive = adaptive and not forked_with_torch()
+    return of_process.start(current, usable_cores(), requested=requested, adaptive=adaptive)

@@ -95,6 +95,19 @@ def test_a_control_group_with_fewer_cores_and_a_fixed_number_are_kept(machine: M
     machine.others = 2.0
     assert machine.threads.start(2, 2, adaptive=False) is None
     assert machine.work(60) == 2
+    assert machine.threads.start(2, 2, requested=1, adaptive=True) is None
+    machine.others = 0.0
+    assert machine.work(60) == 1
+
+
+def test_a_requested_number_holds_for_that_run_alone(machine: Machine) -> None:
+    machine.threads.start(2, 2, requested=1, adaptive=True)
+    assert (machine.threads.now, machine.set) == (1, [1])
+    machine.threads.start(1, 2, adaptive=True)
+    assert (machine.threads.now, machine.set) == (2, [1, 2])
+    # What somebody else chose is taken for the machine's.
+    machine.threads.start(1, 2, adaptive=True)
+    assert (machine.threads.now, machine.threads.most) == (1, 1)
 
 
 def test_the_usage_of_the_system_is_what_others_take_of_these_cores() -> None:
