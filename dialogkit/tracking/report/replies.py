@@ -19,6 +19,8 @@ class Entry(NamedTuple):
     reply: Text
     how: str
     """How it ended."""
+    is_kept: bool = False
+    """Whether the weights of this step were kept, and not the last ones."""
 
 
 class Answered(NamedTuple):
@@ -82,4 +84,6 @@ def _entry(step: float, sample: Mapping[str, Any], *, is_kept: bool) -> Entry:
     how = [str(stopped_by)] if stopped_by else []
     if tokens is not None:
         how.append(f"{tokens:,.0f} token{'' if tokens == 1 else 's'}")
-    return Entry(f"step {step:,.0f}{', kept' if is_kept else ''}", text_of(sample.get("reply")), ", ".join(how))
+    return Entry(
+        f"step {step:,.0f}{', kept' if is_kept else ''}", text_of(sample.get("reply")), ", ".join(how), is_kept
+    )
