@@ -3,9 +3,11 @@
 import os
 import sys
 import warnings
+from traceback import walk_tb
 from typing import Any
 
 from dialogkit.errors import DialogKitError
+from dialogkit.hints import Change
 
 HOOK = "_render_traceback_"
 """The method of an exception that IPython asks for its traceback."""
@@ -47,6 +49,10 @@ def sentences(error: DialogKitError) -> list[str]:
     from dialogkit.text import sanitize
 
     lines = [f"{type(error).__name__}: {error.message}", *(f"    {detail}" for detail in error.details[:10])]
-    if advice := hints.render(error.hint):
+    hint, called = error.hint, {frame.f_globals.get("__name__") for frame, _ in walk_tb(error.__traceback__)}
+    if isinstance(hint, Change) and "dialogkit.services.evaluate" in called:
+        # `evaluate` has a parameter for what is a setting elsewhere.
+        hint = Change({"dataset" if name == "data.dataset" else name: v for name, v in hint.settings.items()})
+    if advice := hints.render(hint):
         lines.append(f"try: {redact(advice)}")
     return list(map(sanitize, lines))

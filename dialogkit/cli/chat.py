@@ -120,7 +120,7 @@ def _answer(output: Output, chats: "list[Chat]", line: str) -> None:
         "/undo": lambda chat: f"removed: {chat.undo()}",
         "/reset": lambda chat: f"new dialog, {counted(chat.reset(), 'message')} forgotten",
         "/save": lambda chat: _save(chats, rest),
-        "/load": lambda chat: _with_changes(chat, f"{counted(chat.load(_file(word, rest)), 'turn')} loaded"),
+        "/load": lambda chat: _with_changes(chat, f"{counted(chat.load(_file(word, rest)), 'message')} loaded"),
     }
     if word == "/help":
         output.text(HELP)

@@ -74,6 +74,11 @@ def render_training(output: Output, result: "TrainResult") -> None:
         more = "more training helps (--epochs, --preset production)"
         if not result.shows_held_out:
             more = f"`{_TALKS}` makes a model that talks"
+        elif result.kept_step < result.steps:
+            more = (
+                f"held-out dialogs were predicted best after step {result.kept_step:,}, so further steps only "
+                "memorise these dialogs: more of them help"
+            )
         output.note(
             f"a perplexity of {perplexity:,.0f} is a choice among {perplexity:,.0f} tokens for each next one: "
             f"sentences do not hold together yet after {counted(result.steps, 'step')}; {more}"

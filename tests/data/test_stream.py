@@ -204,7 +204,8 @@ def test_held_out_by_share_without_having_read_everything(
 # From any place on
 
 
-@pytest.mark.parametrize("samples", [pytest.param(None, marks=pytest.mark.faults), 70])
+@pytest.mark.faults
+@pytest.mark.parametrize("samples", [None, 70])
 def test_the_order_does_not_depend_on_workers_and_continues_from_any_dialog(
     samples: int | None, folder: str, tokenizer: ChatTokenizer
 ) -> None:

@@ -252,7 +252,7 @@ def test_no_prompts_have_no_replies(small: Any) -> None:
 
 
 @given(text=st.text(max_size=12))
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 def test_the_streamed_pieces_are_the_reply(small: Any, text: str) -> None:
     pieces: list[str] = []
     ids = ids_of(small, text)
@@ -263,7 +263,7 @@ def test_the_streamed_pieces_are_the_reply(small: Any, text: str) -> None:
 
 
 @given(ids=st.lists(st.integers(0, 511), min_size=1, max_size=12))
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 def test_the_streamed_pieces_are_the_reply_whatever_bytes_a_model_says(small: Any, ids: list[int]) -> None:
     pieces: list[str] = []
     model = scripted(small, ids)

@@ -305,7 +305,7 @@ def test_a_saved_dialog_is_loaded_and_shown(talk: Callable[..., Finished]) -> No
     Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = talk("/history", "/load mine.jsonl", "/history", "/save mine.jsonl")
     assert done.out.splitlines() == ["system: s", "> c", "d", "d"]
-    reported = ["nothing was said yet", "2 turns loaded", "appended to mine.jsonl, which now holds 3 dialogs"]
+    reported = ["nothing was said yet", "2 messages loaded", "appended to mine.jsonl, which now holds 3 dialogs"]
     assert done.err.splitlines()[1:] == reported
 
 

@@ -93,6 +93,17 @@ def test_a_seed_gives_the_same_replies_again_and_another_seed_others(two: Path) 
     assert sampled(1) != sampled(2)
 
 
+def test_single_settings_are_those_of_a_config(two: Path) -> None:
+    whole = generate(None, "Hello!", config=GenerateConfig(temperature=0, max_new_tokens=5), output=two)
+    assert generate(None, "Hello!", temperature=0, max_new_tokens=5, output=two).text == whole.text
+    short = generate(None, "Hello!", config=GenerateConfig(temperature=0), max_new_tokens=5, output=two)
+    assert short.text == whole.text
+    with pytest.raises(ConfigError, match=r"temperature: must be at most 2.* \(got 9\)"):
+        generate(None, "Hello!", temperature=9, output=two)
+    with pytest.raises(ConfigError, match="unknown setting 'temprature'"):
+        generate(None, "Hello!", temprature=1, output=two)
+
+
 def test_the_text_as_it_grows_is_the_reply(two: Path) -> None:
     pieces: list[str] = []
     result = generate("newer", "Hello!", config=GREEDY, output=two, on_text=pieces.append)

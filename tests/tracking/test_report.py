@@ -435,6 +435,7 @@ def browse(html: str, folder: Path) -> tuple[str, list[str]]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@pytest.mark.faults
 def test_a_browser_has_nothing_to_say_and_fetches_nothing(hostile: RunDir, tmp_path: Path) -> None:
     html = render_report([hostile])
     seen, said = browse(html, tmp_path / "page")
