@@ -11,7 +11,8 @@ from tests.conftest import Trained
 
 
 def test_a_dataset_is_a_parameter_of_evaluate_and_a_setting_elsewhere(trained: Trained) -> None:
-    Path("dialogs.jsonl").write_text('{"prompt": "Hi", "response": "Hello"}\n', encoding="utf-8")
+    rows = [f'{{"prompt": "What is {n} plus 1?", "response": "It is {n + 1}."}}\n' for n in range(40)]
+    Path("dialogs.jsonl").write_text("".join(rows), encoding="utf-8")
     with pytest.raises(DialogKitError) as asked:
         dialogkit.evaluate("shared-run", dataset="dialog.jsonl", output=trained.output)
     assert sentences(asked.value)[-1] == 'try: dataset="dialogs.jsonl"'

@@ -98,7 +98,7 @@ def test_single_settings_are_those_of_a_config(two: Path) -> None:
     assert generate(None, "Hello!", temperature=0, max_new_tokens=5, output=two).text == whole.text
     short = generate(None, "Hello!", config=GenerateConfig(temperature=0), max_new_tokens=5, output=two)
     assert short.text == whole.text
-    with pytest.raises(ConfigError, match=r"temperature: must be at most 2.* \(got 9\)"):
+    with pytest.raises(ConfigError, match=r"temperature: must be less than or equal to 2 \(got 9\)"):
         generate(None, "Hello!", temperature=9, output=two)
     with pytest.raises(ConfigError, match="unknown setting 'temprature'"):
         generate(None, "Hello!", temprature=1, output=two)
