@@ -43,6 +43,7 @@ LEADS_ON = {
     "train someone/gone --preset test": "is not in its cache",
     "--nodes 2": "several machines need a rendezvous",
     "--method lora --no-merge": "starts from random weights",
+    "--type q8_0": "needs onnxruntime-web",
 }
 """Hints after which the same file or another reason is reported, by their ends."""
 
