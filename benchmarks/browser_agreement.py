@@ -21,11 +21,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import torch
+from export_agreement import of_the_original
 
-from dialogkit.config.generate import TEST_PROMPTS
-from dialogkit.data.sources import STARTER
-from dialogkit.dialog import Message
 from dialogkit.services.runs.loading import load_for_inference
 from dialogkit.services.runs.resolve import resolve_model
 
@@ -146,23 +143,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     words = parser.parse_args()
     loaded = load_for_inference(resolve_model(words.model, output=words.output_dir), device="cpu")
-    tokenizer = loaded.tokenizer
-    rows = (json.loads(line)["messages"] for line in STARTER.read_text(encoding="utf-8").splitlines())
-    texts = [*TEST_PROMPTS, *(row[-2]["content"] for row in rows)][: words.prompts]
-    encoded = [tokenizer.encode_prompt([Message("user", text)]) for text in texts]
-    ends = sorted(tokenizer.reply_stop_ids)
-    wanted = []
-    for ids in encoded:
-        asked = torch.tensor([ids])
-        made = loaded.model.generate(
-            input_ids=asked,
-            attention_mask=torch.ones_like(asked),
-            do_sample=False,
-            max_new_tokens=words.tokens,
-            eos_token_id=ends,
-            pad_token_id=tokenizer.pad_id,
-        )
-        wanted.append(made[0, len(ids) :].tolist())
+    texts, encoded, wanted = of_the_original(loaded, words.prompts, words.tokens)
     found = in_browser(words.folder, texts, words.tokens, timeout_s=words.timeout)
     pairs = list(zip(wanted, found["replies"], strict=True))
     figures = {

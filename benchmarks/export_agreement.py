@@ -20,8 +20,34 @@ from dialogkit.config.generate import TEST_PROMPTS, GenerateConfig
 from dialogkit.data.sources import STARTER
 from dialogkit.dialog import Message
 from dialogkit.models.gguf_file import WEIGHT_TYPES, write_gguf
-from dialogkit.services.runs.loading import load_for_inference
+from dialogkit.services.runs.loading import LoadedModel, load_for_inference
 from dialogkit.services.runs.resolve import resolve_model
+
+
+def of_the_original(
+    loaded: LoadedModel, number: int, tokens: int
+) -> tuple[list[str], list[list[int]], list[list[int]]]:
+    """Return so many prompts, their ids, and the ids of the greedy replies of transformers in float32.
+
+    The prompts are the test prompts and then those of `starter`; `tokens` is the longest reply.
+    """
+    tokenizer = loaded.tokenizer
+    rows = (json.loads(line)["messages"] for line in STARTER.read_text(encoding="utf-8").splitlines())
+    texts = [*TEST_PROMPTS, *(row[-2]["content"] for row in rows)][:number]
+    encoded = [tokenizer.encode_prompt([Message("user", text)]) for text in texts]
+    replies = []
+    for ids in encoded:
+        asked = torch.tensor([ids])
+        made = loaded.model.generate(
+            input_ids=asked,
+            attention_mask=torch.ones_like(asked),
+            do_sample=False,
+            max_new_tokens=tokens,
+            eos_token_id=sorted(tokenizer.reply_stop_ids),
+            pad_token_id=tokenizer.pad_id,
+        )
+        replies.append(made[0, len(ids) :].tolist())
+    return texts, encoded, replies
 
 
 def main() -> None:
@@ -36,31 +62,19 @@ def main() -> None:
     words = parser.parse_args()
     make_llama_env(words.llama_env)
     loaded = load_for_inference(resolve_model(words.model, output=words.output_dir), device="cpu")
-    tokenizer = loaded.tokenizer
-    rows = (json.loads(line)["messages"] for line in STARTER.read_text(encoding="utf-8").splitlines())
-    texts = [*TEST_PROMPTS, *(row[-2]["content"] for row in rows)][: words.prompts]
-    encoded = [tokenizer.encode_prompt([Message("user", text)]) for text in texts]
+    texts, encoded, wanted = of_the_original(loaded, words.prompts, words.tokens)
     chats = [[{"role": "user", "content": text}] for text in texts]
-    rendered = [tokenizer.hf.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
-    ends = sorted(tokenizer.reply_stop_ids)
-    wanted = []
-    for ids in encoded:
-        asked = torch.tensor([ids])
-        made = loaded.model.generate(
-            input_ids=asked,
-            attention_mask=torch.ones_like(asked),
-            do_sample=False,
-            max_new_tokens=words.tokens,
-            eos_token_id=ends,
-            pad_token_id=tokenizer.pad_id,
-        )
-        wanted.append(made[0, len(ids) :].tolist())
+    rendered = [
+        loaded.tokenizer.hf.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats
+    ]
     print("| type | prompts with the same ids | equal tokens | equal replies |")
     print("|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         for weight_type in words.types:
             file = Path(folder) / f"{weight_type}.gguf"
-            write_gguf(file, loaded.model, tokenizer, weight_type, name=loaded.name, sampling=GenerateConfig())
+            write_gguf(
+                file, loaded.model, loaded.tokenizer, weight_type, name=loaded.name, sampling=GenerateConfig()
+            )
             context = max(map(len, encoded)) + words.tokens + 1
             engine = LlamaCpp(words.llama_env, file, prompts=1, context=context)
             same = sum(map(list.__eq__, engine.tokenize(rendered), encoded))

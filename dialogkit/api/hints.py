@@ -1,7 +1,7 @@
 """Renders hints in Python: settings become overrides, verbs become calls."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from dialogkit.hints import Call, Change, Either, Hint, Shell, Then
 
 _VERBS = {
     "generate": ("generate", {"prompt": "prompts", "output_dir": "output"}),
-    "evaluate": ("evaluate", {"output_dir": "output"}),
+    "evaluate": ("evaluate", {"output_dir": "output", "data.dataset": "dataset"}),
     "export": ("export", {"output": "folder", "output_dir": "output"}),
     "push": ("push", {"output_dir": "output"}),
     "data inspect": ("inspect_data", {"data.dataset": "dataset"}),
@@ -22,21 +22,27 @@ _VERBS = {
 """Functions that do what a verb does, with the names of their parameters where they differ from its options."""
 
 
-def render(hint: Hint | None) -> str:
-    """Return a hint as Python, or as a command of the shell where no function does the same."""
+def render(hint: Hint | None, called: Collection[str] = ()) -> str:
+    """Return a hint as Python, or as a command of the shell where no function does the same.
+
+    Args:
+        hint: what to do.
+        called: the functions in which the error arose: some have parameters for what are settings elsewhere.
+    """
     match hint:
         case None:
             return ""
         case Change():
-            return _change(hint.settings)
+            names = {k: v for function, given in _VERBS.values() if function in called for k, v in given.items()}
+            return _change({names.get(name, name): value for name, value in hint.settings.items()})
         case Call(verb="train"):
             return _train(hint)
         case Call(verb=verb) if verb in _VERBS and not hint.options.get("help"):
             return _call(hint)
         case Either():
-            return ", or: ".join(map(render, hint.hints))
+            return ", or: ".join(render(each, called) for each in hint.hints)
         case Then():
-            return f"{render(hint.first)}, then: {render(hint.second)}"
+            return f"{render(hint.first, called)}, then: {render(hint.second, called)}"
         case str():
             return hint
         case Shell():

@@ -4,10 +4,10 @@ import os
 import sys
 import warnings
 from traceback import walk_tb
+from types import FrameType
 from typing import Any
 
 from dialogkit.errors import DialogKitError
-from dialogkit.hints import Change
 
 HOOK = "_render_traceback_"
 """The method of an exception that IPython asks for its traceback."""
@@ -42,6 +42,10 @@ def _rendered(error: DialogKitError) -> list[str]:
     return [*sentences(error), "(%tb shows the traceback)"]
 
 
+def _is_service(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith("dialogkit.services.")
+
+
 def sentences(error: DialogKitError) -> list[str]:
     """Return an error as lines: what is wrong, its details, and what to do in Python."""
     from dialogkit.api import hints
@@ -49,10 +53,7 @@ def sentences(error: DialogKitError) -> list[str]:
     from dialogkit.text import sanitize
 
     lines = [f"{type(error).__name__}: {error.message}", *(f"    {detail}" for detail in error.details[:10])]
-    hint, called = error.hint, {frame.f_globals.get("__name__") for frame, _ in walk_tb(error.__traceback__)}
-    if isinstance(hint, Change) and "dialogkit.services.evaluate" in called:
-        # `evaluate` has a parameter for what is a setting elsewhere.
-        hint = Change({"dataset" if name == "data.dataset" else name: v for name, v in hint.settings.items()})
-    if advice := hints.render(hint):
+    called = {frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__) if _is_service(frame)}
+    if advice := hints.render(error.hint, called=called):
         lines.append(f"try: {redact(advice)}")
     return list(map(sanitize, lines))

@@ -129,8 +129,9 @@ def has_kernels(capability: tuple[int, int], compiled: Sequence[str]) -> bool:
 
 def unused_gpu(runtime: Runtime) -> str | None:
     """Return why the machine's GPU is not used, if nobody asked for that."""
-    told = runtime.device == "cpu" and runtime.device_reason not in ("requested", "ACCELERATE_USE_CPU")
-    return gpu_problem() if told else None
+    if runtime.device != "cpu" or runtime.device_reason in ("requested", "ACCELERATE_USE_CPU"):
+        return None
+    return gpu_problem()
 
 
 def _precision(request: Literal["auto", "fp32", "bf16"], device: str) -> tuple[Precision, str]:

@@ -99,21 +99,5 @@ def series_of(points: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int,
 
 
 def _row(run: RunDir, summary: RunSummary) -> RunRow:
-    return RunRow(
-        name=run.name,
-        status=summary.status,
-        created=summary.created,
-        duration_s=summary.duration_s,
-        model=summary.model_name,
-        preset=summary.preset,
-        parameters=summary.parameters,
-        dataset=summary.dataset or "",
-        steps=summary.steps,
-        total_steps=summary.total_steps,
-        bits_per_byte=summary.bits_per_byte,
-        nats_per_token=summary.nats_per_token,
-        reply_rate=summary.reply_rate,
-        stop_rate=summary.stop_rate,
-        tokens_per_s=summary.tokens_per_s,
-        interval=summary.interval,
-    )
+    same = summary.model_dump(include=RunRow.model_fields.keys() - {"dataset"})
+    return RunRow(name=run.name, model=summary.model_name, dataset=summary.dataset or "", **same)

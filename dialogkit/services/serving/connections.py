@@ -7,7 +7,7 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MOST_CONNECTIONS = 512
-"""Twice the requests that may be open at once, so that even then a new one is told so."""
+"""Twice the requests that may be open at once, so that even then a new one gets an answer."""
 HEAD_S = 10.0
 """Seconds in which the head of a request has to arrive."""
 
