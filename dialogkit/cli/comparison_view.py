@@ -64,7 +64,7 @@ def _warn_of_different_dialogs(output: Output, compared: "Comparison", letters: 
             f"{letter} on {' and '.join(f'{part.dialogs:,} of {part.dataset}' for part in parts) or 'none'}"
             for letter, parts in zip(letters, compared.evaluated_on, strict=True)
         ]
-        output.note(f"they were not evaluated on the same dialogs ({', '.join(each)}){hidden}")
+        output.note(f"their stored evaluations are on different dialogs ({', '.join(each)}){hidden}")
 
 
 def _render_evaluations(output: Output, compared: "Comparison", letters: Sequence[str]) -> None:
@@ -77,8 +77,10 @@ def _render_evaluations(output: Output, compared: "Comparison", letters: Sequenc
         output.print("", untrusted(title, "bold"))
         pairs = zip(letters, evaluation.rows, strict=True)
         rows = [row.model_copy(update={"model": letter}) for letter, row in pairs if row is not None]
+        best = dict(zip(compared.runs, letters, strict=True)).get(evaluation.verdict.best or "")
+        verdict = evaluation.verdict.model_copy(update={"best": best})
         # Perplexity restates the loss, and is the widest column.
-        render_figures(output, EvaluateResult(rows=rows), without="perplexity")
+        render_figures(output, EvaluateResult(rows=rows, verdict=verdict), without="perplexity")
     if any(compared.tasks):
         output.print("")
         print_tasks(output, dict(zip(letters, compared.tasks, strict=True)))

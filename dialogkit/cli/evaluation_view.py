@@ -188,7 +188,7 @@ def render_figures(
         only: metrics to show; empty: all.
         without: a metric to leave out.
     """
-    best, marks = _best(result.rows), _marks(output)
+    best, marks = _best(result), _marks(output)
     wanted = [metric for metric in METRICS if metric.name != without and (not only or metric.name in only)]
     # A metric that only the baselines have, such as the speed of an untrained model, says nothing.
     metrics = [metric for metric in wanted if any(getattr(r, metric.name) is not None for r in result.rows)]
@@ -218,7 +218,11 @@ def _lettered(result: "EvaluateResult") -> "EvaluateResult":
         seen.add(anchor.anchor)
         anchors.append(anchor.model_copy(update={"model": letters[model]}))
     rows = [row.model_copy(update={"model": letter}) for letter, row in zip(letters, result.rows, strict=True)]
-    return result.model_copy(update={"rows": rows, "anchors": anchors})
+    verdict = result.verdict
+    if verdict is not None:
+        names = {row.model: letter for letter, row in zip(letters, result.rows, strict=True)}
+        verdict = verdict.model_copy(update={"best": names.get(verdict.best or "")})
+    return result.model_copy(update={"rows": rows, "anchors": anchors, "verdict": verdict})
 
 
 def _columns(result: "EvaluateResult") -> "list[tuple[str, EvaluateRow]]":
@@ -290,15 +294,21 @@ def _cell(metric: Metric, row: "EvaluateRow", *, bold: bool, short: bool) -> Tex
     return untrusted(text, "dim" if row.anchor else "bold" if bold else "")
 
 
-def _best(rows: "Sequence[EvaluateRow]") -> dict[str, str]:
-    """Return the best model by metric, if its interval does not overlap any other on the same dialogs."""
+def _best(result: "EvaluateResult") -> dict[str, str]:
+    """Return the best model by metric, if its interval does not overlap any other on the same dialogs.
+
+    Bits per byte follow the verdict, which compares dialog by dialog: that is sharper than two intervals.
+    """
     best: dict[str, str] = {}
+    rows = result.rows
     if len({(row.dataset, row.dialogs) for row in rows}) > 1:
         return best
     for metric in METRICS:
         bounds = {row.model: row.intervals[metric.name] for row in rows if metric.name in row.intervals}
         if len(bounds) == len(rows) and (first := best_of(bounds, metric.better)) is not None:
             best[metric.name] = first
+    if result.verdict is not None:
+        best["bits_per_byte"] = result.verdict.clearly_best or ""
     return best
 
 

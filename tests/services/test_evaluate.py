@@ -129,7 +129,9 @@ def test_several_models_stand_in_one_table_with_the_figures_that_each_has_alone(
     done = dialogkit("evaluate", *models, "--quick", "--json")
     shown = [row.model_copy(update={"scores": {}}) for row in rows]
     assert [EvaluateRow.model_validate(row) for row in done.json["data"]["rows"]] == shown
-    table = dialogkit("evaluate", *models, "--quick").out
+    twice = dialogkit("evaluate", *models, models[0], "--quick")
+    assert f"{models[0]} was given 2 times: it was evaluated once\n" in twice.err
+    table = twice.out
     assert all(f"{row.nats_per_token:.4f}" in table and row.model in table for row in rows)
 
 

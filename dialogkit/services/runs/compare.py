@@ -81,6 +81,8 @@ class ComparedEvaluation(Result):
     dialogs: int
     rows: list[EvaluateRow | None]
     """None for a run that was not evaluated on them."""
+    verdict: Verdict
+    """Which of the evaluated runs predicts best."""
 
 
 class HeldOut(Result):
@@ -139,8 +141,8 @@ def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -
     ]
     machine = [{**r.versions, "device": r.runtime.device_name, "precision": r.runtime.precision} for r in records]
     same_data = len({held_out_identity(record) for record in records}) == 1
-    evaluations = _compared_evaluations(runs)
     settings = differing([dict(flatten(record.config)) for record in records], leave={"name"})
+    evaluations = _compared_evaluations(runs, settings)
     return Comparison(
         runs=[run.name for run in runs],
         figures=[row for row in figures if any(value is not None for value in row.values)],
@@ -161,25 +163,15 @@ def compare_runs(names: Sequence[str], *, output: str | Path = DEFAULT_OUTPUT) -
         else _evaluation_of_all(runs, records, same_data=same_data),
         tasks=[_valid(TaskRow, task_results(run)) for run in runs],
         replies=_common_replies(runs),
-        verdict=_judge(runs, records, evaluations, settings),
+        verdict=next((one.verdict for one in evaluations if all(one.rows)), None)
+        or _judge_from_training(runs, records, settings),
     )
 
 
-def _judge(
-    runs: Sequence[RunDir],
-    records: Sequence[RunRecord],
-    evaluations: "Sequence[ComparedEvaluation]",
-    settings: Sequence[Differing],
+def _judge_from_training(
+    runs: Sequence[RunDir], records: Sequence[RunRecord], settings: Sequence[Differing]
 ) -> Verdict:
-    """Return which run's model predicts best: by its evaluation on the same dialogs, or at the end of the run."""
-    for evaluation in evaluations:
-        rows = [row for row in evaluation.rows if row is not None]
-        if len(rows) == len(runs):
-            contenders = [
-                Contender.of_row(run.name, row, dialog_scores(run, row.dataset, row.dialogs))
-                for run, row in zip(runs, rows, strict=True)
-            ]
-            return judge(contenders, dialogs=evaluation.dialogs, differing=settings)
+    """Return which run's model predicts best by the metrics at the end of the runs."""
     contenders = [
         Contender(
             run.name,
@@ -213,21 +205,33 @@ def _evaluation_of_all(runs: Sequence[RunDir], records: Sequence[RunRecord], *, 
     return Call("evaluate", *names, dataset=str(dataset), **smallest)
 
 
-def _compared_evaluations(runs: Sequence[RunDir]) -> list[ComparedEvaluation]:
+def _compared_evaluations(runs: Sequence[RunDir], settings: Sequence[Differing]) -> list[ComparedEvaluation]:
     """Return for each dataset the evaluations that most runs, at least two, share, on the most dialogs."""
     by_dialogs: dict[tuple[str, int, bool], list[EvaluateRow | None]] = {}
     for number, run in enumerate(runs):
         for row in _valid(EvaluateRow, all_evaluations(run)):
             place = (row.dataset, row.dialogs, row.trained_on)
             by_dialogs.setdefault(place, [None] * len(runs))[number] = row
-    chosen: dict[str, ComparedEvaluation] = {}
+    chosen: dict[str, tuple[int, int, list[EvaluateRow | None]]] = {}
     # Training dialogs come last: a model may have memorised them.
     for (dataset, dialogs, _), rows in sorted(by_dialogs.items(), key=lambda item: (item[0][2], -item[0][1])):
         shared = sum(row is not None for row in rows)
         known = chosen.get(dataset)
-        if shared > 1 and (known is None or shared > sum(row is not None for row in known.rows)):
-            chosen[dataset] = ComparedEvaluation(dataset=dataset, dialogs=dialogs, rows=rows)
-    return list(chosen.values())
+        if shared > 1 and (known is None or shared > known[0]):
+            chosen[dataset] = (shared, dialogs, rows)
+    return [
+        ComparedEvaluation(dataset=dataset, dialogs=dialogs, rows=rows, verdict=_judge(runs, rows, settings))
+        for dataset, (_, dialogs, rows) in chosen.items()
+    ]
+
+
+def _judge(runs: Sequence[RunDir], rows: Sequence[EvaluateRow | None], settings: Sequence[Differing]) -> Verdict:
+    """Return which of the runs that were evaluated on the same dialogs predicts best."""
+    evaluated = [(run, row) for run, row in zip(runs, rows, strict=True) if row is not None]
+    contenders = [
+        Contender.of_row(run.name, row, dialog_scores(run, row.dataset, row.dialogs)) for run, row in evaluated
+    ]
+    return judge(contenders, dialogs=evaluated[0][1].dialogs, differing=settings)
 
 
 def _as_results(evaluations: Iterable[Mapping[str, Any]]) -> list[EvaluateResult]:

@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dialogkit.config.base import Result
 from dialogkit.config.paths import DEFAULT_OUTPUT
@@ -51,7 +52,7 @@ def write_report(
         target = Path(REPORT_FILE if to is None else to).expanduser()
         _require_report(target)
     _require_writable(target)
-    page = render_report(runs, output=runs[0].output or Path(output), verdict=_verdict_on(names, runs, output))
+    page = render_report(runs, output=runs[0].output or Path(output), **_judged(names, runs, output))
     try:
         _write(target, page)
     except StorageError as error:
@@ -60,13 +61,15 @@ def write_report(
     return ReportResult(path=str(target), runs=[run.name for run in runs], bytes=target.stat().st_size)
 
 
-def _verdict_on(names: Sequence[str], runs: Sequence[RunDir], output: str | Path) -> str:
-    """Return a sentence on which of several runs is best; empty for one run."""
+def _judged(names: Sequence[str], runs: Sequence[RunDir], output: str | Path) -> dict[str, Any]:
+    """Return what the page says about which of several runs is best; nothing for one run."""
     if len(runs) == 1:
-        return ""
+        return {}
     from dialogkit.services.runs.compare import compare_runs  # which imports this module
 
-    return compare_runs(names, output=output).conclusion
+    compared = compare_runs(names, output=output)
+    best = {(one.dataset, one.dialogs): one.verdict.clearly_best for one in compared.evaluations}
+    return {"verdict": compared.conclusion, "best": best}
 
 
 def write_run_report(run: RunDir) -> str | None:

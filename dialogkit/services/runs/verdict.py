@@ -47,6 +47,11 @@ class Verdict(Result):
     text: str
     """The verdict as a sentence."""
 
+    @property
+    def clearly_best(self) -> str | None:
+        """The best model if each of the others is worse by more than chance, else None."""
+        return self.best if all(one.clear for one in self.behind) else None
+
 
 class Contender(NamedTuple):
     """A model with its metrics on some dialogs.

@@ -8,6 +8,7 @@ requests.
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from dialogkit import __version__
@@ -18,6 +19,7 @@ from dialogkit.tracking.report.commands import Commands
 from dialogkit.tracking.report.replies import diary_of, final_replies_of
 from dialogkit.tracking.report.run import NOTHING, date, headline_of, read_run, tiles_of
 from dialogkit.tracking.report.tables import (
+    Best,
     data_of,
     evaluations_of,
     machine_of,
@@ -51,13 +53,16 @@ def is_own_report(path: Path) -> bool:
     return is_signed(path) or (is_unsigned and MARK.encode() in content[:1024])
 
 
-def render_report(runs: Sequence[RunDir], *, output: Path | None = None, verdict: str = "") -> str:
+def render_report(
+    runs: Sequence[RunDir], *, output: Path | None = None, verdict: str = "", best: Best = MappingProxyType({})
+) -> str:
     """Return the page of a run, or of several side by side.
 
     Args:
         runs: the runs.
         output: their folder of models and runs; None is the default one.
         verdict: a sentence on which of several runs is best.
+        best: the run that predicts best by more than chance, by dataset and number of dialogs.
 
     Raises: ModelError if a record cannot be read.
     """
@@ -72,7 +77,7 @@ def render_report(runs: Sequence[RunDir], *, output: Path | None = None, verdict
         verdict=verdict,
         comparable=len({(run.record.data.revision, run.record.data.eval_dialogs) for run in seen}) == 1,
         charts=charts_of(seen),
-        evaluations=evaluations_of(seen),
+        evaluations=evaluations_of(seen, best),
         tasks=tasks_of(seen),
         training_metrics=training_metrics_of(seen),
         diary=diary_of(seen),

@@ -29,6 +29,10 @@ _DATA_TITLES = {
 }
 
 
+Best = Mapping[tuple[str, float], str | None]
+"""The run that predicts best by more than chance, or None, by dataset and number of dialogs."""
+
+
 class Cell(NamedTuple):
     """A value in a table, with a note below it."""
 
@@ -137,9 +141,16 @@ def training_metrics_of(runs: Sequence[PageRun]) -> Table:
     return _table([Head(f"{run.name}, {time}", run.colour, run.letter) for run in runs for time in times], rows)
 
 
-def evaluations_of(runs: Sequence[PageRun]) -> list[Evaluation]:
-    """Return the stored evaluations, one table for each set of dialogs."""
+def evaluations_of(runs: Sequence[PageRun], best: Best) -> list[Evaluation]:
+    """Return the stored evaluations, one table for each set of dialogs.
+
+    Args:
+        runs: the runs of the page.
+        best: the run whose bits per byte are the best by more than chance, as the verdict has it. Where it is not
+            known, and for all other metrics, intervals decide.
+    """
     models: dict[str, list[_Column]] = {}
+    judged: dict[str, str | None] = {}
     anchors: dict[str, list[_Column]] = {}
     for run in runs:
         for evaluation in run.evaluations:
@@ -149,6 +160,8 @@ def evaluations_of(runs: Sequence[PageRun]) -> list[Evaluation]:
             )
             head = Head(run.name, run.colour, run.letter) if len(runs) > 1 else Head(run.model)
             models.setdefault(measured, []).append((head, evaluation))
+            if dialogs is not None and (place := (str(evaluation.get("dataset")), dialogs)) in best:
+                judged[measured] = best[place]
             beside = anchors.setdefault(measured, [])
             for anchor in _mappings(evaluation.get("anchors")):
                 name = str(anchor.get("anchor"))
@@ -158,17 +171,26 @@ def evaluations_of(runs: Sequence[PageRun]) -> list[Evaluation]:
                     again = any(other.get("anchor") == name for _, other in beside)
                     title = ANCHORS.get(name, name) + (f" ({run.letter})" if again else "")
                     beside.append((Head(title, muted=True), anchor))
-    return [_evaluation(measured, rows, anchors[measured]) for measured, rows in models.items()]
+    return [
+        _evaluation(measured, rows, anchors[measured], judged.get(measured), judged=measured in judged)
+        for measured, rows in models.items()
+    ]
 
 
-def _evaluation(measured: str, models: list[_Column], anchors: list[_Column]) -> Evaluation:
+def _evaluation(
+    measured: str, models: list[_Column], anchors: list[_Column], best: str | None, *, judged: bool
+) -> Evaluation:
     columns = [*models, *anchors]
     groups = []
     for group, (title, subtitle) in GROUPS.items():
         rows = []
         for name, words, form, better, _ in (metric for metric in METRICS if metric.group == group):
             values = [(column.get(name), _mapping(column.get("intervals")).get(name)) for _, column in columns]
-            rows.append(_row(words, values, form, better, models=len(models)))
+            row = _row(words, values, form, better, models=len(models))
+            if name == "bits_per_byte" and judged:
+                cells = zip(columns, row.cells, strict=True)
+                row = row._replace(cells=[cell._replace(best=head.text == best) for (head, _), cell in cells])
+            rows.append(row)
         if rows := [row for row in rows if any(cell.text != NOTHING for cell in row.cells)]:
             groups.append(Group(rows, title, subtitle))
     return Evaluation(

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from dialogkit.cli.comparison_view import render_comparison
+from dialogkit.cli.output import Output
 from dialogkit.errors import InterruptedRunError
 from dialogkit.services.evaluate import EvaluateRow
 from dialogkit.services.evaluation.results import TaskFigure, TaskRow
@@ -494,16 +497,22 @@ def test_kept_evaluations_stand_side_by_side_with_their_intervals(
 
 
 def test_kept_scores_of_dialogs_make_the_verdict_sharp_on_the_screen_and_on_the_page(
-    two: str, dialogkit: Run
+    two: str, dialogkit: Run, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    wide = {"bits_per_byte": 3.0, "intervals": {"bits_per_byte": (1.0, 5.0)}}
+    wide = {"intervals": {"bits_per_byte": (1.0, 5.0)}}
     nats = [float(n) for n in range(15)]
-    keep_evaluation(two, "shared-run", nats, **wide)
-    keep_evaluation(two, "other-run", [n - 0.5 for n in nats], **wide)
+    keep_evaluation(two, "shared-run", nats, bits_per_byte=3.0, **wide)
+    keep_evaluation(two, "other-run", [n - 0.5 for n in nats], bits_per_byte=2.9, **wide)
     verdict = compare_runs(["shared-run", "other-run"], output=two).verdict
     assert (verdict.best, verdict.dialogs, verdict.behind[0].clear) == ("other-run", 15, True)
     dialogkit("runs", "report", "shared-run", "other-run", "--output-dir", two, "--output", "two.html")
-    assert f'<p class="verdict" dir="auto">{verdict.text}</p>' in Path("two.html").read_text()
+    page = Path("two.html").read_text()
+    assert f'<p class="verdict" dir="auto">{verdict.text}</p>' in page
+    assert re.findall(r'<td class="best">([\d.]+)', page) == ["2.9000"]  # though the intervals overlap
+    output = Output()
+    output.out = Console(force_terminal=True, color_system="truecolor", no_color=False, width=100)
+    render_comparison(output, compare_runs(["shared-run", "other-run"], output=two))
+    assert re.findall(r"\x1b\[1m(\d\.[^\x1b]*)", capfd.readouterr().out) == ["2.9000 [1.0000, 5.0000]"]
     path = Path(two) / "runs/other-run/evaluation/starter-15-dialogs-scores.jsonl"
     path.write_text(path.read_text().replace('"nats"', '"nots"', 1))
     assert compare_runs(["shared-run", "other-run"], output=two).verdict.behind[0].interval is None
@@ -517,7 +526,7 @@ def test_evaluations_on_other_dialogs_are_not_set_side_by_side_and_that_is_said(
     assert compare_runs(["shared-run", "other-run"], output=two).evaluations == []
     reported = dialogkit("runs", "compare", "shared-run", "other-run", "--output-dir", two).err.splitlines()
     assert reported == [
-        "they were not evaluated on the same dialogs (A on 15 of starter, B on 5 of starter), so their "
+        "their stored evaluations are on different dialogs (A on 15 of starter, B on 5 of starter), so their "
         "evaluations are not shown side by side",
         f"next: dialogkit evaluate shared-run other-run --output-dir {two}",
     ]
