@@ -18,8 +18,8 @@ from dialogkit.hints import Change
 MEASURED_STEPS = 3
 NEWEST_STEP_WEIGHT = 0.02
 """Minimum weight of the newest step in the mean, so that a slowdown is noticed within about 50 steps."""
-EVALUATION_FRACTION = 0.15
-"""Fraction of the budget that evaluations may take."""
+EVALUATION_FRACTION = 0.1
+"""Fraction of the budget that evaluations may take, with the one before the first step and the one at the end."""
 MEASURED_FRACTION = 0.02
 """Fraction of the budget after which the measured speed is used, given enough steps."""
 ASSUMED_FRACTION = 0.001
@@ -42,8 +42,9 @@ class Budget:
 
 
 def affordable_evaluations(budget_s: float, evaluation_s: float) -> int:
-    """Return the number of evaluations: fewer than usual if they would take much of the budget."""
-    return max(1, min(EVALUATIONS_PER_RUN, int(EVALUATION_FRACTION * budget_s / max(evaluation_s, 1e-9))))
+    """Return the number of evaluations during training: fewer than usual if they would take much of the budget."""
+    affordable = int(EVALUATION_FRACTION * budget_s / max(evaluation_s, 1e-9))
+    return max(1, min(EVALUATIONS_PER_RUN, affordable - 2))
 
 
 def steps_within(budget_s: float, *, start_s: float, step_s: float, evaluation_s: float) -> int:
