@@ -20,7 +20,7 @@ from dialogkit.data.worlds.templates import Facts, Template
 from dialogkit.data.worlds.topics import PLAIN, Exchange, Topic, World, fill_check
 from dialogkit.data.worlds.variation import Dice, normal_form, vary
 
-VERSION = 2
+VERSION = 3
 """Increased whenever the same world and seed give other dialogs."""
 
 DIALOGS, SEED = 50_000, 1
@@ -156,7 +156,7 @@ class _Maker:
         kinds = {PHRASING} if held_out else set()
         if any(len(topic.table.rows) > 1 for topic in world.topics):
             kinds.add(PAIR)
-        if any(topic.table.is_rule for topic in world.topics):
+        if any(topic.table.known_by for topic in world.topics):
             kinds.add(FACT)
         self._kinds = [kind for kind in _KINDS if kind in kinds]
         self._kind_weights = list(itertools.accumulate(_KINDS[kind] for kind in self._kinds))
@@ -253,7 +253,8 @@ class _Maker:
     def _question(self, asked: _Asked, other: Facts | None, kind: str, *, follows: bool) -> tuple[str, bool]:
         """Return a question about a fact, and whether it is new in the wanted way. Raises: _Impossible."""
         row, fact, table = asked.row, other or asked.row, asked.topic.table
-        is_new_fact = table.is_rule and _share(FACT, table.name, self._key(fact)) < _HELD_OUT_FACTS
+        known_by = [fact[column] for column in table.known_by]
+        is_new_fact = bool(known_by) and _share(FACT, table.name, json.dumps(known_by)) < _HELD_OUT_FACTS
         if is_new_fact and kind != FACT:
             raise _Impossible
         phrasings = self._phrasings[id(asked.exchange)]

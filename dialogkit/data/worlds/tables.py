@@ -24,11 +24,12 @@ class BuiltIn(NamedTuple):
 
     Attributes:
         make: returns the columns and the rows.
-        is_rule: whether its facts follow from each other, so that a part of them can be held out of training.
+        known_by: if its facts follow from each other, so that a part of them can be held out of training: the
+            columns by which a fact is known. Rows with the same values in them are held out together.
     """
 
     make: Callable[..., Rows]
-    is_rule: bool
+    known_by: tuple[str, ...] = ()
 
 
 _DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
@@ -107,13 +108,13 @@ def _circle(names: Sequence[str]) -> list[list[Value]]:
 
 
 TABLES: dict[str, BuiltIn] = {
-    "sums": BuiltIn(sums, True),
-    "differences": BuiltIn(differences, True),
-    "products": BuiltIn(products, False),
-    "comparisons": BuiltIn(comparisons, True),
-    "numbers": BuiltIn(numbers, False),
-    "letters": BuiltIn(letters, False),
-    "days": BuiltIn(days, False),
-    "months": BuiltIn(months, False),
+    "sums": BuiltIn(sums, ("a", "b", "sum")),
+    "differences": BuiltIn(differences, ("a", "b", "difference")),
+    "products": BuiltIn(products),
+    "comparisons": BuiltIn(comparisons, ("greater", "smaller")),
+    "numbers": BuiltIn(numbers),
+    "letters": BuiltIn(letters),
+    "days": BuiltIn(days),
+    "months": BuiltIn(months),
 }
 """The built-in tables by their names."""

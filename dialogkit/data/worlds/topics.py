@@ -34,22 +34,24 @@ class Table:
         name: that of the built-in table, else that of the topic.
         columns: the names of the slots.
         rows: the values.
-        is_rule: whether the facts follow from each other.
+        known_by: as in `BuiltIn`; empty for facts of which each stands alone.
         weights: how often dialogs ask about each row.
     """
 
     name: str
     columns: tuple[str, ...] = ()
     rows: tuple[Facts, ...] = ({},)
-    is_rule: bool = False
+    known_by: tuple[str, ...] = ()
     weights: tuple[float, ...] = (1.0,)
 
     @classmethod
-    def of(cls, name: str, columns: Sequence[str], rows: Sequence[Facts], *, is_rule: bool = False) -> "Table":
+    def of(
+        cls, name: str, columns: Sequence[str], rows: Sequence[Facts], *, known_by: tuple[str, ...] = ()
+    ) -> "Table":
         """Return a table; a column `weight` is no slot, but says how often dialogs ask about a row."""
         weights = tuple(float(row.get(WEIGHT, 1.0)) for row in rows)
         facts = tuple({slot: value for slot, value in row.items() if slot != WEIGHT} for row in rows)
-        return cls(name, tuple(slot for slot in columns if slot != WEIGHT), facts, is_rule, weights)
+        return cls(name, tuple(slot for slot in columns if slot != WEIGHT), facts, known_by, weights)
 
     @cached_property
     def cumulative(self) -> list[float]:
@@ -195,7 +197,7 @@ def _built_in(node: Node) -> Table:
     if len(rows) > _MOST_FACTS:
         raise node.wrong(f"{len(rows):,} facts; {_MOST_FACTS:,} are the most")
     facts = [dict(zip(columns, row, strict=True)) for row in rows]
-    return Table.of(name, columns, facts, is_rule=table.is_rule)
+    return Table.of(name, columns, facts, known_by=table.known_by)
 
 
 class _ExchangeReader:
@@ -294,7 +296,7 @@ class _ExchangeReader:
     def _check_answers(self, exchange: Exchange, right: Node) -> None:
         """Raise DataError if a check is none, or an answer is wrong by it."""
         rows = self._table.rows
-        for number, row in enumerate(rows if not self._table.is_rule else spread(rows, _MOST_CHECKED)):
+        for number, row in enumerate(rows if not self._table.known_by else spread(rows, _MOST_CHECKED)):
             other = rows[number - 1] if rows[number - 1] is not row else rows[-1]
             check = fill_check(exchange.right, row, other)
             if problem := check_problem(check):
