@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dialogkit.cli.metrics_table import letters_of, print_tasks
 from dialogkit.cli.output import Output, replies_table, table, untrusted
-from dialogkit.text import counted
+from dialogkit.text import counted, listed
 from dialogkit.tracking.metric_specs import HELD_OUT, STOP_RATE
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ def _warn_of_different_dialogs(output: Output, compared: "Comparison", letters: 
         numbers = f" ({', '.join(own)})" if own else ""
         said = f"their held-out dialogs differ{numbers}: results on different dialogs cannot be compared"
         output.note(f"{said}{hidden}")
+    elif evaluated_apart and len({tuple(map(str, parts)) for parts in compared.evaluated_on if parts}) == 1:
+        missing = [letter for letter, parts in zip(letters, compared.evaluated_on, strict=True) if not parts]
+        output.note(f"{listed(missing)} {'was' if len(missing) == 1 else 'were'} not evaluated{hidden}")
     elif evaluated_apart:
         each = [
             f"{letter} on {' and '.join(f'{part.dialogs:,} of {part.dataset}' for part in parts) or 'none'}"

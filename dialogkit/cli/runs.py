@@ -98,12 +98,22 @@ def _render_best(output: Output, rows: "list[RunRow]", none: str) -> None:
     render_runs(output, rows, none=none)
     for row in rows:
         if row.tied_with:
-            names = ", ".join(row.tied_with[:_TIED]) + (" ..." if len(row.tied_with) > _TIED else "")
-            by_dialog = hints.render(Call("evaluate", row.name, row.tied_with[0]))
-            output.note(
-                f"{row.name} is not clearly better than {names}: their 95% intervals overlap; "
-                f"{by_dialog} compares them dialog by dialog, which is sharper"
-            )
+            output.note(_tie(row))
+
+
+def _tie(row: "RunRow") -> str:
+    """Return which runs the best one may not be better than, and how to find out."""
+    names = ", ".join(row.tied_with[:_TIED]) + (" ..." if len(row.tied_with) > _TIED else "")
+    if not row.not_paired:
+        return f"{row.name} is not clearly better than {names}, compared dialog by dialog"
+    by_dialog = hints.render(Call("evaluate", row.name, *row.not_paired[:_TIED]))
+    overlapping = (
+        "their 95% intervals overlap" if row.not_paired == row.tied_with else "some 95% intervals overlap"
+    )
+    return (
+        f"{row.name} is not clearly better than {names}: {overlapping}; "
+        f"{by_dialog} compares them dialog by dialog, which is sharper"
+    )
 
 
 def report_command(

@@ -89,7 +89,7 @@ def test_the_model_with_the_most_right_answers_is_chosen(
     made = plan(180)
     assert made.chosen == chosen
     row = made.row
-    # The start, and evaluations: two beside those of the training, of which there are four if 18 s are enough for all.
+    # The start, and evaluations: two beside those of the training, which are four if 18 s suffice for all.
     evaluations = 2 + max(1, min(4, int(18 / step_s) - 2))
     assert row.steps == pytest.approx((180 - 2 - evaluations * step_s) / (1000 / (row.tokens_per_s or 1)), abs=1)
 

@@ -312,12 +312,13 @@ class _Evaluator:
         return row, replies
 
     def _marked(self, model: "LoadedModel", questions: Sequence[Question]) -> list[Marked]:
-        """Return checked questions with the replies of a model."""
+        """Return checked questions with the most probable replies of a model, as at the end of its training."""
+        greedy = self.sampling.model_copy(update={"temperature": 0.0})
         marked: list[Marked] = []
         for start in range(0, len(questions), REPLIES):
             self.progress.start("answering checked questions")
             asked = questions[start : start + REPLIES]
-            made = replies_to(model, [question.prompt_ids for question in asked], self.sampling)
+            made = replies_to(model, [question.prompt_ids for question in asked], greedy)
             marked += mark(asked, [reply.text for reply in made])
             self.progress.advance(len(asked))
         return marked

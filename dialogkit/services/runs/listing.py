@@ -9,6 +9,9 @@ from pydantic import Field
 
 from dialogkit.config.base import Result
 from dialogkit.config.paths import DEFAULT_OUTPUT
+from dialogkit.services.evaluation.results import Scores
+from dialogkit.services.runs.verdict import Contender, Verdict, judge
+from dialogkit.tracking.evaluation_files import dialog_scores
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.run_index import RunSummary, read_runs
@@ -42,6 +45,8 @@ class RunRow(Result):
     """95% interval of the bits per byte of the finished model."""
     tied_with: list[str] = Field(default_factory=list)
     """Of the best run: the others on the same held-out dialogs that it may not be better than."""
+    not_paired: list[str] = Field(default_factory=list)
+    """Of these, those that no evaluation has compared dialog by dialog: their intervals overlap its own."""
 
 
 class RunList(NamedTuple):
@@ -65,17 +70,35 @@ def skipped_runs(*, output: str | Path = DEFAULT_OUTPUT) -> list[str]:
 
 def best_runs(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:
     """Return the finished run with the fewest bits per byte on each dataset, and those it may not beat."""
-    by_data: dict[Any, list[RunRow]] = {}
+    by_data: dict[Any, list[tuple[RunDir, RunRow]]] = {}
     for run, summary in list_runs(Path(output)):
         row = _row(run, summary)
         if summary.status == "completed" and row.bits_per_byte is not None:
-            by_data.setdefault((summary.revision, summary.eval_dialogs), []).append(row)
+            by_data.setdefault((summary.revision, summary.eval_dialogs), []).append((run, row))
     best = []
-    for rows in by_data.values():
-        first, *others = sorted(rows, key=lambda row: row.bits_per_byte or 0)
-        tied = [other.name for other in others if not _is_below(first.interval, other.interval)]
-        best.append(first.model_copy(update={"tied_with": tied}))
+    for (_, dialogs), found in by_data.items():
+        (best_run, first), *others = sorted(found, key=lambda pair: pair[1].bits_per_byte or 0)
+        near = [(run, row) for run, row in others if not _is_below(first.interval, row.interval)]
+        scores = dialog_scores(best_run, first.dataset, dialogs) if near and dialogs else {}
+        tied, not_paired = [], []
+        for run, row in near:
+            verdict = _by_dialog(first, scores, row, dialog_scores(run, row.dataset, dialogs) if scores else {})
+            if verdict is None or verdict.clearly_best != first.name:
+                tied.append(row.name)
+            if verdict is None:
+                not_paired.append(row.name)
+        best.append(first.model_copy(update={"tied_with": tied, "not_paired": not_paired}))
     return best
+
+
+def _by_dialog(first: RunRow, scores: Scores, other: RunRow, its_scores: Scores) -> Verdict | None:
+    """Return which of two runs predicts better on the dialogs that both have stored scores of; None if on none."""
+    if not scores.keys() & its_scores.keys():
+        return None
+    contenders = [
+        Contender(row.name, row.bits_per_byte, scores=of) for row, of in ((first, scores), (other, its_scores))
+    ]
+    return judge(contenders, dialogs=None)
 
 
 def _is_below(one: tuple[float, float] | None, other: tuple[float, float] | None) -> bool:

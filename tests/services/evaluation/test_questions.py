@@ -133,12 +133,14 @@ def test_a_few_wrong_answers_are_shown_and_the_topics(taught: Taught, capfd: pyt
     assert re.search(r"^bad things +10 +0% ", shown, re.MULTILINE)
 
 
-def test_a_run_measures_its_right_answers_and_shows_them(taught: Taught) -> None:
+def test_a_run_measures_its_right_answers_and_shows_them(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDir(taught.folder / taught.result.run_dir)
     points = {p["step"]: p["eval/right_answers"] for p in run.metrics() if "eval/right_answers" in p}
     assert sorted(points) == [0, 50, 100]
     assert points[0] == 0.0 == taught.result.metrics["before/right_answers"]
     assert taught.result.metrics["final/right_answers"] == points[100] > 0.5
+    monkeypatch.chdir(taught.folder)
+    assert evaluate("taught", device="cpu").rows[0].right_answers == points[100]
     assert "final/right_answers" in run.read().intervals
     assert re.search(r"step 100/100 .* right answers \d", (run.path / "console.log").read_text())
     assert "| right answers | 0.0% |" in (Path(taught.folder / taught.result.model_dir) / "README.md").read_text()

@@ -20,7 +20,7 @@ from dialogkit.errors import InterruptedRunError
 from dialogkit.services.evaluate import EvaluateRow
 from dialogkit.services.evaluation.results import TaskFigure, TaskRow
 from dialogkit.services.runs.compare import compare_runs, show_run, sync_runs
-from dialogkit.services.runs.listing import list_run_rows
+from dialogkit.services.runs.listing import best_runs, list_run_rows
 from dialogkit.tracking.evaluation_files import write_evaluation, write_task
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
@@ -505,6 +505,7 @@ def test_kept_scores_of_dialogs_make_the_verdict_sharp_on_the_screen_and_on_the_
     keep_evaluation(two, "other-run", [n - 0.5 for n in nats], bits_per_byte=2.9, **wide)
     verdict = compare_runs(["shared-run", "other-run"], output=two).verdict
     assert (verdict.best, verdict.dialogs, verdict.behind[0].clear) == ("other-run", 15, True)
+    assert [(row.name, row.tied_with) for row in best_runs(output=two)] == [("other-run", [])]
     dialogkit("runs", "report", "shared-run", "other-run", "--output-dir", two, "--output", "two.html")
     page = Path("two.html").read_text()
     assert f'<p class="verdict" dir="auto">{verdict.text}</p>' in page
@@ -516,6 +517,10 @@ def test_kept_scores_of_dialogs_make_the_verdict_sharp_on_the_screen_and_on_the_
     path = Path(two) / "runs/other-run/evaluation/starter-15-dialogs-scores.jsonl"
     path.write_text(path.read_text().replace('"nats"', '"nots"', 1))
     assert compare_runs(["shared-run", "other-run"], output=two).verdict.behind[0].interval is None
+    assert (
+        "their 95% intervals overlap; dialogkit evaluate other-run shared-run"
+        in dialogkit("runs", "best", "--output-dir", two).err
+    )
 
 
 def test_evaluations_on_other_dialogs_are_not_set_side_by_side_and_that_is_said(two: str, dialogkit: Run) -> None:
