@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
 
 import typer
 from typer.exceptions import TyperException
@@ -34,10 +34,14 @@ from dialogkit.cli import (
 )
 from dialogkit.cli.aliases import DEVICE
 from dialogkit.cli.output import Output
+from dialogkit.cli.terminal import between_words
 from dialogkit.distributed.rank import enter, require_sound_rank, silence, this_rank
 from dialogkit.errors import ConfigError, DialogKitError
 from dialogkit.redaction import redact
 from dialogkit.text import sanitize
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(
     name="dialogkit",
@@ -117,10 +121,19 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 
 class _Sanitized(logging.Formatter):
-    """Makes warnings of libraries safe to print: they may quote what they read, and URLs with passwords."""
+    """Makes warnings of libraries safe to print: they may quote what they read, and URLs with passwords.
+
+    A terminal breaks them between words.
+    """
+
+    def __init__(self, stderr: "Console") -> None:
+        super().__init__("%(message)s")
+        self._stderr = stderr
 
     def format(self, record: logging.LogRecord) -> str:
-        return sanitize(redact(super().format(record)))
+        """Return a message."""
+        text = sanitize(redact(super().format(record)))
+        return between_words(text, self._stderr.width) if self._stderr.is_terminal else text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -129,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Output(json_mode="--json" in words)
     hints.remember(words)
     log = _Stderr()
-    log.setFormatter(_Sanitized("%(message)s"))
+    log.setFormatter(_Sanitized(output.err))
     logging.basicConfig(level=logging.WARNING, handlers=[log])
     logging.getLogger("dialogkit.system.network").setLevel(logging.INFO)  # says what it waits for
     # Libraries send no telemetry, and draw no progress bars into our output.
