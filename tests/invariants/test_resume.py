@@ -35,6 +35,7 @@ LONG = {**SMALL, "train.max_steps": STEPS, "train.eval_every_steps": 3, "train.l
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bf16": {"runtime.precision": "bf16"},
+    "fp16": {"runtime.precision": "fp16", "train.optimizer": "muon"},
     "float32": {"runtime.precision": "fp32"},
     "accumulation": {"train.batch_size": 4, "train.accumulation_steps": 2},
     "workers": {"runtime.workers": 1},
@@ -91,6 +92,7 @@ def digests(run: str) -> dict[str, str]:
     folder = Path("models/runs") / run
     newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     files = [folder / "model/model.safetensors", newest / "model.safetensors", newest / "optimizer.pt"]
+    files += newest.glob("scaler.pt")  # in fp16
     found = {path.parent.name + "/" + path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     return {**found, "newest": newest.name}
 
