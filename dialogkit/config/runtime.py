@@ -17,8 +17,7 @@ class RuntimeConfig(Section):
     sharding: Literal["none", "fsdp"] = "none"
     """fsdp: each process keeps only a shard of weights, gradients and optimizer state (PyTorch's FSDP2)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of matrix products; weights stay in float32. auto: bf16 if the hardware has it, else fp16 on
-    NVIDIA GPUs of compute capability 7, else fp32."""
+    """Precision of matrix products; weights stay in float32. auto: bf16 or fp16 where the hardware has it."""
     compile: bool = False
     """Compile the model with torch.compile: slower start, faster steps on a GPU."""
     threads: int | None = Field(None, examples=[2], ge=1, le=1024)

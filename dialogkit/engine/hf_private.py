@@ -38,6 +38,8 @@ class OpenTrainer(Trainer):
     # Accelerate has no scaler for a CPU, where it would train in float32 without a word.
     def scale_loss(self, scaler: torch.amp.GradScaler) -> None:
         """Scale the loss by a scaler, whose state is saved with checkpoints."""
+        # Loading the optimizer of a sharded model makes a step before any loss.
+        scaler.scale(torch.ones((), device=self.args.device))
         self.accelerator.scaler, self.accelerator.native_amp = scaler, True
 
     def _load_scaler(self, checkpoint: str | None) -> None:
