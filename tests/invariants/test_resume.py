@@ -491,6 +491,18 @@ def test_another_processor_is_refused_unless_forced(monkeypatch: pytest.MonkeyPa
     assert resume(run, force=True) is not None
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize(("before", "after"), [("fp16", "fp32"), ("float32", "fp16")])
+def test_a_run_can_be_forced_into_and_out_of_fp16(before: str, after: str) -> None:
+    run = killed(before, "stopped", 5)
+    changes = {"runtime.precision": after}
+    with pytest.raises(ConfigError, match="cannot resume with different conditions"):
+        resume(run, changes=changes)
+    assert resume(run, changes=changes, force=True) is not None
+    trained = [metrics for _, metrics in history("stopped") if "train/loss" in metrics]
+    assert ("train/skipped_steps" in trained[-1]) == (after == "fp16")
+
+
 def test_a_run_that_is_being_trained_is_not_trained_by_another(run: RunDir) -> None:
     with run.locked(), pytest.raises(StorageError, match=f"is being trained by process {os.getpid()}"):
         resume(run)
