@@ -109,7 +109,7 @@ def test_gradients_below_the_smallest_number_of_fp16_give_the_directions_of_floa
     for model, precision in zip(models, ("fp16", "fp32"), strict=True):
         give_gradients(model, 0)
         for parameter in model.parameters():
-            parameter.grad *= 1e-7  # type: ignore[operator]
+            parameter.grad *= 1e-7
         muon_with_adamw(model, [], CONFIG, precision).step()  # type: ignore[arg-type]
     for start, ours, theirs in zip(before, *map(muon_matrices, models), strict=True):
         assert (ours - theirs).norm() < 0.02 * (theirs - start).norm()
