@@ -88,7 +88,7 @@ GIVE = {
     "lora": ["--method", "lora"],
     "peft": ["--method", "lora"],
     "bf16": ["--set", "runtime.precision=bf16"],
-    "fp16": ["--set", "runtime.precision=bf16"],  # fp16 is not supported
+    "fp16": ["--set", "runtime.precision=fp16"],
     "fp32": ["--set", "runtime.precision=fp32"],
     "compile": ["--set", "runtime.compile=true"],
     "torch-compile": ["--set", "runtime.compile=true"],

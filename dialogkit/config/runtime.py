@@ -16,8 +16,8 @@ class RuntimeConfig(Section):
     """Processes on this machine, one per device; they split each batch. auto: one per GPU, one on a CPU."""
     sharding: Literal["none", "fsdp"] = "none"
     """fsdp: each process keeps only a shard of weights, gradients and optimizer state (PyTorch's FSDP2)."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of matrix products; weights stay in float32. auto: bf16 if the hardware supports it."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of matrix products; weights stay in float32. auto: bf16 or fp16 where the hardware has it."""
     compile: bool = False
     """Compile the model with torch.compile: slower start, faster steps on a GPU."""
     threads: int | None = Field(None, examples=[2], ge=1, le=1024)

@@ -83,6 +83,7 @@ def training_arguments(task: "FitTask") -> Any:
         greater_is_better=False,
         **_sharding(config) if sharded else {recompute: config.activation_checkpointing},
         bf16=runtime.precision == "bf16",
+        fp16=runtime.precision == "fp16",
         use_cpu=runtime.device == "cpu",
         torch_compile=task.compile,
         dataloader_num_workers=task.workers,

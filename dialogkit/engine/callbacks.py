@@ -17,8 +17,9 @@ from dialogkit.distributed.rank import signal_came_from_user
 from dialogkit.engine.checkpoints import Progress
 from dialogkit.engine.device import synchronize
 from dialogkit.engine.loss import TokenCounter
+from dialogkit.engine.loss_scale import LossScaler
 from dialogkit.errors import DivergedError, InterruptedRunError, ProcessLostError
-from dialogkit.hints import Change
+from dialogkit.hints import Change, Either
 from dialogkit.system import cpu_threads, stopping
 from dialogkit.system.signals import name_of
 
@@ -35,10 +36,12 @@ class MetricCallback(TrainerCallback):
 
     Attributes:
         counter: counts the tokens of the run.
+        scaler: scales the loss and counts skipped steps, in fp16.
     """
 
-    def __init__(self, sink: MetricSink) -> None:
+    def __init__(self, sink: MetricSink, scaler: LossScaler | None = None) -> None:
         self._sink = sink
+        self.scaler = scaler
         self.counter = TokenCounter()
         self._done = Progress()
         self._since = 0.0
@@ -90,6 +93,10 @@ class MetricCallback(TrainerCallback):
         seconds, tokens = done.train_s - done.logged_train_s, self.counter.all - done.logged_tokens
         metrics = {f"train/{key}": float(value) for key, value in logs.items() if key in _FORWARDED}
         metrics |= self.counter.metrics()
+        if self.scaler is not None:
+            metrics["train/skipped_steps"] = self.scaler.skipped_steps
+            if self.scaler.skipped_last_step:
+                metrics.pop("train/grad_norm", None)  # it is not finite, which is why
         metrics["perf/tokens_per_s"] = tokens / max(seconds, 1e-9)
         if cpu_threads.of_process.adaptive:
             metrics["perf/threads"] = cpu_threads.of_process.now
@@ -164,22 +171,33 @@ class ThreadsCallback(TrainerCallback):
 class StopAtNonFinite(TrainerCallback):
     """Ends a run whose loss or gradient is not finite, before such weights are saved.
 
-    HF saves after it has logged and evaluated; not every step is logged, but every checkpoint is evaluated.
+    HF saves after it has logged and evaluated; not every step is logged, but every checkpoint is evaluated. A
+    gradient that overflows in fp16 is no reason while its step is skipped: a smaller scale of the loss may help.
     """
+
+    def __init__(self, scaler: LossScaler | None = None) -> None:
+        self._scaler = scaler
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Check one log entry, of training or of an evaluation. Raises: DivergedError."""
+        scaler, step = self._scaler, state.global_step
         for key in ("loss", "grad_norm", "eval_nats_per_token"):
             value = (logs or {}).get(key)
-            if value is not None and not math.isfinite(value):
-                raise diverged(f"{key} is {value}", state.global_step, args.learning_rate)
+            if value is None or math.isfinite(value):
+                continue
+            if key != "grad_norm" or scaler is None or not scaler.skipped_last_step:
+                raise diverged(f"{key} is {value}", step, args.learning_rate, in_fp16=scaler is not None)
+        if scaler is not None and scaler.has_collapsed:
+            raise diverged("gradients overflow at any scale", step, args.learning_rate, in_fp16=True)
 
 
-def diverged(what: str, step: int, learning_rate: float) -> DivergedError:
-    """Return the error of a diverged run, with a lower learning rate as its hint."""
+def diverged(what: str, step: int, learning_rate: float, *, in_fp16: bool = False) -> DivergedError:
+    """Return the error of a diverged run, with a lower learning rate, or more room than fp16 has, as its hint."""
+    slower = Change({"train.learning_rate": float(f"{learning_rate / 3:.1g}")})
     return DivergedError(
-        f"training diverged: {what} at step {step} (learning rate {learning_rate:.3g})",
-        hint=Change({"train.learning_rate": float(f"{learning_rate / 3:.1g}")}),
+        f"training diverged: {what} at step {step} (learning rate {learning_rate:.3g}"
+        f"{', fp16' if in_fp16 else ''})",
+        hint=Either(Change({"runtime.precision": "fp32"}), slower) if in_fp16 else slower,
     )
 
 

@@ -30,7 +30,7 @@ from dialogkit.system.ownership import (
     remove_empty,
 )
 
-_PICKLED = re.compile(r"(optimizer|scheduler)\.pt|rng_state(_\d+)?\.pth|training_args\.bin")
+_PICKLED = re.compile(r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth|training_args\.bin")
 """The pickled files that a run writes; HF would also read any others in the folder."""
 _PLAN = ".metadata"
 _SHARD = re.compile(rf"({PARTS}|optimizer_0)/(\.metadata|__\d+_\d+\.distcp)")

@@ -19,7 +19,14 @@ from dialogkit.system import cpu_threads
 from dialogkit.system.cpu import processor_flags, processor_name
 from dialogkit.system.nvidia import nvidia_driver, reduce_fragmentation
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The dtype of matrix products in each precision."""
+_ARITHMETIC: dict[Precision, tuple[str, ...]] = {
+    "bf16": ("amx_bf16", "avx512_bf16"),
+    "fp16": ("amx_fp16", "avx512_fp16"),
+}
+"""The flags of processors that compute in a precision, the fastest first."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,12 @@ class Runtime:
 
     def autocast(self) -> torch.autocast:
         """Return a context in which matrix products have the run's precision."""
-        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(self.device, dtype=self.dtype, enabled=self.precision != "fp32")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of matrix products."""
+        return DTYPES[self.precision]
 
 
 def resolve_runtime(config: RuntimeConfig) -> Runtime:
@@ -134,16 +146,18 @@ def unused_gpu(runtime: Runtime) -> str | None:
     return gpu_problem()
 
 
-def _precision(request: Literal["auto", "fp32", "bf16"], device: str) -> tuple[Precision, str]:
+def _precision(request: Literal["auto", "fp32", "bf16", "fp16"], device: str) -> tuple[Precision, str]:
     if request != "auto":
         return request, "requested"
     if device == "cuda":
         major, minor = torch.cuda.get_device_capability()
         if major >= 8:
             return "bf16", f"compute capability {major}.{minor}"
+        if major == 7 and torch.version.hip is None:
+            return "fp16", f"compute capability {major}.{minor} has fp16 and no bf16"
         return "fp32", f"compute capability {major}.{minor} has no bf16"
     if device == "cpu":
-        for flag in ("amx_bf16", "avx512_bf16"):
+        for flag in _ARITHMETIC["bf16"]:
             if flag in processor_flags():
                 return "bf16", f"the CPU has {flag}"
         return "fp32", "the CPU has no bf16 arithmetic"
@@ -186,12 +200,12 @@ def synchronize(device: str) -> None:
         torch.mps.synchronize()
 
 
-def emulates_bf16(runtime: Runtime) -> bool:
-    """Return whether a run uses bf16 on a CPU without bf16 arithmetic, which is many times slower."""
-    if runtime.device != "cpu" or runtime.precision != "bf16":
+def is_emulated(runtime: Runtime) -> bool:
+    """Return whether a run's precision is one that its CPU does not compute in, which is many times slower."""
+    if runtime.device != "cpu" or runtime.precision == "fp32":
         return False
-    # Not every system reports the flags.
-    return bool(processor_flags()) and _precision("auto", "cpu")[0] == "fp32"
+    flags = processor_flags()  # not every system reports them
+    return bool(flags) and flags.isdisjoint(_ARITHMETIC[runtime.precision])
 
 
 def _device_name(device: str) -> str:

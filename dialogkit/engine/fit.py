@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import EarlyStoppingCallback, PrinterCallback
 from transformers.utils import logging as hf_logging
 
@@ -26,6 +25,7 @@ from dialogkit.engine.callbacks import (
 from dialogkit.engine.device import Runtime, float32_as_found
 from dialogkit.engine.histograms import HistogramCallback, HistogramSink
 from dialogkit.engine.loss import install_dialog_loss, remove_dialog_loss
+from dialogkit.engine.loss_scale import LossScaler
 from dialogkit.engine.memory import keep_freed_memory
 from dialogkit.engine.norms import fused_norms
 from dialogkit.engine.task import FitTask
@@ -48,6 +48,8 @@ class FitResult:
     best_step: int | None
     kept_step: int
     """The step whose weights the model has."""
+    skipped_steps: int | None = None
+    """In fp16, the steps whose gradients overflowed, which changed no weight; else None."""
 
 
 def fit(
@@ -71,8 +73,9 @@ def fit(
         keep_freed_memory()
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
-    metrics = MetricCallback(sink)
-    callbacks = [metrics, StopAtNonFinite(), stop, ThreadsCallback()]
+    scaler = LossScaler(task.runtime.device) if task.runtime.precision == "fp16" else None
+    metrics = MetricCallback(sink, scaler)
+    callbacks = [metrics, StopAtNonFinite(scaler), stop, ThreadsCallback()]
     if histograms is not None and task.histogram_every and process_group.is_main_process() and not sharded:
         callbacks.append(HistogramCallback(histograms, every=task.histogram_every))
     plan = None
@@ -83,8 +86,7 @@ def fit(
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
     use_packed_attention(task.model)
-    dtype = torch.bfloat16 if task.runtime.precision == "bf16" else torch.float32
-    install_dialog_loss(task.model, dtype=dtype, counter=metrics.counter, sharded=sharded)
+    install_dialog_loss(task.model, dtype=task.runtime.dtype, counter=metrics.counter, sharded=sharded)
     try:
         with float32_as_found():
             trainer = DialogTrainer(task, metrics, sink, plan, callbacks)
@@ -135,6 +137,7 @@ def fit(
         train_s=metrics.train_s,
         best_step=best,
         kept_step=best if best is not None and config.keep == "best" else steps,
+        skipped_steps=None if scaler is None else scaler.skipped_steps,
     )
 
 

@@ -29,7 +29,19 @@ PEAK_BF16 = {
     "RTX 4090": 1.652e14,
     "RTX 3090": 7.1e13,
 }
-"""Dense bf16 operations per second by words of the device's name, as published by the vendors (SXM by default)."""
+"""Dense bf16 operations per second by words of the device's name, as published by the vendors (SXM by default).
+
+Those in fp16 are as many.
+"""
+
+PEAK_FP16 = {
+    **PEAK_BF16,
+    # https://www.nvidia.com/en-us/data-center/tesla-t4/ and the data sheet of the V100: fp16 with fp32 sums
+    "T4": 6.5e13,
+    "V100": 1.25e14,
+    "V100-PCIE": 1.12e14,
+}
+"""The same in fp16, with the GPUs that have no bf16."""
 
 _SLOWER = re.compile(r"\b(Laptop|MIG|D)\b")
 """Words of a name that is not the whole GPU: that of a laptop, a part of one, a model for one country."""
@@ -67,10 +79,9 @@ def flops_per_token(
 
 def peak_flops(device_name: str, precision: str) -> float | None:
     """Return the peak operations per second of a device; None if unknown."""
-    if precision != "bf16":
-        return None
+    peaks = {"bf16": PEAK_BF16, "fp16": PEAK_FP16}.get(precision, {})
     if _SLOWER.search(device_name):
         return None
-    longest_first = sorted(PEAK_BF16, key=len, reverse=True)
+    longest_first = sorted(peaks, key=len, reverse=True)
     named = (words for words in longest_first if re.search(rf"\b{words}\b", device_name))
-    return next((PEAK_BF16[words] for words in named), None)
+    return next((peaks[words] for words in named), None)

@@ -26,10 +26,25 @@ class OpenTrainer(Trainer):
 
     # HF's norm is torch's float32 one, which is up to 6.5e-4 too small on a CPU.
     def _clip_grad_norm(self, model: Any) -> Any:
+        self.accelerator.unscale_gradients()
         return clip_gradients(model.parameters(), self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        return gradient_norm(model.parameters()) if grad_norm is None else grad_norm
+        if grad_norm is not None:
+            return grad_norm
+        self.accelerator.unscale_gradients()  # nothing was clipped
+        return gradient_norm(model.parameters())
+
+    # Accelerate has no scaler for a CPU, where it would train in float32 without a word.
+    def scale_loss(self, scaler: torch.amp.GradScaler) -> None:
+        """Scale the loss by a scaler, whose state is saved with checkpoints."""
+        # Loading the optimizer of a sharded model makes a step before any loss.
+        scaler.scale(torch.ones((), device=self.args.device))
+        self.accelerator.scaler, self.accelerator.native_amp = scaler, True
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if self.accelerator.scaler is not None:  # a run may be forced to resume in another precision
+            super()._load_scaler(checkpoint)
 
     # HF compares each label on the device, and wants a second copy of them to know that none is shifted.
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:

@@ -23,6 +23,8 @@ CHUNK_TOKENS = 512
 _GPU_LOGITS = 2**27
 """Logits held at once on a GPU; 4,096 rows of 32,768 in bf16 are 256 MB."""
 
+_SHIFT = 2.0**15
+"""Factor of the gradients of logits in float16: they are at most 1, and its smallest normal number is 6e-5."""
 _LEAST = torch.finfo(torch.float32).tiny
 """Smallest probability with a finite logarithm; a target below it counts as this, 87 nats."""
 
@@ -49,11 +51,21 @@ def chunk_tokens(vocabulary: int, device: torch.device) -> int:
     return CHUNK_TOKENS if device.type != "cuda" else max(CHUNK_TOKENS, _GPU_LOGITS // vocabulary)
 
 
+def _product_in_float32(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the product of two matrices in float16 as its sums are, in float32."""
+    if a.device.type == "cuda" and torch.version.hip is None:
+        return torch.mm(a, b, out_dtype=torch.float32, out=out)
+    return torch.mm(a.float(), b.float(), out=out)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of cross-entropies of a linear head; the gradients are computed in the forward pass, chunk by chunk.
 
     Logits and probabilities stay in the precision of the matrix products: converting chunks to float32 and back
     takes as long as the products. In bf16 the sum differs by some 1e-4 nats per token, the gradients do not.
+
+    In float16 they are in float32, as most probabilities are below its smallest normal number. So are the
+    gradients: what multiplies them in the backward pass, the scale of the loss included, comes after the products.
     """
 
     @staticmethod
@@ -68,37 +80,44 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden, weight = hidden_SD.to(dtype), weight_VD.to(dtype)
         if compiles_shapes(dtype, hidden.device):
             hidden = pad(hidden, (0, 0, 0, common_length(len(hidden)) - len(hidden)))
-        grad_hidden = torch.empty_like(hidden)
+        half = dtype == torch.float16
+        product: Callable[..., torch.Tensor] = _product_in_float32 if half else torch.mm
+        kept = torch.float32 if half else dtype
+        grad_hidden = torch.empty_like(hidden, dtype=kept)
         learns = ctx.needs_input_grad[1]  # False if only an adapter is trained
         grad_weight: torch.Tensor | None = None
         total = hidden_SD.new_zeros((), dtype=torch.float32)
         rows = chunk_tokens(len(weight), hidden.device)
-        logits_buffer = hidden.new_empty(min(rows, len(hidden)), len(weight))
+        logits_buffer = hidden.new_empty(min(rows, len(hidden)), len(weight), dtype=kept)
         for start in range(0, len(hidden), rows):
             chunk = slice(start, start + rows)
             x, targets = hidden[chunk], targets_S[chunk]
             at_targets = (torch.arange(len(targets), device=x.device), targets)
-            logits = torch.mm(x, weight.t(), out=logits_buffer[: len(x)])
+            logits = product(x, weight.t(), out=logits_buffer[: len(x)])
             probabilities = logits.softmax(1)
             total -= probabilities[at_targets].float().clamp_min(_LEAST).log().sum()
             grad_logits = probabilities
             grad_logits[at_targets] -= 1  # scatter_add_ copies the whole matrix twice
             grad_logits[len(targets) :] = 0  # padding rows
-            torch.mm(grad_logits, weight, out=grad_hidden[chunk])
+            if half:
+                grad_logits = grad_logits.mul_(_SHIFT).to(dtype)
+            product(grad_logits, weight, out=grad_hidden[chunk])
             if not learns:
                 continue
-            part = grad_logits.t() @ x
+            part = product(grad_logits.t(), x)
             # Summed in the precision of the weights: many small bf16 additions would lose most of it.
             grad_weight = part.to(weight_VD.dtype) if grad_weight is None else grad_weight.add_(part)
         if learns and grad_weight is None:
             grad_weight = torch.zeros_like(weight_VD)
         ctx.save_for_backward(grad_hidden[: len(hidden_SD)], grad_weight)
-        ctx.hidden_dtype, ctx.shared = hidden_SD.dtype, shared
+        ctx.hidden_dtype, ctx.shared, ctx.half = hidden_SD.dtype, shared, half
         return total
 
     @staticmethod
     def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
+        if ctx.half:
+            grad_total = grad_total / _SHIFT
         if grad_weight is not None:
             grad_weight.mul_(grad_total)
         if ctx.shared is not None:

@@ -7,7 +7,7 @@ import torch
 from torch.optim import AdamW, Muon, Optimizer
 
 from dialogkit.config.train import TrainConfig
-from dialogkit.engine.device import Precision
+from dialogkit.engine.device import DTYPES, Precision
 
 
 class StackedMuon(Muon):
@@ -36,6 +36,9 @@ class StackedMuon(Muon):
                 means: list[torch.Tensor] = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
                 torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
                 ahead = torch._foreach_lerp(gradients, means, group["momentum"])
+                if self._dtype == torch.float16:  # many gradients are below its smallest number
+                    norms = torch._foreach_norm(ahead)
+                    ahead = torch._foreach_div(ahead, [norm.clamp(min=group["eps"]) for norm in norms])
                 if len(matrices) == 1:  # the kernels for a stack may round differently
                     directions = [orthogonalized(ahead[0].to(self._dtype), *iteration)]
                 else:
@@ -100,13 +103,22 @@ class MuonWithAdamW(Optimizer):
     to the size of AdamW's (Liu et al. 2025, arXiv:2502.16982): one learning rate and weight decay serve both.
     """
 
+    # A step that is skipped counts in the schedule of the learning rate, as with AdamW alone: the scaler calls it.
+    _step_supports_amp_scaling = True
+
     def __init__(self, *optimizers: Optimizer) -> None:
         self.optimizers = optimizers
         super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Step both. `closure` recomputes the loss, as in torch; HF passes none."""
+        """Step both, or neither if a scaler of the loss found a gradient in either that is not finite.
+
+        `closure` recomputes the loss, as in torch; HF passes none.
+        """
         loss = None if closure is None else closure()
+        assert getattr(self, "grad_scale", None) is None, "gradients must be unscaled before"
+        if getattr(self, "found_inf", False):
+            return loss
         for optimizer in self.optimizers:
             optimizer.step()
         return loss
@@ -144,9 +156,10 @@ def muon_with_adamw(
             (decays if name in decayed else keeps).append(parameter)
     others = [{"params": decays, "weight_decay": config.weight_decay}, {"params": keeps, "weight_decay": 0.0}]
     rate, decay = config.learning_rate, config.weight_decay
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return MuonWithAdamW(
-        StackedMuon(matrices, dtype=dtype, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        StackedMuon(
+            matrices, dtype=DTYPES[precision], lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+        ),
         AdamW(
             [group for group in others if group["params"]],
             lr=rate,

@@ -94,6 +94,8 @@ class DialogTrainer(OpenTrainer):
         self._task, self._config = task, task.config
         self._metrics, self._sink, self._plan = metrics, sink, plan
         self._evaluation_due = False
+        if metrics.scaler is not None:
+            self.scale_loss(metrics.scaler)
         self._warned: set[str] = set()
 
     def create_accelerator_and_postprocess(self) -> None:

@@ -119,7 +119,7 @@ WRONG = {
     "models show custom-nanno": "models list",
     "config show --set epochs=3": "config show --set train.epochs=3",
     "config show --set train.zzz=1": "config show",
-    f"{TRAIN} --fp16": f"{TRAIN} --set runtime.precision=bf16",
+    f"{TRAIN} --fp16": f"{TRAIN} --set runtime.precision=fp16",
     "data inspect --dataset shop.jsonl": "data inspect shop.jsonl",
     "data inspect shop.csv more.csv": "data inspect together.csv",
     "data inspect shp.jsonl": "data inspect shop.jsonl",

@@ -97,7 +97,9 @@ def test_a_requested_device_that_is_not_there_is_an_error_with_the_way_out(machi
 @pytest.mark.parametrize(
     ("there", "precision", "because"),
     [
-        ({"cuda": (7, 5)}, "fp32", "compute capability 7.5 has no bf16"),
+        ({"cuda": (6, 1), "kernels": CUDA_12}, "fp32", "compute capability 6.1 has no bf16"),
+        ({"cuda": (7, 0), "kernels": CUDA_12}, "fp16", "compute capability 7.0 has fp16 and no bf16"),
+        ({"cuda": (7, 5)}, "fp16", "compute capability 7.5 has fp16 and no bf16"),
         ({"cuda": (8, 0)}, "bf16", "compute capability 8.0"),
         ({"cuda": (12, 1)}, "bf16", "compute capability 12.1"),
         ({"cpu_flags": "avx512_bf16 amx_bf16"}, "bf16", "the CPU has amx_bf16"),
@@ -105,7 +107,7 @@ def test_a_requested_device_that_is_not_there_is_an_error_with_the_way_out(machi
         ({"cpu_flags": "avx2 avx512f"}, "fp32", "the CPU has no bf16 arithmetic"),
     ],
 )
-def test_bf16_is_taken_where_the_hardware_has_it(
+def test_the_fastest_precision_that_the_hardware_has_is_taken(
     machine: Any, there: dict[str, Any], precision: str, because: str
 ) -> None:
     machine(**there)
@@ -118,9 +120,9 @@ def test_bf16_is_taken_where_the_hardware_has_it(
     [
         ((6, 0), CUDA_12, "cuda", "fp32"),  # P100
         ((6, 0), CUDA_13, "cpu", "fp32"),
-        ((7, 0), CUDA_12, "cuda", "fp32"),  # V100
+        ((7, 0), CUDA_12, "cuda", "fp16"),  # V100
         ((7, 0), CUDA_13, "cpu", "fp32"),
-        ((7, 5), CUDA_13, "cuda", "fp32"),  # T4
+        ((7, 5), CUDA_13, "cuda", "fp16"),  # T4
         ((8, 6), CUDA_13, "cuda", "bf16"),
         ((8, 9), CUDA_13, "cuda", "bf16"),  # L4 runs what is made for 8.6
         ((9, 0), "sm_90a", "cuda", "bf16"),
@@ -201,7 +203,7 @@ def test_a_compiled_model_leaves_the_precision_of_float32_as_it_was() -> None:
     assert (backends.fp32_precision, matmul.fp32_precision, matmul.allow_tf32) == before
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("there", [{"cuda": (9, 0)}, {"cpu_flags": "amx_bf16"}, {}])
 def test_a_requested_precision_is_taken(machine: Any, there: dict[str, Any], precision: Any) -> None:
     machine(**there)
@@ -216,16 +218,19 @@ def test_a_requested_precision_is_taken(machine: Any, there: dict[str, Any], pre
         ({"cpu_flags": "avx2"}, "fp32", False),
         ({"cpu_flags": "avx512_bf16"}, "bf16", False),
         ({"cuda": (7, 5), "cpu_flags": "avx2"}, "bf16", False),
+        ({"cpu_flags": "avx512_bf16"}, "fp16", True),
+        ({"cpu_flags": "avx512_fp16"}, "fp16", False),
+        ({}, "fp16", False),  # a system that reports no flags
     ],
 )
-def test_bf16_that_a_cpu_does_not_have_is_emulated(
+def test_a_precision_that_a_cpu_does_not_have_is_emulated(
     machine: Any, there: dict[str, Any], precision: Any, emulated: bool
 ) -> None:
     machine(**there)
-    assert device.emulates_bf16(resolve_runtime(RuntimeConfig(precision=precision))) == emulated
+    assert device.is_emulated(resolve_runtime(RuntimeConfig(precision=precision))) == emulated
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(("precision", "dtype"), device.DTYPES.items())
 def test_autocast_gives_matrix_products_the_precision_of_the_run(precision: Any, dtype: torch.dtype) -> None:
     ones = torch.ones(2, 2)
     with Runtime("cpu", "", "", precision, "").autocast():

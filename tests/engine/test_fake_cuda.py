@@ -50,7 +50,9 @@ class Stream:
     def close(self) -> None: ...
 
 
-def train(*, accumulation_steps: int = 1, streamed: bool = False, precision: str = "bf16") -> dict[str, Any]:
+def train(
+    *, accumulation_steps: int = 1, streamed: bool = False, precision: str = "bf16", optimizer: str = "muon"
+) -> dict[str, Any]:
     """Train a small model on the GPU that is none; return what was seen."""
     from dialogkit.data.collate import collate_dialogs
     from dialogkit.engine.arguments import StepCounts
@@ -71,10 +73,11 @@ def train(*, accumulation_steps: int = 1, streamed: bool = False, precision: str
         pinned += 1
         return tensor
 
-    with fake_cuda(), Watch() as watch:
+    with fake_cuda((7, 5) if precision == "fp16" else (8, 0)), Watch() as watch:
         model, config = new_model("custom-nano", layers=2, width=64, heads=2, context=256)
         model.to = lambda *_, **__: model  # it is there, and fake weights cannot be moved
         changes = {"accumulation_steps": accumulation_steps, "batch_size": 4, "keep": "last", "max_steps": STEPS}
+        changes["optimizer"] = optimizer
         dialogs = Dialogs(LENGTHS, 32768)
         task = FitTask(
             model=model,
@@ -109,6 +112,7 @@ def watched() -> dict[str, Any]:
         "plain": train(),
         "accumulated": train(accumulation_steps=2),
         "streamed": train(streamed=True),
+        "fp16": train(precision="fp16", optimizer="adamw"),
     }
 
 
@@ -124,7 +128,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("way", ["plain", "accumulated", "streamed"])
+@pytest.mark.parametrize("way", ["plain", "accumulated", "streamed", "fp16"])
 def test_a_step_does_not_wait_for_the_gpu_unless_it_is_logged(way: str, seen: Any) -> None:
     run = seen[way]
     assert (run["steps"], run["devices"]) == (STEPS, {"cuda:0"})
@@ -132,13 +136,21 @@ def test_a_step_does_not_wait_for_the_gpu_unless_it_is_logged(way: str, seen: An
     for step, of_step in run["seen"].items():
         assert of_step["operations"] > 100
         assert bool(of_step["waits"]) == (step in run["logged"]), (step, of_step["waits"])
-        assert len(of_step["waits"]) <= 2 or step == STEPS
+        assert len(of_step["waits"]) <= (5 if way == "fp16" else 2) or step == STEPS  # fp16: the scale as well
         assert of_step["blocking_copies"] == []
         assert of_step["from_the_host"] == []
-        assert of_step["float64"] == []
+        # The reciprocal of the scale, a single number.
+        assert [where for where in of_step["float64"] if way != "fp16" or "accelerator.py" not in where] == []
     assert sum(of_step["copies"] for of_step in run["seen"].values()) >= 5 * (STEPS - 1)
     assert run["pinned"] >= 5 * STEPS  # the tensors of a batch
     assert run["cudnn"] == {False}
+
+
+@pytest.mark.faults
+def test_in_fp16_the_scale_is_updated_and_nothing_is_computed_by_kernels_that_the_gpu_lacks(seen: Any) -> None:
+    for of_step in seen["fp16"]["seen"].values():
+        assert of_step["by_name"]["_amp_update_scale_"] == 1
+        assert not any("_varlen_attn" in name for name in of_step["by_name"])
 
 
 @pytest.mark.faults

@@ -59,4 +59,5 @@ def test_the_formula_agrees_with_torchs_counter(rank: int) -> None:
 )
 def test_the_peak_is_known_by_name_and_precision(name: str, peak: float | None) -> None:
     assert peak_flops(name, "bf16") == peak
+    assert peak_flops(name, "fp16") == (6.5e13 if name == "Tesla T4" else peak)
     assert peak_flops(name, "fp32") is None

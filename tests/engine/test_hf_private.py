@@ -16,6 +16,7 @@ METHODS = {
     "_get_grad_norm": ["self", "model", "grad_norm"],
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_best_model": ["self"],
+    "_load_scaler": ["self", "checkpoint"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     "_get_num_items_in_batch": ["self", "batch_samples", "device"],
     "_prepare_input": ["self", "data"],

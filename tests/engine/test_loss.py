@@ -66,6 +66,23 @@ def test_bf16_stays_within_its_precision(size: int, hidden_dtype: torch.dtype) -
     assert max(gradients) < 1e-2
 
 
+@pytest.mark.parametrize("chosen", ["scaled", "unlikely", "certain"])
+def test_gradients_in_fp16_are_those_of_float32_however_small_they_are(chosen: str) -> None:
+    hidden, weight, targets = problem(CHUNK_TOKENS + 1)
+    if chosen == "certain":  # probabilities of 1 but for 1e-6: 1e-6 is below the smallest normal number of fp16
+        hidden = weight[targets] * 20 / weight[targets].square().sum(1, keepdim=True)
+        weight = weight * 0.7
+    scale = 2.0**16 if chosen == "scaled" else 1e-9  # as GradScaler's first; and as of a batch of many tokens
+    found = []
+    for dtype in (torch.float16, torch.float64):
+        leaves = [part.to(torch.float64 if dtype == torch.float64 else torch.float32) for part in (hidden, weight)]
+        leaves = [part.requires_grad_() for part in leaves]
+        loss = chunked_cross_entropy(*leaves, targets, dtype=dtype) * scale
+        found.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours.double() - theirs.double()).norm() < 2e-3 * theirs.norm()
+
+
 def test_the_gradient_of_many_chunks_is_summed_in_the_precision_of_the_weights() -> None:
     hidden, weight, targets = (
         part.float() if part.is_floating_point() else part for part in problem(CHUNK_TOKENS)

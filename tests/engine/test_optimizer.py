@@ -10,8 +10,8 @@ from torch.optim import AdamW, Muon, _muon
 
 from dialogkit.config.load import load_run_config
 from dialogkit.config.train import TrainConfig
-from dialogkit.engine.device import Precision
-from dialogkit.engine.optimizer import MuonWithAdamW, muon_with_adamw, orthogonalized
+from dialogkit.engine.device import DTYPES, Precision
+from dialogkit.engine.optimizer import MuonWithAdamW, muon_matrices, muon_with_adamw, orthogonalized
 from dialogkit.models.build import build_model
 from dialogkit.models.tokenizer import load_tokenizer
 from tests.conftest import TINY
@@ -96,11 +96,23 @@ def test_products_of_the_iteration_have_the_precision_of_the_run(monkeypatch: py
     monkeypatch.setattr(torch, "addmm", reported)
     model = make_model("llama")
     give_gradients(model, 0)
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        optimizer = muon_with_adamw(model, [], CONFIG, precision)  # type: ignore[arg-type]
+    for precision, dtype in DTYPES.items():
+        optimizer = muon_with_adamw(model, [], CONFIG, precision)
         optimizer.step()
         assert set(seen) == {dtype}
         seen.clear()
+
+
+def test_gradients_below_the_smallest_number_of_fp16_give_the_directions_of_float32() -> None:
+    models = [make_model("llama") for _ in range(2)]
+    before = [p.detach().clone() for p in muon_matrices(models[0])]
+    for model, precision in zip(models, ("fp16", "fp32"), strict=True):
+        give_gradients(model, 0)
+        for parameter in model.parameters():
+            parameter.grad *= 1e-7
+        muon_with_adamw(model, [], CONFIG, precision).step()  # type: ignore[arg-type]
+    for start, ours, theirs in zip(before, *map(muon_matrices, models), strict=True):
+        assert (ours - theirs).norm() < 0.02 * (theirs - start).norm()
 
 
 def test_a_schedule_reaches_both_and_a_restored_state_continues_the_same() -> None:

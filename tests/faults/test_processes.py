@@ -653,16 +653,22 @@ llama.LlamaMLP.forward = telling
 """
 
 
-def test_a_sharded_model_in_bf16_whose_activations_are_recomputed_is_whole_in_the_end(
-    in_temporary_folder: Path,
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", "torch.bfloat16"), ("fp16", "torch.float16")])
+def test_a_sharded_model_in_16_bits_whose_activations_are_recomputed_is_whole_in_the_end(
+    in_temporary_folder: Path, precision: str, dtype: str
 ) -> None:
-    settings = {**LONG, "runtime.precision": "bf16", "train.activation_checkpointing": True, "train.keep": "best"}
+    settings = {
+        **LONG,
+        "runtime.precision": precision,
+        "train.activation_checkpointing": True,
+        "train.keep": "best",
+    }
     settings |= {"train.optimizer": "adamw", "train.max_steps": 30}
     assert finish("--name", "alone", settings=settings) == 0, err()
     telling = in_every_process(in_temporary_folder, TELLING)
     settings |= SHARDED
     assert finish("--name", "whole", *PAIR, settings=settings, **telling) == 0, err()
-    assert set(Path("dtypes").read_text().split()) == {"torch.bfloat16"}
+    assert set(Path("dtypes").read_text().split()) == {dtype}
     with started("--name", "it", *PAIR, settings=settings) as process:
         wait_for_step(13, process)
         process.send_signal(signal.SIGTERM)

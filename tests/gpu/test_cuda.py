@@ -70,6 +70,17 @@ def test_the_first_losses_in_float32_are_those_of_the_cpu(small: Any) -> None:
     assert on_cuda == pytest.approx(on_cpu, rel=1e-3)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_twenty_steps_in_fp16_learn_what_they_learn_in_float32(small: Any, optimizer: str) -> None:
+    half, exact = (
+        train(small, device="cuda", precision=precision, max_steps=20, optimizer=optimizer)
+        for precision in ("fp16", "fp32")
+    )
+    assert half[0] == pytest.approx(exact[0], rel=1e-2)
+    assert half[1].skipped_steps <= 2
+    assert {p.dtype for p in half[1].trainer.model.parameters()} == {torch.float32}
+
+
 @pytest.mark.skipif(
     torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0), reason="needs FlashAttention"
 )

@@ -35,6 +35,7 @@ LONG = {**SMALL, "train.max_steps": STEPS, "train.eval_every_steps": 3, "train.l
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bf16": {"runtime.precision": "bf16"},
+    "fp16": {"runtime.precision": "fp16", "train.optimizer": "muon"},
     "float32": {"runtime.precision": "fp32"},
     "accumulation": {"train.batch_size": 4, "train.accumulation_steps": 2},
     "workers": {"runtime.workers": 1},
@@ -91,6 +92,7 @@ def digests(run: str) -> dict[str, str]:
     folder = Path("models/runs") / run
     newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     files = [folder / "model/model.safetensors", newest / "model.safetensors", newest / "optimizer.pt"]
+    files += newest.glob("scaler.pt")  # in fp16
     found = {path.parent.name + "/" + path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     return {**found, "newest": newest.name}
 
@@ -487,6 +489,18 @@ def test_another_processor_is_refused_unless_forced(monkeypatch: pytest.MonkeyPa
     assert "--force" in str(typed(refused.value))
     assert run.read().status == "interrupted"
     assert resume(run, force=True) is not None
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("before", "after"), [("fp16", "fp32"), ("float32", "fp16")])
+def test_a_run_can_be_forced_into_and_out_of_fp16(before: str, after: str) -> None:
+    run = killed(before, "stopped", 5)
+    changes = {"runtime.precision": after}
+    with pytest.raises(ConfigError, match="cannot resume with different conditions"):
+        resume(run, changes=changes)
+    assert resume(run, changes=changes, force=True) is not None
+    trained = [metrics for _, metrics in history("stopped") if "train/loss" in metrics]
+    assert ("train/skipped_steps" in trained[-1]) == (after == "fp16")
 
 
 def test_a_run_that_is_being_trained_is_not_trained_by_another(run: RunDir) -> None:

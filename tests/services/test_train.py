@@ -166,6 +166,21 @@ def test_points_of_training_and_evaluation_are_logged_and_the_loss_falls(trained
     assert metrics["final/nats_per_token"] < metrics["before/nats_per_token"] - 0.5
 
 
+def test_steps_that_were_skipped_in_fp16_are_counted_and_said(
+    small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.amp import GradScaler
+
+    device, _, *others = GradScaler.__init__.__defaults__  # type: ignore[misc]
+    monkeypatch.setattr(GradScaler.__init__, "__defaults__", (device, 2.0**100, *others))
+    metrics = train(small_config({"name": "it", "runtime.precision": "fp16"})).metrics
+    assert metrics["train/skipped_steps"] == metrics["train/steps"] == 4
+    assert metrics["final/nats_per_token"] == metrics["before/nats_per_token"]
+    said = RunDir(Path("models/runs/it"))
+    assert "4 of 4 steps changed no weight: their gradients overflowed" in (said.path / "console.log").read_text()
+    assert [p["train/skipped_steps"] for p in said.metrics() if "train/loss" in p] == [1, 2, 3, 4]
+
+
 def test_the_rates_are_those_of_the_kept_samples(trained: Trained) -> None:
     lines = (Path(trained.result.run_dir) / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     reported = [json.loads(line) for line in lines]

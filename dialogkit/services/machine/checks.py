@@ -156,8 +156,9 @@ def _release(version: str) -> tuple[int, int]:
 def _gpus(machine: MachineInfo) -> Iterator[Finding]:
     for gpu in (*machine.gpus, *machine.amd_gpus):
         capability = gpu.capability
-        bf16 = "bf16" if capability and capability >= (8, 0) else "no bf16, so float32"
-        detail = f", compute capability {capability[0]}.{capability[1]}: {bf16}" if capability else ""
+        detail = (
+            f", compute capability {capability[0]}.{capability[1]}: {_precision(capability)}" if capability else ""
+        )
         text = f"{gpu.name}, {_size(gpu.free_bytes)} of {_size(gpu.memory_bytes)} free{detail}"
         if gpu.free_bytes < gpu.memory_bytes / 2:
             yield _better("gpu", f"{text}; another process holds most of its memory", Shell("nvidia-smi"))
@@ -172,6 +173,12 @@ def _gpus(machine: MachineInfo) -> Iterator[Finding]:
         yield _ok("gpu", "Apple MPS, in float32; used only with runtime.device=mps, as nobody has tried it yet")
     else:
         yield _ok("gpu", "none, so training uses the CPU")
+
+
+def _precision(capability: tuple[int, int]) -> str:
+    if capability >= (8, 0):
+        return "bf16"
+    return "no bf16, so fp16" if capability >= (7, 0) else "no bf16, so float32"
 
 
 def _cpu(machine: MachineInfo) -> Iterator[Finding]:

@@ -97,6 +97,9 @@ def measure_trained(
     if setup.config.data.streaming:
         run.note(ledger_line(setup))
     recorder.gpu_use()
+    if fitted.skipped_steps:
+        changed = f"{fitted.skipped_steps:,} of {counted(fitted.steps, 'step')} changed no weight"
+        run.note(f"{changed}: their gradients overflowed in fp16, and the scale of the loss was halved after each")
     run.reporter.activity(f"measuring the trained model on {_held_out(setup)}")
     limited = setup.config.train.budget_s is not None
     run.record.schedule.total_steps = fitted.steps if limited else setup.schedule.total_steps
@@ -112,6 +115,7 @@ def measure_trained(
         "train/kept_step": fitted.kept_step,
         "train/tokens": fitted.tokens,
         "train/supervised_tokens": fitted.supervised_tokens,
+        **({} if fitted.skipped_steps is None else {"train/skipped_steps": fitted.skipped_steps}),
         "train/seconds": fitted.train_s,
         "perf/tokens_per_s": fitted.tokens / max(fitted.train_s, 1e-9),
     }

@@ -25,7 +25,7 @@ _LAYER_BYTES, _WIDTH_BYTES = 55, 224
 
 Fitted to the peak memory of custom-nano, -tiny and -small in bf16 with 1,000 to 6,000 tokens (within 10%).
 """
-_SCORE_BYTES = {"bf16": 6, "fp32": 4}
+_SCORE_BYTES = {"bf16": 6, "fp16": 6, "fp32": 4}
 """Bytes kept per attention score and layer, where scores are kept: in float32, and a copy in a shorter type."""
 _SCORE_BYTES_AT_ONCE = 8
 """Working memory of the layer being computed, in bytes per attention score, besides what is kept.
@@ -44,12 +44,12 @@ def step_bytes(*, parameters: int, layers: int, width: int, tokens: int, precisi
         layers: number of layers.
         width: width of the hidden states.
         tokens: tokens of the largest micro-batch.
-        precision: bf16 or fp32; the latter keeps twice as much.
+        precision: bf16, fp16 or fp32; the last keeps twice as much.
         scores: scores of attention in each layer for the largest micro-batch, if they are kept.
     """
     kept = tokens * width * (_LAYER_BYTES * layers + _WIDTH_BYTES)
     of_scores = scores * (_SCORE_BYTES[precision] * layers + _SCORE_BYTES_AT_ONCE)
-    return _OPTIMIZER_BYTES * parameters + kept * (1 if precision == "bf16" else 2) + of_scores
+    return _OPTIMIZER_BYTES * parameters + kept * (2 if precision == "fp32" else 1) + of_scores
 
 
 def fewest_micro_batches(batch_size: int, at_least: int, fits: Callable[[int], bool]) -> int | None:

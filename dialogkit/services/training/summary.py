@@ -67,7 +67,7 @@ def warnings(setup: "TrainingSetup", advice: Callable[[Hint], str]) -> list[str]
         setup: tokenizer, data and model of the run.
         advice: renders a hint as the user would type it.
     """
-    from dialogkit.engine.device import emulates_bf16, unused_gpu, usable_devices
+    from dialogkit.engine.device import is_emulated, unused_gpu, usable_devices
     from dialogkit.models.build import has_dropout
 
     lines = [setup.settings_note] if setup.settings_note else []
@@ -90,9 +90,9 @@ def warnings(setup: "TrainingSetup", advice: Callable[[Hint], str]) -> list[str]
     if (devices := usable_devices(setup.runtime, train.batch_size)) > 1:
         faster = advice(Change({"runtime.devices": devices}))
         lines.append(f"one GPU is used of several: {faster} trains on {devices}")
-    if emulates_bf16(setup.runtime):
+    if is_emulated(setup.runtime):
         faster = advice(Change({"runtime.precision": "fp32"}))
-        lines.append(f"this CPU only emulates bf16: {faster} is many times faster")
+        lines.append(f"this CPU only emulates {setup.runtime.precision}: {faster} is many times faster")
     return lines
 
 

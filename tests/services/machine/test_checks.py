@@ -160,7 +160,15 @@ def test_nothing_is_amiss_on_a_sound_machine(machine: MachineInfo) -> None:
             *("torch", "could be better", "so the AMD Instinct MI300X is not used; builds for ROCm", None),
         ),
         (SERVER, {}, "gpu", "ok", "79.0 GiB of 80.0 GiB free, compute capability 9.0: bf16", None),
-        (SERVER, {"gpus": (T4,)}, "gpu", "ok", "7.5: no bf16, so float32", None),
+        (SERVER, {"gpus": (T4,)}, "gpu", "ok", "7.5: no bf16, so fp16", None),
+        (
+            SERVER,
+            {"gpus": (replace(T4, capability=(6, 1)),), "torch_cuda": "12.6"},
+            "gpu",
+            "ok",
+            "6.1: no bf16, so float32",
+            None,
+        ),
         (
             SERVER,
             {"gpus": (replace(H100, free_bytes=GIB),)},
