@@ -123,7 +123,7 @@ def litgpt(words: argparse.Namespace, shape: Shape, device: str) -> Peer:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=words.learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=device == "cuda"
     )
-    forward = torch.compile(model)
+    forward: Any = torch.compile(model)
     return Peer(
         model, lambda tokens, targets: utils.chunked_cross_entropy(forward(tokens), targets), optimizer, clip=1.0
     )

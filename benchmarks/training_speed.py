@@ -326,13 +326,18 @@ def compare(words: argparse.Namespace) -> None:
                 figures["speed"] = figures.get("tokens", work["tokens"]) / figures["seconds"]
             shown = ", ".join(f"{arm} {rounds[-1][arm]['speed']:,.0f}" for arm in arms)
             print(f"round {number + 1}: {shown} tokens/s", file=sys.stderr, flush=True)
-        rates = {name: matmul_rate(name) for name in ("float32", "bfloat16")}
+        # Without bf16 arithmetic a single product of the measurement takes half a minute.
+        precision = json.loads((folder / "shape.json").read_text())["precision"]
+        used = "bfloat16" if precision == "bf16" else "float32"
+        rates = {name: matmul_rate(name) for name in dict.fromkeys(("float32", used))}
     print(
         f"{words.model}, {work['dialogs']} dialogs, {work['tokens']:,} tokens, batch {words.batch_size}, "
-        f"{work['threads']} threads; matrix products {rates['float32'] / 1e9:.0f} (float32) and "
-        f"{rates['bfloat16'] / 1e9:.0f} (bf16) GFLOP/s\n"
+        f"{work['threads']} threads; matrix products "
+        f"{' and '.join(f'{rate / 1e9:.0f} ({name})' for name, rate in rates.items())} GFLOP/s\n"
     )
-    print("| arm | tokens/s | dialogkit is faster by | peak MiB | of the bf16 rate | first loss | last 5 losses |")
+    print(
+        f"| arm | tokens/s | dialogkit is faster by | peak MiB | of the {used} rate | first loss | last 5 losses |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|")
     table = []
     for arm in arms:
@@ -347,7 +352,7 @@ def compare(words: argparse.Namespace) -> None:
             "ratio": median(ratios),
             "ratios": ratios,
             "peak_bytes": peak,
-            "utilisation": speed * flops / rates["bfloat16"],
+            "utilisation": speed * flops / rates[used],
             "losses": losses,
         }
         table.append(row)
