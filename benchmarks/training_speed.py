@@ -2,10 +2,11 @@
 
 python benchmarks/training_speed.py custom-tiny --batch-size 2
 python benchmarks/training_speed.py custom-small --batch-size 4 --rows 40 --rounds 3 --json results.json
+python benchmarks/training_speed.py custom-tiny --arms dialogkit-default nanogpt --nanogpt FOLDER
 
-Every arm trains the same initial weights for one epoch on the same dialogs, with the same supervised tokens,
-optimizer and learning rate, in a process of its own; arms take turns, and each round starts with another one. A
-useful token is one of a dialog; padding does not count. Arms:
+Arms take turns, each in a process of its own, and each round starts with another one. The first five train the
+same initial weights for one epoch on the same dialogs, with the same supervised tokens, optimizer (AdamW) and
+learning rate. A useful token is one of a dialog; padding does not count. Arms:
 
 dialogkit   padding-free, attention inside each dialog, chunked loss, bf16 where the CPU has it
 plain       HF Trainer as most tutorials write it: padded to 512, float32
@@ -13,6 +14,18 @@ expert      HF Trainer with dynamic padding and bf16
 trl         TRL's SFTTrainer, bf16, padded and packed, in an environment of its own (made in --trl-env)
 loop        a bare loop as nanoGPT has it: dialogs joined and cut into blocks, without regard to where one begins,
             bf16, fused AdamW, compiled on a GPU before its clock starts; runs by default where there is a GPU
+
+Only where --arms names them:
+
+dialogkit-default   the first arm with the optimizer, rate and weight decay that ship with the model (Muon)
+nanogpt             karpathy/nanoGPT, GPT-2 with AdamW; its clone is in --nanogpt
+nanogpt-compiled    the same, compiled, as its train.py has it by default
+nanochat            karpathy/nanochat, compiled, with its Muon and AdamW; its clone is in --nanochat
+litgpt              LitGPT's Llama with AdamW, compiled, in an environment of its own (made in --litgpt-env)
+
+The last four (peers.py) are models of their own with our vocabulary, layers, width and heads, so that their
+parameters and losses differ from ours. They train on each token of random blocks of 256, about as many a step as
+the other arms, and each counts as useful. Their first step, in which they compile, is before the clock starts.
 """
 
 import argparse
@@ -25,8 +38,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from peers import CLONED, PEERS, train_peer
+
 LONGEST = 512
 ARMS = ("dialogkit", "plain", "expert", "trl", "loop")
+ON_REQUEST = ("dialogkit-default", *PEERS)
+CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"
 
 
 def prepare(words: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -49,6 +66,7 @@ def prepare(words: argparse.Namespace, folder: Path) -> dict[str, float]:
             file.write(json.dumps({"input_ids": ids, "labels": labels}) + "\n")
     setup.model.save_pretrained(folder / "model")
     setup.tokenizer.save(folder / "model")
+    (folder / "shape.json").write_text(json.dumps(shape(setup.model.config, setup.runtime.precision)))
     info = setup.model_info
     return {
         "dialogs": len(setup.data.train),
@@ -60,8 +78,22 @@ def prepare(words: argparse.Namespace, folder: Path) -> dict[str, float]:
     }
 
 
+def shape(config: Any, precision: str) -> dict[str, Any]:
+    """Return what the peers have in common with a model, from its HF config."""
+    return {
+        "vocabulary": config.vocab_size,
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "kv_heads": getattr(config, "num_key_value_heads", config.num_attention_heads),
+        "mlp_width": getattr(config, "intermediate_size", 4 * config.hidden_size),
+        "tied": config.tie_word_embeddings,
+        "precision": precision,
+    }
+
+
 def overrides(words: argparse.Namespace) -> dict[str, Any]:
-    """Return what all arms have in common, as settings."""
+    """Return what the arms have in common, as settings."""
     return {
         "data.dataset": words.dataset,
         "data.samples": words.rows,
@@ -81,13 +113,17 @@ def overrides(words: argparse.Namespace) -> dict[str, Any]:
 
 
 def train_dialogkit(words: argparse.Namespace) -> dict[str, Any]:
-    """Train with dialogkit's engine."""
+    """Train with dialogkit's engine, and in its default arm with the optimizer of the catalogue."""
     from dialogkit.config.load import load_run_config
     from dialogkit.engine.device import resolve_runtime
     from dialogkit.engine.fit import fit
     from dialogkit.services.training.setup import TrainingSetup
 
-    config = load_run_config(words.model, overrides=overrides(words))
+    settings = overrides(words)
+    if words.arm == "dialogkit-default":
+        for name in ("optimizer", "learning_rate", "weight_decay"):
+            del settings[f"train.{name}"]
+    config = load_run_config(words.model, overrides=settings)
     setup = TrainingSetup(config, resolve_runtime(config.runtime))
     losses: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -251,9 +287,10 @@ def peak_bytes() -> int:
 
 def run_arm(words: argparse.Namespace, arm: str, folder: Path) -> dict[str, Any]:
     """Run one arm in a process of its own; return seconds, losses and its peak memory."""
-    python = words.trl_env / "bin/python" if arm.startswith("trl") else sys.executable
+    tool = arm.split("-")[0]
+    python = getattr(words, f"{tool}_env") / "bin/python" if tool in ("trl", "litgpt") else sys.executable
     command = [str(python), __file__, words.model, "--arm", arm, "--folder", str(folder)]
-    for name in ("batch_size", "rows", "learning_rate", "dataset"):
+    for name in ("batch_size", "rows", "learning_rate", "dataset", *({tool} & CLONED.keys())):
         command += [f"--{name.replace('_', '-')}", str(getattr(words, name))]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "WANDB_MODE": "disabled"})
     if done.returncode:
@@ -262,13 +299,11 @@ def run_arm(words: argparse.Namespace, arm: str, folder: Path) -> dict[str, Any]
     return figures
 
 
-def make_trl_env(folder: Path) -> None:
-    """Make the environment in which TRL runs, if it is not there."""
+def make_env(folder: Path, *packages: str) -> None:
+    """Make the environment in which another tool runs, if it is not there."""
     if not (folder / "bin/python").exists():
-        constraints = Path(__file__).parent.parent / "constraints.txt"
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "--constraint", str(constraints), "torch", "trl"], check=True)
+        subprocess.run([str(folder / "bin/python"), "-m", "pip", "install", "--quiet", *packages], check=True)
 
 
 def compare(words: argparse.Namespace) -> None:
@@ -278,40 +313,52 @@ def compare(words: argparse.Namespace) -> None:
         work = prepare(words, folder)
         arms = [arm for arm in words.arms for arm in (("trl-padded", "trl-packed") if arm == "trl" else (arm,))]
         if "trl" in words.arms:
-            make_trl_env(words.trl_env)
+            make_env(words.trl_env, "--constraint", str(CONSTRAINTS), "torch", "trl")
+        if "litgpt" in words.arms:
+            # It needs an older huggingface_hub than the constraints have, but the same torch.
+            pinned = CONSTRAINTS.read_text().splitlines()
+            make_env(words.litgpt_env, *(line for line in pinned if line.startswith("torch==")), "litgpt")
         rounds: list[dict[str, dict[str, Any]]] = []
         for number in range(words.rounds):
             turn = arms[number % len(arms) :] + arms[: number % len(arms)]
             rounds.append({arm: run_arm(words, arm, folder) for arm in turn})
-            shown = ", ".join(f"{arm} {work['tokens'] / rounds[-1][arm]['seconds']:,.0f}" for arm in arms)
+            for figures in rounds[-1].values():
+                figures["speed"] = figures.get("tokens", work["tokens"]) / figures["seconds"]
+            shown = ", ".join(f"{arm} {rounds[-1][arm]['speed']:,.0f}" for arm in arms)
             print(f"round {number + 1}: {shown} tokens/s", file=sys.stderr, flush=True)
-        rates = {name: matmul_rate(name) for name in ("float32", "bfloat16")}
+        # Without bf16 arithmetic a single product of the measurement takes half a minute.
+        precision = json.loads((folder / "shape.json").read_text())["precision"]
+        used = "bfloat16" if precision == "bf16" else "float32"
+        rates = {name: matmul_rate(name) for name in dict.fromkeys(("float32", used))}
     print(
         f"{words.model}, {work['dialogs']} dialogs, {work['tokens']:,} tokens, batch {words.batch_size}, "
-        f"{work['threads']} threads; matrix products {rates['float32'] / 1e9:.0f} (float32) and "
-        f"{rates['bfloat16'] / 1e9:.0f} (bf16) GFLOP/s\n"
+        f"{work['threads']} threads; matrix products "
+        f"{' and '.join(f'{rate / 1e9:.0f} ({name})' for name, rate in rates.items())} GFLOP/s\n"
     )
-    print("| arm | tokens/s | dialogkit is faster by | peak MiB | of the bf16 rate | first loss | last 5 losses |")
+    print(
+        f"| arm | tokens/s | dialogkit is faster by | peak MiB | of the {used} rate | first loss | last 5 losses |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|")
     table = []
     for arm in arms:
-        speed = median(work["tokens"] / r[arm]["seconds"] for r in rounds)
-        ratio = median(r[arm]["seconds"] / r["dialogkit"]["seconds"] for r in rounds)
+        speed = median(r[arm]["speed"] for r in rounds)
+        ratios = [r["dialogkit"]["speed"] / r[arm]["speed"] for r in rounds]
         peak = median(r[arm]["peak_bytes"] for r in rounds)
         losses = rounds[0][arm]["losses"]
+        flops = rounds[0][arm].get("flops_per_token", work["flops_per_token"])
         row = {
             "arm": arm,
             "tokens_per_s": speed,
-            "ratio": ratio,
-            "ratios": [r[arm]["seconds"] / r["dialogkit"]["seconds"] for r in rounds],
+            "ratio": median(ratios),
+            "ratios": ratios,
             "peak_bytes": peak,
-            "utilisation": speed * work["flops_per_token"] / rates["bfloat16"],
+            "utilisation": speed * flops / rates[used],
             "losses": losses,
         }
         table.append(row)
         tail = losses[-5:]
         print(
-            f"| {arm} | {speed:,.0f} | {ratio:.2f} | {peak / 2**20:,.0f} | {row['utilisation']:.0%} | "
+            f"| {arm} | {speed:,.0f} | {row['ratio']:.2f} | {peak / 2**20:,.0f} | {row['utilisation']:.0%} | "
             f"{losses[0]:.4f} | {sum(tail) / len(tail):.4f} |"
         )
     if words.json:
@@ -329,8 +376,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, help="default: all that suit the machine")
-    parser.add_argument("--trl-env", type=Path, default=Path(tempfile.gettempdir()) / "dialogkit-bench-trl")
+    parser.add_argument(
+        "--arms", nargs="+", choices=(*ARMS, *ON_REQUEST), help="default: the first that suit the machine"
+    )
+    for tool in ("trl", "litgpt"):
+        parser.add_argument(
+            f"--{tool}-env", type=Path, default=Path(tempfile.gettempdir()) / f"dialogkit-bench-{tool}"
+        )
+    for tool, address in CLONED.items():
+        parser.add_argument(f"--{tool}", type=Path, metavar="FOLDER", help=f"made by git clone {address} FOLDER")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -340,10 +394,17 @@ def main() -> None:
             import torch
 
             words.arms = ARMS if torch.cuda.is_available() else ARMS[:-1]
+        # All others are compared with it.
+        words.arms = list(dict.fromkeys(["dialogkit", *words.arms]))
+        for tool, address in CLONED.items():
+            if any(arm.startswith(tool) for arm in words.arms) and not getattr(words, tool):
+                parser.error(f"{tool} needs --{tool} FOLDER, made by: git clone {address} FOLDER")
         compare(words)
         return
-    if words.arm == "dialogkit":
+    if words.arm.startswith("dialogkit"):
         figures = train_dialogkit(words)
+    elif words.arm in PEERS:
+        figures = train_peer(words, words.folder)
     else:
         figures = (train_loop if words.arm == "loop" else train_hf)(words, words.folder)
     print("\n" + json.dumps({**figures, "peak_bytes": peak_bytes()}))
