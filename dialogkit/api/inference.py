@@ -130,11 +130,13 @@ def _with_settings(config: GenerateConfig | None, settings: Mapping[str, Any]) -
     known = [name for name in GenerateConfig.model_fields if name != "test_prompts"]
     for name, value in settings.items():
         if name not in GenerateConfig.model_fields:
-            meant = did_you_mean(name, known)
+            is_section = isinstance(value, Mapping) and value.keys() <= set(known)
+            meant = "" if is_section else did_you_mean(name, known)
             nearest = next((each for each in known if repr(each) in meant), None)
+            right = value if is_section else {nearest: value} if nearest else None
             raise ConfigError(
                 f"unknown argument {name!r}{meant}; how to sample is set by {', '.join(known)}",
-                hint=Change({nearest: value} if nearest else {"temperature": usual.temperature}),
+                hint=Change(right or {"temperature": usual.temperature}),
             )
     try:
         # Only what was set counts as asked for; see `sampling_of`.

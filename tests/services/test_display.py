@@ -51,8 +51,11 @@ def test_what_matters_is_in_the_line(trained: Trained, results: list[Any]) -> No
     final = trained.result.metrics["final/bits_per_byte"]
     assert "run='shared-run'" in repr(trained.result)
     assert f"final_bits_per_byte={final:.4g}" in repr(trained.result)
+    (row,) = results[1].rows
+    low, high = row.intervals["bits_per_byte"]
     assert repr(results[1]) == (
-        f"EvaluateResult(models='shared-run', bits_per_byte='{results[1].rows[0].bits_per_byte:.3f}')"
+        f"EvaluateResult(models='shared-run', bits_per_byte='{row.bits_per_byte:.3f}', "
+        f"interval='{low:.3f} to {high:.3f}')"
     )
 
 
@@ -72,7 +75,7 @@ def test_a_run_shows_figures_curve_and_replies(trained: Trained) -> None:
     assert len(list(curve.iter("path"))) >= 2, "training and held-out loss"
 
 
-def test_an_evaluation_of_several_shows_the_verdict_and_intervals_and_each_baseline_once(
+def test_an_evaluation_of_several_shows_its_verdict_and_each_baseline_once(
     results: list[Any],
 ) -> None:
     one = results[1]

@@ -275,7 +275,7 @@ def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
         wandb_run.finish(exit_code=error.exit_code)
         remove_unbegun(folder)
         if isinstance(error, InterruptedRunError):
-            error.add("before its first step, so there is nothing to resume")
+            error.add("before training began, so there is nothing to resume")
         return error
     if isinstance(error, ConfigError) and rendezvous.started_run() is None:
         # A resumed run is refused as well: restore its record.
