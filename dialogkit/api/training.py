@@ -9,7 +9,7 @@ from typing import Any
 
 from dialogkit.api import hints
 from dialogkit.api.reporter import PythonReporter
-from dialogkit.config.load import load_run_config
+from dialogkit.config.load import load_run_config, require_overrides
 from dialogkit.config.paths import DEFAULT_OUTPUT, NEWEST
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError
@@ -119,6 +119,7 @@ def train_single_model(
         overrides: further settings by dotted names, such as `{"train.learning_rate": 1e-3}`.
         quiet: report nothing.
     """
+    require_overrides(overrides)
     given = {"data.samples": max_samples, "tracking.project": project_name}
     chosen = {name: value for name, value in given.items() if value is not None} | dict(overrides or {})
     config = load_run_config(model_name, preset=config_type, overrides=chosen)

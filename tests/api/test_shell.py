@@ -31,7 +31,7 @@ def test_a_dataset_is_a_parameter_of_evaluate_and_a_setting_elsewhere(trained: T
         (lambda it: it.train({"model": "custom-nano"}), "not {'model'", 'train(load_run_config("custom-nano"))'),
         (lambda it: it.load_run_config(overrides=["name=x", "train.max_steps=5"]), "must be a dict",
          'overrides={"name": "x", "train.max_steps": 5}'),
-        (lambda it: it.load_run_config(overrides=3), "not 3", 'overrides={"train.max_steps": 5}'),
+        (lambda it: it.plan(overrides=3), "not 3", 'overrides={"train.max_steps": 5}'),
         (lambda it: it.evaluate("a", samples=0), "samples: must be a whole number of at least 1 (got 0)",
          "samples=20"),
         (lambda it: it.evaluate("a", samples="ten"), "(got 'ten')", "samples=20"),

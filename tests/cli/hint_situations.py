@@ -412,7 +412,7 @@ UNREACHED = {
         "api/training.py:_require_settings",
         "api/training.py:_require_settings:2",
         "api/training.py:summary",
-        "config/load.py:load_run_config",
+        "config/load.py:require_overrides",
         "config/problems.py:require_number",
         "services/training/resume.py:started_from",
         "examples/__init__.py:copy_examples",
