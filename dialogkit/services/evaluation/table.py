@@ -1,15 +1,18 @@
 """The table of an evaluation, for a terminal and for a notebook: its columns, its lines, and what is in a cell."""
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from dialogkit.services.evaluation.results import EvaluateRow
 from dialogkit.tracking.metric_specs import ANCHORS, Metric
 
-Column = tuple[str, EvaluateRow]
+if TYPE_CHECKING:
+    from dialogkit.services.evaluation.results import EvaluateRow
+
+Column = tuple[str, "EvaluateRow"]
 """A title, and the model or baseline below it."""
 
 
-def columns_of(rows: Sequence[EvaluateRow], anchors: Sequence[EvaluateRow]) -> list[Column]:
+def columns_of(rows: "Sequence[EvaluateRow]", anchors: "Sequence[EvaluateRow]") -> list[Column]:
     """Return titles and models, each followed by its untrained self, and then the other baselines.
 
     A baseline that several models share is one column; its title names them unless it belongs to all.
@@ -33,17 +36,17 @@ def columns_of(rows: Sequence[EvaluateRow], anchors: Sequence[EvaluateRow]) -> l
     return columns
 
 
-def measured(metrics: Sequence[Metric], rows: Sequence[EvaluateRow]) -> list[Metric]:
+def measured(metrics: Sequence[Metric], rows: "Sequence[EvaluateRow]") -> list[Metric]:
     """Return the metrics that a model has: one of the baselines alone, such as their speed, says nothing."""
     return [metric for metric in metrics if any(getattr(row, metric.name) is not None for row in rows)]
 
 
-def legend_of(rows: Iterable[EvaluateRow]) -> str:
+def legend_of(rows: "Iterable[EvaluateRow]") -> str:
     """Return what the brackets in the cells of these rows mean; empty if there are none."""
     return "95% interval in brackets" if any(row.intervals for row in rows if not row.anchor) else ""
 
 
-def figure_of(metric: Metric, row: EvaluateRow, *, short: bool = False) -> str:
+def figure_of(metric: Metric, row: "EvaluateRow", *, short: bool = False) -> str:
     """Return a metric of a model with its interval in brackets, or of a baseline; empty if it was not measured."""
     value = getattr(row, metric.name)
     if value is None:
