@@ -14,8 +14,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from dialogkit.api.inference import evaluate
 from dialogkit.config.load import load_run_config
-from dialogkit.services.evaluate import EvaluateRow, evaluate
+from dialogkit.services.evaluate import EvaluateRow
 from dialogkit.services.train import train
 
 

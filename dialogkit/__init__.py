@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from dialogkit.api.inference import evaluate as evaluate
+    from dialogkit.api.inference import generate as generate
     from dialogkit.api.training import resume as resume
     from dialogkit.api.training import stop as stop
     from dialogkit.api.training import train as train
@@ -21,11 +23,9 @@ if TYPE_CHECKING:
     from dialogkit.errors import DialogKitError as DialogKitError
     from dialogkit.examples import copy_examples as copy_examples
     from dialogkit.services.evaluate import EvaluateResult as EvaluateResult
-    from dialogkit.services.evaluate import evaluate as evaluate
     from dialogkit.services.export import ExportResult as ExportResult
     from dialogkit.services.export import export as export
     from dialogkit.services.generate import GenerateResult as GenerateResult
-    from dialogkit.services.generate import generate as generate
     from dialogkit.services.inspect import InspectResult as InspectResult
     from dialogkit.services.inspect import inspect_data as inspect_data
     from dialogkit.services.models import list_models as list_models
@@ -37,15 +37,16 @@ if TYPE_CHECKING:
     from dialogkit.services.training.result import TrainResult as TrainResult
 
 _MODULES = {
+    "api.inference": ("evaluate", "generate"),
     "api.training": ("resume", "stop", "train", "train_single_model"),
     "config.load": ("load_run_config",),
     "config.run": ("RunConfig",),
     "dialog": ("Dialog", "Message"),
     "errors": ("DialogKitError",),
     "examples": ("copy_examples",),
-    "services.evaluate": ("EvaluateResult", "evaluate"),
+    "services.evaluate": ("EvaluateResult",),
     "services.export": ("ExportResult", "export"),
-    "services.generate": ("GenerateResult", "generate"),
+    "services.generate": ("GenerateResult",),
     "services.inspect": ("InspectResult", "inspect_data"),
     "services.models": ("list_models",),
     "services.plan": ("PlanResult", "plan"),

@@ -122,6 +122,11 @@ class InterruptedRunError(DialogKitError):
         super().__init__(message, hint=hint, details=details)
         self.exit_code = exit_code
 
+    def add(self, words: str) -> None:
+        """Continue the message with what became known of the run since."""
+        self.message = f"{self.message} {words}"
+        self.args = (self.message,)
+
 
 def is_interruption(error: BaseException) -> bool:
     """Return whether an error is an interruption, such as Ctrl-C or `sys.exit`, rather than a failure."""
@@ -144,8 +149,13 @@ def exit_code_of(error: BaseException) -> int:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the nearest known word or one that contains it, or an empty string."""
+    """Return ` (did you mean 'x'?)` for the nearest known word, or an empty string.
+
+    A word that continues what was typed is nearer than any other; one that contains it is the last resort.
+    """
     words = list(known)
+    if len(word) > 2 and (longer := [name for name in words if name.lower().startswith(word.lower())]):
+        return f" (did you mean {get_close_matches(word, longer, n=1, cutoff=0.0)[0]!r}?)"
     containing = [name for name in words if len(word) > 2 and word.lower() in re.split("[-_.]", name.lower())]
     nearest = get_close_matches(word, words, n=1, cutoff=0.6) or containing
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""

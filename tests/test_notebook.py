@@ -18,28 +18,17 @@ SHORT = ("first_steps",)
 
 PRELUDE = f"""
 import threading
-from dialogkit.services.training.progress import TrainReporter
 
 BRIEF = {SMALL!r}
 OF_ANY_MODEL = {{name: value for name, value in BRIEF.items() if not name.startswith("model.")}}
-reached, asked = threading.Event(), threading.Event()
-
-
-class Waiting(TrainReporter):
-    "Holds a run at its first step until it was asked to stop."
-
-    def step(self, step, total, metrics):
-        if step == 1:
-            reached.set()
-            asked.wait(60)
+asked = threading.Event()
 """
 SMALLER = {
     "overrides={": "overrides={**BRIEF, ",
     "max_samples=50": "max_samples=8, overrides=BRIEF",
     "overrides=settings": "overrides={**settings, **OF_ANY_MODEL}",
-    "submit(train, longer)": "submit(train, longer, reporter=Waiting())",
-    "stop()\n": "reached.wait(60)\nstop()\nasked.set()\n",
-    "samples=40": "samples=2",
+    "first_step.set()": "first_step.set(), asked.wait(60)",
+    "stop()\n": "stop()\nasked.set()\n",
     "samples=50": "samples=2",
 }
 """Words of the notebooks, and those with which the same cells take seconds, and stop at a step that is known."""
@@ -114,6 +103,7 @@ def test_a_notebook_runs(path: Path, empty_kernel: Kernel) -> None:
         assert "stopped by stop() after step 2; its checkpoint is kept" in shown
         assert "resuming from step 2" in shown
         assert "<svg" in shown
+        assert re.search(r"custom-tiny\S*: loading", shown)
         assert shown.splitlines()[-1].startswith("custom-nano")
     for model in re.findall(r"published_dir='([^']*)'", shown):
         assert Path(model, "model.safetensors").is_file()

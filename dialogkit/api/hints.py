@@ -74,7 +74,8 @@ def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     given = {name: value for name, value in options.items() if value is not None}
     if given.get("output_dir") is not None and str(given["output_dir"]) == DEFAULT_OUTPUT:
         del given["output_dir"]
-    return {k: v for k, v in given.items() if "." in k}, {k: v for k, v in given.items() if "." not in k}
+    settings = {k: v for k, v in given.items() if "." in k or k == "name"}  # a run's name is in no section
+    return settings, {k: v for k, v in given.items() if k not in settings}
 
 
 def _change(settings: Mapping[str, Any]) -> str:

@@ -42,8 +42,8 @@ def _rendered(error: DialogKitError) -> list[str]:
     return [*sentences(error), "(%tb shows the traceback)"]
 
 
-def _is_service(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__")).startswith("dialogkit.services.")
+def _is_called(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith(("dialogkit.api.", "dialogkit.services."))
 
 
 def sentences(error: DialogKitError) -> list[str]:
@@ -53,7 +53,7 @@ def sentences(error: DialogKitError) -> list[str]:
     from dialogkit.text import sanitize
 
     lines = [f"{type(error).__name__}: {error.message}", *(f"    {detail}" for detail in error.details[:10])]
-    called = {frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__) if _is_service(frame)}
+    called = {frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__) if _is_called(frame)}
     if advice := hints.render(error.hint, called=called):
         lines.append(f"try: {redact(advice)}")
     return list(map(sanitize, lines))

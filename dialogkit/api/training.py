@@ -2,19 +2,22 @@
 
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dialogkit.api import hints
 from dialogkit.api.reporter import PythonReporter
-from dialogkit.config.load import load_run_config
+from dialogkit.config.load import load_run_config, require_overrides
 from dialogkit.config.paths import DEFAULT_OUTPUT, NEWEST
 from dialogkit.config.run import RunConfig
+from dialogkit.errors import ConfigError
 from dialogkit.hints import Call
 from dialogkit.services import train as services
-from dialogkit.services.training.progress import TrainReporter, show_log
+from dialogkit.services.training.progress import LogReporter, TrainReporter, hidden_log, show_log
 from dialogkit.services.training.result import TrainResult
+from dialogkit.system.loading import LOADING, loads_libraries
 from dialogkit.system.stopping import ask_to_stop
 
 logger = logging.getLogger("dialogkit")
@@ -45,13 +48,14 @@ def train(
 
     Raises: DialogKitError; the run's record holds the reason.
     """
-    if from_run is not None:
-        from dialogkit.services.training.resume import started_from
+    _require_settings(config)
+    with _reporting(reporter, quiet=quiet) as chosen:
+        if from_run is not None:
+            from dialogkit.services.training.resume import started_from
 
-        config = started_from(config, _name_of(from_run))
-    chosen = reporter or _reporter(quiet)
-    result = services.train(config, origins=origins, command=command, reporter=chosen)
-    return _summarized(result, chosen)
+            config = started_from(config, _name_of(from_run))
+        result = services.train(config, origins=origins, command=command, reporter=chosen)
+        return _summarized(result, chosen)
 
 
 def resume(
@@ -78,13 +82,13 @@ def resume(
     """
     from dialogkit.services.training.resume import find_resumable
 
-    chosen = reporter or _reporter(quiet)
     found = find_resumable(_name_of(run), model=None, output=Path(output))
-    result = services.resume(found, changes=changes, force=force, reporter=chosen)
-    if result is None:
-        chosen.note(f"the run {found.name} is finished: there is nothing to do")
-        return None
-    return _summarized(result, chosen)
+    with _reporting(reporter, quiet=quiet) as chosen:
+        result = services.resume(found, changes=changes, force=force, reporter=chosen)
+        if result is None:
+            chosen.note(f"the run {found.name} is finished: there is nothing to do")
+            return None
+        return _summarized(result, chosen)
 
 
 def stop() -> bool:
@@ -115,20 +119,40 @@ def train_single_model(
         overrides: further settings by dotted names, such as `{"train.learning_rate": 1e-3}`.
         quiet: report nothing.
     """
+    require_overrides(overrides)
     given = {"data.samples": max_samples, "tracking.project": project_name}
     chosen = {name: value for name, value in given.items() if value is not None} | dict(overrides or {})
     config = load_run_config(model_name, preset=config_type, overrides=chosen)
-    reporter = _reporter(quiet)
-    result, trainer = services.run_training(services.TrainRequest(config=config, reporter=reporter))
-    return trainer, _summarized(result, reporter).metrics
+    with _reporting(None, quiet=quiet) as reporter:
+        result, trainer = services.run_training(services.TrainRequest(config=config, reporter=reporter))
+        return trainer, _summarized(result, reporter).metrics
 
 
-def _reporter(quiet: bool) -> TrainReporter:
-    """Return the reporter of a run, and make sure that the log is shown."""
+def _require_settings(config: object) -> None:
+    """Raise ConfigError for anything else than settings, such as the name of a model."""
+    if isinstance(config, RunConfig):
+        return
+    if isinstance(config, TrainResult):
+        hint = Call("train", settings={"from": config.run})
+    else:
+        model = config.get("model") if isinstance(config, Mapping) else config
+        hint = Call("train", model if isinstance(model, str | Path) else "custom-tiny")
+    raise ConfigError(f"train takes the settings that load_run_config returns, not {config!r}", hint=hint)
+
+
+@contextmanager
+def _reporting(reporter: TrainReporter | None, *, quiet: bool) -> Iterator[TrainReporter]:
+    """Yield the reporter of a run, and show the log meanwhile, or hide it if the run is `quiet`."""
     if quiet:
-        return TrainReporter()
-    show_log()
-    return PythonReporter()
+        with hidden_log():
+            yield reporter or TrainReporter()
+        return
+    reporter = reporter or PythonReporter()
+    if isinstance(reporter, LogReporter):
+        show_log()
+    if loads_libraries():
+        reporter.activity(LOADING)
+    yield reporter
 
 
 def _name_of(run: str | Path | TrainResult) -> str:

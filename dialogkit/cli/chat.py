@@ -44,6 +44,7 @@ _MEANT = {
     "/?": "/help",
 }
 """Commands by the names that other tools give them."""
+_LEAVE = ("/exit", "/quit")
 _ONE_PROMPT = 'dialogkit generate --prompt "Hello!"'
 
 
@@ -84,7 +85,7 @@ def chat_command(
         output.note(note)
     line = None
     for line in _turns(output):
-        if line in ("/exit", "/quit"):
+        if line in _LEAVE:
             break
         try:
             _answer(output, chats, line)
@@ -120,7 +121,7 @@ def _answer(output: Output, chats: "list[Chat]", line: str) -> None:
         "/undo": lambda chat: f"removed: {chat.undo()}",
         "/reset": lambda chat: f"new dialog, {counted(chat.reset(), 'message')} forgotten",
         "/save": lambda chat: _save(chats, rest),
-        "/load": lambda chat: _with_changes(chat, f"{counted(chat.load(_file(word, rest)), 'message')} loaded"),
+        "/load": lambda chat: _with_changes(chat, _load(chat, _file(word, rest))),
     }
     if word == "/help":
         output.text(HELP)
@@ -131,6 +132,8 @@ def _answer(output: Output, chats: "list[Chat]", line: str) -> None:
     elif word in commands:
         answers = [commands[word](chat) for chat in (chats[:1] if word == "/save" else chats)]
         output.note(answers[0])
+    elif word in _LEAVE and "\n" not in line:  # to leave by mistake would lose the dialog
+        raise ConfigError(f"{word} stands alone (got {rest!r} behind it)", hint=word)
     elif word.startswith("/") and "\n" not in line:  # otherwise a text that was pasted
         known = [*commands, "/help", "/history", "/retry", "/exit"]
         meant = f" (did you mean {_MEANT[word]!r}?)" if word in _MEANT else did_you_mean(word, known)
@@ -154,6 +157,15 @@ def _file(word: str, rest: str) -> str:
     if not rest:
         raise ConfigError(f"{word} needs the name of a file", hint=f"{word} chat.jsonl")
     return rest
+
+
+def _load(chat: "Chat", file: str) -> str:
+    """Load a dialog, and return what was loaded and which system text is used from now on."""
+    before = chat.system
+    line = f"{counted(chat.load(file), 'message')} loaded"
+    if before is None:
+        return line
+    return f"{line}; the system text {'stays' if chat.system == before else 'is now that of the file'}"
 
 
 def _save(chats: "list[Chat]", rest: str) -> str:
@@ -192,7 +204,8 @@ def _reply(output: Output, chats: "list[Chat]", how: "Callable[[Chat], Callable[
         output.end_stream(instead="" if reply.reply else "(empty)")
         output.reply_statistics(reply, model=chat.name if len(chats) > 1 else None)
         if chat.left_out:
-            output.note(f"the context is full: the first {counted(chat.left_out, 'turn')} were left out")
+            first = "turn was" if chat.left_out == 1 else f"{chat.left_out:,} turns were"
+            output.note(f"the context is full: the first {first} left out")
         if stopped:
             break
 

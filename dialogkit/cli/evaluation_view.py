@@ -11,8 +11,9 @@ from rich.text import Text
 from dialogkit.cli.metrics_table import letters_of, print_side_by_side, print_tasks
 from dialogkit.cli.output import WANDB, Output, encodes, fits, fitting, table, untrusted, values_grid
 from dialogkit.hints import Call
+from dialogkit.services.evaluation.table import columns_of, figure_of, legend_of, measured
 from dialogkit.text import counted, known_from_training, no_fault
-from dialogkit.tracking.metric_specs import ANCHORS, FEW, GROUPS, METRICS, Metric, best_of
+from dialogkit.tracking.metric_specs import FEW, GROUPS, METRICS, Metric, best_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -190,15 +191,14 @@ def render_figures(
     """
     best, marks = _best(result), _marks(output)
     wanted = [metric for metric in METRICS if metric.name != without and (not only or metric.name in only)]
-    # A metric that only the baselines have, such as the speed of an untrained model, says nothing.
-    metrics = [metric for metric in wanted if any(getattr(r, metric.name) is not None for r in result.rows)]
+    metrics = measured(wanted, result.rows)
 
     def draw(columns: "Sequence[tuple[str, EvaluateRow]]", *, short: bool = False) -> "Table":
         # Perplexity restates the loss, and is the widest column.
         shown = [metric for metric in metrics if not (short and metric.name == "perplexity")]
         return _side_by_side(columns, shown, best, marks, short=short)
 
-    columns = _columns(result)
+    columns = columns_of(result.rows, result.anchors)
     if result.anchors and not fits(output.out, draw(columns)) and fits(output.out, draw(columns, short=True)):
         output.print(draw(columns, short=True))
     else:
@@ -225,31 +225,6 @@ def _lettered(result: "EvaluateResult") -> "EvaluateResult":
     return result.model_copy(update={"rows": rows, "anchors": anchors, "verdict": verdict})
 
 
-def _columns(result: "EvaluateResult") -> "list[tuple[str, EvaluateRow]]":
-    """Return titles and models, each followed by its untrained self, and then the other baselines.
-
-    A baseline that several models share is one column; its title names them unless it belongs to all.
-    """
-    shared: dict[tuple[object, ...], dict[str, EvaluateRow]] = {}
-    for anchor in result.anchors:
-        same = (anchor.anchor, anchor.dataset, anchor.dialogs, anchor.bits_per_byte, anchor.chrf)
-        if anchor.anchor is not None:  # as in a foreign folder
-            shared.setdefault(same, {}).setdefault(anchor.model, anchor)
-    models = len(result.rows)
-    columns = [(row.model, row) for row in result.rows]
-    kinds = list(ANCHORS)
-    for (kind, *_), owners in sorted(shared.items(), key=lambda item: kinds.index(str(item[0][0]))):
-        owner, anchor = next(iter(owners.items()))
-        title = ANCHORS[str(kind)]
-        column = (title if len(owners) >= models else f"{title}\nof {', '.join(owners)}", anchor)
-        if kind == "untrained" and len(owners) == 1 and models > 1:
-            after = next((n for n, (_, row) in enumerate(columns) if row.model == owner), len(columns) - 1)
-            columns.insert(after + 1, column)
-        else:
-            columns.append(column)
-    return columns
-
-
 def _marks(output: Output) -> dict[int, str]:
     """Return the mark of a metric for which higher (1) or lower (-1) is better."""
     more, less = "\N{UPWARDS ARROW}", "\N{DOWNWARDS ARROW}"
@@ -265,8 +240,7 @@ def _side_by_side(
     short: bool,
 ) -> "Table":
     titles = [title.replace("true answers", "true\nanswers") if short else title for title, _ in columns]
-    with_intervals = any(row.intervals for _, row in columns if not row.anchor)
-    drawn = table("95% interval in brackets" if with_intervals else "", *titles, right=titles)
+    drawn = table(legend_of(row for _, row in columns), *titles, right=titles)
     group = ""
     for metric in metrics:
         cells = [_cell(metric, row, bold=best.get(metric.name) == row.model, short=short) for _, row in columns]
@@ -280,18 +254,7 @@ def _side_by_side(
 
 
 def _cell(metric: Metric, row: "EvaluateRow", *, bold: bool, short: bool) -> Text:
-    value = getattr(row, metric.name)
-    if value is None:
-        return Text()
-    # Decimals of thousands do not matter, and do not fit.
-    form = ",.0f" if metric.name == "perplexity" and value >= 1000 else metric.form
-    if short and form == ".4f":
-        form = ".3f"
-    text = format(value, form)
-    low, high = row.intervals.get(metric.name, (0.0, 0.0))
-    if not row.anchor and low < high:
-        text += f" [{format(low, form)}, {format(high, form)}]"
-    return untrusted(text, "dim" if row.anchor else "bold" if bold else "")
+    return untrusted(figure_of(metric, row, short=short), "dim" if row.anchor else "bold" if bold else "")
 
 
 def _best(result: "EvaluateResult") -> dict[str, str]:

@@ -24,6 +24,7 @@ from dialogkit.cli.terminal import WordWrap, between_words, no_echo
 from dialogkit.errors import DialogKitError
 from dialogkit.hints import Hint
 from dialogkit.redaction import redact
+from dialogkit.system.loading import LOADING, loads_libraries
 from dialogkit.text import UNSAFE, counted, sanitize
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ _OF_COMMANDS = (_NEXT, _TRY, WANDB)
 """Labels of lines that are a command."""
 UNBOUNDED = 10_000
 """Width of a file or a pipe, which has no edge: no line of a table is folded, and no column is left out."""
-LOADED, LOADING = {"torch", "transformers"}, "loading torch and transformers"
-"""Libraries whose loading takes seconds, and what is said meanwhile."""
 REPLY_COLUMN = 32
 """Minimum width of a column of replies; a narrower terminal shows them one below the other."""
 
@@ -225,7 +224,7 @@ class Output:
 
     def loading(self) -> None:
         """Report in a line that libraries are loaded, if they are not yet; a terminal shows an activity anyway."""
-        if LOADED - sys.modules.keys() and not (self.json_mode or self.err.is_terminal):
+        if loads_libraries() and not (self.json_mode or self.err.is_terminal):
             self.note(f"{LOADING} ...")
 
     @contextmanager

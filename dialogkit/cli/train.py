@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +11,14 @@ import typer
 from typer.core import TyperCommand
 
 from dialogkit.cli import hints, options
-from dialogkit.cli.output import LOADED, LOADING, Output, untrusted
+from dialogkit.cli.output import Output, untrusted
 from dialogkit.cli.progress import TrainOutput
 from dialogkit.cli.train_arguments import TrainArguments
 from dialogkit.cli.train_view import chat_command, render_dry_run, render_training
 from dialogkit.distributed.rank import LAUNCH_FOLDER, this_rank
 from dialogkit.errors import ConfigError
 from dialogkit.hints import Call
+from dialogkit.system.loading import LOADING, loads_libraries
 from dialogkit.text import listed
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _drawing(output: Output) -> Iterator[TrainOutput]:
     """Draw the progress of a run, and leave the terminal as it was."""
     drawing = TrainOutput(output)
     try:
-        if LOADED - sys.modules.keys() and not output.json_mode:
+        if loads_libraries() and not output.json_mode:
             drawing.activity(LOADING)
         yield drawing
     finally:

@@ -79,7 +79,21 @@ def load_run_config(
 
     Raises: ConfigError naming every problem; ModelError for an unknown model.
     """
+    require_overrides(overrides)
     return load_with_origins(model, preset=preset, config_file=config_file, overrides=overrides).config
+
+
+def require_overrides(overrides: object) -> None:
+    """Raise ConfigError for overrides that are no mapping, such as words of the command line."""
+    if isinstance(overrides, Mapping | None):
+        return
+    words = [overrides] if isinstance(overrides, str) else overrides
+    pairs = [word for word in words if isinstance(word, str)] if isinstance(words, Sequence) else []
+    named = dict(word.split("=", 1) for word in pairs if word.find("=") > 0)
+    raise ConfigError(
+        f"overrides must be a dict of settings by dotted names, not {overrides!r}",
+        hint=Change({name: _value_of(text) for name, text in named.items()} or {"train.max_steps": 5}),
+    )
 
 
 def load_with_origins(

@@ -1,9 +1,11 @@
 """Turns validation errors of settings into one sentence each, and suggests a valid value."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -11,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from dialogkit.config.base import CONFLICT
 from dialogkit.config.run import RunConfig
-from dialogkit.errors import ConfigError, did_you_mean
+from dialogkit.errors import ConfigError, did_you_mean, wrong_setting
 from dialogkit.hints import Call, Change, Hint
 from dialogkit.redaction import redact
 
@@ -66,6 +68,28 @@ def config_error(problems: Sequence[str], hint: Hint | None = None) -> ConfigErr
     more = {0: "", 1: " (and 1 more problem)"}.get(len(problems) - 1, f" (and {len(problems) - 1} more problems)")
     settings = [problem.setting if isinstance(problem, Problem) else "" for problem in problems]
     return ConfigError(f"{problems[0]}{more}", hint=hint, details=problems[1:], settings=settings)
+
+
+def require_number(
+    name: str, value: object, *, least: float, most: float | None = None, usual: float, whole: bool = True
+) -> None:
+    """Raise ConfigError if an argument of a function is not a number in its range.
+
+    Args:
+        name: the argument.
+        value: what was given.
+        least: the lowest value.
+        most: the highest value; None: any.
+        usual: a valid value, to suggest.
+        whole: whether it must be an integer.
+    """
+    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if is_number and least <= float(value) <= (math.inf if most is None else most):  # type: ignore[arg-type]
+        return
+    bounds = f"of at least {least:,}" if most is None else f"from {least:,} to {most:,}"
+    raise wrong_setting(
+        name, f"must be a{' whole' * whole} number {bounds} (got {value!r})", Change({name: usual})
+    )
 
 
 class Problem(str):

@@ -52,7 +52,8 @@ class Chat:
     Attributes:
         name: the model.
         messages: the dialog so far, the system text included.
-        left_out: turns at its beginning that did not fit into the context of the last reply.
+        left_out: turns at its beginning, each a question and its reply, that did not fit into the context of the
+            last reply.
         config: the sampling settings.
         notes: what was used of the model's own sampling settings, if `use_model_settings` is on, and how the
             dialog was changed to fit the chat template.
@@ -96,6 +97,11 @@ class Chat:
     def changes(self) -> list[str]:
         """Return what is changed in the dialog to fit the model's chat template."""
         return [f"{self.name}: {change}" for change in self._tokenizer.changes(self.messages)]
+
+    @property
+    def system(self) -> str | None:
+        """The system text; None without one."""
+        return self.messages[0].content if self._first else None
 
     @property
     def turns(self) -> int:
@@ -214,7 +220,12 @@ class Chat:
         return Saved(path, dialogs + 1, was_there, trains, problem)
 
     def load(self, path: str | Path) -> int:
-        """Replace the dialog by the last one of a file, and return its number of turns. Raises: DataError."""
+        """Replace the dialog by the last one of a file, and return its number of messages without the system text.
+
+        The present system text stays if the dialog of the file has none.
+
+        Raises: DataError.
+        """
         near = nearest_file(Path(os.path.expanduser(path)), (".jsonl",))
         hint = Call("chat load", near) if near else Call("chat help")
         try:
@@ -224,7 +235,9 @@ class Chat:
             raise
         if problem := check_dialog(dialogs[-1]):
             raise DataError(f"{str(path)!r}: {problem}", hint=hint)
-        self.messages, self.left_out = list(dialogs[-1]), 0
+        present, loaded = self.messages[: self._first], list(dialogs[-1])
+        self.messages = loaded if loaded[0].role == "system" else [*present, *loaded]
+        self.left_out = 0
         return self.turns
 
     def _require_turn(self) -> None:
@@ -249,7 +262,7 @@ class Chat:
                 shorter=lambda tokens: Call("chat set", "max_new_tokens", tokens),
             )
             made = self._conversation.reply(seen, config, on_text=on_text, should_stop=should_stop)
-        self.left_out = len(messages) - len(seen)
+        self.left_out = (len(messages) - len(seen)) // 2  # only whole turns are left out
         self.messages = [*messages, Message("assistant", made.text)]
         self._finished = None if made.stop_reason == "interruption" else (self.config, self.messages)
         return reply_results(self.name, [messages[-1].content], [made])[0]

@@ -4,8 +4,9 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from dialogkit.services.evaluation.table import columns_of, figure_of, legend_of, measured
 from dialogkit.text import counted, duration, sanitize
-from dialogkit.tracking.metric_specs import ANCHORS, HELD_OUT, METRICS
+from dialogkit.tracking.metric_specs import HELD_OUT, METRICS
 from dialogkit.tracking.plots import Curve, draw
 
 if TYPE_CHECKING:
@@ -43,20 +44,17 @@ def training(result: "TrainResult") -> str:
 
 
 def evaluation(result: "EvaluateResult") -> str:
-    """Return an evaluation: a metric per line, the models and their baselines side by side, and the remarks."""
-    columns = [(row.model, row) for row in result.rows]
-    several = len(result.rows) > 1
-    for anchor in result.anchors:
-        title = ANCHORS[str(anchor.anchor)]
-        columns.append((f"{title}, {anchor.model}" if several else title, anchor))
-    rows = []
-    for metric in METRICS:
-        values = [getattr(row, metric.name) for _, row in columns]
-        if any(value is not None for value in values[: len(result.rows)]):
-            rows.append([metric.title, *("" if v is None else format(v, metric.form) for v in values)])
+    """Return an evaluation: the verdict, a metric per line with models and baselines side by side, and remarks."""
+    columns = columns_of(result.rows, result.anchors)
+    rows = [
+        [metric.title, *(figure_of(metric, row) for _, row in columns)]
+        for metric in measured(METRICS, result.rows)
+    ]
     on = ", ".join(dict.fromkeys(f"{counted(row.dialogs, 'dialog')} of {row.dataset}" for row in result.rows))
     remarks = [_line(f"{row.model} {remark}.") for row in result.rows for remark in row.remarks]
-    return _page([_heading(on), _table(["", *(title for title, _ in columns)], rows), *remarks])
+    verdict = [_line(result.verdict.text)] if result.verdict is not None else []
+    titles = [legend_of(result.rows), *(title for title, _ in columns)]
+    return _page([_heading(on), *verdict, _table(titles, rows), *remarks])
 
 
 def generation(made: "Sequence[ReplyResult]", notes: Sequence[str] = ()) -> str:

@@ -1,7 +1,6 @@
 """How good models are: how well they predict held-out answers, whether they use the prompt, and how they reply."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import Field, InstanceOf, ValidationError
@@ -10,7 +9,6 @@ from dialogkit.config.base import Result
 from dialogkit.config.data import DataConfig
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.load import flatten
-from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.config.problems import list_problems
 from dialogkit.data.sources import find_source
 from dialogkit.errors import ConfigError, DataError
@@ -20,12 +18,12 @@ from dialogkit.services.evaluation.lm_eval import TaskSuite
 from dialogkit.services.evaluation.request import EvaluateRequest
 from dialogkit.services.evaluation.results import EvaluateRow, TaskRow
 from dialogkit.services.evaluation.store import EvaluationStore, KeptRow, TrackedRow
-from dialogkit.services.inference import hints_for, names_of, sampling_of
+from dialogkit.services.inference import hints_for, sampling_of
 from dialogkit.services.runs.resolve import Loadable, find_dataset, resolve_model
 from dialogkit.services.runs.verdict import Contender, Verdict, differing, judge
 from dialogkit.system.compute_lock import alone
 
-__all__ = ["EvaluateRequest", "EvaluateResult", "EvaluateRow", "evaluate", "evaluate_models", "find_dataset"]
+__all__ = ["EvaluateRequest", "EvaluateResult", "EvaluateRow", "evaluate_models", "find_dataset"]
 
 
 class EvaluateResult(Result):
@@ -44,9 +42,14 @@ class EvaluateResult(Result):
     """The call that evaluates all models on the same dialogs; None if they were."""
 
     def repr_fields(self) -> Iterable[tuple[str, Any]]:
-        """Return the models with their bits per byte."""
+        """Return the models with their bits per byte, and which of several is the best."""
         yield "models", ", ".join(row.model for row in self.rows)
         yield "bits_per_byte", ", ".join(f"{row.bits_per_byte:.3f}" for row in self.rows if row.bits_per_byte)
+        bounds = [row.intervals.get("bits_per_byte") for row in self.rows]
+        yield "interval", ", ".join(f"{pair[0]:.3f} to {pair[1]:.3f}" for pair in bounds if pair)
+        if self.verdict is not None:
+            yield "best", self.verdict.best
+            yield "more_than_chance", None if self.verdict.best is None else bool(self.verdict.clearly_best)
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
@@ -68,68 +71,16 @@ class _Planned(NamedTuple):
     """The data settings of its run; None if they are unknown."""
 
 
-def evaluate(
-    model: str | Path | Sequence[str] | None = None,
-    *,
-    dataset: str | None = None,
-    samples: int | None = None,
-    max_bad_rows: int = 0,
-    whole: bool = False,
-    batch_size: int = 8,
-    worst: int = 0,
-    quick: bool = False,
-    tasks: str | Sequence[str] = (),
-    use_model_settings: bool = False,
-    wandb: str | None = None,
-    output: str | Path = DEFAULT_OUTPUT,
-    device: str = "auto",
-    on_progress: ProgressSink = lambda stage, fraction: None,
-) -> EvaluateResult:
-    """Return how well one model or several predict held-out answers, use the prompt and reply; in float32.
-
-    The metrics of a run's own model are stored in its folder, beside those on other numbers of dialogs, and sent
-    to its W&B run, and its page is rewritten.
+@alone()
+def evaluate_models(request: EvaluateRequest, *, on_progress: ProgressSink) -> EvaluateResult:
+    """Return the metrics of each model of a request, and store them.
 
     Args:
-        model: catalogue name, run, folder or hub id, or several; None is the newest finished run.
-        dataset: a dataset as `train` takes it; None is the one of the run, or `starter`.
-        samples: evaluate on this many held-out dialogs, those with the lowest content hash. None: all.
-        max_bad_rows: malformed rows of another dataset's file to skip.
-        whole: score every dialog of the dataset, the held-out ones first.
-        batch_size: dialogs per batch; does not change the metrics.
-        worst: number of worst dialogs for which to generate a reply as well.
-        quick: score the answers only: no replies, no baselines.
-        tasks: tasks of the lm-evaluation-harness, by name or file; `samples` limits their questions as well.
-        use_model_settings: sample replies with the settings that come with each model; tasks keep their own.
-        wandb: W&B mode: auto, online, offline or disabled; None is that of the run. A run that was trained without
-            W&B stays without it.
-        output: folder of models and runs.
-        device: auto, cpu, cuda or mps.
+        request: the models and dialogs.
         on_progress: receives the current stage and the fraction of the work that is done.
 
     Raises: ModelError, DataError, ConfigError, UnavailableError.
     """
-    request = EvaluateRequest(
-        models=names_of(model),
-        dataset=dataset,
-        samples=samples,
-        max_bad_rows=max_bad_rows,
-        whole=whole,
-        batch_size=batch_size,
-        worst=worst,
-        quick=quick,
-        tasks=tuple([tasks] if isinstance(tasks, str) and tasks else tasks),
-        use_model_settings=use_model_settings,
-        wandb=wandb,
-        output=Path(output),
-        device=device,
-    )
-    return evaluate_models(request, on_progress=on_progress)
-
-
-@alone()
-def evaluate_models(request: EvaluateRequest, *, on_progress: ProgressSink) -> EvaluateResult:
-    """Return the metrics of each model of a request, and store them; see `evaluate`."""
     planned = _plan(request)
     suite = TaskSuite(request.tasks) if request.tasks else None
 

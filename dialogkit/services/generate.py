@@ -4,12 +4,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from dialogkit.config.base import Result
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.paths import DEFAULT_OUTPUT
-from dialogkit.config.problems import list_problems
 from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError
 from dialogkit.hints import Call, Change
@@ -55,7 +54,6 @@ def generate(
     output: str | Path = DEFAULT_OUTPUT,
     device: str = "auto",
     on_text: StreamSink | None = None,
-    **sampling: Any,
 ) -> GenerateResult:
     """Return replies to prompts.
 
@@ -67,11 +65,10 @@ def generate(
         output: folder of models and runs.
         device: auto, cpu, cuda or mps.
         on_text: receives the text of a single reply as it grows.
-        sampling: single settings of `GenerateConfig`, such as `temperature=0`.
 
     Raises: ModelError, UnavailableError, ConfigError; OutOfMemoryError if not even one reply fits into memory.
     """
-    config = _with_settings(config or GenerateConfig(), sampling)
+    config = config or GenerateConfig()
     names = names_of(model)
     texts = _texts(config.test_prompts if prompts is None else prompts, names)
     # Look up all names first: a typo in the last must not cost the loading of the others.
@@ -104,15 +101,6 @@ def generate(
             )
         replies += reply_results(loaded.name, texts, made)
     return GenerateResult(replies=replies, notes=notes)
-
-
-def _with_settings(config: GenerateConfig, settings: dict[str, Any]) -> GenerateConfig:
-    """Return the sampling settings with some changed. Raises: ConfigError for one that is unknown or not valid."""
-    try:
-        # Only what was set counts as asked for; see `sampling_of`.
-        return GenerateConfig(**{**config.model_dump(exclude_unset=True), **settings})
-    except ValidationError as error:
-        raise ConfigError(list_problems(error)[0], hint=Call("generate", help=True)) from None
 
 
 def _texts(prompts: str | Sequence[str], models: Sequence[str | None]) -> list[str]:

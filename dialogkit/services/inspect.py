@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dialogkit.config.load import load_run_config
+from dialogkit.config.load import load_run_config, require_overrides
 from dialogkit.config.paths import cache_dir
+from dialogkit.config.problems import require_number
 from dialogkit.config.run import RunConfig
 from dialogkit.data.checks import is_right
 from dialogkit.data.duplicates import NEAR, SHINGLE_WORDS, group_labels, near_pairs
@@ -94,6 +95,8 @@ def inspect_data(
 
     Raises: what `train` raises for the same data and model.
     """
+    require_overrides(overrides)
+    require_number("show", show, least=0, most=10_000, usual=1)
     settings = {"data.dataset": str(dataset), "data.samples": samples, "data.max_bad_rows": max_bad_rows}
     try:
         return _inspect(load_run_config(model, overrides={**settings, **(overrides or {})}), show)

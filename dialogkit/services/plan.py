@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dialogkit.config.load import load_run_config
+from dialogkit.config.load import load_run_config, require_overrides
 from dialogkit.config.run import RunConfig
 from dialogkit.errors import ConfigError, OutOfMemoryError
 from dialogkit.hints import Call, Change
@@ -46,6 +46,7 @@ def plan(
 
     Raises: what `train` raises for the same data; ConfigError for a stream, or too short a time.
     """
+    require_overrides(overrides)
     given, usual = dict(overrides or {}), load_run_config(preset=TALK).data.dataset
     name = str(dataset or given.pop("data.dataset", usual))
     preset = TALK if name == usual else OTHER

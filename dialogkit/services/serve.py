@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.paths import DEFAULT_OUTPUT
+from dialogkit.config.problems import require_number
 from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError, UnavailableError, os_reason
 from dialogkit.hints import Call, Change, Either, Shell
@@ -65,6 +66,10 @@ class Server:
                 f"other machines reach the host {host!r}, and there is no API key",
                 hint=Either(f"set the environment variable {KEY_VARIABLE}", Change({"host": "127.0.0.1"})),
             )
+        require_number("port", port, least=0, most=65_535, usual=PORT)
+        require_number("at_once", at_once, least=1, most=1024, usual=AT_ONCE)
+        require_number("queue", queue, least=1, most=100_000, usual=QUEUE)
+        require_number("time_limit_s", time_limit_s, least=0.1, usual=TIME_LIMIT_S, whole=False)
         config = config or GenerateConfig()
         typed = names_of(model or None)
         chosen = [resolve_model(name, output=output) for name in typed]

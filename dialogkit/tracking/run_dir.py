@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from dialogkit.config.paths import MANIFEST, holds_model
 from dialogkit.errors import CheckpointError, ModelError, StorageError, os_reason
-from dialogkit.hints import Call, Change
+from dialogkit.hints import Call, Change, Either
 from dialogkit.redaction import redact
 from dialogkit.system.files import write_text
 from dialogkit.system.ownership import FILE_LIST, add_to_list, entry_of, regular_files, write_list
@@ -125,9 +125,13 @@ class RunDir:
                 f"the run {name!r} was only partly deleted",
                 hint=Call("runs prune", name, yes=True, output_dir=str(output)),
             )
-        is_run = cls(path).exists or cls(path).is_damaged
+        run, other = cls(path), Change({"name": f"{name}-2"})
+        is_run = run.exists or run.is_damaged
         taken = f"the run {name!r} in {str(output)!r}" if is_run else repr(str(path))
-        raise StorageError(f"{taken} exists already", hint=Change({"name": f"{name}-2"}))
+        if is_run and not run.is_damaged and not run.is_held and run.read().status != "completed":
+            resume = Call("train", resume=name, output_dir=str(output))
+            raise StorageError(f"{taken} exists already, and is not finished", hint=Either(resume, other))
+        raise StorageError(f"{taken} exists already", hint=other)
 
     @property
     def exists(self) -> bool:

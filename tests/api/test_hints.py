@@ -42,6 +42,7 @@ OTHERS: list[tuple[Hint, str]] = [
         'overrides={"train.batch_size": 4, "data.dataset": "x"}',
     ),
     (Change({"force": True}), "force=True"),
+    (Change({"name": "x"}), 'overrides={"name": "x"}'),
     (Call("runs show", "my-run"), "dialogkit runs show my-run"),
     (Call("train", "m", devices=2), "dialogkit train m --devices 2"),
     (Call("train", resume="my-run", nodes=2), "dialogkit train --resume my-run --nodes 2"),

@@ -13,7 +13,7 @@ from dialogkit.api.training import summary
 from dialogkit.cli.output import Output
 from dialogkit.cli.train_view import render_training
 from dialogkit.errors import ConfigError, InterruptedRunError, ModelError
-from dialogkit.services.training.progress import TrainReporter
+from dialogkit.services.training.progress import TrainReporter, show_log
 from tests.conftest import Trained
 
 SmallConfig = Callable[..., Any]
@@ -87,9 +87,21 @@ def test_a_run_ends_with_what_the_command_line_prints(
 def test_a_quiet_run_says_nothing_and_leaves_the_log(
     small_config: SmallConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    dialogkit.train(small_config({"train.max_steps": 1}), quiet=True)
+    logger = logging.getLogger("dialogkit")
+
+    class Warns(TrainReporter):
+        def step(self, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
+            logger.getChild("engine").warning("other programs keep cores busy")
+
+    dialogkit.train(small_config({"train.max_steps": 1}), quiet=True, reporter=Warns())
+    assert logger.handlers == []
+    show_log()  # as an earlier run that was not quiet
+    handlers = list(logger.handlers)
+    dialogkit.train(small_config({"train.max_steps": 1}), quiet=True, reporter=Warns())
     assert capfd.readouterr() == ("", "")
-    assert logging.getLogger("dialogkit").handlers == []
+    assert logger.handlers == handlers
+    logger.warning("heard again")
+    assert capfd.readouterr().out == "heard again\n"
 
 
 def test_handlers_of_the_log_that_are_there_are_kept(small_config: SmallConfig) -> None:

@@ -288,6 +288,7 @@ MINE = "train mine"
 LAUNCHED = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
 
 SITUATIONS: list[tuple[Situation, str, str]] = [
+    (stopped, f"{TRAIN} --name shared-run", "train --resume shared-run"),
     (stopped, "generate shared-run", "train --resume shared-run"),
     (stopped, "train --from shared-run", "train --resume shared-run"),
     (stopped, "train --resume shared-run --lr 1", "train --resume shared-run"),
@@ -405,7 +406,14 @@ UNREACHED = {
     ],
     "needs a program around the package": [
         "config/load.py:parse_sets",
+        "api/inference.py:_with_settings",
+        "api/inference.py:_with_settings:2",
+        "api/inference.py:_with_settings:3",
+        "api/training.py:_require_settings",
+        "api/training.py:_require_settings:2",
         "api/training.py:summary",
+        "config/load.py:require_overrides",
+        "config/problems.py:require_number",
         "services/training/resume.py:started_from",
         "examples/__init__.py:copy_examples",
         "services/chat.py:Chat/say",

@@ -359,3 +359,5 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_suggestion_is_made_only_for_a_near_word() -> None:
     assert did_you_mean("tain", ["train", "generate"]) == " (did you mean 'train'?)"
     assert did_you_mean("xyz", ["train", "generate"]) == ""
+    continued = "custom-pico-talk-20261130-124533"
+    assert did_you_mean("custom-pico-talk", ["custom-pico", continued]) == f" (did you mean {continued!r}?)"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dialogkit.cli import output
+from dialogkit.system.loading import LOADING as ACTIVITY
 from tests.conftest import Finished, Trained, run_process, write_files
 
 Run = Callable[..., Finished]
@@ -185,7 +185,7 @@ def files(in_temporary_folder: Path) -> None:
     write_files(in_temporary_folder, FILES)
 
 
-LOADING = f"{output.LOADING} ...\n"
+LOADING = f"{ACTIVITY} ...\n"
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -681,7 +681,7 @@ def test_a_sharded_model_in_16_bits_whose_activations_are_recomputed_is_whole_in
         folder / "model.safetensors" for folder in (whole / "model", RUN / "model", Path("models/custom_nano"))
     ]
     assert len({file.read_bytes() for file in weights}) == 1
-    from dialogkit.services.evaluate import evaluate
+    from dialogkit.api.inference import evaluate
 
     # The sharded model is measured in float32 at the end, and what is published is that model.
     (row,) = evaluate("whole", quick=True, device="cpu").rows

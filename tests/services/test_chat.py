@@ -97,8 +97,7 @@ def test_the_oldest_turns_are_left_out_and_the_system_text_stays(
     for number in range(12):
         chat.say(f"{number} " + "word " * 20)
     assert chat.left_out > 0
-    assert chat.left_out % 2 == 0
-    assert seen[-1] == [chat.messages[0], *chat.messages[1 + chat.left_out : -1]]
+    assert seen[-1] == [chat.messages[0], *chat.messages[1 + 2 * chat.left_out : -1]]
     assert len(chat.messages) == 1 + 24
 
 
@@ -288,6 +287,7 @@ def test_a_pasted_text_that_begins_with_a_slash_is_no_command(talk: Callable[...
         ),
         ("/load nope.jsonl", "the dataset file 'nope.jsonl' does not exist", "/help"),
         ("/clear", "unknown command '/clear' (did you mean '/reset'?)", "/help"),
+        ("/exit now", "/exit stands alone (got 'now' behind it)", "/exit"),
         ("/hist", "unknown command '/hist' (did you mean '/history'?)", "/help"),
     ],
 )
@@ -303,10 +303,16 @@ def test_a_saved_dialog_is_loaded_and_shown(talk: Callable[..., Finished]) -> No
     dialogs = [[("user", "a"), ("assistant", "b")], [("system", "s"), ("user", "c"), ("assistant", "d\nd")]]
     rows = [{"messages": [{"role": role, "content": text} for role, text in turns]} for turns in dialogs]
     Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = talk("/history", "/load mine.jsonl", "/history", "/save mine.jsonl")
+    done = talk("/history", "/load mine.jsonl", "/history", "/save mine.jsonl", "/system t", "/load mine.jsonl")
     assert done.out.splitlines() == ["system: s", "> c", "d", "d"]
-    reported = ["nothing was said yet", "2 messages loaded", "appended to mine.jsonl, which now holds 3 dialogs"]
-    assert done.err.splitlines()[1:] == reported
+    loaded = "2 messages loaded"
+    reported = ["nothing was said yet", loaded, "appended to mine.jsonl, which now holds 3 dialogs"]
+    replaced = ["system text set", f"{loaded}; the system text is now that of the file"]
+    assert done.err.splitlines()[1:] == [*reported, *replaced]
+    Path("plain.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    done = talk("/system t", "/load plain.jsonl", "/history")
+    assert done.out.splitlines() == ["system: t", "> a", "b"]
+    assert done.err.splitlines()[-1] == f"{loaded}; the system text stays"
 
 
 def test_without_standard_input_it_says_so(talk: Callable[..., Finished]) -> None:

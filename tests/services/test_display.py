@@ -11,6 +11,7 @@ import dialogkit
 from dialogkit.config.base import Result
 from dialogkit.inference.results import ReplyResult
 from dialogkit.services.display import loss_curve
+from dialogkit.services.runs.verdict import Contender, judge
 from tests.conftest import Trained
 
 HOSTILE = "<script>alert(1)</script>\u202e\x1b"
@@ -50,8 +51,11 @@ def test_what_matters_is_in_the_line(trained: Trained, results: list[Any]) -> No
     final = trained.result.metrics["final/bits_per_byte"]
     assert "run='shared-run'" in repr(trained.result)
     assert f"final_bits_per_byte={final:.4g}" in repr(trained.result)
+    (row,) = results[1].rows
+    low, high = row.intervals["bits_per_byte"]
     assert repr(results[1]) == (
-        f"EvaluateResult(models='shared-run', bits_per_byte='{results[1].rows[0].bits_per_byte:.3f}')"
+        f"EvaluateResult(models='shared-run', bits_per_byte='{row.bits_per_byte:.3f}', "
+        f"interval='{low:.3f} to {high:.3f}')"
     )
 
 
@@ -69,6 +73,26 @@ def test_a_run_shows_figures_curve_and_replies(trained: Trained) -> None:
         assert reply.prompt in words
     (curve,) = page.iter("svg")
     assert len(list(curve.iter("path"))) >= 2, "training and held-out loss"
+
+
+def test_an_evaluation_of_several_shows_its_verdict_and_each_baseline_once(
+    results: list[Any],
+) -> None:
+    one = results[1]
+    row = one.rows[0].model_copy(update={"intervals": {"bits_per_byte": (1.0, 9.0)}})
+    other = row.model_copy(update={"model": "other", "bits_per_byte": 8.0})
+    verdict = judge([Contender.of_row(each.model, each, {}) for each in (row, other)], dialogs=2)
+    anchors = [*one.anchors, *(anchor.model_copy(update={"model": "other"}) for anchor in one.anchors)]
+    both = one.model_copy(update={"rows": [row, other], "anchors": anchors, "verdict": verdict})
+    page = ElementTree.fromstring(both._repr_html_())
+    heads = ["".join(cell.itertext()) for cell in page.iter("th")]
+    assert heads == ["95% interval in brackets", row.model, "other", "untrained", "unigram", "true answers"]
+    words = "".join(page.itertext())
+    assert verdict.text in words
+    assert words.index(verdict.text) < words.index("bits/byte")
+    assert f"{row.bits_per_byte:.4f} [1.0000, 9.0000]" in words
+    assert repr(verdict) == verdict.text
+    assert "more_than_chance=False" in repr(both)
 
 
 def test_text_from_outside_is_escaped(trained: Trained) -> None:

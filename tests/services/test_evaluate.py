@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from dialogkit.api.inference import evaluate as evaluate_in_full
 from dialogkit.config.data import DataConfig
 from dialogkit.data.sources import STARTER
 from dialogkit.errors import DataError, ModelError
 from dialogkit.services.evaluate import EvaluateRow
-from dialogkit.services.evaluate import evaluate as evaluate_in_full
 from dialogkit.services.train import train
 from tests.conftest import Finished, Trained
 
@@ -181,6 +181,7 @@ def test_a_run_is_evaluated_on_the_dialogs_that_it_held_out(small_config: Callab
     [
         ({"model": "shared-ran"}, ModelError, "did you mean 'shared-run'"),
         ({"model": ["shared-run", "nothing"]}, ModelError, "'nothing'"),
+        ({"model": "shared-run, custom-nano"}, ModelError, "is not one model, but the names of 2"),
         ({"dataset": "startre"}, DataError, "did you mean 'starter'"),
         ({"dataset": "./nowhere.jsonl"}, DataError, "does not exist"),
     ],

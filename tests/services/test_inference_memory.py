@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from dialogkit.api.inference import evaluate
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import Message
 from dialogkit.errors import OutOfMemoryError
@@ -15,7 +16,6 @@ from dialogkit.hints import Call, Change
 from dialogkit.inference import replies
 from dialogkit.services import inference_memory
 from dialogkit.services.chat import Chat
-from dialogkit.services.evaluate import evaluate
 from dialogkit.services.generate import generate
 from dialogkit.services.inference_memory import replies_at_once, scored_at_once
 from dialogkit.services.runs.loading import LoadedModel, load_for_inference

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from dialogkit.api.inference import evaluate
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.load import load_run_config
 from dialogkit.dialog import SHOWN_OTHERWISE, SYSTEM_FOLDED, plain_format, turns_format
 from dialogkit.errors import ModelError, UnavailableError
 from dialogkit.services.chat import Chat
-from dialogkit.services.evaluate import evaluate
 from dialogkit.services.generate import generate
 from dialogkit.services.train import resume, train
 from dialogkit.services.training.result import TrainResult

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from dialogkit.api.inference import evaluate
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.load import load_run_config
-from dialogkit.services.evaluate import evaluate
 from dialogkit.services.generate import generate
 from dialogkit.services.models import show_model
 from dialogkit.services.train import resume, train

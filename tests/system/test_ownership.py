@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from dialogkit.api.inference import evaluate
 from dialogkit.errors import StorageError
-from dialogkit.services.evaluate import evaluate
 from dialogkit.services.runs.prune import prune_runs
 from dialogkit.services.runs.report import write_report
 from dialogkit.services.train import resume, train

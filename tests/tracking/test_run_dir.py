@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dialogkit.api.hints import render as as_python
 from dialogkit.config.model import NAME_PATTERN
 from dialogkit.errors import ModelError, StorageError
 from dialogkit.system.files import ordinary_permissions, write_text
@@ -182,9 +183,14 @@ def test_a_sample_is_one_line_of_readable_text(tmp_path: Path) -> None:
 
 def test_a_run_name_is_given_once(tmp_path: Path) -> None:
     run = new_run(tmp_path, "a", status="completed")
-    with pytest.raises(StorageError, match=r"the run 'a' .* exists already"):
+    with pytest.raises(StorageError, match=r"the run 'a' .* exists already$") as refused:
         RunDir.create(tmp_path, "a")
     assert run.read().status == "completed"
+    assert as_python(refused.value.hint) == 'overrides={"name": "a-2"}'
+    new_run(tmp_path, "b", status="interrupted")
+    with pytest.raises(StorageError, match=r"the run 'b' .* exists already, and is not finished") as refused:
+        RunDir.create(tmp_path, "b")
+    assert as_python(refused.value.hint) == f'resume("b", output="{tmp_path}"), or: overrides={{"name": "b-2"}}'
 
 
 def test_a_run_that_cannot_have_a_folder_is_one_sentence(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dialogkit.config.paths import DEFAULT_OUTPUT
-from dialogkit.config.problems import config_error, list_problems
+from dialogkit.config.problems import config_error, list_problems, require_number
 from dialogkit.config.tracking import TrackingConfig
 from dialogkit.hints import Change
 
@@ -15,7 +15,7 @@ from dialogkit.hints import Change
 class EvaluateRequest:
     """Which models to evaluate, on which dialogs, and how; validated when it is made.
 
-    Raises: ConfigError for an unknown W&B mode.
+    Raises: ConfigError for a number out of range or an unknown W&B mode.
     """
 
     models: tuple[str | None, ...] = (None,)
@@ -45,6 +45,11 @@ class EvaluateRequest:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.samples is not None:
+            require_number("samples", self.samples, least=1, usual=20)
+        require_number("max_bad_rows", self.max_bad_rows, least=0, usual=0)
+        require_number("batch_size", self.batch_size, least=1, most=65_536, usual=8)
+        require_number("worst", self.worst, least=0, usual=5)
         if self.wandb is None:
             return
         try:

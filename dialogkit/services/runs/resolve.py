@@ -118,6 +118,11 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
     if looks_like_path(name):
         raise ModelError(f"no file or folder {name!r}")
     known = [*model_names(), *(run.name for run, _ in list_runs(output))]
+    if len(parts := [part for part in map(str.strip, name.split(",")) if part]) > 1 and set(parts) <= set(known):
+        raise ModelError(
+            f"{name!r} is not one model, but the names of {len(parts)}",
+            hint=Call("evaluate", *parts, **output_of(output)),
+        )
     is_prompt = re.search(r"[\s!?,]", name) is not None
     raise ModelError(
         f"no model or run {name!r}{did_you_mean(name, known)}",

@@ -47,6 +47,12 @@ class Verdict(Result):
     text: str
     """The verdict as a sentence."""
 
+    def __repr__(self) -> str:
+        """Return the sentence."""
+        return self.text
+
+    __str__ = __repr__
+
     @property
     def clearly_best(self) -> str | None:
         """The best model if each of the others is worse by more than chance, else None."""

@@ -274,6 +274,8 @@ def _record_end(run: TrainingRun, error: BaseException) -> BaseException:
         # Refused before its first step: only the error matters, so the run is removed.
         wandb_run.finish(exit_code=error.exit_code)
         remove_unbegun(folder)
+        if isinstance(error, InterruptedRunError):
+            error.add("before training began, so there is nothing to resume")
         return error
     if isinstance(error, ConfigError) and rendezvous.started_run() is None:
         # A resumed run is refused as well: restore its record.

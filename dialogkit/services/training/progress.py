@@ -3,8 +3,9 @@
 import logging
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 from dialogkit.hints import Hint
 
@@ -93,6 +94,27 @@ def show_log() -> None:
     logger.propagate = False
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
+
+
+@contextmanager
+def hidden_log() -> Iterator[None]:
+    """Show nothing of what this thread logs, except in handlers that somebody else added."""
+    this = threading.get_ident()
+    silent = logging.NullHandler()  # without any handler Python itself prints warnings
+    printing = [handler for handler in logger.handlers if isinstance(handler, _StdoutHandler)]
+
+    def is_of_another_thread(record: logging.LogRecord) -> bool:
+        return record.thread != this
+
+    logger.addHandler(silent)
+    for handler in printing:
+        handler.addFilter(is_of_another_thread)
+    try:
+        yield
+    finally:
+        for handler in printing:
+            handler.removeFilter(is_of_another_thread)
+        logger.removeHandler(silent)
 
 
 def say_stopping() -> None:

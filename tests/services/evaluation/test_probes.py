@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from dialogkit.api.inference import evaluate
 from dialogkit.config.load import load_run_config
 from dialogkit.dialog import plain_format
-from dialogkit.services.evaluate import EvaluateResult, EvaluateRow, evaluate
+from dialogkit.services.evaluate import EvaluateResult, EvaluateRow
 from dialogkit.services.evaluation.alternatives import Alternative
 from dialogkit.services.evaluation.diagnosis import Evidence, diagnose
 from dialogkit.services.evaluation.probes import candidates_of

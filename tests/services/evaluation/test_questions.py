@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dialogkit.api.inference import evaluate
 from dialogkit.cli.evaluation_view import render_evaluation
 from dialogkit.cli.output import Output
 from dialogkit.config.data import DataConfig
@@ -16,7 +17,7 @@ from dialogkit.data.prepare import prepare_data
 from dialogkit.dialog import Message
 from dialogkit.inference.intervals import wilson
 from dialogkit.models.tokenizer import ChatTokenizer, load_tokenizer
-from dialogkit.services.evaluate import EvaluateRequest, EvaluateResult, evaluate
+from dialogkit.services.evaluate import EvaluateRequest, EvaluateResult
 from dialogkit.services.evaluation.questions import choose_questions, mark, right_rows
 from dialogkit.services.train import train
 from dialogkit.services.training.result import TrainResult

@@ -12,8 +12,9 @@ from uuid import uuid4
 
 import pytest
 
+from dialogkit.api.inference import evaluate
 from dialogkit.errors import ConfigError, UnavailableError
-from dialogkit.services.evaluate import EvaluateRow, evaluate
+from dialogkit.services.evaluate import EvaluateRow
 from dialogkit.services.evaluation.results import TaskFigure, TaskRow
 from dialogkit.services.evaluation.store import EvaluationStore, TrackedRow
 from dialogkit.services.runs.resolve import resolve_model

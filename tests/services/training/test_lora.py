@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dialogkit.api.inference import evaluate
 from dialogkit.config.load import LORA_LEARNING_RATE, load_run_config, load_with_origins
 from dialogkit.engine.checkpoints import read_progress
 from dialogkit.engine.disk import checkpoint_bytes, require_space
 from dialogkit.engine.trainer import require_finite
 from dialogkit.errors import ConfigError, DivergedError, ModelError
-from dialogkit.services.evaluate import evaluate
 from dialogkit.services.generate import generate
 from dialogkit.services.models import list_models, show_model
 from dialogkit.services.train import resume, train
