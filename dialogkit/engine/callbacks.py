@@ -156,15 +156,23 @@ def guard_trackers(trainer: Any, trackers: Sequence[str]) -> None:
 class ThreadsCallback(TrainerCallback):
     """Leaves busy cores to other programs, and reports it."""
 
+    def __init__(self) -> None:
+        self._reported = 0
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Report fewer threads at the beginning."""
         threads = cpu_threads.of_process
+        self._reported = threads.now
         if threads.now < threads.most:
             logger.warning("%s", cpu_threads.ThreadChange(threads.now, threads.most))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Change the number of threads if the load asks for it."""
-        if (change := cpu_threads.of_process.adapt()) is not None:
+        """Change the number of threads if the load asks for it, and report a change since the last step."""
+        threads = cpu_threads.of_process
+        threads.adapt()
+        if threads.now != self._reported:  # an evaluation may have changed it too
+            self._reported = threads.now
+            change = cpu_threads.ThreadChange(threads.now, threads.most)
             logger.warning("from step %d on, %s", state.global_step + 1, change)
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from dialogkit.engine import loss as loss_module
-from dialogkit.engine.callbacks import MetricCallback, StopAtSignal
+from dialogkit.engine.callbacks import MetricCallback, StopAtSignal, ThreadsCallback
 from dialogkit.errors import DivergedError
 from tests.conftest import TOKENIZER, typed
 from tests.forks import command_line_into, start_forked
@@ -305,3 +305,21 @@ def test_a_run_outside_the_main_thread_runs_without_signals(small: Any) -> None:
     thread.start()
     thread.join()
     assert steps == [2]
+
+
+def test_threads_that_were_given_up_or_used_again_are_reported_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    threads = SimpleNamespace(now=2, most=2, adapt=lambda: None)
+    monkeypatch.setattr("dialogkit.system.cpu_threads.of_process", threads)
+    callback, state = ThreadsCallback(), SimpleNamespace(global_step=4)
+    callback.on_train_begin(None, state, None)
+    threads.now = 1  # during an evaluation
+    callback.on_step_end(None, state, None)
+    callback.on_step_end(None, state, None)
+    threads.now = 2
+    callback.on_step_end(None, state, None)
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        "from step 5 on, other programs keep cores busy",
+        "from step 5 on, the cores are free again",
+    ]
