@@ -24,7 +24,7 @@ from dialogkit.config.load import load_with_origins
 from dialogkit.config.model import ModelConfig
 from dialogkit.config.problems import known_settings
 from dialogkit.engine.checkpoints import commit, read_progress
-from dialogkit.errors import CheckpointError, DataError, DialogKitError, ModelError, StorageError
+from dialogkit.errors import DataError, DialogKitError, ModelError, StorageError
 from dialogkit.inference.results import ReplyResult
 from dialogkit.models.tokenizer import with_format
 from dialogkit.services.evaluate import EvaluateRequest, EvaluateResult, EvaluateRow
@@ -326,10 +326,7 @@ def test_a_pickle_in_a_checkpoint_does_not_run(name: str, stopped: RunDir) -> No
     if name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         with pytest.raises(ModelError, match="checkpoint-2 is not loaded: it contains pickled objects"):
             resume(stopped)
-    elif name == "scaler.pt":  # such a checkpoint is none
-        with pytest.raises(CheckpointError, match="no checkpoint of the run 'stopped' is complete"):
-            resume(stopped)
-    else:  # not read at all
+    else:  # not read at all; the scaler only in fp16, with weights alone
         assert resume(stopped) is not None
     assert not Path("ran").exists()
 
