@@ -18,12 +18,12 @@ from dialogkit.services.evaluate import EvaluateResult, evaluate_models
 from dialogkit.services.evaluation.evaluator import ProgressSink
 from dialogkit.services.evaluation.request import EvaluateRequest
 from dialogkit.services.generate import GenerateResult
-from dialogkit.services.inference import names_of
+from dialogkit.services.inference import Models, names_of
 from dialogkit.system.loading import LOADING, loads_libraries
 
 
 def generate(
-    model: str | Path | Sequence[str] | None = None,
+    model: Models = None,
     prompts: str | Sequence[str] | None = None,
     *,
     system: str | None = None,
@@ -37,7 +37,7 @@ def generate(
     """Return replies to prompts.
 
     Args:
-        model: catalogue name, run, folder or hub id, or several of them; None is the newest finished run.
+        model: name, run, folder, hub id or result of `train`, or several; None is the newest finished run.
         prompts: one prompt or several; None takes the built-in test prompts.
         system: system text before every prompt.
         config: sampling settings.
@@ -58,7 +58,7 @@ def generate(
 
 
 def evaluate(
-    model: str | Path | Sequence[str] | None = None,
+    model: Models = None,
     *,
     dataset: str | None = None,
     samples: int | None = None,
@@ -81,7 +81,7 @@ def evaluate(
     to its W&B run, and its page is rewritten.
 
     Args:
-        model: catalogue name, run, folder or hub id, or several; None is the newest finished run.
+        model: name, run, folder, hub id or result of `train`, or several; None is the newest finished run.
         dataset: a dataset as `train` takes it; None is the one of the run, or `starter`.
         samples: evaluate on this many held-out dialogs, those with the lowest content hash. None: all.
         max_bad_rows: malformed rows of another dataset's file to skip.

@@ -18,7 +18,7 @@ from dialogkit.services import train as services
 from dialogkit.services.training.progress import LogReporter, TrainReporter, hidden_log, show_log
 from dialogkit.services.training.result import TrainResult
 from dialogkit.system.loading import LOADING, loads_libraries
-from dialogkit.system.stopping import ask_to_stop
+from dialogkit.system.stopping import ask_to_stop, beginning
 
 logger = logging.getLogger("dialogkit")
 
@@ -142,17 +142,18 @@ def _require_settings(config: object) -> None:
 
 @contextmanager
 def _reporting(reporter: TrainReporter | None, *, quiet: bool) -> Iterator[TrainReporter]:
-    """Yield the reporter of a run, and show the log meanwhile, or hide it if the run is `quiet`."""
-    if quiet:
-        with hidden_log():
-            yield reporter or TrainReporter()
-        return
-    reporter = reporter or PythonReporter()
-    if isinstance(reporter, LogReporter):
-        show_log()
-    if loads_libraries():
-        reporter.activity(LOADING)
-    yield reporter
+    """Yield the reporter of a run that `stop` reaches, and show the log meanwhile, or hide it if it is `quiet`."""
+    with beginning():
+        if quiet:
+            with hidden_log():
+                yield reporter or TrainReporter()
+            return
+        reporter = reporter or PythonReporter()
+        if isinstance(reporter, LogReporter):
+            show_log()
+        if loads_libraries():
+            reporter.activity(LOADING)
+        yield reporter
 
 
 def _name_of(run: str | Path | TrainResult) -> str:

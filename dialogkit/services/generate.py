@@ -13,7 +13,7 @@ from dialogkit.dialog import Message
 from dialogkit.errors import ConfigError
 from dialogkit.hints import Call, Change
 from dialogkit.inference.results import ReplyResult, StreamSink, reply_results
-from dialogkit.services.inference import hints_for, names_of, sampling_of
+from dialogkit.services.inference import Models, hints_for, names_of, sampling_of
 from dialogkit.services.inference_memory import replies_at_once
 from dialogkit.services.runs.resolve import resolve_model
 from dialogkit.system.compute_lock import alone
@@ -46,7 +46,7 @@ class GenerateResult(Result):
 
 @alone()
 def generate(
-    model: str | Path | Sequence[str] | None = None,
+    model: Models = None,
     prompts: str | Sequence[str] | None = None,
     *,
     system: str | None = None,
@@ -58,7 +58,7 @@ def generate(
     """Return replies to prompts.
 
     Args:
-        model: catalogue name, run, folder or hub id, or several of them; None is the newest finished run.
+        model: name, run, folder, hub id or result of `train`, or several; None is the newest finished run.
         prompts: one prompt or several; None takes the built-in test prompts.
         system: system text before every prompt.
         config: sampling settings.
@@ -111,5 +111,6 @@ def _texts(prompts: str | Sequence[str], models: Sequence[str | None]) -> list[s
         raise ConfigError(f"prompts must be text or a list of texts, not {prompts!r}")
     texts = [without_surrogates(text).strip() for text in prompts]
     if not texts or not all(texts):
-        raise ConfigError("a prompt is empty", hint=Call("generate", *filter(None, models[:1]), prompt="Hello!"))
+        problem = "a prompt is empty" if texts else "no prompt is given"
+        raise ConfigError(problem, hint=Call("generate", *filter(None, models[:1]), prompt="Hello!"))
     return texts

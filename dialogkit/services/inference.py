@@ -5,16 +5,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dialogkit.config.generate import GenerateConfig
-from dialogkit.errors import DialogKitError
+from dialogkit.errors import ConfigError, DialogKitError
 from dialogkit.hints import Call, Change
 from dialogkit.services.runs.resolve import Loadable, output_of
+from dialogkit.services.training.result import TrainResult
+
+Models = str | Path | TrainResult | Sequence[str | Path | TrainResult] | None
+"""A `model` argument: a catalogue name, run, folder, hub id or result of a training, or several of them."""
 
 
-def names_of(model: str | Path | Sequence[str] | None) -> tuple[str | None, ...]:
-    """Return the names in a `model` argument; None is the newest finished run."""
+def names_of(model: Models) -> tuple[str | None, ...]:
+    """Return the names in a `model` argument; None is the newest finished run. Raises: ConfigError for none."""
     if model is None:
         return (None,)
-    return (str(model),) if isinstance(model, str | Path) else tuple(map(str, model))
+    several = (model,) if isinstance(model, str | Path | TrainResult) else tuple(model)
+    if not several:
+        raise ConfigError("no model is given", hint=Call("runs list"))
+    return tuple(one.run_dir if isinstance(one, TrainResult) else str(one) for one in several)
 
 
 def sampling_of(

@@ -11,13 +11,41 @@ STOPPED = "stop()"
 
 _running = threading.Event()
 _asked = threading.Event()
+_lock = threading.RLock()
+_beginning: set[int] = set()
+"""Threads that begin: they load libraries, or wait for their turn."""
+_asked_early = threading.Event()
+"""Whether one of these was asked to stop."""
+
+
+@contextmanager
+def beginning() -> Iterator[None]:
+    """Let `ask_to_stop` reach what is begun inside before it enters `stoppable`."""
+    _beginning.add(threading.get_ident())
+    try:
+        yield
+    finally:
+        _begun()
+
+
+def _begun() -> None:
+    """Note that this thread runs now, or will not."""
+    with _lock:
+        _beginning.discard(threading.get_ident())
+        if not _beginning:
+            _asked_early.clear()
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Let `ask_to_stop` reach what runs inside; only one thread may be inside."""
-    _asked.clear()
-    _running.set()
+    with _lock:
+        _asked.clear()
+        if _asked_early.is_set():
+            _asked_early.clear()
+            _asked.set()
+        _running.set()
+        _begun()
     try:
         yield
     finally:
@@ -26,10 +54,13 @@ def stoppable() -> Iterator[None]:
 
 
 def ask_to_stop() -> bool:
-    """Ask what is running to stop; return whether anything is."""
-    if _running.is_set():
-        _asked.set()
-    return _asked.is_set()
+    """Ask what is running, or else what begins, to stop; return whether anything does."""
+    with _lock:
+        if _running.is_set():
+            _asked.set()
+        elif _beginning:
+            _asked_early.set()
+    return _asked.is_set() or _asked_early.is_set()
 
 
 def stop_was_called() -> bool:

@@ -34,6 +34,8 @@ def test_a_dataset_is_a_parameter_of_evaluate_and_a_setting_elsewhere(trained: T
         (lambda it: it.plan(overrides=3), "not 3", 'overrides={"train.max_steps": 5}'),
         (lambda it: it.evaluate("a", samples=0), "samples: must be a whole number of at least 1 (got 0)",
          "samples=20"),
+        (lambda it: it.evaluate([]), "no model is given", "dialogkit runs list"),
+        (lambda it: it.generate("a", []), "no prompt is given", 'generate("a", "Hello!")'),
         (lambda it: it.evaluate("a", samples="ten"), "(got 'ten')", "samples=20"),
         (lambda it: it.evaluate("a", batch_size=0), "batch_size: must be a whole number from 1 to 65,536 (got 0)",
          "batch_size=8"),

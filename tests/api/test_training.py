@@ -14,6 +14,7 @@ from dialogkit.cli.output import Output
 from dialogkit.cli.train_view import render_training
 from dialogkit.errors import ConfigError, InterruptedRunError, ModelError
 from dialogkit.services.training.progress import TrainReporter, show_log
+from dialogkit.system.stopping import beginning, raise_if_asked, stoppable
 from tests.conftest import Trained
 
 SmallConfig = Callable[..., Any]
@@ -45,6 +46,18 @@ def test_a_stopped_run_is_resumed(small_config: SmallConfig) -> None:
     assert learned[0] == learned[1]
     assert [point["step"] for point in result.curve] == [0, 1, 2, 3, 4]
     assert dialogkit.resume(result, quiet=True) is None
+
+
+def test_a_run_that_still_loads_libraries_can_be_stopped() -> None:
+    with beginning():
+        assert dialogkit.stop()
+        with stoppable(), pytest.raises(InterruptedRunError):
+            raise_if_asked()
+        assert not dialogkit.stop(), "it has run"
+    with beginning():
+        assert dialogkit.stop()
+    with stoppable():
+        raise_if_asked()
 
 
 def test_a_run_that_is_stopped_before_its_first_step_leaves_nothing(small_config: SmallConfig) -> None:

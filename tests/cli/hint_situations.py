@@ -340,6 +340,7 @@ SITUATIONS: list[tuple[Situation, str, str]] = [
     (environment(RANK="5", WORLD_SIZE="2"), TRAIN, "unset RANK WORLD_SIZE"),
     (environment(RANK="0", WORLD_SIZE="2"), TRAIN, "unset RANK WORLD_SIZE"),
     (two_runs, "runs compare shared-run second", "evaluate shared-run second"),
+    (two_runs, "runs best", "generate s"),
     (other_data, "runs compare shared-run second", "evaluate shared-run second --dataset"),
     (other_data, "evaluate shared-run second", "evaluate shared-run second --dataset"),
     (own_base, "train models/mine --method lora --no-merge", "model.name=my-mine"),
@@ -358,6 +359,14 @@ SITUATIONS: list[tuple[Situation, str, str]] = [
 ]
 
 UNREACHED = {
+    "needs a GPU; tests/engine/test_device.py and tests/services/machine make one up": [
+        "engine/device.py:_device:2",
+        "engine/device.py:_device:3",
+        "services/machine/checks.py:_with_build",
+        "services/training/recorder.py:Recorder/gpu_use",
+        "services/training/summary.py:warnings",
+        "services/training/summary.py:warnings:2",
+    ],
     "needs several GPUs": [
         "distributed/launcher.py:resolve_devices",
     ],
@@ -425,6 +434,7 @@ UNREACHED = {
     ],
     "needs a training of a reference run; tests/services/test_plan.py makes one up": [
         "services/training/recorder.py:Recorder/plan",
+        "services/training/recorder.py:Recorder/plan:2",
     ],
     "needs the lm-evaluation-harness": [
         "services/evaluation/lm_eval.py:",
@@ -450,6 +460,7 @@ UNREACHED = {
     ],
     "needs a run that diverges; tests/services/test_train.py makes one": [
         "engine/callbacks.py:diverged",
+        "engine/callbacks.py:diverged:2",
     ],
     "needs a pickle in a checkpoint; tests/faults/test_hostile.py makes one": [
         "engine/fit.py:fit",

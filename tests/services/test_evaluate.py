@@ -113,9 +113,9 @@ def test_the_figures_are_those_of_a_plain_loop_over_transformers(trained: Traine
 def test_several_models_stand_in_one_table_with_the_figures_that_each_has_alone(
     trained: Trained, small_config: Callable[..., Any], dialogkit: Callable[..., Finished]
 ) -> None:
-    train(small_config({"name": "other"}))
+    other = train(small_config({"name": "other"}))
     models = ["models/runs/other", trained.result.run_dir]
-    together = evaluate(models)
+    together = evaluate([other, trained.result])
     rows, verdict = together.rows, together.verdict
     assert [row.model for row in rows] == ["other", "shared-run"]
     alone = [evaluate(model).rows[0] for model in models]
