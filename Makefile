@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/dialogkit train custom-pico --preset talk --budget 150s
 	printf '%s\n' 'Hello, my name is Emma.' 'What is my name?' 'What is the capital of France?' 'And of Japan?' \
-		/new 'What is 3 plus 4?' 'Which day comes after Monday?' 'Tell me a joke.' 'Thank you, goodbye!' \
+		/reset 'What is 3 plus 4?' 'Which day comes after Monday?' 'Tell me a joke.' 'Thank you, goodbye!' \
 		| $(BIN)/dialogkit chat
 
 test: setup
