@@ -135,7 +135,7 @@ def test_a_reply_says_how_long_it_is_and_why_it_ended(two: Path) -> None:
 
 @pytest.mark.parametrize("prompts", ["", "  \n", [], ["Hello!", " "]])
 def test_an_empty_prompt_is_refused(trained: Trained, prompts: str | list[str]) -> None:
-    with pytest.raises(ConfigError, match="a prompt is empty|no prompt is given"):
+    with pytest.raises(ConfigError, match=r"a prompt is empty|no prompt is given"):
         generate("shared-run", prompts, output=trained.output)
 
 
