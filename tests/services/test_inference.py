@@ -17,7 +17,8 @@ def test_a_model_argument_is_one_name_or_several() -> None:
     assert names_of(None) == (None,)
     assert names_of("a") == names_of(Path("a")) == names_of(["a"]) == ("a",)
     assert names_of(["a", "b"]) == ("a", "b")
-    assert names_of([]) == ()
+    with pytest.raises(ConfigError, match="no model is given"):
+        names_of([])
 
 
 PLAIN = Change({"model.chat_format": "plain"})
