@@ -80,8 +80,7 @@ def _render_evaluations(output: Output, compared: "Comparison", letters: Sequenc
         output.print("", untrusted(title, "bold"))
         pairs = zip(letters, evaluation.rows, strict=True)
         rows = [row.model_copy(update={"model": letter}) for letter, row in pairs if row is not None]
-        best = dict(zip(compared.runs, letters, strict=True)).get(evaluation.verdict.best or "")
-        verdict = evaluation.verdict.model_copy(update={"best": best})
+        verdict = evaluation.verdict.with_best_as(dict(zip(compared.runs, letters, strict=True)))
         # Perplexity restates the loss, and is the widest column.
         render_figures(output, EvaluateResult(rows=rows, verdict=verdict), without="perplexity")
     if any(compared.tasks):

@@ -82,8 +82,8 @@ def evaluate_command(
     """Measure how well models predict held-out answers, use their prompts, and reply."""
     from dialogkit.services.evaluate import EvaluateRequest, evaluate_models
 
-    given = [*(models or []), *(more_models or [])]
-    models = list(dict.fromkeys(given))
+    typed = [*(models or []), *(more_models or [])]
+    models = list(dict.fromkeys(typed))
     if quick and (left_out := [name for name, given in (("--slices", slices), ("--worst", worst)) if given]):
         raise ConfigError(
             f"{left_out[0]} shows what --quick does not measure",
@@ -112,8 +112,9 @@ def evaluate_command(
     shown = Output(json_mode=json_output)
     with shown.progress() as on_progress:
         result = evaluate_models(request, on_progress=on_progress)
-    for name in (name for name in models if given.count(name) > 1):
-        shown.note(f"{name} was given {given.count(name)} times: it was evaluated once")
+    for name in models:
+        if (times := typed.count(name)) > 1:
+            shown.note(f"{name} was given {times} times: it was evaluated once")
     for note in (row.model_settings for row in result.rows if row.model_settings):
         shown.note(note)
     for row in result.rows:

@@ -220,8 +220,9 @@ def _lettered(result: "EvaluateResult") -> "EvaluateResult":
     rows = [row.model_copy(update={"model": letter}) for letter, row in zip(letters, result.rows, strict=True)]
     verdict = result.verdict
     if verdict is not None:
-        names = {row.model: letter for letter, row in zip(letters, result.rows, strict=True)}
-        verdict = verdict.model_copy(update={"best": names.get(verdict.best or "")})
+        verdict = verdict.with_best_as(
+            {row.model: letter for letter, row in zip(letters, result.rows, strict=True)}
+        )
     return result.model_copy(update={"rows": rows, "anchors": anchors, "verdict": verdict})
 
 

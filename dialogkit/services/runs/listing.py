@@ -3,19 +3,20 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
 from dialogkit.config.base import Result
 from dialogkit.config.paths import DEFAULT_OUTPUT
-from dialogkit.services.evaluation.results import Scores
-from dialogkit.services.runs.verdict import Contender, Verdict, judge
-from dialogkit.tracking.evaluation_files import dialog_scores
 from dialogkit.tracking.record import RunRecord
 from dialogkit.tracking.run_dir import RunDir
 from dialogkit.tracking.run_index import RunSummary, read_runs
 from dialogkit.tracking.run_list import damaged_runs, list_runs, newest_first
+
+if TYPE_CHECKING:
+    from dialogkit.services.evaluation.results import Scores
+    from dialogkit.services.runs.verdict import Verdict
 
 
 class RunRow(Result):
@@ -70,6 +71,8 @@ def skipped_runs(*, output: str | Path = DEFAULT_OUTPUT) -> list[str]:
 
 def best_runs(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:
     """Return the finished run with the fewest bits per byte on each dataset, and those it may not beat."""
+    from dialogkit.tracking.evaluation_files import dialog_scores
+
     by_data: dict[Any, list[tuple[RunDir, RunRow]]] = {}
     for run, summary in list_runs(Path(output)):
         row = _row(run, summary)
@@ -91,8 +94,10 @@ def best_runs(*, output: str | Path = DEFAULT_OUTPUT) -> list[RunRow]:
     return best
 
 
-def _by_dialog(first: RunRow, scores: Scores, other: RunRow, its_scores: Scores) -> Verdict | None:
+def _by_dialog(first: RunRow, scores: "Scores", other: RunRow, its_scores: "Scores") -> "Verdict | None":
     """Return which of two runs predicts better on the dialogs that both have stored scores of; None if on none."""
+    from dialogkit.services.runs.verdict import Contender, judge  # `runs list` needs neither
+
     if not scores.keys() & its_scores.keys():
         return None
     contenders = [

@@ -58,6 +58,10 @@ class Verdict(Result):
         """The best model if each of the others is worse by more than chance, else None."""
         return self.best if all(one.clear for one in self.behind) else None
 
+    def with_best_as(self, titles: Mapping[str, str]) -> "Verdict":
+        """Return the verdict with the title of the best model in place of its name, for a table with titles."""
+        return self.model_copy(update={"best": titles.get(self.best or "")})
+
 
 class Contender(NamedTuple):
     """A model with its metrics on some dialogs.

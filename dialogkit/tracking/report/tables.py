@@ -171,14 +171,11 @@ def evaluations_of(runs: Sequence[PageRun], best: Best) -> list[Evaluation]:
                     again = any(other.get("anchor") == name for _, other in beside)
                     title = ANCHORS.get(name, name) + (f" ({run.letter})" if again else "")
                     beside.append((Head(title, muted=True), anchor))
-    return [
-        _evaluation(measured, rows, anchors[measured], judged.get(measured), judged=measured in judged)
-        for measured, rows in models.items()
-    ]
+    return [_evaluation(measured, rows, anchors[measured], judged) for measured, rows in models.items()]
 
 
 def _evaluation(
-    measured: str, models: list[_Column], anchors: list[_Column], best: str | None, *, judged: bool
+    measured: str, models: list[_Column], anchors: list[_Column], judged: Mapping[str, str | None]
 ) -> Evaluation:
     columns = [*models, *anchors]
     groups = []
@@ -187,8 +184,9 @@ def _evaluation(
         for name, words, form, better, _ in (metric for metric in METRICS if metric.group == group):
             values = [(column.get(name), _mapping(column.get("intervals")).get(name)) for _, column in columns]
             row = _row(words, values, form, better, models=len(models))
-            if name == "bits_per_byte" and judged:
+            if name == "bits_per_byte" and measured in judged:
                 cells = zip(columns, row.cells, strict=True)
+                best = judged[measured]
                 row = row._replace(cells=[cell._replace(best=head.text == best) for (head, _), cell in cells])
             rows.append(row)
         if rows := [row for row in rows if any(cell.text != NOTHING for cell in row.cells)]:
