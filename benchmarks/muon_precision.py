@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from dialogkit.config.load import load_run_config
-from dialogkit.engine.device import Precision
 from dialogkit.engine.optimizer import muon_with_adamw
 from dialogkit.models.build import build_model
 from dialogkit.models.tokenizer import load_tokenizer
+from dialogkit.system.precision import Precision
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 

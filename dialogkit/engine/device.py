@@ -18,15 +18,10 @@ from dialogkit.hints import Call, Change, Either
 from dialogkit.system import cpu_threads
 from dialogkit.system.cpu import processor_flags, processor_name
 from dialogkit.system.nvidia import nvidia_driver, reduce_fragmentation
+from dialogkit.system.precision import CPU_ARITHMETIC, Precision, of_cpu, of_gpu
 
-Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The dtype of matrix products in each precision."""
-_ARITHMETIC: dict[Precision, tuple[str, ...]] = {
-    "bf16": ("amx_bf16", "avx512_bf16"),
-    "fp16": ("amx_fp16", "avx512_fp16"),
-}
-"""The flags of processors that compute in a precision, the fastest first."""
 
 
 @dataclass(frozen=True)
@@ -151,16 +146,12 @@ def _precision(request: Literal["auto", "fp32", "bf16", "fp16"], device: str) ->
         return request, "requested"
     if device == "cuda":
         major, minor = torch.cuda.get_device_capability()
-        if major >= 8:
-            return "bf16", f"compute capability {major}.{minor}"
-        if major == 7 and torch.version.hip is None:
-            return "fp16", f"compute capability {major}.{minor} has fp16 and no bf16"
-        return "fp32", f"compute capability {major}.{minor} has no bf16"
+        precision = of_gpu((major, minor), rocm=torch.version.hip is not None)
+        lacks = {"bf16": "", "fp16": " has fp16 and no bf16", "fp32": " has no bf16"}
+        return precision, f"compute capability {major}.{minor}{lacks[precision]}"
     if device == "cpu":
-        for flag in _ARITHMETIC["bf16"]:
-            if flag in processor_flags():
-                return "bf16", f"the CPU has {flag}"
-        return "fp32", "the CPU has no bf16 arithmetic"
+        precision, flag = of_cpu(processor_flags())
+        return precision, f"the CPU has {flag or 'no bf16 arithmetic'}"
     return "fp32", "MPS"
 
 
@@ -205,7 +196,7 @@ def is_emulated(runtime: Runtime) -> bool:
     if runtime.device != "cpu" or runtime.precision == "fp32":
         return False
     flags = processor_flags()  # not every system reports them
-    return bool(flags) and flags.isdisjoint(_ARITHMETIC[runtime.precision])
+    return bool(flags) and flags.isdisjoint(CPU_ARITHMETIC[runtime.precision])
 
 
 def _device_name(device: str) -> str:

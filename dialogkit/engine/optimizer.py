@@ -7,7 +7,8 @@ import torch
 from torch.optim import AdamW, Muon, Optimizer
 
 from dialogkit.config.train import TrainConfig
-from dialogkit.engine.device import DTYPES, Precision
+from dialogkit.engine.device import DTYPES
+from dialogkit.system.precision import Precision
 
 
 class StackedMuon(Muon):

@@ -13,6 +13,7 @@ from dialogkit.hints import Call, Hint, Shell
 from dialogkit.services.machine.probe import FolderInfo, Gpu, MachineInfo, read_machine
 from dialogkit.services.machine.torch_builds import BUILDS, build_for, has_kernels
 from dialogkit.system.network import is_on
+from dialogkit.system.precision import of_cpu, of_gpu
 from dialogkit.text import byte_size, counted
 
 Verdict = Literal["ok", "could be better", "wrong"]
@@ -157,7 +158,9 @@ def _gpus(machine: MachineInfo) -> Iterator[Finding]:
     for gpu in (*machine.gpus, *machine.amd_gpus):
         capability = gpu.capability
         detail = (
-            f", compute capability {capability[0]}.{capability[1]}: {_precision(capability)}" if capability else ""
+            f", compute capability {capability[0]}.{capability[1]}: {_IN_WORDS[of_gpu(capability)]}"
+            if capability
+            else ""
         )
         text = f"{gpu.name}, {_size(gpu.free_bytes)} of {_size(gpu.memory_bytes)} free{detail}"
         if gpu.free_bytes < gpu.memory_bytes / 2:
@@ -175,15 +178,12 @@ def _gpus(machine: MachineInfo) -> Iterator[Finding]:
         yield _ok("gpu", "none, so training uses the CPU")
 
 
-def _precision(capability: tuple[int, int]) -> str:
-    if capability >= (8, 0):
-        return "bf16"
-    return "no bf16, so fp16" if capability >= (7, 0) else "no bf16, so float32"
+_IN_WORDS = {"bf16": "bf16", "fp16": "no bf16, so fp16", "fp32": "no bf16, so float32"}
 
 
 def _cpu(machine: MachineInfo) -> Iterator[Finding]:
-    flag = next((flag for flag in ("amx_bf16", "avx512_bf16") if flag in machine.flags), None)
-    how = f"{flag}, so matrix products are in bf16" if flag else "no bf16, so float32"
+    precision, flag = of_cpu(machine.flags)
+    how = f"{flag}, so matrix products are in {precision}" if flag else _IN_WORDS[precision]
     yield _ok("cpu", f"{machine.processor or 'unknown'}, {counted(machine.cores, 'core')} to use; {how}")
 
 
