@@ -25,8 +25,10 @@ class TrainConfig(Section):
     """Dialogs in one optimizer step."""
     accumulation_steps: int = Field(1, ge=1, le=65_536)
     """Micro-batches into which each batch is split to save memory. Must divide the batch size."""
+    micro_batch_tokens: int | None = Field(None, examples=[16384], ge=1, le=2**31)
+    """Most tokens at once: a larger micro-batch is computed in parts, to save memory. None: no limit."""
     fit_batch: bool = False
-    """Split the batch into more micro-batches if memory runs out; what is learned stays the same."""
+    """Lower `micro_batch_tokens` as far as memory requires; what is learned stays the same."""
     method: Literal["full", "lora"] = "full"
     """full: train all weights. lora: train only small matrices beside linear layers (needs dialogkit[lora])."""
     lora_rank: int = Field(16, ge=1, le=4096)

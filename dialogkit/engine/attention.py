@@ -219,7 +219,7 @@ def use_packed_attention(model: Any) -> None:
     """
     from transformers import AttentionInterface
 
-    if attention_of(model) == PACKED or "forward" in model.base_model.__dict__:
+    if attention_of(model) == PACKED or computes_rows(model):
         return
     AttentionInterface.register(PACKED, packed_attention)
     if takes_attention(model) and _is_same(model, _pack):
@@ -270,6 +270,11 @@ def use_plain_attention(model: Any) -> None:
     model.set_attn_implementation(plain_attention_of(model))
 
 
+def computes_rows(model: Any) -> bool:
+    """Return whether a model that was prepared puts dialogs into rows of one length, padding included."""
+    return "forward" in model.base_model.__dict__
+
+
 def keeps_scores(model: Any) -> bool:
     """Return whether a model keeps the scores of its attention for the backward pass; kernels of torch do not."""
     return attention_of(model) == "eager"
@@ -278,7 +283,7 @@ def keeps_scores(model: Any) -> bool:
 @contextmanager
 def plain_attention(model: Any) -> Iterator[None]:
     """Use plain attention within a context, as generation needs it."""
-    before, in_rows = attention_of(model), "forward" in model.base_model.__dict__
+    before, in_rows = attention_of(model), computes_rows(model)
     use_plain_attention(model)
     try:
         yield

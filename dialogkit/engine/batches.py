@@ -1,4 +1,4 @@
-"""Which dialogs are in a global batch, and which process works on which of them.
+"""Which dialogs are in a global batch, which process works on which of them, and how many at once.
 
 The global batch of a step is the same set of dialogs for any number of processes and micro-batches. Within it the
 dialogs are balanced by their tokens, not by their number, so that no process waits for one with longer dialogs.
@@ -6,7 +6,7 @@ dialogs are balanced by their tokens, not by their number, so that no process wa
 
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from accelerate.data_loader import SeedableRandomSampler
@@ -47,6 +47,38 @@ def balance_micro_batches(lengths: Sequence[int], processes: int, micro_batches:
         for process, group in zip(ahead, groups[start : start + processes], strict=True):
             assigned[process].append(group)
     return assigned
+
+
+def parts_within(lengths: Sequence[int], limit: int, *, in_rows: bool) -> list[list[int]]:
+    """Split numbered dialogs into parts of at most `limit` tokens; a dialog longer than that is a part by itself.
+
+    Longest first, so that each part has dialogs of similar lengths: a model that computes them `in_rows` of one
+    length computes their padding as well, which counts.
+    """
+    parts: list[list[int]] = []
+    room = 0
+    for dialog in sorted(range(len(lengths)), key=lambda number: (-lengths[number], number)):
+        tokens = lengths[parts[-1][0]] if in_rows and parts else lengths[dialog]
+        if tokens > room:
+            tokens, room = lengths[dialog], limit
+            parts.append([])
+        parts[-1].append(dialog)
+        room -= tokens
+    return parts
+
+
+def collate_in_parts(
+    dialogs: Sequence[dict[str, Any]], *, collate: Callable[[Any], dict[str, Any]], limit: int, in_rows: bool
+) -> dict[str, Any]:
+    """Return a batch whose `parts` are batches of at most `limit` tokens, to be computed one after another."""
+    parts = parts_within([len(dialog["input_ids"]) for dialog in dialogs], limit, in_rows=in_rows)
+    return {"parts": [collate([dialogs[number] for number in part]) for part in parts]}
+
+
+def parts_of(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the parts of a batch; one that was not split is its only part."""
+    parts: list[dict[str, Any]] = batch.get("parts", [batch])
+    return parts
 
 
 class BalancedBatches(Sampler[list[int]]):

@@ -2,7 +2,7 @@
 
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from dialogkit.engine.trainer import DialogTrainer, StreamCallback, Streamed, re
 from dialogkit.errors import ModelError, OutOfMemoryError
 from dialogkit.hints import Call, Change
 from dialogkit.system.memory import is_out_of_memory
+from dialogkit.text import counted
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def fit(
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
     use_packed_attention(task.model)
     install_dialog_loss(task.model, dtype=task.runtime.dtype, counter=metrics.counter, sharded=sharded)
+    trainer: DialogTrainer | None = None
     try:
         with float32_as_found():
             trainer = DialogTrainer(task, metrics, sink, plan, callbacks)
@@ -107,6 +109,7 @@ def fit(
             else:
                 resume(trainer, task, metrics, *task.resume_from)
     except EvaluationAborted:
+        assert trainer is not None  # only in training
         trainer.save_unevaluated()
     except pickle.UnpicklingError:
         # torch only loads tensors and plain values.
@@ -118,7 +121,7 @@ def fit(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise _out_of_memory(config, task.runtime) from None
+        raise _out_of_memory(config, task.runtime, trainer.at_once if trainer else ()) from None
     finally:
         stop.release()
         if isinstance(train_set, Streamed):
@@ -141,15 +144,21 @@ def fit(
     )
 
 
-def _out_of_memory(config: TrainConfig, runtime: Runtime) -> OutOfMemoryError:
-    """Return the error, with the next setting that saves memory as its hint."""
-    micro_batches, size = config.accumulation_steps, config.batch_size
-    if micro_batches < size:
+def _out_of_memory(config: TrainConfig, runtime: Runtime, at_once: Sequence[int]) -> OutOfMemoryError:
+    """Return the error, with the next setting that saves memory as its hint.
+
+    `at_once` are the lengths of the dialogs that were computed last.
+    """
+    count = len(at_once) or config.batch_size // (config.accumulation_steps * runtime.processes)
+    if count > 1 and not config.fit_batch:
         hint = Change({"train.fit_batch": True})
+    elif len(at_once) > 1 and runtime.processes > 1:  # others may have room, so that nothing is changed by itself
+        hint = Change({"train.micro_batch_tokens": max(*at_once, sum(at_once) // 2)})
     elif not config.activation_checkpointing:
         hint = Change({"train.activation_checkpointing": True})
     else:
         hint = Change({"data.max_tokens": 256})
-    device, at_once = "machine" if runtime.device == "cpu" else "GPU", size // micro_batches
-    dialogs = "1 dialog" if at_once == 1 else f"{at_once} dialogs"
-    return OutOfMemoryError(f"the {device} does not have enough memory for {dialogs} at once", hint=hint)
+    device = "machine" if runtime.device == "cpu" else "GPU"
+    return OutOfMemoryError(
+        f"the {device} does not have enough memory for {counted(count, 'dialog')} at once", hint=hint
+    )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dialogkit.engine.adapter_checkpoints import complete_adapter, has_adapter, load_adapter
+from dialogkit.engine.batches import parts_of
 from dialogkit.engine.clipping import clip_gradients, gradient_norm
 
 # Where WANDB_MODE is offline, transformers prints a line to stdout, which belongs to results.
@@ -48,7 +49,8 @@ class OpenTrainer(Trainer):
 
     # HF compares each label on the device, and wants a second copy of them to know that none is shifted.
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        own = torch.full((), sum(len(batch["labels"]) for batch in batch_samples), device=device)
+        labels = (part["labels"] for batch in batch_samples for part in parts_of(batch))
+        own = torch.full((), sum(map(len, labels)), device=device)
         return self.accelerator.gather(own).sum() if self.args.world_size > 1 else own
 
     # HF waits for every copy to the device.

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,7 +18,8 @@ from dialogkit.distributed import process_group, shutdown
 from dialogkit.distributed.sharding import own_shard
 from dialogkit.engine.adapter_checkpoints import has_adapter, load_adapter
 from dialogkit.engine.arguments import training_arguments
-from dialogkit.engine.batches import BalancedBatches, DialogsWithFillers, EpochOrder
+from dialogkit.engine.attention import computes_rows
+from dialogkit.engine.batches import BalancedBatches, DialogsWithFillers, EpochOrder, collate_in_parts, parts_of
 from dialogkit.engine.budget import BudgetPlan
 from dialogkit.engine.callbacks import EvaluationAborted, MetricCallback, MetricSink, diverged
 from dialogkit.engine.checkpoints import (
@@ -82,10 +83,13 @@ class DialogTrainer(OpenTrainer):
         plan: BudgetPlan | None,
         callbacks: list[TrainerCallback],
     ) -> None:
+        collate, limit = task.collate, task.config.micro_batch_tokens
+        if limit is not None:
+            collate = partial(collate_in_parts, collate=collate, limit=limit, in_rows=computes_rows(task.model))
         super().__init__(
             model=task.model,
             args=training_arguments(task),
-            data_collator=task.collate,
+            data_collator=collate,
             train_dataset=task.train_set,
             eval_dataset=task.train_set,  # the scorer has the evaluation set; HF only requires one to be given
             processing_class=task.tokenizer,
@@ -94,6 +98,8 @@ class DialogTrainer(OpenTrainer):
         self._task, self._config = task, task.config
         self._metrics, self._sink, self._plan = metrics, sink, plan
         self._evaluation_due = False
+        self.at_once: Sequence[int] = ()
+        """Lengths of the dialogs that were computed last."""
         if metrics.scaler is not None:
             self.scale_loss(metrics.scaler)
         self._warned: set[str] = set()
@@ -148,6 +154,27 @@ class DialogTrainer(OpenTrainer):
                 seed_worker, num_workers=self.args.dataloader_num_workers, rank=process_group.rank()
             ),
         )
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Add the gradients of a micro-batch, part by part, and return its loss.
+
+        Ranks may have different numbers of parts: they exchange gradients with the last one. A sharded model
+        exchanges weights in each, so that all ranks compute equally many.
+        """
+        parts, losses = parts_of(inputs), list[torch.Tensor]()
+        if self.args.fsdp and self._config.micro_batch_tokens is not None:
+            small = min(parts, key=lambda part: sum(part["dialog_lengths"]))
+            nothing = {name: small[name][:0] for name in ("labels", "label_positions")}
+            parts = parts + [{**small, **nothing}] * (max(process_group.all_gather(len(parts))) - len(parts))
+        for left, part in zip(reversed(range(len(parts))), parts, strict=True):
+            self.at_once = part["dialog_lengths"]
+            with self.accelerator.no_sync(model) if left else nullcontext():
+                losses.append(super().training_step(model, part, *args, **kwargs))
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return HF's estimate of the operations of a micro-batch."""
+        return sum(int(super(DialogTrainer, self).floating_point_ops(part)) for part in parts_of(inputs))
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Make the optimizer; HF has no way to give Muon's matrices and the other weights different ones."""
@@ -272,6 +299,8 @@ class DialogTrainer(OpenTrainer):
 
 def _pinned(batch: dict[str, Any]) -> dict[str, Any]:
     """Return a batch in memory from which it is copied to a GPU while that computes."""
+    if "parts" in batch:
+        return {"parts": [_pinned(part) for part in batch["parts"]]}
     return {name: part.pin_memory() if isinstance(part, torch.Tensor) else part for name, part in batch.items()}
 
 

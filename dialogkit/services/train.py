@@ -111,7 +111,7 @@ def run_training(request: TrainRequest) -> tuple[TrainResult, Any]:
             evaluation_s = 0.0 if run.checkpoint else measure_untrained(run, setup, recorder)
             budget = plan_budget(run, setup, evaluation_s)
             resume_from = run.checkpoint
-            while True:  # again with smaller micro-batches if memory runs out, where the settings allow it
+            while True:  # again with fewer tokens at once if memory runs out, where the settings allow it
                 try:
                     fitted = fit(
                         setup.fit_task(run.folder.path, resume_from=resume_from, budget=budget),

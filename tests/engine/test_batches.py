@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from dialogkit.config.train import TrainConfig
-from dialogkit.engine.batches import BalancedBatches, DialogsWithFillers, balance, balance_micro_batches
+from dialogkit.engine.batches import (
+    BalancedBatches,
+    DialogsWithFillers,
+    balance,
+    balance_micro_batches,
+    parts_within,
+)
 from dialogkit.errors import ConfigError
 from tests.conftest import typed
 
@@ -46,6 +52,18 @@ def test_every_process_has_as_many_micro_batches_and_tokens(processes: int, micr
     assert [len(of_one) for of_one in assigned] == [micro_batches] * processes
     loads = [sum(lengths[dialog] for group in of_one for dialog in group) for of_one in assigned]
     assert max(loads) / (sum(lengths) / processes) < 1.02
+
+
+@pytest.mark.parametrize("in_rows", [False, True])
+@pytest.mark.parametrize("limit", [1, 300, 2_000, 10**6])
+def test_a_part_has_as_many_tokens_as_allowed_or_a_single_dialog(limit: int, in_rows: bool) -> None:
+    lengths = lengths_of(100)
+    parts = parts_within(lengths, limit, in_rows=in_rows)
+    assert sorted(dialog for part in parts for dialog in part) == list(range(100))
+    sizes = [[lengths[dialog] for dialog in part] for part in parts]
+    tokens = [max(size) * len(size) if in_rows else sum(size) for size in sizes]
+    assert all(count <= limit or len(part) == 1 for count, part in zip(tokens, parts, strict=True))
+    assert len(parts) <= max(1, 2 * sum(tokens) / limit)
 
 
 def drawn(

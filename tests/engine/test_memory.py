@@ -15,7 +15,7 @@ from dialogkit.engine.memory import peak_bytes
 from dialogkit.errors import OutOfMemoryError
 from dialogkit.services.train import train
 from dialogkit.services.training import memory_plan
-from dialogkit.services.training.memory_plan import fewest_micro_batches, step_bytes
+from dialogkit.services.training.memory_plan import step_bytes
 from dialogkit.system.memory import free_bytes, is_out_of_memory
 from dialogkit.tracking.run_dir import RunDir
 from tests.conftest import REPOSITORY, typed
@@ -53,11 +53,13 @@ def test_the_scores_of_eager_attention_are_planned_for(small_config: Callable[..
 
     config = small_config(BATCH)
     setup = TrainingSetup(config, resolve_runtime(config.runtime))
-    by_kernel = memory_plan.bytes_of_step(setup, 1)
-    setup.model.set_attn_implementation("eager")
     longest, info = int(setup.data.sample.lengths.max()), setup.model_info
+    assert memory_plan.tokens_at_once(setup) == (sum(sorted(setup.data.sample.lengths)[-4:]), longest)
+    by_kernel = memory_plan.bytes_of_step(setup, 4 * longest)
+    setup.model.set_attn_implementation("eager")
+    assert memory_plan.tokens_at_once(setup) == (4 * longest, longest)  # in rows of one length
     scores = 4 * info["heads"] * longest**2
-    assert memory_plan.bytes_of_step(setup, 1) - by_kernel == scores * (4 * info["layers"] + 8)
+    assert memory_plan.bytes_of_step(setup, 4 * longest) - by_kernel == scores * (4 * info["layers"] + 8)
 
 
 def test_the_free_memory_is_less_than_the_machine_has() -> None:
@@ -65,33 +67,28 @@ def test_the_free_memory_is_less_than_the_machine_has() -> None:
     assert free is None or 0 < free < 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_a_batch_is_split_into_equal_parts() -> None:
-    assert fewest_micro_batches(12, 1, lambda parts: parts >= 5) == 6
-    assert fewest_micro_batches(12, 1, lambda parts: False) is None
-
-
-def little(monkeypatch: pytest.MonkeyPatch, config: Any, dialogs_at_once: float) -> None:
-    """Leave memory for so many dialogs at once."""
+def little(monkeypatch: pytest.MonkeyPatch, config: Any, *, fits: bool = True) -> int:
+    """Leave memory for the longest dialog, or a byte less; return how many tokens it has."""
     from dialogkit.engine.device import resolve_runtime
     from dialogkit.services.training.setup import TrainingSetup
 
     setup = TrainingSetup(config, resolve_runtime(config.runtime))
-    largest, smaller = memory_plan.bytes_of_step(setup, 1), memory_plan.bytes_of_step(setup, 4)
-    assert largest > smaller
-    free = smaller + 1 if dialogs_at_once == 1 else smaller - 1
+    tokens, longest = memory_plan.tokens_at_once(setup)
+    assert tokens > longest
+    free = memory_plan.bytes_of_step(setup, longest) - (not fits)
     monkeypatch.setattr(memory_plan, "free_bytes", lambda: free)
+    return longest
 
 
 def test_a_step_that_does_not_fit_is_reported_before_the_start(
     small_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    little(monkeypatch, small_config(BATCH), 1)
-    with pytest.raises(
-        OutOfMemoryError, match=r"1 dialog at once would fit .train\.accumulation_steps=4"
-    ) as error:
+    longest = little(monkeypatch, small_config(BATCH))
+    fits = rf"{longest} tokens at once would fit .train\.micro_batch_tokens={longest}\)"
+    with pytest.raises(OutOfMemoryError, match=fits) as error:
         train(small_config(BATCH))
     assert typed(error.value) == "--fit-batch"
-    little(monkeypatch, small_config(BATCH), 0)
+    little(monkeypatch, small_config(BATCH), fits=False)
     with pytest.raises(OutOfMemoryError, match="not even a single dialog") as error:
         train(small_config({**BATCH, "train.fit_batch": True}))
     assert typed(error.value) == "--set train.activation_checkpointing=true"
@@ -120,9 +117,9 @@ def test_a_batch_that_is_split_learns_the_same(
 ) -> None:
     whole = train(small_config({**BATCH, "train.log_every_steps": 1}))
     settings = {**BATCH, "train.log_every_steps": 1, "train.fit_batch": True}
-    little(monkeypatch, small_config(BATCH), 1)
+    longest = little(monkeypatch, small_config(BATCH))
     split = train(small_config(settings))
-    assert run_of(split).read().config["train"]["accumulation_steps"] == 4
+    assert run_of(split).read().config["train"]["micro_batch_tokens"] == longest
     assert losses(split) == pytest.approx(losses(whole), rel=1e-4)
 
 
@@ -134,7 +131,7 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_parts(
     refused: list[int] = []
 
     def small_device(hidden: Any, *args: Any, **kwargs: Any) -> Any:
-        if len(refused) < 2 and torch.is_grad_enabled():  # single dialogs fit
+        if len(refused) < 2 and torch.is_grad_enabled():
             refused.append(len(hidden))
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(hidden, *args, **kwargs)
@@ -143,9 +140,11 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_parts(
     settings = {**BATCH, "train.log_every_steps": 1, "train.fit_batch": True}
     split = train(small_config(settings))
     assert len(refused) == 2
-    assert run_of(split).read().config["train"]["accumulation_steps"] == 4
+    limit = run_of(split).read().config["train"]["micro_batch_tokens"]
     assert losses(split) == pytest.approx(losses(whole), rel=1e-4)
-    assert "resumes from step 0 with 1 dialog at once" in (run_of(split).path / "console.log").read_text()
+    log = (run_of(split).path / "console.log").read_text()
+    assert f"resumes from step 0 with at most {limit} tokens at once" in log
+    assert log.count("at most") == 2
 
 
 @pytest.mark.parametrize(
@@ -197,6 +196,7 @@ def test_a_gpu_meets_the_longest_dialogs_before_the_first_step(
     config = small_config({**BATCH, "train.fit_batch": True})
     setup = TrainingSetup(config, resolve_runtime(config.runtime))
     before = {name: weight.clone() for name, weight in setup.model.state_dict().items()}
+    limit = memory_plan.tokens_at_once(setup)[0] // 2
     real, tokens = loss.chunked_cross_entropy, list[int]()
 
     def small_device(hidden: Any, *args: Any, **kwargs: Any) -> Any:
@@ -209,8 +209,9 @@ def test_a_gpu_meets_the_longest_dialogs_before_the_first_step(
     assert memory_plan.fit_batch_to_gpu(setup) is None  # on a CPU
     note = memory_plan.split_until_the_longest_fit(setup)
     assert note is not None
-    assert note.endswith("each step is split into 2 micro-batches of 2 dialogs")
-    assert len(tokens) == 3
+    assert note.endswith(f"larger steps are computed in parts of {limit} tokens")
+    assert setup.config.train.micro_batch_tokens == limit
+    assert len(tokens) >= 3
     assert sum(tokens[1:]) == tokens[0]
     assert all(torch.equal(before[name], weight) for name, weight in setup.model.state_dict().items())
 

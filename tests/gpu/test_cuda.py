@@ -99,8 +99,12 @@ def test_muon_takes_the_steps_of_the_cpu(small: Any) -> None:
 
 
 def test_accumulation_changes_nothing(small: Any) -> None:
-    whole, parts = (train(small, device="cuda", max_steps=5, accumulation_steps=n)[0] for n in (1, 4))
-    assert parts == pytest.approx(whole, rel=1e-3)
+    whole, *others = (
+        train(small, device="cuda", max_steps=5, **parts)[0]
+        for parts in ({}, {"accumulation_steps": 4}, {"micro_batch_tokens": 64})
+    )
+    for parts in others:
+        assert parts == pytest.approx(whole, rel=1e-3)
 
 
 def test_the_figures_are_those_of_the_cpu(small: Any) -> None:
@@ -214,7 +218,7 @@ def test_a_batch_without_room_is_reported_and_split_on_request(small_config: Cal
             train_run(small_config({**HEAVY, "name": "refused"}))
         split = train_run(small_config({**HEAVY, "name": "split", "train.fit_batch": True}))
     record = RunDir(Path(split.run_dir)).read()
-    assert record.config["train"]["accumulation_steps"] >= 2
+    assert record.config["train"]["micro_batch_tokens"]
     assert not record.resumed  # it was split before the first step
     assert losses_of(split.run_dir) == pytest.approx(losses_of(whole.run_dir), rel=1e-3)
 

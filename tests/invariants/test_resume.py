@@ -38,7 +38,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "fp16": {"runtime.precision": "fp16", "train.optimizer": "muon"},
     "float32": {"runtime.precision": "fp32"},
     "accumulation": {"train.batch_size": 4, "train.accumulation_steps": 2},
-    "workers": {"runtime.workers": 1},
+    "parts": {"train.batch_size": 4, "train.micro_batch_tokens": 60, "runtime.workers": 1},
     "dropout": {"model.architecture": "gpt2", "train.dropout": 0.2},
     "histograms": {"tracking.histogram_every_steps": 1},
     "the last weights": {"train.keep": "last", "train.schedule": "cosine"},

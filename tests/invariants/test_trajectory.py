@@ -69,8 +69,12 @@ def test_accumulation_changes_nothing(small: Any, architecture: str) -> None:
     whole, *parts = (
         run(small, architecture=architecture, adam_epsilon=1e-5, accumulation_steps=n) for n in (1, 2, 4)
     )
+    parts += [run(small, architecture=architecture, adam_epsilon=1e-5, micro_batch_tokens=n) for n in (1, 70)]
+    parts.append(
+        run(small, architecture=architecture, adam_epsilon=1e-5, micro_batch_tokens=50, accumulation_steps=2)
+    )
     for part in parts:
-        assert_close(part, whole, tolerance=1e-5)
+        assert_close(part, whole, tolerance=1e-6)
 
 
 @pytest.mark.parametrize(("architecture", "dropout"), ALSO_LLAMA)

@@ -74,6 +74,7 @@ class Job(Resources):
         size = f"{train.batch_size} dialogs per step: {each} at once"
         size += f" on each of {self.processes} processes" if self.processes > 1 else ""
         size += f", {train.accumulation_steps} times" if train.accumulation_steps > 1 else ""
+        size += f", in parts of at most {train.micro_batch_tokens} tokens" if train.micro_batch_tokens else ""
         return [f"{self.config.model.name}, preset {self.config.preset}, run {self.run}", size]
 
 

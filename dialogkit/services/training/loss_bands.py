@@ -21,7 +21,7 @@ _SAME = ("model.", "data.", "train.batch_size", "train.budget_s", "train.epochs"
 """If one of these differs, a different loss is expected."""
 _WITHOUT_EFFECT = (
     *("accumulation", "activation_checkpointing", "eval_", "every_steps", "fit_batch", "keep", "max_bad_rows"),
-    *("merge", "model.name", "patience", "seed"),
+    *("merge", "micro_batch", "model.name", "patience", "seed"),
     *("lora_", "shuffle_dialogs"),  # no band is of an adapter or a stream
 )
 

@@ -3,7 +3,6 @@
 On a GPU the allocator reports what is missing; on the CPU the system kills a process without a word.
 """
 
-from collections.abc import Callable
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,9 +51,19 @@ def step_bytes(*, parameters: int, layers: int, width: int, tokens: int, precisi
     return _OPTIMIZER_BYTES * parameters + kept * (2 if precision == "fp32" else 1) + of_scores
 
 
-def fewest_micro_batches(batch_size: int, at_least: int, fits: Callable[[int], bool]) -> int | None:
-    """Return the fewest equal micro-batches that fit, at least `at_least`; None if single dialogs do not."""
-    return next((n for n in range(at_least, batch_size + 1) if batch_size % n == 0 and fits(n)), None)
+def tokens_at_once(setup: "TrainingSetup") -> tuple[int, int]:
+    """Return the most tokens that a rank computes at once, and those of the longest dialog, the least it can.
+
+    A model that computes dialogs in rows of one length computes their padding as well.
+    """
+    from dialogkit.engine.attention import computes_rows, keeps_scores
+
+    train = setup.config.train
+    rank_batch = train.batch_size // (train.accumulation_steps * setup.runtime.processes)
+    lengths = sorted(setup.data.sample.lengths.tolist())[-rank_batch:]
+    longest, in_rows = lengths[-1], computes_rows(setup.model) or keeps_scores(setup.model)
+    tokens = longest * len(lengths) if in_rows else sum(lengths)
+    return max(longest, min(tokens, train.micro_batch_tokens or tokens)), longest
 
 
 def require_room(model: ModelConfig, vocabulary: int) -> None:
@@ -72,36 +81,35 @@ def fit_batch_to_memory(setup: "TrainingSetup") -> str | None:
 
     Returns a note about the split, or None. Raises: OutOfMemoryError if a step would not fit.
     """
-    free, train = free_bytes(), setup.config.train
+    free, train, (tokens, longest) = free_bytes(), setup.config.train, tokens_at_once(setup)
     # The ranks of a machine share its memory, and all ranks must reach the same decision.
     per_rank = process_group.all_gather(free and free // process_group.local_world_size())
     free = min(filter(None, per_rank), default=None)
-    needed = bytes_of_step(setup, train.accumulation_steps)
+    needed = bytes_of_step(setup, tokens)
     if setup.runtime.device != "cpu" or free is None or needed <= free:
         return None
-    rank_batch = train.batch_size // process_group.world_size()
-    count = fewest_micro_batches(rank_batch, train.accumulation_steps, lambda n: bytes_of_step(setup, n) <= free)
+    limits = (max(longest, tokens // parts) for parts in range(2, tokens // longest + 2))
+    limit = next((limit for limit in limits if bytes_of_step(setup, limit) <= free), None)
     problem = f"a step takes about {byte_size(needed)} and {byte_size(free)} are free"
-    if count is None:
+    if limit is None:
         recompute = Change({"train.activation_checkpointing": True})
         raise OutOfMemoryError(
             f"{problem}; not even a single dialog fits",
             hint=Call("models list") if train.activation_checkpointing else recompute,
         )
-    size = counted(rank_batch // count, "dialog")
     if not train.fit_batch:
         raise OutOfMemoryError(
-            f"{problem}; {size} at once would fit (train.accumulation_steps={count})",
+            f"{problem}; {counted(limit, 'token')} at once would fit (train.micro_batch_tokens={limit})",
             hint=Change({"train.fit_batch": True}),
         )
-    setup.use_micro_batches(count)
-    return f"{problem}: each step is split into {count} micro-batches of {size}"
+    setup.limit_tokens(limit)
+    return f"{problem}: larger steps are computed in parts of {counted(limit, 'token')}"
 
 
 def fit_batch_to_gpu(setup: "TrainingSetup") -> str | None:
     """Split the batch so that a step fits into the GPU, if the settings allow it; return a note about the split.
 
-    Raises: OutOfMemoryError if not even single dialogs fit.
+    Raises: OutOfMemoryError if not even the longest dialog fits.
     """
     train, runtime = setup.config.train, setup.runtime
     if runtime.device == "cpu" or not train.fit_batch or runtime.processes > 1:
@@ -110,7 +118,7 @@ def fit_batch_to_gpu(setup: "TrainingSetup") -> str | None:
 
 
 def split_until_the_longest_fit(setup: "TrainingSetup") -> str | None:
-    """Train a step on the longest dialogs, which a run may meet only after hours, until the split lets it fit.
+    """Train a step on the longest dialogs, which a run may meet only after hours, in ever smaller parts.
 
     Returns a note about the split, or None. The model is as before. Raises: OutOfMemoryError.
     """
@@ -129,24 +137,25 @@ def split_until_the_longest_fit(setup: "TrainingSetup") -> str | None:
             setup.reset_model()
     if problem is None:
         return None
-    count = setup.config.train.accumulation_steps
-    size = counted(train.batch_size // count, "dialog")
-    return f"{problem}: each step is split into {count} micro-batches of {size}"
+    return f"{problem}: larger steps are computed in parts of {_limit(setup)}"
+
+
+def _limit(setup: "TrainingSetup") -> str:
+    return counted(setup.config.train.micro_batch_tokens or 0, "token")
 
 
 def split_further(setup: "TrainingSetup", error: OutOfMemoryError) -> str:
-    """Split the batch into at least twice as many micro-batches, and return why; raise the error if impossible."""
-    train = setup.config.train
-    finer = fewest_micro_batches(train.batch_size, 2 * train.accumulation_steps, lambda _: True)
+    """Compute half as many tokens at once from now on, and return why; raise the error if impossible."""
+    tokens, longest = tokens_at_once(setup)
     # Other ranks may not run out of memory, so only a single process splits its batch.
-    if setup.runtime.processes > 1 or not train.fit_batch or finer is None:
+    if setup.runtime.processes > 1 or not setup.config.train.fit_batch or tokens <= longest:
         raise error
-    setup.use_micro_batches(finer)
+    setup.limit_tokens(max(longest, tokens // 2))
     return error.message
 
 
 def resume_after_split(run: "TrainingRun", setup: "TrainingSetup", problem: str) -> "tuple[Path, Progress] | None":
-    """Prepare a run to train on with smaller micro-batches; return its checkpoint, None for the first step."""
+    """Prepare a run to train on with fewer tokens at once; return its checkpoint, None for the first step."""
     from dialogkit.engine.checkpoints import newest_valid
 
     checkpoint = newest_valid(run.folder.path)
@@ -155,26 +164,22 @@ def resume_after_split(run: "TrainingRun", setup: "TrainingSetup", problem: str)
     setup.reset_model()
     run.record.config = setup.config.model_dump(mode="json")
     run.folder.write(run.record)
-    train = setup.config.train
-    size = counted(train.batch_size // train.accumulation_steps, "dialog")
-    run.note(f"{problem}; resumes from step {step} with {size} at once")
+    run.note(f"{problem}; resumes from step {step} with at most {_limit(setup)} at once")
     return checkpoint
 
 
-def bytes_of_step(setup: "TrainingSetup", micro_batches: int) -> int:
-    """Return about how many bytes of the CPU's memory a step takes on each rank."""
+def bytes_of_step(setup: "TrainingSetup", tokens: int) -> int:
+    """Return about how many bytes of the CPU's memory a step takes on each rank that computes so many at once."""
     from dialogkit.engine.attention import keeps_scores
 
     train, info = setup.config.train, setup.model_info
-    at_once = train.batch_size // (micro_batches * setup.runtime.processes)
-    longest = sorted(setup.data.sample.lengths.tolist())[-at_once:]
-    # Such a model computes the dialogs in rows of one length.
-    scores = info.get("heads", 0) * len(longest) * longest[-1] ** 2 if keeps_scores(setup.model) else 0
+    longest = int(setup.data.sample.lengths.max())
+    scores = info.get("heads", 0) * tokens * longest if keeps_scores(setup.model) else 0
     return step_bytes(
         parameters=info["trainable_parameters"],
         layers=1 if train.activation_checkpointing else info.get("layers", 0),
         width=info.get("width", 0),
-        tokens=sum(longest),
+        tokens=tokens,
         precision=setup.runtime.precision,
         scores=scores,
     )

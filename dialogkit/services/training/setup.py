@@ -239,9 +239,9 @@ class TrainingSetup:
             stop=self._stop,
         )
 
-    def use_micro_batches(self, count: int) -> None:
-        """Split each batch into `count` micro-batches from now on."""
-        train = self.config.train.model_copy(update={"accumulation_steps": count})
+    def limit_tokens(self, limit: int) -> None:
+        """Compute at most so many tokens at once from now on."""
+        train = self.config.train.model_copy(update={"micro_batch_tokens": limit})
         self.config = self.config.model_copy(update={"train": train})
 
     def reset_model(self) -> None:
