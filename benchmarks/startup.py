@@ -4,13 +4,14 @@ python benchmarks/startup.py
 python benchmarks/startup.py --rounds 9 --dataset FILE --json results.json
 
 The first commands need no model; then a whole run, and replies, each with the share of its imports; with
-`--dataset` also its preparation, the first time and from the cache. Every command runs in a process of its own, in
-turn, and the medians are printed.
+`--dataset` also its preparation, the first time and from the cache; with `--runs` also a list of so many copies
+of that run. Every command runs in a process of its own, in turn, and the medians are printed.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-LIGHT = ("--help", "models list", "config show custom-tiny", "runs list")
+LIGHT = ("--help", "models list", "config show custom-tiny", "runs list", "data inspect rows.jsonl")
 TRAIN = "train custom-nano --preset test --samples 20 --no-cuda"
 HEAVY = (
     f"{TRAIN} --wandb disabled",
@@ -52,6 +53,19 @@ def run(words: str, *options: str, cwd: Path) -> tuple[float, str]:
     return seconds, done.stderr
 
 
+def copy_runs(output: Path, count: int) -> None:
+    """Copy what a list of runs reads of one of them."""
+    run = next((output / "runs").iterdir())
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    for number in range(count):
+        copy = run.with_name(f"copy-{number:04}")
+        copy.mkdir()
+        created = f"2026-01-01T{number // 3600 % 24:02}:{number // 60 % 60:02}:{number % 60:02}+00:00"
+        text = json.dumps({**record, "name": copy.name, "created": created})
+        (copy / "run.json").write_text(text, encoding="utf-8")
+        shutil.copy(run / "metrics.jsonl", copy)
+
+
 def imports(words: str, cwd: Path) -> tuple[int, float, list[str]]:
     """Return how many modules a command imports, their seconds, and the top-level ones that take most."""
     own: dict[str, int] = {}
@@ -72,11 +86,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dataset", help="a file that is prepared as well")
+    parser.add_argument("--runs", type=int, default=0, help="copies of a run to list")
     parser.add_argument("--json", type=Path, help="write the figures here")
     words = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        rows_of_50 = (json.dumps({"prompt": f"What is {n} plus 1?", "response": str(n + 1)}) for n in range(50))
+        (folder / "rows.jsonl").write_text("\n".join(rows_of_50))
         commands = (*LIGHT, *HEAVY)
         seconds: dict[str, list[float]] = {command: [] for command in commands}
         for number in range(words.rounds):
@@ -100,6 +117,13 @@ def main() -> None:
             first, again = map(float, made.stdout.split())
             print(f"\npreparing {Path(words.dataset).name}: {first:.1f} s, {again:.2f} s from the cache")
             rows += [{"command": "prepare", "seconds": [first]}, {"command": "from the cache", "seconds": [again]}]
+        if words.runs:
+            copy_runs(folder / "models", words.runs)
+            taken = [run("runs list", cwd=folder)[0] for _ in range(max(3, words.rounds))]
+            print(
+                f"\nlisting {words.runs:,} runs: {taken[0]:.2f} s the first time, then {median(taken[1:]):.2f} s"
+            )
+            rows.append({"command": "list many runs", "seconds": taken})
     if words.json:
         words.json.write_text(json.dumps(rows, indent=1))
 

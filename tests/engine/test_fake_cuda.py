@@ -51,7 +51,7 @@ class Stream:
 
 
 def train(
-    *, accumulation_steps: int = 1, streamed: bool = False, precision: str = "bf16", optimizer: str = "muon"
+    *, streamed: bool = False, precision: str = "bf16", optimizer: str = "muon", **settings: Any
 ) -> dict[str, Any]:
     """Train a small model on the GPU that is none; return what was seen."""
     from dialogkit.data.collate import collate_dialogs
@@ -76,8 +76,7 @@ def train(
     with fake_cuda((7, 5) if precision == "fp16" else (8, 0)), Watch() as watch:
         model, config = new_model("custom-nano", layers=2, width=64, heads=2, context=256)
         model.to = lambda *_, **__: model  # it is there, and fake weights cannot be moved
-        changes = {"accumulation_steps": accumulation_steps, "batch_size": 4, "keep": "last", "max_steps": STEPS}
-        changes["optimizer"] = optimizer
+        changes = {"batch_size": 4, "keep": "last", "max_steps": STEPS, "optimizer": optimizer, **settings}
         dialogs = Dialogs(LENGTHS, 32768)
         task = FitTask(
             model=model,
@@ -112,6 +111,8 @@ def watched() -> dict[str, Any]:
         "plain": train(),
         "accumulated": train(accumulation_steps=2),
         "streamed": train(streamed=True),
+        "in parts": train(micro_batch_tokens=250),
+        "streamed in parts": train(micro_batch_tokens=250, streamed=True),
         "fp16": train(precision="fp16", optimizer="adamw"),
     }
 
@@ -128,7 +129,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("way", ["plain", "accumulated", "streamed", "fp16"])
+@pytest.mark.parametrize("way", ["plain", "accumulated", "streamed", "in parts", "streamed in parts", "fp16"])
 def test_a_step_does_not_wait_for_the_gpu_unless_it_is_logged(way: str, seen: Any) -> None:
     run = seen[way]
     assert (run["steps"], run["devices"]) == (STEPS, {"cuda:0"})
