@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dialogkit.data.statistics import chunks
+from dialogkit.data.views import View
 
 SHINGLE_WORDS = 3
 """Words per shingle."""
@@ -66,7 +67,7 @@ def near_pairs(texts: Sequence[str]) -> Pairs:
     """
     # In the order of the texts, runs of equal texts would be compared only among themselves.
     order = np.random.default_rng(_SEED).permutation(len(texts))
-    shingles, bands = _sketch([texts[index] for index in order])
+    shingles, bands = _sketch(View(len(texts), lambda number: texts[order[number]]))
     first, second = _candidates(bands)
     sizes = shingles.sizes
     smaller, larger = np.minimum(sizes[first], sizes[second]), np.maximum(sizes[first], sizes[second])

@@ -135,7 +135,13 @@ class PreparedData:
 
 
 def prepare_data(
-    config: DataConfig, tokenizer: ChatTokenizer, *, context: int, cache: Path, most: int | None = None
+    config: DataConfig,
+    tokenizer: ChatTokenizer,
+    *,
+    context: int,
+    cache: Path,
+    most: int | None = None,
+    raw: RawData | None = None,
 ) -> PreparedData:
     """Return the prepared dialogs of a dataset.
 
@@ -146,11 +152,12 @@ def prepare_data(
     sample is part of a larger one. Dialogs of more than `context` tokens, the longest that the model takes, are
     cut. `cache` is the folder for the token arrays; their key includes the fingerprint of the tokenizer. With
     `most`, no more dialogs of a world are made, unless the cache holds all of them; what is made is not cached.
+    `raw` are the dialogs if they were read already.
 
     Raises: DataError if nothing is left to train on or to evaluate.
     """
     longest = min(config.max_tokens or context, context)
-    made = _tokens(config, tokenizer, longest, cache, most)
+    made = _tokens(config, tokenizer, longest, cache, most, raw)
     tokens, held_out, ledger = made.tokens, made.held_out, made.ledger
     if ledger.kept < 2 or len(np.unique(tokens.hashes)) < 2:
         raise _too_few(ledger, config.dataset, longest)
@@ -193,7 +200,14 @@ class _Made(NamedTuple):
     part: float = 1.0
 
 
-def _tokens(config: DataConfig, tokenizer: ChatTokenizer, longest: int, cache: Path, most: int | None) -> _Made:
+def _tokens(
+    config: DataConfig,
+    tokenizer: ChatTokenizer,
+    longest: int,
+    cache: Path,
+    most: int | None,
+    raw: RawData | None,
+) -> _Made:
     source = find_source(config)
     # Only files and worlds are cached here, by their bytes. Hub datasets have their own cache, with a fingerprint.
     path, key, revision = cache, "", source_digest(source)
@@ -216,7 +230,7 @@ def _tokens(config: DataConfig, tokenizer: ChatTokenizer, longest: int, cache: P
             ledger = cached.ledger
             if (ledger.dataset, ledger.license, ledger.revision) == (source.name, source.license, revision):
                 return cached
-    raw = read_dialogs(source, config, most=most)
+    raw = raw or read_dialogs(source, config, most=most)
     encoding = encode(raw.dialogs, tokenizer, longest)
     tokens, unfit = encoding.tokens, [f"{raw.places[index]}: {reason}" for index, reason in encoding.unfit]
     if len(unfit) == len(raw.dialogs):

@@ -32,8 +32,8 @@ from dialogkit.data.row_parser import RowParser
 from dialogkit.data.split import SPLIT, held_out_by_rows
 from dialogkit.data.trees import LOST, read_trees
 from dialogkit.data.turns import RowError
+from dialogkit.data.views import PackedDialogs
 from dialogkit.data.worlds.location import WORLDS, holds_world
-from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, UnavailableError, did_you_mean, os_reason
 from dialogkit.hints import Change, Either
 from dialogkit.system.hub import from_hub
@@ -97,7 +97,7 @@ class RawData:
     rows: int = 0
     part: float = 1.0
     """Fraction of a world's dialogs that was made."""
-    dialogs: list[Dialog] = field(default_factory=list)
+    dialogs: PackedDialogs = field(default_factory=PackedDialogs)
     places: list[str] = field(default_factory=list)
     """Where each dialog is, as `file:line` or `file[number]`."""
     held_out: list[bool] | None = None

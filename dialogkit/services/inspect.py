@@ -17,7 +17,7 @@ from dialogkit.config.paths import cache_dir
 from dialogkit.config.problems import require_number
 from dialogkit.config.run import RunConfig
 from dialogkit.data.checks import is_right
-from dialogkit.data.duplicates import NEAR, SHINGLE_WORDS, group_labels, near_pairs
+from dialogkit.data.duplicates import NEAR, SHINGLE_WORDS, Pairs, group_labels, near_pairs
 from dialogkit.data.prepare import PreparedData, prepare_data
 from dialogkit.data.row_parser import MARKED_BAD
 from dialogkit.data.sources import RawData, datasets_in, find_source, read_dialogs
@@ -31,6 +31,7 @@ from dialogkit.data.statistics import (
     surprise,
 )
 from dialogkit.data.tokens import DialogTokens
+from dialogkit.data.views import View
 from dialogkit.dialog import Dialog
 from dialogkit.errors import DataError, DialogKitError
 from dialogkit.hints import Call, Change, Either, Hint
@@ -137,7 +138,7 @@ def _inspect(config: RunConfig, show: int) -> InspectResult:
 
     tokenizer = load_encoder(config.model)
     context = read_context(config.model)
-    data = prepare_data(config.data, tokenizer, context=context, cache=cache_dir())
+    data = prepare_data(config.data, tokenizer, context=context, cache=cache_dir(), raw=raw)
     texts = _Texts(raw, data)
     limit = min(config.data.max_tokens or context, context)
     statistics: dict[str, Any] = {
@@ -164,23 +165,25 @@ def _inspect(config: RunConfig, show: int) -> InspectResult:
 
 
 class _Texts:
-    """The texts of the prepared dialogs in the order of `data`: those to train on, then those held out."""
+    """The texts of the prepared dialogs in the order of `data`: those to train on, then those held out.
+
+    They are made from the packed dialogs whenever they are read, as there may be many.
+    """
 
     def __init__(self, raw: RawData, data: PreparedData) -> None:
         first = data.ledger.first_bad_row  # one that only the chat template refuses is not among the others
         self.unusable_rows = raw.bad_rows[:EXAMPLES] or ([first] if first is not None else [])
-        known: dict[int, int] = {}
-        for number, dialog in enumerate(raw.dialogs):
-            known.setdefault(hash_dialog(dialog), number)
+        known, numbers = np.unique(
+            np.fromiter(map(hash_dialog, raw.dialogs), np.uint64, len(raw.dialogs)), return_index=True
+        )
         hashes = np.concatenate([data.train.hashes, data.evaluation.hashes])
-        rows = [known.get(value) for value in hashes.tolist()]
-        self.rows = found = [row for row in rows if row is not None]
-        if len(found) < len(rows):
+        found = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+        if (known[found] != hashes).any():
             raise DataError(f"{raw.name} changed while it was read", hint="repeat this once the file is complete")
-        self.dialogs: list[Dialog] = [raw.dialogs[row] for row in found]
-        self.places = [raw.places[row] for row in found]
-        texts = {row: "\n".join(message.content for message in raw.dialogs[row]) for row in set(found)}
-        self.texts = [texts[row] for row in found]
+        self.rows = rows = numbers[found]
+        self.dialogs = View(len(rows), lambda index: raw.dialogs[rows[index]])
+        self.places = View(len(rows), lambda index: raw.places[rows[index]])
+        self.texts = View(len(rows), lambda index: "\n".join(turn.content for turn in self.dialogs[index]))
         # Indices of the distinct dialogs [D], and the number of copies of each [D].
         _, self.distinct, self.copies = np.unique(hashes, return_index=True, return_counts=True)
         self.whole_tokens = np.concatenate([data.train.whole_tokens, data.evaluation.whole_tokens])
@@ -271,9 +274,9 @@ def _text_statistics(data: PreparedData, texts: _Texts, tokenizer: "ChatTokenize
         "bytes_per_token": sum(len(m.content.encode()) for d in texts.dialogs for m in d) / max(1, plain),
         "broken": len(broken),
         "broken_places": [texts.places[index] for index in broken[:EXAMPLES]],
-        "oddest": texts.examples(long, surprise([texts.texts[i] for i in long], counts)),
+        "oddest": texts.examples(long, surprise(View(len(long), lambda n: texts.texts[long[n]]), counts)),
         "most_repetitive": texts.examples(
-            longer, compression_ratios([texts.texts[i] for i in longer]), lowest=True
+            longer, compression_ratios(View(len(longer), lambda n: texts.texts[longer[n]])), lowest=True
         ),
     }
 
@@ -281,21 +284,18 @@ def _text_statistics(data: PreparedData, texts: _Texts, tokenizer: "ChatTokenize
 def _repetitions(data: PreparedData, texts: _Texts) -> dict[str, Any]:
     """Return the duplicates, and what held-out dialogs share with those to train on."""
     held_out_from, distinct, rows = len(data.train), texts.distinct, texts.rows
-    pairs = near_pairs([texts.texts[index] for index in distinct.tolist()])
+    pairs = near_pairs(View(len(distinct), lambda number: texts.texts[distinct[number]]))
     members = np.unique(np.concatenate([pairs.first, pairs.second]))
-    groups = np.unique(group_labels(len(distinct), pairs)[members])
+    among = (np.searchsorted(members, ends) for ends in (pairs.first, pairs.second))
+    groups = np.unique(group_labels(len(members), Pairs(*among, pairs.similarity)))
     first, second = distinct[pairs.first], distinct[pairs.second]
     is_held_out = np.stack([first, second]) >= held_out_from
     across = is_held_out[0] != is_held_out[1]
     known = set(np.where(is_held_out[0], first, second)[across].tolist())
     copied = np.flatnonzero(texts.copies > 1)
-    exchanges = [_first_exchange(dialog) for dialog in texts.dialogs]
-    prompts, answers = (set(part) for part in zip(*exchanges[:held_out_from], strict=True))
-    templates = {_template(prompt) for prompt in prompts}
-    held_out = exchanges[held_out_from:]
     ends = [sorted(pair, key=rows.__getitem__) for pair in zip(first.tolist(), second.tolist(), strict=True)]
     best = sorted(range(len(ends)), key=lambda n: (-pairs.similarity[n], rows[ends[n][0]], rows[ends[n][1]]))
-    copies_of = dict(zip(distinct.tolist(), texts.copies.tolist(), strict=True))
+    near = sum(int(number) for index, number in zip(distinct, texts.copies, strict=True) if int(index) in known)
     return {
         "copies": Copies(
             exact=len(texts.texts) - len(distinct),
@@ -313,16 +313,30 @@ def _repetitions(data: PreparedData, texts: _Texts) -> dict[str, Any]:
             )
             for n in best[:EXAMPLES]
         ],
-        "overlap": Overlap(
-            prompt=sum(prompt in prompts for prompt, _ in held_out),
-            answer=sum(answer in answers for _, answer in held_out),
-            near=sum(copies_of[index] for index in known),
-            template=sum(
-                prompt not in prompts and (made := _template(prompt)) is not None and made in templates
-                for prompt, _ in held_out
-            ),
-        ),
+        "overlap": _overlap(texts.dialogs, held_out_from, near),
     }
+
+
+def _overlap(dialogs: Sequence[Dialog], held_out_from: int, near: int) -> Overlap:
+    """Return what the held-out dialogs share with those to train on, of which there may be many more."""
+    held_out = [_first_exchange(dialog) for dialog in dialogs[held_out_from:]]
+    prompts, answers = (set(part) for part in zip(*held_out, strict=True))
+    templates = {_template(prompt) for prompt in prompts} - {None}
+    known_prompts, known_answers, known_templates = set[Dialog](), set[str](), set[str | None]()
+    for index in range(held_out_from):
+        prompt, answer = _first_exchange(dialogs[index])
+        known_prompts.update({prompt} & prompts)
+        known_answers.update({answer} & answers)
+        if templates:
+            known_templates.update({_template(prompt)} & templates)
+    return Overlap(
+        prompt=sum(prompt in known_prompts for prompt, _ in held_out),
+        answer=sum(answer in known_answers for _, answer in held_out),
+        near=near,
+        template=sum(
+            prompt not in known_prompts and _template(prompt) in known_templates for prompt, _ in held_out
+        ),
+    )
 
 
 def _first_exchange(dialog: Dialog) -> tuple[Dialog, str]:

@@ -23,7 +23,7 @@ def raw() -> RawData:
 
 @pytest.fixture(scope="module")
 def dialogs(raw: RawData) -> list[Dialog]:
-    return raw.dialogs
+    return list(raw.dialogs)
 
 
 @pytest.fixture(scope="module")
