@@ -37,7 +37,7 @@ processes = multiprocessing.get_context("spawn")
 def make_shards(dataset: str, rows: int, folder: Path, *, packed: str, characters: int | None = None) -> int:
     """Write a folder of at least so many rows, and return how many they are."""
     config = DataConfig(dataset=dataset)
-    dialogs = read_dialogs(find_source(config), config).dialogs
+    dialogs = list(read_dialogs(find_source(config), config).dialogs)
     if characters is not None:
         dialogs = [dialog for dialog in dialogs if sum(len(message.content) for message in dialog) <= characters]
     contents = [{"messages": [message._asdict() for message in dialog]} for dialog in dialogs]

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ NEAR = 0.8
 
 _BANDS, _ROWS = 20, 5
 _NEIGHBOURS = 8
+_BLOCK_SHINGLES = 2**19
+"""Shingles whose keys are computed at once."""
 _SEED = 0
 PAIRED_SHINGLES = 2**21
 """Shingles of candidate pairs that are compared at once."""
@@ -67,8 +69,8 @@ def near_pairs(texts: Sequence[str]) -> Pairs:
     """
     # In the order of the texts, runs of equal texts would be compared only among themselves.
     order = np.random.default_rng(_SEED).permutation(len(texts))
-    shingles, bands = _sketch(View(len(texts), lambda number: texts[order[number]]))
-    first, second = _candidates(bands)
+    shingles = _all_shingles(View(len(texts), lambda number: texts[order[number]]))
+    first, second = _candidates(shingles)
     sizes = shingles.sizes
     smaller, larger = np.minimum(sizes[first], sizes[second]), np.maximum(sizes[first], sizes[second])
     possible = smaller >= NEAR * larger
@@ -85,27 +87,33 @@ class _WordHashes(dict[str, int]):
         return value
 
 
-def _sketch(texts: Sequence[str]) -> tuple[Shingles, NDArray[np.uint64]]:
-    """Return the shingles of texts and the keys of their bands [bands, N]; a text without shingles has keys 0."""
+def _all_shingles(texts: Sequence[str]) -> Shingles:
     known = _WordHashes()
-    random = np.random.default_rng(_SEED)
-    factors = random.integers(2**64, size=_BANDS * _ROWS, dtype=np.uint64) | np.uint64(1)
-    terms = random.integers(2**64, size=_BANDS * _ROWS, dtype=np.uint64)
-    bands = np.zeros((_BANDS, len(texts)), dtype=np.uint64)
     hashes, sizes = [np.zeros(0, np.uint64)], [np.zeros(1, np.int64)]
-    for start, chunk in chunks(texts):
+    for _, chunk in chunks(texts):
         made = _shingles([words_of(text) for text in chunk], known)
         hashes.append(made.hashes)
         sizes.append(made.sizes)
-        filled = np.flatnonzero(made.sizes)
-        if not len(filled):
-            continue
-        starts = made.offsets[filled]
-        for number in range(_BANDS * _ROWS):
-            smallest = np.minimum.reduceat(made.hashes * factors[number] + terms[number], starts)
-            place = bands[number // _ROWS]
-            place[start + filled] = _mixed(place[start + filled] + smallest)
-    return Shingles(np.concatenate(hashes), np.cumsum(np.concatenate(sizes))), bands
+    return Shingles(np.concatenate(hashes), np.cumsum(np.concatenate(sizes)))
+
+
+def _bands(shingles: Shingles) -> Iterator[NDArray[np.uint64]]:
+    """Yield the keys of the texts in each band [N]; a text without shingles has keys 0."""
+    random = np.random.default_rng(_SEED)
+    factors = random.integers(2**64, size=(_BANDS, _ROWS), dtype=np.uint64) | np.uint64(1)
+    terms = random.integers(2**64, size=(_BANDS, _ROWS), dtype=np.uint64)
+    filled = np.flatnonzero(shingles.sizes)
+    ends = np.flatnonzero(np.diff(shingles.offsets[filled] // _BLOCK_SHINGLES)) + 1
+    blocks = [block for block in np.split(filled, ends) if len(block)]
+    for band in range(_BANDS):
+        keys = np.zeros(len(shingles.sizes), dtype=np.uint64)
+        for block in blocks:
+            begin, starts = shingles.offsets[block[0]], shingles.offsets[block]
+            hashes = shingles.hashes[begin : shingles.offsets[block[-1] + 1]]
+            for factor, term in zip(factors[band], terms[band], strict=True):
+                smallest = np.minimum.reduceat(hashes * factor + term, starts - begin)
+                keys[block] = _mixed(keys[block] + smallest)
+        yield keys
 
 
 def _shingles(words: Sequence[Sequence[str]], known: Mapping[str, int]) -> Shingles:
@@ -136,11 +144,11 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def _candidates(bands: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the distinct pairs of texts that share a key in one of the bands [bands, N]."""
-    count = bands.shape[1]
+def _candidates(shingles: Shingles) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the distinct pairs of texts that share a key in one of the bands."""
+    count = len(shingles.sizes)
     found = [np.zeros(0, np.int64)]
-    for keys in bands:
+    for keys in _bands(shingles):
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
         for shift in range(1, min(_NEIGHBOURS, count - 1) + 1):

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from heapq import nsmallest
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,8 +195,8 @@ class _Texts:
     def examples(self, indices: Sequence[int], values: NDArray[Any], *, lowest: bool = False) -> list[Example]:
         """Return the dialogs with the highest (or lowest) values; ties in the order of the dataset."""
         sign = 1 if lowest else -1
-        order = sorted(range(len(indices)), key=lambda n: (sign * values[n], self.rows[indices[n]]))
-        best = [(float(values[n]), indices[n]) for n in order[:EXAMPLES]]
+        order = nsmallest(EXAMPLES, range(len(indices)), key=lambda n: (sign * values[n], self.rows[indices[n]]))
+        best = [(float(values[n]), indices[n]) for n in order]
         return [Example(value=value, place=self.places[i], beginning=self.beginning(i)) for value, i in best]
 
 
@@ -286,8 +287,8 @@ def _repetitions(data: PreparedData, texts: _Texts) -> dict[str, Any]:
     held_out_from, distinct, rows = len(data.train), texts.distinct, texts.rows
     pairs = near_pairs(View(len(distinct), lambda number: texts.texts[distinct[number]]))
     members = np.unique(np.concatenate([pairs.first, pairs.second]))
-    among = (np.searchsorted(members, ends) for ends in (pairs.first, pairs.second))
-    groups = np.unique(group_labels(len(members), Pairs(*among, pairs.similarity)))
+    one, other = (np.searchsorted(members, ends) for ends in (pairs.first, pairs.second))
+    groups = np.unique(group_labels(len(members), Pairs(one, other, pairs.similarity)))
     first, second = distinct[pairs.first], distinct[pairs.second]
     is_held_out = np.stack([first, second]) >= held_out_from
     across = is_held_out[0] != is_held_out[1]

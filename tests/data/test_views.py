@@ -30,7 +30,12 @@ def test_packed_dialogs_are_what_they_were() -> None:
 
 def test_a_view_makes_its_elements_when_they_are_read() -> None:
     read: list[int] = []
-    squares = View(10**9, lambda index: read.append(index) or index**2)
+
+    def square(index: int) -> int:
+        read.append(index)
+        return index**2
+
+    squares = View(10**9, square)
     assert len(squares) == 10**9
     assert sys.getsizeof(squares) < 1000
     assert squares[3] == 9

@@ -10,10 +10,11 @@ from torch.optim import AdamW, Muon, _muon
 
 from dialogkit.config.load import load_run_config
 from dialogkit.config.train import TrainConfig
-from dialogkit.engine.device import DTYPES, Precision
+from dialogkit.engine.device import DTYPES
 from dialogkit.engine.optimizer import MuonWithAdamW, muon_matrices, muon_with_adamw, orthogonalized
 from dialogkit.models.build import build_model
 from dialogkit.models.tokenizer import load_tokenizer
+from dialogkit.system.precision import Precision
 from tests.conftest import TINY
 
 CONFIG = TrainConfig(optimizer="muon", learning_rate=1e-2, weight_decay=0.1)
