@@ -124,6 +124,7 @@ NOT_MAPPED = frozenset(
         "lora_targets",
         "merge",
         "method",
+        "micro_batch_tokens",
         "optimizer",
         "schedule",
         "warmup_fraction",
