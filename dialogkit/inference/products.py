@@ -39,13 +39,14 @@ def codes_and_scales(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return codes.to(torch.int8).contiguous(), scales
 
 
-def _rows_of(module: nn.Module) -> torch.Tensor | None:
+def _rows_of(module: Any) -> torch.Tensor | None:
     """Return the weights [N, K] of a linear layer, sharing their memory; None for other modules."""
     from transformers.pytorch_utils import Conv1D
 
-    if type(module) is nn.Linear:
-        return module.weight.detach()
-    return module.weight.detach().t() if type(module) is Conv1D else None
+    if type(module) not in (nn.Linear, Conv1D):
+        return None
+    weight: torch.Tensor = module.weight.detach()
+    return weight if type(module) is nn.Linear else weight.t()
 
 
 def _by_onednn(self: Any, input: torch.Tensor) -> torch.Tensor:
