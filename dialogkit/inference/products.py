@@ -19,12 +19,14 @@ def prepare_for_one_token(model: Any, *, int8: bool = False) -> None:
     With int8, every row of a linear layer's weights is rounded to 8 bits and one scale, for inputs of any length.
     A single token is then rounded to bf16 before each of these layers, and their result after it.
     """
-    for module in list(model.modules()):
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    modules: list[Any] = list(model.modules())
+    for module in modules:
         if int8 and (rows := _rows_of(module)) is not None:
             module.codes, module.scales = codes_and_scales(rows)
             rows.copy_(module.codes * module.scales.float()[:, None])
             module.forward = MethodType(_by_codes, module)
-        elif type(module) is nn.Linear and torch.backends.mkldnn.is_available():
+        elif type(module) is nn.Linear and has_onednn:
             module.forward = MethodType(_by_onednn, module)
 
 

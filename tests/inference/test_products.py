@@ -29,7 +29,7 @@ def test_codes_are_the_nearest_in_eight_bits() -> None:
 @pytest.mark.parametrize("int8", [False, True])
 @torch.no_grad()
 def test_a_single_token_is_computed_with_the_weights_of_several(small: Any, architecture: str, int8: bool) -> None:
-    model = small.model(architecture, seed=1, initializer_range=0.4).eval()
+    model = small.model(architecture, seed=1).eval()
     untouched = copy.deepcopy(model)
     prepare_for_one_token(model, int8=int8)
     ids = torch.arange(20)[:, None]
@@ -38,7 +38,7 @@ def test_a_single_token_is_computed_with_the_weights_of_several(small: Any, arch
     assert torch.equal(model(input_ids=ids.T).logits, plain(input_ids=ids.T).logits)
     alone = torch.cat([model(input_ids=one[None]).logits for one in ids])
     expected = torch.cat([plain(input_ids=one[None]).logits for one in ids])
-    error = (alone - expected).abs().max() / expected.abs().max()
+    error = (alone - expected).norm() / expected.norm()
     assert (1e-6 < error < 0.03) if int8 else error < 1e-5
 
 

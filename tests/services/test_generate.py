@@ -183,4 +183,4 @@ def test_weights_of_eight_bits_are_told_and_only_for_the_cpu(
     monkeypatch.setattr(loading, "load_for_inference", lambda *_, **__: load(*_, **__)._replace(device="cuda"))
     with pytest.raises(UnavailableError, match="on the CPU only, and shared-run is on cuda") as refused:
         generate("shared-run", "Hello!", config=GREEDY, output=trained.output, int8=True)
-    assert typed(refused.value, "generate", "shared-run") == "dialogkit generate shared-run --no-cuda"
+    assert typed(refused.value, "generate", "shared-run") == "--no-cuda"
