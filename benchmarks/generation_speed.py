@@ -12,7 +12,14 @@ hf, one by one  HF `generate`, a prompt at a time, as most tutorials write it
 hf, batch       HF `generate` on a left-padded batch
 hf, no cache    as `one by one`, without the KV cache, on eight prompts
 
-A GGUF file has these as well; `alone` is eight prompts, one after the other, elsewhere all are answered together:
+`alone` is eight prompts, one after the other; elsewhere all are answered together, unless `--alone` leaves it out:
+
+dialogkit, alone          as `generate` answers a single prompt
+dialogkit sampled, alone  the same with the default settings of sampling
+dialogkit int8, alone     the same as the first with `--int8`
+hf, alone                 HF `generate`
+
+A GGUF file has these as well:
 
 dialogkit bf16       the same weights in bf16, which the library takes and the command line does not use
 llama.cpp            the file as it is; its weights may have 4 bits
@@ -28,6 +35,7 @@ The limit is how often the weights can be read from memory in a second.
 """
 
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -48,12 +56,14 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.load import load_run_config
 from dialogkit.data.sources import STARTER
 from dialogkit.dialog import ChatTokenizer, Message
+from dialogkit.inference.products import prepare_for_one_token
 from dialogkit.inference.replies import continue_prompts
 from dialogkit.models.build import build_model
 from dialogkit.models.context import context_length
 from dialogkit.models.tokenizer import load_tokenizer
 
 FEW = 8
+ALONE = "dialogkit, alone"
 NODE_LLAMA_CPP = "node-llama-cpp@3.22.1"
 Ids = list[list[int]]
 
@@ -71,7 +81,7 @@ class Endless:
 
     def __init__(self, tokenizer: ChatTokenizer) -> None:
         self._tokenizer = tokenizer
-        self.stop_ids = frozenset({no_token(tokenizer)})
+        self.stop_ids = self.reply_stop_ids = frozenset({no_token(tokenizer)})
 
     def decode(self, ids: list[int]) -> str:
         """Return the ids as JSON."""
@@ -167,7 +177,9 @@ def make_arms(words: argparse.Namespace, folder: Path) -> tuple[dict[str, Arm], 
     settings = GenerateConfig(max_new_tokens=words.tokens, temperature=0.0, repetition_penalty=1.0)
     endless: Any = Endless(tokenizer)
 
-    def ours(model: Any, *, alone: bool = False) -> Ids:
+    usual = GenerateConfig(max_new_tokens=words.tokens)
+
+    def ours(model: Any, *, alone: bool = False, settings: GenerateConfig = settings) -> Ids:
         made = continue_prompts(
             model,
             endless,
@@ -179,7 +191,15 @@ def make_arms(words: argparse.Namespace, folder: Path) -> tuple[dict[str, Arm], 
         )
         return [json.loads(reply.text) for reply in made]
 
-    arms = {"dialogkit": Arm(lambda: ours(model))}
+    rounded = copy.deepcopy(model)
+    prepare_for_one_token(model)
+    prepare_for_one_token(rounded, int8=True)
+    arms = {
+        "dialogkit": Arm(lambda: ours(model)),
+        "dialogkit, alone": Arm(lambda: ours(model, alone=True), ALONE),
+        "dialogkit sampled, alone": Arm(lambda: ours(model, alone=True, settings=usual), ALONE),
+        "dialogkit int8, alone": Arm(lambda: ours(rounded, alone=True), ALONE),
+    }
     facts: dict[str, Any] = {"weight_bytes": sum(parameter.nbytes for parameter in model.parameters())}
     if "hf" in words.arms:
         arms |= make_hf_arms(words, folder, [prompt[0].content for prompt in prompts], no_token(tokenizer))
@@ -188,8 +208,7 @@ def make_arms(words: argparse.Namespace, folder: Path) -> tuple[dict[str, Arm], 
         make_llama_env(words.llama_env)
         half = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
         arms["dialogkit bf16"] = Arm(lambda: ours(half))
-        arms["dialogkit, alone"] = Arm(lambda: ours(model, alone=True), "dialogkit, alone")
-        arms["dialogkit bf16, alone"] = Arm(lambda: ours(half, alone=True), "dialogkit, alone")
+        arms["dialogkit bf16, alone"] = Arm(lambda: ours(half, alone=True), ALONE)
         for name, kind, against in (
             ("llama.cpp", None, "dialogkit"),
             ("llama.cpp float32", "F32", "dialogkit"),
@@ -238,6 +257,7 @@ def make_hf_arms(words: argparse.Namespace, folder: Path, prompts: list[str], no
     return {
         "hf, one by one": Arm(one_by_one),
         "hf, batch": Arm(batch),
+        "hf, alone": Arm(lambda: one_by_one(FEW), ALONE),
         "hf, no cache": Arm(lambda: one_by_one(FEW, use_cache=False)),
     }
 
@@ -266,13 +286,14 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=64, help="length of each reply")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--alone", action="store_true", help="only the arms that answer eight prompts alone")
     parser.add_argument("--arms", nargs="+", default=["hf", "llama.cpp"], choices=["hf", "llama.cpp"])
     parser.add_argument("--llama-env", type=Path, default=Path(tempfile.gettempdir()) / "dialogkit-bench-llama")
     parser.add_argument("--json", type=Path, help="write the figures here")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         arms, facts = make_arms(words, Path(temporary))
-    names = list(arms)
+    names = [name for name in arms if name.endswith("alone") or not words.alone]
     speeds: dict[str, list[float]] = {name: [] for name in names}
     replies: dict[str, Ids] = {}
     for number in range(words.rounds + 1):
@@ -290,7 +311,8 @@ def main() -> None:
     print("| arm | tokens/s | compared with | which is faster by | least - most | equal tokens |")
     print("|---|---:|---|---:|---|---:|")
     rows = []
-    for name, arm in arms.items():
+    for name in names:
+        arm = arms[name]
         ratios = [ours / other for ours, other in zip(speeds[arm.against], speeds[name], strict=True)]
         speed, ratio, equal = (
             median(speeds[name]),

@@ -66,6 +66,7 @@ def chat_command(
     temperature: options.TemperatureOption = None,
     seed: options.SeedOption = None,
     use_model_settings: options.ModelSettingsOption = False,
+    int8: options.Int8Option = False,
     no_cuda: options.NoCudaOption = False,
     output_dir: options.OutputOption = "models",
 ) -> None:
@@ -79,7 +80,9 @@ def chat_command(
     model = options.one_model(model, model_option)
     names = [model, compare] if compare else [model]
     with output.busy("loading the model"):
-        chats = [Chat(name, system=system, config=config, output=output_dir, device=device) for name in names]
+        chats = [
+            Chat(name, system=system, config=config, output=output_dir, device=device, int8=int8) for name in names
+        ]
     output.note(f"{' and '.join(chat.name for chat in chats)}; /help lists the commands")
     for note in (note for chat in chats for note in chat.notes):
         output.note(note)

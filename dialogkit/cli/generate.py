@@ -48,6 +48,7 @@ def generate_command(
     repetition_penalty: options.RepetitionPenaltyOption = None,
     seed: options.SeedOption = None,
     use_model_settings: options.ModelSettingsOption = False,
+    int8: options.Int8Option = False,
     no_cuda: options.NoCudaOption = False,
     output_dir: options.OutputOption = "models",
     json_output: options.JsonOption = False,
@@ -83,6 +84,7 @@ def generate_command(
             config=config,
             output=output_dir,
             device="cpu" if no_cuda else "auto",
+            int8=int8,
             on_text=stream if streams else None,
         )
     for note in result.notes:

@@ -168,6 +168,7 @@ OutputOption = Annotated[
 NoCudaOption = Annotated[
     bool, Option("--no-cuda", help="Use the CPU even if there is a GPU."), Sets("runtime.device", to="cpu")
 ]
+Int8Option = Annotated[bool, Option("--int8", help="Round weights to 8 bits: faster replies on a CPU.")]
 ModelSettingsOption = Annotated[
     bool, Option("--use-model-settings", help="Use the model's own sampling settings where none is given.")
 ]

@@ -12,7 +12,7 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import ChatTokenizer
 from dialogkit.inference.prefixes import Prefixes, common
 from dialogkit.inference.replies import StopReason
-from dialogkit.inference.row_cache import Row, RowCache
+from dialogkit.inference.row_cache import Row, RowCache, only_keys_and_values
 from dialogkit.inference.sampling import Sampler, generator_of
 from dialogkit.system import cpu_threads
 
@@ -78,7 +78,7 @@ class ReplyBatch:
         self._cache: Any = None
         self._mask = torch.zeros(0, 0, dtype=torch.long, device=device)
         self.rows: list[RunningReply] = []
-        self.is_mergeable = _only_keys_and_values(model)
+        self.is_mergeable = only_keys_and_values(model)
         """Whether replies can join others: models with a recurrent state answer one after another."""
 
     @property
@@ -222,13 +222,3 @@ class ReplyBatch:
 def _padded(mask: torch.Tensor, length: int) -> torch.Tensor:
     """Return a mask [B, T] padded on the left."""
     return torch.nn.functional.pad(mask, (length - mask.shape[1], 0))
-
-
-def _only_keys_and_values(model: Any) -> bool:
-    """Return whether keys and values are all that a model keeps of what it has read."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-    # Their subclasses keep more, such as the state of a convolution.
-    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    return kinds <= {DynamicLayer, DynamicSlidingWindowLayer}

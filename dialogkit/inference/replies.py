@@ -1,5 +1,6 @@
 """Replies of a model to prompts."""
 
+import inspect
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from packaging.version import Version
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import ChatTokenizer, Message
 from dialogkit.inference.growing_text import GrowingText
+from dialogkit.inference.row_cache import only_keys_and_values
 from dialogkit.inference.sampling import Sampler, generator_of
 from dialogkit.system import cpu_threads
 
@@ -72,10 +74,14 @@ class _Clock:
         self.stopped = False
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), self.tick(), dtype=torch.bool, device=input_ids.device)
+
+    def tick(self) -> bool:
+        """Record the time of a token, and return whether all replies end here on request."""
         self._at.append(time.perf_counter() - self._started)
         cpu_threads.of_process.adapt()
         self.stopped = self._should_stop is not None and self._should_stop()
-        return torch.full((len(input_ids),), self.stopped, dtype=torch.bool, device=input_ids.device)
+        return self.stopped
 
     def seconds(self, tokens: int) -> float:
         """Return the seconds until N tokens were generated."""
@@ -202,6 +208,8 @@ def _generate(
     """Return the new ids and the reply for each prompt of a batch; all prompts have the same limit."""
     from transformers import LogitsProcessorList, StoppingCriteriaList, __version__
 
+    if len(prompts) == 1 and only_keys_and_values(model) and _takes(model.forward, *_ONE_TAKES):
+        return [_generate_one(model, tokenizer, prompts[0], config, device, on_text, should_stop, cache)]
     # Renamed in transformers 5.24.
     held = {"cache" if Version(__version__) >= Version("5.24") else "past_key_values": cache}
     longest, limit = max(len(prompt.ids) for prompt in prompts), prompts[0].limit
@@ -224,6 +232,52 @@ def _generate(
     at_limit: StopReason = "context full" if limit < config.max_new_tokens else "length"
     made = zip(output[:, longest:].tolist(), prompts, strict=True)
     return [(ids, _reply(ids, tokenizer, clock, at_limit, prompt.cut)) for ids, prompt in made]
+
+
+def _generate_one(
+    model: Any,
+    tokenizer: ChatTokenizer,
+    prompt: _Prompt,
+    config: GenerateConfig,
+    device: str,
+    on_text: Callable[[str], None] | None,
+    should_stop: Callable[[], bool] | None,
+    cache: Any,
+) -> tuple[list[int], Reply]:
+    """Return what `_generate` returns for one prompt, without what HF does besides the model for each token."""
+    from transformers import DynamicCache
+
+    clock, sampler, generators = _Clock(should_stop), Sampler(config), [generator_of(config)]
+    text = GrowingText(tokenizer) if on_text else None
+    cache = DynamicCache(config=model.config) if cache is None else cache
+    held = "cache" if _takes(model.forward, "cache") else "past_key_values"
+    read = cache.get_seq_length()
+    said = torch.empty(1, prompt.limit, dtype=torch.long, device=device)
+    ids: list[int] = []
+    new = torch.tensor([prompt.ids[read:]], device=device)
+    while True:
+        at = torch.arange(read, read + new.shape[1], device=device)[None]
+        out = model(input_ids=new, position_ids=at, **{held: cache}, use_cache=True, logits_to_keep=1)
+        chosen = sampler.choose(out.logits[:, -1].float(), said[:, : len(ids)] if ids else None, generators)
+        said[:, len(ids)] = chosen
+        ids.append(int(chosen))
+        if text is not None and on_text is not None and (grown := text.add(ids)):
+            on_text(grown)
+        if clock.tick() or ids[-1] in tokenizer.reply_stop_ids or len(ids) == prompt.limit:
+            break
+        read, new = read + new.shape[1], chosen[:, None]
+    if text is not None and on_text is not None and (grown := text.end(ids)):
+        on_text(grown)
+    at_limit: StopReason = "context full" if prompt.limit < config.max_new_tokens else "length"
+    return ids, _reply(ids, tokenizer, clock, at_limit, prompt.cut)
+
+
+_ONE_TAKES = ("position_ids", "logits_to_keep")
+
+
+def _takes(forward: Callable[..., Any], *names: str) -> bool:
+    """Return whether a model's forward has all of these parameters."""
+    return set(names) <= inspect.signature(forward).parameters.keys()
 
 
 def _generation_config(tokenizer: ChatTokenizer, longest: int) -> Any:

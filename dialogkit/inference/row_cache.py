@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 SPARE_TOKENS = 32
 """Tokens that a copy leaves room for."""
@@ -117,3 +117,10 @@ class RowCache(Cache):  # type: ignore[misc]
         for layer in self.layers:
             if layer.is_initialized:
                 layer.keep(order, padding)
+
+
+def only_keys_and_values(model: Any) -> bool:
+    """Return whether keys and values are all that a model keeps of what it has read."""
+    # Their subclasses keep more, such as the state of a convolution.
+    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    return kinds <= {DynamicLayer, DynamicSlidingWindowLayer}

@@ -55,8 +55,8 @@ class Chat:
         left_out: turns at its beginning, each a question and its reply, that did not fit into the context of the
             last reply.
         config: the sampling settings.
-        notes: what was used of the model's own sampling settings, if `use_model_settings` is on, and how the
-            dialog was changed to fit the chat template.
+        notes: what was used of the model's own sampling settings, if `use_model_settings` is on, that weights were
+            rounded, and how the dialog was changed to fit the chat template.
     """
 
     @alone()
@@ -68,17 +68,20 @@ class Chat:
         config: GenerateConfig | None = None,
         output: str | Path = DEFAULT_OUTPUT,
         device: str = "auto",
+        int8: bool = False,
     ) -> None:
-        """Load a model. Raises: ModelError, UnavailableError."""
+        """Load a model, with weights of 8 bits if `int8`. Raises: ModelError, UnavailableError."""
         loadable = resolve_model(None if model is None else str(model), output=output)
         (self.config,), self.notes = sampling_of(
             [loadable], config or GenerateConfig(), verb="chat", output=output
         )
         from dialogkit.inference.replies import Conversation
-        from dialogkit.services.runs.loading import load_for_inference
+        from dialogkit.services.runs.loading import int8_note, load_for_replies
 
         with hints_for(loadable):
-            loaded = load_for_inference(loadable, device=device)
+            loaded = load_for_replies(loadable, device=device, int8=int8)
+        if int8:
+            self.notes = [*self.notes, int8_note(loadable)]
         self._loadable = loadable
         self.name = loaded.name
         self.messages: list[Message] = []

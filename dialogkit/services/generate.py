@@ -25,8 +25,8 @@ class GenerateResult(Result):
 
     replies: list[ReplyResult]
     notes: list[str] = Field(default_factory=list)
-    """What was used of each model's own sampling settings, if `use_model_settings` is on, and how prompts were
-    changed to fit its chat template."""
+    """What was used of each model's own sampling settings, if `use_model_settings` is on; rounded weights;
+    how prompts were changed to fit the chat template."""
 
     @property
     def text(self) -> str:
@@ -53,6 +53,7 @@ def generate(
     config: GenerateConfig | None = None,
     output: str | Path = DEFAULT_OUTPUT,
     device: str = "auto",
+    int8: bool = False,
     on_text: StreamSink | None = None,
 ) -> GenerateResult:
     """Return replies to prompts.
@@ -64,6 +65,7 @@ def generate(
         config: sampling settings.
         output: folder of models and runs.
         device: auto, cpu, cuda or mps.
+        int8: round weights to 8 bits, which makes replies faster on a CPU.
         on_text: receives the text of a single reply as it grows.
 
     Raises: ModelError, UnavailableError, ConfigError; OutOfMemoryError if not even one reply fits into memory.
@@ -76,15 +78,18 @@ def generate(
     settings, notes = sampling_of(chosen, config, verb="generate", output=output)
 
     from dialogkit.inference.replies import AT_ONCE, continue_prompts
-    from dialogkit.services.runs.loading import load_for_inference
+    from dialogkit.services.runs.loading import int8_note, load_for_replies
 
     start = [Message("system", without_surrogates(system))] if system else []
     replies = []
     for loadable, config in zip(chosen, settings, strict=True):
         with hints_for(loadable):
-            loaded = load_for_inference(loadable, device=device)
+            loaded = load_for_replies(loadable, device=device, int8=int8)
             changes = loaded.tokenizer.changes([*start, Message("user", texts[0])])
-            notes += [f"{loadable.display_name}: {change}" for change in changes]
+            notes += [
+                *([int8_note(loadable)] if int8 else ()),
+                *(f"{loadable.display_name}: {change}" for change in changes),
+            ]
             asked = [loaded.tokenizer.encode_prompt([*start, Message("user", text)]) for text in texts]
             at_once = replies_at_once(
                 loaded, list(map(len, asked)), config, AT_ONCE, shorter=lambda n: Change({"max_new_tokens": n})

@@ -111,7 +111,7 @@ class Server:
         """Load the models, start their engine, and return the HTTP server."""
         import uvicorn
 
-        from dialogkit.services.runs.loading import load_for_inference
+        from dialogkit.services.runs.loading import load_for_replies
         from dialogkit.services.serving.app import Limits, Offered, make_app
         from dialogkit.services.serving.connections import Connection
         from dialogkit.services.serving.engine import Engine
@@ -119,7 +119,7 @@ class Server:
         loaded, offered = {}, []
         for name, loadable, typed, config in models:
             with hints_for(loadable):
-                loaded[name] = load_for_inference(loadable, device=device)
+                loaded[name] = load_for_replies(loadable, device=device)
             changes = loaded[name].tokenizer.changes([Message("system", "-"), Message("user", "-")])
             self.notes += [f"{name}: {change}" for change in changes]
             aliases = () if typed in (None, name) else (typed,)

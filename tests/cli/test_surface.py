@@ -29,9 +29,9 @@ SURFACE = {
     "--rendezvous --max-restarts --output-dir --json",
     "plan": "--time -t --dataset -d --columns --max-bad-rows --set --no-cuda --json",
     "generate": "[model] --model -m --prompt -p --prompts-file --system --compare --max-new-tokens --temperature "
-    "--top-k --top-p --repetition-penalty --seed --use-model-settings --no-cuda --output-dir --json",
+    "--top-k --top-p --repetition-penalty --seed --use-model-settings --int8 --no-cuda --output-dir --json",
     "chat": "[model] --model -m --system --compare --max-new-tokens --temperature --seed --use-model-settings "
-    "--no-cuda --output-dir",
+    "--int8 --no-cuda --output-dir",
     "serve": "[models] --model -m --host --port --api-key --at-once --queue --time-limit --max-new-tokens "
     "--temperature --top-k --top-p --repetition-penalty --seed --use-model-settings --no-cuda --output-dir",
     "evaluate": "[models] --model -m --dataset -d --samples -s --max-bad-rows --whole --quick --slices --worst "

@@ -216,14 +216,18 @@ class Asked:
 
     def __init__(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ids: list[list[int]] = []
-        generate = model.generate
+        forward = model.forward
 
-        def remember(*, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> Any:
-            for row, mask in zip(input_ids, attention_mask, strict=True):
-                self.ids.append(row[mask.bool()].tolist())
-            return generate(input_ids=input_ids, attention_mask=attention_mask, **options)
+        @wraps(forward)
+        def remember(*, input_ids: torch.Tensor, **options: Any) -> Any:
+            if input_ids.shape[1] > 1:
+                masks = options.get("attention_mask")
+                kept = torch.ones_like(input_ids) if masks is None else masks
+                for row, mask in zip(input_ids, kept, strict=True):
+                    self.ids.append(row[mask.bool()].tolist())
+            return forward(input_ids=input_ids, **options)
 
-        monkeypatch.setattr(model, "generate", remember)
+        monkeypatch.setattr(model, "forward", remember)
 
 
 @pytest.mark.parametrize(("max_new_tokens", "room"), [(TOKENS, TOKENS), (128, 128), (5000, 128)])

@@ -9,11 +9,12 @@ import pytest
 
 from dialogkit.api.inference import generate
 from dialogkit.config.generate import GenerateConfig
-from dialogkit.errors import ConfigError, ModelError
+from dialogkit.errors import ConfigError, ModelError, UnavailableError
 from dialogkit.inference.results import ReplyResult
 from dialogkit.services.generate import GenerateResult
+from dialogkit.services.runs import loading
 from dialogkit.services.train import train
-from tests.conftest import Finished, Trained
+from tests.conftest import Finished, Trained, typed
 
 GREEDY = GenerateConfig(temperature=0, repetition_penalty=1.0, max_new_tokens=12)
 PROMPTS = [
@@ -170,3 +171,16 @@ def test_the_command_line_compares_models(
     named = [line.partition(": ")[0] for line in narrow.err.splitlines() if "stopped by" in line]
     assert named == ["newer", "shared-run"] * 2
     assert marks == ["> Hello!", "[newer]", "[shared-run]", "> Why?", "[newer]", "[shared-run]"]
+
+
+def test_weights_of_eight_bits_are_told_and_only_for_the_cpu(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = generate("shared-run", "Hello!", config=GREEDY, output=trained.output, device="cpu", int8=True)
+    assert made.notes == ["shared-run: replies on the CPU, with weights of 8 bits"]
+    assert made.replies[0].tokens > 0
+    load = loading.load_for_inference
+    monkeypatch.setattr(loading, "load_for_inference", lambda *_, **__: load(*_, **__)._replace(device="cuda"))
+    with pytest.raises(UnavailableError, match="on the CPU only, and shared-run is on cuda") as refused:
+        generate("shared-run", "Hello!", config=GREEDY, output=trained.output, int8=True)
+    assert typed(refused.value, "generate", "shared-run") == "--no-cuda"

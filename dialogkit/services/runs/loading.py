@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dialogkit.errors import UnavailableError
+from dialogkit.hints import Change
 from dialogkit.services.runs.resolve import Loadable
 
 if TYPE_CHECKING:
@@ -35,3 +37,28 @@ def load_for_inference(loadable: Loadable, *, device: str) -> LoadedModel:
     tokenizer = load_tokenizer(loadable.model)
     model = build_model(loadable.model, tokenizer, room=free_bytes()).to(runtime.device).eval()
     return LoadedModel(loadable.name, model, tokenizer, context_length(model.config), runtime.device)
+
+
+def load_for_replies(loadable: Loadable, *, device: str, int8: bool = False) -> LoadedModel:
+    """Return the model and tokenizer of a MODEL argument, ready to answer one prompt at a time fast.
+
+    With `int8` the weights of linear layers are rounded to 8 bits; see `prepare_for_one_token`.
+
+    Raises: as `load_for_inference`; UnavailableError for `int8` on another device than the CPU.
+    """
+    from dialogkit.inference.products import prepare_for_one_token
+
+    loaded = load_for_inference(loadable, device=device)
+    if loaded.device == "cpu":
+        prepare_for_one_token(loaded.model, int8=int8)
+    elif int8:
+        raise UnavailableError(
+            f"int8 weights make replies faster on the CPU only, and {loaded.name} is on {loaded.device}",
+            hint=Change({"runtime.device": "cpu"}),
+        )
+    return loaded
+
+
+def int8_note(loadable: Loadable) -> str:
+    """Return what is told where a model replies with int8 weights."""
+    return f"{loadable.display_name}: replies on the CPU, with weights of 8 bits"

@@ -1,0 +1,56 @@
+"""Products of one token: those of the same weights, whatever computes them."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from dialogkit.config.generate import GenerateConfig
+from dialogkit.dialog import Message
+from dialogkit.inference.products import codes_and_scales, prepare_for_one_token
+from dialogkit.inference.replies import continue_prompts
+
+ARCHITECTURES = ["gpt2", "llama"]
+
+
+def test_codes_are_the_nearest_in_eight_bits() -> None:
+    rows = torch.randn(300, 40, generator=torch.Generator().manual_seed(1))
+    rows[7] = 0
+    rows[8] *= 1e-30
+    codes, scales = codes_and_scales(rows)
+    assert codes.abs().max() <= 127
+    assert (codes.abs().amax(dim=1) >= 126).sum() == len(rows) - 1  # all but the row of zeros use the whole range
+    step = scales.float()[:, None]
+    assert ((codes * step - rows).abs() <= step * 0.5001).all()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("int8", [False, True])
+@torch.no_grad()
+def test_a_single_token_is_computed_with_the_weights_of_several(small: Any, architecture: str, int8: bool) -> None:
+    model = small.model(architecture, seed=1).eval()
+    untouched = copy.deepcopy(model)
+    prepare_for_one_token(model, int8=int8)
+    ids = torch.arange(20)[:, None]
+    plain = copy.deepcopy(untouched)
+    plain.load_state_dict(model.state_dict())  # with int8 the rounded weights
+    assert torch.equal(model(input_ids=ids.T).logits, plain(input_ids=ids.T).logits)
+    alone = torch.cat([model(input_ids=one[None]).logits for one in ids])
+    expected = torch.cat([plain(input_ids=one[None]).logits for one in ids])
+    error = (alone - expected).norm() / expected.norm()
+    assert (1e-6 < error < 0.03) if int8 else error < 1e-5
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_faster_products_change_no_float32_reply(small: Any, architecture: str) -> None:
+    model = small.model(architecture, seed=1, initializer_range=0.4).eval()
+    prompt = [small.tokenizer.encode_prompt([Message("user", "What is the capital of France?")])]
+
+    def reply(temperature: float) -> Any:
+        config = GenerateConfig(temperature=temperature, max_new_tokens=24)
+        return continue_prompts(model, small.tokenizer, prompt, config, context=256, device="cpu")
+
+    before = [reply(0.0), reply(1.2)]
+    prepare_for_one_token(model)
+    assert [reply(0.0), reply(1.2)] == before
