@@ -100,9 +100,9 @@ def no_token(tokenizer: Any) -> int:
 class LlamaCpp:
     """llama.cpp in a process of its own, which ends with its input."""
 
-    def __init__(self, env: Path, file: Path, *, prompts: int, context: int) -> None:
+    def __init__(self, env: Path, file: Path, *, prompts: int, context: int, cache: str = "F16") -> None:
         threads = str(torch.get_num_threads())
-        command = ["node", str(env / "llama_cpp.mjs"), str(file), str(prompts), str(context), threads]
+        command = ["node", str(env / "llama_cpp.mjs"), str(file), str(prompts), str(context), threads, cache]
         # Tokens are chosen in node's pool, which would have four threads.
         limits = {**os.environ, "UV_THREADPOOL_SIZE": threads}
         self._process = subprocess.Popen(

@@ -1,13 +1,14 @@
 // Answers prompts with llama.cpp for generation_speed.py, or tokenizes texts: a line of JSON in, a line of JSON out.
-// node llama_cpp.mjs MODEL.gguf PROMPTS CONTEXT THREADS
+// node llama_cpp.mjs MODEL.gguf PROMPTS CONTEXT THREADS [TYPE OF THE CACHE]
 import {createInterface} from "node:readline";
 import {getLlama} from "node-llama-cpp";
 
 const [modelPath, ...sizes] = process.argv.slice(2);
-const [prompts, contextSize, threads] = sizes.map(Number);
+const [prompts, contextSize, threads] = sizes.map(Number), kind = sizes[3] ?? "F16";
 const llama = await getLlama({gpu: false, build: "never", maxThreads: threads, logLevel: "error"});
 const model = await llama.loadModel({modelPath, gpuLayers: 0});
-const shape = {contextSize, threads: {ideal: threads, min: threads}};
+const cache = {experimentalKvCacheKeyType: kind, experimentalKvCacheValueType: kind};
+const shape = {contextSize, threads: {ideal: threads, min: threads}, ...cache};
 const wide = await model.createContext({...shape, sequences: prompts});
 const slots = Array.from({length: prompts}, () => wide.getSequence());
 const single = (await model.createContext({...shape, sequences: 1})).getSequence();

@@ -35,7 +35,8 @@ async def client(url: str, number: int, replies: int, tokens: int) -> tuple[int,
     import httpx
 
     total, first = 0, []
-    async with httpx.AsyncClient(base_url=url, timeout=600) as http:
+    # To load the certificates of the internet takes 20 ms, in which the server would wait for its next client.
+    async with httpx.AsyncClient(base_url=url, timeout=600, verify=False) as http:
         for reply in range(replies):
             body = {
                 "messages": [{"role": "user", "content": PROMPTS[(number + reply) % len(PROMPTS)]}],

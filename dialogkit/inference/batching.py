@@ -40,8 +40,8 @@ class RunningReply:
 
     @property
     def read(self) -> list[int]:
-        """The ids that the model has read."""
-        return self.prompt + self.ids[:-1]
+        """The ids that the model has read: all but the last."""
+        return self.prompt + self.ids[:-1] if self.ids else self.prompt[:-1]
 
     @property
     def text_ids(self) -> list[int]:
@@ -59,8 +59,9 @@ class ReplyBatch:
     """A batch of replies of one model; replies join and leave it between any two tokens.
 
     Their keys and values are one cache, padded on the left to the longest. A prompt is read alone, so its cache is
-    the same whatever stands beside it. What was read for another reply, of the batch or ended, is not read again
-    where a prompt begins with it.
+    the same whatever stands beside it; only its last id is read in the next step of the others, so that their step
+    yields its first token too. What was read for another reply, of the batch or ended, is not read again where a
+    prompt begins with it.
 
     Attributes:
         rows: the replies, of which those with a `stop_reason` leave before the next step.
@@ -92,18 +93,22 @@ class ReplyBatch:
 
     @torch.no_grad()
     def join(self, prompt: Sequence[int], config: GenerateConfig) -> RunningReply:
-        """Read a prompt, begin the reply to it, and return the reply with its first token.
+        """Read a prompt, begin the reply to it, and return the reply; without others, with its first token.
 
         The prompt leaves room for at least one token in the context.
         """
         self._leave()
         ids = list(prompt)
-        reused, row = self._read_before(ids[:-1])  # the last id always is: it yields the reply's first token
-        cache, mask = self._new_cache(row), torch.ones(1, len(ids), dtype=torch.long, device=self._device)
-        positions = torch.arange(reused, len(ids), device=self._device)[None]
-        scores = self._forward(torch.tensor([ids[reused:]], device=self._device), mask, positions, cache)
+        reused, row = self._read_before(ids[:-1])  # the last id always is read: it yields the reply's first token
         reply = RunningReply(ids, config, self.limit(len(ids), config), generator_of(config), reused)
-        self._extend([reply], scores)
+        last = len(ids) - 1 if self.rows and len(ids) > 1 else len(ids)
+        cache, mask = self._new_cache(row), torch.ones(1, last, dtype=torch.long, device=self._device)
+        if reused < last:
+            positions = torch.arange(reused, last, device=self._device)[None]
+            new = torch.tensor([ids[reused:last]], device=self._device)
+            scores = self._forward(new, mask, positions, cache, logits=last == len(ids))
+            if last == len(ids):
+                self._extend([reply], scores)
         self._merge(cache, mask)
         self.rows.append(reply)
         return reply
@@ -121,7 +126,7 @@ class ReplyBatch:
         self._leave()
         if not self.rows:
             return
-        last = torch.tensor([[row.ids[-1]] for row in self.rows], device=self._device)
+        last = torch.tensor([[(row.ids or row.prompt)[-1]] for row in self.rows], device=self._device)
         at = torch.tensor([[row.prompt_tokens + len(row.ids) - 1] for row in self.rows], device=self._device)
         self._mask = torch.cat([self._mask, torch.ones_like(last)], dim=1)
         self._extend(self.rows, self._forward(last, self._mask, at, self._cache))
@@ -144,22 +149,25 @@ class ReplyBatch:
         # sliding window is then up to the mask.
         return RowCache(row) if self.is_mergeable else DynamicCache(config=self._model.config)
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Read ids [B, T] and return the logits [B, V] of the next token."""
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any, *, logits: bool = True
+    ) -> torch.Tensor:
+        """Read ids [B, T] and return the logits [B, V] of the next token, or for `logits=False` anything."""
         takes = self._parameters
         given: dict[str, Any] = {"cache" if "cache" in takes else "past_key_values": cache}
         if "position_ids" in takes:
             given["position_ids"] = positions
-        if "logits_to_keep" in takes:
-            given["logits_to_keep"] = 1
+        if "logits_to_keep" in takes:  # an index of no token spares the product with the vocabulary
+            given["logits_to_keep"] = 1 if logits else torch.zeros(0, dtype=torch.long, device=self._device)
         out = self._model(input_ids=ids, attention_mask=mask, use_cache=True, **given)
-        logits: torch.Tensor = out.logits[:, -1].float()
-        return logits
+        scores: torch.Tensor = out.logits[:, -1].float() if logits else out.logits
+        return scores
 
     def _extend(self, replies: Sequence[RunningReply], scores: torch.Tensor) -> None:
         """Append the next token of each reply, by its scores [B, V]."""
-        order = sorted(range(len(replies)), key=lambda i: replies[i].sampling)
-        for sampling, group in groupby(order, key=lambda i: replies[i].sampling):
+        kinds = [(reply.sampling, not reply.ids) for reply in replies]  # a penalty has nothing to count yet
+        order = sorted(range(len(replies)), key=kinds.__getitem__)
+        for (sampling, _), group in groupby(order, key=kinds.__getitem__):
             rows = list(group)
             alike = [replies[i] for i in rows]
             if sampling not in self._samplers:

@@ -20,6 +20,7 @@ from dialogkit.services.evaluation.evaluator import ProgressSink
 from dialogkit.services.exporting import web_page, web_runtime
 from dialogkit.services.exporting.bundle import add_readme, read_bundle, write_bundle
 from dialogkit.services.exporting.card import bundle_readme, gguf_card, origin_of, web_card
+from dialogkit.services.exporting.card_head import as_yaml, card_head, places_of, without_places
 from dialogkit.services.exporting.certificate import BY_TRANSFORMERS, Certificate, Means, certify
 from dialogkit.services.exporting.modelfile import modelfile
 from dialogkit.services.exporting.onnx_means import BY_ONNX
@@ -185,7 +186,7 @@ def _gguf(
         context=original.context,
         sampling=sampling,
     )
-    card = gguf_card(name.lower(), certificate, origin, Path(loadable.model.source or ""))
+    card = gguf_card(name.lower(), certificate, _head(loadable, "gguf"), Path(loadable.model.source or ""))
     (file.parent / "Modelfile").write_text(settings, encoding="utf-8")
     (file.parent / "README.md").write_text(card, encoding="utf-8")
     return certificate, list(written.notes)
@@ -204,7 +205,7 @@ def _onnx(
     from dialogkit.models.onnx_file import cache_shape, require_computed, write_onnx
 
     sampling = _sampling(loadable)
-    original, origin = _load(loadable, on_progress), origin_of(loadable)
+    original = _load(loadable, on_progress)
     require_computed(original.model.config)
     web_page.require_page(original.tokenizer)
     found = web_runtime.find_runtime(runtime)
@@ -235,7 +236,7 @@ def _onnx(
         means=BY_ONNX,
         on_progress=on_progress,
     )
-    card = web_card(name, certificate, origin, Path(loadable.model.source or ""))
+    card = web_card(name, certificate, _head(loadable, "onnx"), Path(loadable.model.source or ""))
     (file.parent / "README.md").write_text(card, encoding="utf-8")
     return certificate, []
 
@@ -259,6 +260,12 @@ def _bundle(
     )
     add_readme(file, name, bundle_readme(name, certificate))
     return certificate.model_copy(update=_of_file(file)), []
+
+
+def _head(loadable: Loadable, library: str) -> str:
+    """Return the YAML at the beginning of a card, with the results of the original."""
+    folder = Path(loadable.model.source or "")
+    return without_places(as_yaml(card_head(loadable, origin_of(loadable), library), folder), places_of(loadable))
 
 
 def _sampling(loadable: Loadable) -> GenerateConfig:

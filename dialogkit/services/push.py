@@ -13,7 +13,8 @@ from dialogkit.config.paths import DEFAULT_OUTPUT
 from dialogkit.errors import ConfigError, ModelError
 from dialogkit.hints import Call
 from dialogkit.services.evaluation.evaluator import ProgressSink
-from dialogkit.services.exporting.hub_card import HubCard, Note, hub_card, places_of, without_places
+from dialogkit.services.exporting.card_head import places_of, without_places
+from dialogkit.services.exporting.hub_card import HubCard, Note, hub_card
 from dialogkit.services.exporting.hub_files import CARD, PushedFile, Upload, choose_files, settings_without_folders
 from dialogkit.services.exporting.hub_repository import (
     PushRequest,

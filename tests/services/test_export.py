@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from dialogkit.config.generate import TEST_PROMPTS
 from dialogkit.dialog import Message
@@ -18,6 +19,7 @@ from dialogkit.services.export import ExportResult, export
 from dialogkit.services.exporting import certificate as certificates
 from dialogkit.services.exporting import web_page, web_runtime
 from dialogkit.services.exporting.onnx_means import BY_ONNX
+from dialogkit.services.push import push
 from dialogkit.services.runs.loading import load_for_inference
 from dialogkit.services.runs.resolve import resolve_model
 from tests.conftest import Finished, Trained, typed
@@ -66,7 +68,7 @@ def test_a_gguf_file_is_the_model_itself_for_whoever_reads_it(
     )
 
 
-def test_fewer_bits_cost_little_and_are_certified(make: Callable[..., ExportResult]) -> None:
+def test_fewer_bits_cost_little_and_are_certified(make: Callable[..., ExportResult], trained: Trained) -> None:
     small, large = make(type="q4_0"), make()
     assert (Path(small.folder), Path(large.folder)) == (
         Path("exports/shared-run-q4_0"),
@@ -79,6 +81,13 @@ def test_fewer_bits_cost_little_and_are_certified(make: Callable[..., ExportResu
     assert f"| bits/byte | {large.certificate.rows()['bits/byte']} |" in card
     assert "licence of the data: CC0-1.0" in card
     assert "## Files" not in card
+    head, pushed = (
+        yaml.safe_load(text.removeprefix("---\n").partition("\n---")[0])
+        for text in (card, push("shared-run", "tiny", dry_run=True, output=trained.output).card)
+    )
+    assert head.pop("library_name") == head["tags"].pop(1) == "gguf"
+    assert head == {name: value for name, value in pushed.items() if name != "library_name"}
+    assert head["model-index"][0]["results"][0]["metrics"]
 
 
 def test_the_same_model_makes_the_same_file(make: Callable[..., ExportResult]) -> None:

@@ -69,13 +69,13 @@ def certificate_section(certificate: Certificate) -> list[str]:
     return ["## How faithful this copy is", "", "| measured | |", "|---|---|", *rows, ""]
 
 
-def gguf_card(name: str, certificate: Certificate, origin: Origin, folder: Path) -> str:
+def gguf_card(name: str, certificate: Certificate, head: str, folder: Path) -> str:
     """Return the card of a GGUF file: what it is, how to use it, and what is known about the model.
 
     Args:
         name: the name of the model for Ollama.
         certificate: that of the file.
-        origin: where the model is from.
+        head: the YAML at its beginning.
         folder: the folder of the original, which may have a card.
     """
     use = [
@@ -85,10 +85,10 @@ def gguf_card(name: str, certificate: Certificate, origin: Origin, folder: Path)
         f'dialogkit generate ./{certificate.file} --prompt "Hello!"',
         "```",
     ]
-    return _card(name, "gguf", "GGUF", certificate, origin, folder, use)
+    return _card(name, "GGUF", certificate, head, folder, use)
 
 
-def web_card(name: str, certificate: Certificate, origin: Origin, folder: Path) -> str:
+def web_card(name: str, certificate: Certificate, head: str, folder: Path) -> str:
     """Return the card of a page that runs a model: see `gguf_card`."""
     use = [
         "Any server of files will do; browsers start no model from a file on the disk:",
@@ -101,31 +101,20 @@ def web_card(name: str, certificate: Certificate, origin: Origin, folder: Path) 
         "stays in the browser. `onnxruntime.js` and `onnxruntime.wasm` are parts of Microsoft's onnxruntime-web,",
         "under the MIT License.",
     ]
-    return _card(name, "onnx", "ONNX", certificate, origin, folder, use)
+    return _card(name, "ONNX", certificate, head, folder, use)
 
 
-def _card(
-    name: str,
-    library: str,
-    form: str,
-    certificate: Certificate,
-    origin: Origin,
-    folder: Path,
-    use: Sequence[str],
-) -> str:
+def _card(name: str, form: str, certificate: Certificate, head: str, folder: Path, use: Sequence[str]) -> str:
+    results = ["The results at the beginning of this card are those of the original.", ""]
     lines = [
-        "---",
-        f"library_name: {library}",
-        "pipeline_tag: text-generation",
-        f"license: {origin.license_id}",
-        f"tags: [dialogkit, {library}, conversational]",
-        "---",
+        f"---\n{head}---",
         "",
         f"# {name}",
         "",
         f"`{certificate.file}` is {certificate.model} in {form} with {certificate.weight_type.upper()} weights, "
         f"made by dialogkit {certificate.versions['dialogkit']}.",
         "",
+        *(results if "model-index:" in head else []),
         *certificate_section(certificate),
         "## Use",
         "",
