@@ -20,7 +20,7 @@ from dialogkit.data.worlds.templates import Facts, Template
 from dialogkit.data.worlds.topics import PLAIN, Exchange, Topic, World, fill_check
 from dialogkit.data.worlds.variation import Dice, normal_form, vary
 
-VERSION = 3
+VERSION = 4
 """Increased whenever the same world and seed give other dialogs."""
 
 DIALOGS, SEED = 50_000, 1
@@ -36,10 +36,10 @@ _KINDS = {PHRASING: 0.45, PAIR: 0.45, FACT: 0.1}
 """How much of what is held out is new in which way."""
 _FEWEST_PHRASINGS = 4
 """Phrasings of a question of which one is held out; of every further eight another one."""
-_LENGTHS = (0.5, 0.77, 0.92, 1.0)
-"""Cumulative shares of dialogs with 1 to 4 exchanges."""
-_FOLLOWS = 0.65
-"""How often a question follows the one before it, where one can."""
+_LENGTHS = (0.4, 0.66, 0.83, 0.94, 1.0)
+"""Cumulative shares of dialogs with 1 to 5 exchanges."""
+_FOLLOWS, _LATER, _AT_LAST = 0.7, 0.3, 0.6
+"""How often a question follows the one before it, where one can; and what may come later comes next, or last."""
 _OPENS, _CLOSES = 0.12, 0.12
 """How often a longer dialog begins with an exchange for the start, and ends with one for the end."""
 _MANNER, _SYSTEM = 0.12, 0.06
@@ -236,8 +236,12 @@ class _Maker:
             if (manner in ("", PLAIN) or manner in each.exchange.manners)
             and (last or each.exchange.place != "end")
         ]
-        if follows and dice.chance(_FOLLOWS):
-            return dice.pick(follows), True
+        later = [each for each in follows if each.exchange.later]
+        now = [each for each in follows if not each.exchange.later]
+        if later and dice.chance(_AT_LAST if last else _LATER):
+            return dice.pick(later), True
+        if now and dice.chance(_FOLLOWS):
+            return dice.pick(now), True
         openers = self._openers[manner, first, last]
         if first and not last and openers.starts and dice.chance(_OPENS):
             topic, exchange = dice.pick(openers.starts)
@@ -289,7 +293,7 @@ def _following(may_follow: Sequence[_Asked], asked: _Asked, fact: Facts, *, foll
     kept = [
         each
         for each in may_follow
-        if (follows or each.exchange.later)
+        if (follows or (each.exchange.later and each.topic is not asked.topic))
         and (each.exchange is not asked.exchange or each.exchange.moves)
         # Behind "Where is it?", "And Japan?" would ask for the place, not for what was asked at first.
         and (asked.exchange.moves or not each.exchange.moves)

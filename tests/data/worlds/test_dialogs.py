@@ -16,8 +16,9 @@ from dialogkit.data.checks import checks_of, is_right
 from dialogkit.data.sources import NAMED, SMALLTALK
 from dialogkit.data.worlds.dialogs import every_exchange, held_out_phrasings, make_dialogs
 from dialogkit.data.worlds.folder import license_of, read_world
+from dialogkit.data.worlds.templates import Template
 from dialogkit.data.worlds.topics import World
-from dialogkit.data.worlds.variation import normal_form
+from dialogkit.data.worlds.variation import Dice, normal_form, vary
 from dialogkit.dialog import Message, check_dialog
 from tests.conftest import REPOSITORY
 from tests.test_readme import files
@@ -58,15 +59,31 @@ def test_the_bytes_are_the_same_in_another_process_and_fewer_dialogs_are_the_fir
 def test_the_dialogs_of_a_seed_stay_what_they_are() -> None:
     """Data that was prepared of a world is kept: if this fails, increase `worlds.dialogs.VERSION`."""
     found = digest(list(make_dialogs(read_world(SHOP), 300, seed=1)))
-    assert found == "e166a6994fa3f4ee7def6a8e26289aa43a3252c5d03c75cc98f41d80d7a9a801"
+    assert found == "1b6f83c5d29d34737c8a41ec9242b62f2293b1939bf32377eef0bcfb361b2a71"
 
 
-def test_every_row_is_a_dialog_of_one_to_four_exchanges(rows: list[Row]) -> None:
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [
+        ("What is the capital of {country}?", "do u know what the capital of france is"),
+        ("And of {country}?", "Thanks! And of France?"),
+        ("Tell me about {country}.", "Hi, tell me about France."),
+    ],
+)
+def test_a_phrasing_is_known_by_its_normal_form_however_it_is_varied(asked: str, shown: str) -> None:
+    template, dice = Template.parse(asked), Dice(1)
+    texts = [vary(template, {"country": "France"}, None, dice) for _ in range(4000)]
+    assert shown in texts
+    forms = Counter(normal_form(text) for text in texts)
+    assert forms[normal_form(asked.replace("{country}", "France"))] > 0.9 * len(texts)  # the others have a typo
+
+
+def test_every_row_is_a_dialog_of_one_to_five_exchanges(rows: list[Row]) -> None:
     for row in rows:
         assert check_dialog([Message(each["role"], each["content"]) for each in row["messages"]]) is None
-        assert 1 <= len(texts(row, "assistant")) <= 4
+        assert 1 <= len(texts(row, "assistant")) <= 5
     counts = Counter(len(texts(row, "assistant")) for row in rows)
-    assert min(counts.values()) > 0.03 * len(rows)
+    assert min(counts.values()) > 0.02 * len(rows)
     assert len({json.dumps(row["messages"]) for row in rows}) > 0.9 * len(rows)
 
 
@@ -149,7 +166,7 @@ def test_places_are_kept_and_manners_answer_in_their_way(rows: list[Row], smallt
 def test_the_test_prompts_that_the_world_knows_have_an_answer(smalltalk: World) -> None:
     forms = {normal_form(template.source) for exchange in every_exchange(smalltalk) for template in exchange.ask}
     filled = {normal_form(prompt) for prompt in TEST_PROMPTS}
-    assert {"hello how are you", "thank you goodbye"} <= filled & forms
+    assert {"how are you", "thank you goodbye"} <= filled & forms
 
 
 def test_the_licence_that_is_reported_is_that_of_the_files() -> None:
