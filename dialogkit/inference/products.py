@@ -11,22 +11,26 @@ from typing import Any
 import torch
 from torch import nn
 
+_BLOCK = 32
+"""Inputs that torch's product of 8 bits reads at once; with other numbers it reads beyond the weights."""
+
 
 @torch.no_grad()
 def prepare_for_one_token(model: Any, *, int8: bool = False) -> None:
     """Make a float32 model on the CPU compute single tokens faster; longer inputs are computed as before.
 
     With int8, every row of a linear layer's weights is rounded to 8 bits and one scale, for inputs of any length.
-    A single token is then rounded to bf16 before each of these layers, and their result after it.
+    A single token is then rounded to bf16 before each of these layers, and their result after it. Layers whose
+    number of inputs is no multiple of 32 stay as they are.
     """
     has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    modules: list[Any] = list(model.modules())
-    for module in modules:
+    for module in list(model.modules()):
+        is_linear = type(module) is nn.Linear
         if int8 and (rows := _rows_of(module)) is not None:
             module.codes, module.scales = codes_and_scales(rows)
             rows.copy_(module.codes * module.scales.float()[:, None])
             module.forward = MethodType(_by_codes, module)
-        elif type(module) is nn.Linear and has_onednn:
+        elif is_linear and has_onednn:
             module.forward = MethodType(_by_onednn, module)
 
 
@@ -42,13 +46,14 @@ def codes_and_scales(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _rows_of(module: Any) -> torch.Tensor | None:
-    """Return the weights [N, K] of a linear layer, sharing their memory; None for other modules."""
+    """Return the weights [N, K] of a linear layer, sharing their memory; None for what has no fast product."""
     from transformers.pytorch_utils import Conv1D
 
     if type(module) not in (nn.Linear, Conv1D):
         return None
     weight: torch.Tensor = module.weight.detach()
-    return weight if type(module) is nn.Linear else weight.t()
+    rows = weight if type(module) is nn.Linear else weight.t()
+    return None if rows.shape[1] % _BLOCK else rows
 
 
 def _by_onednn(self: Any, input: torch.Tensor) -> torch.Tensor:
