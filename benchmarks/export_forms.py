@@ -42,22 +42,24 @@ def of_the_server(model: str, output: str) -> dict[str, float]:
     with subprocess.Popen(
         [*words, "--no-cuda"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as server:
-        assert server.stdout is not None
-        line = next(line for line in server.stdout if "http://" in line)
-        url = "http://" + line.partition("http://")[2].split()[0].rstrip("/.,")
-        seconds = []
-        with httpx.Client(base_url=url, timeout=100) as http:
-            for text in PROMPTS:
-                asked = time.perf_counter()
-                body = {"messages": [{"role": "user", "content": text}], "max_tokens": 2, "stream": True}
-                with http.stream("POST", "/v1/chat/completions", json=body) as answer:
-                    for part in answer.iter_lines():
-                        if part.startswith("data: {") and json.loads(part[6:])["choices"][0]["delta"].get(
-                            "content"
-                        ):
-                            break
-                seconds.append(time.perf_counter() - (asked if seconds else started))
-        server.terminate()
+        try:
+            assert server.stdout is not None
+            line = next(line for line in server.stdout if "http://" in line)
+            url = "http://" + line.partition("http://")[2].split()[0].rstrip(";")
+            seconds = []
+            with httpx.Client(base_url=url, timeout=100) as http:
+                for text in PROMPTS:
+                    asked = time.perf_counter()
+                    body = {"messages": [{"role": "user", "content": text}], "max_tokens": 2, "stream": True}
+                    with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+                        for part in answer.iter_lines():
+                            if part.startswith("data: {") and json.loads(part[6:])["choices"][0]["delta"].get(
+                                "content"
+                            ):
+                                break
+                    seconds.append(time.perf_counter() - (asked if seconds else started))
+        finally:
+            server.terminate()
     return {"start_s": seconds[0], "next_s": median(seconds[1:])}
 
 
