@@ -46,7 +46,7 @@ def of_the_server(model: str, output: str) -> dict[str, float]:
             assert server.stdout is not None
             line = next(line for line in server.stdout if "http://" in line)
             url = "http://" + line.partition("http://")[2].split()[0].rstrip(";")
-            seconds = []
+            seconds: list[float] = []
             with httpx.Client(base_url=url, timeout=100) as http:
                 for text in PROMPTS:
                     asked = time.perf_counter()
