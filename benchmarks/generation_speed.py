@@ -56,7 +56,7 @@ from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.load import load_run_config
 from dialogkit.data.sources import STARTER
 from dialogkit.dialog import ChatTokenizer, Message
-from dialogkit.inference.products import prepare_for_one_token
+from dialogkit.inference.products import prepare_for_replies
 from dialogkit.inference.replies import continue_prompts
 from dialogkit.models.build import build_model
 from dialogkit.models.context import context_length
@@ -192,8 +192,8 @@ def make_arms(words: argparse.Namespace, folder: Path) -> tuple[dict[str, Arm], 
         return [json.loads(reply.text) for reply in made]
 
     rounded = copy.deepcopy(model)
-    prepare_for_one_token(model)
-    prepare_for_one_token(rounded, int8=True)
+    prepare_for_replies(model)
+    prepare_for_replies(rounded, int8=True)
     arms = {
         "dialogkit": Arm(lambda: ours(model)),
         "dialogkit, alone": Arm(lambda: ours(model, alone=True), ALONE),

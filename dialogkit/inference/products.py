@@ -1,8 +1,7 @@
-"""Matrix products of one token on a CPU, which take as long as it takes to read the weights from memory.
+"""Matrix products of replies on a CPU.
 
-For a single row, torch calls MKL's product of matrices, which on some processors reads memory at a third of
-the speed there is. oneDNN, which is part of torch too, reads large weights at all of it. Weights of 8 bits are a
-quarter of the bytes.
+In float32 torch calls the matrix products of MKL, which on some processors take two to four times as long as those
+of oneDNN, which is part of torch too. Weights of 8 bits are a quarter of the bytes that a single token has to read.
 """
 
 from types import MethodType
@@ -13,11 +12,13 @@ from torch import nn
 
 _BLOCK = 32
 """Inputs that torch's product of 8 bits reads at once; with other numbers it reads beyond the weights."""
+_FEW_ROWS, _FEW_WEIGHTS = 4, 2**20
+"""Fewer rows with fewer weights are computed sooner by MKL: a call of oneDNN takes longer to begin."""
 
 
 @torch.no_grad()
-def prepare_for_one_token(model: Any, *, int8: bool = False) -> None:
-    """Make a float32 model on the CPU compute single tokens faster; longer inputs are computed as before.
+def prepare_for_replies(model: Any, *, int8: bool = False) -> None:
+    """Make a float32 model on the CPU compute faster; its results differ in their last digits.
 
     With int8, every row of a linear layer's weights is rounded to 8 bits and one scale, for inputs of any length.
     A single token is then rounded to bf16 before each of these layers, and their result after it. Layers whose
@@ -25,13 +26,13 @@ def prepare_for_one_token(model: Any, *, int8: bool = False) -> None:
     """
     has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     for module in list(model.modules()):
-        is_linear = type(module) is nn.Linear
+        product = _by_onednn if type(module) is nn.Linear and has_onednn else type(module).forward
         if int8 and (rows := _rows_of(module)) is not None:
             module.codes, module.scales = codes_and_scales(rows)
             rows.copy_(module.codes * module.scales.float()[:, None])
-            module.forward = MethodType(_by_codes, module)
-        elif is_linear and has_onednn:
-            module.forward = MethodType(_by_onednn, module)
+            module.several, product = MethodType(product, module), _by_codes
+        if product is not type(module).forward:
+            module.forward = MethodType(product, module)
 
 
 def codes_and_scales(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,7 +58,7 @@ def _rows_of(module: Any) -> torch.Tensor | None:
 
 
 def _by_onednn(self: Any, input: torch.Tensor) -> torch.Tensor:
-    if input.numel() != self.in_features:
+    if input.numel() < _FEW_ROWS * self.in_features and self.weight.numel() < _FEW_WEIGHTS:
         return nn.Linear.forward(self, input)
     made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
     return made
@@ -66,10 +67,12 @@ def _by_onednn(self: Any, input: torch.Tensor) -> torch.Tensor:
 def _by_codes(self: Any, input: torch.Tensor) -> torch.Tensor:
     outputs, inputs = self.codes.shape
     if input.numel() != inputs:
-        made: torch.Tensor = type(self).forward(self, input)
-        return made
+        several: torch.Tensor = self.several(input)
+        return several
     # Only with bf16 its kernel is fast.
-    made = torch._weight_int8pack_mm(input.reshape(1, inputs).bfloat16(), self.codes, self.scales).float()
+    made: torch.Tensor = torch._weight_int8pack_mm(
+        input.reshape(1, inputs).bfloat16(), self.codes, self.scales
+    ).float()
     if self.bias is not None:
         made += self.bias
     return made.view(*input.shape[:-1], outputs)

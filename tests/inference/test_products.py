@@ -1,4 +1,4 @@
-"""Products of one token: those of the same weights, whatever computes them."""
+"""Products of replies: those of the same weights, whatever computes them."""
 
 import copy
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import Message
-from dialogkit.inference.products import codes_and_scales, prepare_for_one_token
+from dialogkit.inference.products import codes_and_scales, prepare_for_replies
 from dialogkit.inference.replies import continue_prompts
 
 ARCHITECTURES = ["gpt2", "llama"]
@@ -28,18 +28,22 @@ def test_codes_are_the_nearest_in_eight_bits() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("int8", [False, True])
 @torch.no_grad()
-def test_a_single_token_is_computed_with_the_weights_of_several(small: Any, architecture: str, int8: bool) -> None:
+def test_one_token_and_several_are_computed_with_the_same_weights(
+    small: Any, architecture: str, int8: bool
+) -> None:
     model = small.model(architecture, seed=1).eval()
     untouched = copy.deepcopy(model)
-    prepare_for_one_token(model, int8=int8)
+    prepare_for_replies(model, int8=int8)
     ids = torch.arange(20)[:, None]
     plain = copy.deepcopy(untouched)
     plain.load_state_dict(model.state_dict())  # with int8 the rounded weights
-    assert torch.equal(model(input_ids=ids.T).logits, plain(input_ids=ids.T).logits)
-    alone = torch.cat([model(input_ids=one[None]).logits for one in ids])
-    expected = torch.cat([plain(input_ids=one[None]).logits for one in ids])
-    error = (alone - expected).norm() / expected.norm()
-    assert error < (0.03 if int8 else 1e-5)
+
+    def error(inputs: list[torch.Tensor]) -> float:
+        found, expected = (torch.cat([made(input_ids=ids).logits for ids in inputs]) for made in (model, plain))
+        return float((found - expected).norm() / expected.norm())
+
+    assert error([ids.T]) < 1e-5
+    assert error([one[None] for one in ids]) < (0.03 if int8 else 1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -52,5 +56,5 @@ def test_faster_products_change_no_float32_reply(small: Any, architecture: str) 
         return continue_prompts(model, small.tokenizer, prompt, config, context=256, device="cpu")
 
     before = [reply(0.0), reply(1.2)]
-    prepare_for_one_token(model)
+    prepare_for_replies(model)
     assert [reply(0.0), reply(1.2)] == before

@@ -42,15 +42,15 @@ def load_for_inference(loadable: Loadable, *, device: str) -> LoadedModel:
 def load_for_replies(loadable: Loadable, *, device: str, int8: bool = False) -> LoadedModel:
     """Return the model and tokenizer of a MODEL argument, ready to answer one prompt at a time fast.
 
-    With `int8` the weights of linear layers are rounded to 8 bits; see `prepare_for_one_token`.
+    With `int8` the weights of linear layers are rounded to 8 bits; see `prepare_for_replies`.
 
     Raises: as `load_for_inference`; UnavailableError for `int8` on another device than the CPU.
     """
-    from dialogkit.inference.products import prepare_for_one_token
+    from dialogkit.inference.products import prepare_for_replies
 
     loaded = load_for_inference(loadable, device=device)
     if loaded.device == "cpu":
-        prepare_for_one_token(loaded.model, int8=int8)
+        prepare_for_replies(loaded.model, int8=int8)
     elif int8:
         raise UnavailableError(
             f"int8 weights make replies faster on the CPU only, and {loaded.name} is on {loaded.device}",
