@@ -1,7 +1,7 @@
 """Matrix products of replies on a CPU.
 
 In float32 torch calls the matrix products of MKL, which on some processors take two to four times as long as those
-of oneDNN, which is part of torch too. Weights of 8 bits are a quarter of the bytes that a single token has to read.
+of oneDNN, also a part of torch. Weights of 8 bits are a quarter of the bytes that a single token has to read.
 """
 
 from types import MethodType
