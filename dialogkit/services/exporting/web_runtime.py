@@ -21,13 +21,15 @@ def find_runtime(folder: str | Path | None) -> Runtime:
     """Return the files of onnxruntime-web.
 
     Args:
-        folder: the installed package. None: what `npm install` left in the working folder.
+        folder: the installed package, or the `node_modules` that holds it. None: what `npm install` left in the
+            working folder.
 
     Raises: ConfigError if a named folder does not hold it; UnavailableError if npm did not install it here.
     """
-    installed = Path("node_modules") / PACKAGE if folder is None else Path(folder).expanduser()
-    if all((installed / "dist" / file).is_file() for file in FILES.values()):
-        return {name: (installed / "dist" / file).read_bytes() for name, file in FILES.items()}
+    named = Path("node_modules" if folder is None else folder).expanduser()
+    for installed in (named, named / PACKAGE):
+        if all((installed / "dist" / file).is_file() for file in FILES.values()):
+            return {name: (installed / "dist" / file).read_bytes() for name, file in FILES.items()}
     if folder is not None:
         raise ConfigError(
             f"{str(folder)!r} does not hold {PACKAGE}: there is no dist/{FILES['onnxruntime.js']}", hint=_INSTALL

@@ -19,7 +19,7 @@ def installed(folder: Path) -> Path:
 
 def test_a_named_folder_comes_before_what_npm_installed_here(tmp_path: Path) -> None:
     installed(tmp_path / "node_modules/onnxruntime-web")
-    assert find_runtime(None) == CONTENT
+    assert find_runtime(None) == find_runtime("node_modules") == CONTENT
     own = installed(tmp_path / "own")
     (own / "dist" / FILES["onnxruntime.js"]).write_bytes(b"mine")
     assert find_runtime("own") == {**CONTENT, "onnxruntime.js": b"mine"}
