@@ -204,11 +204,11 @@ def _onnx(
     from dialogkit.inference.onnx_model import OnnxModel
     from dialogkit.models.onnx_file import cache_shape, require_computed, write_onnx
 
+    found = web_runtime.find_runtime(runtime)  # before the model, which takes seconds to load
     sampling = _sampling(loadable)
     original = _load(loadable, on_progress)
     require_computed(original.model.config)
     web_page.require_page(original.tokenizer)
-    found = web_runtime.find_runtime(runtime)
     on_progress("writing", 0.1)
     for beside, content in found.items():
         (file.parent / beside).write_bytes(content)
