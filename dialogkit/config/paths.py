@@ -67,6 +67,8 @@ def without_model(name: str) -> str:
     for path in (folder / mark for mark in _MARKS):
         if (kind := file_kind(path)) not in (None, "missing"):
             return f"the folder {name!r} holds no model: {str(path)!r} is {kind}"
+    if (folder / "model.onnx").is_file():
+        return f"the folder {name!r} holds no model but a page for the browser, made of one"
     return f"the folder {name!r} holds no model"
 
 

@@ -64,7 +64,10 @@ def make_app(engine: Engine, models: Sequence[Offered], *, limits: Limits, api_k
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        known = {404: f"there is no {request.url.path!r}", 405: f"{request.method} is not answered here"}
+        known = {
+            404: f"there is no {request.url.path!r}; replies come from '/v1/chat/completions'",
+            405: f"{request.method} is not answered here",
+        }
         text = known.get(error.status_code, str(error.detail))
         return error_response(
             ApiError(error.status_code, text, code="not_found", headers=dict(error.headers or {}))

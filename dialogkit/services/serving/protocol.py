@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from dialogkit.dialog import Message, Role
+from dialogkit.errors import did_you_mean
 from dialogkit.text import without_surrogates
 
 MOST_CHOICES, MOST_STOPS, MOST_MESSAGES = 8, 4, 1000
@@ -158,10 +159,13 @@ def _refused(error: ValidationError) -> ApiError:
     place = ".".join(map(str, first["loc"]))
     name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
-        text = f"the parameter {place!r} is not supported"
+        nearest = did_you_mean(place, ChatRequest.model_fields) if place == name else ""
+        text = f"the parameter {place!r} is not supported{nearest}"
         return ApiError(400, text, code="unsupported_parameter", param=place)
     if first["type"] == "missing":
         return ApiError(400, f"the parameter {place!r} is missing", code="missing_required_parameter", param=place)
+    if first["type"] == "too_short":
+        return ApiError(400, f"{place}: the list is empty", code="invalid_value", param=name)
     problem = first["msg"].removeprefix("Value error, ")
     shown = repr(first["input"])
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
