@@ -8,10 +8,10 @@ from typing import Any
 
 from dialogkit import __version__
 from dialogkit.config.base import Result
-from dialogkit.config.load import HUB_ID
+from dialogkit.config.load import HUB_ID, folder_name
 from dialogkit.config.paths import DEFAULT_OUTPUT
-from dialogkit.errors import ConfigError, ModelError
-from dialogkit.hints import Call
+from dialogkit.errors import ConfigError, DialogKitError, ModelError
+from dialogkit.hints import Call, Either
 from dialogkit.services.evaluation.evaluator import ProgressSink
 from dialogkit.services.exporting.card_head import places_of, without_places
 from dialogkit.services.exporting.hub_card import HubCard, Note, hub_card
@@ -24,6 +24,7 @@ from dialogkit.services.exporting.hub_repository import (
     require_name,
     send,
 )
+from dialogkit.services.exporting.not_pushed import what_is_not_pushed
 from dialogkit.services.runs.resolve import Loadable, output_of, refuse_sharded, resolve_model
 from dialogkit.system.compute_lock import alone
 from dialogkit.text import listed
@@ -111,6 +112,7 @@ def push(
     }
     given = {name: value for name, value in options.items() if value} | output_of(output)
     require_name(repository, lambda name: Call("push", model, name, **given))
+    _refuse_other_exports(model, repository, given, output)
     loadable = resolve_model(str(model), output=output)
     again = Call("push", model, repository, **given)
     with _folder_of(loadable) as (folder, only, is_merged):
@@ -163,6 +165,27 @@ def push(
         commit=done.commit,
         **known,
     )
+
+
+def _refuse_other_exports(model: str | Path, repository: str, given: dict[str, Any], output: str | Path) -> None:
+    """Raise ModelError, with the calls that push the model itself, for a page or a bundle."""
+    found = what_is_not_pushed(Path(model).expanduser())
+    if found is None:
+        return
+    what, name = found
+    text = f"{str(model)!r} is {what}, which is not pushed: push the model itself, or a GGUF file of it"
+    try:
+        origin = resolve_model(name, output=output) if name else None
+    except DialogKitError:  # it was deleted, or is in another folder
+        origin = None
+    if name is None or origin is None or not Path(origin.model.source or "").exists():
+        raise ModelError(text)
+    from dialogkit.services.export import DEFAULT_TYPE, EXPORTS
+
+    made = Path(EXPORTS) / f"{folder_name(origin.name)}-{DEFAULT_TYPE}"
+    is_made = any(made.glob("*.gguf"))
+    as_gguf = Call("push", made, repository, **given) if is_made else Call("export", name, **output_of(output))
+    raise ModelError(text, hint=Either(Call("push", name, repository, **given), as_gguf))
 
 
 @contextmanager

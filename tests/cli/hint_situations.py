@@ -237,6 +237,20 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("exports/shared-run-q8_0/Modelfile").write_text("mine")
 
 
+def exported_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a page for the browser, made of the model."""
+    Path("exports/page").mkdir(parents=True)
+    Path("exports/page/model.onnx").touch()
+    Path("exports/page/certificate.json").write_text('{"model": "shared-run"}')
+
+
+def exported_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is also a GGUF file of it."""
+    exported_page(monkeypatch)
+    Path("exports/shared-run-q8_0").mkdir()
+    Path("exports/shared-run-q8_0/shared-run-q8_0.gguf").write_bytes(b"GGUF")
+
+
 def packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Parquet file is gzipped."""
     import pyarrow as pa
@@ -353,6 +367,12 @@ SITUATIONS: list[tuple[Situation, str, str]] = [
     (own_settings, "export shared-run", "correct or delete its generation_config.json"),
     (lacking("gguf"), "export shared-run", "pip install 'dialogkit[gguf]'"),
     (pickled, "push mine tiny --dry-run", "--include-pickle"),
+    (exported_page, "push exports/page tiny --dry-run", "push shared-run tiny --dry-run, or: dialogkit export sh"),
+    (
+        exported_both,
+        "push exports/page tiny --dry-run",
+        "or: dialogkit push exports/shared-run-q8_0 tiny --dry-run",
+    ),
     (own_base, "push models/mine tiny --dry-run --bundle", "push models/mine tiny --dry-run"),
     (lacking("onnx"), "export shared-run --to onnx", "pip install 'dialogkit[onnx]'"),
     (packed, f"{TRAIN} --dataset packed.parquet.gz --set data.streaming=true", "gunzip packed.parquet.gz && "),

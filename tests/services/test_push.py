@@ -328,6 +328,28 @@ def test_neither_secrets_nor_pickles_nor_models_of_the_hub_go(output: Path) -> N
         push("someone/thing", "tiny", dry_run=True)
 
 
+def test_a_page_or_a_bundle_is_not_pushed_but_its_model(output: Path, dialogkit: Run) -> None:
+    certificate = json.dumps({"model": "shared-run"})
+    page = {"model.onnx": b"", "certificate.json": certificate}
+    write_files(Path("exports/shared-run-onnx-q8_0"), page)
+    write_files(Path("exports/shared-run"), {"shared-run.zip": b"", "shared-run.certificate.json": certificate})
+    write_files(Path("elsewhere"), {**page, "certificate.json": "[]"})
+    own, gguf = "dialogkit push shared-run x --dry-run", "dialogkit push exports/shared-run-q8_0 x --dry-run"
+    for path, what in {
+        "exports/shared-run-onnx-q8_0": "a page for the browser",
+        "exports/shared-run": "the folder of a bundle",
+        "exports/shared-run/shared-run.zip": "a bundle",
+    }.items():
+        told, advice = dialogkit("push", path, "x", "--dry-run").err.splitlines()
+        assert told.startswith(f"error: {path!r} is {what}, which is not pushed")
+        assert advice == f"try: {own}, or: dialogkit export shared-run"
+    assert "try: dialogkit models list" in dialogkit("push", "elsewhere", "x").err
+    assert dialogkit(*own.split()[1:]).code == 0
+    write_files(Path("exports/shared-run-q8_0"), {"a.gguf": b"GGUF"})
+    assert dialogkit("push", "exports/shared-run", "x", "--dry-run").err.endswith(f"try: {own}, or: {gguf}\n")
+    assert dialogkit(*gguf.split()[1:]).code == 0
+
+
 def test_a_gguf_file_goes_with_what_stands_beside_it() -> None:
     beside = {
         "Modelfile": "FROM ./a.gguf",
