@@ -108,6 +108,10 @@ def test_a_bundle_is_loaded_by_transformers_and_runs_no_code(
     assert not list(folder.rglob("*.bin"))
     assert "Licence of the data: CC0-1.0" in (folder / "LICENSE.txt").read_text()
     assert "from transformers import pipeline" in (folder / "README.md").read_text()
+    card = (folder / "model/README.md").read_text()
+    assert "`chat_template.jinja`: the tokenizer and the chat format\n\n" in card
+    assert "training_args" not in card
+    assert "pickle" not in card
     from transformers import pipeline
 
     chat = pipeline("text-generation", model=str(folder / "model"), device="cpu")

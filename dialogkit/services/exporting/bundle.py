@@ -1,5 +1,6 @@
 """A model as one zip file: the folder that transformers loads, its licence, and how to use it."""
 
+import re
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from dialogkit.services.runs.loading import LoadedModel
 
 _MODEL = "model"
+_ABOUT_PICKLE = re.compile(r"^- `training_args\.bin`.*\n?(?:[ \t]+\S.*\n?)*", re.MULTILINE)
+"""What a card says of the file that a bundle leaves out."""
 
 
 def write_bundle(path: Path, name: str, original: "LoadedModel", source: Path, origin: Origin) -> None:
@@ -30,7 +33,7 @@ def write_bundle(path: Path, name: str, original: "LoadedModel", source: Path, o
         original.model.save_pretrained(folder)
         original.tokenizer.save(folder)
         if (card := own_card(source)) is not None:
-            (folder / "README.md").write_text(card, encoding="utf-8")
+            (folder / "README.md").write_text(_ABOUT_PICKLE.sub("", card), encoding="utf-8")
         (folder / "LICENSE.txt").write_text(license_text(origin), encoding="utf-8")
         for file in sorted(folder.iterdir()):
             inside = file.name if file.name == "LICENSE.txt" else f"{_MODEL}/{file.name}"
