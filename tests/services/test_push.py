@@ -1,6 +1,7 @@
 """Pushing a model to the hub: what goes there, how it resumes, and what is refused."""
 
 import json
+import shlex
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -167,10 +168,12 @@ def test_a_dry_run_asks_nobody(make: Push, dialogkit: Run, trained: Trained) -> 
     # The environment forbids the hub, and there is no token.
     result = make("bob/tiny", dry_run=True)
     assert (result.url, [file.name for file in result.files]) == ("https://huggingface.co/bob/tiny", FILES)
-    done = dialogkit("push", "shared-run", "tiny", "--dry-run", "--output-dir", str(trained.output))
+    words = ("push", "shared-run", "tiny", "--public", "--message", "a b", "--output-dir", str(trained.output))
+    done = dialogkit(*words, "--dry-run")
     assert done.code == 0
     assert "license: cc0-1.0" in done.out
     assert "nothing was sent" in done.err
+    assert done.err.splitlines()[-1] == f"next: dialogkit {shlex.join(words)}"
 
 
 def test_the_command_says_what_goes_and_where_it_is(hub: WritableHub, trained: Trained, dialogkit: Run) -> None:
