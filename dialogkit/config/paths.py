@@ -28,6 +28,8 @@ PARTS = "pytorch_model_fsdp_0"
 PACKAGE_DIR = Path(__file__).resolve().parent.parent
 
 DEFAULT_OUTPUT = "models"
+EXPORTS = "exports"
+"""The folder of exported models, unless another is named."""
 NEWEST = "last"
 """Means the newest unfinished run wherever a run can be named, so no run can have this name."""
 

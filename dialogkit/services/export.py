@@ -13,7 +13,7 @@ from dialogkit import __version__
 from dialogkit.config.base import Result
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.config.load import folder_name
-from dialogkit.config.paths import DEFAULT_OUTPUT
+from dialogkit.config.paths import DEFAULT_OUTPUT, EXPORTS
 from dialogkit.errors import ConfigError, ModelError, StorageError, did_you_mean, os_reason, wrong_setting
 from dialogkit.hints import Call, Change, Either
 from dialogkit.services.evaluation.evaluator import ProgressSink
@@ -37,8 +37,6 @@ TYPES = {"gguf": ("f32", "f16", "q8_0", "q4_0"), "onnx": ("f32", "f16", "q8_0")}
 """How weights can be stored, by form."""
 DEFAULT_TYPE = "q8_0"
 _Make = Callable[[Loadable, Path, str, Any, ProgressSink], tuple[Certificate, list[str]]]
-EXPORTS = "exports"
-"""The folder of exported models, unless another is named."""
 
 
 class ExportResult(Result):

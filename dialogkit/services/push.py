@@ -9,7 +9,7 @@ from typing import Any
 from dialogkit import __version__
 from dialogkit.config.base import Result
 from dialogkit.config.load import HUB_ID, folder_name
-from dialogkit.config.paths import DEFAULT_OUTPUT
+from dialogkit.config.paths import DEFAULT_OUTPUT, EXPORTS
 from dialogkit.errors import ConfigError, DialogKitError, ModelError
 from dialogkit.hints import Call, Either
 from dialogkit.services.evaluation.evaluator import ProgressSink
@@ -180,7 +180,7 @@ def _refuse_other_exports(model: str | Path, repository: str, given: dict[str, A
         origin = None
     if name is None or origin is None or not Path(origin.model.source or "").exists():
         raise ModelError(text)
-    from dialogkit.services.export import DEFAULT_TYPE, EXPORTS
+    from dialogkit.services.export import DEFAULT_TYPE
 
     made = Path(EXPORTS) / f"{folder_name(origin.name)}-{DEFAULT_TYPE}"
     is_made = any(made.glob("*.gguf"))

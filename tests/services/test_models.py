@@ -15,7 +15,7 @@ from dialogkit.services.models import list_models, show_model
 from dialogkit.services.runs.resolve import name_to_type, resolve_model
 from dialogkit.services.train import train
 from dialogkit.tracking.run_dir import RunDir
-from tests.conftest import Trained, typed
+from tests.conftest import Trained, typed, write_files
 
 
 def copy_run(source: Path, output: Path, name: str, **facts: Any) -> Path:
@@ -212,6 +212,24 @@ def test_what_means_no_model_is_one_sentence(tmp_path: Path, name: str | None, s
     with pytest.raises(ModelError, match=sentence) as refused:
         resolve_model(name)
     assert str(typed(refused.value)).startswith("dialogkit ")
+
+
+def test_a_slip_in_a_path_is_not_asked_of_the_hub() -> None:
+    for folder in ("models/custom_pico", "google/bert-uncased"):
+        write_files(Path(folder), {"config.json": "{}"})
+    write_files(Path("out"), {"mine-q8_0.gguf": b"GGUF"})
+    Path("models/notes").mkdir()
+    for slip, meant in {
+        "models/custom_pic": "models/custom_pico",
+        "models/custom-pico": "models/custom_pico",
+        "./models/custom_pcio": "models/custom_pico",
+        "out/mine-q8.gguf": "out/mine-q8_0.gguf",
+    }.items():
+        with pytest.raises(ModelError) as refused:
+            resolve_model(slip)
+        assert refused.value.message == f"no file or folder {slip!r} (did you mean {meant!r}?)"
+    for hub_id in ("google/bert-cased", "models/note", "custom/custom_pic"):
+        assert resolve_model(hub_id).model.source == hub_id
 
 
 def test_a_model_of_ones_own_is_found_by_name_folder_and_file(

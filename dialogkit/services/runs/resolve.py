@@ -3,13 +3,14 @@
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
 from dialogkit.config.load import HUB_ID, folder_name, load_run_config, looks_like_path, model_names
 from dialogkit.config.model import NAME_PATTERN, ModelConfig
-from dialogkit.config.paths import DEFAULT_OUTPUT, PARTS, holds_model, without_model
+from dialogkit.config.paths import DEFAULT_OUTPUT, EXPORTS, PARTS, holds_model, without_model
 from dialogkit.data.sources import NAMED, looks_like_file
 from dialogkit.errors import DataError, DialogKitError, ModelError, did_you_mean
 from dialogkit.hints import Call
@@ -113,10 +114,11 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
         return _from_run(find_run(output, name))
     if "/" not in name and (published := _published(name, output)) is not None:
         return published
-    if HUB_ID.match(name):
+    near = _near_path(path, output)
+    if HUB_ID.match(name) and not near:
         return Loadable(name, ModelConfig(name=folder_name(name.split("/")[-1]), source=name))
-    if looks_like_path(name):
-        raise ModelError(f"no file or folder {name!r}")
+    if looks_like_path(name) or near:
+        raise ModelError(f"no file or folder {name!r}{near}")
     known = [*model_names(), *(run.name for run, _ in list_runs(output))]
     if len(parts := [part for part in map(str.strip, name.split(",")) if part]) > 1 and set(parts) <= set(known):
         raise ModelError(
@@ -128,6 +130,27 @@ def resolve_model(name: str | None, *, output: str | Path = DEFAULT_OUTPUT) -> L
         f"no model or run {name!r}{did_you_mean(name, known)}",
         hint=Call("generate", prompt=name) if is_prompt else Call("models list"),
     )
+
+
+def _near_path(path: Path, output: Path) -> str:
+    """Return ` (did you mean 'x'?)` for a model whose path is nearly this one, or an empty string.
+
+    What could also be a hub id is taken for a path only in a folder of ours: whoever has `google/bert-uncased`
+    here may want `google/bert-cased` of the hub.
+    """
+    folder = path.parent
+    with suppress(OSError, ValueError):  # no such folder, or a name that no file can have
+        is_ours = folder.name == EXPORTS or (folder / "runs").is_dir() or folder.resolve() == output.resolve()
+        is_path = is_ours or path.suffix == ".gguf" or not HUB_ID.match(str(path))
+        if is_path and len(path.parts) > 1:
+            models = [each.name for each in folder.iterdir() if _is_model(each)]
+            if nearest := get_close_matches(path.name, models, n=1):
+                return f" (did you mean {str(folder / nearest[0])!r}?)"
+    return ""
+
+
+def _is_model(path: Path) -> bool:
+    return path.suffix == ".gguf" or holds_model(path) or any(path.glob("*.gguf"))
 
 
 def _published(name: str, output: Path) -> Loadable | None:
