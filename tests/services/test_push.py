@@ -333,7 +333,7 @@ def test_neither_secrets_nor_pickles_nor_models_of_the_hub_go(output: Path) -> N
 
 def test_a_page_or_a_bundle_is_not_pushed_but_its_model(output: Path, dialogkit: Run) -> None:
     certificate = json.dumps({"model": "shared-run"})
-    page = {"model.onnx": b"", "certificate.json": certificate}
+    page: dict[str, str | bytes] = {"model.onnx": b"", "certificate.json": certificate}
     write_files(Path("exports/shared-run-onnx-q8_0"), page)
     write_files(Path("exports/shared-run"), {"shared-run.zip": b"", "shared-run.certificate.json": certificate})
     write_files(Path("elsewhere"), {**page, "certificate.json": "[]"})
