@@ -41,8 +41,7 @@ def push_command(
     json_output: options.JsonOption = False,
 ) -> None:
     """Send MODEL to the Hugging Face hub: private unless --public, with a card. Repeat it to resume."""
-    from dialogkit.services.push import push
-    from dialogkit.services.runs.resolve import output_of
+    from dialogkit.services.push import push, push_call
 
     shown = Output(json_mode=json_output)
     shown_notes: list[str] = []
@@ -71,14 +70,19 @@ def push_command(
         )
     for note in result.notes[len(shown_notes) :]:
         shown.note(note)
-    kept = {
-        **{"public": public, "bundle": bundle, "message": message},
-        **{"include_pickle": include_pickle, "force": force},
-    }
-    given = {name: value for name, value in kept.items() if value} | output_of(output_dir)
     is_gguf = any(file.name.endswith(".gguf") for file in result.files)
     loaded = Shell(f"llama-cli -hf {result.repository}") if is_gguf else Call("chat", result.repository)
-    following = Call("push", model, repository, **given) if dry_run else loaded
+    sends = push_call(
+        model,
+        repository,
+        output_dir,
+        public=public,
+        bundle=bundle,
+        message=message,
+        include_pickle=include_pickle,
+        force=force,
+    )
+    following = sends if dry_run else loaded
     shown.result(result, lambda out: render_push(out, result), hint=following)
 
 

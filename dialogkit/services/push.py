@@ -106,15 +106,20 @@ def push(
 
     Raises: ModelError, ConfigError, StorageError, UnavailableError; InterruptedRunError after Ctrl-C.
     """
-    options = {
-        **{"public": public, "dry_run": dry_run, "bundle": bundle},
-        **{"message": message, "include_pickle": include_pickle, "force": force},
-    }
-    given = {name: value for name, value in options.items() if value} | output_of(output)
-    require_name(repository, lambda name: Call("push", model, name, **given))
-    _refuse_other_exports(model, repository, given, output)
+    again = push_call(
+        model,
+        repository,
+        output,
+        public=public,
+        dry_run=dry_run,
+        bundle=bundle,
+        message=message,
+        include_pickle=include_pickle,
+        force=force,
+    )
+    require_name(repository, lambda name: Call("push", model, name, **again.options))
+    _refuse_other_exports(model, again, output)
     loadable = resolve_model(str(model), output=output)
-    again = Call("push", model, repository, **given)
     with _folder_of(loadable) as (folder, only, is_merged):
         files, left_out = choose_files(folder, only=only, pickles=include_pickle)
         is_gguf = any(name.endswith(".gguf") for name in files)
@@ -167,7 +172,13 @@ def push(
     )
 
 
-def _refuse_other_exports(model: str | Path, repository: str, given: dict[str, Any], output: str | Path) -> None:
+def push_call(model: str | Path, repository: str, output: str | Path, **options: Any) -> Call:
+    """Return the call of `push` with those of its options that are set."""
+    given = {name: value for name, value in options.items() if value}
+    return Call("push", model, repository, **given, **output_of(output))
+
+
+def _refuse_other_exports(model: str | Path, again: Call, output: str | Path) -> None:
     """Raise ModelError, with the calls that push the model itself, for a page or a bundle."""
     found = what_is_not_pushed(Path(model).expanduser())
     if found is None:
@@ -182,6 +193,7 @@ def _refuse_other_exports(model: str | Path, repository: str, given: dict[str, A
         raise ModelError(text)
     from dialogkit.services.export import DEFAULT_TYPE
 
+    repository, given = again.arguments[1], again.options
     made = Path(EXPORTS) / f"{folder_name(origin.name)}-{DEFAULT_TYPE}"
     is_made = any(made.glob("*.gguf"))
     as_gguf = Call("push", made, repository, **given) if is_made else Call("export", name, **output_of(output))
