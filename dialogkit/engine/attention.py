@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from dialogkit.engine.hf_model import attention_of, plain_attention_of, takes_attention
+from dialogkit.engine.row_attention import attention_in_rows, takes_rows
 from dialogkit.errors import ModelError
 from dialogkit.hints import Call
 from dialogkit.logits import final_logits
@@ -90,6 +91,9 @@ def packed_attention(
         raise NotImplementedError(altered[0])
     dtype = None if dialog_bounds is None else varlen_dtype(query)
     if dtype is None:
+        in_window = sliding_window is None or max(dialog_lengths) <= sliding_window
+        if in_window and takes_rows(query, key, dialog_lengths):
+            return attention_in_rows(query, key, value, dialog_lengths, scaling), None
         return _one_by_one(query, key, value, dialog_lengths, scaling, sliding_window), None
     assert dialog_bounds is not None
     query_THD, key_THD, value_THD = (part[0].transpose(0, 1).to(dtype) for part in (query, key, value))
