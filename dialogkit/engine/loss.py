@@ -11,12 +11,13 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy, embedding, linear, pad
+from torch.nn.functional import cross_entropy, embedding, linear
 from torch.utils.checkpoint import checkpoint
 
 from dialogkit.distributed import process_group
 from dialogkit.distributed.sharding import inside
 from dialogkit.logits import alters_logits, final_logits
+from dialogkit.shapes import pad_to_common_length
 
 CHUNK_TOKENS = 512
 """Rows of logits held at once; 512 x 32,768 in bf16 are 32 MB."""
@@ -31,16 +32,6 @@ _LEAST = torch.finfo(torch.float32).tiny
 
 _INSTALLED = ("forward", "_original_forward")
 """Attributes of a model in training: our forward, and the copy that accelerate stores when it wraps it."""
-
-
-def common_length(length: int) -> int:
-    """Round a length up to a common one: multiples of 64, and from 512 on eight to each power of two.
-
-    oneDNN compiles code for every new shape of a bf16 product, which takes longer than a product of short rows.
-    Rows padded to few different lengths find that code in its cache.
-    """
-    step = max(64, (1 << length.bit_length()) // 16)
-    return -(-length // step) * step
 
 
 def chunk_tokens(vocabulary: int, device: torch.device) -> int:
@@ -79,7 +70,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         hidden, weight = hidden_SD.to(dtype), weight_VD.to(dtype)
         if compiles_shapes(dtype, hidden.device):
-            hidden = pad(hidden, (0, 0, 0, common_length(len(hidden)) - len(hidden)))
+            hidden = pad_to_common_length(hidden, 0)
         half = dtype == torch.float16
         product: Callable[..., torch.Tensor] = _product_in_float32 if half else torch.mm
         kept = torch.float32 if half else dtype
@@ -272,8 +263,8 @@ def install_dialog_loss(model: Any, *, dtype: torch.dtype, counter: TokenCounter
     ) -> dict[str, torch.Tensor]:
         counter.count(input_ids.numel(), labels.numel())
         if compiles_shapes(dtype, input_ids.device):
-            padding = (0, common_length(input_ids.shape[1]) - input_ids.shape[1])  # belongs to no dialog
-            input_ids, position_ids = pad(input_ids, padding), pad(position_ids, padding)
+            # What is added belongs to no dialog.
+            input_ids, position_ids = pad_to_common_length(input_ids, 1), pad_to_common_length(position_ids, 1)
         shared: list[torch.Tensor] | None = [] if tied and torch.is_grad_enabled() else None
         inputs = {"input_ids": input_ids}
         if shared is not None:

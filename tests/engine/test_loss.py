@@ -16,10 +16,10 @@ from dialogkit.engine.loss import (
     TokenCounter,
     chunk_tokens,
     chunked_cross_entropy,
-    common_length,
     install_dialog_loss,
     remove_dialog_loss,
 )
+from dialogkit.shapes import common_length
 
 WIDTH, VOCABULARY = 24, 101
 SIZES = [1, CHUNK_TOKENS - 1, CHUNK_TOKENS, CHUNK_TOKENS + 1, 3 * CHUNK_TOKENS + 5]
