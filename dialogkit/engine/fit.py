@@ -26,13 +26,12 @@ from dialogkit.engine.device import Runtime, float32_as_found
 from dialogkit.engine.histograms import HistogramCallback, HistogramSink
 from dialogkit.engine.loss import install_dialog_loss, remove_dialog_loss
 from dialogkit.engine.loss_scale import LossScaler
-from dialogkit.engine.memory import keep_freed_memory
 from dialogkit.engine.norms import fused_norms
 from dialogkit.engine.task import FitTask
 from dialogkit.engine.trainer import DialogTrainer, StreamCallback, Streamed, resume
 from dialogkit.errors import ModelError, OutOfMemoryError
 from dialogkit.hints import Call, Change
-from dialogkit.system.memory import is_out_of_memory
+from dialogkit.system.memory import is_out_of_memory, keep_freed_memory
 from dialogkit.text import counted
 
 
@@ -103,7 +102,7 @@ def fit(
             stream.exchange()  # a finished run makes no step, so no callback would
             trainer.add_callback(stream)
         device = task.runtime.device
-        with kernels_without_plans(device), fused_norms(task.model, device):
+        with kernels_without_plans(device), fused_norms(task.model, device, task.runtime.dtype):
             if task.resume_from is None:
                 trainer.train()
             else:

@@ -15,10 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from dialogkit.distributed.sharding import inside
+from dialogkit.distributed.sharding import inside, is_sharded
 from dialogkit.inference.intervals import Interval, Quotient, intervals
+from dialogkit.inference.products import onednn_products
 from dialogkit.logits import final_logits
+from dialogkit.shapes import pad_to_common_length
 from dialogkit.system import cpu_threads
+from dialogkit.system.memory import keep_freed_memory
 
 CHUNK_TOKENS = 256
 LIKELY = 5
@@ -113,21 +116,25 @@ def score_batches(
     ends = torch.tensor(sorted(stop_ids))
     batch_sums: list[torch.Tensor] = []
     answer_bytes: list[int] = []
+    if device == "cpu" and not is_sharded(model):  # runs that shard are short of memory
+        keep_freed_memory()
+    products = onednn_products(model) if device == "cpu" and autocast is None else nullcontext()
     try:
-        for batch, sizes in batches:
-            targets = batch["labels"]
-            with autocast or nullcontext():
-                scores_S3 = within(partial(_score_batch, base, head, finish, batch, targets.to(device)))
-            scores_S3 = scores_S3.cpu().double()  # MPS has no float64; and here the order of the sums is fixed
-            is_end, nats, ranks = torch.isin(targets, ends)[:, None], scores_S3[:, :1], scores_S3[:, 1:]
-            answer_nats = torch.where(is_end, 0.0, nats)
-            columns = torch.cat([nats, torch.ones_like(nats), answer_nats, is_end.double(), ranks], 1)
-            starts = torch.tensor(batch["dialog_lengths"]).cumsum(0)
-            dialog_S = torch.bucketize(batch["label_positions"], starts, right=True)
-            sums = torch.zeros((len(starts), columns.shape[1]), dtype=torch.float64)
-            batch_sums.append(sums.index_add_(0, dialog_S, columns))
-            answer_bytes += sizes
-            cpu_threads.of_process.adapt()
+        with products:
+            for batch, sizes in batches:
+                targets = batch["labels"]
+                with autocast or nullcontext():
+                    scores_S3 = within(partial(_score_batch, base, head, finish, batch, targets.to(device)))
+                scores_S3 = scores_S3.cpu().double()  # MPS has no float64; and here the order of the sums is fixed
+                is_end, nats, ranks = torch.isin(targets, ends)[:, None], scores_S3[:, :1], scores_S3[:, 1:]
+                answer_nats = torch.where(is_end, 0.0, nats)
+                columns = torch.cat([nats, torch.ones_like(nats), answer_nats, is_end.double(), ranks], 1)
+                starts = torch.tensor(batch["dialog_lengths"]).cumsum(0)
+                dialog_S = torch.bucketize(batch["label_positions"], starts, right=True)
+                sums = torch.zeros((len(starts), columns.shape[1]), dtype=torch.float64)
+                batch_sums.append(sums.index_add_(0, dialog_S, columns))
+                answer_bytes += sizes
+                cpu_threads.of_process.adapt()
     finally:
         model.train(was_training)
     nats, tokens, answer_nats, number_of_ends, correct, likely = torch.cat(batch_sums).numpy().T
@@ -143,10 +150,12 @@ def _score_batch(
     targets_S: torch.Tensor,
 ) -> torch.Tensor:
     """Return `_score` of each target of a batch, [S, 3]; calls each module once."""
-    device = targets_S.device
+    device, input_ids, position_ids = targets_S.device, batch["input_ids"], batch["position_ids"]
+    if on_cpu := device.type == "cpu":  # what is added belongs to no dialog
+        input_ids, position_ids = pad_to_common_length(input_ids, 1), pad_to_common_length(position_ids, 1)
     hidden = base(
-        input_ids=batch["input_ids"].to(device),
-        position_ids=batch["position_ids"].to(device),
+        input_ids=input_ids.to(device),
+        position_ids=position_ids.to(device),
         dialog_lengths=batch["dialog_lengths"],
         dialog_bounds=batch["dialog_bounds"].to(device),
         use_cache=False,
@@ -154,8 +163,12 @@ def _score_batch(
     plain = head.forward
 
     def score(hidden_SD: torch.Tensor) -> torch.Tensor:
-        chunks = zip(torch.split(hidden_SD, CHUNK_TOKENS), torch.split(targets_S, CHUNK_TOKENS), strict=True)
-        return torch.cat([_score(finish(plain(hidden)).float(), targets) for hidden, targets in chunks])
+        rows, targets_R = hidden_SD, targets_S
+        if on_cpu:
+            rows, targets_R = pad_to_common_length(rows, 0), pad_to_common_length(targets_R, 0)
+        chunks = zip(torch.split(rows, CHUNK_TOKENS), torch.split(targets_R, CHUNK_TOKENS), strict=True)
+        scores = [_score(finish(plain(hidden)).float(), targets) for hidden, targets in chunks]
+        return torch.cat(scores)[: len(targets_S)]
 
     return inside(head, score, hidden)
 

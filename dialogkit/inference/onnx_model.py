@@ -48,10 +48,11 @@ class OnnxModel(torch.nn.Module):
     ) -> CausalLMOutput:
         """Return the logits [1, T, V] of one text, or of several that stand one after another.
 
-        Each is read in two parts, so that the second relies on the keys and values of the first.
+        Each is read in two parts, so that the second relies on the keys and values of the first. There are none
+        for what comes after the texts.
         """
-        rows = []
-        for ids in torch.split(input_ids[0], list(dialog_lengths or (input_ids.shape[1],))):
+        rows, lengths = [], list(dialog_lengths or (input_ids.shape[1],))
+        for ids in torch.split(input_ids[0, : sum(lengths)], lengths):
             past = self._nothing
             for part in filter(len, ids.tensor_split(2)):
                 logits, past = self._run(part.tolist(), past, keep=len(part))

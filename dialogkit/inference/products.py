@@ -1,14 +1,18 @@
-"""Matrix products of replies on a CPU.
+"""Matrix products in float32 on a CPU, and those of replies with weights of 8 bits.
 
 In float32 torch calls the matrix products of MKL, which on some processors take two to four times as long as those
 of oneDNN, also a part of torch. Weights of 8 bits are a quarter of the bytes that a single token has to read.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
+
+from dialogkit.distributed.sharding import is_shard
 
 _BLOCK = 32
 """Inputs that torch's product of 8 bits reads at once; with other numbers it reads beyond the weights."""
@@ -24,15 +28,38 @@ def prepare_for_replies(model: Any, *, int8: bool = False) -> None:
     A single token is then rounded to bf16 before each of these layers, and their result after it. Layers whose
     number of inputs is no multiple of 32 stay as they are.
     """
-    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     for module in list(model.modules()):
-        product = _by_onednn if type(module) is nn.Linear and has_onednn else type(module).forward
+        product = _by_onednn if _takes_onednn(module) else type(module).forward
         if int8 and (rows := _rows_of(module)) is not None:
             module.codes, module.scales = codes_and_scales(rows)
             rows.copy_(module.codes * module.scales.float()[:, None])
             module.several, product = MethodType(product, module), _by_codes
         if product is not type(module).forward:
             module.forward = MethodType(product, module)
+
+
+@contextmanager
+def onednn_products(model: Any) -> Iterator[None]:
+    """Use oneDNN within a context for the layers in float32 of a model on the CPU, without gradients."""
+    layers = [
+        module
+        for module in model.modules()
+        if _takes_onednn(module)
+        and module.weight.dtype == torch.float32
+        and not is_shard(module.weight)
+        and "forward" not in vars(module)
+    ]
+    for layer in layers:
+        layer.forward = MethodType(_by_onednn, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _takes_onednn(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def codes_and_scales(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

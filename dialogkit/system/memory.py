@@ -3,6 +3,7 @@
 All sizes are in bytes; None means unknown or unlimited.
 """
 
+import ctypes
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -100,3 +101,17 @@ def _limit_free() -> int | None:
 
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if limit == resource.RLIM_INFINITY else max(0, limit - taken)
+
+
+def keep_freed_memory() -> None:
+    """Make the C library keep freed memory for the next step, instead of returning it to the system.
+
+    A step or an evaluation frees and allocates matrices of the size of the vocabulary. Each would be a new
+    mapping, whose pages the system clears one by one: a sixth of a step. Does nothing without glibc.
+    """
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # from malloc.h
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
+        mallopt(top_pad, 64 * 2**20)

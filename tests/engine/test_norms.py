@@ -1,4 +1,4 @@
-"""RMSNorm by one kernel is the RMSNorm of the model."""
+"""RMSNorm with fewer operations is the RMSNorm of the model."""
 
 from typing import Any
 
@@ -43,3 +43,26 @@ def test_norms_that_compute_something_else_are_left_alone() -> None:
     for other, expected in ((model, 4), (build(capped_scores), 0)):  # Gemma's weights are added to 1
         with fused_norms(other, "cuda"):
             assert sum("forward" in vars(module) for module in other.modules()) == expected
+
+
+@pytest.mark.parametrize("architecture", [llama, mistral, qwen2])
+def test_in_bf16_on_a_cpu_gradients_are_as_exact_as_they_were(architecture: Any) -> None:
+    model = build(architecture)
+    norm, width = model.model.norm, model.config.hidden_size
+    torch.manual_seed(0)
+    hidden, gradient = torch.randn(2, 1, 9, width)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 1.5)
+    inputs = [hidden.clone().requires_grad_(), norm.weight]
+    expected = norm(inputs[0])
+    expected_gradients = torch.autograd.grad(expected, inputs, gradient.bfloat16().float())
+    with fused_norms(model, "cpu", torch.bfloat16):
+        assert sum("forward" in vars(module) for module in model.modules()) == 5
+        found = norm(inputs[0])
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found, expected.bfloat16())
+        gradients = torch.autograd.grad(found, inputs, gradient.bfloat16())
+        with torch.no_grad():
+            assert torch.equal(norm(hidden), expected)
+    for gradient_found, wanted in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient_found, wanted, rtol=1e-5, atol=1e-5)

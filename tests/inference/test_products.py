@@ -8,7 +8,7 @@ import torch
 
 from dialogkit.config.generate import GenerateConfig
 from dialogkit.dialog import Message
-from dialogkit.inference.products import codes_and_scales, prepare_for_replies
+from dialogkit.inference.products import codes_and_scales, onednn_products, prepare_for_replies
 from dialogkit.inference.replies import continue_prompts
 
 ARCHITECTURES = ["gpt2", "llama"]
@@ -58,3 +58,18 @@ def test_faster_products_change_no_float32_reply(small: Any, architecture: str) 
     before = [reply(0.0), reply(1.2)]
     prepare_for_replies(model)
     assert [reply(0.0), reply(1.2)] == before
+
+
+@torch.no_grad()
+def test_products_of_onednn_end_with_their_context(small: Any) -> None:
+    model = small.model("llama", seed=1).eval()
+    ids = torch.arange(20)[None]
+    before = model(input_ids=ids).logits
+    with onednn_products(model):
+        assert sum("forward" in vars(module) for module in model.modules()) == 15  # seven a layer, and the head
+        torch.testing.assert_close(model(input_ids=ids).logits, before)
+    assert torch.equal(model(input_ids=ids).logits, before)
+    prepare_for_replies(model)
+    with onednn_products(model):  # leaves what is faster already
+        pass
+    assert sum("forward" in vars(module) for module in model.modules()) == 15
