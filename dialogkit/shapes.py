@@ -1,7 +1,9 @@
 """Lengths of batches that recur, for matrix products that are compiled for each shape."""
 
-import torch
-from torch.nn.functional import pad
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def common_length(length: int) -> int:
@@ -14,8 +16,10 @@ def common_length(length: int) -> int:
     return -(-length // step) * step
 
 
-def pad_to_common_length(tokens: torch.Tensor, dim: int) -> torch.Tensor:
+def pad_to_common_length(tokens: "torch.Tensor", dim: int) -> "torch.Tensor":
     """Return a batch with zeros after its tokens, up to a common length of this dimension."""
+    from torch.nn.functional import pad
+
     missing = common_length(tokens.shape[dim]) - tokens.shape[dim]
     after = [0, 0] * (tokens.ndim - 1 - dim % tokens.ndim) + [0, missing]
     return pad(tokens, after) if missing else tokens

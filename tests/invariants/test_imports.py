@@ -32,6 +32,7 @@ LEVELS = {
             "hints",
             "logits",
             "redaction",
+            "shapes",
             "system",
             "text",
         ],
