@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from dialogkit.forwards import forwards_replaced
+
 
 def within_sharded(model: Any) -> Callable[[Callable[[], Any]], Any]:
     """Return a wrapper that runs a function like a forward of a sharded model, so that it can use its modules."""
@@ -20,16 +22,9 @@ def within_sharded(model: Any) -> Callable[[Callable[[], Any]], Any]:
 
 def inside(module: Any, function: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor) -> torch.Tensor:
     """Call a function as the forward of a module, with the module's hooks, which gather sharded weights."""
-    own = module.__dict__.get("forward")  # a faster one than its class has
-    module.__dict__["forward"] = function
-    try:
+    with forwards_replaced([module], lambda _, value: function(value)):
         result: torch.Tensor = module(value)
-        return result
-    finally:
-        if own is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = own
+    return result
 
 
 def is_sharded(model: Any) -> bool:

@@ -5,11 +5,12 @@ On a GPU one kernel computes it. In bf16 on a CPU its result is in bf16 at once,
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
 from typing import Any
 
 import torch
 from torch.nn.functional import rms_norm
+
+from dialogkit.forwards import forwards_replaced
 
 
 def _by_one_kernel(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -69,13 +70,8 @@ def fused_norms(model: Any, device: str, dtype: torch.dtype = torch.float32) -> 
                 same[type(module)] = _computes_the_same(module)
             if same[type(module)]:
                 found.append(module)
-    for module in found:
-        module.forward = MethodType(forward, module)
-    try:
+    with forwards_replaced(found, forward):
         yield
-    finally:
-        for module in found:
-            del module.forward
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dialogkit.distributed.sharding import is_shard
+from dialogkit.forwards import forwards_replaced
 
 _BLOCK = 32
 """Inputs that torch's product of 8 bits reads at once; with other numbers it reads beyond the weights."""
@@ -49,13 +50,8 @@ def onednn_products(model: Any) -> Iterator[None]:
         and not is_shard(module.weight)
         and "forward" not in vars(module)
     ]
-    for layer in layers:
-        layer.forward = MethodType(_by_onednn, layer)
-    try:
+    with forwards_replaced(layers, _by_onednn):
         yield
-    finally:
-        for layer in layers:
-            del layer.forward
 
 
 def _takes_onednn(module: nn.Module) -> bool:

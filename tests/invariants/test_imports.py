@@ -29,6 +29,7 @@ LEVELS = {
             "dialog",
             "distributed",
             "errors",
+            "forwards",
             "hints",
             "logits",
             "redaction",
