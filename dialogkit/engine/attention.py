@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from dialogkit.engine.hf_model import attention_of, plain_attention_of, takes_attention
-from dialogkit.engine.row_attention import attention_in_rows, takes_rows
+from dialogkit.engine.row_attention import attention_in_rows, product_dtype, takes_rows
 from dialogkit.errors import ModelError
 from dialogkit.hints import Call
 from dialogkit.logits import final_logits
@@ -41,7 +41,7 @@ def varlen_dtype(query: torch.Tensor) -> torch.dtype | None:
     """
     if query.device.type != "cuda" or query.shape[-1] % 8 or query.shape[-1] > 256:
         return None
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+    dtype = product_dtype(query)
     return dtype if dtype in (torch.bfloat16, torch.float16) and _has_varlen(query.device) else None
 
 

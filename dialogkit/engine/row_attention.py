@@ -21,7 +21,7 @@ def takes_rows(query: torch.Tensor, key: torch.Tensor, dialog_lengths: Sequence[
 
     `query` is [1, H, T, D]; keys with fewer heads than queries are left to torch's kernel.
     """
-    if query.device.type != "cpu" or key.shape[1] != query.shape[1] or _dtype(query) != torch.bfloat16:
+    if query.device.type != "cpu" or key.shape[1] != query.shape[1] or product_dtype(query) != torch.bfloat16:
         return False
     return query.shape[1] * sum(_row_length(length) ** 2 for length in dialog_lengths) <= _MOST_SCORES
 
@@ -85,8 +85,10 @@ def _mask(length: int) -> torch.Tensor:
         return torch.full((length, length), float("-inf")).triu_(1)
 
 
-def _dtype(query: torch.Tensor) -> torch.dtype:
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+def product_dtype(query: torch.Tensor) -> torch.dtype:
+    """Return the dtype in which products of queries are computed."""
+    device = query.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
 
 class _AttentionInRows(torch.autograd.Function):
