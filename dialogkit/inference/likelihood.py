@@ -4,8 +4,8 @@ Shapes: T tokens of a padding-free batch, S supervised targets, N dialogs, D wid
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -110,36 +110,41 @@ def score_batches(
     dialog. Matrix products are in float32, as for published metrics, unless `autocast` changes that. `within` runs
     code that uses the model: the weights of a sharded one are only gathered inside a call.
     """
-    was_training = model.training
-    model.eval()
     base, head, finish = model.base_model, model.get_output_embeddings(), final_logits(model)
     ends = torch.tensor(sorted(stop_ids))
     batch_sums: list[torch.Tensor] = []
     answer_bytes: list[int] = []
-    if device == "cpu" and not is_sharded(model):  # runs that shard are short of memory
-        keep_freed_memory()
-    products = onednn_products(model) if device == "cpu" and autocast is None else nullcontext()
-    try:
-        with products:
-            for batch, sizes in batches:
-                targets = batch["labels"]
-                with autocast or nullcontext():
-                    scores_S3 = within(partial(_score_batch, base, head, finish, batch, targets.to(device)))
-                scores_S3 = scores_S3.cpu().double()  # MPS has no float64; and here the order of the sums is fixed
-                is_end, nats, ranks = torch.isin(targets, ends)[:, None], scores_S3[:, :1], scores_S3[:, 1:]
-                answer_nats = torch.where(is_end, 0.0, nats)
-                columns = torch.cat([nats, torch.ones_like(nats), answer_nats, is_end.double(), ranks], 1)
-                starts = torch.tensor(batch["dialog_lengths"]).cumsum(0)
-                dialog_S = torch.bucketize(batch["label_positions"], starts, right=True)
-                sums = torch.zeros((len(starts), columns.shape[1]), dtype=torch.float64)
-                batch_sums.append(sums.index_add_(0, dialog_S, columns))
-                answer_bytes += sizes
-                cpu_threads.of_process.adapt()
-    finally:
-        model.train(was_training)
+    with _ready_to_score(model, device, in_float32=autocast is None):
+        for batch, sizes in batches:
+            targets = batch["labels"]
+            with autocast or nullcontext():
+                scores_S3 = within(partial(_score_batch, base, head, finish, batch, targets.to(device)))
+            scores_S3 = scores_S3.cpu().double()  # MPS has no float64; and here the order of the sums is fixed
+            is_end, nats, ranks = torch.isin(targets, ends)[:, None], scores_S3[:, :1], scores_S3[:, 1:]
+            answer_nats = torch.where(is_end, 0.0, nats)
+            columns = torch.cat([nats, torch.ones_like(nats), answer_nats, is_end.double(), ranks], 1)
+            starts = torch.tensor(batch["dialog_lengths"]).cumsum(0)
+            dialog_S = torch.bucketize(batch["label_positions"], starts, right=True)
+            sums = torch.zeros((len(starts), columns.shape[1]), dtype=torch.float64)
+            batch_sums.append(sums.index_add_(0, dialog_S, columns))
+            answer_bytes += sizes
+            cpu_threads.of_process.adapt()
     nats, tokens, answer_nats, number_of_ends, correct, likely = torch.cat(batch_sums).numpy().T
     sized = np.array(answer_bytes, dtype=np.float64)
     return Likelihood(nats, tokens, answer_nats, sized, number_of_ends, correct, likely)
+
+
+@contextmanager
+def _ready_to_score(model: Any, device: str, *, in_float32: bool) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    if device == "cpu" and not is_sharded(model):  # runs that shard are short of memory
+        keep_freed_memory()
+    try:
+        with onednn_products(model) if device == "cpu" and in_float32 else nullcontext():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def _score_batch(
