@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from peers import BLOCK, CLONED, Peer, Shape, compile_ahead, nanochat, nanogpt
+from peers import BLOCK, CLONED, Peer, Shape, compile_ahead, nanochat, nanogpt, stepper
 from training_speed import shape
 
 BLOCKS = 8
@@ -82,22 +82,8 @@ def train_peer(words: argparse.Namespace, folder: Path) -> dict[str, float]:
     torch.manual_seed(words.seed)
     tokens = torch.load(folder / "tokens.pt")
     like = Shape(**json.loads((folder / "shape.json").read_text()))
-    is_nanochat = words.arm == "nanochat"
-    peer = nanochat(words, like, "cpu", BLOCKS * BLOCK) if is_nanochat else nanogpt(words, like, "cpu")
-    within = torch.arange(BLOCK)
-    autocast = like.precision == "bf16" and not is_nanochat  # which casts by itself
-
-    def step() -> torch.Tensor:
-        block = torch.randint(len(tokens) - BLOCK, (BLOCKS, 1)) + within
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            loss = peer.loss(tokens[block], tokens[block + 1])
-        loss.backward()  # type: ignore[no-untyped-call]
-        if peer.clip is not None:
-            torch.nn.utils.clip_grad_norm_(peer.model.parameters(), peer.clip)
-        peer.optimizer.step()
-        peer.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
+    peer = nanochat(words, like, "cpu", BLOCKS * BLOCK) if words.arm == "nanochat" else nanogpt(words, like, "cpu")
+    step = stepper(peer, words.arm, tokens, BLOCKS, like.precision)
     rates = [group["lr"] for group in peer.optimizer.param_groups]
     compile_ahead(step, peer.optimizer)
     started, steps = time.perf_counter(), 0

@@ -129,6 +129,31 @@ def litgpt(words: argparse.Namespace, shape: Shape, device: str) -> Peer:
     )
 
 
+def stepper(
+    peer: Peer, arm: str, tokens: "torch.Tensor", blocks: int, precision: str
+) -> Callable[[], "torch.Tensor"]:
+    """Return a function that trains on so many random blocks of the tokens [T], and returns the loss."""
+    import torch
+
+    device = tokens.device
+    within = torch.arange(BLOCK, device=device)
+    # nanochat casts by itself.
+    autocast = precision == "bf16" and arm != "nanochat"
+
+    def step() -> torch.Tensor:
+        block = torch.randint(len(tokens) - BLOCK, (blocks, 1), device=device) + within
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+            loss = peer.loss(tokens[block], tokens[block + 1])
+        loss.backward()  # type: ignore[no-untyped-call]
+        if peer.clip is not None:
+            torch.nn.utils.clip_grad_norm_(peer.model.parameters(), peer.clip)
+        peer.optimizer.step()
+        peer.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step
+
+
 def train_peer(words: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Train a peer for as many steps as the other arms make.
 
@@ -151,21 +176,7 @@ def train_peer(words: argparse.Namespace, folder: Path) -> dict[str, Any]:
         peer = nanochat(words, shape, device, size * BLOCK)
     else:
         peer = (litgpt if words.arm == "litgpt" else nanogpt)(words, shape, device)
-    within = torch.arange(BLOCK, device=device)
-    # nanochat casts by itself.
-    autocast = shape.precision == "bf16" and words.arm != "nanochat"
-
-    def step() -> torch.Tensor:
-        block = torch.randint(len(tokens) - BLOCK, (size, 1), device=device) + within
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
-            loss = peer.loss(tokens[block], tokens[block + 1])
-        loss.backward()  # type: ignore[no-untyped-call]
-        if peer.clip is not None:
-            torch.nn.utils.clip_grad_norm_(peer.model.parameters(), peer.clip)
-        peer.optimizer.step()
-        peer.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
+    step = stepper(peer, words.arm, tokens, size, shape.precision)
     compile_ahead(step, peer.optimizer)
     losses = []
     started = time.perf_counter()
