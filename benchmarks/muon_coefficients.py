@@ -1,6 +1,6 @@
 """Which few steps bring singular values nearest to 1? Finds the coefficients of Muon's iteration.
 
-python benchmarks/muon_coefficients.py --least 0.001
+python benchmarks/muon_coefficients.py --polynomials 0 --least 0.004
 python benchmarks/muon_coefficients.py --polynomials 3 --no-inverse --least 0.01
 
 A step makes x into a x + b x^3 + c x^5, or with an inverse into x (p + q / (1 + r x^2)), which comes first. The
@@ -50,9 +50,9 @@ def search(least: float, polynomials: int, *, with_inverse: bool) -> tuple[torch
 def main() -> None:
     """Print the coefficients, and what they make of singular values."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--polynomials", type=int, default=1)
+    parser.add_argument("--polynomials", type=int, default=0)
     parser.add_argument("--no-inverse", action="store_true")
-    parser.add_argument("--least", type=float, default=0.001)
+    parser.add_argument("--least", type=float, default=0.004)
     words = parser.parse_args()
     inverse, polynomials = search(words.least, words.polynomials, with_inverse=not words.no_inverse)
     if inverse is not None:

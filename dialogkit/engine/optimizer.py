@@ -11,7 +11,7 @@ from dialogkit.engine.device import DTYPES
 from dialogkit.system.precision import Precision
 
 RATIONAL_STEP = 1.647285, 148.614929, 2364.063302
-"""(p, q, r) of x (p + q / (1 + r x^2)); found by `benchmarks/muon_coefficients.py`."""
+"""(p, q, r) of x (p + q / (1 + r x^2)); as `benchmarks/muon_coefficients.py` finds them."""
 
 
 class StackedMuon(Muon):
@@ -87,7 +87,7 @@ def orthogonalized(
 
     In the matrices' own dtype, and also for a stack of them, [N, rows, columns]. In bf16 and fp16 this is the
     quintic Newton-Schulz iteration of Jordan et al. 2024 as in torch, with `coefficients` and `steps`. In float32
-    it is a single step with an inverse, which lifts small singular values as far in a quarter of the time.
+    it is a single step with an inverse, which is faster.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     found = matrices.mT if tall else matrices

@@ -45,7 +45,7 @@ def test_a_run_in_fp16_is_near_that_in_float32(small: Any, tmp_path: Path, setti
     _, exact, unscaled = train(small, tmp_path / "exact", "fp32", **settings)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     # The norm is not scaled. Muon's iteration in fp16 is not the one in float32.
-    norms_apart = 5e-2 if settings["optimizer"] == "muon" else 2e-2
+    norms_apart = 3e-2 if settings["optimizer"] == "muon" else 2e-2
     for name, apart in (("loss", 2e-3), ("grad_norm", norms_apart), ("learning_rate", 0.0)):
         assert curve(half, name) == pytest.approx(curve(exact, name), rel=apart, abs=0), name
     assert curve(half, "loss") != curve(exact, "loss")
